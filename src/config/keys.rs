@@ -1,0 +1,80 @@
+/// A key of the configuration.
+#[derive(Debug)]
+pub struct Key {
+    pub name: &'static str,
+    /// As it would be written; empty means not set.
+    pub default: &'static str,
+    pub help: &'static str,
+}
+
+const fn key(name: &'static str, default: &'static str, help: &'static str) -> Key {
+    Key { name, default, help }
+}
+
+impl Key {
+    /// Whether the value is never shown. (Of a URL, only the password is hidden.)
+    pub fn is_secret(&self) -> bool {
+        self.name.ends_with("password")
+    }
+
+    pub fn find(name: &str) -> Option<&'static Self> {
+        KEYS.iter().find(|key| key.name == name)
+    }
+
+    /// The known key that is written most like `name`.
+    pub fn nearest(name: &str) -> &'static str {
+        let nearest = KEYS.iter().min_by_key(|key| strsim::damerau_levenshtein(key.name, name));
+        nearest.map_or("", |key| key.name)
+    }
+
+    /// `STOCKLOCK__SECTION__KEY`
+    pub fn environment_name(&self) -> String {
+        format!("STOCKLOCK__{}", self.name.replace('.', "__").to_uppercase())
+    }
+}
+
+/// Every key, in the order in which `stocklock config` shows them.
+pub const KEYS: &[Key] = &[
+    key("kafka.brokers", "127.0.0.1:9092", "bootstrap servers, comma separated"),
+    key("kafka.group_id", "stocklock-worker", "consumer group of the workers"),
+    key("kafka.security_protocol", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl"),
+    key("kafka.sasl_mechanism", "", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
+    key("kafka.sasl_username", "", "SASL user"),
+    key("kafka.sasl_password", "", "SASL password"),
+    key("kafka.ssl_ca_location", "", "file of the certificate authorities that sign the brokers' certificates"),
+    key("kafka.ssl_certificate_location", "", "file of the client's certificate"),
+    key("kafka.ssl_key_location", "", "file of the client's private key"),
+    key("kafka.ssl_key_password", "", "password of the client's private key"),
+    key("topics.orders", "orders", "topic of order events"),
+    key("topics.order_status", "order-status", "topic of outcomes"),
+    key("topics.orders_dlq", "orders.dlq", "dead letters of the orders topic"),
+    key("topics.order_status_dlq", "order-status.dlq", "dead letters of the order-status topic"),
+    key("topics.partitions", "12", "partitions of a topic that setup creates"),
+    key("topics.replication", "-1", "replicas of a topic that setup creates; -1 is the broker's default"),
+    key("topics.retention", "7d", "retention of a topic that setup creates"),
+    key("order_store.url", "mysql://stocklock:stocklock@127.0.0.1:3306/stocklock", "database of the orders"),
+    key("order_store.migrate_url", "", "the same for a user that may alter tables, for setup; not set: the url"),
+    key("order_store.pool_max", "8", "most connections of a process to it"),
+    key("stock_store.url", "mysql://stocklock:stocklock@127.0.0.1:3306/stocklock", "database of the stock"),
+    key("stock_store.migrate_url", "", "the same for a user that may alter tables, for setup; not set: the url"),
+    key("stock_store.pool_max", "8", "most connections of a process to it"),
+    key("redis.urls", "redis://127.0.0.1:6379", "1, 3 or 5 independent masters, comma separated; redlock alone uses them"),
+    key("lock.strategy", "row", "row (MySQL row locks) or redlock (a multi-lock in Redis)"),
+    key("lock.ttl", "10s", "a lock that nobody renews is free after this time"),
+    key("lock.node_timeout", "100ms", "how long one Redis master may take to connect or to answer"),
+    key("lock.wait", "2s", "how long one attempt waits for its locks before it starts over"),
+    key("lock.prefix", "stocklock:lock:", "a product's lock key is this and its id"),
+    key("worker.batch_max", "1000", "most orders of a transaction"),
+    key("worker.linger", "2ms", "how long a batch that is not full waits for more"),
+    key("worker.lanes", "1", "batches that a worker decides side by side"),
+    key("compensator.group_id", "stocklock-compensator", "consumer group of the compensators"),
+    key("compensator.batch_max", "2000", "most statuses of a transaction"),
+    key("compensator.linger", "2ms", "how long a batch that is not full waits for more"),
+    key("ingest.group_max", "500", "most orders that share a commit"),
+    key("ingest.outbox_max", "100000", "unpublished orders beyond which ingest answers 503"),
+    key("http.listen", "127.0.0.1:8080", "address of the HTTP API"),
+    key("admin.listen", "127.0.0.1:9464", "address of /livez, /readyz and /metrics"),
+    key("client.url", "http://127.0.0.1:8080", "where the order commands find the HTTP API"),
+    key("log.format", "text", "text or json"),
+    key("log.level", "info", "a level, or tracing directives such as info,stocklock=debug"),
+];

@@ -1,0 +1,110 @@
+use std::{collections::BTreeMap, fmt, path::Path};
+
+use super::Key;
+
+/// Where a value came from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Origin {
+    Default,
+    File,
+    Environment,
+    Flag,
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Default => "default",
+            Self::File => "file",
+            Self::Environment => "environment",
+            Self::Flag => "flag",
+        })
+    }
+}
+
+/// All that is wrong with a configuration, a sentence each.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigError(pub Vec<String>);
+
+/// The values that were set, as text, each with its origin; later layers win.
+#[derive(Debug, Default)]
+pub struct Layers {
+    set: BTreeMap<&'static str, (String, Origin)>,
+    errors: Vec<String>,
+}
+
+impl Layers {
+    /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`. What is wrong is kept
+    /// for [`super::Config::resolve`] to report.
+    pub fn read(file: Option<&Path>, env: impl Iterator<Item = (String, String)>, flags: &[String]) -> Self {
+        let mut layers = Self::default();
+        if let Some(path) = file {
+            layers.read_file(path);
+        }
+        for (name, value) in env {
+            if let Some(key) = name.strip_prefix("STOCKLOCK__") {
+                layers.set(&key.replace("__", ".").to_lowercase(), value, Origin::Environment, &name);
+            }
+        }
+        for flag in flags {
+            match flag.split_once('=') {
+                Some((key, value)) => layers.set(key, value.to_owned(), Origin::Flag, "--set"),
+                None => layers.errors.push(format!("--set {flag}: expected SECTION.KEY=VALUE")),
+            }
+        }
+        layers
+    }
+
+    /// The value of a key and its origin.
+    pub fn value(&self, key: &Key) -> (&str, Origin) {
+        match self.set.get(key.name) {
+            Some((value, origin)) => (value, *origin),
+            None => (key.default, Origin::Default),
+        }
+    }
+
+    pub(super) fn errors(&self) -> &[String] {
+        &self.errors
+    }
+
+    fn read_file(&mut self, path: &Path) {
+        let shown = path.display();
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) => return self.errors.push(format!("{shown}: {error}")),
+        };
+        match text.parse::<toml::Table>() {
+            Ok(table) => self.read_table("", table, &shown.to_string()),
+            Err(error) => self.errors.push(format!("{shown}: {error}")),
+        }
+    }
+
+    fn read_table(&mut self, prefix: &str, table: toml::Table, place: &str) {
+        for (name, value) in table {
+            let name = format!("{prefix}{name}");
+            match value {
+                toml::Value::Table(inner) => self.read_table(&format!("{name}."), inner, place),
+                value => self.set(&name, as_text(&value), Origin::File, place),
+            }
+        }
+    }
+
+    fn set(&mut self, name: &str, value: String, origin: Origin, place: &str) {
+        match Key::find(name) {
+            Some(key) => {
+                self.set.insert(key.name, (value, origin));
+            }
+            None => self.errors.push(format!("{place}: unknown key {name}; did you mean {}?", Key::nearest(name))),
+        }
+    }
+}
+
+/// A list reads as its items, comma separated.
+fn as_text(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        toml::Value::Array(items) => items.iter().map(as_text).collect::<Vec<_>>().join(","),
+        other => other.to_string(),
+    }
+}

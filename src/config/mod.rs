@@ -1,0 +1,164 @@
+//! The configuration, and the only reader of the environment: defaults, then a TOML file, then `STOCKLOCK__SECTION__KEY`,
+//! then flags.
+
+mod keys;
+mod layers;
+mod values;
+
+use std::{net::SocketAddr, time::Duration};
+
+pub use keys::{KEYS, Key};
+pub use layers::{ConfigError, Layers, Origin};
+pub use values::{LockStrategy, LogFormat, SecretUrl};
+
+/// Everything that can be set, parsed and bounded. [`KEYS`] says what each key means.
+#[derive(Debug, Clone)]
+pub struct Config {
+    pub kafka: Kafka,
+    pub topics: Topics,
+    pub order_store: Store,
+    pub stock_store: Store,
+    pub redis: Redis,
+    pub lock: Lock,
+    pub worker: Worker,
+    pub compensator: Compensator,
+    pub ingest: Ingest,
+    pub http: Listen,
+    pub admin: Listen,
+    pub client: Client,
+    pub log: Log,
+}
+
+#[derive(Debug, Clone)]
+pub struct Kafka {
+    pub brokers: String,
+    pub group_id: String,
+    /// Security settings under librdkafka's own names, those that were set.
+    pub security: Vec<(&'static str, String)>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Topics {
+    pub orders: String,
+    pub order_status: String,
+    pub orders_dlq: String,
+    pub order_status_dlq: String,
+    pub partitions: i32,
+    pub replication: i32,
+    pub retention: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Store {
+    pub url: SecretUrl,
+    /// For `setup` alone.
+    pub migrate_url: SecretUrl,
+    pub pool_max: u32,
+}
+
+#[derive(Debug, Clone)]
+pub struct Redis {
+    /// 1, 3 or 5 independent masters.
+    pub urls: Vec<SecretUrl>,
+}
+
+#[derive(Debug, Clone)]
+pub struct Lock {
+    pub strategy: LockStrategy,
+    pub ttl: Duration,
+    pub node_timeout: Duration,
+    pub wait: Duration,
+    pub prefix: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Worker {
+    pub batch_max: usize,
+    pub linger: Duration,
+    pub lanes: usize,
+}
+
+#[derive(Debug, Clone)]
+pub struct Compensator {
+    pub group_id: String,
+    pub batch_max: usize,
+    pub linger: Duration,
+}
+
+#[derive(Debug, Clone)]
+pub struct Ingest {
+    pub group_max: usize,
+    pub outbox_max: u64,
+}
+
+#[derive(Debug, Clone)]
+pub struct Listen {
+    pub listen: SocketAddr,
+}
+
+#[derive(Debug, Clone)]
+pub struct Client {
+    pub url: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct Log {
+    pub format: LogFormat,
+    pub level: String,
+}
+
+impl Config {
+    /// Fails with every key that is wrong, not with the first alone.
+    pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
+        let mut values = values::Values::new(layers);
+        let config = Self {
+            kafka: Kafka {
+                brokers: values.get("kafka.brokers"),
+                group_id: values.get("kafka.group_id"),
+                security: values.kafka_security(),
+            },
+            topics: Topics {
+                orders: values.get("topics.orders"),
+                order_status: values.get("topics.order_status"),
+                orders_dlq: values.get("topics.orders_dlq"),
+                order_status_dlq: values.get("topics.order_status_dlq"),
+                partitions: values.within("topics.partitions", 1, 10_000),
+                replication: values.within("topics.replication", -1, 100),
+                retention: values.get("topics.retention"),
+            },
+            order_store: values.store("order_store.url", "order_store.migrate_url", "order_store.pool_max"),
+            stock_store: values.store("stock_store.url", "stock_store.migrate_url", "stock_store.pool_max"),
+            redis: Redis { urls: values.redis_urls() },
+            lock: Lock {
+                strategy: values.get("lock.strategy"),
+                ttl: values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600)),
+                node_timeout: values.between("lock.node_timeout", Duration::from_millis(1), Duration::from_secs(10)),
+                wait: values.between("lock.wait", Duration::from_millis(10), Duration::from_secs(60)),
+                prefix: values.get("lock.prefix"),
+            },
+            worker: Worker {
+                batch_max: values.within("worker.batch_max", 1, 10_000),
+                linger: values.between("worker.linger", Duration::ZERO, Duration::from_secs(1)),
+                lanes: values.within("worker.lanes", 1, 64),
+            },
+            compensator: Compensator {
+                group_id: values.get("compensator.group_id"),
+                batch_max: values.within("compensator.batch_max", 1, 10_000),
+                linger: values.between("compensator.linger", Duration::ZERO, Duration::from_secs(1)),
+            },
+            ingest: Ingest {
+                group_max: values.within("ingest.group_max", 1, 10_000),
+                outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
+            },
+            http: Listen { listen: values.get("http.listen") },
+            admin: Listen { listen: values.get("admin.listen") },
+            client: Client { url: values.get("client.url") },
+            log: Log { format: values.get("log.format"), level: values.get("log.level") },
+        };
+        values.finish()?;
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests;

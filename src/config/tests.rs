@@ -1,0 +1,48 @@
+use std::io::Write;
+
+use super::*;
+
+fn resolve(env: &[(&str, &str)], flags: &[&str]) -> Result<Config, ConfigError> {
+    let env = env.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+    let flags: Vec<_> = flags.iter().map(|s| (*s).to_owned()).collect();
+    Config::resolve(&Layers::read(None, env, &flags))
+}
+
+#[test]
+fn the_defaults_are_valid() {
+    let config = resolve(&[], &[]).unwrap();
+    assert_eq!(config.lock.strategy, LockStrategy::Row);
+    assert_eq!(config.lock.ttl, Duration::from_secs(10));
+}
+
+#[test]
+fn a_flag_wins_over_the_environment_and_that_over_a_file() {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    write!(file, "[worker]\nbatch_max = 7\nlanes = 3\n[redis]\nurls = ['redis://a', 'redis://b', 'redis://c']").unwrap();
+    let env = [("STOCKLOCK__WORKER__BATCH_MAX".to_owned(), "8".to_owned())];
+    let read = |flags: &[String]| Config::resolve(&Layers::read(Some(file.path()), env.clone().into_iter(), flags)).unwrap();
+    let config = read(&[]);
+    assert_eq!((config.worker.batch_max, config.worker.lanes, config.redis.urls.len()), (8, 3, 3));
+    assert_eq!(read(&["worker.batch_max=9".to_owned()]).worker.batch_max, 9);
+}
+
+#[test]
+fn an_unknown_key_names_the_nearest_known_one() {
+    let error = resolve(&[("STOCKLOCK__KAFKA__BROKER", "x")], &[]).unwrap_err().to_string();
+    assert!(error.contains("STOCKLOCK__KAFKA__BROKER") && error.contains("did you mean kafka.brokers?"), "{error}");
+}
+
+#[test]
+fn every_wrong_key_is_reported_at_once() {
+    let flags = ["lock.strategy=paxos", "lock.ttl=soon", "redis.urls=redis://a,redis://b", "worker.batch_max=0"];
+    let ConfigError(errors) = resolve(&[], &flags).unwrap_err();
+    assert_eq!(errors.len(), flags.len(), "{errors:?}");
+}
+
+#[test]
+fn a_password_is_never_shown() {
+    let url = SecretUrl::new("mysql://user:p@ss:word@host/db?x=1");
+    assert_eq!(url.to_string(), "mysql://user:***@host/db?x=1");
+    let ConfigError(errors) = resolve(&[], &["order_store.url=postgres://u:hidden@h/d"]).unwrap_err();
+    assert!(!errors[0].contains("hidden"), "{errors:?}");
+}

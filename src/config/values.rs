@@ -1,0 +1,194 @@
+use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+
+use super::{ConfigError, Key, Layers, Store};
+
+/// How a worker keeps others off the products of its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockStrategy {
+    Row,
+    Redlock,
+}
+
+impl LockStrategy {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Row => "row",
+            Self::Redlock => "redlock",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// A URL whose password is not shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SecretUrl(String);
+
+impl SecretUrl {
+    pub fn new(url: impl Into<String>) -> Self {
+        Self(url.into())
+    }
+
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let authority = self.0.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
+        match authority {
+            Some((scheme, (user, host))) => match user.split_once(':') {
+                Some((name, _)) => write!(f, "{scheme}://{name}:***@{host}"),
+                None => write!(f, "{scheme}://{user}@{host}"),
+            },
+            None => f.write_str(&self.0),
+        }
+    }
+}
+
+impl fmt::Debug for SecretUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{self}")
+    }
+}
+
+/// A value that can be read from a key's text.
+pub(super) trait Value: Sized {
+    fn read(text: &str) -> Result<Self, String>;
+}
+
+impl Value for String {
+    fn read(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Err("must not be empty".into()) } else { Ok(text.into()) }
+    }
+}
+
+impl Value for Duration {
+    fn read(text: &str) -> Result<Self, String> {
+        humantime::parse_duration(text).map_err(|e| format!("{e}; a duration reads like 250ms, 10s or 7d"))
+    }
+}
+
+impl Value for SocketAddr {
+    fn read(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "is not an address such as 127.0.0.1:8080".into())
+    }
+}
+
+impl Value for SecretUrl {
+    fn read(text: &str) -> Result<Self, String> {
+        if text.contains("://") { Ok(Self::new(text)) } else { Err("is not a URL".into()) }
+    }
+}
+
+impl Value for LockStrategy {
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "row" => Ok(Self::Row),
+            "redlock" => Ok(Self::Redlock),
+            _ => Err("is neither row nor redlock".into()),
+        }
+    }
+}
+
+impl Value for LogFormat {
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "text" => Ok(Self::Text),
+            "json" => Ok(Self::Json),
+            _ => Err("is neither text nor json".into()),
+        }
+    }
+}
+
+/// Reads keys one by one and gathers what is wrong; a wrong key reads as its default until then.
+pub(super) struct Values<'a> {
+    layers: &'a Layers,
+    errors: Vec<String>,
+}
+
+impl<'a> Values<'a> {
+    pub fn new(layers: &'a Layers) -> Self {
+        Self { layers, errors: layers.errors().to_vec() }
+    }
+
+    pub fn finish(self) -> Result<(), ConfigError> {
+        if self.errors.is_empty() { Ok(()) } else { Err(ConfigError(self.errors)) }
+    }
+
+    pub fn get<T: Value>(&mut self, name: &str) -> T {
+        self.read(name, T::read)
+    }
+
+    pub fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(&mut self, name: &str, low: T, high: T) -> T {
+        self.read(name, |text| match text.parse::<T>() {
+            Ok(value) if low <= value && value <= high => Ok(value),
+            _ => Err(format!("is not a number from {low} to {high}")),
+        })
+    }
+
+    pub fn between(&mut self, name: &str, low: Duration, high: Duration) -> Duration {
+        self.read(name, |text| {
+            let value = Duration::read(text)?;
+            let range = || format!("is outside {} to {}", humantime::format_duration(low), humantime::format_duration(high));
+            if (low..=high).contains(&value) { Ok(value) } else { Err(range()) }
+        })
+    }
+
+    pub fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
+        let mysql = |text: &str| {
+            if text.starts_with("mysql://") { Ok(SecretUrl::new(text)) } else { Err("is not a mysql:// URL".to_owned()) }
+        };
+        let url = self.read(url, mysql);
+        let migrate_url = self.read(migrate_url, |text| if text.is_empty() { Ok(url.clone()) } else { mysql(text) });
+        Store { url, migrate_url, pool_max: self.within(pool_max, 1, 1000) }
+    }
+
+    pub fn redis_urls(&mut self) -> Vec<SecretUrl> {
+        self.read("redis.urls", |text| {
+            let urls = text.split(',').map(|url| SecretUrl::read(url.trim())).collect::<Result<Vec<_>, _>>()?;
+            match urls.len() {
+                1 | 3 | 5 => Ok(urls),
+                n => Err(format!("names {n} masters; 1, 3 or 5 make a majority that is worth having")),
+            }
+        })
+    }
+
+    /// The keys that librdkafka knows under the same name with dots.
+    pub fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
+        const NAMES: [(&str, &str); 8] = [
+            ("kafka.security_protocol", "security.protocol"),
+            ("kafka.sasl_mechanism", "sasl.mechanism"),
+            ("kafka.sasl_username", "sasl.username"),
+            ("kafka.sasl_password", "sasl.password"),
+            ("kafka.ssl_ca_location", "ssl.ca.location"),
+            ("kafka.ssl_certificate_location", "ssl.certificate.location"),
+            ("kafka.ssl_key_location", "ssl.key.location"),
+            ("kafka.ssl_key_password", "ssl.key.password"),
+        ];
+        let all = NAMES.map(|(ours, theirs)| (theirs, self.read(ours, |text| Ok(text.to_owned()))));
+        all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    #[expect(clippy::panic, reason = "a key that KEYS lacks, or a default that does not parse, is a bug that a test finds")]
+    fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+        let Some(key) = Key::find(name) else { panic!("no key {name}") };
+        let (text, origin) = self.layers.value(key);
+        match parse(text) {
+            Ok(value) => value,
+            Err(error) => {
+                let shown = if key.is_secret() { "***".to_owned() } else { SecretUrl::new(text).to_string() };
+                self.errors.push(format!("{name} = {shown:?} ({origin}): {error}"));
+                match parse(key.default) {
+                    Ok(value) => value,
+                    Err(error) => panic!("{name}: default: {error}"),
+                }
+            }
+        }
+    }
+}

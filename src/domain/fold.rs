@@ -1,0 +1,143 @@
+//! Decides a batch of order events in memory, exactly as if they came one by one.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use super::{Demand, EventKind, OrderEvent, OrderId, ProductId, Reason, ReportedStatus};
+
+/// What the stock store records of an order, once and for all but for the step from `Completed` to `Released`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// These units were deducted and are held.
+    Completed(Demand),
+    /// Nothing was deducted.
+    Failed(Reason),
+    /// These units were deducted and given back; none, when the release came before the order.
+    Released(Demand),
+}
+
+/// What a batch changes.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Decisions {
+    /// Orders that had no outcome, with the one they have now.
+    pub outcomes: BTreeMap<OrderId, Outcome>,
+    /// Orders whose recorded outcome goes from `Completed` to `Released`.
+    pub released: BTreeSet<OrderId>,
+    /// What is available afterwards, of every product on which a decision of this batch rests.
+    pub available: BTreeMap<ProductId, i64>,
+    /// What to report, for each order placed that is not released, in the order of the events.
+    pub statuses: Vec<(OrderId, ReportedStatus)>,
+}
+
+/// A release gives back units of products that the batch did not read: read them too and fold again.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Unread(pub BTreeSet<ProductId>);
+
+/// Folds `events` in their order over what is `available` and what is `recorded` of their orders.
+///
+/// A product that is not in `available` is unknown. A repeat, or a release, sees what its own batch did before it.
+pub fn fold<'a>(
+    events: impl IntoIterator<Item = &'a OrderEvent>,
+    available: &BTreeMap<ProductId, i64>,
+    recorded: &HashMap<OrderId, Outcome>,
+) -> Result<Decisions, Unread> {
+    let mut fold = Fold {
+        before: available,
+        recorded,
+        changed: BTreeMap::new(),
+        available: BTreeMap::new(),
+        statuses: Vec::new(),
+        unread: BTreeSet::new(),
+    };
+    for event in events {
+        match event.kind {
+            EventKind::Placed => fold.place(event),
+            EventKind::Release => fold.release(event.order_id),
+        }
+    }
+    fold.finish()
+}
+
+struct Fold<'a> {
+    before: &'a BTreeMap<ProductId, i64>,
+    recorded: &'a HashMap<OrderId, Outcome>,
+    changed: BTreeMap<OrderId, Outcome>,
+    available: BTreeMap<ProductId, i64>,
+    statuses: Vec<(OrderId, ReportedStatus)>,
+    unread: BTreeSet<ProductId>,
+}
+
+impl Fold<'_> {
+    fn place(&mut self, event: &OrderEvent) {
+        if self.outcome(event.order_id).is_none() {
+            let outcome = self.decide(event.lines.demand());
+            self.changed.insert(event.order_id, outcome);
+        }
+        let status = match self.outcome(event.order_id) {
+            Some(Outcome::Completed(_)) => ReportedStatus::Completed,
+            Some(Outcome::Failed(reason)) => ReportedStatus::Failed(reason.clone()),
+            Some(Outcome::Released(_)) | None => return,
+        };
+        self.statuses.push((event.order_id, status));
+    }
+
+    fn decide(&mut self, demand: Demand) -> Outcome {
+        if demand.product_ids().any(|id| !self.before.contains_key(id)) {
+            return Outcome::Failed(Reason::UnknownProduct);
+        }
+        let short = demand.iter().find(|(id, quantity)| self.left(id).is_some_and(|left| left < *quantity));
+        if let Some((id, _)) = short {
+            self.add(id, 0);
+            return Outcome::Failed(Reason::InsufficientStock);
+        }
+        for (id, quantity) in demand.iter() {
+            self.add(id, -quantity);
+        }
+        Outcome::Completed(demand)
+    }
+
+    fn release(&mut self, order_id: OrderId) {
+        let held = match self.outcome(order_id) {
+            Some(Outcome::Completed(demand)) => demand.clone(),
+            Some(Outcome::Failed(_) | Outcome::Released(_)) => return,
+            None => Demand::default(),
+        };
+        for (id, quantity) in held.iter() {
+            self.add(id, quantity);
+        }
+        self.changed.insert(order_id, Outcome::Released(held));
+    }
+
+    /// The outcome of an order as this batch has left it so far.
+    fn outcome(&self, order_id: OrderId) -> Option<&Outcome> {
+        self.changed.get(&order_id).or_else(|| self.recorded.get(&order_id))
+    }
+
+    fn left(&self, id: &ProductId) -> Option<i64> {
+        self.available.get(id).or_else(|| self.before.get(id)).copied()
+    }
+
+    /// Books a change, and that a decision rests on the product.
+    fn add(&mut self, id: &ProductId, quantity: i64) {
+        match self.left(id) {
+            Some(left) => {
+                self.available.insert(id.clone(), left + quantity);
+            }
+            None => {
+                self.unread.insert(id.clone());
+            }
+        }
+    }
+
+    fn finish(self) -> Result<Decisions, Unread> {
+        if !self.unread.is_empty() {
+            return Err(Unread(self.unread));
+        }
+        let (updated, outcomes): (BTreeMap<_, _>, _) =
+            self.changed.into_iter().partition(|(id, _)| self.recorded.contains_key(id));
+        let released = updated.into_keys().collect();
+        Ok(Decisions { outcomes, released, available: self.available, statuses: self.statuses })
+    }
+}
+
+#[cfg(test)]
+mod tests;

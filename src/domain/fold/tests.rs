@@ -1,0 +1,163 @@
+use std::collections::{BTreeMap, HashMap};
+
+use chrono::DateTime;
+use proptest::prelude::*;
+use uuid::Uuid;
+
+use super::*;
+use crate::domain::{Line, Lines};
+
+/// The stores' part: what is available and recorded, as the decisions of each batch leave it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+struct Ledger {
+    available: BTreeMap<ProductId, i64>,
+    recorded: HashMap<OrderId, Outcome>,
+}
+
+impl Ledger {
+    fn with_stock(stock: &[(&str, i64)]) -> Self {
+        let available = stock.iter().map(|(id, n)| (product(id), *n)).collect();
+        Self { available, recorded: HashMap::new() }
+    }
+
+    fn run(&mut self, events: &[OrderEvent]) -> Vec<(OrderId, ReportedStatus)> {
+        let decisions = fold(events, &self.available, &self.recorded).unwrap();
+        self.available.extend(decisions.available);
+        self.recorded.extend(decisions.outcomes);
+        for id in decisions.released {
+            let Some(Outcome::Completed(held)) = self.recorded.remove(&id) else { panic!("{id} held nothing") };
+            self.recorded.insert(id, Outcome::Released(held));
+        }
+        decisions.statuses
+    }
+
+    fn held(&self, id: &ProductId) -> i64 {
+        let demands = self.recorded.values().filter_map(|outcome| match outcome {
+            Outcome::Completed(demand) => Some(demand),
+            Outcome::Failed(_) | Outcome::Released(_) => None,
+        });
+        demands.flat_map(Demand::iter).filter(|(product, _)| *product == id).map(|(_, n)| n).sum()
+    }
+}
+
+fn product(id: &str) -> ProductId {
+    ProductId::parse(id).unwrap()
+}
+
+fn event(order: u128, kind: EventKind, lines: &[(&str, i64)]) -> OrderEvent {
+    let lines = lines.iter().map(|(id, n)| Line::new(product(id), *n).unwrap()).collect();
+    OrderEvent {
+        order_id: Uuid::from_u128(order).into(),
+        kind,
+        lines: Lines::new(lines).unwrap(),
+        accepted_at: DateTime::UNIX_EPOCH,
+    }
+}
+
+fn placed(order: u128, lines: &[(&str, i64)]) -> OrderEvent {
+    event(order, EventKind::Placed, lines)
+}
+
+fn release(order: u128, lines: &[(&str, i64)]) -> OrderEvent {
+    event(order, EventKind::Release, lines)
+}
+
+#[test]
+fn an_order_takes_all_its_lines_or_none() {
+    let mut ledger = Ledger::with_stock(&[("a", 5), ("b", 1)]);
+    let statuses = ledger.run(&[placed(1, &[("a", 2), ("b", 2)]), placed(2, &[("a", 5)])]);
+    assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::InsufficientStock));
+    assert_eq!(statuses[1].1, ReportedStatus::Completed);
+    assert_eq!(ledger.available, Ledger::with_stock(&[("a", 0), ("b", 1)]).available);
+}
+
+#[test]
+fn a_repeated_product_counts_once_in_full() {
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    let statuses = ledger.run(&[placed(1, &[("a", 2), ("a", 2)])]);
+    assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::InsufficientStock));
+}
+
+#[test]
+fn an_unknown_product_fails_the_order_whatever_else_it_asks_for() {
+    let mut ledger = Ledger::with_stock(&[("a", 0)]);
+    let statuses = ledger.run(&[placed(1, &[("a", 1), ("zz", 1)])]);
+    assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::UnknownProduct));
+}
+
+#[test]
+fn a_refusal_rests_on_the_product_that_was_short() {
+    let decisions = fold(&[placed(1, &[("a", 1)])], &Ledger::with_stock(&[("a", 0)]).available, &HashMap::new());
+    assert_eq!(decisions.unwrap().available, BTreeMap::from([(product("a"), 0)]));
+}
+
+#[test]
+fn a_repeat_only_repeats_the_status() {
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    let order = placed(1, &[("a", 2)]);
+    let in_batch = ledger.run(&[order.clone(), order.clone()]);
+    let after = ledger.clone();
+    let later = ledger.run(&[order]);
+    assert_eq!((in_batch.len(), &in_batch[0], &in_batch[1]), (2, &later[0], &later[0]));
+    assert_eq!(ledger, after);
+}
+
+#[test]
+fn a_release_gives_back_what_the_ledger_shows_once() {
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    ledger.run(&[placed(1, &[("a", 2)])]);
+    ledger.run(&[release(1, &[("a", 2)]), release(1, &[("a", 2)])]);
+    ledger.run(&[release(1, &[("a", 2)])]);
+    assert_eq!(ledger.available[&product("a")], 3);
+}
+
+#[test]
+fn a_release_before_its_order_makes_the_order_do_nothing() {
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), []);
+    assert_eq!(ledger.run(&[placed(1, &[("a", 2)])]), []);
+    assert_eq!(ledger.available[&product("a")], 3);
+}
+
+#[test]
+fn a_release_of_unread_products_asks_for_them() {
+    let held = serde_json::from_str(r#"[["b",1]]"#).unwrap();
+    let event = release(1, &[("a", 1)]);
+    let recorded = HashMap::from([(event.order_id, Outcome::Completed(held))]);
+    let unread = fold(&[event], &Ledger::with_stock(&[("a", 1)]).available, &recorded);
+    assert_eq!(unread, Err(Unread(BTreeSet::from([product("b")]))));
+}
+
+/// Few orders and products, so that repeats, releases and shortages meet.
+fn any_event() -> impl Strategy<Value = OrderEvent> {
+    let lines = |order: u128| {
+        let all = [[("a", 1), ("b", 2)], [("b", 1), ("b", 1)], [("c", 3), ("a", 1)], [("a", 4), ("zz", 1)]];
+        all[usize::try_from(order).unwrap() % all.len()]
+    };
+    (0u128..12, prop::bool::weighted(0.25)).prop_map(move |(order, is_release)| {
+        let kind = if is_release { EventKind::Release } else { EventKind::Placed };
+        event(order, kind, &lines(order))
+    })
+}
+
+proptest! {
+    #[test]
+    fn a_batch_decides_exactly_as_its_orders_one_by_one(
+        batches in prop::collection::vec(prop::collection::vec(any_event(), 0..20), 1..5),
+        stock in prop::array::uniform3(0i64..8),
+    ) {
+        let initial = [("a", stock[0]), ("b", stock[1]), ("c", stock[2])];
+        let (mut batched, mut single) = (Ledger::with_stock(&initial), Ledger::with_stock(&initial));
+        for batch in &batches {
+            let statuses = batched.run(batch);
+            let one_by_one: Vec<_> = batch.chunks(1).flat_map(|event| single.run(event)).collect();
+            prop_assert_eq!(statuses, one_by_one);
+            prop_assert_eq!(&batched, &single);
+        }
+        for (id, n) in initial {
+            let id = product(id);
+            prop_assert!(batched.available[&id] >= 0);
+            prop_assert_eq!(batched.available[&id] + batched.held(&id), n);
+        }
+    }
+}

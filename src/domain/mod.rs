@@ -1,0 +1,20 @@
+//! Orders, quantities and decisions. Pure: no I/O, no clock, no async.
+
+pub mod fold;
+mod ids;
+mod lines;
+mod status;
+
+pub use ids::{OrderId, ProductId};
+pub use lines::{Demand, Line, Lines, MAX_LINES, MAX_QUANTITY};
+pub use status::{
+    EventKind, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus, Transition, WORKER_SOURCE,
+};
+
+/// The most that a product may have available: the largest integer that JSON clients read exactly.
+pub const MAX_AVAILABLE: i64 = (1 << 53) - 1;
+
+/// A value that does not belong to the domain. The text says what is wrong and what is allowed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub String);

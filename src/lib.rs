@@ -1,0 +1,5 @@
+pub mod domain;
+pub mod wire;
+pub mod config;
+pub mod lifecycle;
+pub mod telemetry;

@@ -1,0 +1,38 @@
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::IntoResponse,
+    routing::get,
+};
+use tokio::net::TcpListener;
+
+use super::{Health, Metrics};
+use crate::lifecycle::Shutdown;
+
+/// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
+pub async fn serve_admin(
+    listener: TcpListener,
+    health: Health,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) -> std::io::Result<()> {
+    let app = Router::new()
+        .route("/livez", get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.stuck()) }))
+        .route("/readyz", get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.not_ready()) }))
+        .route("/metrics", get(exposition))
+        .with_state((health, metrics));
+    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.requested().await }).await
+}
+
+fn verdict(complaints: &[String]) -> (StatusCode, String) {
+    if complaints.is_empty() {
+        (StatusCode::OK, "ok\n".into())
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, complaints.join("\n") + "\n")
+    }
+}
+
+async fn exposition(State((_, metrics)): State<(Health, Metrics)>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], metrics.exposition())
+}
