@@ -3,3 +3,4 @@ pub mod wire;
 pub mod config;
 pub mod lifecycle;
 pub mod telemetry;
+pub mod store;

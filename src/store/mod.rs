@@ -1,0 +1,23 @@
+//! All SQL, and the one runner of transactions. MySQL and MariaDB get the same statements.
+//!
+//! A batch travels as one JSON parameter that `JSON_TABLE` turns into rows: one prepared statement whatever the batch's size.
+
+mod database;
+mod error;
+mod migrate;
+mod orders;
+mod outbox;
+mod outcomes;
+mod products;
+mod rows;
+mod stock;
+mod verify;
+
+pub use database::{Database, Role};
+pub use error::StoreError;
+pub use migrate::{migrate_order_store, migrate_stock_store};
+pub use orders::{NewOrder, OrderStore, Released, StoredOrder};
+pub use outbox::OutboxState;
+pub use products::{ImportSummary, Product};
+pub use stock::{Guard, StockStore};
+pub use verify::{OrderRow, OutcomeRow, StockSnapshot};

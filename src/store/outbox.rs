@@ -1,0 +1,114 @@
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row};
+
+use super::{
+    OrderStore, StoreError,
+    orders::event,
+    rows::{hex, json},
+};
+use crate::domain::{EventKind, OrderEvent, OrderId};
+
+/// How much the `orders` topic lacks.
+#[derive(Debug, Clone, Copy)]
+pub struct OutboxState {
+    pub pending: u64,
+    /// When the oldest of them was committed.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
+/// An order may be released more often than once; its pending event serves all.
+const INSERT: &str = "
+    INSERT INTO outbox (order_id, kind, created_at, visible_at)
+    SELECT UNHEX(order_id), ?, UTC_TIMESTAMP(3), UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS ids
+    ON DUPLICATE KEY UPDATE outbox.visible_at = outbox.visible_at";
+
+const DELETE: &str = "
+    DELETE b
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS published
+    STRAIGHT_JOIN outbox AS b ON b.order_id = UNHEX(published.order_id) AND b.kind = published.kind";
+
+const FIND_DUE: &str = "
+    SELECT order_id, kind FROM outbox
+    WHERE visible_at <= UTC_TIMESTAMP(3) ORDER BY order_id, kind LIMIT ? FOR UPDATE SKIP LOCKED";
+
+const CLAIM: &str = "
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
+    STRAIGHT_JOIN outbox AS b ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
+    SET b.visible_at = UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND";
+
+const READ_EVENTS: &str = "
+    SELECT o.order_id, due.kind, o.`lines`, o.created_at
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
+    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(due.order_id)";
+
+pub(super) async fn insert(
+    conn: &mut MySqlConnection,
+    ids: &str,
+    kind: EventKind,
+    lease: Duration,
+) -> Result<(), StoreError> {
+    sqlx::query(INSERT).bind(kind.as_str()).bind(micros(lease)).bind(ids).execute(conn).await?;
+    Ok(())
+}
+
+impl OrderStore {
+    /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same.
+    pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
+        self.db
+            .transaction("claim outbox", async |conn: &mut MySqlConnection, _| {
+                let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
+                if due.is_empty() {
+                    return Ok(Vec::new());
+                }
+                let keys = due.iter().map(|row| {
+                    Ok((super::orders::order_id(row)?, EventKind::parse(row.try_get("kind")?)?))
+                });
+                let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
+                sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
+                let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
+                rows.iter().map(|row| event(row, EventKind::parse(row.try_get("kind")?)?)).collect()
+            })
+            .await
+    }
+
+    /// Strikes out events that the broker has acknowledged.
+    pub async fn forget_published(
+        &self,
+        published: impl IntoIterator<Item = (OrderId, EventKind)>,
+    ) -> Result<(), StoreError> {
+        let keys = keys_json(published)?;
+        self.db
+            .transaction("forget published", async |conn: &mut MySqlConnection, _| {
+                sqlx::query(DELETE).bind(&keys).execute(conn).await?;
+                Ok(())
+            })
+            .await
+    }
+
+    pub async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
+        let sql = "SELECT COUNT(*) AS pending, MIN(created_at) AS oldest FROM outbox";
+        let row = sqlx::query(sql).fetch_one(&mut *self.db.acquire().await?).await?;
+        let pending: i64 = row.try_get("pending")?;
+        Ok(OutboxState { pending: pending.unsigned_abs(), oldest: row.try_get("oldest")? })
+    }
+}
+
+/// Sorted, so that whoever locks these rows locks them in the same order.
+fn keys_json(keys: impl IntoIterator<Item = (OrderId, EventKind)>) -> Result<String, StoreError> {
+    let mut keys: Vec<_> = keys.into_iter().collect();
+    keys.sort_unstable();
+    json(&keys.into_iter().map(|(id, kind)| (hex(id), kind.as_str())).collect::<Vec<_>>())
+}
+
+fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,91 @@
+//! The ledger of orders: what was decided about each.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
+
+use super::{
+    StoreError,
+    orders::order_id,
+    rows::{expect_rows, hex, json, order_ids, parse_json},
+};
+use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
+
+/// Takes no locks: it comes after the stock was read, and so sees every rival that had those rows before us.
+const READ: &str = "
+    SELECT o.order_id, o.outcome, o.reason, o.`lines`
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
+    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(wanted.order_id)";
+
+/// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
+const INSERT: &str = "
+    INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
+    SELECT UNHEX(order_id), outcome, reason, `lines`, ?
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        outcome  VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
+        reason   VARCHAR(64) CHARACTER SET ascii PATH '$[2]',
+        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided";
+
+const RELEASE: &str = "
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS released
+    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(released.order_id) AND o.outcome = 'COMPLETED'
+    SET o.outcome = 'RELEASED', o.released_at = ?";
+
+pub(super) async fn read(
+    conn: &mut MySqlConnection,
+    ids: impl IntoIterator<Item = OrderId>,
+) -> Result<HashMap<OrderId, Outcome>, StoreError> {
+    let rows = sqlx::query(READ).bind(order_ids(ids)?).fetch_all(conn).await?;
+    rows.iter().map(|row| Ok((order_id(row)?, outcome(row)?))).collect()
+}
+
+pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
+    let lines = || parse_json("order_outcomes.lines", row.try_get("lines")?);
+    match row.try_get("outcome")? {
+        "COMPLETED" => Ok(Outcome::Completed(lines()?)),
+        "RELEASED" => Ok(Outcome::Released(lines()?)),
+        "FAILED" => Ok(Outcome::Failed(Reason::parse(row.try_get::<Option<&str>, _>("reason")?.unwrap_or_default()))),
+        other => Err(StoreError::Refused(format!("order_outcomes.outcome is damaged: {other}"))),
+    }
+}
+
+pub(super) async fn insert(
+    conn: &mut MySqlConnection,
+    outcomes: &BTreeMap<OrderId, Outcome>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    if outcomes.is_empty() {
+        return Ok(());
+    }
+    let nothing = Demand::default();
+    let rows = outcomes.iter().map(|(id, outcome)| {
+        let (name, reason, lines) = match outcome {
+            Outcome::Completed(demand) => ("COMPLETED", None, demand),
+            Outcome::Failed(reason) => ("FAILED", Some(reason.as_str()), &nothing),
+            Outcome::Released(demand) => ("RELEASED", None, demand),
+        };
+        Ok((hex(*id), name, reason, json(lines)?))
+    });
+    let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
+    let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(conn).await;
+    let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
+        StoreError::Duplicate(why) => StoreError::Conflict(format!("a rival decided one of these orders: {why}")),
+        other => other,
+    })?;
+    expect_rows("outcomes inserted", outcomes.len(), inserted.rows_affected())
+}
+
+pub(super) async fn release(
+    conn: &mut MySqlConnection,
+    released: &BTreeSet<OrderId>,
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    if released.is_empty() {
+        return Ok(());
+    }
+    let ids = order_ids(released.iter().copied())?;
+    let updated = sqlx::query(RELEASE).bind(ids).bind(now).execute(conn).await?;
+    expect_rows("outcomes released", released.len(), updated.rows_affected())
+}

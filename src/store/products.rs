@@ -1,0 +1,173 @@
+//! What people do with the stock: look at it, import it, restock it.
+
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row};
+
+use super::{
+    StockStore, StoreError,
+    rows::{expect_rows, json, product_ids},
+};
+use crate::domain::{MAX_AVAILABLE, ProductId};
+
+/// A product as it is to be: imported, or shown.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Product {
+    pub product_id: ProductId,
+    pub name: String,
+    pub available: i64,
+}
+
+/// What an import did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ImportSummary {
+    pub added: usize,
+    pub changed: usize,
+    pub unchanged: usize,
+}
+
+const READ: &str = "
+    SELECT p.product_id, p.name, p.available
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
+    STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id";
+
+const LOCK: &str = "
+    SELECT p.product_id, p.name, p.available
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
+    STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id
+    FOR UPDATE";
+
+const INSERT: &str = "
+    INSERT INTO products (product_id, name, available, updated_at)
+    SELECT product_id, name, available, ?
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
+        name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
+        available  BIGINT PATH '$[2]')) AS imported";
+
+const UPDATE: &str = "
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
+        name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
+        available  BIGINT PATH '$[2]')) AS imported
+    STRAIGHT_JOIN products AS p ON p.product_id = imported.product_id
+    SET p.name = imported.name, p.available = imported.available, p.version = p.version + 1, p.updated_at = ?";
+
+const BOOK: &str = "
+    INSERT INTO stock_movements (product_id, kind, quantity, created_at)
+    SELECT product_id, kind, quantity, ?
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
+        kind       VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
+        quantity   BIGINT PATH '$[2]')) AS booked";
+
+impl StockStore {
+    /// Brings products to the names and quantities given, and books what that changes, in one transaction. The products are
+    /// distinct.
+    pub async fn import(&self, products: &[Product], now: DateTime<Utc>) -> Result<ImportSummary, StoreError> {
+        let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.product_id, p)).collect();
+        let keys = product_ids(wanted.keys().copied())?;
+        self.db
+            .transaction("import", async |conn: &mut MySqlConnection, _| {
+                let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
+                let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
+                let present: BTreeMap<_, _> = found.iter().map(|p| (&p.product_id, p)).collect();
+                let (mut added, mut changed, mut movements) = (Vec::new(), Vec::new(), Vec::new());
+                for (id, product) in &wanted {
+                    let row = (id.as_str(), product.name.as_str(), product.available);
+                    match present.get(id) {
+                        None => {
+                            added.push(row);
+                            movements.push((id.as_str(), "IMPORT", product.available));
+                        }
+                        Some(before) if before == product => {}
+                        Some(before) => {
+                            changed.push(row);
+                            movements.push((id.as_str(), "ADJUST", product.available - before.available));
+                        }
+                    }
+                }
+                write(conn, INSERT, &added, now).await?;
+                if !changed.is_empty() {
+                    let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+                    expect_rows("products changed", changed.len(), updated.rows_affected())?;
+                }
+                movements.retain(|(_, _, quantity)| *quantity != 0);
+                write(conn, BOOK, &movements, now).await?;
+                let unchanged = wanted.len() - added.len() - changed.len();
+                Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
+            })
+            .await
+    }
+
+    /// Adds units of a product. Answers what is available then, or `None` for an unknown product; fails where that would be
+    /// more than [`MAX_AVAILABLE`].
+    pub async fn restock(
+        &self,
+        id: &ProductId,
+        quantity: i64,
+        now: DateTime<Utc>,
+    ) -> Result<Option<i64>, StoreError> {
+        let keys = product_ids([id])?;
+        self.db
+            .transaction("restock", async |conn: &mut MySqlConnection, _| {
+                let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
+                    return Ok(None);
+                };
+                let before = product(&row)?;
+                let after = before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(|| {
+                    StoreError::Refused(format!("{id} would have more than {MAX_AVAILABLE} available"))
+                })?;
+                let changed = [(id.as_str(), before.name.as_str(), after)];
+                let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+                expect_rows("products restocked", 1, updated.rows_affected())?;
+                write(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
+                Ok(Some(after))
+            })
+            .await
+    }
+
+    /// Those of the products that exist, in the order of their ids.
+    pub async fn find_products(&self, ids: &[ProductId]) -> Result<Vec<Product>, StoreError> {
+        let keys = product_ids(ids)?;
+        let rows = sqlx::query(READ).bind(keys).fetch_all(&mut *self.db.acquire().await?).await?;
+        rows.iter().map(product).collect()
+    }
+
+    /// Up to `limit` products whose ids come after `after`, in the order of their ids.
+    pub async fn list_products(&self, after: Option<&ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
+        let sql = "SELECT product_id, name, available FROM products WHERE product_id > ? ORDER BY product_id LIMIT ?";
+        let query = sqlx::query(sql).bind(after.map_or("", ProductId::as_str)).bind(limit);
+        let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
+        rows.iter().map(product).collect()
+    }
+}
+
+fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
+    Ok(Product {
+        product_id: ProductId::parse(row.try_get("product_id")?)?,
+        name: row.try_get("name")?,
+        available: row.try_get("available")?,
+    })
+}
+
+/// Inserts rows with the statement given, which takes the time and the rows.
+async fn write<T: serde::Serialize>(
+    conn: &mut MySqlConnection,
+    statement: &'static str,
+    rows: &[T],
+    now: DateTime<Utc>,
+) -> Result<(), StoreError> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let inserted = sqlx::query(statement).bind(now).bind(json(rows)?).execute(conn).await;
+    let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
+        StoreError::Duplicate(why) => StoreError::Conflict(why),
+        other => other,
+    })?;
+    expect_rows("rows inserted", rows.len(), inserted.rows_affected())
+}

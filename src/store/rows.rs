@@ -1,0 +1,44 @@
+//! Domain values ↔ columns and JSON parameters.
+
+use serde::{Serialize, de::DeserializeOwned};
+
+use super::StoreError;
+use crate::domain::{Invalid, OrderId, ProductId};
+
+/// The parameter of a `JSON_TABLE`.
+pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
+    serde_json::to_string(value).map_err(|e| StoreError::Refused(format!("does not serialize: {e}")))
+}
+
+/// An order id as the statements' `UNHEX` takes it.
+pub fn hex(id: OrderId) -> String {
+    id.uuid().simple().to_string()
+}
+
+/// The order ids of a batch, as a parameter.
+pub fn order_ids(ids: impl IntoIterator<Item = OrderId>) -> Result<String, StoreError> {
+    json(&ids.into_iter().map(hex).collect::<Vec<_>>())
+}
+
+/// The product ids of a batch, as a parameter: in their order, since rows are locked in the order of the JSON.
+pub fn product_ids<'a>(ids: impl IntoIterator<Item = &'a ProductId>) -> Result<String, StoreError> {
+    json(&ids.into_iter().map(ProductId::as_str).collect::<Vec<_>>())
+}
+
+pub fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {
+    serde_json::from_str(text).map_err(|e| StoreError::Refused(format!("column {column} is damaged: {e}: {text:.200}")))
+}
+
+/// Where as many rows were written as were meant, fine; a conflict else.
+pub fn expect_rows(what: &str, meant: usize, written: u64) -> Result<(), StoreError> {
+    if u64::try_from(meant).is_ok_and(|meant| meant == written) {
+        return Ok(());
+    }
+    Err(StoreError::Conflict(format!("{what}: {meant} rows meant, {written} written")))
+}
+
+impl From<Invalid> for StoreError {
+    fn from(error: Invalid) -> Self {
+        Self::Refused(format!("a stored value is damaged: {error}"))
+    }
+}

@@ -1,0 +1,150 @@
+use std::collections::BTreeMap;
+
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row};
+
+use super::{
+    Database, StoreError, outcomes,
+    rows::{json, product_ids},
+};
+use crate::{
+    domain::{
+        OrderEvent, ProductId,
+        fold::{Decisions, Unread, fold},
+    },
+    telemetry::Metrics,
+};
+
+/// The products, the outcomes and the ledger.
+#[derive(Debug, Clone)]
+pub struct StockStore {
+    pub(super) db: Database,
+    metrics: Metrics,
+}
+
+/// What keeps a decision from resting on stock that another has changed meanwhile.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Guard {
+    /// The rows are locked from the reading to the commit.
+    RowLocks,
+    /// The rows are only read; every product on which a decision rests, a refusal too, must still bear the version read.
+    Versions,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Stock {
+    available: i64,
+    version: i64,
+}
+
+macro_rules! read_stock {
+    ($lock:literal) => {
+        concat!(
+            "SELECT p.product_id, p.available, p.version
+             FROM JSON_TABLE(?, '$[*]' COLUMNS (
+                 product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
+             STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
+            $lock
+        )
+    };
+}
+
+const READ_STOCK: &str = read_stock!("");
+const LOCK_STOCK: &str = read_stock!(" FOR UPDATE");
+
+const WRITE_STOCK: &str = "
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
+        available  BIGINT PATH '$[1]',
+        version    BIGINT PATH '$[2]')) AS decided
+    STRAIGHT_JOIN products AS p ON p.product_id = decided.product_id AND p.version = decided.version
+    SET p.available = decided.available, p.version = p.version + 1, p.updated_at = ?";
+
+impl StockStore {
+    pub fn new(db: Database, metrics: Metrics) -> Self {
+        Self { db, metrics }
+    }
+
+    pub fn database(&self) -> &Database {
+        &self.db
+    }
+
+    /// Decides a batch of events in one transaction: stock, outcomes and ledger, all of it or nothing.
+    ///
+    /// Where a write turns out stale under [`Guard::Versions`], nothing holds, and the batch runs again with its rows locked, so
+    /// that no rival can starve it.
+    pub async fn decide(
+        &self,
+        events: &[OrderEvent],
+        guard: Guard,
+        now: DateTime<Utc>,
+    ) -> Result<Decisions, StoreError> {
+        let demanded: std::collections::BTreeSet<_> =
+            events.iter().flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone())).collect();
+        let keys = product_ids(&demanded)?;
+        self.db
+            .transaction("decide", async |conn: &mut MySqlConnection, attempt| {
+                let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
+                let mut stock = read_stock(conn, read, &keys).await?;
+                let recorded = outcomes::read(conn, events.iter().map(|event| event.order_id)).await?;
+                let decisions = loop {
+                    let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
+                    match fold(events, &available, &recorded) {
+                        Ok(decisions) => break decisions,
+                        Err(Unread(missing)) => {
+                            let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
+                            if more.len() < missing.len() {
+                                let text = format!("the ledger holds units of products that do not exist: {missing:?}");
+                                return Err(StoreError::Refused(text));
+                            }
+                            stock.extend(more);
+                        }
+                    }
+                };
+                self.write_stock(conn, &stock, &decisions, guard, now).await?;
+                outcomes::insert(conn, &decisions.outcomes, now).await?;
+                outcomes::release(conn, &decisions.released, now).await?;
+                Ok(decisions)
+            })
+            .await
+    }
+
+    async fn write_stock(
+        &self,
+        conn: &mut MySqlConnection,
+        stock: &BTreeMap<ProductId, Stock>,
+        decisions: &Decisions,
+        guard: Guard,
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let rests_on = decisions.available.iter().filter_map(|(id, after)| Some((id, *after, stock.get(id)?)));
+        let written: Vec<_> = rests_on
+            .filter(|(_, after, before)| guard == Guard::Versions || *after != before.available)
+            .map(|(id, after, before)| (id.as_str(), after, before.version))
+            .collect();
+        if written.is_empty() {
+            return Ok(());
+        }
+        let updated = sqlx::query(WRITE_STOCK).bind(json(&written)?).bind(now).execute(conn).await?.rows_affected();
+        let stale = (written.len() as u64).saturating_sub(updated);
+        if stale == 0 {
+            return Ok(());
+        }
+        self.metrics.stale_writes_rejected.inc_by(stale);
+        Err(StoreError::Conflict(format!("{stale} of {} products were changed meanwhile", written.len())))
+    }
+}
+
+async fn read_stock(
+    conn: &mut MySqlConnection,
+    statement: &'static str,
+    keys: &str,
+) -> Result<BTreeMap<ProductId, Stock>, StoreError> {
+    let rows = sqlx::query(statement).bind(keys).fetch_all(conn).await?;
+    rows.iter()
+        .map(|row| {
+            let id = ProductId::parse(row.try_get("product_id")?)?;
+            Ok((id, Stock { available: row.try_get("available")?, version: row.try_get("version")? }))
+        })
+        .collect()
+}

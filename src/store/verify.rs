@@ -1,0 +1,111 @@
+//! The stores as `stocklock verify` reads them.
+
+use std::collections::BTreeMap;
+
+use futures::TryStreamExt;
+use sqlx::{MySqlConnection, Row};
+
+use super::{
+    OrderStore, StockStore, StoreError,
+    orders::order_id,
+    outcomes::outcome,
+    rows::{order_ids, parse_json},
+};
+use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
+
+/// An order as the order store has it.
+#[derive(Debug, Clone)]
+pub struct OrderRow {
+    pub order_id: OrderId,
+    pub status: OrderState,
+    pub lines: Lines,
+}
+
+/// An order's outcome as the stock store has it; a damaged one is the text of what is wrong with it.
+#[derive(Debug, Clone)]
+pub struct OutcomeRow {
+    pub order_id: OrderId,
+    pub outcome: Result<Outcome, String>,
+}
+
+/// The stock store at one instant.
+#[derive(Debug, Default)]
+pub struct StockSnapshot {
+    pub available: BTreeMap<ProductId, i64>,
+    /// The sum of what was imported, restocked and adjusted.
+    pub supplied: BTreeMap<ProductId, i64>,
+    pub outcomes: Vec<OutcomeRow>,
+}
+
+const READ_ORDERS: &str = "
+    SELECT o.order_id, o.status, o.`lines`
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
+    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(wanted.order_id)";
+
+const READ_OUTCOMES: &str = "
+    SELECT o.order_id, o.outcome, o.reason, o.`lines`
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
+    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(wanted.order_id)";
+
+impl OrderStore {
+    /// Up to `limit` orders after `after`, in the order of their ids.
+    pub async fn page_of_orders(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<OrderRow>, StoreError> {
+        let sql = "SELECT order_id, status, `lines` FROM orders WHERE order_id > ? ORDER BY order_id LIMIT ?";
+        let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
+        let rows = sqlx::query(sql).bind(after).bind(limit).fetch_all(&mut *self.db.acquire().await?).await?;
+        rows.iter().map(order_row).collect()
+    }
+
+    /// Those of the orders that exist.
+    pub async fn find_orders(&self, ids: &[OrderId]) -> Result<Vec<OrderRow>, StoreError> {
+        let query = sqlx::query(READ_ORDERS).bind(order_ids(ids.iter().copied())?);
+        query.fetch_all(&mut *self.db.acquire().await?).await?.iter().map(order_row).collect()
+    }
+}
+
+fn order_row(row: &sqlx::mysql::MySqlRow) -> Result<OrderRow, StoreError> {
+    Ok(OrderRow {
+        order_id: order_id(row)?,
+        status: OrderState::parse(row.try_get("status")?)?,
+        lines: parse_json("orders.lines", row.try_get("lines")?)?,
+    })
+}
+
+fn outcome_row(row: &sqlx::mysql::MySqlRow) -> Result<OutcomeRow, StoreError> {
+    Ok(OutcomeRow { order_id: order_id(row)?, outcome: outcome(row).map_err(|e| e.to_string()) })
+}
+
+impl StockStore {
+    /// Those of the orders' outcomes that exist.
+    pub async fn find_outcomes(&self, ids: &[OrderId]) -> Result<Vec<OutcomeRow>, StoreError> {
+        let query = sqlx::query(READ_OUTCOMES).bind(order_ids(ids.iter().copied())?);
+        query.fetch_all(&mut *self.db.acquire().await?).await?.iter().map(outcome_row).collect()
+    }
+
+    /// Reads the whole store in one consistent snapshot, which takes no locks.
+    pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
+        let mut conn = self.db.acquire().await?;
+        let begin = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+        sqlx::raw_sql(begin).execute(&mut *conn).await?;
+        let snapshot = read_snapshot(&mut conn).await;
+        sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;
+        snapshot
+    }
+}
+
+async fn read_snapshot(conn: &mut MySqlConnection) -> Result<StockSnapshot, StoreError> {
+    let mut snapshot = StockSnapshot::default();
+    let available = "SELECT product_id, available AS n FROM products";
+    let supplied = "SELECT product_id, CAST(SUM(quantity) AS SIGNED) AS n FROM stock_movements GROUP BY product_id";
+    for (sql, sums) in [(available, &mut snapshot.available), (supplied, &mut snapshot.supplied)] {
+        let mut rows = sqlx::query(sql).fetch(&mut *conn);
+        while let Some(row) = rows.try_next().await? {
+            sums.insert(ProductId::parse(row.try_get("product_id")?)?, row.try_get("n")?);
+        }
+    }
+    let mut rows = sqlx::query("SELECT order_id, outcome, reason, `lines` FROM order_outcomes").fetch(&mut *conn);
+    while let Some(row) = rows.try_next().await? {
+        snapshot.outcomes.push(outcome_row(&row)?);
+    }
+    Ok(snapshot)
+}
