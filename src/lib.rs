@@ -1,6 +1,13 @@
-pub mod domain;
-pub mod wire;
+pub mod backoff;
+pub mod compensate;
 pub mod config;
+pub mod crash_point;
+pub mod deduct;
+pub mod domain;
+pub mod kafka;
 pub mod lifecycle;
-pub mod telemetry;
+pub mod lock;
+pub mod relay;
 pub mod store;
+pub mod telemetry;
+pub mod wire;

@@ -58,7 +58,11 @@ pub const KEYS: &[Key] = &[
     key("stock_store.url", "mysql://stocklock:stocklock@127.0.0.1:3306/stocklock", "database of the stock"),
     key("stock_store.migrate_url", "", "the same for a user that may alter tables, for setup; not set: the url"),
     key("stock_store.pool_max", "8", "most connections of a process to it"),
-    key("redis.urls", "redis://127.0.0.1:6379", "1, 3 or 5 independent masters, comma separated; redlock alone uses them"),
+    key(
+        "redis.urls",
+        "redis://127.0.0.1:6379",
+        "1, 3 or 5 independent masters, comma separated; redlock alone uses them",
+    ),
     key("lock.strategy", "row", "row (MySQL row locks) or redlock (a multi-lock in Redis)"),
     key("lock.ttl", "10s", "a lock that nobody renews is free after this time"),
     key("lock.node_timeout", "100ms", "how long one Redis master may take to connect or to answer"),

@@ -135,14 +135,19 @@ impl<'a> Values<'a> {
     pub fn between(&mut self, name: &str, low: Duration, high: Duration) -> Duration {
         self.read(name, |text| {
             let value = Duration::read(text)?;
-            let range = || format!("is outside {} to {}", humantime::format_duration(low), humantime::format_duration(high));
+            let range =
+                || format!("is outside {} to {}", humantime::format_duration(low), humantime::format_duration(high));
             if (low..=high).contains(&value) { Ok(value) } else { Err(range()) }
         })
     }
 
     pub fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
         let mysql = |text: &str| {
-            if text.starts_with("mysql://") { Ok(SecretUrl::new(text)) } else { Err("is not a mysql:// URL".to_owned()) }
+            if text.starts_with("mysql://") {
+                Ok(SecretUrl::new(text))
+            } else {
+                Err("is not a mysql:// URL".to_owned())
+            }
         };
         let url = self.read(url, mysql);
         let migrate_url = self.read(migrate_url, |text| if text.is_empty() { Ok(url.clone()) } else { mysql(text) });
@@ -175,7 +180,10 @@ impl<'a> Values<'a> {
         all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
     }
 
-    #[expect(clippy::panic, reason = "a key that KEYS lacks, or a default that does not parse, is a bug that a test finds")]
+    #[expect(
+        clippy::panic,
+        reason = "a key that KEYS lacks, or a default that does not parse, is a bug that a test finds"
+    )]
     fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(key) = Key::find(name) else { panic!("no key {name}") };
         let (text, origin) = self.layers.value(key);

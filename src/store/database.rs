@@ -1,17 +1,17 @@
-use std::{str::FromStr, time::Duration};
+use std::{ops::ControlFlow, str::FromStr, time::Duration};
 
 use sqlx::{
-    MySql, MySqlConnection, MySqlPool,
+    MySql, MySqlPool,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
-use tokio::time::timeout;
+use tokio::time::{error::Elapsed, timeout};
 
 use super::StoreError;
 use crate::{config, telemetry::Metrics};
 
 /// How long one attempt's statements may take. The server's own lock wait ends well before.
-const TRANSACTION_DEADLINE: Duration = Duration::from_secs(30);
+pub(super) const TRANSACTION_DEADLINE: Duration = Duration::from_secs(30);
 const COMMIT_DEADLINE: Duration = Duration::from_secs(30);
 const LOCK_WAIT_SECONDS: u64 = 5;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -96,53 +96,99 @@ impl Database {
         self.pool.close().await;
     }
 
-    /// Runs `work` in a transaction and commits it. A conflict with another transaction runs all of it again, up to
-    /// 10 attempts; `work` is told the attempt's number, from 0.
-    ///
-    /// Fails with [`StoreError::CommitUnknown`] where the commit was not answered: it may have happened.
-    pub async fn transaction<T, F>(&self, name: &'static str, work: F) -> Result<T, StoreError>
-    where
-        F: AsyncFn(&mut MySqlConnection, u32) -> Result<T, StoreError>,
-    {
-        let mut attempt = 0;
+    /// For [`transaction!`], which is how transactions are run.
+    pub(super) fn attempts(&self, name: &'static str) -> Attempts<'_> {
+        Attempts { database: self, name, made: 0 }
+    }
+}
+
+/// Runs a block in a transaction and commits it: `transaction!(db, "name", |conn, attempt| { …; Ok(value) })`.
+///
+/// A conflict with another transaction runs the block again, up to 10 attempts, numbered from 0. Is
+/// [`StoreError::CommitUnknown`] where the commit was not answered: it may have happened. (A macro, since a future that
+/// borrows from an async closure cannot be shown to be `Send`.)
+macro_rules! transaction {
+    ($database:expr, $name:literal, |$conn:ident, $attempt:pat_param| $work:expr) => {{
+        let mut attempts = $database.attempts($name);
         loop {
-            match self.attempt(&work, attempt).await {
-                Err(StoreError::Conflict(why)) if attempt + 1 < MAX_ATTEMPTS => {
-                    attempt += 1;
-                    self.metrics.retries.with_label_values(&[self.role.as_str()]).inc();
-                    tracing::debug!(transaction = name, attempt, why, "conflict, running again");
-                    let longest = RETRY_DELAY.as_secs_f64() * f64::from(1 << attempt.min(7));
-                    tokio::time::sleep(Duration::from_secs_f64(longest * fastrand::f64())).await;
-                }
-                done => return done,
+            let $attempt = attempts.made();
+            let mut open = match attempts.begin().await {
+                Ok(open) => open,
+                Err(error) => break Err(error),
+            };
+            let worked = tokio::time::timeout($crate::store::database::TRANSACTION_DEADLINE, async {
+                let $conn: &mut sqlx::MySqlConnection = &mut open;
+                sqlx::raw_sql("START TRANSACTION").execute(&mut *$conn).await?;
+                $work
+            });
+            let worked = worked.await;
+            if let std::ops::ControlFlow::Break(done) = attempts.end(open, worked).await {
+                break done;
             }
+        }
+    }};
+}
+pub(super) use transaction;
+
+/// The attempts at one transaction.
+pub(super) struct Attempts<'a> {
+    database: &'a Database,
+    name: &'static str,
+    made: u32,
+}
+
+impl Attempts<'_> {
+    pub fn made(&self) -> u32 {
+        self.made
+    }
+
+    pub async fn begin(&self) -> Result<PoolConnection<MySql>, StoreError> {
+        self.database.acquire().await
+    }
+
+    /// Commits or rolls back. `Continue` means that the attempt was in conflict and another is due.
+    pub async fn end<T>(
+        &mut self,
+        conn: PoolConnection<MySql>,
+        worked: Result<Result<T, StoreError>, Elapsed>,
+    ) -> ControlFlow<Result<T, StoreError>> {
+        match worked {
+            Ok(Ok(value)) => ControlFlow::Break(commit(conn).await.map(|()| value)),
+            Ok(Err(error)) => {
+                roll_back(conn).await;
+                self.made += 1;
+                match error {
+                    StoreError::Conflict(why) if self.made < MAX_ATTEMPTS => {
+                        self.wait(&why).await;
+                        ControlFlow::Continue(())
+                    }
+                    error => ControlFlow::Break(Err(error)),
+                }
+            }
+            Err(elapsed) => ControlFlow::Break(Err(StoreError::Unavailable(hang_up(conn, &elapsed)))),
         }
     }
 
-    async fn attempt<T, F>(&self, work: &F, attempt: u32) -> Result<T, StoreError>
-    where
-        F: AsyncFn(&mut MySqlConnection, u32) -> Result<T, StoreError>,
-    {
-        let mut conn = self.acquire().await?;
-        let worked = timeout(TRANSACTION_DEADLINE, async {
-            sqlx::raw_sql("START TRANSACTION").execute(&mut *conn).await?;
-            work(&mut conn, attempt).await
-        });
-        match worked.await {
-            Ok(Ok(value)) => match timeout(COMMIT_DEADLINE, sqlx::raw_sql("COMMIT").execute(&mut *conn)).await {
-                Ok(Ok(_)) => Ok(value),
-                Ok(Err(error)) => Err(StoreError::CommitUnknown(hang_up(conn, &error))),
-                Err(elapsed) => Err(StoreError::CommitUnknown(hang_up(conn, &elapsed))),
-            },
-            Ok(Err(error)) => {
-                let rolled_back = timeout(COMMIT_DEADLINE, sqlx::raw_sql("ROLLBACK").execute(&mut *conn)).await;
-                if !matches!(rolled_back, Ok(Ok(_))) {
-                    hang_up(conn, &error);
-                }
-                Err(error)
-            }
-            Err(elapsed) => Err(StoreError::Unavailable(hang_up(conn, &elapsed))),
-        }
+    async fn wait(&self, why: &str) {
+        self.database.metrics.retries.with_label_values(&[self.database.role.as_str()]).inc();
+        tracing::debug!(transaction = self.name, attempts = self.made, why, "conflict, running again");
+        let bound = RETRY_DELAY.saturating_mul(1 << self.made.min(7));
+        tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
+    }
+}
+
+async fn commit(mut conn: PoolConnection<MySql>) -> Result<(), StoreError> {
+    match timeout(COMMIT_DEADLINE, sqlx::raw_sql("COMMIT").execute(&mut *conn)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(StoreError::CommitUnknown(hang_up(conn, &error))),
+        Err(elapsed) => Err(StoreError::CommitUnknown(hang_up(conn, &elapsed))),
+    }
+}
+
+async fn roll_back(mut conn: PoolConnection<MySql>) {
+    let rolled_back = timeout(COMMIT_DEADLINE, sqlx::raw_sql("ROLLBACK").execute(&mut *conn)).await;
+    if !matches!(rolled_back, Ok(Ok(_))) {
+        hang_up(conn, &"the rollback failed");
     }
 }
 

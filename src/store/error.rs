@@ -33,7 +33,9 @@ impl From<sqlx::Error> for StoreError {
         let text = error.to_string();
         let Some(refusal) = error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>()) else {
             return match error {
-                sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => Self::Refused(text),
+                sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => {
+                    Self::Refused(text)
+                }
                 _ => Self::Unavailable(text),
             };
         };

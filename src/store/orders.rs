@@ -5,6 +5,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     Database, StoreError,
+    database::transaction,
     rows::{expect_rows, hex, json, order_ids, parse_json},
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus};
@@ -116,12 +117,10 @@ impl OrderStore {
         });
         let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
         let ids = order_ids(orders.iter().map(|o| o.order_id))?;
-        self.db
-            .transaction("place", async |conn: &mut MySqlConnection, _| {
-                sqlx::query(INSERT_ORDERS).bind(&rows).execute(&mut *conn).await?;
-                super::outbox::insert(conn, &ids, EventKind::Placed, lease).await
-            })
-            .await
+        transaction!(self.db, "place", |conn, _| {
+            sqlx::query(INSERT_ORDERS).bind(&rows).execute(&mut *conn).await?;
+            super::outbox::insert(conn, &ids, EventKind::Placed, lease).await
+        })
     }
 
     /// The states of those orders that exist, once no transaction is changing them.
@@ -130,7 +129,7 @@ impl OrderStore {
         ids: impl IntoIterator<Item = OrderId>,
     ) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
         let ids = order_ids(ids)?;
-        self.db.transaction("read back", async |conn: &mut MySqlConnection, _| lock_states(conn, &ids).await).await
+        transaction!(self.db, "read back", |conn, _| lock_states(conn, &ids).await)
     }
 
     /// Brings statuses back to their orders, as if one by one in their order, in one transaction. What is released is in the
@@ -145,25 +144,24 @@ impl OrderStore {
         ids.sort_unstable();
         ids.dedup();
         let ids = order_ids(ids)?;
-        self.db
-            .transaction("apply statuses", async |conn: &mut MySqlConnection, _| {
-                let plan = Plan::new(statuses, &lock_states(conn, &ids).await?);
-                let moved = plan.moves(statuses);
-                if !moved.is_empty() {
-                    let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
-                    expect_rows("orders moved", moved.len(), written.rows_affected())?;
-                }
-                let events = release(conn, &plan.releases, lease).await?;
-                Ok(Released { moved: plan.count_moves(), events, unknown: plan.unknown })
-            })
-            .await
+        transaction!(self.db, "apply statuses", |conn, _| {
+            let plan = Plan::new(statuses, &lock_states(conn, &ids).await?);
+            let moved = plan.moves(statuses);
+            if !moved.is_empty() {
+                let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
+                expect_rows("orders moved", moved.len(), written.rows_affected())?;
+            }
+            let events = release(conn, &plan.releases, lease).await?;
+            Ok(Released { moved: plan.count_moves(), events, unknown: plan.unknown })
+        })
     }
 
     /// One order, or none.
     pub async fn find(&self, id: OrderId) -> Result<Option<StoredOrder>, StoreError> {
         let sql = "SELECT order_id, status, reason, reference, customer_id, `lines`, created_at, updated_at
                    FROM orders WHERE order_id = ?";
-        let row = sqlx::query(sql).bind(id.as_bytes().as_slice()).fetch_optional(&mut *self.db.acquire().await?).await?;
+        let row =
+            sqlx::query(sql).bind(id.as_bytes().as_slice()).fetch_optional(&mut *self.db.acquire().await?).await?;
         row.map(|row| {
             Ok(StoredOrder {
                 order_id: id,
@@ -186,7 +184,9 @@ impl OrderStore {
     ) -> Result<Vec<(OrderId, OrderState, Option<String>)>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
-        rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?, row.try_get("reason")?))).collect()
+        rows.iter()
+            .map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?, row.try_get("reason")?)))
+            .collect()
     }
 }
 
@@ -200,11 +200,7 @@ async fn lock_states(conn: &mut MySqlConnection, ids: &str) -> Result<Vec<(Order
 }
 
 /// Puts a release event of each order into the outbox.
-async fn release(
-    conn: &mut MySqlConnection,
-    ids: &[OrderId],
-    lease: Duration,
-) -> Result<Vec<OrderEvent>, StoreError> {
+async fn release(conn: &mut MySqlConnection, ids: &[OrderId], lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
     if ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -257,10 +253,7 @@ impl Plan {
         Self { moves, releases: releases.into_iter().collect(), unknown }
     }
 
-    fn moves<'a>(
-        &self,
-        statuses: &'a [OrderStatus],
-    ) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
+    fn moves<'a>(&self, statuses: &'a [OrderStatus]) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
         let row = |(id, before, after, index): &(OrderId, OrderState, OrderState, usize)| {
             let reason = match &statuses[*index].status {
                 ReportedStatus::Completed => None,

@@ -5,6 +5,7 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     OrderStore, StoreError,
+    database::transaction,
     orders::event,
     rows::{hex, json},
 };
@@ -63,35 +64,27 @@ pub(super) async fn insert(
 impl OrderStore {
     /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same.
     pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
-        self.db
-            .transaction("claim outbox", async |conn: &mut MySqlConnection, _| {
-                let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
-                if due.is_empty() {
-                    return Ok(Vec::new());
-                }
-                let keys = due.iter().map(|row| {
-                    Ok((super::orders::order_id(row)?, EventKind::parse(row.try_get("kind")?)?))
-                });
-                let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
-                sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
-                let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
-                rows.iter().map(|row| event(row, EventKind::parse(row.try_get("kind")?)?)).collect()
-            })
-            .await
+        transaction!(self.db, "claim outbox", |conn, _| {
+            let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
+            if due.is_empty() {
+                return Ok(Vec::new());
+            }
+            let keys =
+                due.iter().map(|row| Ok((super::orders::order_id(row)?, EventKind::parse(row.try_get("kind")?)?)));
+            let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
+            sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
+            let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
+            rows.iter().map(|row| event(row, EventKind::parse(row.try_get("kind")?)?)).collect()
+        })
     }
 
     /// Strikes out events that the broker has acknowledged.
-    pub async fn forget_published(
-        &self,
-        published: impl IntoIterator<Item = (OrderId, EventKind)>,
-    ) -> Result<(), StoreError> {
+    pub async fn forget_published(&self, published: Vec<(OrderId, EventKind)>) -> Result<(), StoreError> {
         let keys = keys_json(published)?;
-        self.db
-            .transaction("forget published", async |conn: &mut MySqlConnection, _| {
-                sqlx::query(DELETE).bind(&keys).execute(conn).await?;
-                Ok(())
-            })
-            .await
+        transaction!(self.db, "forget published", |conn, _| {
+            sqlx::query(DELETE).bind(&keys).execute(conn).await?;
+            Ok(())
+        })
     }
 
     pub async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
@@ -103,8 +96,7 @@ impl OrderStore {
 }
 
 /// Sorted, so that whoever locks these rows locks them in the same order.
-fn keys_json(keys: impl IntoIterator<Item = (OrderId, EventKind)>) -> Result<String, StoreError> {
-    let mut keys: Vec<_> = keys.into_iter().collect();
+fn keys_json(mut keys: Vec<(OrderId, EventKind)>) -> Result<String, StoreError> {
     keys.sort_unstable();
     json(&keys.into_iter().map(|(id, kind)| (hex(id), kind.as_str())).collect::<Vec<_>>())
 }

@@ -7,6 +7,7 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     StockStore, StoreError,
+    database::transaction,
     rows::{expect_rows, json, product_ids},
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
@@ -70,64 +71,56 @@ impl StockStore {
     pub async fn import(&self, products: &[Product], now: DateTime<Utc>) -> Result<ImportSummary, StoreError> {
         let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.product_id, p)).collect();
         let keys = product_ids(wanted.keys().copied())?;
-        self.db
-            .transaction("import", async |conn: &mut MySqlConnection, _| {
-                let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
-                let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
-                let present: BTreeMap<_, _> = found.iter().map(|p| (&p.product_id, p)).collect();
-                let (mut added, mut changed, mut movements) = (Vec::new(), Vec::new(), Vec::new());
-                for (id, product) in &wanted {
-                    let row = (id.as_str(), product.name.as_str(), product.available);
-                    match present.get(id) {
-                        None => {
-                            added.push(row);
-                            movements.push((id.as_str(), "IMPORT", product.available));
-                        }
-                        Some(before) if before == product => {}
-                        Some(before) => {
-                            changed.push(row);
-                            movements.push((id.as_str(), "ADJUST", product.available - before.available));
-                        }
+        transaction!(self.db, "import", |conn, _| {
+            let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
+            let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
+            let present: BTreeMap<_, _> = found.iter().map(|p| (&p.product_id, p)).collect();
+            let (mut added, mut changed, mut movements) = (Vec::new(), Vec::new(), Vec::new());
+            for (id, product) in &wanted {
+                let row = (id.as_str(), product.name.as_str(), product.available);
+                match present.get(id) {
+                    None => {
+                        added.push(row);
+                        movements.push((id.as_str(), "IMPORT", product.available));
+                    }
+                    Some(before) if before == product => {}
+                    Some(before) => {
+                        changed.push(row);
+                        movements.push((id.as_str(), "ADJUST", product.available - before.available));
                     }
                 }
-                write(conn, INSERT, &added, now).await?;
-                if !changed.is_empty() {
-                    let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
-                    expect_rows("products changed", changed.len(), updated.rows_affected())?;
-                }
-                movements.retain(|(_, _, quantity)| *quantity != 0);
-                write(conn, BOOK, &movements, now).await?;
-                let unchanged = wanted.len() - added.len() - changed.len();
-                Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
-            })
-            .await
+            }
+            write(conn, INSERT, &added, now).await?;
+            if !changed.is_empty() {
+                let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+                expect_rows("products changed", changed.len(), updated.rows_affected())?;
+            }
+            movements.retain(|(_, _, quantity)| *quantity != 0);
+            write(conn, BOOK, &movements, now).await?;
+            let unchanged = wanted.len() - added.len() - changed.len();
+            Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
+        })
     }
 
     /// Adds units of a product. Answers what is available then, or `None` for an unknown product; fails where that would be
     /// more than [`MAX_AVAILABLE`].
-    pub async fn restock(
-        &self,
-        id: &ProductId,
-        quantity: i64,
-        now: DateTime<Utc>,
-    ) -> Result<Option<i64>, StoreError> {
+    pub async fn restock(&self, id: &ProductId, quantity: i64, now: DateTime<Utc>) -> Result<Option<i64>, StoreError> {
         let keys = product_ids([id])?;
-        self.db
-            .transaction("restock", async |conn: &mut MySqlConnection, _| {
-                let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
-                    return Ok(None);
-                };
-                let before = product(&row)?;
-                let after = before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(|| {
+        transaction!(self.db, "restock", |conn, _| {
+            let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
+                return Ok(None);
+            };
+            let before = product(&row)?;
+            let after =
+                before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(|| {
                     StoreError::Refused(format!("{id} would have more than {MAX_AVAILABLE} available"))
                 })?;
-                let changed = [(id.as_str(), before.name.as_str(), after)];
-                let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
-                expect_rows("products restocked", 1, updated.rows_affected())?;
-                write(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
-                Ok(Some(after))
-            })
-            .await
+            let changed = [(id.as_str(), before.name.as_str(), after)];
+            let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+            expect_rows("products restocked", 1, updated.rows_affected())?;
+            write(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
+            Ok(Some(after))
+        })
     }
 
     /// Those of the products that exist, in the order of their ids.

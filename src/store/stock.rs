@@ -4,7 +4,9 @@ use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row};
 
 use super::{
-    Database, StoreError, outcomes,
+    Database, StoreError,
+    database::transaction,
+    outcomes,
     rows::{json, product_ids},
 };
 use crate::{
@@ -82,31 +84,29 @@ impl StockStore {
         let demanded: std::collections::BTreeSet<_> =
             events.iter().flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone())).collect();
         let keys = product_ids(&demanded)?;
-        self.db
-            .transaction("decide", async |conn: &mut MySqlConnection, attempt| {
-                let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
-                let mut stock = read_stock(conn, read, &keys).await?;
-                let recorded = outcomes::read(conn, events.iter().map(|event| event.order_id)).await?;
-                let decisions = loop {
-                    let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
-                    match fold(events, &available, &recorded) {
-                        Ok(decisions) => break decisions,
-                        Err(Unread(missing)) => {
-                            let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
-                            if more.len() < missing.len() {
-                                let text = format!("the ledger holds units of products that do not exist: {missing:?}");
-                                return Err(StoreError::Refused(text));
-                            }
-                            stock.extend(more);
+        transaction!(self.db, "decide", |conn, attempt| {
+            let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
+            let mut stock = read_stock(conn, read, &keys).await?;
+            let recorded = outcomes::read(conn, events.iter().map(|event| event.order_id)).await?;
+            let decisions = loop {
+                let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
+                match fold(events, &available, &recorded) {
+                    Ok(decisions) => break decisions,
+                    Err(Unread(missing)) => {
+                        let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
+                        if more.len() < missing.len() {
+                            let text = format!("the ledger holds units of products that do not exist: {missing:?}");
+                            return Err(StoreError::Refused(text));
                         }
+                        stock.extend(more);
                     }
-                };
-                self.write_stock(conn, &stock, &decisions, guard, now).await?;
-                outcomes::insert(conn, &decisions.outcomes, now).await?;
-                outcomes::release(conn, &decisions.released, now).await?;
-                Ok(decisions)
-            })
-            .await
+                }
+            };
+            self.write_stock(conn, &stock, &decisions, guard, now).await?;
+            outcomes::insert(conn, &decisions.outcomes, now).await?;
+            outcomes::release(conn, &decisions.released, now).await?;
+            Ok(decisions)
+        })
     }
 
     async fn write_stock(

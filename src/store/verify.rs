@@ -85,7 +85,8 @@ impl StockStore {
     /// Reads the whole store in one consistent snapshot, which takes no locks.
     pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
         let mut conn = self.db.acquire().await?;
-        let begin = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+        let begin =
+            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
         sqlx::raw_sql(begin).execute(&mut *conn).await?;
         let snapshot = read_snapshot(&mut conn).await;
         sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;

@@ -19,7 +19,10 @@ pub async fn serve_admin(
 ) -> std::io::Result<()> {
     let app = Router::new()
         .route("/livez", get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.stuck()) }))
-        .route("/readyz", get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.not_ready()) }))
+        .route(
+            "/readyz",
+            get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.not_ready()) }),
+        )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));
     axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.requested().await }).await

@@ -1,8 +1,6 @@
 use prometheus::{
     Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
-    core::Collector,
-    process_collector::ProcessCollector,
+    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
 
 const FAST_SECONDS: &[f64] =

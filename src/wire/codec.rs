@@ -1,11 +1,6 @@
 use std::sync::LazyLock;
 
-use apache_avro::{
-    Schema,
-    rabin::Rabin,
-    reader::datum::GenericDatumReader,
-    writer::datum::GenericDatumWriter,
-};
+use apache_avro::{Schema, rabin::Rabin, reader::datum::GenericDatumReader, writer::datum::GenericDatumWriter};
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::domain::Invalid;

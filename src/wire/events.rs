@@ -13,7 +13,8 @@ const ORDER_EVENT: &str = include_str!("../../schemas/order_event.avsc");
 const ORDER_STATUS: &str = include_str!("../../schemas/order_status.avsc");
 
 #[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
-static ORDER_EVENT_SCHEMA: LazyLock<Schema> = LazyLock::new(|| Schema::parse_str(ORDER_EVENT).expect("order_event.avsc"));
+static ORDER_EVENT_SCHEMA: LazyLock<Schema> =
+    LazyLock::new(|| Schema::parse_str(ORDER_EVENT).expect("order_event.avsc"));
 #[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
 static ORDER_STATUS_SCHEMA: LazyLock<Schema> =
     LazyLock::new(|| Schema::parse_str(ORDER_STATUS).expect("order_status.avsc"));
@@ -55,10 +56,11 @@ impl OrderEventCodec {
     }
 
     pub fn encode(&self, event: &OrderEvent) -> Result<Vec<u8>, WireError> {
-        let lines = event.lines.as_slice().iter().map(|line| OrderLineRecord {
-            product_id: line.product_id().to_string(),
-            quantity: line.quantity(),
-        });
+        let lines = event
+            .lines
+            .as_slice()
+            .iter()
+            .map(|line| OrderLineRecord { product_id: line.product_id().to_string(), quantity: line.quantity() });
         self.0.encode(&OrderEventRecord {
             order_id: event.order_id.to_string(),
             kind: event.kind.as_str().into(),

@@ -30,7 +30,10 @@ fn hex(bytes: &[u8]) -> String {
 #[test]
 fn an_order_event_keeps_its_golden_bytes() {
     let bytes = OrderEventCodec::new().unwrap().encode(&event()).unwrap();
-    assert_eq!(hex(&bytes), "c3017e3fd380f9abede64830313938663261302d303030302d373030302d383030302d3030303030303030303030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef962");
+    assert_eq!(
+        hex(&bytes),
+        "c3017e3fd380f9abede64830313938663261302d303030302d373030302d383030302d3030303030303030303030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef962"
+    );
     assert_eq!(OrderEventCodec::new().unwrap().decode(&bytes).unwrap(), event());
 }
 
@@ -38,7 +41,10 @@ fn an_order_event_keeps_its_golden_bytes() {
 fn an_order_status_keeps_its_golden_bytes() {
     let failed = status("payments", ReportedStatus::Failed(Reason::Reported("card declined".into())));
     let bytes = OrderStatusCodec::new().unwrap().encode(&failed).unwrap();
-    assert_eq!(hex(&bytes), "c30159d92458c44303c94830313938663261302d303030302d373030302d383030302d3030303030303030303030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef962");
+    assert_eq!(
+        hex(&bytes),
+        "c30159d92458c44303c94830313938663261302d303030302d373030302d383030302d3030303030303030303030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef962"
+    );
     assert_eq!(OrderStatusCodec::new().unwrap().decode(&bytes).unwrap(), failed);
 }
 

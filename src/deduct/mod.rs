@@ -1,0 +1,175 @@
+//! The worker: orders in, stock deducted, outcomes out.
+
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use chrono::{DateTime, Utc};
+use rdkafka::{Message as _, message::OwnedMessage};
+
+use crate::{
+    backoff::Backoff,
+    config,
+    crash_point::crash_point,
+    domain::{
+        OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
+        fold::{Decisions, Outcome},
+    },
+    kafka::{DeadLetters, Lane, Message, Producer},
+    lifecycle::Shutdown,
+    lock::{LockError, Locks},
+    store::{StockStore, StoreError},
+    telemetry::{Component, Metrics},
+    wire::{OrderEventCodec, OrderStatusCodec, WireError},
+};
+
+/// Why a batch was not done; all of them are outages or rivals, and the batch is repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum DeductError {
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    #[error("the locks were lost before the transaction")]
+    LockLost,
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error("the broker did not take the outcomes: {0}")]
+    Kafka(#[from] rdkafka::error::KafkaError),
+    #[error("an outcome does not encode: {0}")]
+    Wire(#[from] WireError),
+}
+
+impl DeductError {
+    fn dependency(&self) -> &'static str {
+        match self {
+            Self::Lock(_) | Self::LockLost => "redis",
+            Self::Store(_) => "stock_store",
+            Self::Kafka(_) | Self::Wire(_) => "kafka",
+        }
+    }
+}
+
+/// Decides batches of order events. Whatever it does may be repeated without harm.
+#[derive(Clone)]
+pub struct Worker {
+    pub store: StockStore,
+    pub locks: Locks,
+    pub producer: Producer,
+    pub dead_letters: DeadLetters,
+    pub events: Arc<OrderEventCodec>,
+    pub statuses: Arc<OrderStatusCodec>,
+    pub status_topic: Arc<str>,
+    pub metrics: Metrics,
+}
+
+impl Worker {
+    /// Handles a lane's batches in turn until its consumer stops. A batch is repeated until it is done; its offsets are stored
+    /// only then.
+    pub async fn run(self, mut lane: Lane, limits: config::Worker, health: Component, shutdown: Shutdown) {
+        while let Some(batch) = lane.next_batch(limits.batch_max, limits.linger).await {
+            let messages: Vec<_> = batch.messages().collect();
+            self.metrics.batch_orders.observe(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
+            let mut failures = Backoff::default();
+            while let Err(error) = self.step(&messages).await {
+                if shutdown.is_requested() {
+                    tracing::warn!(orders = batch.len(), %error, "stopping, the batch is left to the next worker");
+                    return;
+                }
+                self.metrics.retries.with_label_values(&[error.dependency()]).inc();
+                let delay = failures.next_delay();
+                tracing::warn!(orders = batch.len(), failures = failures.failures(), %error, ?delay, "batch failed, repeating it");
+                health.not_ready(error.to_string());
+                tokio::time::sleep(delay).await;
+            }
+            if failures.failures() > 0 {
+                tracing::info!(orders = batch.len(), failures = failures.failures(), "batch done after all");
+            }
+            health.ready();
+            lane.done(&batch);
+            self.store.database().observe_pool();
+        }
+    }
+
+    /// Does one batch: poison is set aside, the others are decided in one transaction, and their outcomes are with the broker when
+    /// it returns. Answers how many orders got their outcome now.
+    pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<usize, DeductError> {
+        let (events, poison) = self.decode(messages);
+        if !poison.is_empty() {
+            self.dead_letters.set_aside(&poison).await?;
+        }
+        if events.is_empty() {
+            return Ok(0);
+        }
+        let decisions = self.decide(&events).await?;
+        crash_point("deduct.committed");
+        let publishing = Instant::now();
+        self.publish(&decisions.statuses).await?;
+        crash_point("deduct.published");
+        self.stage("publish", publishing);
+        self.count(&events, &decisions.outcomes);
+        Ok(decisions.outcomes.len())
+    }
+
+    fn decode<'m>(
+        &self,
+        messages: &[&'m OwnedMessage],
+    ) -> (Vec<OrderEvent>, Vec<(&'m OwnedMessage, &'static str, String)>) {
+        let (mut events, mut poison) = (Vec::with_capacity(messages.len()), Vec::new());
+        for message in messages {
+            match self.events.decode(message.payload().unwrap_or_default()) {
+                Ok(event) => events.push(event),
+                Err(error) => poison.push((*message, error.class(), error.to_string())),
+            }
+        }
+        (events, poison)
+    }
+
+    /// Locks the batch's products, decides it, and unlocks them.
+    pub async fn decide(&self, events: &[OrderEvent]) -> Result<Decisions, DeductError> {
+        let products: BTreeSet<_> =
+            events.iter().flat_map(|event| event.lines.as_slice()).map(|line| line.product_id().clone()).collect();
+        let products: Vec<_> = products.into_iter().collect();
+        let locking = Instant::now();
+        let held = self.locks.acquire(&products).await?;
+        crash_point("deduct.locked");
+        self.stage("lock", locking);
+        let deciding = Instant::now();
+        let decided = if held.is_lost() {
+            Err(DeductError::LockLost)
+        } else {
+            self.store.decide(events, self.locks.guard(), Utc::now()).await.map_err(DeductError::from)
+        };
+        self.stage("transaction", deciding);
+        let unlocking = Instant::now();
+        held.release().await;
+        self.stage("unlock", unlocking);
+        decided
+    }
+
+    async fn publish(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
+        let occurred_at = Utc::now();
+        let messages = statuses.iter().map(|(order_id, status)| {
+            let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
+            let payload = self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at })?;
+            Ok(Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None })
+        });
+        let messages = messages.collect::<Result<Vec<_>, WireError>>()?;
+        Ok(self.producer.produce(&self.status_topic, messages).await?)
+    }
+
+    fn count(&self, events: &[OrderEvent], outcomes: &std::collections::BTreeMap<OrderId, Outcome>) {
+        let strategy = self.locks.strategy().as_str();
+        let now: DateTime<Utc> = Utc::now();
+        for event in events {
+            let outcome = match outcomes.get(&event.order_id) {
+                Some(Outcome::Completed(_)) => "COMPLETED",
+                Some(Outcome::Failed(_)) => "FAILED",
+                Some(Outcome::Released(_)) => "RELEASED",
+                None => continue,
+            };
+            self.metrics.orders_decided.with_label_values(&[outcome, strategy]).inc();
+            self.metrics.order_latency.observe((now - event.accepted_at).as_seconds_f64().max(0.0));
+        }
+    }
+
+    fn stage(&self, stage: &str, begun: Instant) {
+        self.metrics.batch_seconds.with_label_values(&[stage]).observe(begun.elapsed().as_secs_f64());
+    }
+}

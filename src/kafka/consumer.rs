@@ -1,0 +1,283 @@
+use std::{sync::Arc, thread::JoinHandle, time::Duration};
+
+use rdkafka::{
+    ClientContext, Message as _, Statistics,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    error::{KafkaError, KafkaResult},
+    message::BorrowedMessage,
+    topic_partition_list::TopicPartitionList,
+};
+use tokio::sync::{Semaphore, mpsc};
+
+use super::{Lane, client_config, lane::Received, partitions::Partitions};
+use crate::{
+    backoff::Backoff,
+    config::Kafka,
+    lifecycle::Shutdown,
+    telemetry::{Component, Metrics},
+};
+
+/// Memory of the messages that wait in a lane, bytes.
+const LANE_BYTES: usize = 16 << 20;
+/// What a waiting message costs besides its payload, bytes.
+const MESSAGE_OVERHEAD: usize = 256;
+const POLL: Duration = Duration::from_millis(100);
+/// How long the poll thread waits for a full lane before it pauses the lane's partitions.
+const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
+/// How long a revocation waits for batches in hand.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What to consume, and as whom.
+#[derive(Debug, Clone)]
+pub struct Subscription<'a> {
+    pub group_id: &'a str,
+    pub topic: &'a str,
+    pub lanes: usize,
+}
+
+/// A member of a consumer group: a thread that never stops polling, whatever its lanes are doing.
+#[derive(Debug)]
+pub struct Consumer {
+    thread: JoinHandle<()>,
+}
+
+impl Consumer {
+    /// Joins the group. The consumer leaves it once `shutdown` is requested and its lanes are dropped. Fails where the configuration is
+    /// refused; brokers that cannot be reached are waited for.
+    pub fn start(
+        kafka: &Kafka,
+        subscription: &Subscription<'_>,
+        metrics: &Metrics,
+        health: Component,
+        shutdown: Shutdown,
+    ) -> KafkaResult<(Self, Vec<Lane>)> {
+        let partitions = Arc::new(Partitions::default());
+        let context = Context {
+            topic: subscription.topic.to_owned(),
+            partitions: Arc::clone(&partitions),
+            metrics: metrics.clone(),
+            health: health.clone(),
+        };
+        let consumer = Arc::new(create(kafka, subscription, context)?);
+        consumer.subscribe(&[subscription.topic])?;
+        let (inlets, lanes) = (0..subscription.lanes)
+            .map(|_| {
+                let (sender, messages) = mpsc::unbounded_channel();
+                let memory = Arc::new(Semaphore::new(LANE_BYTES));
+                let inlet = Inlet { sender, memory, waiting: None };
+                (inlet, Lane { messages, consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) })
+            })
+            .unzip();
+        let poller =
+            Poller { consumer, partitions, inlets, health, shutdown, runtime: tokio::runtime::Handle::current() };
+        let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(move || poller.run());
+        let thread = thread.map_err(|e| KafkaError::ClientCreation(e.to_string()))?;
+        Ok((Self { thread }, lanes))
+    }
+
+    /// Waits until the consumer has left its group; call it when the lanes are dropped.
+    pub async fn stopped(self) {
+        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
+        if !matches!(joined, Ok(Ok(()))) {
+            tracing::error!("the poll thread panicked");
+        }
+    }
+}
+
+fn create(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> KafkaResult<BaseConsumer<Context>> {
+    let mut client = client_config(kafka);
+    client
+        .set("group.id", subscription.group_id)
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "true")
+        .set("auto.commit.interval.ms", "1000")
+        .set("enable.auto.offset.store", "false")
+        .set("partition.assignment.strategy", "cooperative-sticky")
+        .set("session.timeout.ms", "10000")
+        .set("heartbeat.interval.ms", "2000")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.wait.max.ms", "50")
+        .set("statistics.interval.ms", "5000");
+    BaseConsumer::from_config_and_context(&client, context)
+}
+
+/// What librdkafka calls back on the poll thread.
+pub struct Context {
+    topic: String,
+    partitions: Arc<Partitions>,
+    metrics: Metrics,
+    health: Component,
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        for (partition, state) in &topic.partitions {
+            if state.consumer_lag >= 0 && self.partitions.assignment(*partition).is_some() {
+                let lag = &self.metrics.consumer_lag;
+                lag.with_label_values(&[&self.topic, &partition.to_string()]).set(state.consumer_lag);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.metrics.retries.with_label_values(&["kafka"]).inc();
+        tracing::warn!(%error, reason, "kafka");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let partitions = ids(list);
+                tracing::info!(topic = self.topic, ?partitions, "partitions assigned");
+                self.metrics.rebalances.with_label_values(&["assign"]).inc();
+                self.partitions.assign(&partitions);
+                self.health.ready();
+            }
+            Rebalance::Revoke(list) => {
+                let kind = if consumer.assignment_lost() { "lost" } else { "revoke" };
+                let partitions = ids(list);
+                let drained = self.partitions.revoke(&partitions, DRAIN_DEADLINE);
+                tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
+                self.metrics.rebalances.with_label_values(&[kind]).inc();
+                for partition in &partitions {
+                    let _absent = self.metrics.consumer_lag.remove_label_values(&[&self.topic, &partition.to_string()]);
+                }
+            }
+            Rebalance::Error(error) => tracing::warn!(topic = self.topic, %error, "rebalance failed"),
+        }
+    }
+}
+
+fn ids(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
+}
+
+/// The poll thread's end of a lane.
+struct Inlet {
+    sender: mpsc::UnboundedSender<Received>,
+    memory: Arc<Semaphore>,
+    /// The message that found the lane full, while the lane's partitions are paused.
+    waiting: Option<Waiting>,
+}
+
+struct Waiting {
+    message: rdkafka::message::OwnedMessage,
+    assignment: u64,
+}
+
+struct Poller {
+    consumer: Arc<BaseConsumer<Context>>,
+    partitions: Arc<Partitions>,
+    inlets: Vec<Inlet>,
+    health: Component,
+    shutdown: Shutdown,
+    runtime: tokio::runtime::Handle,
+}
+
+impl Poller {
+    fn run(mut self) {
+        let mut failures = Backoff::default();
+        while !self.shutdown.is_requested() {
+            self.health.alive();
+            self.retry_waiting();
+            let any_waiting = self.inlets.iter().any(|inlet| inlet.waiting.is_some());
+            match self.consumer.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
+                None => {}
+                Some(Ok(message)) => {
+                    failures = Backoff::default();
+                    let (message, lane) = (message.detach(), self.lane(&message));
+                    self.deliver(lane, message);
+                }
+                Some(Err(error)) => {
+                    tracing::warn!(%error, "poll failed");
+                    std::thread::sleep(failures.next_delay().min(POLL));
+                }
+            }
+        }
+        self.stop();
+    }
+
+    fn lane(&self, message: &BorrowedMessage<'_>) -> usize {
+        usize::try_from(message.partition()).unwrap_or(0) % self.inlets.len()
+    }
+
+    fn deliver(&mut self, lane: usize, message: rdkafka::message::OwnedMessage) {
+        let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
+        let inlet = &mut self.inlets[lane];
+        let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
+        match self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await }) {
+            Ok(Ok(memory)) => inlet.accept(message, assignment, memory),
+            Ok(Err(_)) | Err(_) => {
+                inlet.waiting = Some(Waiting { message, assignment });
+                self.set_paused(lane, true);
+            }
+        }
+    }
+
+    fn retry_waiting(&mut self) {
+        for lane in 0..self.inlets.len() {
+            let inlet = &mut self.inlets[lane];
+            let Some(waiting) = inlet.waiting.take() else { continue };
+            match Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&waiting.message)) {
+                Ok(memory) => {
+                    inlet.accept(waiting.message, waiting.assignment, memory);
+                    self.set_paused(lane, false);
+                }
+                Err(_) => inlet.waiting = Some(waiting),
+            }
+        }
+    }
+
+    /// Pauses or resumes all partitions of a lane.
+    fn set_paused(&self, lane: usize, paused: bool) {
+        let Ok(assigned) = self.consumer.assignment() else { return };
+        let mut of_lane = TopicPartitionList::new();
+        for element in assigned.elements() {
+            if usize::try_from(element.partition()).is_ok_and(|p| p % self.inlets.len() == lane) {
+                of_lane.add_partition(element.topic(), element.partition());
+            }
+        }
+        let done = if paused { self.consumer.pause(&of_lane) } else { self.consumer.resume(&of_lane) };
+        if let Err(error) = done {
+            tracing::warn!(lane, paused, %error, "partitions not paused or resumed");
+        }
+    }
+
+    /// Lets the lanes finish what they hold, and leaves the group with their offsets committed.
+    fn stop(self) {
+        let Self { consumer, inlets, health, .. } = self;
+        drop(inlets);
+        while Arc::strong_count(&consumer) > 1 {
+            health.alive();
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        match consumer.commit_consumer_state(CommitMode::Sync) {
+            Ok(()) | Err(KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => tracing::warn!(%error, "offsets not committed, their messages will come again"),
+        }
+    }
+}
+
+impl Inlet {
+    fn accept(
+        &self,
+        message: rdkafka::message::OwnedMessage,
+        assignment: u64,
+        memory: tokio::sync::OwnedSemaphorePermit,
+    ) {
+        let received = Received { message, assignment, _memory: memory };
+        if self.sender.send(received).is_err() {
+            tracing::debug!("the lane is gone");
+        }
+    }
+}
+
+/// A message's share of its lane's memory; one larger than the lane may have all of it.
+fn cost(message: &rdkafka::message::OwnedMessage) -> u32 {
+    let bytes = MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
+    u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
+}

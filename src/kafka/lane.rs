@@ -1,0 +1,118 @@
+use std::{collections::HashMap, sync::Arc, time::Duration};
+
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::OwnedMessage,
+};
+use tokio::{
+    sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
+    time::{Instant, timeout_at},
+};
+
+use super::{consumer::Context, partitions::Partitions};
+
+/// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
+#[derive(Debug)]
+pub struct Received {
+    pub message: OwnedMessage,
+    pub(super) assignment: u64,
+    pub(super) _memory: OwnedSemaphorePermit,
+}
+
+/// The receiving end of some of a consumer's partitions: one task takes its batches in turn.
+pub struct Lane {
+    pub(super) messages: UnboundedReceiver<Received>,
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    pub(super) partitions: Arc<Partitions>,
+}
+
+/// Messages that are handled together, in the order of their offsets. Until it is dropped, its partitions are not given up.
+pub struct Batch {
+    messages: Vec<Received>,
+    taken: HashMap<i32, u64>,
+    partitions: Arc<Partitions>,
+}
+
+impl Lane {
+    /// Waits for messages; closes the batch at `max` messages, or `linger` after its first. `None` once the consumer has stopped.
+    pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Batch> {
+        loop {
+            let mut messages = Vec::with_capacity(max.min(256));
+            if self.messages.recv_many(&mut messages, max).await == 0 {
+                return None;
+            }
+            let deadline = Instant::now() + linger;
+            while messages.len() < max {
+                let room = max - messages.len();
+                match timeout_at(deadline, self.messages.recv_many(&mut messages, room)).await {
+                    Ok(1..) => {}
+                    Ok(0) | Err(_) => break,
+                }
+            }
+            let batch = Batch::take(messages, &self.partitions);
+            if !batch.messages.is_empty() {
+                return Some(batch);
+            }
+        }
+    }
+
+    /// All of the batch is done: its offsets are stored, to be committed soon. Those of partitions that were taken away are
+    /// dropped; their next owner repeats what was done.
+    pub fn done(&self, batch: &Batch) {
+        let mut offsets = TopicPartitionList::new();
+        for (topic, partition, offset) in batch.last_offsets() {
+            let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
+            let added = is_owned.then(|| offsets.add_partition_offset(topic, partition, Offset::Offset(offset + 1)));
+            if let Some(Err(error)) = added {
+                tracing::error!(topic, partition, offset, %error, "offset not stored");
+            }
+        }
+        if offsets.count() == 0 {
+            return;
+        }
+        if let Err(error) = self.consumer.store_offsets(&offsets) {
+            tracing::warn!(%error, "offsets not stored, their messages will come again");
+        }
+    }
+}
+
+impl Batch {
+    fn take(messages: Vec<Received>, partitions: &Arc<Partitions>) -> Self {
+        let mut wanted = HashMap::new();
+        for received in &messages {
+            wanted.insert(received.message.partition(), received.assignment);
+        }
+        let allowed = partitions.take(&wanted);
+        wanted.retain(|partition, _| allowed.contains(partition));
+        let is_current = |received: &Received| wanted.get(&received.message.partition()) == Some(&received.assignment);
+        let messages = messages.into_iter().filter(is_current).collect();
+        Self { messages, taken: wanted, partitions: Arc::clone(partitions) }
+    }
+
+    pub fn messages(&self) -> impl ExactSizeIterator<Item = &OwnedMessage> {
+        self.messages.iter().map(|received| &received.message)
+    }
+
+    pub fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    fn last_offsets(&self) -> impl Iterator<Item = (&str, i32, i64)> {
+        let mut last = HashMap::new();
+        for message in self.messages() {
+            last.insert(message.partition(), (message.topic(), message.offset()));
+        }
+        last.into_iter().map(|(partition, (topic, offset))| (topic, partition, offset))
+    }
+}
+
+impl Drop for Batch {
+    fn drop(&mut self) {
+        self.partitions.put_back(&self.taken);
+    }
+}

@@ -1,0 +1,16 @@
+//! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
+
+mod client;
+mod consumer;
+mod dead_letters;
+mod lane;
+mod partitions;
+mod producer;
+mod topics;
+
+pub use client::client_config;
+pub use consumer::{Consumer, Subscription};
+pub use dead_letters::DeadLetters;
+pub use lane::{Batch, Lane};
+pub use producer::{Message, Producer};
+pub use topics::{TopicReport, ensure_topics};

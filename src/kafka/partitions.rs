@@ -1,0 +1,142 @@
+use std::{
+    collections::HashMap,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+/// Which partitions this consumer owns, since which assignment, and what is in hand of each.
+///
+/// A partition that is revoked is first drained: no new batch takes from it, and the batches in hand may still finish and
+/// store their offsets. Then it is fenced: whatever comes later of it is dropped.
+#[derive(Debug, Default)]
+pub struct Partitions {
+    state: Mutex<State>,
+    settled: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    owned: HashMap<i32, Owned>,
+    assignments: u64,
+}
+
+#[derive(Debug)]
+struct Owned {
+    assignment: u64,
+    draining: bool,
+    batches_in_hand: usize,
+}
+
+impl Partitions {
+    pub fn assign(&self, partitions: &[i32]) {
+        let mut state = self.lock();
+        state.assignments += 1;
+        let assignment = state.assignments;
+        for partition in partitions {
+            state.owned.insert(*partition, Owned { assignment, draining: false, batches_in_hand: 0 });
+        }
+    }
+
+    /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
+    /// all was settled in time.
+    pub fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
+        let mut state = self.lock();
+        for partition in partitions {
+            if let Some(owned) = state.owned.get_mut(partition) {
+                owned.draining = true;
+            }
+        }
+        let in_hand = |state: &mut State| {
+            partitions.iter().any(|p| state.owned.get(p).is_some_and(|owned| owned.batches_in_hand > 0))
+        };
+        let waited = self.settled.wait_timeout_while(state, deadline, in_hand);
+        let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
+        for partition in partitions {
+            state.owned.remove(partition);
+        }
+        !timeout.timed_out()
+    }
+
+    /// The present assignment of a partition, by which its messages are marked.
+    pub fn assignment(&self, partition: i32) -> Option<u64> {
+        self.lock().owned.get(&partition).map(|owned| owned.assignment)
+    }
+
+    /// Counts a batch in hand for each of its partitions. Answers which of them it may take.
+    pub fn take(&self, partitions: &HashMap<i32, u64>) -> Vec<i32> {
+        let mut state = self.lock();
+        let mut taken = Vec::with_capacity(partitions.len());
+        for (partition, assignment) in partitions {
+            match state.owned.get_mut(partition) {
+                Some(owned) if owned.assignment == *assignment && !owned.draining => {
+                    owned.batches_in_hand += 1;
+                    taken.push(*partition);
+                }
+                _ => {}
+            }
+        }
+        taken
+    }
+
+    /// Whether the partition is still owned since that assignment, so that an offset of it may be stored.
+    pub fn is_owned(&self, partition: i32, assignment: u64) -> bool {
+        self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
+    }
+
+    /// Undoes [`Partitions::take`].
+    pub fn put_back(&self, partitions: &HashMap<i32, u64>) {
+        let mut state = self.lock();
+        for (partition, assignment) in partitions {
+            match state.owned.get_mut(partition) {
+                Some(owned) if owned.assignment == *assignment => owned.batches_in_hand -= 1,
+                _ => {}
+            }
+        }
+        drop(state);
+        self.settled.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn a_revoked_partition_is_drained_and_then_fenced() {
+        let partitions = Partitions::default();
+        partitions.assign(&[0, 1]);
+        let assignment = partitions.assignment(0).unwrap();
+        let batch = HashMap::from([(0, assignment)]);
+        assert_eq!(partitions.take(&batch), [0]);
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(10)));
+            while !partitions.lock().owned[&0].draining {
+                thread::yield_now();
+            }
+            assert!(partitions.take(&batch).is_empty(), "a draining partition gives no new batch");
+            assert!(partitions.is_owned(0, assignment), "the batch in hand may still store its offset");
+            partitions.put_back(&batch);
+            assert!(revoked.join().unwrap());
+        });
+        assert!(!partitions.is_owned(0, assignment));
+        assert!(partitions.assignment(1).is_some());
+    }
+
+    #[test]
+    fn a_batch_that_outlasts_the_deadline_is_fenced_all_the_same() {
+        let partitions = Partitions::default();
+        partitions.assign(&[0]);
+        let batch = HashMap::from([(0, partitions.assignment(0).unwrap())]);
+        partitions.take(&batch);
+        assert!(!partitions.revoke(&[0], Duration::from_millis(1)));
+        partitions.assign(&[0]);
+        assert!(!partitions.is_owned(0, batch[&0]), "an offset of the former assignment is dropped");
+        partitions.put_back(&batch);
+    }
+}
