@@ -1,13 +1,16 @@
 pub mod backoff;
+pub mod commands;
 pub mod compensate;
 pub mod config;
 pub mod crash_point;
 pub mod deduct;
 pub mod domain;
+pub mod ingest;
 pub mod kafka;
 pub mod lifecycle;
 pub mod lock;
 pub mod relay;
 pub mod store;
 pub mod telemetry;
+pub mod verify;
 pub mod wire;

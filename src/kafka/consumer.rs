@@ -66,7 +66,15 @@ impl Consumer {
                 let (sender, messages) = mpsc::unbounded_channel();
                 let memory = Arc::new(Semaphore::new(LANE_BYTES));
                 let inlet = Inlet { sender, memory, waiting: None };
-                (inlet, Lane { messages, consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) })
+                (
+                    inlet,
+                    Lane {
+                        messages,
+                        consumer: Arc::clone(&consumer),
+                        partitions: Arc::clone(&partitions),
+                        shutdown: shutdown.clone(),
+                    },
+                )
             })
             .unzip();
         let poller =

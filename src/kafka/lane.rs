@@ -11,6 +11,7 @@ use tokio::{
 };
 
 use super::{consumer::Context, partitions::Partitions};
+use crate::lifecycle::Shutdown;
 
 /// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
 #[derive(Debug)]
@@ -25,6 +26,7 @@ pub struct Lane {
     pub(super) messages: UnboundedReceiver<Received>,
     pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) partitions: Arc<Partitions>,
+    pub(super) shutdown: Shutdown,
 }
 
 /// Messages that are handled together, in the order of their offsets. Until it is dropped, its partitions are not given up.
@@ -35,11 +37,17 @@ pub struct Batch {
 }
 
 impl Lane {
-    /// Waits for messages; closes the batch at `max` messages, or `linger` after its first. `None` once the consumer has stopped.
+    /// Waits for messages; closes the batch at `max` messages, or `linger` after its first. `None` once the
+    /// process is to stop; what still waits then comes again.
     pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Batch> {
         loop {
             let mut messages = Vec::with_capacity(max.min(256));
-            if self.messages.recv_many(&mut messages, max).await == 0 {
+            let received = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => 0,
+                received = self.messages.recv_many(&mut messages, max) => received,
+            };
+            if received == 0 {
                 return None;
             }
             let deadline = Instant::now() + linger;

@@ -20,4 +20,4 @@ pub use orders::{NewOrder, OrderStore, Released, StoredOrder};
 pub use outbox::OutboxState;
 pub use products::{ImportSummary, Product};
 pub use stock::{Guard, StockStore};
-pub use verify::{OrderRow, OutcomeRow, StockSnapshot};
+pub use verify::{OrderRow, StockSnapshot};

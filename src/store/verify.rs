@@ -1,6 +1,6 @@
 //! The stores as `stocklock verify` reads them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use futures::TryStreamExt;
 use sqlx::{MySqlConnection, Row};
@@ -21,20 +21,17 @@ pub struct OrderRow {
     pub lines: Lines,
 }
 
-/// An order's outcome as the stock store has it; a damaged one is the text of what is wrong with it.
-#[derive(Debug, Clone)]
-pub struct OutcomeRow {
-    pub order_id: OrderId,
-    pub outcome: Result<Outcome, String>,
-}
-
 /// The stock store at one instant.
 #[derive(Debug, Default)]
 pub struct StockSnapshot {
     pub available: BTreeMap<ProductId, i64>,
     /// The sum of what was imported, restocked and adjusted.
     pub supplied: BTreeMap<ProductId, i64>,
-    pub outcomes: Vec<OutcomeRow>,
+    /// The sum of what completed orders hold.
+    pub held: BTreeMap<ProductId, i64>,
+    pub outcomes: u64,
+    /// Outcomes that cannot be read, with what is wrong with them.
+    pub damaged: Vec<(OrderId, String)>,
 }
 
 const READ_ORDERS: &str = "
@@ -71,15 +68,26 @@ fn order_row(row: &sqlx::mysql::MySqlRow) -> Result<OrderRow, StoreError> {
     })
 }
 
-fn outcome_row(row: &sqlx::mysql::MySqlRow) -> Result<OutcomeRow, StoreError> {
-    Ok(OutcomeRow { order_id: order_id(row)?, outcome: outcome(row).map_err(|e| e.to_string()) })
-}
-
 impl StockStore {
-    /// Those of the orders' outcomes that exist.
-    pub async fn find_outcomes(&self, ids: &[OrderId]) -> Result<Vec<OutcomeRow>, StoreError> {
+    /// Those of the orders' outcomes that exist and can be read; [`StockStore::snapshot`] tells of the damaged.
+    pub async fn find_outcomes(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Outcome>, StoreError> {
         let query = sqlx::query(READ_OUTCOMES).bind(order_ids(ids.iter().copied())?);
-        query.fetch_all(&mut *self.db.acquire().await?).await?.iter().map(outcome_row).collect()
+        let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
+        let mut outcomes = HashMap::with_capacity(rows.len());
+        for row in &rows {
+            if let Ok(outcome) = outcome(row) {
+                outcomes.insert(order_id(row)?, outcome);
+            }
+        }
+        Ok(outcomes)
+    }
+
+    /// Up to `limit` orders that were decided, after `after`, in the order of their ids.
+    pub async fn page_of_decided(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<OrderId>, StoreError> {
+        let sql = "SELECT order_id FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
+        let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
+        let rows = sqlx::query(sql).bind(after).bind(limit).fetch_all(&mut *self.db.acquire().await?).await?;
+        rows.iter().map(order_id).collect()
     }
 
     /// Reads the whole store in one consistent snapshot, which takes no locks.
@@ -106,7 +114,16 @@ async fn read_snapshot(conn: &mut MySqlConnection) -> Result<StockSnapshot, Stor
     }
     let mut rows = sqlx::query("SELECT order_id, outcome, reason, `lines` FROM order_outcomes").fetch(&mut *conn);
     while let Some(row) = rows.try_next().await? {
-        snapshot.outcomes.push(outcome_row(&row)?);
+        snapshot.outcomes += 1;
+        match outcome(&row) {
+            Ok(Outcome::Completed(demand)) => {
+                for (id, quantity) in demand.iter() {
+                    *snapshot.held.entry(id.clone()).or_insert(0) += quantity;
+                }
+            }
+            Ok(Outcome::Failed(_) | Outcome::Released(_)) => {}
+            Err(error) => snapshot.damaged.push((order_id(&row)?, error.to_string())),
+        }
     }
     Ok(snapshot)
 }

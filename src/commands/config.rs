@@ -1,0 +1,54 @@
+use clap::Args;
+use serde_json::json;
+
+use super::{Answer, Output};
+use crate::config::{Config, KEYS, Key, Layers, SecretUrl};
+
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// Say what is wrong with it, and nothing else; exit status 1 where anything is
+    #[arg(long)]
+    check: bool,
+}
+
+pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
+    let wrong = Config::resolve(layers).err();
+    if !args.check {
+        show(layers, output);
+    }
+    match wrong {
+        Some(errors) => {
+            eprintln!("{errors}");
+            Ok(Answer::No)
+        }
+        None => {
+            if args.check {
+                println!("the configuration is valid");
+            }
+            Ok(Answer::Done)
+        }
+    }
+}
+
+fn show(layers: &Layers, output: Output) {
+    for key in KEYS {
+        let (value, origin) = layers.value(key);
+        let value = shown(key, value);
+        if output == Output::Json {
+            let (default, environment) = (shown(key, key.default), key.environment_name());
+            let row = json!({"key": key.name, "value": value, "default": default, "origin": origin.to_string(),
+                             "environment": environment, "help": key.help});
+            println!("{row}");
+        } else {
+            let default = if value == key.default { String::new() } else { format!("; default {:?}", key.default) };
+            println!("{:32} = {value:<40} # {} ({origin}{default})", key.name, key.help);
+        }
+    }
+}
+
+fn shown(key: &Key, value: &str) -> String {
+    if key.is_secret() && !value.is_empty() {
+        return "***".to_owned();
+    }
+    value.split(',').map(|part| SecretUrl::new(part).to_string()).collect::<Vec<_>>().join(",")
+}

@@ -1,0 +1,138 @@
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use chrono::Utc;
+use clap::Subcommand;
+use reqwest::{Client, StatusCode};
+use serde_json::{Value, json};
+
+use super::{Answer, Output, import, process};
+use crate::{
+    config::Config,
+    domain::{Line, OrderId, OrderStatus, ProductId, Reason, ReportedStatus},
+    kafka::{Message, Producer},
+    wire::OrderStatusCodec,
+};
+
+#[derive(Debug, Subcommand)]
+pub enum OrderCommand {
+    /// Place one order
+    Place {
+        /// A product and how many units of it
+        #[arg(required = true, value_name = "ID=QUANTITY", value_parser = parse_line)]
+        lines: Vec<Line>,
+        /// Wait up to so many seconds for the outcome; exit status 1 where the order is refused
+        #[arg(long, value_name = "SECONDS")]
+        wait: Option<u64>,
+        /// The caller's own name for the order
+        #[arg(long)]
+        reference: Option<String>,
+    },
+    /// Show an order
+    Show { id: OrderId },
+    /// Place the orders of an NDJSON file, one request body a line; invalid ones are counted and passed over
+    Import(import::ImportArgs),
+    /// Report that an order failed, as a downstream system does
+    Fail {
+        id: OrderId,
+        /// Why
+        #[arg(long)]
+        reason: String,
+        /// Who says so
+        #[arg(long, default_value = "stocklock-cli")]
+        source: String,
+    },
+}
+
+fn parse_line(text: &str) -> Result<Line, String> {
+    let (id, quantity) = text.rsplit_once('=').ok_or("expected ID=QUANTITY")?;
+    let quantity = quantity.parse().map_err(|_| format!("{quantity:?} is not a whole number"))?;
+    let id = ProductId::parse(id).map_err(|e| e.to_string())?;
+    Line::new(id, quantity).map_err(|e| e.to_string())
+}
+
+pub async fn run(command: OrderCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
+    match command {
+        OrderCommand::Place { lines, wait, reference } => place(config, &lines, wait, reference, output).await,
+        OrderCommand::Show { id } => show(config, id, output).await,
+        OrderCommand::Import(args) => import::run(&args, config, output).await,
+        OrderCommand::Fail { id, reason, source } => fail(config, id, &reason, source, output).await,
+    }
+}
+
+async fn place(
+    config: &Config,
+    lines: &[Line],
+    wait: Option<u64>,
+    reference: Option<String>,
+    output: Output,
+) -> anyhow::Result<Answer> {
+    let lines = lines.iter().map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
+    let mut body = json!({"lines": lines.collect::<Vec<_>>()});
+    if let Some(reference) = reference {
+        body["reference"] = json!(reference);
+    }
+    let url = format!("{}/v1/orders", config.client.url);
+    let mut request = Client::new().post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
+    if let Some(seconds) = wait {
+        request = request.header("prefer", format!("wait={seconds}"));
+    }
+    let response = request.json(&body).send().await.with_context(|| url.clone())?;
+    let (status, body) = (response.status(), body_of(response).await);
+    print(&body, output);
+    match status {
+        StatusCode::CREATED | StatusCode::ACCEPTED => Ok(Answer::Done),
+        StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Ok(Answer::No),
+        status => bail!("{url} answers {status}"),
+    }
+}
+
+async fn show(config: &Config, id: OrderId, output: Output) -> anyhow::Result<Answer> {
+    let url = format!("{}/v1/orders/{id}", config.client.url);
+    let response =
+        Client::new().get(&url).timeout(Duration::from_secs(30)).send().await.with_context(|| url.clone())?;
+    let (status, body) = (response.status(), body_of(response).await);
+    print(&body, output);
+    match status {
+        StatusCode::OK => Ok(Answer::Done),
+        StatusCode::NOT_FOUND => Ok(Answer::No),
+        status => bail!("{url} answers {status}"),
+    }
+}
+
+/// What a server answered; what is no JSON is a text.
+async fn body_of(response: reqwest::Response) -> Value {
+    let text = response.text().await.unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or(Value::String(text))
+}
+
+/// A line a member, or the JSON as it came.
+fn print(body: &Value, output: Output) {
+    match (output, body) {
+        (Output::Text, Value::Object(members)) => {
+            for (name, value) in members {
+                let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                println!("{name:12} {value}");
+            }
+        }
+        _ => println!("{body}"),
+    }
+}
+
+async fn fail(
+    config: &Config,
+    order_id: OrderId,
+    reason: &str,
+    source: String,
+    output: Output,
+) -> anyhow::Result<Answer> {
+    let status = ReportedStatus::Failed(Reason::parse(reason));
+    let status = OrderStatus { order_id, status, source, occurred_at: Utc::now() };
+    let payload = Some(OrderStatusCodec::new()?.encode(&status)?);
+    let message = Message { key: Some(order_id.to_string().into_bytes()), payload, headers: None };
+    let producer = Producer::new(&config.kafka, &process::metrics()?)?;
+    let topic = &config.topics.order_status;
+    producer.produce(topic, vec![message]).await.with_context(|| format!("brokers {}", config.kafka.brokers))?;
+    print(&json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic}), output);
+    Ok(Answer::Done)
+}

@@ -1,0 +1,184 @@
+//! The long-running roles, each wired from the same parts.
+
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use tokio::{net::TcpListener, task::JoinSet};
+
+use super::{Answer, process};
+use crate::{
+    compensate::Compensator,
+    config::Config,
+    deduct::Worker,
+    ingest::{self, Api, Catalog, Committer, Desk},
+    kafka::{Consumer, DeadLetters, Producer, Subscription},
+    lifecycle::Shutdown,
+    lock::Locks,
+    relay::Relay,
+    store::OrderStore,
+    telemetry::{Health, Metrics, serve_admin},
+    wire::{OrderEventCodec, OrderStatusCodec},
+};
+
+#[derive(Debug, Clone, Copy)]
+pub enum Role {
+    Ingest,
+    Worker,
+    Compensator,
+}
+
+/// What the roles of a process share.
+#[derive(Clone)]
+struct Shared {
+    config: Arc<Config>,
+    metrics: Metrics,
+    health: Health,
+    shutdown: Shutdown,
+    producer: Producer,
+    events: Arc<OrderEventCodec>,
+    statuses: Arc<OrderStatusCodec>,
+}
+
+/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order.
+pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
+    let metrics = process::metrics()?;
+    let shared = Shared {
+        producer: Producer::new(&config.kafka, &metrics).context("kafka")?,
+        metrics,
+        health: Health::default(),
+        shutdown: Shutdown::on_signals()?,
+        events: Arc::new(OrderEventCodec::new()?),
+        statuses: Arc::new(OrderStatusCodec::new()?),
+        config: Arc::new(config),
+    };
+    let admin = listen("admin.listen", shared.config.admin.listen).await?;
+    let (health, metrics) = (shared.health.clone(), shared.metrics.clone());
+    let mut tasks = JoinSet::new();
+    for role in roles {
+        match role {
+            Role::Ingest => {
+                let http = listen("http.listen", shared.config.http.listen).await?;
+                tasks.spawn(ingest(shared.clone(), http));
+            }
+            Role::Worker => drop(tasks.spawn(worker(shared.clone()))),
+            Role::Compensator => drop(tasks.spawn(compensator(shared.clone()))),
+        }
+    }
+    let admin_stop = Shutdown::default();
+    let admin = tokio::spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
+    tracing::info!(?roles, admin = %shared.config.admin.listen, "started");
+    let mut failed = None;
+    while let Some(ended) = tasks.join_next().await {
+        if let Err(error) = ended.context("a role panicked").and_then(|result| result) {
+            tracing::error!(%error, "a role failed");
+            failed = failed.or(Some(error));
+        }
+        shared.shutdown.request();
+    }
+    shared.producer.flush().await;
+    admin_stop.request();
+    admin.await??;
+    failed.map_or(Ok(Answer::Done), Err)
+}
+
+async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
+    TcpListener::bind(address).await.with_context(|| format!("{key} = {address}"))
+}
+
+impl Shared {
+    fn relay(&self, store: OrderStore) -> Relay {
+        Relay::new(store, self.producer.clone(), &self.config.topics.orders, Arc::clone(&self.events))
+    }
+
+    fn dead_letters(&self, topic: &str) -> DeadLetters {
+        DeadLetters::new(self.producer.clone(), topic, &self.metrics)
+    }
+}
+
+async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
+    let Shared { config, metrics, health, shutdown, .. } = &shared;
+    let orders = process::open_order_store(config, metrics)?;
+    let stock = process::open_stock_store(config, metrics)?;
+    let relay = shared.relay(orders.clone());
+    let (committer, mut committing) =
+        Committer::start(orders.clone(), relay.clone(), config.ingest.group_max, metrics.clone());
+    let desk = Desk::new(orders.clone(), shutdown.clone());
+    let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
+    let asking = tokio::spawn(desk.clone().run());
+    let api = Api {
+        catalog: Catalog::new(stock.clone()),
+        outbox_max: config.ingest.outbox_max,
+        metrics: metrics.clone(),
+        orders: orders.clone(),
+        stock: stock.clone(),
+        committer,
+        desk,
+    };
+    tracing::info!(address = %config.http.listen, "taking orders");
+    ingest::serve(listener, api, shutdown.clone()).await?;
+    while committing.join_next().await.is_some() {}
+    asking.await?;
+    relaying.await?;
+    relay.drain().await;
+    orders.database().close().await;
+    stock.database().close().await;
+    Ok(())
+}
+
+async fn worker(shared: Shared) -> anyhow::Result<()> {
+    let Shared { config, metrics, health, shutdown, .. } = &shared;
+    let store = process::open_stock_store(config, metrics)?;
+    let worker = Worker {
+        store: store.clone(),
+        locks: Locks::new(&config.lock, &config.redis, metrics)?,
+        producer: shared.producer.clone(),
+        dead_letters: shared.dead_letters(&config.topics.orders_dlq),
+        events: Arc::clone(&shared.events),
+        statuses: Arc::clone(&shared.statuses),
+        status_topic: config.topics.order_status.as_str().into(),
+        metrics: metrics.clone(),
+    };
+    let subscription =
+        Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
+    let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
+    let (consumer, lanes) = consumer.context("kafka")?;
+    tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
+    let mut running = JoinSet::new();
+    for lane in lanes {
+        let health = health.register("lane");
+        health.ready();
+        running.spawn(worker.clone().run(lane, config.worker.clone(), health, shutdown.clone()));
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.context("a lane panicked")?;
+    }
+    consumer.stopped().await;
+    store.database().close().await;
+    Ok(())
+}
+
+async fn compensator(shared: Shared) -> anyhow::Result<()> {
+    let Shared { config, metrics, health, shutdown, .. } = &shared;
+    let store = process::open_order_store(config, metrics)?;
+    let compensator = Compensator {
+        relay: shared.relay(store.clone()),
+        store: store.clone(),
+        dead_letters: shared.dead_letters(&config.topics.order_status_dlq),
+        statuses: Arc::clone(&shared.statuses),
+        metrics: metrics.clone(),
+    };
+    let subscription =
+        Subscription { group_id: &config.compensator.group_id, topic: &config.topics.order_status, lanes: 1 };
+    let consumer =
+        Consumer::start(&config.kafka, &subscription, metrics, health.register("order-status"), shutdown.clone());
+    let (consumer, lanes) = consumer.context("kafka")?;
+    tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
+    for lane in lanes {
+        let health = health.register("lane");
+        health.ready();
+        compensator.clone().run(lane, config.compensator.clone(), health, shutdown.clone()).await;
+    }
+    consumer.stopped().await;
+    store.database().close().await;
+    Ok(())
+}

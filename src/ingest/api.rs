@@ -1,0 +1,219 @@
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
+
+use axum::{
+    Router,
+    body::{Body, to_bytes},
+    extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
+    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
+use serde_json::{Value, json};
+use tokio::net::TcpListener;
+
+use super::{
+    Catalog, Committer, Desk, MAX_BODY_BYTES, OrderRequest, Rejected, prefer,
+    problem::{FieldError, Problem},
+};
+use crate::{
+    domain::{OrderId, OrderState, ProductId},
+    lifecycle::Shutdown,
+    store::{NewOrder, OrderStore, StockStore, StoredOrder},
+    telemetry::Metrics,
+};
+
+const OPENAPI: &str = include_str!("openapi.json");
+
+/// What the handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    pub orders: OrderStore,
+    pub stock: StockStore,
+    pub catalog: Catalog,
+    pub committer: Committer,
+    pub desk: Desk,
+    /// Unpublished orders beyond which no more are taken.
+    pub outbox_max: u64,
+    pub metrics: Metrics,
+}
+
+/// Serves the API until a stop is requested; requests in hand are answered.
+pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::io::Result<()> {
+    let metrics = api.metrics.clone();
+    let app = Router::new()
+        .route("/v1/orders", post(place_order))
+        .route("/v1/orders/{id}", get(show_order))
+        .route("/v1/products/{id}", get(show_product))
+        .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)))
+        .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))
+        .method_not_allowed_fallback(async |method: Method| {
+            Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
+        })
+        .layer(middleware::from_fn_with_state(metrics, measure))
+        .with_state(Arc::new(api));
+    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.requested().await }).await
+}
+
+async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+    let begun = Instant::now();
+    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let response = next.run(request).await;
+    metrics.http_requests.with_label_values(&[&route, response.status().as_str()]).inc();
+    metrics.http_request_seconds.with_label_values(&[&route]).observe(begun.elapsed().as_secs_f64());
+    response
+}
+
+async fn place_order(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
+    let placed = api.place(&headers, body).await;
+    let result = match &placed {
+        Ok(_) => "accepted",
+        Err(problem) if problem.is_invalid() => "invalid",
+        Err(_) => "rejected",
+    };
+    api.metrics.orders_ingested.with_label_values(&[result]).inc();
+    let order_id = placed?;
+    let Some(patience) = prefer::wait(&headers) else { return Ok(accepted(order_id)) };
+    match api.desk.wait(order_id, patience).await {
+        Some((state, reason)) => Ok(decided(order_id, state, reason)),
+        None => Ok(accepted(order_id)),
+    }
+}
+
+impl Api {
+    async fn place(&self, headers: &HeaderMap, body: Body) -> Result<OrderId, Problem> {
+        if headers.contains_key("idempotency-key") {
+            let detail = "Idempotency-Key is not supported yet; nothing was saved";
+            return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
+        }
+        let too_large =
+            || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY_BYTES} bytes"));
+        let body = to_bytes(body, MAX_BODY_BYTES).await.map_err(|_| too_large())?;
+        let request = OrderRequest::parse(&body)?;
+        self.refuse_unknown_products(&request).await?;
+        if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
+            return Err(Problem::unavailable("the broker lags behind; nothing was saved"));
+        }
+        let order = NewOrder {
+            order_id: OrderId::generate(),
+            reference: request.reference,
+            customer_id: request.customer_id,
+            lines: request.lines,
+            accepted_at: Utc::now().trunc_subsecs(3),
+        };
+        let order_id = order.order_id;
+        self.committer.save(order).await.map_err(|rejected| match rejected {
+            Rejected::Overloaded | Rejected::Unavailable => Problem::unavailable(rejected.to_string()),
+            Rejected::Refused(_) => {
+                tracing::error!(%order_id, error = %rejected, "a valid order was refused");
+                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the order store refuses this order; nothing was saved")
+            }
+        })?;
+        Ok(order_id)
+    }
+
+    async fn refuse_unknown_products(&self, request: &OrderRequest) -> Result<(), Problem> {
+        let lines = request.lines.as_slice();
+        let products: BTreeSet<_> = lines.iter().map(|line| line.product_id().clone()).collect();
+        let unknown = self.catalog.unknown(&products).await;
+        let blamed = lines.iter().enumerate().filter(|(_, line)| unknown.contains(line.product_id()));
+        let errors: Vec<_> = blamed
+            .map(|(index, line)| FieldError {
+                pointer: format!("/lines/{index}/product_id"),
+                detail: format!("unknown product {}", line.product_id()),
+            })
+            .collect();
+        if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+    }
+}
+
+fn answer(status: StatusCode, headers: &[(HeaderName, String)], body: &Value) -> Response {
+    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
+    for (name, value) in headers {
+        if let Ok(value) = value.parse() {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+fn location(id: OrderId) -> (HeaderName, String) {
+    (header::LOCATION, format!("/v1/orders/{id}"))
+}
+
+fn accepted(id: OrderId) -> Response {
+    let body = json!({"order_id": id.to_string(), "status": OrderState::Pending.as_str()});
+    answer(StatusCode::ACCEPTED, &[location(id)], &body)
+}
+
+fn decided(id: OrderId, state: OrderState, reason: Option<String>) -> Response {
+    let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
+    if state == OrderState::Completed {
+        let body = json!({"order_id": id.to_string(), "status": state.as_str()});
+        return answer(StatusCode::CREATED, &[location(id), applied], &body);
+    }
+    let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
+    let problem = Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
+        .with("order_id", id.to_string())
+        .with("status", state.as_str())
+        .with("reason", reason);
+    let mut response = problem.into_response();
+    for (name, value) in [location(id), applied] {
+        if let Ok(value) = value.parse() {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
+}
+
+async fn show_order(
+    State(api): State<Arc<Api>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such order");
+    let id: OrderId = path.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
+    let found = api.orders.find(id).await.map_err(|error| {
+        tracing::warn!(%error, "order not read");
+        Problem::unavailable("the order store does not answer at present")
+    })?;
+    Ok(answer(StatusCode::OK, &[], &order_body(&found.ok_or_else(unknown)?)))
+}
+
+fn order_body(order: &StoredOrder) -> Value {
+    let lines = order.lines.as_slice().iter();
+    let lines = lines.map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
+    let mut body = json!({
+        "order_id": order.order_id.to_string(),
+        "status": order.status.as_str(),
+        "lines": lines.collect::<Vec<_>>(),
+        "created_at": time(order.created_at),
+        "updated_at": time(order.updated_at),
+    });
+    let optional = [("reason", &order.reason), ("reference", &order.reference), ("customer_id", &order.customer_id)];
+    for (name, value) in optional {
+        if let Some(value) = value {
+            body[name] = json!(value);
+        }
+    }
+    body
+}
+
+fn time(time: DateTime<Utc>) -> String {
+    time.to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
+async fn show_product(
+    State(api): State<Arc<Api>>,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<Response, Problem> {
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such product");
+    let id = path.ok().and_then(|Path(id)| ProductId::parse(&id).ok()).ok_or_else(unknown)?;
+    let found = api.stock.find_products(&[id]).await.map_err(|error| {
+        tracing::warn!(%error, "product not read");
+        Problem::unavailable("the stock store does not answer at present")
+    })?;
+    let product = found.first().ok_or_else(unknown)?;
+    let body = json!({"product_id": product.product_id.as_str(), "name": product.name, "available": product.available});
+    Ok(answer(StatusCode::OK, &[], &body))
+}

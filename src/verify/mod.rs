@@ -1,0 +1,229 @@
+//! Checks the invariants over both stores. The stock store is checked in one snapshot, exactly; the two stores together by
+//! reading the order store first and waiting for what is in flight.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::{Duration, Instant},
+};
+
+use serde::Serialize;
+
+use crate::{
+    domain::{OrderId, OrderState, fold::Outcome},
+    store::{OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
+};
+
+const PAGE: u32 = 5_000;
+const ASK_AGAIN: Duration = Duration::from_millis(500);
+
+/// A broken promise.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Its number in the list of invariants.
+    pub invariant: u8,
+    /// The product or the order.
+    pub subject: String,
+    pub detail: String,
+}
+
+/// What was found.
+#[derive(Debug, Default, Serialize)]
+pub struct Report {
+    pub products: usize,
+    pub outcomes: u64,
+    pub orders: u64,
+    pub violations: Vec<Violation>,
+    /// Orders that were still in flight when the time to settle was over.
+    pub unsettled: Vec<(String, String)>,
+}
+
+/// Orders in flight, with what they lack.
+type Open = BTreeMap<OrderId, &'static str>;
+
+const RELEASED: &str = "completed, and its stock was released";
+
+/// How an order and its outcome go together.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Holds,
+    /// Something is still on its way.
+    InFlight(&'static str),
+    /// What was read of the order may be older than what was read of its outcome.
+    ReadAgain,
+    Violated(u8, String),
+}
+
+/// Checks both stores; waits up to `settle` for orders in flight.
+pub async fn verify(orders: &OrderStore, stock: &StockStore, settle: Duration) -> Result<Report, StoreError> {
+    let mut report = Report::default();
+    let deadline = Instant::now() + settle;
+    let mut open = check_orders(orders, stock, &mut report).await?;
+    check_stock(&stock.snapshot().await?, &mut report);
+    check_decided(orders, stock, &mut report).await?;
+    while !open.is_empty() && Instant::now() < deadline {
+        tokio::time::sleep(ASK_AGAIN).await;
+        let before = std::mem::take(&mut open);
+        let ids: Vec<_> = before.keys().copied().collect();
+        for ids in ids.chunks(PAGE as usize) {
+            let page = orders.find_orders(ids).await?;
+            check_page(stock, &page, &before, &mut open, &mut report).await?;
+        }
+    }
+    report.unsettled = open.into_iter().map(|(id, why)| (id.to_string(), why.to_owned())).collect();
+    Ok(report)
+}
+
+/// Every order against its outcome. Answers those in flight.
+async fn check_orders(orders: &OrderStore, stock: &StockStore, report: &mut Report) -> Result<Open, StoreError> {
+    let (mut open, mut after) = (BTreeMap::new(), None);
+    loop {
+        let page = orders.page_of_orders(after, PAGE).await?;
+        let Some(last) = page.last() else { return Ok(open) };
+        after = Some(last.order_id);
+        report.orders += page.len() as u64;
+        check_page(stock, &page, &Open::new(), &mut open, report).await?;
+    }
+}
+
+async fn check_page(
+    stock: &StockStore,
+    page: &[OrderRow],
+    before: &Open,
+    open: &mut Open,
+    report: &mut Report,
+) -> Result<(), StoreError> {
+    let ids: Vec<_> = page.iter().map(|order| order.order_id).collect();
+    let outcomes: HashMap<_, _> = stock.find_outcomes(&ids).await?;
+    for order in page {
+        match judge(order, outcomes.get(&order.order_id)) {
+            Verdict::Holds => {}
+            Verdict::InFlight(why) => {
+                open.insert(order.order_id, why);
+            }
+            Verdict::ReadAgain if before.get(&order.order_id) == Some(&RELEASED) => {
+                let detail = "is COMPLETED, and its stock was released".to_owned();
+                report.violations.push(Violation {
+                    invariant: 3,
+                    subject: format!("order {}", order.order_id),
+                    detail,
+                });
+            }
+            Verdict::ReadAgain => {
+                open.insert(order.order_id, RELEASED);
+            }
+            Verdict::Violated(invariant, detail) => {
+                report.violations.push(Violation { invariant, subject: format!("order {}", order.order_id), detail });
+            }
+        }
+    }
+    Ok(())
+}
+
+fn judge(order: &OrderRow, outcome: Option<&Outcome>) -> Verdict {
+    match (order.status, outcome) {
+        (OrderState::Pending, _) => Verdict::InFlight("not decided yet"),
+        (OrderState::Completed, Some(Outcome::Completed(held))) if *held == order.lines.demand() => Verdict::Holds,
+        (OrderState::Completed, Some(Outcome::Completed(held))) => {
+            Verdict::Violated(5, format!("asks for {:?}, holds {held:?}", order.lines.demand()))
+        }
+        (OrderState::Completed, Some(Outcome::Released(_))) => Verdict::ReadAgain,
+        (OrderState::Completed, Some(Outcome::Failed(reason))) => {
+            Verdict::Violated(3, format!("is COMPLETED, and the worker refused it: {}", reason.as_str()))
+        }
+        (OrderState::Completed, None) => Verdict::Violated(3, "is COMPLETED, and no worker decided it".to_owned()),
+        (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Failed(_) | Outcome::Released(_))) => Verdict::Holds,
+        (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Completed(_)) | None) => {
+            Verdict::InFlight("its stock is not released yet")
+        }
+    }
+}
+
+/// Every outcome has an order.
+async fn check_decided(orders: &OrderStore, stock: &StockStore, report: &mut Report) -> Result<(), StoreError> {
+    let mut after = None;
+    loop {
+        let ids = stock.page_of_decided(after, PAGE).await?;
+        let Some(last) = ids.last() else { return Ok(()) };
+        after = Some(*last);
+        let found: std::collections::BTreeSet<_> =
+            orders.find_orders(&ids).await?.into_iter().map(|order| order.order_id).collect();
+        for id in ids.iter().filter(|id| !found.contains(id)) {
+            let detail = "was decided, and the order store does not have it".to_owned();
+            report.violations.push(Violation { invariant: 3, subject: format!("order {id}"), detail });
+        }
+    }
+}
+
+fn check_stock(snapshot: &StockSnapshot, report: &mut Report) {
+    report.products = snapshot.available.len();
+    report.outcomes = snapshot.outcomes;
+    let mut violated = |invariant, subject, detail| report.violations.push(Violation { invariant, subject, detail });
+    for (id, available) in &snapshot.available {
+        let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);
+        let (supplied, held) = (sum(&snapshot.supplied), sum(&snapshot.held));
+        if *available < 0 {
+            violated(1, format!("product {id}"), format!("{available} are available"));
+        }
+        if supplied - held != *available {
+            let detail = format!("{supplied} were supplied and {held} are held, but {available} are available");
+            violated(2, format!("product {id}"), detail);
+        }
+    }
+    for id in snapshot.held.keys().chain(snapshot.supplied.keys()).filter(|id| !snapshot.available.contains_key(id)) {
+        violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
+    }
+    for (id, detail) in &snapshot.damaged {
+        violated(4, format!("order {id}"), detail.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Demand, Reason};
+
+    fn order(status: OrderState) -> OrderRow {
+        OrderRow { order_id: OrderId::generate(), status, lines: serde_json::from_str(r#"[["a",1],["a",1]]"#).unwrap() }
+    }
+
+    fn demand(json: &str) -> Demand {
+        serde_json::from_str(json).unwrap()
+    }
+
+    #[test]
+    fn a_completed_order_holds_exactly_its_demand() {
+        let completed = order(OrderState::Completed);
+        assert_eq!(judge(&completed, Some(&Outcome::Completed(demand(r#"[["a",2]]"#)))), Verdict::Holds);
+        let part = Outcome::Completed(demand(r#"[["a",1]]"#));
+        assert!(matches!(judge(&completed, Some(&part)), Verdict::Violated(5, _)));
+        assert!(matches!(judge(&completed, None), Verdict::Violated(3, _)));
+        assert!(matches!(
+            judge(&completed, Some(&Outcome::Failed(Reason::InsufficientStock))),
+            Verdict::Violated(3, _)
+        ));
+    }
+
+    #[test]
+    fn a_failed_order_holds_nothing_in_the_end() {
+        let failed = order(OrderState::Failed);
+        let held = Outcome::Completed(demand(r#"[["a",2]]"#));
+        assert!(matches!(judge(&failed, Some(&held)), Verdict::InFlight(_)));
+        assert!(matches!(judge(&failed, None), Verdict::InFlight(_)));
+        assert_eq!(judge(&failed, Some(&Outcome::Released(Demand::default()))), Verdict::Holds);
+    }
+
+    #[test]
+    fn what_the_ledger_does_not_explain_names_the_product() {
+        let id = crate::domain::ProductId::parse("sku-1").unwrap();
+        let one = |n| BTreeMap::from([(id.clone(), n)]);
+        let check = |available, supplied, held| {
+            let (available, supplied, held) = (one(available), one(supplied), one(held));
+            let mut report = Report::default();
+            check_stock(&StockSnapshot { available, supplied, held, ..StockSnapshot::default() }, &mut report);
+            report.violations.iter().map(|v| (v.invariant, v.subject.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(check(3, 5, 2), []);
+        assert_eq!(check(4, 5, 2), [(2, "product sku-1".to_owned())]);
+        assert_eq!(check(-1, 5, 6), [(1, "product sku-1".to_owned())]);
+    }
+}
