@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 
 use super::{
     Catalog, Committer, Desk, MAX_BODY_BYTES, OrderRequest, Rejected, prefer,
-    problem::{FieldError, Problem},
+    problem::{FieldError, Problem, respond},
 };
 use crate::{
     domain::{OrderId, OrderState, ProductId},
@@ -69,7 +69,7 @@ async fn place_order(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body
     let placed = api.place(&headers, body).await;
     let result = match &placed {
         Ok(_) => "accepted",
-        Err(problem) if problem.is_invalid() => "invalid",
+        Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => "invalid",
         Err(_) => "rejected",
     };
     api.metrics.orders_ingested.with_label_values(&[result]).inc();
@@ -124,18 +124,13 @@ impl Api {
                 detail: format!("unknown product {}", line.product_id()),
             })
             .collect();
-        if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(errors)) }
+        if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
     }
 }
 
-fn answer(status: StatusCode, headers: &[(HeaderName, String)], body: &Value) -> Response {
-    let mut response = (status, [(header::CONTENT_TYPE, "application/json")], body.to_string()).into_response();
-    for (name, value) in headers {
-        if let Ok(value) = value.parse() {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    response
+fn answer(status: StatusCode, mut headers: Vec<(HeaderName, String)>, body: &Value) -> Response {
+    headers.push((header::CONTENT_TYPE, "application/json".to_owned()));
+    respond(status, &headers, body)
 }
 
 fn location(id: OrderId) -> (HeaderName, String) {
@@ -144,27 +139,24 @@ fn location(id: OrderId) -> (HeaderName, String) {
 
 fn accepted(id: OrderId) -> Response {
     let body = json!({"order_id": id.to_string(), "status": OrderState::Pending.as_str()});
-    answer(StatusCode::ACCEPTED, &[location(id)], &body)
+    answer(StatusCode::ACCEPTED, vec![location(id)], &body)
 }
 
 fn decided(id: OrderId, state: OrderState, reason: Option<String>) -> Response {
     let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
     if state == OrderState::Completed {
         let body = json!({"order_id": id.to_string(), "status": state.as_str()});
-        return answer(StatusCode::CREATED, &[location(id), applied], &body);
+        return answer(StatusCode::CREATED, vec![location(id), applied], &body);
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
-    let problem = Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
+    // The order's status stands where RFC 9457 allows the response's, which the status line has.
+    Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
         .with("order_id", id.to_string())
         .with("status", state.as_str())
-        .with("reason", reason);
-    let mut response = problem.into_response();
-    for (name, value) in [location(id), applied] {
-        if let Ok(value) = value.parse() {
-            response.headers_mut().insert(name, value);
-        }
-    }
-    response
+        .with("reason", reason)
+        .header(header::LOCATION, location(id).1)
+        .header(applied.0, applied.1)
+        .into_response()
 }
 
 async fn show_order(
@@ -177,7 +169,7 @@ async fn show_order(
         tracing::warn!(%error, "order not read");
         Problem::unavailable("the order store does not answer at present")
     })?;
-    Ok(answer(StatusCode::OK, &[], &order_body(&found.ok_or_else(unknown)?)))
+    Ok(answer(StatusCode::OK, Vec::new(), &order_body(&found.ok_or_else(unknown)?)))
 }
 
 fn order_body(order: &StoredOrder) -> Value {
@@ -215,5 +207,5 @@ async fn show_product(
     })?;
     let product = found.first().ok_or_else(unknown)?;
     let body = json!({"product_id": product.product_id.as_str(), "name": product.name, "available": product.available});
-    Ok(answer(StatusCode::OK, &[], &body))
+    Ok(answer(StatusCode::OK, Vec::new(), &body))
 }

@@ -1,25 +1,17 @@
 use axum::{
     body::Body,
-    http::{HeaderValue, StatusCode, header},
+    http::{HeaderName, HeaderValue, StatusCode, header},
     response::{IntoResponse, Response},
 };
 use serde::Serialize;
+use serde_json::{Map, Value, json};
 
 /// An error as RFC 9457 has it.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone)]
 pub struct Problem {
-    #[serde(rename = "type")]
-    kind: &'static str,
-    title: &'static str,
-    status: u16,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    detail: Option<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    errors: Vec<FieldError>,
-    #[serde(flatten)]
-    extension: serde_json::Map<String, serde_json::Value>,
-    #[serde(skip)]
-    headers: Vec<(header::HeaderName, &'static str)>,
+    status: StatusCode,
+    members: Map<String, Value>,
+    headers: Vec<(HeaderName, String)>,
 }
 
 /// What is wrong with one field, and what is allowed.
@@ -32,21 +24,18 @@ pub struct FieldError {
 
 impl Problem {
     pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
-        Self {
-            kind: "about:blank",
-            title: status.canonical_reason().unwrap_or("Error"),
-            status: status.as_u16(),
-            detail: Some(detail.into()),
-            errors: Vec::new(),
-            extension: serde_json::Map::new(),
-            headers: Vec::new(),
-        }
+        let mut members = Map::new();
+        members.insert("type".into(), "about:blank".into());
+        members.insert("title".into(), status.canonical_reason().unwrap_or("Error").into());
+        members.insert("status".into(), status.as_u16().into());
+        members.insert("detail".into(), detail.into().into());
+        Self { status, members, headers: Vec::new() }
     }
 
     /// 422 with the fields that are to blame.
-    pub fn invalid(errors: Vec<FieldError>) -> Self {
-        let problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved");
-        Self { errors, ..problem }
+    pub fn invalid(errors: &[FieldError]) -> Self {
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved")
+            .with("errors", json!(errors))
     }
 
     /// 503 that asks to come back in a second.
@@ -55,32 +44,46 @@ impl Problem {
     }
 
     #[must_use]
-    pub fn header(mut self, name: header::HeaderName, value: &'static str) -> Self {
-        self.headers.push((name, value));
+    pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+        self.headers.push((name, value.into()));
         self
     }
 
-    /// Adds a member of our own.
+    /// Sets a member, one of our own or one that is there.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<serde_json::Value>) -> Self {
-        self.extension.insert(name.to_owned(), value.into());
+    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.members.insert(name.to_owned(), value.into());
         self
     }
 
-    pub fn is_invalid(&self) -> bool {
-        self.status == StatusCode::UNPROCESSABLE_ENTITY.as_u16()
+    pub fn status(&self) -> StatusCode {
+        self.status
+    }
+
+    pub fn body(&self) -> Value {
+        Value::Object(self.members.clone())
     }
 }
 
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
-        let mut response = Response::new(Body::from(serde_json::to_vec(&self).unwrap_or_default()));
-        *response.status_mut() = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let headers = response.headers_mut();
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        for (name, value) in self.headers {
-            headers.insert(name, HeaderValue::from_static(value));
-        }
-        response
+        let content_type = (header::CONTENT_TYPE, "application/problem+json".to_owned());
+        respond(self.status, self.headers.iter().chain([&content_type]), &self.body())
     }
+}
+
+/// A response with a JSON body.
+pub fn respond<'a>(
+    status: StatusCode,
+    headers: impl IntoIterator<Item = &'a (HeaderName, String)>,
+    body: &Value,
+) -> Response {
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = status;
+    for (name, value) in headers {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
 }

@@ -6,7 +6,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 use super::{
     Database, StoreError,
     database::transaction,
-    rows::{expect_rows, hex, json, order_ids, parse_json},
+    rows::{expect_rows, hex, json, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus};
 
@@ -62,11 +62,11 @@ const INSERT_ORDERS: &str = "
         created_at  DATETIME(3) PATH '$[4]')) AS placed";
 
 /// In the order of the primary key, so that two compensators lock in the same order.
-const LOCK_STATES: &str = "
-    SELECT o.order_id, o.status
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(wanted.order_id)
-    FOR UPDATE";
+const LOCK_STATES: &str = concat!(
+    "SELECT o.order_id, o.status FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id FOR UPDATE",
+);
 
 const MOVE_ORDERS: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
@@ -77,16 +77,17 @@ const MOVE_ORDERS: &str = "
     STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
     SET o.status = moved.next, o.reason = moved.reason, o.updated_at = ?";
 
-const READ_LINES: &str = "
-    SELECT o.order_id, o.`lines`, o.created_at
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(wanted.order_id)";
+const READ_LINES: &str = concat!(
+    "SELECT o.order_id, o.`lines`, o.created_at FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id",
+);
 
-const READ_DECIDED: &str = "
-    SELECT o.order_id, o.status, o.reason
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(wanted.order_id)
-    WHERE o.status <> 'PENDING'";
+const READ_DECIDED: &str = concat!(
+    "SELECT o.order_id, o.status, o.reason FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id WHERE o.status <> 'PENDING'",
+);
 
 impl OrderStore {
     pub fn new(db: Database) -> Self {

@@ -8,15 +8,16 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 use super::{
     StoreError,
     orders::order_id,
-    rows::{expect_rows, hex, json, order_ids, parse_json},
+    rows::{expect_rows, hex, json, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 
 /// Takes no locks: it comes after the stock was read, and so sees every rival that had those rows before us.
-const READ: &str = "
-    SELECT o.order_id, o.outcome, o.reason, o.`lines`
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(wanted.order_id)";
+pub(super) const READ: &str = concat!(
+    "SELECT o.order_id, o.outcome, o.reason, o.`lines` FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN order_outcomes AS o ON o.order_id = wanted.order_id",
+);
 
 /// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
 const INSERT: &str = "

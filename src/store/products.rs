@@ -8,7 +8,7 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     StockStore, StoreError,
     database::transaction,
-    rows::{expect_rows, json, product_ids},
+    rows::{expect_rows, json, product_ids, wanted_products},
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
 
@@ -28,18 +28,19 @@ pub struct ImportSummary {
     pub unchanged: usize,
 }
 
-const READ: &str = "
-    SELECT p.product_id, p.name, p.available
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
-    STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id";
+macro_rules! read_products {
+    ($lock:literal) => {
+        concat!(
+            "SELECT p.product_id, p.name, p.available FROM ",
+            wanted_products!(),
+            " STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
+            $lock
+        )
+    };
+}
 
-const LOCK: &str = "
-    SELECT p.product_id, p.name, p.available
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
-    STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id
-    FOR UPDATE";
+const READ: &str = read_products!("");
+const LOCK: &str = read_products!(" FOR UPDATE");
 
 const INSERT: &str = "
     INSERT INTO products (product_id, name, available, updated_at)

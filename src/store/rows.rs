@@ -5,6 +5,24 @@ use serde::{Serialize, de::DeserializeOwned};
 use super::StoreError;
 use crate::domain::{Invalid, OrderId, ProductId};
 
+/// A table of the order ids of a parameter. (A derived table: MySQL refuses a locking clause where `JSON_TABLE` stands alone.)
+macro_rules! wanted_orders {
+    () => {
+        "(SELECT UNHEX(hex) AS order_id FROM JSON_TABLE(?, '$[*]' COLUMNS (
+            hex VARCHAR(32) CHARACTER SET ascii PATH '$')) AS ids) AS wanted"
+    };
+}
+pub(super) use wanted_orders;
+
+/// A table of the product ids of a parameter. (Its column must have the collation of the table's, or every row is read.)
+macro_rules! wanted_products {
+    () => {
+        "(SELECT product_id FROM JSON_TABLE(?, '$[*]' COLUMNS (
+            product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS ids) AS wanted"
+    };
+}
+pub(super) use wanted_products;
+
 /// The parameter of a `JSON_TABLE`.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
     serde_json::to_string(value).map_err(|e| StoreError::Refused(format!("does not serialize: {e}")))

@@ -7,7 +7,7 @@ use super::{
     Database, StoreError,
     database::transaction,
     outcomes,
-    rows::{json, product_ids},
+    rows::{json, product_ids, wanted_products},
 };
 use crate::{
     domain::{
@@ -42,10 +42,9 @@ struct Stock {
 macro_rules! read_stock {
     ($lock:literal) => {
         concat!(
-            "SELECT p.product_id, p.available, p.version
-             FROM JSON_TABLE(?, '$[*]' COLUMNS (
-                 product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS wanted
-             STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
+            "SELECT p.product_id, p.available, p.version FROM ",
+            wanted_products!(),
+            " STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
             $lock
         )
     };

@@ -8,8 +8,8 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     OrderStore, StockStore, StoreError,
     orders::order_id,
-    outcomes::outcome,
-    rows::{order_ids, parse_json},
+    outcomes::{self, outcome},
+    rows::{order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 
@@ -34,15 +34,11 @@ pub struct StockSnapshot {
     pub damaged: Vec<(OrderId, String)>,
 }
 
-const READ_ORDERS: &str = "
-    SELECT o.order_id, o.status, o.`lines`
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(wanted.order_id)";
-
-const READ_OUTCOMES: &str = "
-    SELECT o.order_id, o.outcome, o.reason, o.`lines`
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS wanted
-    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(wanted.order_id)";
+const READ_ORDERS: &str = concat!(
+    "SELECT o.order_id, o.status, o.`lines` FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id",
+);
 
 impl OrderStore {
     /// Up to `limit` orders after `after`, in the order of their ids.
@@ -71,7 +67,7 @@ fn order_row(row: &sqlx::mysql::MySqlRow) -> Result<OrderRow, StoreError> {
 impl StockStore {
     /// Those of the orders' outcomes that exist and can be read; [`StockStore::snapshot`] tells of the damaged.
     pub async fn find_outcomes(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Outcome>, StoreError> {
-        let query = sqlx::query(READ_OUTCOMES).bind(order_ids(ids.iter().copied())?);
+        let query = sqlx::query(outcomes::READ).bind(order_ids(ids.iter().copied())?);
         let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
         let mut outcomes = HashMap::with_capacity(rows.len());
         for row in &rows {
