@@ -1,0 +1,156 @@
+use std::{
+    collections::BTreeMap,
+    io::Read as _,
+    net::TcpListener,
+    os::unix::process::ExitStatusExt as _,
+    process::{Child, Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::world::PATIENCE;
+
+/// A command that has ended.
+pub struct Cli {
+    args: String,
+    output: Output,
+}
+
+/// A role that runs until it is killed or dropped.
+pub struct Role {
+    child: Child,
+    pub http: String,
+    pub admin: String,
+    log: tempfile::NamedTempFile,
+}
+
+fn command(env: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
+    let inherited = std::env::vars().filter(|(key, _)| !key.starts_with("STOCKLOCK__"));
+    command.env_clear().envs(inherited).envs(env).stdin(Stdio::null());
+    command
+}
+
+impl Cli {
+    pub fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
+        let output = command(env).args(args).output().expect("the binary runs");
+        Self { args: args.join(" "), output }
+    }
+
+    /// Fails the test unless the command ended with status 0.
+    #[track_caller]
+    pub fn succeeds(self) -> Self {
+        self.exits(0)
+    }
+
+    #[track_caller]
+    pub fn exits(self, status: i32) -> Self {
+        let shown = format!("stocklock {}\n{}{}", self.args, self.stdout(), self.stderr());
+        assert_eq!(self.output.status.code(), Some(status), "{shown}");
+        self
+    }
+
+    pub fn stdout(&self) -> String {
+        String::from_utf8_lossy(&self.output.stdout).into_owned()
+    }
+
+    pub fn stderr(&self) -> String {
+        String::from_utf8_lossy(&self.output.stderr).into_owned()
+    }
+
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.output.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout()))
+    }
+}
+
+impl Role {
+    pub fn spawn(env: &BTreeMap<String, String>, role: &str, settings: &[(&str, &str)]) -> Self {
+        let (http, admin) = (free_address(), free_address());
+        let log = tempfile::NamedTempFile::new().expect("a file");
+        let child = command(env)
+            .arg(role)
+            .env("STOCKLOCK__HTTP__LISTEN", &http)
+            .env("STOCKLOCK__ADMIN__LISTEN", &admin)
+            .envs(settings.iter().copied())
+            .stdout(Stdio::null())
+            .stderr(log.reopen().expect("the log"))
+            .spawn()
+            .expect("the binary runs");
+        Self { child, http: format!("http://{http}"), admin: format!("http://{admin}"), log }
+    }
+
+    /// Waits for `/readyz`.
+    pub async fn ready(&self) {
+        let begun = Instant::now();
+        loop {
+            let answer = reqwest::get(format!("{}/readyz", self.admin)).await;
+            if answer.is_ok_and(|answer| answer.status().is_success()) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "not ready:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The value of a metric, over all its labels that contain `labels`; 0 where there is none.
+    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
+        let of_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
+        of_name.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    /// Ends it as `kill -9` does.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("ended");
+    }
+
+    /// Ends it as an orchestrator does, and fails the test unless it ends well.
+    pub fn stop(mut self) {
+        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        let status = self.child.wait().expect("ended");
+        assert!(status.success(), "{status}:\n{}", self.log());
+    }
+
+    /// Waits until it has died at the crash point, and fails the test where it ended otherwise.
+    pub async fn crashed_at(mut self, point: &str) {
+        let begun = Instant::now();
+        let status = loop {
+            match self.child.try_wait().expect("its status") {
+                Some(status) => break status,
+                None => assert!(begun.elapsed() < PATIENCE, "{point} was never reached:\n{}", self.log()),
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        assert_eq!(status.signal(), Some(9), "{}", self.log());
+        assert!(self.log().contains(&format!("crash point {point} reached")), "{}", self.log());
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    pub fn log(&self) -> String {
+        let mut text = String::new();
+        self.log.reopen().expect("the log").read_to_string(&mut text).expect("text");
+        text
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("log of process {}:\n{}", self.child.id(), self.log());
+        }
+        let _ended = self.child.kill();
+        let _reaped = self.child.wait();
+    }
+}
+
+/// An address that nobody listens on.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").to_string()
+}

@@ -1,0 +1,208 @@
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    time::{Duration, Instant},
+};
+
+use serde_json::{Value, json};
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+use stocklock::{
+    config::{Config, Layers},
+    store,
+    telemetry::Metrics,
+};
+use uuid::Uuid;
+
+use super::{Cli, Role};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Database {
+    MySql,
+    MariaDb,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Strategy {
+    Row,
+    Redlock,
+}
+
+/// Databases, topics, groups and lock keys that no other test has.
+pub struct World {
+    pub env: BTreeMap<String, String>,
+    pub config: Config,
+    server_url: String,
+    name: String,
+}
+
+/// How long a test waits for something that is bound to happen.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+impl World {
+    /// Sets up both stores, in two databases, and the topics.
+    pub async fn new(database: Database, strategy: Strategy) -> Self {
+        let name = format!("it_{}", &Uuid::now_v7().simple().to_string()[20..]);
+        let server_url = server_url(database);
+        let mut server = MySqlConnection::connect(&server_url).await.expect("the database server");
+        for store in ["orders", "stock"] {
+            let create = format!("CREATE DATABASE {name}_{store}");
+            sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut server).await.expect("CREATE DATABASE");
+        }
+        let env = environment(&name, &server_url, strategy);
+        let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
+        let world = Self { env, config, server_url, name };
+        world.cli(&["setup"]).succeeds();
+        world
+    }
+
+    /// Runs a command to its end.
+    pub fn cli(&self, args: &[&str]) -> Cli {
+        Cli::run(&self.env, args)
+    }
+
+    /// Starts a role and waits until it is ready. It is killed when it is dropped.
+    pub async fn start(&self, role: &str) -> Role {
+        self.start_with(role, &[]).await
+    }
+
+    /// The same with more settings: `[("STOCKLOCK__LOCK__TTL", "1s")]`.
+    pub async fn start_with(&self, role: &str, settings: &[(&str, &str)]) -> Role {
+        let started = Role::spawn(&self.env, role, settings);
+        started.ready().await;
+        started
+    }
+
+    /// Starts a role that is to die at a crash point, and does not wait for it.
+    pub fn start_doomed(&self, role: &str, crash_at: &str) -> Role {
+        Role::spawn(&self.env, role, &[("STOCKLOCK_CRASH_AT", crash_at)])
+    }
+
+    pub fn import(&self, stock: &[(&str, i64)]) {
+        let mut csv = "product_id,name,available\n".to_owned();
+        for (id, available) in stock {
+            writeln!(csv, "{id},{id},{available}").expect("a string takes it");
+        }
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), csv).expect("written");
+        self.cli(&["stock", "import", &file.path().display().to_string()]).succeeds();
+    }
+
+    /// What is available of a product.
+    pub fn available(&self, id: &str) -> i64 {
+        let shown = self.cli(&["--output", "json", "stock", "show", id]).succeeds();
+        shown.json()[0]["available"].as_i64().expect("available")
+    }
+
+    /// Fails the test unless all invariants hold.
+    pub fn verify(&self) {
+        self.cli(&["verify", "--settle", "60s"]).succeeds();
+    }
+
+    /// Counts the orders in a state, in the order store.
+    pub async fn count_orders(&self, status: &str) -> i64 {
+        let mut conn = MySqlConnection::connect(self.config.order_store.url.expose()).await.expect("the order store");
+        let count = sqlx::query_scalar("SELECT COUNT(*) FROM orders WHERE status = ?").bind(status);
+        count.fetch_one(&mut conn).await.expect("a count")
+    }
+
+    /// Waits until no order is pending.
+    pub async fn settled(&self) {
+        let begun = Instant::now();
+        loop {
+            let pending = self.count_orders("PENDING").await;
+            if pending == 0 {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{pending} orders are still pending");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Runs a statement behind the project's back, in the stock store.
+    pub async fn tamper_with_stock(&self, sql: &str) {
+        let mut conn = MySqlConnection::connect(self.config.stock_store.url.expose()).await.expect("the stock store");
+        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut conn).await.expect("the statement");
+    }
+
+    pub fn metrics() -> Metrics {
+        Metrics::new().expect("metrics")
+    }
+
+    pub fn order_store(&self) -> store::OrderStore {
+        let idle = Duration::from_secs(60);
+        let opened = store::Database::open(&self.config.order_store, store::Role::OrderStore, idle, Self::metrics());
+        store::OrderStore::new(opened.expect("the order store"))
+    }
+
+    pub fn stock_store(&self, metrics: &Metrics) -> store::StockStore {
+        let idle = Duration::from_secs(60);
+        let opened = store::Database::open(&self.config.stock_store, store::Role::StockStore, idle, metrics.clone());
+        store::StockStore::new(opened.expect("the stock store"), metrics.clone())
+    }
+}
+
+impl Drop for World {
+    /// Drops the databases; a failed test keeps them for a look.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("kept: databases {0}_orders and {0}_stock on {1}", self.name, self.server_url);
+            return;
+        }
+        let (url, name) = (self.server_url.clone(), self.name.clone());
+        let dropping = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let mut server = MySqlConnection::connect(&url).await.expect("the database server");
+                for store in ["orders", "stock"] {
+                    let drop = format!("DROP DATABASE {name}_{store}");
+                    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut server).await.expect("DROP DATABASE");
+                }
+            });
+        });
+        dropping.join().expect("the databases are dropped");
+    }
+}
+
+/// An order's lines as a request body has them.
+pub fn lines(lines: &[(&str, i64)]) -> Value {
+    let lines = lines.iter().map(|(id, quantity)| json!({"product_id": id, "quantity": quantity}));
+    json!({"lines": lines.collect::<Vec<_>>()})
+}
+
+fn server_url(database: Database) -> String {
+    let name = match database {
+        Database::MySql => "mysql=",
+        Database::MariaDb => "mariadb=",
+    };
+    let all = std::env::var("STOCKLOCK_TEST_DATABASES").expect("STOCKLOCK_TEST_DATABASES: run dev/test");
+    let url = all.split(',').find_map(|entry| entry.strip_prefix(name));
+    url.unwrap_or_else(|| panic!("STOCKLOCK_TEST_DATABASES names no {name}")).to_owned()
+}
+
+fn environment(name: &str, server_url: &str, strategy: Strategy) -> BTreeMap<String, String> {
+    let inherited = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"));
+    let database = |store: &str| {
+        let (server, query) = server_url.split_once("/?").expect("a URL with /?");
+        format!("{server}/{name}_{store}?{query}")
+    };
+    let strategy = match strategy {
+        Strategy::Row => "row",
+        Strategy::Redlock => "redlock",
+    };
+    let settings = [
+        ("KAFKA__BROKERS", inherited("STOCKLOCK__KAFKA__BROKERS")),
+        ("REDIS__URLS", inherited("STOCKLOCK__REDIS__URLS")),
+        ("ORDER_STORE__URL", database("orders")),
+        ("STOCK_STORE__URL", database("stock")),
+        ("KAFKA__GROUP_ID", format!("{name}-worker")),
+        ("COMPENSATOR__GROUP_ID", format!("{name}-compensator")),
+        ("TOPICS__ORDERS", format!("{name}.orders")),
+        ("TOPICS__ORDER_STATUS", format!("{name}.order-status")),
+        ("TOPICS__ORDERS_DLQ", format!("{name}.orders.dlq")),
+        ("TOPICS__ORDER_STATUS_DLQ", format!("{name}.order-status.dlq")),
+        ("TOPICS__PARTITIONS", "4".to_owned()),
+        ("LOCK__STRATEGY", strategy.to_owned()),
+        ("LOCK__PREFIX", format!("{name}:lock:")),
+    ];
+    settings.into_iter().map(|(key, value)| (format!("STOCKLOCK__{key}"), value)).collect()
+}
