@@ -1,10 +1,16 @@
 //! What the tests stand on: a world of its own for each, and the project's processes in it.
 
+mod load;
 mod process;
+mod steps;
+mod topics;
 mod world;
 
+pub use load::{body, place_all};
 pub use process::{Cli, Role};
-pub use world::{Database, Strategy, World, lines};
+pub use steps::{deliver, order_lines, random_orders, release, step};
+pub use topics::{delivered, header};
+pub use world::{Database, PATIENCE, Strategy, World, lines};
 
 /// Runs a test once for each database and lock strategy: `on_every_stack!(async fn name(world: World) { … });`
 macro_rules! on_every_stack {
@@ -39,3 +45,28 @@ macro_rules! on_every_stack {
     )+};
 }
 pub(crate) use on_every_stack;
+
+/// The same on two of the four, where each test waits for a consumer group to notice that a member is gone: between them they
+/// have both databases and both strategies.
+macro_rules! on_two_stacks {
+    ($($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
+        mod $name {
+            #[allow(unused_imports, reason = "not every test needs what surrounds it")]
+            use super::*;
+
+            $(#[$meta])*
+            async fn check($world: crate::harness::World) $body
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mysql_row() {
+                check(crate::harness::World::new(crate::harness::Database::MySql, crate::harness::Strategy::Row).await).await;
+            }
+
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn mariadb_redlock() {
+                check(crate::harness::World::new(crate::harness::Database::MariaDb, crate::harness::Strategy::Redlock).await).await;
+            }
+        }
+    )+};
+}
+pub(crate) use on_two_stacks;
