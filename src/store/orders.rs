@@ -8,7 +8,10 @@ use super::{
     database::transaction,
     rows::{expect_rows, hex, json, order_ids, parse_json, wanted_orders},
 };
-use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus};
+use crate::{
+    crash_point::crash_point,
+    domain::{EventKind, Lines, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus},
+};
 
 /// The orders as clients placed them, and the outbox of what the `orders` topic still lacks.
 #[derive(Debug, Clone)]
@@ -153,6 +156,7 @@ impl OrderStore {
                 expect_rows("orders moved", moved.len(), written.rows_affected())?;
             }
             let events = release(conn, &plan.releases, lease).await?;
+            crash_point("compensate.written");
             Ok(Released { moved: plan.count_moves(), events, unknown: plan.unknown })
         })
     }

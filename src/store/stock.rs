@@ -10,6 +10,7 @@ use super::{
     rows::{json, product_ids, wanted_products},
 };
 use crate::{
+    crash_point::crash_point,
     domain::{
         OrderEvent, ProductId,
         fold::{Decisions, Unread, fold},
@@ -104,6 +105,7 @@ impl StockStore {
             self.write_stock(conn, &stock, &decisions, guard, now).await?;
             outcomes::insert(conn, &decisions.outcomes, now).await?;
             outcomes::release(conn, &decisions.released, now).await?;
+            crash_point("deduct.written");
             Ok(decisions)
         })
     }
