@@ -2,7 +2,12 @@
 //! Each test has databases, topics, groups and lock keys of its own, so that they run side by side.
 
 mod concurrency;
+mod crash;
 mod flow;
 mod harness;
+mod outage;
 mod ownership;
+mod poison;
+mod rebalance;
+mod redelivery;
 mod release;

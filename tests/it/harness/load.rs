@@ -9,8 +9,8 @@ use stocklock::domain::Lines;
 /// since the server is not there, is not placed again.
 pub async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<String> {
     let client = Client::new();
-    let placing = stream::iter(bodies).map(|body| {
-        let request = client.post(format!("{url}/v1/orders")).json(body);
+    let placing = stream::iter(bodies.to_vec()).map(|body| {
+        let request = client.post(format!("{url}/v1/orders")).json(&body);
         async move {
             let response = request.send().await.ok()?;
             assert_eq!(response.status(), StatusCode::ACCEPTED);

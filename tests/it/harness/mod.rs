@@ -2,14 +2,16 @@
 
 mod load;
 mod process;
+mod proxy;
 mod steps;
 mod topics;
 mod world;
 
 pub use load::{body, place_all};
-pub use process::{Cli, Role};
-pub use steps::{deliver, order_lines, random_orders, release, step};
-pub use topics::{delivered, header};
+pub use process::{Cli, Role, free_address};
+pub use proxy::{Line, Proxy};
+pub use steps::{deliver, order_lines, placed, random_orders, release};
+pub use topics::header;
 pub use world::{Database, PATIENCE, Strategy, World, lines};
 
 /// Runs a test once for each database and lock strategy: `on_every_stack!(async fn name(world: World) { … });`

@@ -150,7 +150,7 @@ impl Drop for Role {
 }
 
 /// An address that nobody listens on.
-fn free_address() -> String {
+pub fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     listener.local_addr().expect("an address").to_string()
 }

@@ -1,0 +1,166 @@
+//! `kill -9` where it hurts most, and anywhere: whatever dies is started again, and then nothing is lost and nothing is twice.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use serde_json::Value;
+
+use crate::harness::{
+    Database, Role, Strategy, World, body, free_address, on_two_stacks, order_lines, place_all, random_orders,
+};
+
+const PRODUCTS: usize = 12;
+
+fn import(world: &World, available: i64) {
+    let ids: Vec<_> = (0..PRODUCTS).map(|n| format!("p{n}")).collect();
+    world.import(&ids.iter().map(|id| (id.as_str(), available)).collect::<Vec<_>>());
+}
+
+fn bodies(seed: u64, count: usize) -> Vec<Value> {
+    random_orders(seed, count, PRODUCTS).iter().map(body).collect()
+}
+
+/// Small batches, so that a load is many of them.
+fn doomed(world: &World, role: &str, point: &str) -> Role {
+    let small = ["STOCKLOCK__WORKER__BATCH_MAX", "STOCKLOCK__COMPENSATOR__BATCH_MAX", "STOCKLOCK__INGEST__GROUP_MAX"];
+    let mut settings = vec![("STOCKLOCK_CRASH_AT", point)];
+    settings.extend(small.map(|key| (key, "20")));
+    Role::spawn(&world.env, role, &settings)
+}
+
+/// Fails the test unless each acknowledged order is final and all invariants hold.
+async fn check_nothing_lost(world: &World, acknowledged: &[String]) {
+    world.settled().await;
+    let ids: Vec<_> = acknowledged.iter().map(|id| id.parse().expect("an id")).collect();
+    let decided = world.order_store().find_decided(&ids).await.expect("the order store");
+    assert_eq!(decided.len(), acknowledged.len(), "acknowledged orders are final");
+    world.verify();
+    world.check_ledger(&world.stock_store(&World::metrics())).await;
+}
+
+/// A load meets a worker that dies at its point, and a compensator that dies once the worker has reported something.
+async fn crash_worker_and_compensator(world: World, worker_point: &str, compensator_point: &str) {
+    import(&world, 100);
+    let ingest = world.start("ingest").await;
+    let acknowledged = place_all(&ingest.http, &bodies(3, 400), 32).await;
+    assert_eq!(acknowledged.len(), 400);
+    doomed(&world, "worker", &format!("{worker_point}@4")).crashed_at(worker_point).await;
+    doomed(&world, "compensator", compensator_point).crashed_at(compensator_point).await;
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    check_nothing_lost(&world, &acknowledged).await;
+}
+
+on_two_stacks! {
+    async fn a_worker_that_dies_with_its_locks_held_loses_nothing(world: World) {
+        crash_worker_and_compensator(world, "deduct.locked", "compensate.committed").await;
+    }
+
+    async fn a_worker_that_dies_in_its_transaction_loses_nothing(world: World) {
+        crash_worker_and_compensator(world, "deduct.written", "compensate.written").await;
+    }
+
+    async fn a_worker_that_dies_after_its_commit_loses_nothing(world: World) {
+        crash_worker_and_compensator(world, "deduct.committed", "compensate.committed").await;
+    }
+
+    async fn a_worker_that_dies_before_it_stores_its_offsets_does_nothing_twice(world: World) {
+        crash_worker_and_compensator(world, "deduct.published", "compensate.written").await;
+    }
+}
+
+/// An ingest that dies under load, and another that sends what the first left in the outbox.
+async fn crash_ingest(point: &str) {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    import(&world, 100);
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    let ingest = doomed(&world, "ingest", &format!("{point}@3"));
+    ingest.ready().await;
+    let acknowledged = place_all(&ingest.http, &bodies(5, 300), 32).await;
+    ingest.crashed_at(point).await;
+    assert!(acknowledged.len() < 300, "it died under load");
+    let stored = world.order_store().outbox_state().await.expect("the outbox").pending;
+    assert!(stored > 0, "it left orders in the outbox");
+    let ingest = world.start("ingest").await;
+    let mut all = place_all(&ingest.http, &bodies(6, 100), 32).await;
+    assert_eq!(all.len(), 100);
+    all.extend(acknowledged);
+    check_nothing_lost(&world, &all).await;
+    ingest.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingest_that_dies_after_its_commit_loses_nothing() {
+    crash_ingest("ingest.committed").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingest_that_dies_before_it_strikes_out_what_it_published_does_nothing_twice() {
+    crash_ingest("relay.produced").await;
+}
+
+/// The release of a late failure is in the outbox by then, and the compensator that put it there is dead.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_compensator_that_dies_with_a_release_in_hand_gives_the_stock_back_all_the_same() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    world.import(&[("a", 10)]);
+    let ingest = world.start("ingest").await;
+    let orders = world.save(&[order_lines(&[("a", 3)]), order_lines(&[("a", 4)])]).await;
+    world.produce_events(&orders).await;
+    world.report_failed(orders[0].order_id, "out of town").await;
+    doomed(&world, "compensator", "compensate.committed").crashed_at("compensate.committed").await;
+    assert_eq!(world.count_orders("FAILED").await, 1);
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    world.verify();
+    assert_eq!(world.available("a"), 6);
+    ingest.stop();
+}
+
+/// A role that dies again and again at random moments, and is started again each time. Each of its lives is a group of its own: it
+/// need not wait until its last life is given up for dead, and takes the topic from its start, beside its likes.
+async fn die_at_random(world: &World, role: &str, http: &str, seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    for life in 0..5 {
+        let group = format!("{}-{seed}-{life}", world.config.kafka.group_id);
+        let groups =
+            ["STOCKLOCK__KAFKA__GROUP_ID", "STOCKLOCK__COMPENSATOR__GROUP_ID"].map(|key| (key, group.as_str()));
+        let running = Role::spawn(&world.env, role, &[groups[0], groups[1], ("STOCKLOCK__HTTP__LISTEN", http)]);
+        // The moment is what is random here; there is no condition to wait for.
+        tokio::time::sleep(Duration::from_millis(random.u64(500..3000))).await;
+        running.kill();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn processes_that_are_killed_at_random_moments_lose_nothing_and_do_nothing_twice() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    import(&world, 600);
+    let address = free_address();
+    let url = format!("http://{address}");
+    let over = AtomicBool::new(false);
+    let killing = async {
+        tokio::join!(
+            die_at_random(&world, "ingest", &address, 1),
+            die_at_random(&world, "worker", &address, 2),
+            die_at_random(&world, "worker", &address, 3),
+            die_at_random(&world, "compensator", &address, 4),
+        );
+        over.store(true, Ordering::SeqCst);
+    };
+    let loading = async {
+        let (mut acknowledged, mut seed) = (Vec::new(), 100);
+        while !over.load(Ordering::SeqCst) {
+            acknowledged.extend(place_all(&url, &bodies(seed, 60), 8).await);
+            seed += 1;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        acknowledged
+    };
+    let ((), acknowledged) = tokio::join!(killing, loading);
+    assert!(acknowledged.len() > 500, "{} orders were acknowledged", acknowledged.len());
+    assert!(world.count_orders("COMPLETED").await > 0, "the roles did some of their work before they died");
+    let _all = world.start("all").await;
+    check_nothing_lost(&world, &acknowledged).await;
+}

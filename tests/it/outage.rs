@@ -1,0 +1,100 @@
+//! A line to a server breaks or hangs, and comes back: orders wait, none is lost, none is set aside.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::harness::{
+    Database, Line, PATIENCE, Proxy, Role, Strategy, World, body, on_every_stack, place_all, random_orders,
+};
+
+fn bodies(seed: u64) -> Vec<Value> {
+    random_orders(seed, 100, 3).iter().map(body).collect()
+}
+
+/// Waits until a role has met the fault, and says so.
+async fn suffers(role: &Role, dependency: &str) {
+    let begun = Instant::now();
+    loop {
+        let retries = role.metric("stocklock_retries_total", &format!("dependency=\"{dependency}\"")).await;
+        let ready = reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").status().is_success();
+        if retries > 0.0 && !ready {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{retries} retries, ready: {ready}\n{}", role.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Places orders, takes the line of one role down, places more, and brings the line up again.
+async fn survive(
+    world: &World,
+    role: &str,
+    settings: &[(&str, &str)],
+    dependency: &str,
+    proxies: &[Proxy],
+    fault: Line,
+) {
+    world.import(&[("p0", 150), ("p1", 150), ("p2", 150)]);
+    let mut roles = Vec::new();
+    for other in ["ingest", "worker", "compensator"].into_iter().filter(|other| *other != role) {
+        roles.push(world.start(other).await);
+    }
+    let suffering = world.start_with(role, settings).await;
+    assert_eq!(place_all(&roles[0].http, &bodies(1), 16).await.len(), 100);
+    world.settled().await;
+    proxies.iter().for_each(|proxy| proxy.set(fault));
+    assert_eq!(place_all(&roles[0].http, &bodies(2), 16).await.len(), 100, "ingest does not need it");
+    suffers(&suffering, dependency).await;
+    assert!(world.count_orders("PENDING").await > 0);
+    proxies.iter().for_each(|proxy| proxy.set(Line::Up));
+    world.settled().await;
+    suffering.ready().await;
+    assert_eq!(world.count_orders("COMPLETED").await + world.count_orders("FAILED").await, 200);
+    for dead_letters in [&world.config.topics.orders_dlq, &world.config.topics.order_status_dlq] {
+        assert_eq!(world.count_messages(dead_letters), 0, "an outage is nobody's poison");
+    }
+    world.verify();
+    suffering.stop();
+}
+
+on_every_stack! {
+    async fn a_stock_store_that_goes_away_and_comes_back_costs_no_order(world: World) {
+        let (proxy, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+        let settings = [("STOCKLOCK__STOCK_STORE__URL", url.as_str())];
+        survive(&world, "worker", &settings, "stock_store", &[proxy], Line::Cut).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_store_that_goes_away_and_comes_back_costs_no_status() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    let (proxy, url) = Proxy::before(world.config.order_store.url.expose()).await;
+    let settings = [("STOCKLOCK__ORDER_STORE__URL", url.as_str())];
+    survive(&world, "compensator", &settings, "order_store", &[proxy], Line::Cut).await;
+}
+
+/// Two of three masters are a majority: without them no lock is had, with one of them all are.
+async fn lose_two_masters(fault: Line) {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    let (mut proxies, mut urls) = (Vec::new(), Vec::new());
+    for master in &world.config.redis.urls {
+        let (proxy, url) = Proxy::before(master.expose()).await;
+        proxies.push(proxy);
+        urls.push(url);
+    }
+    // One master alone is not missed.
+    proxies[2].set(fault);
+    let urls = urls.join(",");
+    survive(&world, "worker", &[("STOCKLOCK__REDIS__URLS", &urls)], "redis", &proxies[..2], fault).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_masters_that_break_off_and_come_back_cost_no_order() {
+    lose_two_masters(Line::Cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn redis_masters_that_hang_and_come_back_cost_no_order() {
+    lose_two_masters(Line::Hung).await;
+}

@@ -1,0 +1,125 @@
+//! Messages that no retry can help are set aside as they were found, and those behind them are done.
+
+use rdkafka::{Message as _, message::OwnedMessage};
+use stocklock::{
+    domain::{OrderId, OrderStatus, Reason, ReportedStatus},
+    wire::{OrderEventCodec, OrderStatusCodec},
+};
+
+use crate::harness::{Database, Strategy, World, header, order_lines};
+
+/// A value, and the class of the error that it is set aside with.
+type Poison = (OrderId, Vec<u8>, &'static str);
+
+/// What can be wrong with any value, given a good one.
+fn damaged(good: &[u8]) -> Vec<Poison> {
+    let mut other_schema = good.to_vec();
+    other_schema[5] ^= 0xFF;
+    let truncated = good[..good.len() - 3].to_vec();
+    let followed = [good, b"more"].concat();
+    [
+        (b"{\"order_id\":1}".to_vec(), "undecodable"),
+        (vec![0xC3], "undecodable"),
+        (vec![], "undecodable"),
+        (truncated, "undecodable"),
+        (followed, "undecodable"),
+        (other_schema, "unknown_schema"),
+    ]
+    .into_iter()
+    .map(|(value, class)| (OrderId::generate(), value, class))
+    .collect()
+}
+
+/// Replaces the one place where `found` stands.
+fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
+    let places: Vec<_> = (0..value.len()).filter(|start| value[*start..].starts_with(found)).collect();
+    let [start] = places[..] else { panic!("{found:?} stands at {places:?}") };
+    [&value[..start], by, &value[start + found.len()..]].concat()
+}
+
+fn poisoned_events(good: &[u8]) -> Vec<Poison> {
+    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1.
+    let patches: [(&[u8], &[u8]); 5] = [
+        (b"sku-1\x02", b"sku-1\x00"),
+        (b"sku-1\x02", b"sku-1\x01"),
+        (b"sku-1\x02", b"sku 1\x02"),
+        (b"PLACED", b"PLANED"),
+        (b"-7", b"!7"),
+    ];
+    let invalid = patches.map(|(found, by)| (OrderId::generate(), patched(good, found, by), "invalid"));
+    damaged(good).into_iter().chain(invalid).collect()
+}
+
+/// Fails the test unless each of the poisoned values was set aside, as found, with where it came from and why.
+fn check_letters(world: &World, poison: &[Poison], topic: &str, letters_topic: &str) {
+    let (found, letters) = (world.read_topic(topic), world.read_topic(letters_topic));
+    for (id, value, class) in poison {
+        let of = |messages: &[OwnedMessage]| {
+            let key = id.to_string();
+            messages.iter().find(|m| m.key() == Some(key.as_bytes())).expect("the message").clone()
+        };
+        let (origin, letter) = (of(&found), of(&letters));
+        assert_eq!(letter.payload().unwrap_or_default(), value);
+        let is = |name: &str, expected: &str| {
+            let key = format!("stocklock.{name}");
+            assert_eq!(header(&letter, &key).as_deref(), Some(expected), "{key} of {value:02x?}");
+        };
+        is("error.class", class);
+        is("original.topic", topic);
+        is("original.partition", &origin.partition().to_string());
+        is("original.offset", &origin.offset().to_string());
+        is("original.timestamp", &origin.timestamp().to_millis().expect("a time").to_string());
+        assert!(header(&letter, "stocklock.error.text").is_some_and(|text| text.len() > 10));
+    }
+    assert_eq!(letters.len(), poison.len());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    let topics = &world.config.topics;
+    world.import(&[("sku-1", 100)]);
+    let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 60]).await;
+    let poison = poisoned_events(&OrderEventCodec::new().unwrap().encode(&orders[0]).unwrap());
+    let values = poison.iter().map(|(id, value, _)| (*id, value.clone()));
+    world.produce(&topics.orders, values.collect()).await;
+    world.produce_events(&orders).await;
+    let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
+    check_letters(&world, &poison, &topics.orders, &topics.orders_dlq);
+    assert_eq!(worker.metric("stocklock_dead_letters_total", &topics.orders).await, 11.0);
+    assert_eq!((world.count_orders("COMPLETED").await, world.available("sku-1")), (60, 40));
+    world.verify();
+    worker.stop();
+    compensator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    let topics = &world.config.topics;
+    world.import(&[("sku-1", 100)]);
+    let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 60]).await;
+    let status = ReportedStatus::Failed(Reason::parse("why not"));
+    let status = OrderStatus {
+        order_id: orders[0].order_id,
+        status,
+        source: "payments".into(),
+        occurred_at: chrono::Utc::now(),
+    };
+    let good = OrderStatusCodec::new().unwrap().encode(&status).unwrap();
+    let mut poison = damaged(&good);
+    poison.push((OrderId::generate(), patched(&good, b"FAILED", b"FOILED"), "invalid"));
+    world.produce(&topics.order_status, poison.iter().map(|(id, value, _)| (*id, value.clone())).collect()).await;
+    world.produce_events(&orders).await;
+    let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+    check_letters(&world, &poison, &topics.order_status, &topics.order_status_dlq);
+    assert_eq!(compensator.metric("stocklock_dead_letters_total", &topics.order_status).await, 7.0);
+    assert_eq!(world.count_orders("COMPLETED").await, 60);
+    world.verify();
+    worker.stop();
+    compensator.stop();
+}
