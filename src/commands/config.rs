@@ -11,23 +11,18 @@ pub struct ConfigArgs {
     check: bool,
 }
 
-pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
-    let wrong = Config::resolve(layers).err();
+pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }
-    match wrong {
-        Some(errors) => {
-            eprintln!("{errors}");
-            Ok(Answer::No)
-        }
-        None => {
-            if args.check {
-                println!("the configuration is valid");
-            }
-            Ok(Answer::Done)
-        }
+    if let Err(errors) = Config::resolve(layers) {
+        eprintln!("{errors}");
+        return Answer::No;
     }
+    if args.check {
+        println!("the configuration is valid");
+    }
+    Answer::Done
 }
 
 fn show(layers: &Layers, output: Output) {

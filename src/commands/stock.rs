@@ -18,7 +18,7 @@ const MAX_NAME_CHARS: usize = 255;
 
 #[derive(Debug, Subcommand)]
 pub enum StockCommand {
-    /// Bring products to the quantities of a CSV file with the columns product_id,name,available
+    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and `available`
     Import { file: PathBuf },
     /// Show products, all of them unless some are named
     Show {

@@ -217,12 +217,12 @@ impl Poller {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let inlet = &mut self.inlets[lane];
         let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
-        match self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await }) {
-            Ok(Ok(memory)) => inlet.accept(message, assignment, memory),
-            Ok(Err(_)) | Err(_) => {
-                inlet.waiting = Some(Waiting { message, assignment });
-                self.set_paused(lane, true);
-            }
+        if let Ok(Ok(memory)) = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await })
+        {
+            inlet.accept(message, assignment, memory);
+        } else {
+            inlet.waiting = Some(Waiting { message, assignment });
+            self.set_paused(lane, true);
         }
     }
 
