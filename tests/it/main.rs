@@ -3,3 +3,4 @@
 
 mod flow;
 mod harness;
+mod row_locks;
