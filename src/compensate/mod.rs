@@ -50,7 +50,7 @@ impl Compensator {
     /// Handles a lane's batches in turn until its consumer stops. A batch is repeated until it is done; its offsets are stored
     /// only then.
     pub async fn run(self, mut lane: Lane, limits: config::Compensator, health: Component, shutdown: Shutdown) {
-        while let Some(batch) = lane.next_batch(limits.batch_max, limits.linger).await {
+        while let Some(batch) = health.waiting(lane.next_batch(limits.batch_max, limits.linger)).await {
             let messages: Vec<_> = batch.messages().collect();
             let mut failures = Backoff::default();
             while let Err(error) = self.step(&messages).await {

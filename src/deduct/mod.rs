@@ -63,7 +63,7 @@ impl Worker {
     /// Handles a lane's batches in turn until its consumer stops. A batch is repeated until it is done; its offsets are stored
     /// only then.
     pub async fn run(self, mut lane: Lane, limits: config::Worker, health: Component, shutdown: Shutdown) {
-        while let Some(batch) = lane.next_batch(limits.batch_max, limits.linger).await {
+        while let Some(batch) = health.waiting(lane.next_batch(limits.batch_max, limits.linger)).await {
             let messages: Vec<_> = batch.messages().collect();
             self.metrics.batch_orders.observe(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
             let mut failures = Backoff::default();
