@@ -1,5 +1,8 @@
 //! The integration tests: real Kafka, MySQL, MariaDB and Redis, named by the environment that `dev/stack env` prints.
 //! Each test has databases, topics, groups and lock keys of its own, so that they run side by side.
 
+mod api;
+mod api_outages;
+mod api_refusals;
 mod flow;
 mod harness;
