@@ -6,6 +6,7 @@ use rdkafka::{
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
     message::BorrowedMessage,
+    statistics,
     topic_partition_list::TopicPartitionList,
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -110,6 +111,14 @@ fn create(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> K
     BaseConsumer::from_config_and_context(&client, context)
 }
 
+/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
+/// it begins at the earliest.
+fn lag(partition: &statistics::Partition) -> Option<i64> {
+    let (low, high) = (partition.lo_offset, partition.hi_offset);
+    let all = (low >= 0 && high >= low).then(|| high - low);
+    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
+}
+
 /// What librdkafka calls back on the poll thread.
 pub struct Context {
     topic: String,
@@ -122,9 +131,9 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         for (partition, state) in &topic.partitions {
-            if state.consumer_lag >= 0 && self.partitions.assignment(*partition).is_some() {
-                let lag = &self.metrics.consumer_lag;
-                lag.with_label_values(&[&self.topic, &partition.to_string()]).set(state.consumer_lag);
+            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
+                let gauge = &self.metrics.consumer_lag;
+                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
             }
         }
     }

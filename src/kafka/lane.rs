@@ -56,7 +56,7 @@ impl Lane {
     /// Has batches handled in turn until the process is to stop. A batch that fails is repeated, with growing delays, until it is
     /// done; only then are its offsets stored. One that still fails at the stop is left to the partitions' next owner.
     pub async fn run<H: Handler>(mut self, handler: H, batches: Batches, metrics: &Metrics, health: &Component) {
-        while let Some(batch) = self.next_batch(batches).await {
+        while let Some(batch) = health.waiting(self.next_batch(batches)).await {
             let messages: Vec<_> = batch.messages().collect();
             let mut failures = Backoff::default();
             while let Err(error) = handler.handle(&messages).await {

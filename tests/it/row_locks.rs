@@ -9,7 +9,7 @@ use stocklock::{
     store::{Guard, NewOrder},
 };
 
-use crate::harness::{World, on_every_database};
+use crate::harness::{World, on_each_database};
 
 /// Well below the time that a statement waits for a lock in the database.
 const PROMPT: Duration = Duration::from_secs(2);
@@ -30,7 +30,7 @@ fn placed(lines: &str) -> OrderEvent {
     }
 }
 
-on_every_database! {
+on_each_database! {
     async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) {
         world.import(&[("a", 5), ("b", 5), ("c", 5)]);
         let stock = world.stock_store(&World::metrics());

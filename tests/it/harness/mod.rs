@@ -1,10 +1,15 @@
 //! What the tests stand on: a world of its own for each, and the project's processes in it.
 
+mod api;
 mod process;
+mod proxy;
+mod tamper;
 mod world;
 
+pub use api::Api;
 pub use process::{Cli, Role};
-pub use world::{Database, Strategy, World, lines};
+pub use proxy::Proxy;
+pub use world::{Database, PATIENCE, Strategy, World, lines};
 
 /// Runs a test once for each database and lock strategy: `on_every_stack!(async fn name(world: World) { … });`
 macro_rules! on_every_stack {
@@ -40,13 +45,14 @@ macro_rules! on_every_stack {
 }
 pub(crate) use on_every_stack;
 
-/// Runs a test once for each database, under `row`, where the strategy does not matter.
-macro_rules! on_every_database {
-    ($(async fn $name:ident($world:ident: World) $body:block)+) => {$(
+/// The same once for each database, for what does not depend on the lock strategy.
+macro_rules! on_each_database {
+    ($($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
         mod $name {
             #[allow(unused_imports, reason = "not every test needs what surrounds it")]
             use super::*;
 
+            $(#[$meta])*
             async fn check($world: crate::harness::World) $body
 
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -61,4 +67,4 @@ macro_rules! on_every_database {
         }
     )+};
 }
-pub(crate) use on_every_database;
+pub(crate) use on_each_database;
