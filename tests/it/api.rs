@@ -46,7 +46,7 @@ async fn an_outcome_is_answered_once_every_replica_shows_it() {
             assert_eq!(answer.header("preference-applied"), "wait");
             assert_eq!((shown["status"].as_str(), shown.get("reason")), (Some("COMPLETED"), None));
         } else {
-            let refused = answer.is_problem(409).body;
+            let refused = answer.problem(409).body;
             assert_eq!((&refused["status"], &refused["reason"]), (&json!("FAILED"), &json!("INSUFFICIENT_STOCK")));
             assert_eq!((&shown["status"], &shown["reason"]), (&json!("FAILED"), &json!("INSUFFICIENT_STOCK")));
         }
@@ -127,10 +127,10 @@ async fn products_are_shown_and_what_is_unknown_is_not_found() {
 
     let too_long = "a".repeat(65);
     for unknown in ["b", "a%20b", "%FF", "%C3%A9", &too_long] {
-        api.get(&format!("/v1/products/{unknown}")).await.is_problem(404);
+        api.get(&format!("/v1/products/{unknown}")).await.problem(404);
     }
     let (unknown, no_hyphens) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().simple().to_string());
     for unknown in [&unknown, &no_hyphens, "1", "%FF", "%00"] {
-        api.get(&format!("/v1/orders/{unknown}")).await.is_problem(404);
+        api.get(&format!("/v1/orders/{unknown}")).await.problem(404);
     }
 }

@@ -19,10 +19,10 @@ on_each_database! {
         let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
         let failed = api.decided(unchecked.order_id()).await;
         assert_eq!((&failed["status"], &failed["reason"]), (&json!("FAILED"), &json!("UNKNOWN_PRODUCT")));
-        let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.is_problem(409);
+        let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
         assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
         api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
-        let away = api.get("/v1/products/a").await.is_problem(503);
+        let away = api.get("/v1/products/a").await.problem(503);
         assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
         assert_eq!(world.available("a"), 4);
         world.verify();
@@ -64,9 +64,9 @@ async fn with_the_order_store_away_orders_are_refused_and_taken_again_when_it_is
     let api = Api::of(&ingest);
     let before = api.place(&lines(&[("a", 1)])).await.is(202);
     store.cut();
-    let refused = api.place(&lines(&[("a", 1)])).await.is_problem(503);
+    let refused = api.place(&lines(&[("a", 1)])).await.problem(503);
     assert!(refused.header("retry-after").parse::<u64>().is_ok(), "{refused:?}");
-    api.get(before.header("location")).await.is_problem(503);
+    api.get(before.header("location")).await.problem(503);
     store.mend();
     ingest.ready().await;
     api.get(before.header("location")).await.is(200);

@@ -64,14 +64,14 @@ async fn an_invalid_order_is_refused_with_the_fields_to_blame_and_nothing_is_sav
     let ingest = world.start("ingest").await;
     let api = Api::of(&ingest);
     for (order, blamed) in invalid_orders() {
-        let refused = api.place_and_wait(&order, 30).await.is_problem(422);
+        let refused = api.place_and_wait(&order, 30).await.problem(422);
         assert_eq!(refused.blamed(), blamed, "{order}");
     }
     let several = json!({"lines": [{"product_id": "a b", "quantity": 0}], "extra": 1});
     assert_eq!(api.place(&several).await.blamed(), ["/lines/0/product_id", "/lines/0/quantity", "/extra"]);
     assert_eq!(world.count_orders("PENDING").await, 0);
     assert!(ingest.metric("stocklock_orders_ingested_total", "invalid").await > 20.0);
-    assert_eq!(ingest.metric("stocklock_orders_ingested_total", "accepted").await, 0.0);
+    assert!(ingest.metric("stocklock_orders_ingested_total", "accepted").await < 0.5);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -85,7 +85,7 @@ async fn the_limits_themselves_are_allowed() {
     let order = lines(&[("a", 1)]).to_string();
     let largest = format!("{order}{}", " ".repeat((1 << 20) - order.len()));
     api.post(&largest, &[]).await.is(202);
-    api.post(&format!("{largest} "), &[]).await.is_problem(413);
+    api.post(&format!("{largest} "), &[]).await.problem(413);
     assert_eq!(world.count_orders("PENDING").await, 4);
 }
 
@@ -95,7 +95,7 @@ async fn what_is_no_order_at_all_is_told_apart() {
     let ingest = world.start("ingest").await;
     let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]).to_string());
     for body in ["", "lines", "{\"lines\":", &format!("{order}{order}")] {
-        api.post(body, &[]).await.is_problem(400);
+        api.post(body, &[]).await.problem(400);
     }
     for (method, path, allowed) in [
         (Method::GET, "/v1/orders", "POST"),
@@ -103,14 +103,14 @@ async fn what_is_no_order_at_all_is_told_apart() {
         (Method::PUT, "/v1/orders/1", "GET,HEAD"),
         (Method::POST, "/v1/products/a", "GET,HEAD"),
     ] {
-        let refused = api.send(method, path, &[], &order).await.is_problem(405);
+        let refused = api.send(method, path, &[], &order).await.problem(405);
         assert_eq!(refused.header("allow"), allowed, "{path}");
     }
     for path in ["/", "/v1", "/v1/orders/", "/v1/orders/1/2", "/v2/orders", "/metrics"] {
-        api.get(path).await.is_problem(404);
+        api.get(path).await.problem(404);
     }
     // Until keys are remembered, a request that rests on one must not be taken: it could come twice.
-    api.post(&order, &[("Idempotency-Key", "k-1"), ("Prefer", "wait=30")]).await.is_problem(501);
+    api.post(&order, &[("Idempotency-Key", "k-1"), ("Prefer", "wait=30")]).await.problem(501);
     assert_eq!(world.count_orders("PENDING").await, 0);
 }
 

@@ -89,7 +89,7 @@ impl Answer {
 
     /// Fails the test unless it is an RFC 9457 problem of this status.
     #[track_caller]
-    pub fn is_problem(self, status: u16) -> Self {
+    pub fn problem(self, status: u16) -> Self {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let (kind, title, detail) = (&self.body["type"], &self.body["title"], &self.body["detail"]);
         assert!(kind.is_string() && title.is_string() && detail.is_string(), "{self:?}");
