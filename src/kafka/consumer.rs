@@ -1,11 +1,11 @@
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
 
 use rdkafka::{
     ClientContext, Message as _, Statistics,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
-    message::BorrowedMessage,
+    message::{BorrowedMessage, OwnedMessage},
     statistics,
     topic_partition_list::TopicPartitionList,
 };
@@ -66,7 +66,7 @@ impl Consumer {
             .map(|_| {
                 let (sender, messages) = mpsc::unbounded_channel();
                 let memory = Arc::new(Semaphore::new(LANE_BYTES));
-                let inlet = Inlet { sender, memory, waiting: None };
+                let inlet = Inlet { sender, memory, waiting: VecDeque::new() };
                 (
                     inlet,
                     Lane {
@@ -177,12 +177,13 @@ fn ids(list: &TopicPartitionList) -> Vec<i32> {
 struct Inlet {
     sender: mpsc::UnboundedSender<Received>,
     memory: Arc<Semaphore>,
-    /// The message that found the lane full, while the lane's partitions are paused.
-    waiting: Option<Waiting>,
+    /// Messages that found the lane full; while there are any, the lane's partitions are paused. (More than one: partitions that
+    /// are assigned meanwhile are not paused yet.)
+    waiting: VecDeque<Waiting>,
 }
 
 struct Waiting {
-    message: rdkafka::message::OwnedMessage,
+    message: OwnedMessage,
     assignment: u64,
 }
 
@@ -201,7 +202,7 @@ impl Poller {
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
-            let any_waiting = self.inlets.iter().any(|inlet| inlet.waiting.is_some());
+            let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.consumer.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
                 Some(Ok(message)) => {
@@ -222,29 +223,34 @@ impl Poller {
         usize::try_from(message.partition()).unwrap_or(0) % self.inlets.len()
     }
 
-    fn deliver(&mut self, lane: usize, message: rdkafka::message::OwnedMessage) {
+    fn deliver(&mut self, lane: usize, message: OwnedMessage) {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let inlet = &mut self.inlets[lane];
-        let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
-        if let Ok(Ok(memory)) = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await })
-        {
-            inlet.accept(message, assignment, memory);
-        } else {
-            inlet.waiting = Some(Waiting { message, assignment });
-            self.set_paused(lane, true);
+        if inlet.waiting.is_empty() {
+            let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
+            let memory = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await });
+            if let Ok(Ok(memory)) = memory {
+                return inlet.accept(message, assignment, memory);
+            }
         }
+        inlet.waiting.push_back(Waiting { message, assignment });
+        self.set_paused(lane, true);
     }
 
     fn retry_waiting(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            let Some(waiting) = inlet.waiting.take() else { continue };
-            match Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&waiting.message)) {
-                Ok(memory) => {
-                    inlet.accept(waiting.message, waiting.assignment, memory);
-                    self.set_paused(lane, false);
+            if inlet.waiting.is_empty() {
+                continue;
+            }
+            while let Some(next) = inlet.waiting.front() {
+                let Ok(memory) = Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message)) else { break };
+                if let Some(Waiting { message, assignment }) = inlet.waiting.pop_front() {
+                    inlet.accept(message, assignment, memory);
                 }
-                Err(_) => inlet.waiting = Some(waiting),
+            }
+            if inlet.waiting.is_empty() {
+                self.set_paused(lane, false);
             }
         }
     }
@@ -280,12 +286,7 @@ impl Poller {
 }
 
 impl Inlet {
-    fn accept(
-        &self,
-        message: rdkafka::message::OwnedMessage,
-        assignment: u64,
-        memory: tokio::sync::OwnedSemaphorePermit,
-    ) {
+    fn accept(&self, message: OwnedMessage, assignment: u64, memory: tokio::sync::OwnedSemaphorePermit) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
             tracing::debug!("the lane is gone");
@@ -294,7 +295,7 @@ impl Inlet {
 }
 
 /// A message's share of its lane's memory; one larger than the lane may have all of it.
-fn cost(message: &rdkafka::message::OwnedMessage) -> u32 {
+fn cost(message: &OwnedMessage) -> u32 {
     let bytes = MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
     u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
 }

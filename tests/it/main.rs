@@ -13,5 +13,6 @@ mod cli_order;
 mod cli_stock;
 mod flow;
 mod harness;
+mod lanes;
 mod row_locks;
 mod verify;
