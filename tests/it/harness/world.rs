@@ -31,6 +31,7 @@ pub enum Strategy {
 pub struct World {
     pub env: BTreeMap<String, String>,
     pub config: Config,
+    pub strategy: Strategy,
     server_url: String,
     name: String,
 }
@@ -50,7 +51,7 @@ impl World {
         }
         let env = environment(&name, &server_url, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
-        let world = Self { env, config, server_url, name };
+        let world = Self { env, config, strategy, server_url, name };
         world.cli(&["setup"]).succeeds();
         world
     }

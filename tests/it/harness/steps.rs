@@ -1,0 +1,134 @@
+//! The use cases without their loops, so that a test decides what arrives when.
+
+use std::{sync::Arc, time::Duration};
+
+use chrono::{DurationRound as _, TimeDelta, Utc};
+use rdkafka::message::OwnedMessage;
+use stocklock::{
+    compensate::Compensator,
+    deduct::Worker,
+    domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId},
+    kafka::{DeadLetters, Producer},
+    lock::Locks,
+    relay::Relay,
+    store::{NewOrder, StockStore},
+    telemetry::Metrics,
+    wire::{OrderEventCodec, OrderStatusCodec},
+};
+
+use super::{World, topics::delivered};
+
+/// Nobody but the test publishes what is in the outbox.
+const LONG_LEASE: Duration = Duration::from_secs(3600);
+
+impl World {
+    /// A worker with connections of its own, as another process has them.
+    pub fn worker(&self, metrics: &Metrics) -> Worker {
+        let (config, producer) = (&self.config, Producer::new(&self.config.kafka, metrics).expect("a producer"));
+        Worker {
+            store: self.stock_store(metrics),
+            locks: Locks::new(&config.lock, &config.redis, metrics).expect("the locks"),
+            dead_letters: DeadLetters::new(producer.clone(), &config.topics.orders_dlq, metrics),
+            producer,
+            events: Arc::new(OrderEventCodec::new().expect("the schema")),
+            statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
+            status_topic: config.topics.order_status.as_str().into(),
+            metrics: metrics.clone(),
+        }
+    }
+
+    pub fn compensator(&self, metrics: &Metrics) -> Compensator {
+        let (config, producer) = (&self.config, Producer::new(&self.config.kafka, metrics).expect("a producer"));
+        let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
+        Compensator {
+            store: self.order_store(),
+            relay: Relay::new(self.order_store(), producer.clone(), &config.topics.orders, codec),
+            dead_letters: DeadLetters::new(producer, &config.topics.order_status_dlq, metrics),
+            statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
+            metrics: metrics.clone(),
+        }
+    }
+
+    /// Saves orders as ingest does, and answers their events, which are not on the topic yet.
+    pub async fn save(&self, orders: &[Lines]) -> Vec<OrderEvent> {
+        let now = Utc::now().duration_trunc(TimeDelta::milliseconds(1)).expect("milliseconds");
+        let orders: Vec<_> = orders
+            .iter()
+            .map(|lines| NewOrder {
+                order_id: OrderId::generate(),
+                reference: None,
+                customer_id: None,
+                lines: lines.clone(),
+                accepted_at: now,
+            })
+            .collect();
+        self.order_store().place(&orders, LONG_LEASE).await.expect("saved");
+        orders.into_iter().map(|order| placed(order.order_id, order.lines)).collect()
+    }
+
+    /// Has the compensator take all of the statuses topic, from its start, and publish what that releases.
+    pub async fn replay_statuses(&self, compensator: &Compensator) {
+        let messages = self.read_topic(&self.config.topics.order_status);
+        compensator.step(&messages.iter().collect::<Vec<_>>()).await.expect("applied");
+        compensator.relay.drain().await;
+    }
+
+    /// Has the worker take all of the orders topic, from its start.
+    pub async fn replay_orders(&self, worker: &Worker) {
+        let messages = self.read_topic(&self.config.topics.orders);
+        step(worker, &messages).await;
+    }
+
+    /// Fails the test unless the ledger explains the stock, and nothing is below zero.
+    pub async fn check_ledger(&self, store: &StockStore) {
+        let snapshot = store.snapshot().await.expect("a snapshot");
+        assert_eq!(snapshot.damaged, []);
+        for (id, available) in &snapshot.available {
+            let held = snapshot.held.get(id).copied().unwrap_or(0);
+            assert!(*available >= 0, "{available} of {id} are available");
+            assert_eq!(snapshot.supplied[id] - held, *available, "{id}: {held} are held");
+        }
+    }
+}
+
+pub fn placed(order_id: OrderId, lines: Lines) -> OrderEvent {
+    OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at: Utc::now() }
+}
+
+pub fn release(of: &OrderEvent) -> OrderEvent {
+    OrderEvent { kind: EventKind::Release, ..of.clone() }
+}
+
+pub fn order_lines(lines: &[(&str, i64)]) -> Lines {
+    let line =
+        |(id, quantity): &(&str, i64)| Line::new(ProductId::parse(id).expect("an id"), *quantity).expect("a line");
+    Lines::new(lines.iter().map(line).collect()).expect("lines")
+}
+
+/// Orders of 1 to 4 lines over products `p0`…, in any order and also twice; the same for the same seed.
+pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let mut order = || {
+        let lines: Vec<_> =
+            (0..random.usize(1..=4)).map(|_| (format!("p{}", random.usize(..products)), random.i64(1..=3))).collect();
+        order_lines(&lines.iter().map(|(id, quantity)| (id.as_str(), *quantity)).collect::<Vec<_>>())
+    };
+    (0..count).map(|_| order()).collect()
+}
+
+/// Has a worker do a batch, as often as it takes while others hold its locks. Answers how many orders got their outcome.
+pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
+    let messages: Vec<_> = messages.iter().collect();
+    for _ in 0..30 {
+        match worker.step(&messages).await {
+            Ok(decided) => return decided,
+            Err(error) => eprintln!("repeated: {error}"),
+        }
+    }
+    panic!("a batch was not done in 30 attempts");
+}
+
+/// The same for events that come in one batch, in this order.
+pub async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
+    step(worker, &events.iter().map(delivered).collect::<Vec<_>>()).await
+}

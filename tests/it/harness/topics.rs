@@ -1,0 +1,145 @@
+//! The topics as a test sees them: what is in them, what it puts there, and how far a group has come.
+
+use std::time::{Duration, Instant};
+
+use rdkafka::{
+    Message as _, Offset, Timestamp, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
+    message::{Headers as _, OwnedMessage},
+};
+use stocklock::{
+    kafka::{Message, Producer, client_config},
+    wire::{OrderEventCodec, OrderStatusCodec},
+};
+
+use super::{World, world::PATIENCE};
+use stocklock::domain::{OrderEvent, OrderId, OrderStatus, Reason, ReportedStatus};
+
+const TIMEOUT: Duration = Duration::from_secs(10);
+
+impl World {
+    fn reader(&self, group_id: &str) -> BaseConsumer {
+        let mut client = client_config(&self.config.kafka);
+        client.set("group.id", group_id).set("enable.auto.commit", "false");
+        client.create().expect("a consumer")
+    }
+
+    /// Each partition of a topic and the offset behind its last message.
+    fn ends(&self, reader: &BaseConsumer, topic: &str) -> Vec<(i32, i64)> {
+        let end = |partition| reader.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks").1;
+        (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
+    }
+
+    /// Everything that is in a topic, each partition in its order.
+    pub fn read_topic(&self, topic: &str) -> Vec<OwnedMessage> {
+        let reader = self.reader("reader");
+        let ends = self.ends(&reader, topic);
+        let mut all = TopicPartitionList::new();
+        for (partition, _) in &ends {
+            all.add_partition_offset(topic, *partition, Offset::Beginning).expect("a partition");
+        }
+        reader.assign(&all).expect("assigned");
+        let mut missing: i64 = ends.iter().map(|(_, end)| end).sum();
+        let (mut messages, begun) = (Vec::new(), Instant::now());
+        while missing > 0 {
+            assert!(begun.elapsed() < PATIENCE, "{missing} messages of {topic} cannot be read");
+            let Some(message) = reader.poll(Duration::from_millis(100)) else { continue };
+            let message = message.expect("a message").detach();
+            // What came after the ends were asked for is not waited for.
+            if ends.iter().any(|(partition, end)| *partition == message.partition() && message.offset() < *end) {
+                missing -= 1;
+                messages.push(message);
+            }
+        }
+        messages.sort_by_key(|message| (message.partition(), message.offset()));
+        messages
+    }
+
+    /// How many messages a topic has got so far.
+    pub fn count_messages(&self, topic: &str) -> usize {
+        let ends = self.ends(&self.reader("reader"), topic);
+        usize::try_from(ends.iter().map(|(_, end)| end).sum::<i64>()).expect("a count")
+    }
+
+    /// The messages of a topic which the group has not committed yet.
+    pub fn uncommitted(&self, group_id: &str, topic: &str) -> i64 {
+        let reader = self.reader(group_id);
+        let ends = self.ends(&reader, topic);
+        let mut asked = TopicPartitionList::new();
+        for (partition, _) in &ends {
+            asked.add_partition(topic, *partition);
+        }
+        let committed = reader.committed_offsets(asked, TIMEOUT).expect("committed offsets");
+        let behind = ends.iter().map(|(partition, end)| {
+            let element = committed.find_partition(topic, *partition).expect("the partition");
+            end - element.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(0)
+        });
+        behind.sum()
+    }
+
+    /// Waits until the group has committed all that is in the topic.
+    pub async fn caught_up(&self, group_id: &str, topic: &str) {
+        let begun = Instant::now();
+        loop {
+            let behind = self.uncommitted(group_id, topic);
+            if behind == 0 {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{group_id} is {behind} messages behind in {topic}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
+    /// Puts values into a topic as they are.
+    pub async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
+        let message = |(id, payload): (OrderId, _)| Message {
+            key: Some(id.to_string().into_bytes()),
+            payload: Some(payload),
+            headers: None,
+        };
+        let producer = Producer::new(&self.config.kafka, &Self::metrics()).expect("a producer");
+        producer.produce(topic, values.into_iter().map(message).collect()).await.expect("produced");
+    }
+
+    pub async fn produce_events(&self, events: &[OrderEvent]) {
+        let codec = OrderEventCodec::new().expect("the schema");
+        let values = events.iter().map(|event| (event.order_id, codec.encode(event).expect("encoded")));
+        self.produce(&self.config.topics.orders, values.collect()).await;
+    }
+
+    /// Reports that an order failed, in somebody's words.
+    pub async fn report_failed(&self, order_id: OrderId, words: &str) {
+        self.report(order_id, ReportedStatus::Failed(Reason::parse(words)), "payments").await;
+    }
+
+    pub async fn report(&self, order_id: OrderId, status: ReportedStatus, source: &str) {
+        let report = OrderStatus { order_id, status, source: source.to_owned(), occurred_at: chrono::Utc::now() };
+        let value = OrderStatusCodec::new().expect("the schema").encode(&report).expect("encoded");
+        self.produce(&self.config.topics.order_status, vec![(order_id, value)]).await;
+    }
+
+    /// What the statuses topic says, in the order of each partition.
+    pub fn read_statuses(&self) -> Vec<OrderStatus> {
+        let codec = OrderStatusCodec::new().expect("the schema");
+        let read = self.read_topic(&self.config.topics.order_status);
+        read.iter().filter_map(|message| codec.decode(message.payload()?).ok()).collect()
+    }
+
+    pub fn read_events(&self) -> Vec<OrderEvent> {
+        let codec = OrderEventCodec::new().expect("the schema");
+        let read = self.read_topic(&self.config.topics.orders);
+        read.iter().filter_map(|message| codec.decode(message.payload()?).ok()).collect()
+    }
+}
+
+/// A header's value, as text.
+pub fn header(message: &OwnedMessage, key: &str) -> Option<String> {
+    let found = message.headers()?.iter().find(|header| header.key == key)?;
+    Some(String::from_utf8_lossy(found.value?).into_owned())
+}
+
+/// An event as the worker gets it from its lane.
+pub fn delivered(event: &OrderEvent) -> OwnedMessage {
+    let payload = OrderEventCodec::new().expect("the schema").encode(event).expect("encoded");
+    OwnedMessage::new(Some(payload), None, "orders".to_owned(), Timestamp::NotAvailable, 0, 0, None)
+}
