@@ -11,36 +11,31 @@ pub struct ConfigArgs {
     check: bool,
 }
 
-pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
-    let wrong = Config::resolve(layers).err();
+pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }
-    match wrong {
-        Some(errors) => {
-            eprintln!("{errors}");
-            Ok(Answer::No)
-        }
-        None => {
-            if args.check {
-                println!("the configuration is valid");
-            }
-            Ok(Answer::Done)
-        }
+    if let Err(errors) = Config::resolve(layers) {
+        eprintln!("{errors}");
+        return Answer::No;
     }
+    if args.check {
+        println!("the configuration is valid");
+    }
+    Answer::Done
 }
 
 fn show(layers: &Layers, output: Output) {
     for key in KEYS {
         let (value, origin) = layers.value(key);
-        let value = shown(key, value);
+        let (value, default) = (shown(key, value), shown(key, key.default));
         if output == Output::Json {
-            let (default, environment) = (shown(key, key.default), key.environment_name());
+            let environment = key.environment_name();
             let row = json!({"key": key.name, "value": value, "default": default, "origin": origin.to_string(),
                              "environment": environment, "help": key.help});
             println!("{row}");
         } else {
-            let default = if value == key.default { String::new() } else { format!("; default {:?}", key.default) };
+            let default = if value == default { String::new() } else { format!("; default {default:?}") };
             println!("{:32} = {value:<40} # {} ({origin}{default})", key.name, key.help);
         }
     }
@@ -50,5 +45,9 @@ fn shown(key: &Key, value: &str) -> String {
     if key.is_secret() && !value.is_empty() {
         return "***".to_owned();
     }
-    value.split(',').map(|part| SecretUrl::new(part).to_string()).collect::<Vec<_>>().join(",")
+    // A list of URLs; a comma elsewhere may be part of a password.
+    if key.name == "redis.urls" {
+        return value.split(',').map(|url| SecretUrl::new(url).to_string()).collect::<Vec<_>>().join(",");
+    }
+    SecretUrl::new(value).to_string()
 }

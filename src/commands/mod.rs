@@ -81,7 +81,7 @@ impl Cli {
     pub async fn run(self) -> ExitCode {
         let layers = Layers::read(self.config.as_deref(), std::env::vars(), &self.set);
         let answer = match self.command {
-            Command::Config(args) => config::run(&args, &layers, self.output),
+            Command::Config(args) => Ok(config::run(&args, &layers, self.output)),
             command => match start(&layers) {
                 Ok(config) => command.run(config, self.output).await,
                 Err(error) => Err(error),

@@ -147,7 +147,8 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     for lane in lanes {
         let health = health.register("lane");
         health.ready();
-        running.spawn(worker.clone().run(lane, config.worker.clone(), health, shutdown.clone()));
+        let (worker, batches, metrics) = (worker.clone(), config.worker.batches, metrics.clone());
+        running.spawn(async move { lane.run(worker, batches, &metrics, &health).await });
     }
     while let Some(ended) = running.join_next().await {
         ended.context("a lane panicked")?;
@@ -176,8 +177,9 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     for lane in lanes {
         let health = health.register("lane");
         health.ready();
-        compensator.clone().run(lane, config.compensator.clone(), health, shutdown.clone()).await;
+        lane.run(compensator.clone(), config.compensator.batches, metrics, &health).await;
     }
+    compensator.relay.drain().await;
     consumer.stopped().await;
     store.database().close().await;
     Ok(())

@@ -18,7 +18,7 @@ const MAX_NAME_CHARS: usize = 255;
 
 #[derive(Debug, Subcommand)]
 pub enum StockCommand {
-    /// Bring products to the quantities of a CSV file with the columns product_id,name,available
+    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and `available`
     Import { file: PathBuf },
     /// Show products, all of them unless some are named
     Show {
@@ -49,7 +49,7 @@ async fn import(store: &StockStore, file: &PathBuf, output: Output) -> anyhow::R
     let style = ProgressStyle::with_template("importing {bar:40} {pos}/{len} products, {per_sec}")?;
     let progress = ProgressBar::new(rows as u64).with_style(style);
     let mut summary = ImportSummary::default();
-    let mut products = read(file)?;
+    let mut products = read(file)?.map(|row| row.map(|(_, product)| product));
     loop {
         let chunk = products.by_ref().take(CHUNK).collect::<anyhow::Result<Vec<_>>>()?;
         if chunk.is_empty() {
@@ -73,16 +73,17 @@ async fn import(store: &StockStore, file: &PathBuf, output: Output) -> anyhow::R
 /// Answers how many rows there are. Fails at the first that is wrong.
 fn check(file: &PathBuf) -> anyhow::Result<usize> {
     let mut seen = HashSet::new();
-    for product in read(file)? {
-        let product = product?;
+    for row in read(file)? {
+        let (line, product) = row?;
         if let Some(twice) = seen.replace(product.product_id) {
-            bail!("product {twice} stands twice");
+            bail!("line {line}: product {twice} stands twice");
         }
     }
     Ok(seen.len())
 }
 
-fn read(file: &PathBuf) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Product>>> {
+/// The products of a file, each with its line.
+fn read(file: &PathBuf) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(u64, Product)>>> {
     let mut reader = csv::Reader::from_path(file).with_context(|| file.display().to_string())?;
     let expected = ["product_id", "name", "available"];
     if reader.headers()?.iter().ne(expected) {
@@ -91,7 +92,8 @@ fn read(file: &PathBuf) -> anyhow::Result<impl Iterator<Item = anyhow::Result<Pr
     Ok(reader.into_records().map(|record| {
         let record = record?;
         let line = record.position().map_or(0, csv::Position::line);
-        parse(&record).with_context(|| format!("line {line}"))
+        let product = parse(&record).with_context(|| format!("line {line}"))?;
+        Ok((line, product))
     }))
 }
 

@@ -6,15 +6,12 @@ use chrono::Utc;
 use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
-    backoff::Backoff,
-    config,
     crash_point::crash_point,
     domain::OrderState,
-    kafka::{DeadLetters, Lane},
-    lifecycle::Shutdown,
+    kafka::{DeadLetters, Handler},
     relay::{COMMITTER_LEASE, Relay},
     store::{OrderStore, StoreError},
-    telemetry::{Component, Metrics},
+    telemetry::Metrics,
     wire::OrderStatusCodec,
 };
 
@@ -27,15 +24,6 @@ pub enum CompensateError {
     Kafka(#[from] rdkafka::error::KafkaError),
 }
 
-impl CompensateError {
-    fn dependency(&self) -> &'static str {
-        match self {
-            Self::Store(_) => "order_store",
-            Self::Kafka(_) => "kafka",
-        }
-    }
-}
-
 /// Applies batches of statuses. Whatever it does may be repeated without harm.
 #[derive(Clone)]
 pub struct Compensator {
@@ -46,31 +34,24 @@ pub struct Compensator {
     pub metrics: Metrics,
 }
 
-impl Compensator {
-    /// Handles a lane's batches in turn until its consumer stops. A batch is repeated until it is done; its offsets are stored
-    /// only then.
-    pub async fn run(self, mut lane: Lane, limits: config::Compensator, health: Component, shutdown: Shutdown) {
-        while let Some(batch) = lane.next_batch(limits.batch_max, limits.linger).await {
-            let messages: Vec<_> = batch.messages().collect();
-            let mut failures = Backoff::default();
-            while let Err(error) = self.step(&messages).await {
-                if shutdown.is_requested() {
-                    tracing::warn!(statuses = batch.len(), %error, "stopping, the batch is left to the next compensator");
-                    return;
-                }
-                self.metrics.retries.with_label_values(&[error.dependency()]).inc();
-                let delay = failures.next_delay();
-                tracing::warn!(statuses = batch.len(), failures = failures.failures(), %error, ?delay, "batch failed, repeating it");
-                health.not_ready(error.to_string());
-                tokio::time::sleep(delay).await;
-            }
-            health.ready();
-            lane.done(&batch);
-            self.store.database().observe_pool();
-        }
-        self.relay.drain().await;
+impl Handler for Compensator {
+    type Error = CompensateError;
+
+    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), CompensateError> {
+        self.step(messages).await?;
+        self.store.database().observe_pool();
+        Ok(())
     }
 
+    fn dependency(error: &CompensateError) -> &'static str {
+        match error {
+            CompensateError::Store(_) => "order_store",
+            CompensateError::Kafka(_) => "kafka",
+        }
+    }
+}
+
+impl Compensator {
     /// Does one batch: poison is set aside, the others move their orders in one transaction.
     pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<(), CompensateError> {
         let (mut statuses, mut found, mut poison) = (Vec::with_capacity(messages.len()), Vec::new(), Vec::new());

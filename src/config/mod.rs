@@ -73,15 +73,22 @@ pub struct Lock {
 
 #[derive(Debug, Clone)]
 pub struct Worker {
-    pub batch_max: usize,
-    pub linger: Duration,
+    pub batches: Batches,
     pub lanes: usize,
 }
 
 #[derive(Debug, Clone)]
 pub struct Compensator {
     pub group_id: String,
-    pub batch_max: usize,
+    pub batches: Batches,
+}
+
+/// When a batch is closed.
+#[derive(Debug, Clone, Copy)]
+pub struct Batches {
+    /// Messages.
+    pub max: usize,
+    /// After the first message.
     pub linger: Duration,
 }
 
@@ -137,14 +144,12 @@ impl Config {
                 prefix: values.get("lock.prefix"),
             },
             worker: Worker {
-                batch_max: values.within("worker.batch_max", 1, 10_000),
-                linger: values.between("worker.linger", Duration::ZERO, Duration::from_secs(1)),
+                batches: values.batches("worker.batch_max", "worker.linger"),
                 lanes: values.within("worker.lanes", 1, 64),
             },
             compensator: Compensator {
                 group_id: values.get("compensator.group_id"),
-                batch_max: values.within("compensator.batch_max", 1, 10_000),
-                linger: values.between("compensator.linger", Duration::ZERO, Duration::from_secs(1)),
+                batches: values.batches("compensator.batch_max", "compensator.linger"),
             },
             ingest: Ingest {
                 group_max: values.within("ingest.group_max", 1, 10_000),

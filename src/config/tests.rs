@@ -24,8 +24,8 @@ fn a_flag_wins_over_the_environment_and_that_over_a_file() {
     let read =
         |flags: &[String]| Config::resolve(&Layers::read(Some(file.path()), env.clone().into_iter(), flags)).unwrap();
     let config = read(&[]);
-    assert_eq!((config.worker.batch_max, config.worker.lanes, config.redis.urls.len()), (8, 3, 3));
-    assert_eq!(read(&["worker.batch_max=9".to_owned()]).worker.batch_max, 9);
+    assert_eq!((config.worker.batches.max, config.worker.lanes, config.redis.urls.len()), (8, 3, 3));
+    assert_eq!(read(&["worker.batch_max=9".to_owned()]).worker.batches.max, 9);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
-use super::{ConfigError, Key, Layers, Store};
+use super::{Batches, ConfigError, Key, Layers, Store};
 
 /// How a worker keeps others off the products of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -152,6 +152,11 @@ impl<'a> Values<'a> {
         let url = self.read(url, mysql);
         let migrate_url = self.read(migrate_url, |text| if text.is_empty() { Ok(url.clone()) } else { mysql(text) });
         Store { url, migrate_url, pool_max: self.within(pool_max, 1, 1000) }
+    }
+
+    pub fn batches(&mut self, max: &str, linger: &str) -> Batches {
+        let linger = self.between(linger, Duration::ZERO, Duration::from_secs(1));
+        Batches { max: self.within(max, 1, 10_000), linger }
     }
 
     pub fn redis_urls(&mut self) -> Vec<SecretUrl> {

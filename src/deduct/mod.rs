@@ -6,18 +6,15 @@ use chrono::{DateTime, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
-    backoff::Backoff,
-    config,
     crash_point::crash_point,
     domain::{
         OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
-    kafka::{DeadLetters, Lane, Message, Producer},
-    lifecycle::Shutdown,
+    kafka::{DeadLetters, Handler, Message, Producer},
     lock::{LockError, Locks},
     store::{StockStore, StoreError},
-    telemetry::{Component, Metrics},
+    telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec, WireError},
 };
 
@@ -36,16 +33,6 @@ pub enum DeductError {
     Wire(#[from] WireError),
 }
 
-impl DeductError {
-    fn dependency(&self) -> &'static str {
-        match self {
-            Self::Lock(_) | Self::LockLost => "redis",
-            Self::Store(_) => "stock_store",
-            Self::Kafka(_) | Self::Wire(_) => "kafka",
-        }
-    }
-}
-
 /// Decides batches of order events. Whatever it does may be repeated without harm.
 #[derive(Clone)]
 pub struct Worker {
@@ -59,34 +46,26 @@ pub struct Worker {
     pub metrics: Metrics,
 }
 
-impl Worker {
-    /// Handles a lane's batches in turn until its consumer stops. A batch is repeated until it is done; its offsets are stored
-    /// only then.
-    pub async fn run(self, mut lane: Lane, limits: config::Worker, health: Component, shutdown: Shutdown) {
-        while let Some(batch) = lane.next_batch(limits.batch_max, limits.linger).await {
-            let messages: Vec<_> = batch.messages().collect();
-            self.metrics.batch_orders.observe(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
-            let mut failures = Backoff::default();
-            while let Err(error) = self.step(&messages).await {
-                if shutdown.is_requested() {
-                    tracing::warn!(orders = batch.len(), %error, "stopping, the batch is left to the next worker");
-                    return;
-                }
-                self.metrics.retries.with_label_values(&[error.dependency()]).inc();
-                let delay = failures.next_delay();
-                tracing::warn!(orders = batch.len(), failures = failures.failures(), %error, ?delay, "batch failed, repeating it");
-                health.not_ready(error.to_string());
-                tokio::time::sleep(delay).await;
-            }
-            if failures.failures() > 0 {
-                tracing::info!(orders = batch.len(), failures = failures.failures(), "batch done after all");
-            }
-            health.ready();
-            lane.done(&batch);
-            self.store.database().observe_pool();
-        }
+impl Handler for Worker {
+    type Error = DeductError;
+
+    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), DeductError> {
+        self.metrics.batch_orders.observe(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
+        self.step(messages).await?;
+        self.store.database().observe_pool();
+        Ok(())
     }
 
+    fn dependency(error: &DeductError) -> &'static str {
+        match error {
+            DeductError::Lock(_) | DeductError::LockLost => "redis",
+            DeductError::Store(_) => "stock_store",
+            DeductError::Kafka(_) | DeductError::Wire(_) => "kafka",
+        }
+    }
+}
+
+impl Worker {
     /// Does one batch: poison is set aside, the others are decided in one transaction, and their outcomes are with the broker when
     /// it returns. Answers how many orders got their outcome now.
     pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<usize, DeductError> {

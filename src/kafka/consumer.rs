@@ -1,11 +1,12 @@
-use std::{sync::Arc, thread::JoinHandle, time::Duration};
+use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
 
 use rdkafka::{
     ClientContext, Message as _, Statistics,
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
-    message::BorrowedMessage,
+    message::{BorrowedMessage, OwnedMessage},
+    statistics,
     topic_partition_list::TopicPartitionList,
 };
 use tokio::sync::{Semaphore, mpsc};
@@ -65,7 +66,7 @@ impl Consumer {
             .map(|_| {
                 let (sender, messages) = mpsc::unbounded_channel();
                 let memory = Arc::new(Semaphore::new(LANE_BYTES));
-                let inlet = Inlet { sender, memory, waiting: None };
+                let inlet = Inlet { sender, memory, waiting: VecDeque::new() };
                 (
                     inlet,
                     Lane {
@@ -110,6 +111,14 @@ fn create(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> K
     BaseConsumer::from_config_and_context(&client, context)
 }
 
+/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
+/// it begins at the earliest.
+fn lag(partition: &statistics::Partition) -> Option<i64> {
+    let (low, high) = (partition.lo_offset, partition.hi_offset);
+    let all = (low >= 0 && high >= low).then(|| high - low);
+    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
+}
+
 /// What librdkafka calls back on the poll thread.
 pub struct Context {
     topic: String,
@@ -122,9 +131,9 @@ impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         for (partition, state) in &topic.partitions {
-            if state.consumer_lag >= 0 && self.partitions.assignment(*partition).is_some() {
-                let lag = &self.metrics.consumer_lag;
-                lag.with_label_values(&[&self.topic, &partition.to_string()]).set(state.consumer_lag);
+            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
+                let gauge = &self.metrics.consumer_lag;
+                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
             }
         }
     }
@@ -168,12 +177,13 @@ fn ids(list: &TopicPartitionList) -> Vec<i32> {
 struct Inlet {
     sender: mpsc::UnboundedSender<Received>,
     memory: Arc<Semaphore>,
-    /// The message that found the lane full, while the lane's partitions are paused.
-    waiting: Option<Waiting>,
+    /// Messages that found the lane full; while there are any, the lane's partitions are paused. (More than one: partitions that
+    /// are assigned meanwhile are not paused yet.)
+    waiting: VecDeque<Waiting>,
 }
 
 struct Waiting {
-    message: rdkafka::message::OwnedMessage,
+    message: OwnedMessage,
     assignment: u64,
 }
 
@@ -192,7 +202,7 @@ impl Poller {
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
-            let any_waiting = self.inlets.iter().any(|inlet| inlet.waiting.is_some());
+            let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.consumer.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
                 Some(Ok(message)) => {
@@ -213,29 +223,35 @@ impl Poller {
         usize::try_from(message.partition()).unwrap_or(0) % self.inlets.len()
     }
 
-    fn deliver(&mut self, lane: usize, message: rdkafka::message::OwnedMessage) {
+    fn deliver(&mut self, lane: usize, message: OwnedMessage) {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let inlet = &mut self.inlets[lane];
-        let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
-        match self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await }) {
-            Ok(Ok(memory)) => inlet.accept(message, assignment, memory),
-            Ok(Err(_)) | Err(_) => {
-                inlet.waiting = Some(Waiting { message, assignment });
-                self.set_paused(lane, true);
+        if inlet.waiting.is_empty() {
+            let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
+            let memory = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await });
+            if let Ok(Ok(memory)) = memory {
+                return inlet.accept(message, assignment, memory);
             }
         }
+        inlet.waiting.push_back(Waiting { message, assignment });
+        tracing::debug!(lane, waiting = inlet.waiting.len(), "the lane is full, its partitions are paused");
+        self.set_paused(lane, true);
     }
 
     fn retry_waiting(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            let Some(waiting) = inlet.waiting.take() else { continue };
-            match Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&waiting.message)) {
-                Ok(memory) => {
-                    inlet.accept(waiting.message, waiting.assignment, memory);
-                    self.set_paused(lane, false);
+            if inlet.waiting.is_empty() {
+                continue;
+            }
+            while let Some(next) = inlet.waiting.front() {
+                let Ok(memory) = Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message)) else { break };
+                if let Some(Waiting { message, assignment }) = inlet.waiting.pop_front() {
+                    inlet.accept(message, assignment, memory);
                 }
-                Err(_) => inlet.waiting = Some(waiting),
+            }
+            if inlet.waiting.is_empty() {
+                self.set_paused(lane, false);
             }
         }
     }
@@ -271,12 +287,7 @@ impl Poller {
 }
 
 impl Inlet {
-    fn accept(
-        &self,
-        message: rdkafka::message::OwnedMessage,
-        assignment: u64,
-        memory: tokio::sync::OwnedSemaphorePermit,
-    ) {
+    fn accept(&self, message: OwnedMessage, assignment: u64, memory: tokio::sync::OwnedSemaphorePermit) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
             tracing::debug!("the lane is gone");
@@ -285,7 +296,7 @@ impl Inlet {
 }
 
 /// A message's share of its lane's memory; one larger than the lane may have all of it.
-fn cost(message: &rdkafka::message::OwnedMessage) -> u32 {
+fn cost(message: &OwnedMessage) -> u32 {
     let bytes = MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
     u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{collections::HashMap, sync::Arc};
 
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -11,7 +11,23 @@ use tokio::{
 };
 
 use super::{consumer::Context, partitions::Partitions};
-use crate::lifecycle::Shutdown;
+use crate::{
+    backoff::Backoff,
+    config::Batches,
+    lifecycle::Shutdown,
+    telemetry::{Component, Metrics},
+};
+
+/// What a lane's batches are for.
+pub trait Handler: Send + Sync {
+    type Error: std::error::Error + Send;
+
+    /// Does one batch. Fails only where it may help to repeat the whole of it, which must do no harm.
+    fn handle(&self, messages: &[&OwnedMessage]) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    /// What failed: a bounded label.
+    fn dependency(error: &Self::Error) -> &'static str;
+}
 
 /// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
 #[derive(Debug)]
@@ -37,9 +53,30 @@ pub struct Batch {
 }
 
 impl Lane {
-    /// Waits for messages; closes the batch at `max` messages, or `linger` after its first. `None` once the
+    /// Has batches handled in turn until the process is to stop. A batch that fails is repeated, with growing delays, until it is
+    /// done; only then are its offsets stored. One that still fails at the stop is left to the partitions' next owner.
+    pub async fn run<H: Handler>(mut self, handler: H, batches: Batches, metrics: &Metrics, health: &Component) {
+        while let Some(batch) = health.waiting(self.next_batch(batches)).await {
+            let messages: Vec<_> = batch.messages().collect();
+            let mut failures = Backoff::default();
+            while let Err(error) = handler.handle(&messages).await {
+                let delay = failures.next_delay();
+                metrics.retries.with_label_values(&[H::dependency(&error)]).inc();
+                tracing::warn!(messages = messages.len(), failures = failures.failures(), %error, ?delay, "batch failed");
+                health.not_ready(error.to_string());
+                if self.shutdown.is_requested() {
+                    return;
+                }
+                tokio::time::sleep(delay).await;
+            }
+            health.ready();
+            self.done(&batch);
+        }
+    }
+
+    /// Waits for messages; closes the batch when it is full or old enough. `None` once the
     /// process is to stop; what still waits then comes again.
-    pub async fn next_batch(&mut self, max: usize, linger: Duration) -> Option<Batch> {
+    pub async fn next_batch(&mut self, Batches { max, linger }: Batches) -> Option<Batch> {
         loop {
             let mut messages = Vec::with_capacity(max.min(256));
             let received = tokio::select! {

@@ -11,6 +11,6 @@ mod topics;
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
-pub use lane::{Batch, Lane};
+pub use lane::{Batch, Handler, Lane};
 pub use producer::{Message, Producer};
 pub use topics::{TopicReport, ensure_topics};

@@ -24,14 +24,14 @@ pub enum LockError {
 pub enum Locks {
     /// The transaction locks the rows itself.
     Row,
-    Redlock(Redlock),
+    Redlock(Box<Redlock>),
 }
 
 /// The locks of a batch, until they are released.
 #[derive(Debug)]
 pub enum Held {
     Row,
-    Redlock(redlock::Held),
+    Redlock(Box<redlock::Held>),
 }
 
 impl Locks {
@@ -39,7 +39,9 @@ impl Locks {
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
         match lock.strategy {
             config::LockStrategy::Row => Ok(Self::Row),
-            config::LockStrategy::Redlock => Redlock::new(lock, &redis.urls, metrics).map(Self::Redlock),
+            config::LockStrategy::Redlock => {
+                Redlock::new(lock, &redis.urls, metrics).map(|redlock| Self::Redlock(Box::new(redlock)))
+            }
         }
     }
 
@@ -62,7 +64,7 @@ impl Locks {
     pub async fn acquire(&self, products: &[ProductId]) -> Result<Held, LockError> {
         match self {
             Self::Row => Ok(Held::Row),
-            Self::Redlock(redlock) => redlock.acquire(products).await.map(Held::Redlock),
+            Self::Redlock(redlock) => redlock.acquire(products).await.map(|held| Held::Redlock(Box::new(held))),
         }
     }
 }

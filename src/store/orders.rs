@@ -68,7 +68,7 @@ const INSERT_ORDERS: &str = "
 const LOCK_STATES: &str = concat!(
     "SELECT o.order_id, o.status FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id FOR UPDATE",
+    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id FOR UPDATE",
 );
 
 const MOVE_ORDERS: &str = "
@@ -77,19 +77,19 @@ const MOVE_ORDERS: &str = "
         expected VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
         next     VARCHAR(16) CHARACTER SET ascii PATH '$[2]',
         reason   VARCHAR(512) CHARACTER SET utf8mb4 PATH '$[3]')) AS moved
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
+    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
     SET o.status = moved.next, o.reason = moved.reason, o.updated_at = ?";
 
 const READ_LINES: &str = concat!(
     "SELECT o.order_id, o.`lines`, o.created_at FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id",
+    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
 const READ_DECIDED: &str = concat!(
     "SELECT o.order_id, o.status, o.reason FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id WHERE o.status <> 'PENDING'",
+    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id WHERE o.status <> 'PENDING'",
 );
 
 impl OrderStore {

@@ -31,7 +31,7 @@ const DELETE: &str = "
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS published
-    STRAIGHT_JOIN outbox AS b ON b.order_id = UNHEX(published.order_id) AND b.kind = published.kind";
+    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY) ON b.order_id = UNHEX(published.order_id) AND b.kind = published.kind";
 
 const FIND_DUE: &str = "
     SELECT order_id, kind FROM outbox
@@ -41,7 +41,7 @@ const CLAIM: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
-    STRAIGHT_JOIN outbox AS b ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
+    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY) ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
     SET b.visible_at = UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND";
 
 const READ_EVENTS: &str = "
@@ -49,7 +49,7 @@ const READ_EVENTS: &str = "
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
-    STRAIGHT_JOIN orders AS o ON o.order_id = UNHEX(due.order_id)";
+    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(due.order_id)";
 
 pub(super) async fn insert(
     conn: &mut MySqlConnection,

@@ -16,7 +16,7 @@ use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 pub(super) const READ: &str = concat!(
     "SELECT o.order_id, o.outcome, o.reason, o.`lines` FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN order_outcomes AS o ON o.order_id = wanted.order_id",
+    " STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
 /// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
@@ -31,7 +31,7 @@ const INSERT: &str = "
 
 const RELEASE: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS released
-    STRAIGHT_JOIN order_outcomes AS o ON o.order_id = UNHEX(released.order_id) AND o.outcome = 'COMPLETED'
+    STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(released.order_id) AND o.outcome = 'COMPLETED'
     SET o.outcome = 'RELEASED', o.released_at = ?";
 
 pub(super) async fn read(

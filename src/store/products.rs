@@ -33,7 +33,7 @@ macro_rules! read_products {
         concat!(
             "SELECT p.product_id, p.name, p.available FROM ",
             wanted_products!(),
-            " STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
+            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = wanted.product_id",
             $lock
         )
     };
@@ -55,7 +55,7 @@ const UPDATE: &str = "
         product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
         name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
         available  BIGINT PATH '$[2]')) AS imported
-    STRAIGHT_JOIN products AS p ON p.product_id = imported.product_id
+    STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = imported.product_id
     SET p.name = imported.name, p.available = imported.available, p.version = p.version + 1, p.updated_at = ?";
 
 const BOOK: &str = "

@@ -45,7 +45,7 @@ macro_rules! read_stock {
         concat!(
             "SELECT p.product_id, p.available, p.version FROM ",
             wanted_products!(),
-            " STRAIGHT_JOIN products AS p ON p.product_id = wanted.product_id",
+            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = wanted.product_id",
             $lock
         )
     };
@@ -59,7 +59,7 @@ const WRITE_STOCK: &str = "
         product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
         available  BIGINT PATH '$[1]',
         version    BIGINT PATH '$[2]')) AS decided
-    STRAIGHT_JOIN products AS p ON p.product_id = decided.product_id AND p.version = decided.version
+    STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = decided.product_id AND p.version = decided.version
     SET p.available = decided.available, p.version = p.version + 1, p.updated_at = ?";
 
 impl StockStore {

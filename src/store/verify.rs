@@ -37,7 +37,7 @@ pub struct StockSnapshot {
 const READ_ORDERS: &str = concat!(
     "SELECT o.order_id, o.status, o.`lines` FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o ON o.order_id = wanted.order_id",
+    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
 impl OrderStore {

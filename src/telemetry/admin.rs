@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use axum::{
     Router,
     extract::State,
@@ -18,7 +20,10 @@ pub async fn serve_admin(
     shutdown: Shutdown,
 ) -> std::io::Result<()> {
     let app = Router::new()
-        .route("/livez", get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.stuck()) }))
+        .route(
+            "/livez",
+            get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.stuck(Instant::now())) }),
+        )
         .route(
             "/readyz",
             get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.not_ready()) }),

@@ -3,7 +3,7 @@
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 
-use crate::harness::{World, lines, on_every_stack};
+use crate::harness::{lines, on_every_stack};
 
 async fn place(url: &str, body: &Value, wait: Option<u64>) -> (StatusCode, Value) {
     let mut request = Client::new().post(format!("{url}/v1/orders")).json(body);

@@ -1,13 +1,26 @@
 //! The integration tests: real Kafka, MySQL, MariaDB and Redis, named by the environment that `dev/stack env` prints.
 //! Each test has databases, topics, groups and lock keys of its own, so that they run side by side.
 
+#![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+
+mod admin;
+mod api;
+mod api_outages;
+mod api_refusals;
+mod architecture;
+mod cli;
+mod cli_order;
+mod cli_stock;
 mod concurrency;
 mod crash;
 mod flow;
 mod harness;
+mod lanes;
 mod outage;
 mod ownership;
 mod poison;
 mod rebalance;
 mod redelivery;
 mod release;
+mod row_locks;
+mod verify;

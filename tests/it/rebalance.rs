@@ -100,7 +100,8 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let orders = world.save(&vec![order_lines(&[("a", 1)]); 10]).await;
     world.produce_events(&orders).await;
     // No broker takes a topic of this name.
-    let mute = world.start_with("worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", "no such topic")]).await;
+    let mute = Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", "no such topic")]);
+    mute.listening().await;
     let begun = Instant::now();
     while mute.metric("stocklock_retries_total", "kafka").await == 0.0 {
         assert!(begun.elapsed() < PATIENCE, "it reports, or does not try:\n{}", mute.log());

@@ -1,57 +1,50 @@
 //! What the tests stand on: a world of its own for each, and the project's processes in it.
 
+mod api;
 mod load;
 mod process;
 mod proxy;
 mod steps;
+mod tamper;
 mod topics;
 mod world;
 
+pub use api::Api;
 pub use load::{body, place_all};
 pub use process::{Cli, Role, free_address};
-pub use proxy::{Line, Proxy};
+pub use proxy::Proxy;
 pub use steps::{deliver, order_lines, placed, random_orders, release};
 pub use topics::header;
 pub use world::{Database, PATIENCE, Strategy, World, lines};
 
-/// Runs a test once for each database and lock strategy: `on_every_stack!(async fn name(world: World) { … });`
+/// Runs a test once for each database and lock strategy: `on_every_stack! { async fn name(world: World) { … } }`.
 macro_rules! on_every_stack {
-    ($($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
-        mod $name {
-            #[allow(unused_imports, reason = "not every test needs what surrounds it")]
-            use super::*;
-
-            $(#[$meta])*
-            async fn check($world: crate::harness::World) $body
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mysql_row() {
-                check(crate::harness::World::new(crate::harness::Database::MySql, crate::harness::Strategy::Row).await).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mysql_redlock() {
-                check(crate::harness::World::new(crate::harness::Database::MySql, crate::harness::Strategy::Redlock).await).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mariadb_row() {
-                check(crate::harness::World::new(crate::harness::Database::MariaDb, crate::harness::Strategy::Row).await).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mariadb_redlock() {
-                check(crate::harness::World::new(crate::harness::Database::MariaDb, crate::harness::Strategy::Redlock).await).await;
-            }
+    ($($tests:tt)+) => {
+        crate::harness::tests_on! {
+            [mysql_row: MySql Row, mysql_redlock: MySql Redlock, mariadb_row: MariaDb Row, mariadb_redlock: MariaDb Redlock]
+            $($tests)+
         }
-    )+};
+    };
 }
 pub(crate) use on_every_stack;
+
+/// The same once for each database, for what does not depend on the lock strategy.
+macro_rules! on_each_database {
+    ($($tests:tt)+) => { crate::harness::tests_on! { [mysql: MySql Row, mariadb: MariaDb Row] $($tests)+ } };
+}
+pub(crate) use on_each_database;
 
 /// The same on two of the four, where each test waits for a consumer group to notice that a member is gone: between them they
 /// have both databases and both strategies.
 macro_rules! on_two_stacks {
-    ($($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
+    ($($tests:tt)+) => {
+        crate::harness::tests_on! { [mysql_row: MySql Row, mariadb_redlock: MariaDb Redlock] $($tests)+ }
+    };
+}
+pub(crate) use on_two_stacks;
+
+macro_rules! tests_on {
+    ($stacks:tt $($(#[$meta:meta])* async fn $name:ident($world:ident: World) $body:block)+) => {$(
         mod $name {
             #[allow(unused_imports, reason = "not every test needs what surrounds it")]
             use super::*;
@@ -59,16 +52,19 @@ macro_rules! on_two_stacks {
             $(#[$meta])*
             async fn check($world: crate::harness::World) $body
 
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mysql_row() {
-                check(crate::harness::World::new(crate::harness::Database::MySql, crate::harness::Strategy::Row).await).await;
-            }
-
-            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-            async fn mariadb_redlock() {
-                check(crate::harness::World::new(crate::harness::Database::MariaDb, crate::harness::Strategy::Redlock).await).await;
-            }
+            crate::harness::each_stack! { $stacks }
         }
     )+};
 }
-pub(crate) use on_two_stacks;
+pub(crate) use tests_on;
+
+macro_rules! each_stack {
+    ([$($stack:ident: $database:ident $strategy:ident),+]) => {$(
+        #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+        async fn $stack() {
+            let (database, strategy) = (crate::harness::Database::$database, crate::harness::Strategy::$strategy);
+            check(crate::harness::World::new(database, strategy).await).await;
+        }
+    )+};
+}
+pub(crate) use each_stack;

@@ -93,6 +93,15 @@ impl Role {
         }
     }
 
+    /// Waits for `/livez`: it runs, ready or not.
+    pub async fn listening(&self) {
+        let begun = Instant::now();
+        while reqwest::get(format!("{}/livez", self.admin)).await.is_err() {
+            assert!(begun.elapsed() < PATIENCE, "not listening:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// The value of a metric, over all its labels that contain `labels`; 0 where there is none.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");

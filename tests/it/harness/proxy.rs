@@ -1,68 +1,63 @@
-use std::net::SocketAddr;
-
 use tokio::{
     io::copy_bidirectional,
     net::{TcpListener, TcpStream},
     sync::watch,
-    task::JoinHandle,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Line {
-    Up,
-    /// Connections are refused, and those that were open are broken.
+enum Way {
+    Open,
     Cut,
-    /// Connections are taken, and nothing comes through.
     Hung,
 }
 
-/// A line to a server that can fail.
+/// A way to a server that can be cut, or hang.
 pub struct Proxy {
-    pub address: SocketAddr,
-    line: watch::Sender<Line>,
-    task: JoinHandle<()>,
+    way: watch::Sender<Way>,
 }
 
 impl Proxy {
-    /// Stands before the server of a URL. Answers the URL that leads through it, too.
+    /// A proxy before the server of a URL, and the URL that leads through it.
     pub async fn before(url: &str) -> (Self, String) {
-        let (_, rest) = url.split_once("://").expect("a URL");
-        let server = rest.rsplit('@').next().expect("a host").split(['/', '?']).next().expect("a host").to_owned();
+        let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next()).expect("scheme://…");
+        let server = authority.rsplit('@').next().expect("host:port");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address");
-        let (line, state) = watch::channel(Line::Up);
-        let through = url.replace(&server, &address.to_string());
-        let task = tokio::spawn(async move {
-            loop {
-                let (client, _) = listener.accept().await.expect("a connection");
-                tokio::spawn(carry(client, server.clone(), state.clone()));
-            }
-        });
-        (Self { address, line, task }, through)
+        let address = listener.local_addr().expect("an address").to_string();
+        let (way, watching) = watch::channel(Way::Open);
+        tokio::spawn(accept(listener, server.to_owned(), watching));
+        (Self { way }, url.replacen(server, &address, 1))
     }
 
-    pub fn set(&self, line: Line) {
-        self.line.send_replace(line);
+    /// Ends all connections, and every new one at once, as a server does that is shut down.
+    pub fn cut(&self) {
+        self.way.send_replace(Way::Cut);
+    }
+
+    /// Takes connections and lets nothing through any more, as a server does that is stopped, or a firewall that forgets.
+    pub fn hang(&self) {
+        self.way.send_replace(Way::Hung);
+    }
+
+    /// Lets new connections through. Those that hung are ended.
+    pub fn mend(&self) {
+        self.way.send_replace(Way::Open);
     }
 }
 
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        self.task.abort();
+async fn accept(listener: TcpListener, server: String, way: watch::Receiver<Way>) {
+    while let Ok((client, _)) = listener.accept().await {
+        tokio::spawn(carry(client, server.clone(), way.clone()));
     }
 }
 
-async fn carry(mut client: TcpStream, server: String, mut line: watch::Receiver<Line>) {
-    // A connection that was once hung never comes to life again: it ends with the fault.
-    let is_up = *line.borrow_and_update() == Line::Up;
-    if is_up {
-        let Ok(mut server) = TcpStream::connect(&server).await else { return };
+async fn carry(mut client: TcpStream, server: String, mut way: watch::Receiver<Way>) {
+    let found = *way.borrow_and_update();
+    if found == Way::Open {
+        let Ok(mut server) = TcpStream::connect(server).await else { return };
         tokio::select! {
-            _ = copy_bidirectional(&mut client, &mut server) => {}
-            _ = line.wait_for(|line| *line != Line::Up) => {}
+            _closed = copy_bidirectional(&mut client, &mut server) => {}
+            _fault = way.wait_for(|way| *way != Way::Open) => {}
         }
-        let _over = line.wait_for(|line| *line != Line::Hung).await;
-        return;
     }
-    let _over = line.wait_for(|line| *line != Line::Hung).await;
+    let _over = way.wait_for(|way| *way != Way::Hung).await;
 }

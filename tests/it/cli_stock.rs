@@ -1,0 +1,124 @@
+//! `stocklock setup` and `stocklock stock`: what they do to the stores and the topics, and what they say.
+
+use std::fmt::Write as _;
+
+use serde_json::{Value, json};
+
+use crate::harness::{Cli, Database, Strategy, World, on_each_database};
+
+/// Runs `stock import` with a file of this content. Answers its path too.
+fn import(world: &World, csv: &str) -> (Cli, String) {
+    let file = tempfile::Builder::new().suffix(".csv").tempfile().expect("a file");
+    std::fs::write(file.path(), csv).expect("written");
+    let path = file.path().display().to_string();
+    (world.cli(&["--output", "json", "stock", "import", &path]), path)
+}
+
+fn stock(world: &World) -> Value {
+    world.cli(&["--output", "json", "stock", "show"]).succeeds().json()
+}
+
+on_each_database! {
+    async fn setup_may_be_repeated_and_keeps_what_is_there(world: World) {
+        world.import(&[("a", 3)]);
+        let again = world.cli(&["setup"]).succeeds().stdout();
+        assert_eq!(again.lines().filter(|line| line.starts_with("topic") && line.ends_with("exists")).count(), 4, "{again}");
+        assert_eq!(world.available("a"), 3);
+        world.verify();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn setup_reports_topics_that_differ_and_leaves_them() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let other = ["--output", "json", "setup", "--set", "topics.partitions=7", "--set", "topics.retention=1d"];
+    // Twice, since the first might have changed them.
+    for _ in 0..2 {
+        let topics = world.cli(&other).succeeds().json()["topics"].clone();
+        assert_eq!(topics.as_array().map(Vec::len), Some(4));
+        for topic in topics.as_array().into_iter().flatten() {
+            let differences = ["partitions: 4, configured 7", "retention.ms: 604800000, configured 86400000"];
+            assert_eq!((&topic["created"], &topic["differences"]), (&json!(false), &json!(differences)), "{topic}");
+        }
+    }
+    let text = world.cli(&["setup", "--set", "topics.partitions=7"]).succeeds().stdout();
+    assert!(text.contains("is left as it is, but differs: partitions: 4, configured 7"), "{text}");
+}
+
+on_each_database! {
+    async fn an_import_adds_changes_and_leaves_products_and_books_the_difference(world: World) {
+        let csv = "product_id,name,available\na,Apple,5\nb,\"Pear, green \"\"é😀\"\"\",7\nC,,0\nd,Date,9007199254740991\n";
+        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 4, "changed": 0, "unchanged": 0}));
+        let before = json!([
+            {"product_id": "C", "name": "", "available": 0}, {"product_id": "a", "name": "Apple", "available": 5},
+            {"product_id": "b", "name": "Pear, green \"é😀\"", "available": 7},
+            {"product_id": "d", "name": "Date", "available": 9_007_199_254_740_991_i64},
+        ]);
+        assert_eq!(stock(&world), before);
+        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 0, "changed": 0, "unchanged": 4}));
+        // More of one, less of another, a name alone, a new one; with Windows' line ends.
+        let csv = "product_id,name,available\r\na,Apple,8\r\nb,Pear,2\r\nC,Cherry,0\r\ne,Elder,1\r\n";
+        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 1, "changed": 3, "unchanged": 0}));
+        let available: Vec<_> = stock(&world).as_array().expect("rows").iter().map(|row| row["available"].clone()).collect();
+        assert_eq!(available, [json!(0), json!(8), json!(2), json!(9_007_199_254_740_991_i64), json!(1)]);
+        world.verify();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    // More rows than go in one transaction.
+    let mut many = String::new();
+    for n in 0..1_500 {
+        writeln!(many, "p{n},,1").expect("a string takes it");
+    }
+    let long_name = format!("a,{},1", "é".repeat(256));
+    for (row, complaint) in [
+        ("a,A,-1", "-1"),
+        ("a,A,1.5", "1.5"),
+        ("a,A,9007199254740992", "9007199254740992"),
+        ("a,A,", "available"),
+        ("a b,A,1", "a b"),
+        (",A,1", "product id"),
+        ("a,A", "2 fields"),
+        ("a,A,1,1", "4 fields"),
+        ("p7,A,1", "p7"),
+        (long_name.as_str(), "255 characters"),
+    ] {
+        let (refused, path) = import(&world, &format!("product_id,name,available\n{many}{row}\n"));
+        let error = refused.exits(2).stderr();
+        for expected in [path.as_str(), "nothing was imported", "line", "1502", complaint] {
+            assert!(error.contains(expected), "{row}: {expected} is missing: {error}");
+        }
+    }
+    let (refused, path) = import(&world, "name,product_id,available\nA,a,1\n");
+    let error = refused.exits(2).stderr();
+    assert!(
+        error.contains(&path) && error.contains("line 1: the columns must be product_id,name,available"),
+        "{error}"
+    );
+    let missing = world.cli(&["stock", "import", "/nowhere/stock.csv"]).exits(2).stderr();
+    assert!(missing.contains("/nowhere/stock.csv"), "{missing}");
+    assert_eq!(stock(&world), json!([]));
+}
+
+on_each_database! {
+    async fn stock_is_shown_and_restocked(world: World) {
+        world.import(&[("b", 2), ("a", 9_007_199_254_740_990)]);
+        let shown = world.cli(&["stock", "show", "b", "b", "a"]).succeeds().stdout();
+        let rows: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert_eq!(rows, [["a", "9007199254740990", "a"], ["b", "2", "b"]]);
+        let partly = world.cli(&["stock", "show", "b", "c"]).exits(1);
+        assert!(partly.stdout().starts_with("b ") && partly.stderr() == "no product c\n", "{}", partly.stderr());
+
+        let restocked = world.cli(&["--output", "json", "stock", "restock", "b", "3"]).succeeds().json();
+        assert_eq!(restocked, json!({"product_id": "b", "available": 5}));
+        assert_eq!(world.cli(&["stock", "restock", "c", "3"]).exits(1).stderr(), "no product c\n");
+        assert_eq!(world.cli(&["stock", "restock", "a", "1"]).succeeds().stdout(), "a: 9007199254740991 available\n");
+        let full = world.cli(&["stock", "restock", "a", "1"]).exits(2).stderr();
+        assert!(full.contains("9007199254740991"), "{full}");
+        assert_eq!(world.available("b"), 5);
+        world.verify();
+    }
+}

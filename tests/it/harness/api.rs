@@ -1,0 +1,145 @@
+use std::{
+    sync::LazyLock,
+    time::{Duration, Instant},
+};
+
+use reqwest::{Client, Method, header::HeaderMap};
+use serde_json::Value;
+
+use super::{Role, world::PATIENCE};
+
+/// What the API promises. Every answer that a test gets is held against it.
+static PROMISED: LazyLock<Value> = LazyLock::new(|| {
+    serde_json::from_str(include_str!("../../../src/ingest/openapi.json")).expect("an OpenAPI document in JSON")
+});
+
+/// The HTTP API as a client sees it.
+#[derive(Clone)]
+pub struct Api {
+    url: String,
+    client: Client,
+}
+
+/// A response, read to its end.
+#[derive(Debug)]
+pub struct Answer {
+    request: String,
+    pub status: u16,
+    pub headers: HeaderMap,
+    pub body: Value,
+}
+
+impl Api {
+    pub fn of(role: &Role) -> Self {
+        Self { url: role.http.clone(), client: Client::new() }
+    }
+
+    pub async fn get(&self, path: &str) -> Answer {
+        self.send(Method::GET, path, &[], "").await
+    }
+
+    pub async fn place(&self, order: &Value) -> Answer {
+        self.post(&order.to_string(), &[]).await
+    }
+
+    /// Places an order and asks to be answered with its outcome.
+    pub async fn place_and_wait(&self, order: &Value, seconds: u64) -> Answer {
+        self.post(&order.to_string(), &[("prefer", &format!("wait={seconds}"))]).await
+    }
+
+    pub async fn post(&self, body: &str, headers: &[(&str, &str)]) -> Answer {
+        self.send(Method::POST, "/v1/orders", headers, body).await
+    }
+
+    /// Fails the test where the OpenAPI document does not promise such an answer.
+    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
+        let mut request = self.client.request(method.clone(), format!("{}{path}", self.url)).body(body.to_owned());
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        let response = request.timeout(Duration::from_secs(90)).send().await.expect("an answer");
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
+        let text = response.text().await.expect("a body");
+        let body = serde_json::from_str(&text).unwrap_or(Value::String(text));
+        let answer = Answer { request: format!("{method} {path}"), status, headers, body };
+        answer.is_promised(method.as_str(), path);
+        answer
+    }
+
+    /// Waits until an order is no longer pending, and answers how it is shown then.
+    pub async fn decided(&self, id: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let shown = self.get(&format!("/v1/orders/{id}")).await.is(200).body;
+            if shown["status"] != "PENDING" {
+                return shown;
+            }
+            assert!(begun.elapsed() < PATIENCE, "order {id} is still pending");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Answer {
+    #[track_caller]
+    pub fn is(self, status: u16) -> Self {
+        assert_eq!(self.status, status, "{self:?}");
+        self
+    }
+
+    /// Fails the test unless it is an RFC 9457 problem of this status.
+    #[track_caller]
+    pub fn problem(self, status: u16) -> Self {
+        assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
+        let (kind, title, detail) = (&self.body["type"], &self.body["title"], &self.body["detail"]);
+        assert!(kind.is_string() && title.is_string() && detail.is_string(), "{self:?}");
+        self.is(status)
+    }
+
+    /// The pointers to the fields that are to blame.
+    pub fn blamed(&self) -> Vec<&str> {
+        let errors = self.body["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
+        assert!(errors.iter().all(|error| error["detail"].is_string()), "{self:?}");
+        errors.iter().filter_map(|error| error["pointer"].as_str()).collect()
+    }
+
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    pub fn order_id(&self) -> &str {
+        self.body["order_id"].as_str().unwrap_or_else(|| panic!("no order_id: {self:?}"))
+    }
+
+    fn is_promised(&self, method: &str, path: &str) {
+        let Some(route) = PROMISED["paths"].get(route(path)) else {
+            assert_eq!(self.status, 404, "{} is no documented route: {self:?}", self.request);
+            return;
+        };
+        let Some(operation) = route.get(method.to_lowercase()) else {
+            assert_eq!(self.status, 405, "{} is not documented: {self:?}", self.request);
+            return;
+        };
+        let promised = operation["responses"].get(self.status.to_string());
+        let promised = promised.unwrap_or_else(|| panic!("{} may not answer {}", self.request, self.status));
+        let promised = match promised["$ref"].as_str() {
+            Some(reference) => PROMISED.pointer(reference.trim_start_matches('#')).expect("a reference that resolves"),
+            None => promised,
+        };
+        let content_type = self.header("content-type");
+        assert!(promised["content"].get(content_type).is_some(), "{}: {content_type} is not promised", self.request);
+        for name in promised["headers"].as_object().into_iter().flat_map(serde_json::Map::keys) {
+            assert!(self.headers.contains_key(name), "{}: the header {name} is missing", self.request);
+        }
+    }
+}
+
+/// The documented route that a path belongs to.
+fn route(path: &str) -> &str {
+    for (prefix, route) in [("/v1/orders/", "/v1/orders/{id}"), ("/v1/products/", "/v1/products/{id}")] {
+        if path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/')) {
+            return route;
+        }
+    }
+    path
+}

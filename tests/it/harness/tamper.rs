@@ -1,0 +1,21 @@
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+
+use super::World;
+
+impl World {
+    /// Runs statements behind the project's back, in the order store.
+    pub async fn tamper_with_orders(&self, sql: &str) {
+        run(self.config.order_store.url.expose(), sql).await.expect("the statement");
+    }
+
+    /// The same in the stock store, where the statement may be refused.
+    pub async fn try_stock(&self, sql: &str) -> sqlx::Result<()> {
+        run(self.config.stock_store.url.expose(), sql).await
+    }
+}
+
+async fn run(url: &str, sql: &str) -> sqlx::Result<()> {
+    let mut conn = MySqlConnection::connect(url).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut conn).await?;
+    Ok(())
+}

@@ -1,0 +1,75 @@
+//! A transaction locks the rows that it means and no others.
+
+use std::time::Duration;
+
+use chrono::Utc;
+use sqlx::{Connection, MySqlConnection};
+use stocklock::{
+    domain::{EventKind, OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE},
+    store::{Guard, NewOrder},
+};
+
+use crate::harness::{World, on_each_database};
+
+/// Well below the time that a statement waits for a lock in the database.
+const PROMPT: Duration = Duration::from_secs(2);
+
+async fn locked(url: &str, statement: &'static str) -> MySqlConnection {
+    let mut rival = MySqlConnection::connect(url).await.unwrap();
+    sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.unwrap();
+    sqlx::raw_sql(statement).execute(&mut rival).await.unwrap();
+    rival
+}
+
+fn placed(lines: &str) -> OrderEvent {
+    OrderEvent {
+        order_id: OrderId::generate(),
+        kind: EventKind::Placed,
+        lines: serde_json::from_str(lines).unwrap(),
+        accepted_at: Utc::now(),
+    }
+}
+
+on_each_database! {
+    async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) {
+        world.import(&[("a", 5), ("b", 5), ("c", 5)]);
+        let stock = world.stock_store(&World::metrics());
+        let url = world.config.stock_store.url.expose();
+        let _rival = locked(url, "SELECT * FROM products WHERE product_id = 'b' FOR UPDATE").await;
+        for guard in [Guard::RowLocks, Guard::Versions] {
+            let batch = [placed(r#"[["a",1],["c",1]]"#)];
+            let decided = tokio::time::timeout(PROMPT, stock.decide(&batch, guard, Utc::now())).await;
+            assert_eq!(decided.expect("decided at once").unwrap().outcomes.len(), 1);
+        }
+        let blocked = [placed(r#"[["b",1]]"#)];
+        let deciding = tokio::time::timeout(PROMPT, stock.decide(&blocked, Guard::RowLocks, Utc::now())).await;
+        assert!(deciding.is_err(), "the rival held no lock");
+    }
+
+    async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
+        let orders = world.order_store();
+        let new_order = || NewOrder {
+            order_id: OrderId::generate(),
+            reference: None,
+            customer_id: None,
+            lines: serde_json::from_str(r#"[["a",1]]"#).unwrap(),
+            accepted_at: Utc::now(),
+        };
+        let placed = [new_order(), new_order(), new_order()];
+        orders.place(&placed, Duration::ZERO).await.unwrap();
+        let url = world.config.order_store.url.expose();
+        let _rival = locked(url, "SELECT * FROM orders ORDER BY order_id LIMIT 1 FOR UPDATE").await;
+        let completed = |order: &NewOrder| OrderStatus {
+            order_id: order.order_id,
+            status: ReportedStatus::Completed,
+            source: WORKER_SOURCE.to_owned(),
+            occurred_at: Utc::now(),
+        };
+        let others = [completed(&placed[1]), completed(&placed[2])];
+        let applied = tokio::time::timeout(PROMPT, orders.apply(&others, Utc::now(), Duration::ZERO)).await;
+        applied.expect("applied at once").unwrap();
+        let blocked = [completed(&placed[0])];
+        let applying = tokio::time::timeout(PROMPT, orders.apply(&blocked, Utc::now(), Duration::ZERO)).await;
+        assert!(applying.is_err(), "the rival held no lock");
+    }
+}

@@ -1,0 +1,168 @@
+//! `stocklock verify` holds where all is well, and finds every damage done behind the project's back.
+
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::harness::{Api, World, lines, on_each_database};
+
+/// Damage to one of the stores, the invariant that it violates, and the row that `verify` must name.
+struct Damage {
+    store: Store,
+    sql: &'static str,
+    invariant: u8,
+    subject: Subject,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Store {
+    Orders,
+    Stock,
+}
+
+enum Subject {
+    Product(&'static str),
+    Completed,
+    Failed,
+}
+
+const TABLES: [(Store, &str); 4] = [
+    (Store::Orders, "orders"),
+    (Store::Stock, "products"),
+    (Store::Stock, "order_outcomes"),
+    (Store::Stock, "stock_movements"),
+];
+
+const DAMAGES: [Damage; 12] = [
+    Damage::of_stock("UPDATE products SET available = available + 1 WHERE product_id = 'a'", 2, Subject::Product("a")),
+    Damage::of_stock("UPDATE stock_movements SET quantity = 7 WHERE product_id = 'b'", 2, Subject::Product("b")),
+    Damage::of_stock("DELETE FROM stock_movements WHERE product_id = 'a'", 2, Subject::Product("a")),
+    Damage::of_stock("DELETE FROM products WHERE product_id = 'b'", 2, Subject::Product("b")),
+    Damage::of_stock(
+        r#"UPDATE order_outcomes SET `lines` = '[["a",1],["b",1]]' WHERE outcome = 'COMPLETED'"#,
+        5,
+        Subject::Completed,
+    ),
+    Damage::of_stock(
+        r#"UPDATE order_outcomes SET `lines` = '[["a",1],["b",1]]' WHERE outcome = 'COMPLETED'"#,
+        2,
+        Subject::Product("a"),
+    ),
+    Damage::of_stock(
+        r#"UPDATE order_outcomes SET `lines` = '[["a",2],["b"' WHERE outcome = 'COMPLETED'"#,
+        4,
+        Subject::Completed,
+    ),
+    Damage::of_stock("DELETE FROM order_outcomes WHERE outcome = 'COMPLETED'", 3, Subject::Completed),
+    Damage::of_stock(
+        "UPDATE order_outcomes SET outcome = 'RELEASED' WHERE outcome = 'COMPLETED'",
+        3,
+        Subject::Completed,
+    ),
+    Damage::of_stock("UPDATE order_outcomes SET outcome = 'FAILED' WHERE outcome = 'COMPLETED'", 3, Subject::Completed),
+    Damage::of_orders("UPDATE orders SET status = 'COMPLETED' WHERE status = 'FAILED'", 3, Subject::Failed),
+    Damage::of_orders("DELETE FROM orders WHERE status = 'COMPLETED'", 3, Subject::Completed),
+];
+
+impl Damage {
+    const fn of_stock(sql: &'static str, invariant: u8, subject: Subject) -> Self {
+        Self { store: Store::Stock, sql, invariant, subject }
+    }
+
+    const fn of_orders(sql: &'static str, invariant: u8, subject: Subject) -> Self {
+        Self { store: Store::Orders, sql, invariant, subject }
+    }
+}
+
+impl Store {
+    async fn run(self, world: &World, sql: &str) {
+        match self {
+            Self::Orders => world.tamper_with_orders(sql).await,
+            Self::Stock => world.tamper_with_stock(sql).await,
+        }
+    }
+}
+
+/// A world with one order completed, a×2 and b×1, and one refused. Answers their ids.
+async fn decided(world: &World) -> (String, String) {
+    world.import(&[("a", 3), ("b", 1)]);
+    let all = world.start("all").await;
+    let api = Api::of(&all);
+    let completed = api.place_and_wait(&lines(&[("a", 2), ("b", 1)]), 30).await.is(201);
+    let failed = api.place_and_wait(&lines(&[("a", 1), ("b", 1)]), 30).await.is(409);
+    let ids = (completed.order_id().to_owned(), failed.order_id().to_owned());
+    all.stop();
+    ids
+}
+
+fn report(world: &World, settle: &str, status: i32) -> Value {
+    world.cli(&["--output", "json", "verify", "--settle", settle]).exits(status).json()
+}
+
+on_each_database! {
+    async fn every_damage_is_found_and_its_row_is_named(world: World) {
+        let (completed, failed) = decided(&world).await;
+        let healthy = json!({"products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "holds": true});
+        assert_eq!(report(&world, "5s", 0), healthy);
+        for (store, table) in TABLES {
+            store.run(&world, &format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
+        }
+        for Damage { store, sql, invariant, subject } in DAMAGES {
+            store.run(&world, sql).await;
+            let subject = match subject {
+                Subject::Product(id) => format!("product {id}"),
+                Subject::Completed => format!("order {completed}"),
+                Subject::Failed => format!("order {failed}"),
+            };
+            let found = report(&world, "5s", 1);
+            let violations = found["violations"].as_array().expect("violations");
+            let named = violations.iter().any(|v| v["invariant"] == invariant && v["subject"] == subject);
+            assert!(named && found["holds"] == false, "{sql}\n{subject} is not named: {found:#}");
+            let text = world.cli(&["verify"]).exits(1).stdout();
+            assert!(text.contains(&format!("VIOLATED invariant {invariant}: {subject}")), "{sql}\n{text}");
+            for (store, table) in TABLES {
+                let restore = format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table}");
+                store.run(&world, &restore).await;
+            }
+        }
+        assert_eq!(report(&world, "5s", 0), healthy, "the damages were undone one by one");
+    }
+}
+
+on_each_database! {
+    async fn stock_below_zero_cannot_be_written(world: World) {
+        world.import(&[("a", 3)]);
+        let refused = world.try_stock("UPDATE products SET available = -1 WHERE product_id = 'a'").await;
+        let error = refused.expect_err("the CHECK refuses it").to_string();
+        assert!(error.contains("available_is_not_negative"), "{error}");
+        world.verify();
+    }
+}
+
+on_each_database! {
+    async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed(world: World) {
+        world.import(&[("a", 3)]);
+        let ingest = world.start("ingest").await;
+        let id = Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202).order_id().to_owned();
+        let begun = Instant::now();
+        let open = report(&world, "1s", 2);
+        assert!((Duration::from_secs(1)..Duration::from_secs(20)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert_eq!(open["unsettled"], json!([[id, "not decided yet"]]));
+        assert_eq!((&open["violations"], &open["holds"]), (&json!([]), &json!(false)));
+        // A failed order whose release never comes would keep its stock for ever.
+        world.tamper_with_orders("UPDATE orders SET status = 'FAILED', reason = 'payment'").await;
+        assert_eq!(report(&world, "0s", 2)["unsettled"], json!([[id, "its stock is not released yet"]]));
+        world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED', reason = NULL").await;
+        let violations = &report(&world, "0s", 1)["violations"];
+        assert_eq!((&violations[0]["invariant"], &violations[0]["subject"]), (&json!(3), &json!(format!("order {id}"))));
+    }
+}
+
+on_each_database! {
+    async fn what_cannot_be_checked_is_neither_right_nor_wrong(world: World) {
+        let nowhere = "stock_store.url=mysql://u:p@127.0.0.1:9/stock";
+        let unreachable = world.cli(&["verify", "--settle", "1s", "--set", nowhere]).exits(2);
+        assert!(unreachable.stderr().contains("unavailable"), "{}", unreachable.stderr());
+        assert!(!unreachable.stdout().contains("hold"), "{}", unreachable.stdout());
+    }
+}
