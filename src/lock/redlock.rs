@@ -93,7 +93,8 @@ impl Redlock {
         let begun = Instant::now();
         let granted = join_all(self.masters.iter().map(|master| self.ask(master, keys))).await;
         let answers = granted.iter().flatten().count();
-        let locks: Vec<Granted> = granted.into_iter().map(Option::unwrap_or_default).collect();
+        let nothing = || keys.iter().map(|_| None).collect();
+        let locks: Vec<Granted> = granted.into_iter().map(|granted| granted.unwrap_or_else(nothing)).collect();
         let in_time = begun.elapsed() + self.drift() < self.ttl;
         if in_time && has_majority(&locks, self.majority()) {
             return Ok(Held::new(self.clone(), locks, begun));
