@@ -2,6 +2,7 @@
 //! Each test has databases, topics, groups and lock keys of its own, so that they run side by side.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
+#![allow(clippy::float_cmp, reason = "the metrics that tests compare are counts")]
 
 mod admin;
 mod api;
