@@ -1,12 +1,8 @@
-use std::{
-    collections::BTreeSet,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderName, Method, StatusCode, header},
     middleware::{self, Next},
@@ -18,7 +14,7 @@ use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, Desk, MAX_BODY_BYTES, OrderRequest, Rejected, prefer,
+    Catalog, Committer, Desk, OrderRequest, Rejected, body, prefer,
     problem::{FieldError, Problem, respond},
 };
 use crate::{
@@ -28,7 +24,6 @@ use crate::{
     telemetry::Metrics,
 };
 
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 const OPENAPI: &str = include_str!("openapi.json");
 
 /// What the handlers work with.
@@ -92,13 +87,7 @@ impl Api {
             let detail = "Idempotency-Key is not supported yet; nothing was saved";
             return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
         }
-        let too_slow =
-            || Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive; nothing was saved");
-        let too_large =
-            || Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY_BYTES} bytes"));
-        let body = tokio::time::timeout(BODY_TIMEOUT, to_bytes(body, MAX_BODY_BYTES)).await.map_err(|_| too_slow())?;
-        let body = body.map_err(|_| too_large())?;
-        let request = OrderRequest::parse(&body)?;
+        let request = OrderRequest::parse(&body::read(body).await?)?;
         self.refuse_unknown_products(&request).await?;
         if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
             return Err(Problem::unavailable("the broker lags behind; nothing was saved"));

@@ -42,14 +42,13 @@ impl Desk {
     pub async fn wait(&self, id: OrderId, patience: Duration) -> Option<Decided> {
         let (sender, decided) = oneshot::channel();
         self.lock().insert(id, sender);
+        let _seat = Seat { desk: self, id };
         self.arrived.notify_one();
-        let decided = tokio::select! {
+        tokio::select! {
             decided = decided => decided.ok(),
             () = tokio::time::sleep(patience) => None,
             () = self.shutdown.requested() => None,
-        };
-        self.lock().remove(&id);
-        decided
+        }
     }
 
     /// Asks the store for as long as anybody waits.
@@ -86,9 +85,11 @@ impl Desk {
         if waiting.len() <= ASK_MAX {
             return (waiting.keys().copied().collect(), None);
         }
-        let sorted: BTreeSet<_> = waiting.keys().copied().filter(|id| from.is_none_or(|from| *id >= from)).collect();
-        let following = sorted.iter().nth(ASK_MAX).copied();
-        (sorted.into_iter().take(ASK_MAX).collect(), following)
+        let sorted: BTreeSet<_> = waiting.keys().copied().collect();
+        let from = from.filter(|from| sorted.range(from..).next().is_some());
+        let mut due = sorted.into_iter().filter(|id| from.is_none_or(|from| *id >= from));
+        let ids = due.by_ref().take(ASK_MAX).collect();
+        (ids, due.next())
     }
 
     fn answer(&self, decided: Vec<(OrderId, OrderState, Option<String>)>) {
@@ -102,5 +103,56 @@ impl Desk {
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Waiting> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A client's place among the waiting, left also when the client goes away and its request is dropped.
+struct Seat<'a> {
+    desk: &'a Desk,
+    id: OrderId,
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.desk.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::{Config, Layers},
+        store::{Database, Role},
+        telemetry::Metrics,
+    };
+
+    /// A desk whose store is never asked.
+    fn desk() -> Desk {
+        let config = Config::resolve(&Layers::default()).unwrap();
+        let database = Database::open(&config.order_store, Role::OrderStore, ASK_EVERY, Metrics::new().unwrap());
+        Desk::new(OrderStore::new(database.unwrap()), Shutdown::default())
+    }
+
+    #[tokio::test]
+    async fn a_client_that_goes_away_is_asked_for_no_longer() {
+        let desk = desk();
+        let mut request = Box::pin(desk.wait(OrderId::generate(), Duration::from_secs(60)));
+        assert!(futures::poll!(request.as_mut()).is_pending());
+        assert_eq!(desk.next_to_ask(None).0.len(), 1);
+        drop(request);
+        assert_eq!(desk.next_to_ask(None).0, []);
+    }
+
+    #[tokio::test]
+    async fn more_clients_than_a_query_takes_are_asked_for_in_turn() {
+        let desk = desk();
+        let mut ids: Vec<_> = (0..=ASK_MAX).map(|_| OrderId::generate()).collect();
+        ids.sort_unstable();
+        desk.lock().extend(ids.iter().map(|id| (*id, oneshot::channel().0)));
+        assert_eq!(desk.next_to_ask(None), (ids[..ASK_MAX].to_vec(), Some(ids[ASK_MAX])));
+        assert_eq!(desk.next_to_ask(Some(ids[ASK_MAX])), (vec![ids[ASK_MAX]], None));
+        // Those that were next may have gone meanwhile; the others must not wait for newcomers.
+        assert_eq!(desk.next_to_ask(Some(OrderId::generate())).0.len(), ASK_MAX);
     }
 }

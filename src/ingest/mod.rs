@@ -1,6 +1,7 @@
 //! The HTTP API: orders in, answers out.
 
 mod api;
+mod body;
 mod catalog;
 mod committer;
 mod desk;

@@ -74,7 +74,10 @@ impl Database {
 
     /// For statements that stand alone.
     pub async fn acquire(&self) -> Result<PoolConnection<MySql>, StoreError> {
-        Ok(self.pool.acquire().await?)
+        self.pool.acquire().await.map_err(|error| match StoreError::from(error) {
+            StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.role.as_str())),
+            other => other,
+        })
     }
 
     /// Whether the server answers.

@@ -86,6 +86,8 @@ async fn the_limits_themselves_are_allowed() {
     let largest = format!("{order}{}", " ".repeat((1 << 20) - order.len()));
     api.post(&largest, &[]).await.is(202);
     api.post(&format!("{largest} "), &[]).await.problem(413);
+    // Also where the client is still sending when the answer is there.
+    api.post(&" ".repeat(32 << 20), &[]).await.problem(413);
     assert_eq!(world.count_orders("PENDING").await, 4);
 }
 
