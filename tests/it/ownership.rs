@@ -4,7 +4,10 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use sqlx::{AssertSqlSafe, Connection as _, MySqlConnection, Row as _};
 use stocklock::{
-    domain::{OrderEvent, OrderId, fold::Decisions, fold::Outcome},
+    domain::{
+        OrderEvent, OrderId, Reason, ReportedStatus,
+        fold::{Decisions, Outcome},
+    },
     store::{Guard, StockStore, StoreError},
 };
 use tokio::{sync::Barrier, task::JoinHandle};
@@ -115,22 +118,22 @@ impl Rival {
         Self { conn }
     }
 
-    /// Waits until the decision has read the stock and waits for the rival's row to write it.
-    async fn is_in_the_way_of(&mut self, decision: &JoinHandle<Decisions>) {
+    /// Waits until the decision has come to a statement that begins so, and that the rival's row holds up.
+    async fn is_in_the_way_of(&mut self, decision: &JoinHandle<Decisions>, statement: &str) {
         let begun = Instant::now();
         loop {
             let own: String = sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut self.conn).await.unwrap();
             let running = sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(&mut self.conn).await.expect("the process list");
             let text = |row: &sqlx::mysql::MySqlRow, column| row.try_get::<Option<String>, _>(column).ok().flatten();
-            let is_writing = |row: &sqlx::mysql::MySqlRow| {
+            let is_there = |row: &sqlx::mysql::MySqlRow| {
                 text(row, "db").as_ref() == Some(&own)
-                    && text(row, "Info").is_some_and(|sql| sql.trim_start().starts_with("UPDATE JSON_TABLE"))
+                    && text(row, "Info").is_some_and(|sql| sql.trim_start().starts_with(statement))
             };
-            if running.iter().any(is_writing) {
+            if running.iter().any(is_there) {
                 return;
             }
             assert!(!decision.is_finished(), "decided without a look at whether its stock was still as it was read");
-            assert!(begun.elapsed() < PATIENCE, "the decision does not come to its write");
+            assert!(begun.elapsed() < PATIENCE, "the decision does not come to {statement}");
             tokio::task::yield_now().await;
         }
     }
@@ -148,7 +151,7 @@ async fn decide_on_stale_stock(world: &World, wanted: i64, rival: i64) -> Outcom
     let events = world.save(&[order_lines(&[("a", wanted)])]).await;
     let mut rival = Rival::adjust(world, "a", rival).await;
     let decision = decide(store.clone(), Guard::Versions, events.clone(), Arc::new(Barrier::new(1)));
-    rival.is_in_the_way_of(&decision).await;
+    rival.is_in_the_way_of(&decision, "UPDATE JSON_TABLE").await;
     rival.commit().await;
     let decisions = decision.await.unwrap();
     assert!(metrics.stale_writes_rejected.get() >= 1, "the stale write was rejected");
@@ -167,6 +170,27 @@ on_every_stack! {
         let outcome = decide_on_stale_stock(&world, 7, 4).await;
         assert!(matches!(outcome, Outcome::Completed(_)), "9 were there: {outcome:?}");
         assert_eq!(world.available("a"), 2);
+    }
+
+    async fn a_worker_that_waited_for_its_rows_sees_what_its_rival_decided_meanwhile(world: World) {
+        world.import(&[("a", 5)]);
+        let metrics = World::metrics();
+        let store = world.stock_store(&metrics);
+        let events = world.save(&[order_lines(&[("a", 3)])]).await;
+        let mut rival = Rival::adjust(&world, "a", 1).await;
+        let insert = "INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
+                      VALUES (?, 'FAILED', 'INSUFFICIENT_STOCK', '[]', NOW(3))";
+        let id = events[0].order_id;
+        sqlx::query(insert).bind(id.as_bytes().as_slice()).execute(&mut rival.conn).await.expect("decided");
+        let decision = decide(store, Guard::RowLocks, events, Arc::new(Barrier::new(1)));
+        rival.is_in_the_way_of(&decision, "SELECT").await;
+        rival.commit().await;
+        let decisions = decision.await.unwrap();
+        assert!(decisions.outcomes.is_empty());
+        assert_eq!(decisions.statuses, [(id, ReportedStatus::Failed(Reason::InsufficientStock))]);
+        let retries = metrics.retries.with_label_values(&["stock_store"]).get();
+        assert_eq!(retries, 0, "it needs no second run to see it");
+        assert_eq!(world.available("a"), 6);
     }
 
     async fn a_fleet_of_both_strategies_decides_each_order_once(world: World) {

@@ -2,17 +2,14 @@
 
 use std::time::Instant;
 
-use sqlx::{Connection as _, MySqlConnection};
-use stocklock::domain::OrderId;
-
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, placed, random_orders,
+    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, random_orders,
 };
 
 /// Waits until a worker has decided something itself.
 async fn works(worker: &Role) {
     let begun = Instant::now();
-    while worker.metric("stocklock_orders_decided_total", "").await == 0.0 {
+    while worker.count("stocklock_orders_decided_total", "").await == 0 {
         assert!(begun.elapsed() < PATIENCE, "it decides nothing:\n{}", worker.log());
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
@@ -21,7 +18,7 @@ async fn works(worker: &Role) {
 /// Waits until a worker has had partitions taken away.
 async fn gave_up(worker: &Role) {
     let begun = Instant::now();
-    while worker.metric("stocklock_rebalances_total", "revoke").await == 0.0 {
+    while worker.count("stocklock_rebalances_total", "revoke").await == 0 {
         assert!(begun.elapsed() < PATIENCE, "it keeps its partitions:\n{}", worker.log());
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
@@ -82,15 +79,6 @@ on_two_stacks! {
     }
 }
 
-/// Waits until a worker's lane was full, and its partitions were paused, so many times.
-async fn is_full(worker: &Role, times: usize) {
-    let begun = Instant::now();
-    while worker.log().matches("the lane is full").count() < times {
-        assert!(begun.elapsed() < PATIENCE, "its lane is not full:\n{}", worker.log());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
-}
-
 /// What was decided and not reported must come again: the status is all that brings it to the order store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
@@ -103,44 +91,15 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let mute = Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", "no such topic")]);
     mute.listening().await;
     let begun = Instant::now();
-    while mute.metric("stocklock_retries_total", "kafka").await == 0.0 {
+    while mute.count("stocklock_retries_total", "kafka").await == 0 {
         assert!(begun.elapsed() < PATIENCE, "it reports, or does not try:\n{}", mute.log());
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
     }
-    assert_eq!(world.available("a"), 90, "the orders were decided");
+    assert!(world.available("a") < 100, "orders were decided");
     mute.stop();
     assert_eq!(world.uncommitted(group, topic), 10);
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (10, 90));
     world.verify();
-}
-
-/// A lane that is full holds one message back and pauses its partitions. When a rebalance then brings it others, theirs must wait
-/// too, and the one that was held back must not be forgotten.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_lane_that_gets_more_partitions_forgets_no_order() {
-    let world = World::new(Database::MySql, Strategy::Row).await;
-    let long_ids: Vec<_> = (0..100).map(|n| format!("{n:0>64}")).collect();
-    world.import(&long_ids.iter().map(|id| (id.as_str(), 1_000_000)).collect::<Vec<_>>());
-    let order = order_lines(&long_ids.iter().map(|id| (id.as_str(), 1)).collect::<Vec<_>>());
-    // Some 7 kB each: together nearly three times what a lane may hold. The order store need not know them.
-    let orders: Vec<_> = (0..6_500).map(|_| placed(OrderId::generate(), order.clone())).collect();
-    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.unwrap();
-    sqlx::raw_sql("START TRANSACTION; SELECT product_id FROM products FOR UPDATE").execute(&mut conn).await.unwrap();
-    let settings = [("STOCKLOCK__LOG__LEVEL", "info,stocklock=debug"), ("STOCKLOCK__WORKER__BATCH_MAX", "200")];
-    let (first, second) = (world.start_with("worker", &settings).await, world.start_with("worker", &settings).await);
-    gave_up(&first).await;
-    world.produce_events(&orders).await;
-    for worker in [&first, &second] {
-        is_full(worker, 1).await;
-    }
-    second.kill();
-    is_full(&first, 2).await;
-    sqlx::raw_sql("COMMIT").execute(&mut conn).await.unwrap();
-    world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
-    let ids: Vec<_> = orders.iter().map(|order| order.order_id).collect();
-    let decided = world.stock_store(&World::metrics()).find_outcomes(&ids).await.unwrap();
-    assert_eq!(decided.len(), orders.len(), "orders whose offsets are committed are decided");
-    first.stop();
 }

@@ -109,6 +109,12 @@ impl Role {
         of_name.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
+    /// The same of a counter.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are small and count up")]
+    pub async fn count(&self, name: &str, labels: &str) -> u64 {
+        self.metric(name, labels).await as u64
+    }
+
     /// Ends it as `kill -9` does.
     pub fn kill(mut self) {
         self.child.kill().expect("killed");
@@ -135,10 +141,6 @@ impl Role {
         };
         assert_eq!(status.signal(), Some(9), "{}", self.log());
         assert!(self.log().contains(&format!("crash point {point} reached")), "{}", self.log());
-    }
-
-    pub fn pid(&self) -> u32 {
-        self.child.id()
     }
 
     pub fn log(&self) -> String {

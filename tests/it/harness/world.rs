@@ -73,11 +73,6 @@ impl World {
         started
     }
 
-    /// Starts a role that is to die at a crash point, and does not wait for it.
-    pub fn start_doomed(&self, role: &str, crash_at: &str) -> Role {
-        Role::spawn(&self.env, role, &[("STOCKLOCK_CRASH_AT", crash_at)])
-    }
-
     pub fn import(&self, stock: &[(&str, i64)]) {
         let mut csv = "product_id,name,available\n".to_owned();
         for (id, available) in stock {
