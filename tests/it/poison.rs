@@ -30,10 +30,9 @@ fn damaged(good: &[u8]) -> Vec<Poison> {
     .collect()
 }
 
-/// Replaces the one place where `found` stands.
+/// Replaces the first place where `found` stands.
 fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
-    let places: Vec<_> = (0..value.len()).filter(|start| value[*start..].starts_with(found)).collect();
-    let [start] = places[..] else { panic!("{found:?} stands at {places:?}") };
+    let start = (0..value.len()).find(|start| value[*start..].starts_with(found)).expect("it stands somewhere");
     [&value[..start], by, &value[start + found.len()..]].concat()
 }
 
