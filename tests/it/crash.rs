@@ -128,7 +128,7 @@ async fn die_at_random(world: &World, role: &str, http: &str, seed: u64) {
             ["STOCKLOCK__KAFKA__GROUP_ID", "STOCKLOCK__COMPENSATOR__GROUP_ID"].map(|key| (key, group.as_str()));
         let running = Role::spawn(&world.env, role, &[groups[0], groups[1], ("STOCKLOCK__HTTP__LISTEN", http)]);
         // The moment is what is random here; there is no condition to wait for.
-        tokio::time::sleep(Duration::from_millis(random.u64(500..3000))).await;
+        tokio::time::sleep(Duration::from_millis(random.u64(1000..5000))).await;
         running.kill();
     }
 }
@@ -159,8 +159,9 @@ async fn processes_that_are_killed_at_random_moments_lose_nothing_and_do_nothing
         acknowledged
     };
     let ((), acknowledged) = tokio::join!(killing, loading);
-    assert!(acknowledged.len() > 500, "{} orders were acknowledged", acknowledged.len());
-    assert!(world.count_orders("COMPLETED").await > 0, "the roles did some of their work before they died");
+    assert!(acknowledged.len() > 50, "{} orders were acknowledged", acknowledged.len());
+    let decided = world.stock_store(&World::metrics()).snapshot().await.expect("a snapshot").outcomes;
+    assert!(decided > 0, "the workers did some of their work before they died");
     let _all = world.start("all").await;
     check_nothing_lost(&world, &acknowledged).await;
 }

@@ -4,10 +4,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use rdkafka::admin::{AdminClient, AdminOptions};
 use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use stocklock::{
     config::{Config, Layers},
+    kafka::client_config,
     store,
     telemetry::Metrics,
 };
@@ -138,13 +140,14 @@ impl World {
 }
 
 impl Drop for World {
-    /// Drops the databases; a failed test keeps them for a look.
+    /// Drops the databases and the topics, whose sheer number would stop the broker; a failed test keeps them for a look.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("kept: databases {0}_orders and {0}_stock on {1}", self.name, self.server_url);
             return;
         }
         let (url, name) = (self.server_url.clone(), self.name.clone());
+        let (kafka, topics) = (self.config.kafka.clone(), self.config.topics.clone());
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
@@ -153,6 +156,10 @@ impl Drop for World {
                     let drop = format!("DROP DATABASE {name}_{store}");
                     sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut server).await.expect("DROP DATABASE");
                 }
+                let admin: AdminClient<_> = client_config(&kafka).create().expect("an admin client");
+                let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
+                let deleted = admin.delete_topics(&names.map(String::as_str), &AdminOptions::new()).await;
+                drop(deleted.expect("deleted"));
             });
         });
         dropping.join().expect("the databases are dropped");
