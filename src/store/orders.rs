@@ -155,8 +155,8 @@ impl OrderStore {
                 let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
                 expect_rows("orders moved", moved.len(), written.rows_affected())?;
             }
-            let events = release(conn, &plan.releases, lease).await?;
             crash_point("compensate.written");
+            let events = release(conn, &plan.releases, lease).await?;
             Ok(Released { moved: plan.count_moves(), events, unknown: plan.unknown })
         })
     }

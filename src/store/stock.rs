@@ -103,9 +103,9 @@ impl StockStore {
                 }
             };
             self.write_stock(conn, &stock, &decisions, guard, now).await?;
+            crash_point("deduct.written");
             outcomes::insert(conn, &decisions.outcomes, now).await?;
             outcomes::release(conn, &decisions.released, now).await?;
-            crash_point("deduct.written");
             Ok(decisions)
         })
     }
