@@ -64,8 +64,16 @@ async fn count_partitions(kafka: &Kafka, topic: &str) -> KafkaResult<usize> {
     let producer: BaseProducer = client_config(kafka).create()?;
     let topic = topic.to_owned();
     let counted = tokio::task::spawn_blocking(move || {
-        let metadata = producer.client().fetch_metadata(Some(&topic), TIMEOUT)?;
-        Ok(metadata.topics().first().map_or(0, |t| t.partitions().len()))
+        // A topic that was created a moment ago may not be in the broker's metadata yet.
+        for _ in 0..50 {
+            let metadata = producer.client().fetch_metadata(Some(&topic), TIMEOUT)?;
+            let partitions = metadata.topics().first().map_or(0, |t| t.partitions().len());
+            if partitions > 0 {
+                return Ok(partitions);
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
     });
     counted.await.unwrap_or(Err(KafkaError::Canceled))
 }
