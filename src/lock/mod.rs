@@ -2,8 +2,6 @@
 
 mod redlock;
 
-use std::time::Duration;
-
 pub use redlock::Redlock;
 
 use crate::{config, domain::ProductId, store::Guard, telemetry::Metrics};
@@ -78,11 +76,11 @@ impl Held {
         }
     }
 
-    /// Gives all of them back, as far as the masters can be reached. Answers how long they were held.
-    pub async fn release(self) -> Option<Duration> {
+    /// Gives all of them back, as far as the masters can be reached.
+    pub async fn release(self) {
         match self {
-            Self::Row => None,
-            Self::Redlock(held) => Some(held.release().await),
+            Self::Row => {}
+            Self::Redlock(held) => held.release().await,
         }
     }
 }

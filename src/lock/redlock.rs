@@ -2,18 +2,20 @@
 //! of independent masters granted it, and a batch is held where each of its keys is.
 
 use std::{
+    pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::join_all;
 use rslock::LockManager;
 use tokio::{
-    sync::{Mutex, oneshot},
+    sync::{oneshot, watch},
     task::JoinHandle,
+    time::{Instant, sleep_until, timeout},
 };
 
 use super::LockError;
@@ -42,6 +44,9 @@ pub struct Redlock {
 struct Master {
     client: redis::Client,
     manager: LockManager,
+    /// Requests that are still under way though nobody waits for them any more. While there are any, no further ones are made, so
+    /// that they cannot pile up at a master that hangs.
+    overdue: Arc<AtomicUsize>,
 }
 
 /// What one master granted: for each key a lock, or none.
@@ -53,7 +58,7 @@ impl Redlock {
             let client = redis::Client::open(url.expose()).map_err(|e| LockError::BadUrl(format!("{url}: {e}")))?;
             let mut manager = LockManager::from_clients(vec![client.clone()]);
             manager.set_retry(1, Duration::from_millis(1));
-            Ok(Master { client, manager })
+            Ok(Master { client, manager, overdue: Arc::default() })
         });
         Ok(Self {
             masters: masters.collect::<Result<_, LockError>>()?,
@@ -95,32 +100,49 @@ impl Redlock {
         let answers = granted.iter().flatten().count();
         let nothing = || keys.iter().map(|_| None).collect();
         let locks: Vec<Granted> = granted.into_iter().map(|granted| granted.unwrap_or_else(nothing)).collect();
-        let in_time = begun.elapsed() + self.drift() < self.ttl;
-        if in_time && has_majority(&locks, self.majority()) {
+        if begun.elapsed() < self.validity() && has_majority(&locks, Option::is_some, self.majority()) {
             return Ok(Held::new(self.clone(), locks, begun));
         }
-        self.give_back(locks).await;
+        self.give_back(&Arc::new(locks)).await;
         Err(if answers >= self.majority() { LockError::Contended } else { LockError::Unavailable })
     }
 
     /// Asks one master for the keys, in their order. `None` where it did not answer in time; what it grants later is given back by
     /// the task that waits for it.
     async fn ask(&self, master: &Master, keys: &Arc<[String]>) -> Option<Granted> {
-        let patience = self.node_timeout * u32::try_from(keys.len().div_ceil(KEYS_AT_A_TIME)).unwrap_or(u32::MAX);
+        if master.overdue.load(Ordering::SeqCst) > 0 {
+            return None;
+        }
+        let patience = self.patience(keys.len());
         let (master, keys, ttl) = (master.clone(), Arc::clone(keys), self.ttl);
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
-            let granted = master.lock(&keys, ttl).await;
-            if let Err(Some(too_late)) = answer.send(granted) {
-                master.unlock(&too_late).await;
+            let mut locking = pin!(master.lock(&keys, ttl));
+            let unwanted = if let Ok(granted) = timeout(patience, &mut locking).await {
+                answer.send(granted).err().flatten()
+            } else {
+                master.overdue.fetch_add(1, Ordering::SeqCst);
+                drop(answer);
+                let granted = locking.await;
+                master.overdue.fetch_sub(1, Ordering::SeqCst);
+                granted
+            };
+            if let Some(granted) = unwanted {
+                master.unlock(&granted).await;
             }
         });
-        tokio::time::timeout(patience, answered).await.ok()?.ok()?
+        answered.await.ok().flatten()
     }
 
-    /// Redlock's allowance for clocks that run at different speeds: 1 % of the TTL and 2 ms.
-    fn drift(&self) -> Duration {
-        self.ttl / 100 + Duration::from_millis(2)
+    /// How long one master may take for so many keys.
+    fn patience(&self, keys: usize) -> Duration {
+        self.node_timeout * u32::try_from(keys.div_ceil(KEYS_AT_A_TIME)).unwrap_or(u32::MAX)
+    }
+
+    /// How long a lock can be relied on: the TTL without Redlock's allowance for clocks that run at different speeds, 1 % of it
+    /// and 2 ms.
+    fn validity(&self) -> Duration {
+        self.ttl.saturating_sub(self.ttl / 100 + Duration::from_millis(2))
     }
 
     fn majority(&self) -> usize {
@@ -128,19 +150,26 @@ impl Redlock {
     }
 
     /// Unlocks whatever was granted; a master that hangs is waited for in the background.
-    async fn give_back(&self, granted: Vec<Granted>) {
+    async fn give_back(&self, granted: &Arc<Vec<Granted>>) {
         let unlocking =
-            self.masters.iter().cloned().zip(granted).filter(|(_, granted)| granted.iter().any(Option::is_some));
-        let tasks = unlocking.map(|(master, granted)| tokio::spawn(async move { master.unlock(&granted).await }));
-        join_all(tasks.map(|task| tokio::time::timeout(self.node_timeout, task))).await;
+            self.masters.iter().cloned().enumerate().filter(|(m, _)| granted[*m].iter().any(Option::is_some));
+        let tasks = unlocking.map(|(m, master)| {
+            let granted = Arc::clone(granted);
+            tokio::spawn(async move { master.unlock(&granted[m]).await })
+        });
+        let patience = self.patience(granted.iter().map(Vec::len).max().unwrap_or(0));
+        join_all(tasks.map(|task| timeout(patience, task))).await;
     }
 }
 
 impl Master {
-    /// Locks keys until one is refused. `None` where the master cannot be reached.
+    /// Locks keys until one is refused. `None` where the master cannot be reached, or cannot lock anything.
+    ///
+    /// The first key goes alone: rslock would try to connect again for each key in turn.
     async fn lock(&self, keys: &[String], ttl: Duration) -> Option<Granted> {
+        let (first, others) = keys.split_at(keys.len().min(1));
         let mut granted: Granted = Vec::with_capacity(keys.len());
-        for chunk in keys.chunks(KEYS_AT_A_TIME) {
+        for chunk in std::iter::once(first).chain(others.chunks(KEYS_AT_A_TIME)) {
             let locks = join_all(chunk.iter().map(|key| self.manager.lock(key.as_str(), ttl))).await;
             granted.extend(locks.into_iter().map(Result::ok));
             if granted.iter().any(Option::is_none) {
@@ -148,22 +177,28 @@ impl Master {
             }
         }
         granted.resize_with(keys.len(), || None);
-        // rslock tells a refusal from a broken connection by neither its error nor its kind.
-        let answered =
-            granted.iter().any(Option::is_some) || self.client.get_multiplexed_async_connection().await.is_ok();
-        answered.then_some(granted)
+        match keys.first() {
+            Some(key) if granted[0].is_none() => self.is_held(key).await.then_some(granted),
+            _ => Some(granted),
+        }
+    }
+
+    /// Whether somebody holds the key, which rslock does not tell from a master that is away, full or read-only.
+    async fn is_held(&self, key: &str) -> bool {
+        let Ok(mut connection) = self.client.get_multiplexed_async_connection().await else { return false };
+        redis::cmd("EXISTS").arg(key).query_async(&mut connection).await.unwrap_or(false)
     }
 
     async fn unlock(&self, granted: &Granted) {
         join_all(granted.iter().flatten().map(|lock| self.manager.unlock(lock))).await;
     }
 
-    /// Extends locks. Those that could not be extended are gone: rslock has unlocked them.
-    async fn extend(&self, granted: Granted, ttl: Duration) -> Granted {
-        join_all(granted.into_iter().map(|lock| async move {
+    /// Extends locks, and answers for each key whether it is still held. rslock unlocks those that it could not extend.
+    async fn extend(&self, granted: &Granted, ttl: Duration) -> Vec<bool> {
+        join_all(granted.iter().map(|lock| async move {
             match lock {
-                Some(lock) => self.manager.extend(&lock, ttl).await.ok(),
-                None => None,
+                Some(lock) => self.manager.extend(lock, ttl).await.is_ok(),
+                None => false,
             }
         }))
         .await
@@ -175,56 +210,64 @@ impl Master {
 #[derive(Debug)]
 pub struct Held {
     redlock: Redlock,
+    granted: Arc<Vec<Granted>>,
     since: Instant,
-    lost: Arc<AtomicBool>,
+    /// `None` once they are lost.
+    valid_until: watch::Receiver<Option<Instant>>,
     renewal: JoinHandle<()>,
-    /// The locks are with the renewal while it extends them, and here in between.
-    locks: Arc<Mutex<Vec<Granted>>>,
 }
 
 impl Held {
-    fn new(redlock: Redlock, locks: Vec<Granted>, since: Instant) -> Self {
-        let lost = Arc::new(AtomicBool::new(false));
-        let locks = Arc::new(Mutex::new(locks));
-        let renewal = tokio::spawn(renew(redlock.clone(), Arc::clone(&locks), since, Arc::clone(&lost)));
-        Self { redlock, since, lost, renewal, locks }
+    fn new(redlock: Redlock, granted: Vec<Granted>, asked: Instant) -> Self {
+        let granted = Arc::new(granted);
+        let (renewed, valid_until) = watch::channel(Some(asked + redlock.validity()));
+        let renewal = tokio::spawn(renew(redlock.clone(), Arc::clone(&granted), asked, renewed));
+        Self { redlock, granted, since: Instant::now(), valid_until, renewal }
     }
 
     pub fn is_lost(&self) -> bool {
-        self.lost.load(Ordering::SeqCst)
+        self.valid_until.borrow().is_none_or(|until| Instant::now() >= until)
     }
 
-    pub async fn release(self) -> Duration {
-        let locks = std::mem::take(&mut *self.locks.lock().await);
+    pub async fn release(self) {
+        self.redlock.metrics.lock_hold.with_label_values(&["redlock"]).observe(self.since.elapsed().as_secs_f64());
         self.renewal.abort();
-        self.redlock.give_back(locks).await;
-        let held = self.since.elapsed();
-        self.redlock.metrics.lock_hold.with_label_values(&["redlock"]).observe(held.as_secs_f64());
-        held
+        self.redlock.give_back(&self.granted).await;
     }
 }
 
-async fn renew(redlock: Redlock, locks: Arc<Mutex<Vec<Granted>>>, mut since: Instant, lost: Arc<AtomicBool>) {
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.renewal.abort();
+    }
+}
+
+async fn renew(
+    redlock: Redlock,
+    granted: Arc<Vec<Granted>>,
+    mut since: Instant,
+    renewed: watch::Sender<Option<Instant>>,
+) {
+    let patience = redlock.patience(granted.iter().map(Vec::len).max().unwrap_or(0));
     loop {
-        tokio::time::sleep(redlock.ttl / 3).await;
-        let mut locks = locks.lock().await;
+        sleep_until(since + redlock.ttl / 3).await;
         let begun = Instant::now();
-        let extending = redlock.masters.iter().zip(std::mem::take(&mut *locks));
-        let extended = join_all(extending.map(|(master, granted)| master.extend(granted, redlock.ttl)));
-        *locks = extended.await;
-        let in_time = since.elapsed() + redlock.drift() < redlock.ttl;
-        if !in_time || !has_majority(&locks, redlock.majority()) {
-            lost.store(true, Ordering::SeqCst);
+        let extending = redlock.masters.iter().zip(granted.iter());
+        let extending = extending.map(|(master, granted)| timeout(patience, master.extend(granted, redlock.ttl)));
+        let extended: Vec<_> = join_all(extending).await.into_iter().map(Result::unwrap_or_default).collect();
+        if since.elapsed() >= redlock.validity() || !has_majority(&extended, |held| *held, redlock.majority()) {
+            let _receiver_gone = renewed.send(None);
             redlock.metrics.lock_failures.with_label_values(&["lost"]).inc();
             tracing::warn!("the locks of a batch were lost before it was done");
             return;
         }
+        let _receiver_gone = renewed.send(Some(begun + redlock.validity()));
         since = begun;
     }
 }
 
-/// Whether each key is granted by as many masters.
-fn has_majority(granted: &[Granted], majority: usize) -> bool {
-    let keys = granted.iter().map(Vec::len).max().unwrap_or(0);
-    (0..keys).all(|key| granted.iter().filter(|g| g.get(key).is_some_and(Option::is_some)).count() >= majority)
+/// Whether each key is held at as many masters.
+fn has_majority<K>(masters: &[Vec<K>], is_held: fn(&K) -> bool, majority: usize) -> bool {
+    let keys = masters.iter().map(Vec::len).max().unwrap_or(0);
+    (0..keys).all(|key| masters.iter().filter(|keys| keys.get(key).is_some_and(is_held)).count() >= majority)
 }

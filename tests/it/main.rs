@@ -22,6 +22,7 @@ mod ownership;
 mod poison;
 mod rebalance;
 mod redelivery;
+mod redlock;
 mod release;
 mod row_locks;
 mod verify;

@@ -1,0 +1,71 @@
+//! The multi-lock when a master of it hangs.
+
+use std::time::{Duration, Instant};
+
+use stocklock::{
+    config::SecretUrl,
+    domain::ProductId,
+    lock::{Held, Locks},
+    telemetry::Metrics,
+};
+
+use crate::harness::{Database, PATIENCE, Proxy, Strategy, World};
+
+/// Locks over the world's masters, each behind a proxy.
+async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, Vec<Proxy>) {
+    let mut proxies = Vec::new();
+    for url in &mut world.config.redis.urls {
+        let (proxy, behind) = Proxy::before(url.expose()).await;
+        proxies.push(proxy);
+        *url = SecretUrl::new(behind);
+    }
+    (Locks::new(&world.config.lock, &world.config.redis, metrics).expect("the locks"), proxies)
+}
+
+fn products(count: usize) -> Vec<ProductId> {
+    (0..count).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_hangs_does_not_set_the_pace() {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.node_timeout = Duration::from_millis(500);
+    let (locks, proxies) = locks_behind_proxies(&mut world, &World::metrics()).await;
+    proxies[1].hang();
+    let products = products(600);
+    let begun = Instant::now();
+    for _ in 0..20 {
+        locks.acquire(&products).await.expect("two of three grant it").release().await;
+    }
+    // Asked each time, it would have cost the timeout of three chunks of keys each time: 30 s.
+    assert!(begun.elapsed() < Duration::from_secs(10), "20 locks took {:?}", begun.elapsed());
+    proxies[1].mend();
+    proxies[2].hang();
+    let begun = Instant::now();
+    while let Err(error) = locks.acquire(&products).await {
+        assert!(begun.elapsed() < PATIENCE, "the master that is back is not asked again: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_release_does_not_wait() {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.ttl = Duration::from_secs(3);
+    let metrics = World::metrics();
+    let (locks, proxies) = locks_behind_proxies(&mut world, &metrics).await;
+    let held = locks.acquire(&products(300)).await.expect("free");
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    assert!(!held.is_lost(), "it is renewed");
+    for proxy in &proxies {
+        proxy.hang();
+    }
+    let begun = Instant::now();
+    while !held.is_lost() {
+        assert!(begun.elapsed() < Duration::from_secs(3), "another may have the locks by now");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(metrics.lock_failures.with_label_values(&["lost"]).get(), 1);
+    let begun = Instant::now();
+    Held::release(held).await;
+    assert!(begun.elapsed() < Duration::from_secs(2), "the release took {:?}", begun.elapsed());
+}
