@@ -6,7 +6,7 @@ use clap::Subcommand;
 use reqwest::{Client, StatusCode};
 use serde_json::{Value, json};
 
-use super::{Answer, Output, import, process};
+use super::{Answer, Output, import};
 use crate::{
     config::Config,
     domain::{Line, OrderId, OrderStatus, ProductId, Reason, ReportedStatus},
@@ -130,7 +130,7 @@ async fn fail(
     let status = OrderStatus { order_id, status, source, occurred_at: Utc::now() };
     let payload = Some(OrderStatusCodec::new()?.encode(&status)?);
     let message = Message { key: Some(order_id.to_string().into_bytes()), payload, headers: None };
-    let producer = Producer::new(&config.kafka, &process::metrics()?)?;
+    let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;
     producer.produce(topic, vec![message]).await.with_context(|| format!("brokers {}", config.kafka.brokers))?;
     print(&json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic}), output);

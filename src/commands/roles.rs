@@ -43,7 +43,7 @@ struct Shared {
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     let metrics = process::metrics()?;
     let shared = Shared {
-        producer: Producer::new(&config.kafka, &metrics).context("kafka")?,
+        producer: Producer::new(&config.kafka).context("kafka")?,
         metrics,
         health: Health::default(),
         shutdown: Shutdown::on_signals()?,
@@ -145,7 +145,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
     let mut running = JoinSet::new();
     for lane in lanes {
-        let health = health.register("lane");
+        let health = health.register("deducting");
         health.ready();
         let (worker, batches, metrics) = (worker.clone(), config.worker.batches, metrics.clone());
         running.spawn(async move { lane.run(worker, batches, &metrics, &health).await });
@@ -153,7 +153,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     while let Some(ended) = running.join_next().await {
         ended.context("a lane panicked")?;
     }
-    consumer.stopped().await;
+    consumer.stopped().await?;
     store.database().close().await;
     Ok(())
 }
@@ -175,12 +175,12 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let (consumer, lanes) = consumer.context("kafka")?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
-        let health = health.register("lane");
+        let health = health.register("compensating");
         health.ready();
         lane.run(compensator.clone(), config.compensator.batches, metrics, &health).await;
     }
     compensator.relay.drain().await;
-    consumer.stopped().await;
+    consumer.stopped().await?;
     store.database().close().await;
     Ok(())
 }

@@ -43,10 +43,10 @@ impl Handler for Compensator {
         Ok(())
     }
 
-    fn dependency(error: &CompensateError) -> &'static str {
+    fn failed_dependency(error: &CompensateError) -> Option<&'static str> {
         match error {
-            CompensateError::Store(_) => "order_store",
-            CompensateError::Kafka(_) => "kafka",
+            CompensateError::Store(_) => Some("order_store"),
+            CompensateError::Kafka(_) => Some("kafka"),
         }
     }
 }
@@ -54,7 +54,7 @@ impl Handler for Compensator {
 impl Compensator {
     /// Does one batch: poison is set aside, the others move their orders in one transaction.
     pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<(), CompensateError> {
-        let (mut statuses, mut found, mut poison) = (Vec::with_capacity(messages.len()), Vec::new(), Vec::new());
+        let (mut found, mut statuses, mut poison) = (Vec::new(), Vec::with_capacity(messages.len()), Vec::new());
         for message in messages {
             match self.statuses.decode(message.payload().unwrap_or_default()) {
                 Ok(status) => {

@@ -1,6 +1,10 @@
 //! The worker: orders in, stock deducted, outcomes out.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use chrono::{DateTime, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
@@ -50,40 +54,41 @@ impl Handler for Worker {
     type Error = DeductError;
 
     async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), DeductError> {
-        self.metrics.batch_orders.observe(f64::from(u32::try_from(messages.len()).unwrap_or(u32::MAX)));
         self.step(messages).await?;
         self.store.database().observe_pool();
         Ok(())
     }
 
-    fn dependency(error: &DeductError) -> &'static str {
+    fn failed_dependency(error: &DeductError) -> Option<&'static str> {
         match error {
-            DeductError::Lock(_) | DeductError::LockLost => "redis",
-            DeductError::Store(_) => "stock_store",
-            DeductError::Kafka(_) | DeductError::Wire(_) => "kafka",
+            DeductError::Lock(LockError::Contended) => None,
+            DeductError::Lock(_) | DeductError::LockLost => Some("redis"),
+            DeductError::Store(_) => Some("stock_store"),
+            DeductError::Kafka(_) | DeductError::Wire(_) => Some("kafka"),
         }
     }
 }
 
 impl Worker {
-    /// Does one batch: poison is set aside, the others are decided in one transaction, and their outcomes are with the broker when
-    /// it returns. Answers how many orders got their outcome now.
+    /// Does one batch: it is decided in one transaction, its outcomes are with the broker when this returns, and poison is set
+    /// aside. Answers how many orders got their outcome now.
     pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<usize, DeductError> {
         let (events, poison) = self.decode(messages);
+        let mut decided = 0;
+        if !events.is_empty() {
+            let decisions = self.decide(&events).await?;
+            crash_point("deduct.committed");
+            self.count(&events, &decisions.outcomes);
+            let publishing = Instant::now();
+            self.publish(&decisions.statuses).await?;
+            crash_point("deduct.published");
+            self.stage("publish", publishing);
+            decided = decisions.outcomes.len();
+        }
         if !poison.is_empty() {
             self.dead_letters.set_aside(&poison).await?;
         }
-        if events.is_empty() {
-            return Ok(0);
-        }
-        let decisions = self.decide(&events).await?;
-        crash_point("deduct.committed");
-        let publishing = Instant::now();
-        self.publish(&decisions.statuses).await?;
-        crash_point("deduct.published");
-        self.stage("publish", publishing);
-        self.count(&events, &decisions.outcomes);
-        Ok(decisions.outcomes.len())
+        Ok(decided)
     }
 
     fn decode<'m>(
@@ -133,18 +138,21 @@ impl Worker {
         Ok(self.producer.produce(&self.status_topic, messages).await?)
     }
 
-    fn count(&self, events: &[OrderEvent], outcomes: &std::collections::BTreeMap<OrderId, Outcome>) {
+    fn count(&self, events: &[OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>) {
+        self.metrics.batch_orders.observe(f64::from(u32::try_from(events.len()).unwrap_or(u32::MAX)));
         let strategy = self.locks.strategy().as_str();
         let now: DateTime<Utc> = Utc::now();
-        for event in events {
-            let outcome = match outcomes.get(&event.order_id) {
-                Some(Outcome::Completed(_)) => "COMPLETED",
-                Some(Outcome::Failed(_)) => "FAILED",
-                Some(Outcome::Released(_)) => "RELEASED",
-                None => continue,
+        let accepted: BTreeMap<_, _> = events.iter().map(|event| (event.order_id, event.accepted_at)).collect();
+        for (order_id, outcome) in outcomes {
+            let label = match outcome {
+                Outcome::Completed(_) => "COMPLETED",
+                Outcome::Failed(_) => "FAILED",
+                Outcome::Released(_) => "RELEASED",
             };
-            self.metrics.orders_decided.with_label_values(&[outcome, strategy]).inc();
-            self.metrics.order_latency.observe((now - event.accepted_at).as_seconds_f64().max(0.0));
+            self.metrics.orders_decided.with_label_values(&[label, strategy]).inc();
+            if let Some(accepted_at) = accepted.get(order_id) {
+                self.metrics.order_latency.observe((now - *accepted_at).as_seconds_f64().max(0.0));
+            }
         }
     }
 

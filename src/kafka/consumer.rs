@@ -5,7 +5,7 @@ use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, OwnedMessage},
+    message::{BorrowedMessage, Headers, OwnedMessage},
     statistics,
     topic_partition_list::TopicPartitionList,
 };
@@ -28,6 +28,8 @@ const POLL: Duration = Duration::from_millis(100);
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
 /// How long a revocation waits for batches in hand.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+/// How long a consumer may take to leave its group, which it cannot while the brokers are away.
+const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What to consume, and as whom.
 #[derive(Debug, Clone)]
@@ -85,12 +87,16 @@ impl Consumer {
         Ok((Self { thread }, lanes))
     }
 
-    /// Waits until the consumer has left its group; call it when the lanes are dropped.
-    pub async fn stopped(self) {
-        let joined = tokio::task::spawn_blocking(move || self.thread.join()).await;
-        if !matches!(joined, Ok(Ok(()))) {
-            tracing::error!("the poll thread panicked");
+    /// Waits until the consumer has left its group, 20 s at most; call it when the lanes are dropped. Fails where the poll thread
+    /// has panicked.
+    pub async fn stopped(self) -> std::io::Result<()> {
+        let joining = tokio::task::spawn_blocking(move || self.thread.join());
+        match tokio::time::timeout(LEAVE_DEADLINE, joining).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
+            Err(_) => tracing::warn!("the group was not left in time; what was not committed comes again"),
         }
+        Ok(())
     }
 }
 
@@ -158,6 +164,13 @@ impl ConsumerContext for Context {
                 let kind = if consumer.assignment_lost() { "lost" } else { "revoke" };
                 let partitions = ids(list);
                 let drained = self.partitions.revoke(&partitions, DRAIN_DEADLINE);
+                // librdkafka would remember that a partition is paused until it comes back.
+                if let Err(error) = consumer.resume(list) {
+                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
+                }
+                if kind == "lost" {
+                    self.health.not_ready("partitions lost");
+                }
                 tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
                 for partition in &partitions {
@@ -297,6 +310,9 @@ impl Inlet {
 
 /// A message's share of its lane's memory; one larger than the lane may have all of it.
 fn cost(message: &OwnedMessage) -> u32 {
-    let bytes = MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len);
+    let headers = message.headers().into_iter().flat_map(Headers::iter);
+    let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();
+    let bytes =
+        MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len) + headers;
     u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -1,6 +1,6 @@
 use rdkafka::{
     Message as _,
-    error::KafkaResult,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
 };
 
@@ -21,14 +21,22 @@ impl DeadLetters {
     }
 
     /// Sets messages aside, each with its error's class and text, and waits until the broker has them. May set one aside
-    /// twice: the original topic, partition and offset in its headers identify it.
+    /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
+    /// goes without its value, and a header `stocklock.omitted.bytes` says so.
     pub async fn set_aside(&self, letters: &[(&OwnedMessage, &'static str, String)]) -> KafkaResult<()> {
         let messages = letters.iter().map(|(message, class, text)| Message {
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
             headers: Some(headers(message, class, text)),
         });
-        self.producer.produce(&self.topic, messages.collect()).await?;
+        match self.producer.produce(&self.topic, messages.clone().collect()).await {
+            Err(error) if is_too_large(&error) => {
+                for message in messages {
+                    self.produce_in_any_size(message).await?;
+                }
+            }
+            produced => produced?,
+        }
         for (message, class, text) in letters {
             self.metrics.dead_letters.with_label_values(&[message.topic(), class]).inc();
             let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
@@ -36,6 +44,22 @@ impl DeadLetters {
         }
         Ok(())
     }
+
+    async fn produce_in_any_size(&self, mut letter: Message) -> KafkaResult<()> {
+        match self.producer.produce(&self.topic, vec![letter.clone()]).await {
+            Err(error) if is_too_large(&error) => {
+                let omitted = letter.payload.take().map_or(0, |payload| payload.len()).to_string();
+                let header = Header { key: "stocklock.omitted.bytes", value: Some(&omitted) };
+                letter.headers = Some(letter.headers.unwrap_or_default().insert(header));
+                self.producer.produce(&self.topic, vec![letter]).await
+            }
+            produced => produced,
+        }
+    }
+}
+
+fn is_too_large(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
 }
 
 /// The message's own headers, then why and from where.

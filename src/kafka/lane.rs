@@ -18,6 +18,9 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
+/// How often a batch, or a part of one, is repeated as it is before it is halved.
+const FAILURES_BEFORE_SPLIT: u32 = 3;
+
 /// What a lane's batches are for.
 pub trait Handler: Send + Sync {
     type Error: std::error::Error + Send;
@@ -25,8 +28,8 @@ pub trait Handler: Send + Sync {
     /// Does one batch. Fails only where it may help to repeat the whole of it, which must do no harm.
     fn handle(&self, messages: &[&OwnedMessage]) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// What failed: a bounded label.
-    fn dependency(error: &Self::Error) -> &'static str;
+    /// What failed, as a bounded label. `None` where nothing did and a rival was merely first.
+    fn failed_dependency(error: &Self::Error) -> Option<&'static str>;
 }
 
 /// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
@@ -53,25 +56,49 @@ pub struct Batch {
 }
 
 impl Lane {
-    /// Has batches handled in turn until the process is to stop. A batch that fails is repeated, with growing delays, until it is
-    /// done; only then are its offsets stored. One that still fails at the stop is left to the partitions' next owner.
+    /// Has batches handled in turn until the process is to stop; the offsets of a batch are stored when all of it is done. One that
+    /// still fails at the stop, or when its partitions have gone, is left to their next owner.
     pub async fn run<H: Handler>(mut self, handler: H, batches: Batches, metrics: &Metrics, health: &Component) {
         while let Some(batch) = health.waiting(self.next_batch(batches)).await {
-            let messages: Vec<_> = batch.messages().collect();
-            let mut failures = Backoff::default();
-            while let Err(error) = handler.handle(&messages).await {
-                let delay = failures.next_delay();
-                metrics.retries.with_label_values(&[H::dependency(&error)]).inc();
-                tracing::warn!(messages = messages.len(), failures = failures.failures(), %error, ?delay, "batch failed");
-                health.not_ready(error.to_string());
-                if self.shutdown.is_requested() {
-                    return;
-                }
-                tokio::time::sleep(delay).await;
+            if self.handle_all(&handler, &batch, metrics, health).await {
+                health.ready();
+                self.done(&batch);
             }
-            health.ready();
-            self.done(&batch);
         }
+    }
+
+    /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
+    /// time, and a part that is refused for its data should not keep others waiting. Answers whether all of it was done.
+    async fn handle_all<H: Handler>(&self, handler: &H, batch: &Batch, metrics: &Metrics, health: &Component) -> bool {
+        let messages: Vec<_> = batch.messages().collect();
+        let (mut done, mut part) = (0, messages.len());
+        let mut backoff = Backoff::default();
+        while done < messages.len() {
+            let end = messages.len().min(done + part);
+            let Err(error) = handler.handle(&messages[done..end]).await else {
+                (done, part) = (end, part * 2);
+                backoff = Backoff::default();
+                continue;
+            };
+            let delay = backoff.next_delay();
+            tracing::warn!(messages = end - done, failures = backoff.failures(), %error, ?delay, "batch failed");
+            if let Some(dependency) = H::failed_dependency(&error) {
+                metrics.retries.with_label_values(&[dependency]).inc();
+                health.not_ready(error.to_string());
+            }
+            if self.shutdown.is_requested() || !self.owns_any_of(batch) {
+                return false;
+            }
+            tokio::time::sleep(delay).await;
+            if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
+                part = (part / 2).max(1);
+            }
+        }
+        true
+    }
+
+    fn owns_any_of(&self, batch: &Batch) -> bool {
+        batch.taken.iter().any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
     }
 
     /// Waits for messages; closes the batch when it is full or old enough. `None` once the

@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
@@ -7,7 +7,7 @@ use rdkafka::{
     producer::{BaseProducer, Producer as _},
 };
 
-use super::client_config;
+use super::{client_config, producer::MAX_MESSAGE_BYTES};
 use crate::config::{Kafka, Topics};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -26,12 +26,19 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     let retention = topics.retention.as_millis().to_string();
-    let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
-    let wanted: Vec<_> = names
+    let ordinary = vec![("retention.ms", retention.as_str())];
+    let dead_letters = vec![("retention.ms", retention.as_str()), ("max.message.bytes", MAX_MESSAGE_BYTES)];
+    let settings = BTreeMap::from([
+        (topics.orders.as_str(), ordinary.clone()),
+        (&topics.order_status, ordinary),
+        (&topics.orders_dlq, dead_letters.clone()),
+        (&topics.order_status_dlq, dead_letters),
+    ]);
+    let wanted: Vec<_> = settings
         .iter()
-        .map(|name| {
-            NewTopic::new(name, topics.partitions, TopicReplication::Fixed(topics.replication))
-                .set("retention.ms", &retention)
+        .map(|(name, settings)| {
+            let topic = NewTopic::new(name, topics.partitions, TopicReplication::Fixed(topics.replication));
+            settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
         })
         .collect();
     let mut reports = Vec::new();
@@ -48,12 +55,14 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
         if i32::try_from(partitions) != Ok(topics.partitions) {
             report.differences.push(format!("partitions: {partitions}, configured {}", topics.partitions));
         }
-        let config = admin.describe_configs(&[ResourceSpecifier::Topic(&report.name)], &options).await?;
-        let entries = config.into_iter().filter_map(Result::ok).flat_map(|resource| resource.entries);
-        for entry in entries.filter(|entry| entry.name == "retention.ms") {
-            let found = entry.value.unwrap_or_default();
-            if found != retention {
-                report.differences.push(format!("retention.ms: {found}, configured {retention}"));
+        let described = admin.describe_configs(&[ResourceSpecifier::Topic(&report.name)], &options).await?;
+        let entries = described.into_iter().map(|resource| resource.map_err(KafkaError::AdminOp));
+        let found = entries.collect::<KafkaResult<Vec<_>>>()?;
+        for (key, configured) in &settings[report.name.as_str()] {
+            let found = found.iter().flat_map(|resource| &resource.entries).find(|entry| entry.name == *key);
+            let found = found.and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
+            if found != *configured {
+                report.differences.push(format!("{key}: {found}, configured {configured}"));
             }
         }
     }

@@ -1,14 +1,19 @@
 //! What a lane does when its messages come faster than they are handled.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
+    sync::{
+        Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use rdkafka::Message as _;
+use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
     config::Batches,
-    kafka::{Consumer, Message, Producer, Subscription},
+    domain::OrderId,
+    kafka::{Consumer, Handler, Message, Producer, Subscription},
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
 };
@@ -22,7 +27,7 @@ const PAYLOAD_BYTES: usize = 900_000;
 async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let metrics = World::metrics();
-    let producer = Producer::new(&world.config.kafka, &metrics).unwrap();
+    let producer = Producer::new(&world.config.kafka).unwrap();
     let message = |n: usize| Message {
         key: Some(n.to_string().into_bytes()),
         payload: Some(vec![0; PAYLOAD_BYTES]),
@@ -61,7 +66,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
     }
     shutdown.request();
     drop(lane);
-    consumer.stopped().await;
+    consumer.stopped().await.unwrap();
 }
 
 /// A lane that is full holds a message back and pauses its partitions. Those that a rebalance then brings are not paused yet: their
@@ -85,7 +90,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
         let key = Some(n.to_string().into_bytes());
         Message { key, payload: Some(vec![0; PAYLOAD_BYTES]), headers: None }
     };
-    let producer = Producer::new(&world.config.kafka, &metrics).unwrap();
+    let producer = Producer::new(&world.config.kafka).unwrap();
     producer.produce(topic, (0..2 * MESSAGES).map(message).collect()).await.unwrap();
 
     let mut lane = lanes.pop().unwrap();
@@ -95,7 +100,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
     drop(rival_lanes);
-    rival.stopped().await;
+    rival.stopped().await.unwrap();
     assigned(&metrics, assignments + 1).await;
     tokio::time::sleep(linger).await;
 
@@ -121,7 +126,119 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     }
     shutdown.request();
     drop(lane);
-    consumer.stopped().await;
+    consumer.stopped().await.unwrap();
+}
+
+/// While its lane is full, a partition is paused; if it is then taken away and comes back, it must not stay paused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topic = &world.config.topics.orders;
+    let subscription = Subscription { group_id: &world.config.kafka.group_id, topic, lanes: 1 };
+    let join = |metrics: &Metrics, shutdown: &Shutdown| {
+        let health = Health::default().register("consumer");
+        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone()).unwrap()
+    };
+    let message = |n: usize| {
+        let key = Some(n.to_string().into_bytes());
+        Message { key, payload: Some(vec![0; PAYLOAD_BYTES]), headers: None }
+    };
+    Producer::new(&world.config.kafka).unwrap().produce(topic, (0..MESSAGES).map(message).collect()).await.unwrap();
+    let (metrics, rival_metrics) = (World::metrics(), World::metrics());
+    let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
+    let (consumer, mut lanes) = join(&metrics, &shutdown);
+    let mut lane = lanes.pop().unwrap();
+    let in_hand = lane.next_batch(Batches { max: MESSAGES, linger: Duration::from_secs(4) }).await.unwrap();
+    assert!(in_hand.len() < MESSAGES, "the lane was never full");
+    let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut found: BTreeSet<_> = in_hand.messages().map(|m| (m.partition(), m.offset())).collect();
+    drop(in_hand);
+    assigned(&rival_metrics, 1).await;
+    let revoked = metrics.rebalances.with_label_values(&["revoke"]).get();
+    assert_eq!(revoked, 1, "the rival took partitions away");
+
+    // The lane runs empty, so that what it still owns is resumed, and then the rival leaves without having done anything.
+    let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
+    let mut take = async |found: &mut BTreeSet<(i32, i64)>| {
+        while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_secs(8), lane.next_batch(emptied)).await {
+            found.extend(batch.messages().map(|message| (message.partition(), message.offset())));
+            lane.done(&batch);
+            if found.len() == MESSAGES {
+                break;
+            }
+        }
+    };
+    take(&mut found).await;
+    assert!(found.len() < MESSAGES, "the rival's are missing");
+    let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
+    rival_shutdown.request();
+    drop(rival_lanes);
+    rival.stopped().await.unwrap();
+    assigned(&metrics, assignments + 1).await;
+    take(&mut found).await;
+    assert_eq!(found.len(), MESSAGES, "every partition is fetched");
+    shutdown.request();
+    drop(lane);
+    consumer.stopped().await.unwrap();
+}
+
+/// Refuses whatever is large.
+struct Picky {
+    handled: Mutex<Vec<(i32, i64)>>,
+    refused: AtomicUsize,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("too large")]
+struct TooLarge;
+
+impl Handler for &Picky {
+    type Error = TooLarge;
+
+    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), TooLarge> {
+        if messages.len() > 3 {
+            self.refused.fetch_add(1, Ordering::SeqCst);
+            return Err(TooLarge);
+        }
+        let handled = messages.iter().map(|message| (message.partition(), message.offset()));
+        self.handled.lock().unwrap().extend(handled);
+        Ok(())
+    }
+
+    fn failed_dependency(_: &TooLarge) -> Option<&'static str> {
+        None
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let values = (0..MESSAGES).map(|_| (OrderId::generate(), b"x".to_vec()));
+    world.produce(topic, values.collect()).await;
+    let (metrics, shutdown) = (World::metrics(), Shutdown::default());
+    let health = Health::default();
+    let subscription = Subscription { group_id, topic, lanes: 1 };
+    let consumer =
+        Consumer::start(&world.config.kafka, &subscription, &metrics, health.register("consumer"), shutdown.clone());
+    let (consumer, mut lanes) = consumer.unwrap();
+    let picky = Picky { handled: Mutex::default(), refused: AtomicUsize::new(0) };
+    let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
+    let lane_health = health.register("lane");
+    let stop_when_done = async {
+        world.caught_up(group_id, topic).await;
+        shutdown.request();
+    };
+    tokio::join!(lanes.pop().unwrap().run(&picky, batches, &metrics, &lane_health), stop_when_done);
+    consumer.stopped().await.unwrap();
+    assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
+    let handled = picky.handled.into_inner().unwrap();
+    assert_eq!(handled.len(), MESSAGES, "each once");
+    for partition in 0..world.config.topics.partitions {
+        let offsets: Vec<_> = handled.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect();
+        assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
+    }
 }
 
 /// Waits until a consumer was assigned partitions so many times.

@@ -122,3 +122,35 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
     worker.stop();
     compensator.stop();
 }
+
+/// Larger than what a producer sends by default, and one larger than what the dead-letter topic takes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_of_any_size_is_set_aside() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    world.import(&[("sku-1", 100)]);
+    world.limit_message_bytes(&topics.order_status, 1_600_000).await;
+    world.limit_message_bytes(&topics.order_status_dlq, 1_500_000).await;
+    let incompressible =
+        |bytes| (OrderId::generate(), std::iter::repeat_with(|| fastrand::u8(..)).take(bytes).collect());
+    let (large, huge): (_, (_, Vec<u8>)) = (incompressible(1_048_000), incompressible(1_550_000));
+    world.produce(&topics.order_status, vec![large.clone(), huge.clone()]).await;
+    let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 20]).await;
+    world.produce_events(&orders).await;
+    let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+    let letters = world.read_topic(&topics.order_status_dlq);
+    let of = |id: OrderId| {
+        let key = id.to_string();
+        letters.iter().find(|letter| letter.key() == Some(key.as_bytes())).expect("a letter")
+    };
+    assert!(of(large.0).payload() == Some(large.1.as_slice()), "as it was found");
+    assert_eq!(header(of(large.0), "stocklock.omitted.bytes"), None);
+    assert!(of(huge.0).payload().is_none(), "it does not fit");
+    assert_eq!(header(of(huge.0), "stocklock.omitted.bytes").as_deref(), Some("1550000"));
+    assert!(header(of(huge.0), "stocklock.original.offset").is_some(), "it can be found");
+    world.verify();
+    worker.stop();
+    compensator.stop();
+}

@@ -24,7 +24,7 @@ const LONG_LEASE: Duration = Duration::from_secs(3600);
 impl World {
     /// A worker with connections of its own, as another process has them.
     pub fn worker(&self, metrics: &Metrics) -> Worker {
-        let (config, producer) = (&self.config, Producer::new(&self.config.kafka, metrics).expect("a producer"));
+        let (config, producer) = (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         Worker {
             store: self.stock_store(metrics),
             locks: Locks::new(&config.lock, &config.redis, metrics).expect("the locks"),
@@ -38,7 +38,7 @@ impl World {
     }
 
     pub fn compensator(&self, metrics: &Metrics) -> Compensator {
-        let (config, producer) = (&self.config, Producer::new(&self.config.kafka, metrics).expect("a producer"));
+        let (config, producer) = (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
         Compensator {
             store: self.order_store(),

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use rdkafka::{
     Message as _, Offset, Timestamp, TopicPartitionList,
+    admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     consumer::{BaseConsumer, Consumer as _},
     message::{Headers as _, OwnedMessage},
 };
@@ -90,6 +91,15 @@ impl World {
         }
     }
 
+    /// Changes the size of the largest batch that a topic takes.
+    pub async fn limit_message_bytes(&self, topic: &str, bytes: usize) {
+        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let bytes = bytes.to_string();
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
+        let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
+        assert!(altered.iter().all(Result::is_ok), "{altered:?}");
+    }
+
     /// Puts values into a topic as they are.
     pub async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
         let message = |(id, payload): (OrderId, _)| Message {
@@ -97,7 +107,7 @@ impl World {
             payload: Some(payload),
             headers: None,
         };
-        let producer = Producer::new(&self.config.kafka, &Self::metrics()).expect("a producer");
+        let producer = Producer::new(&self.config.kafka).expect("a producer");
         producer.produce(topic, values.into_iter().map(message).collect()).await.expect("produced");
     }
 
