@@ -1,9 +1,12 @@
 //! `stocklock`: orders in, stock deducted, outcomes out.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser;
 use stocklock::commands::Cli;
+
+/// How long what still blocks a thread may hold up the end of the process, such as a client of brokers that are away.
+const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -14,5 +17,7 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    runtime.block_on(cli.run())
+    let status = runtime.block_on(cli.run());
+    runtime.shutdown_timeout(STOP_DEADLINE);
+    status
 }

@@ -3,8 +3,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A loop at work that does not report for this long is taken for stuck, and `/livez` says so.
-const STUCK_AFTER: Duration = Duration::from_secs(60);
+/// A loop at work that does not report for this long is taken for stuck, and `/livez` says so. Longer than the deadlines of one
+/// batch together: its locks, its transaction's attempts and its statuses.
+const STUCK_AFTER: Duration = Duration::from_secs(180);
 
 /// What the loops of a process say of themselves.
 #[derive(Debug, Clone, Default)]
@@ -39,7 +40,7 @@ impl Health {
         self.each(|component, state| state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name)))
     }
 
-    /// Each component that is at work and has not reported for a minute.
+    /// Each component that is at work and has not reported for three minutes.
     pub fn stuck(&self, now: Instant) -> Vec<String> {
         self.each(|component, state| {
             let silent = now.saturating_duration_since(state.reported);

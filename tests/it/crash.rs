@@ -96,6 +96,11 @@ async fn an_ingest_that_dies_after_its_commit_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingest_that_dies_before_it_publishes_loses_nothing() {
+    crash_ingest("relay.producing").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_ingest_that_dies_before_it_strikes_out_what_it_published_does_nothing_twice() {
     crash_ingest("relay.produced").await;
 }
