@@ -5,6 +5,7 @@ pub mod config;
 pub mod crash_point;
 pub mod deduct;
 pub mod domain;
+pub mod http;
 pub mod ingest;
 pub mod kafka;
 pub mod lifecycle;

@@ -3,12 +3,14 @@
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+const SECOND_SIGNAL_STATUS: i32 = 130;
+
 /// Asks a process to stop. Whoever holds it finishes what it has begun and returns.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown(CancellationToken);
 
 impl Shutdown {
-    /// Stops on SIGTERM and SIGINT.
+    /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
     pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
         let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -20,6 +22,12 @@ impl Shutdown {
             };
             tracing::info!(signal = name, "stopping: no new work is taken, work in hand is finished");
             requested.request();
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::warn!("stopped at once, at the second signal");
+            std::process::exit(SECOND_SIGNAL_STATUS);
         });
         Ok(shutdown)
     }

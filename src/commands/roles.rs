@@ -77,7 +77,7 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     }
     shared.producer.flush().await;
     admin_stop.request();
-    admin.await??;
+    admin.await?;
     failed.map_or(Ok(Answer::Done), Err)
 }
 
@@ -115,7 +115,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         desk,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
-    ingest::serve(listener, api, shutdown.clone()).await?;
+    ingest::serve(listener, api, shutdown.clone()).await;
     while committing.join_next().await.is_some() {}
     asking.await?;
     relaying.await?;

@@ -19,6 +19,7 @@ use super::{
 };
 use crate::{
     domain::{OrderId, OrderState, ProductId},
+    http,
     lifecycle::Shutdown,
     store::{NewOrder, OrderStore, StockStore, StoredOrder},
     telemetry::Metrics,
@@ -40,7 +41,7 @@ pub struct Api {
 }
 
 /// Serves the API until a stop is requested; requests in hand are answered.
-pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::io::Result<()> {
+pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let metrics = api.metrics.clone();
     let app = Router::new()
         .route("/v1/orders", post(place_order))
@@ -53,7 +54,7 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) -> std::
         })
         .layer(middleware::from_fn_with_state(metrics, measure))
         .with_state(Arc::new(api));
-    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.requested().await }).await
+    http::serve(listener, app, shutdown).await;
 }
 
 async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
@@ -100,13 +101,7 @@ impl Api {
             accepted_at: Utc::now().trunc_subsecs(3),
         };
         let order_id = order.order_id;
-        self.committer.save(order).await.map_err(|rejected| match rejected {
-            Rejected::Overloaded | Rejected::Unavailable => Problem::unavailable(rejected.to_string()),
-            Rejected::Refused(_) => {
-                tracing::error!(%order_id, error = %rejected, "a valid order was refused");
-                Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the order store refuses this order; nothing was saved")
-            }
-        })?;
+        self.committer.save(order).await.map_err(|rejected| not_saved(order_id, &rejected))?;
         Ok(order_id)
     }
 
@@ -122,6 +117,19 @@ impl Api {
             })
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
+    }
+}
+
+fn not_saved(order_id: OrderId, rejected: &Rejected) -> Problem {
+    match rejected {
+        Rejected::Overloaded | Rejected::Unavailable => Problem::unavailable(rejected.to_string()),
+        Rejected::Unknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, rejected.to_string())
+            .with("order_id", order_id.to_string())
+            .header(header::LOCATION, location(order_id).1),
+        Rejected::Refused(_) => {
+            tracing::error!(%order_id, error = %rejected, "a valid order was refused");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the order store refuses this order; nothing was saved")
+        }
     }
 }
 

@@ -27,6 +27,8 @@ pub enum Rejected {
     Overloaded,
     #[error("the order store cannot save orders at present")]
     Unavailable,
+    #[error("the order store broke off in a commit: the order is saved or it is not, as GET will tell")]
+    Unknown,
     #[error("the order store refuses this order: {0}")]
     Refused(String),
 }
@@ -109,6 +111,7 @@ impl Task {
 
     async fn place(&self, orders: &[NewOrder]) -> Result<(), Rejected> {
         let mut failures = Backoff::default();
+        let mut exhausted = Rejected::Unavailable;
         loop {
             let error = match self.store.place(orders, COMMITTER_LEASE).await {
                 Ok(()) => return Ok(()),
@@ -118,8 +121,11 @@ impl Task {
             self.metrics.retries.with_label_values(&["order_store"]).inc();
             let delay: Duration = failures.next_delay();
             tracing::warn!(orders = orders.len(), %error, "orders not saved");
+            if let StoreError::CommitUnknown(_) = error {
+                exhausted = Rejected::Unknown;
+            }
             if failures.failures() == MAX_ATTEMPTS {
-                return Err(Rejected::Unavailable);
+                return Err(exhausted);
             }
             tokio::time::sleep(delay).await;
         }

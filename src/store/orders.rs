@@ -104,11 +104,12 @@ impl OrderStore {
     /// Writes orders and their outbox rows in one transaction: all of them or none. The rows are leased to the caller, who
     /// publishes them, for `lease`.
     ///
-    /// Orders that an earlier attempt wrote after all are left as they are: an id is never given to two orders.
+    /// Orders that an earlier attempt wrote after all are left as they are: an id is never given to two orders. Fails with
+    /// [`StoreError::CommitUnknown`] where they may be written.
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
         let written = self.insert(orders, lease).await;
-        let Err(StoreError::CommitUnknown(_) | StoreError::Duplicate(_)) = written else { return written };
-        let present = self.locked_states(orders.iter().map(|o| o.order_id)).await?;
+        let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else { return written };
+        let Ok(present) = self.locked_states(orders.iter().map(|o| o.order_id)).await else { return Err(doubt) };
         let is_missing = |order: &&NewOrder| !present.iter().any(|(id, _)| *id == order.order_id);
         let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
         if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease).await }

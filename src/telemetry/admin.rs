@@ -10,15 +10,10 @@ use axum::{
 use tokio::net::TcpListener;
 
 use super::{Health, Metrics};
-use crate::lifecycle::Shutdown;
+use crate::{http, lifecycle::Shutdown};
 
 /// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
-pub async fn serve_admin(
-    listener: TcpListener,
-    health: Health,
-    metrics: Metrics,
-    shutdown: Shutdown,
-) -> std::io::Result<()> {
+pub async fn serve_admin(listener: TcpListener, health: Health, metrics: Metrics, shutdown: Shutdown) {
     let app = Router::new()
         .route(
             "/livez",
@@ -30,7 +25,7 @@ pub async fn serve_admin(
         )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));
-    axum::serve(listener, app).with_graceful_shutdown(async move { shutdown.requested().await }).await
+    http::serve(listener, app, shutdown).await;
 }
 
 fn verdict(complaints: &[String]) -> (StatusCode, String) {

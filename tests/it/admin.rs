@@ -2,6 +2,8 @@
 
 use std::time::Instant;
 
+use tokio::{io::AsyncWriteExt as _, net::TcpStream};
+
 use crate::harness::{Api, Database, PATIENCE, Proxy, Role, Strategy, World, lines};
 
 async fn ask(role: &Role, path: &str) -> (u16, String) {
@@ -149,4 +151,24 @@ async fn a_role_that_starts_without_its_dependency_lives_and_says_what_it_waits_
         assert!(why.contains(complains), "{role}: {why}");
         assert_eq!(ask(&started, "/livez").await.0, 200, "{role}");
     }
+}
+
+/// Neither half a request's head nor half its body may hold up a stop for long.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_fall_silent_in_a_request_do_not_keep_a_role_from_stopping() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let ingest = world.start("ingest").await;
+    let mut clients = Vec::new();
+    for (base, sent) in [
+        (&ingest.http, "GET /v1/ord"),
+        (&ingest.http, "POST /v1/orders HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"),
+        (&ingest.admin, "GET /li"),
+    ] {
+        let address = base.strip_prefix("http://").expect("an address");
+        let mut client = TcpStream::connect(address).await.expect("a connection");
+        client.write_all(sent.as_bytes()).await.expect("sent");
+        clients.push(client);
+    }
+    ask(&ingest, "/livez").await;
+    ingest.stop();
 }

@@ -73,3 +73,41 @@ async fn with_the_order_store_away_orders_are_refused_and_taken_again_when_it_is
     api.place(&lines(&[("a", 1)])).await.is(202);
     assert_eq!(world.count_orders("PENDING").await, 2);
 }
+
+/// The answer tells apart what is surely not saved, which may be sent again, from what may be.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_may_be_sent_again_is_not_saved() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let (store, url) = Proxy::before(world.config.order_store.url.expose()).await;
+    let settings = [("STOCKLOCK__ORDER_STORE__URL", url.as_str()), ("STOCKLOCK__INGEST__GROUP_MAX", "1")];
+    let ingest = world.start_with("ingest", &settings).await;
+    let api = Api::of(&ingest);
+    let order = lines(&[("a", 1)]);
+    let (mut accepted, mut unknown) = (0, 0);
+    for round in 0..20 {
+        let placing = futures::future::join_all((0..8).map(|_| api.place(&order)));
+        let fault = async {
+            tokio::time::sleep(Duration::from_millis(2 + round % 7)).await;
+            store.cut();
+        };
+        let (answers, ()) = tokio::join!(placing, fault);
+        for answer in answers {
+            match answer.status {
+                202 => accepted += 1,
+                504 => {
+                    assert!(answer.body["order_id"].is_string(), "{answer:?}");
+                    unknown += 1;
+                }
+                _ => drop(answer.problem(503)),
+            }
+        }
+        store.mend();
+        api.place(&order).await.is(202);
+        accepted += 1;
+    }
+    let saved = world.count_orders("PENDING").await;
+    assert!(saved >= accepted, "{accepted} were acknowledged, {saved} are saved");
+    assert!(unknown > 0, "no commit was broken off");
+    assert!(saved <= accepted + unknown, "{saved} are saved, but only {accepted} and perhaps {unknown} should be");
+}

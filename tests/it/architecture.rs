@@ -8,7 +8,7 @@ use std::{
 /// The floors of the house, from the ground up. A room uses rooms of its own floor or of a lower one.
 const FLOORS: [&[&str]; 5] = [
     &["domain"],
-    &["backoff", "config", "crash_point", "lifecycle"],
+    &["backoff", "config", "crash_point", "http", "lifecycle"],
     &["kafka", "lock", "store", "telemetry", "wire"],
     &["compensate", "deduct", "ingest", "relay", "verify"],
     &["commands"],
@@ -19,7 +19,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
-    ("axum", &["ingest/", "telemetry/"]),
+    ("axum", &["ingest/", "telemetry/", "http.rs"]),
     ("std::env", &["config/", "commands/", "main.rs", "crash_point.rs"]),
 ];
 

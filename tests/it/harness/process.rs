@@ -125,8 +125,15 @@ impl Role {
     pub fn stop(mut self) {
         let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
         nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
-        let status = self.child.wait().expect("ended");
-        assert!(status.success(), "{status}:\n{}", self.log());
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if let Some(status) = self.child.try_wait().expect("its status") {
+                assert!(status.success(), "{status}:\n{}", self.log());
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        panic!("it does not stop:\n{}", self.log());
     }
 
     /// Waits until it has died at the crash point, and fails the test where it ended otherwise.
