@@ -10,7 +10,7 @@ use super::{Answer, Output, process};
 use crate::{
     config::Config,
     domain::{MAX_AVAILABLE, ProductId},
-    store::{ImportSummary, Product, StockStore},
+    store::{ImportSummary, Product, StockStore, StoreError},
 };
 
 const CHUNK: usize = 1_000;
@@ -151,9 +151,17 @@ async fn all(store: &StockStore) -> anyhow::Result<Vec<Product>> {
 }
 
 async fn restock(store: &StockStore, id: &ProductId, quantity: i64, output: Output) -> anyhow::Result<Answer> {
-    let Some(available) = store.restock(id, quantity, Utc::now()).await? else {
-        eprintln!("no product {id}");
-        return Ok(Answer::No);
+    let available = match store.restock(id, quantity, Utc::now()).await {
+        Ok(Some(available)) => available,
+        Ok(None) => {
+            eprintln!("no product {id}");
+            return Ok(Answer::No);
+        }
+        Err(StoreError::Refused(why)) => {
+            eprintln!("{why}");
+            return Ok(Answer::No);
+        }
+        Err(error) => return Err(error.into()),
     };
     match output {
         Output::Json => println!("{}", json!({"product_id": id.as_str(), "available": available})),

@@ -1,7 +1,7 @@
 use std::{ops::ControlFlow, str::FromStr, time::Duration};
 
 use sqlx::{
-    MySql, MySqlPool,
+    MySql, MySqlConnection, MySqlPool,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
@@ -10,8 +10,8 @@ use tokio::time::{error::Elapsed, timeout};
 use super::StoreError;
 use crate::{config, telemetry::Metrics};
 
-/// How long one attempt's statements may take. The server's own lock wait ends well before.
-pub(super) const TRANSACTION_DEADLINE: Duration = Duration::from_secs(30);
+/// How long a statement that stands alone, or one attempt at a transaction, may take. The server's own lock wait ends well before.
+pub(super) const STATEMENT_DEADLINE: Duration = Duration::from_secs(30);
 const COMMIT_DEADLINE: Duration = Duration::from_secs(30);
 const LOCK_WAIT_SECONDS: u64 = 5;
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -72,18 +72,15 @@ impl Database {
         Ok(Self { pool, role, metrics })
     }
 
-    /// For statements that stand alone.
-    pub async fn acquire(&self) -> Result<PoolConnection<MySql>, StoreError> {
-        self.pool.acquire().await.map_err(|error| match StoreError::from(error) {
-            StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.role.as_str())),
-            other => other,
-        })
-    }
-
-    /// Whether the server answers.
-    pub async fn ping(&self) -> Result<(), StoreError> {
-        sqlx::raw_sql("SELECT 1").execute(&mut *self.acquire().await?).await?;
-        Ok(())
+    /// For [`on_connection!`] and [`transaction!`].
+    pub(super) async fn acquire(&self) -> Result<InUse, StoreError> {
+        match self.pool.acquire().await {
+            Ok(conn) => Ok(InUse { conn, is_clean: false }),
+            Err(error) => Err(match StoreError::from(error) {
+                StoreError::Unavailable(why) => StoreError::Unavailable(format!("{}: {why}", self.role.as_str())),
+                other => other,
+            }),
+        }
     }
 
     /// Updates the gauges of the pool's connections.
@@ -105,6 +102,52 @@ impl Database {
     }
 }
 
+/// A connection at work. Unless its work came to an end it is closed, not given to the next, when it is dropped: half a transaction
+/// or half an answer may be left in it.
+pub(super) struct InUse {
+    conn: PoolConnection<MySql>,
+    is_clean: bool,
+}
+
+impl InUse {
+    pub fn conn(&mut self) -> &mut MySqlConnection {
+        &mut self.conn
+    }
+
+    /// Back to the pool.
+    pub fn give_back(mut self) {
+        self.is_clean = true;
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        if !self.is_clean {
+            self.conn.close_on_drop();
+        }
+    }
+}
+
+/// Runs statements that need no transaction: `on_connection!(db, |conn| …)`, where the block is a future's and ends in a
+/// `Result`. [`StoreError::Unavailable`] where they take longer than 30 s.
+macro_rules! on_connection {
+    ($database:expr, |$conn:ident| $work:expr) => {{
+        let mut in_use = $database.acquire().await?;
+        let worked = tokio::time::timeout($crate::store::database::STATEMENT_DEADLINE, async {
+            let $conn: &mut sqlx::MySqlConnection = in_use.conn();
+            $work
+        });
+        match worked.await {
+            Ok(worked) => {
+                in_use.give_back();
+                worked.map_err(StoreError::from)
+            }
+            Err(elapsed) => Err(StoreError::Unavailable(elapsed.to_string())),
+        }
+    }};
+}
+pub(super) use on_connection;
+
 /// Runs a block in a transaction and commits it: `transaction!(db, "name", |conn, attempt| { …; Ok(value) })`.
 ///
 /// A conflict with another transaction runs the block again, up to 10 attempts, numbered from 0. Is
@@ -115,17 +158,17 @@ macro_rules! transaction {
         let mut attempts = $database.attempts($name);
         loop {
             let $attempt = attempts.made();
-            let mut open = match attempts.begin().await {
-                Ok(open) => open,
+            let mut in_use = match $database.acquire().await {
+                Ok(in_use) => in_use,
                 Err(error) => break Err(error),
             };
-            let worked = tokio::time::timeout($crate::store::database::TRANSACTION_DEADLINE, async {
-                let $conn: &mut sqlx::MySqlConnection = &mut open;
+            let worked = tokio::time::timeout($crate::store::database::STATEMENT_DEADLINE, async {
+                let $conn: &mut sqlx::MySqlConnection = in_use.conn();
                 sqlx::raw_sql("START TRANSACTION").execute(&mut *$conn).await?;
                 $work
             });
             let worked = worked.await;
-            if let std::ops::ControlFlow::Break(done) = attempts.end(open, worked).await {
+            if let std::ops::ControlFlow::Break(done) = attempts.end(in_use, worked).await {
                 break done;
             }
         }
@@ -145,20 +188,16 @@ impl Attempts<'_> {
         self.made
     }
 
-    pub async fn begin(&self) -> Result<PoolConnection<MySql>, StoreError> {
-        self.database.acquire().await
-    }
-
     /// Commits or rolls back. `Continue` means that the attempt was in conflict and another is due.
     pub async fn end<T>(
         &mut self,
-        conn: PoolConnection<MySql>,
+        in_use: InUse,
         worked: Result<Result<T, StoreError>, Elapsed>,
     ) -> ControlFlow<Result<T, StoreError>> {
         match worked {
-            Ok(Ok(value)) => ControlFlow::Break(commit(conn).await.map(|()| value)),
+            Ok(Ok(value)) => ControlFlow::Break(commit(in_use).await.map(|()| value)),
             Ok(Err(error)) => {
-                roll_back(conn).await;
+                roll_back(in_use).await;
                 self.made += 1;
                 match error {
                     StoreError::Conflict(why) if self.made < MAX_ATTEMPTS => {
@@ -168,7 +207,7 @@ impl Attempts<'_> {
                     error => ControlFlow::Break(Err(error)),
                 }
             }
-            Err(elapsed) => ControlFlow::Break(Err(StoreError::Unavailable(hang_up(conn, &elapsed)))),
+            Err(elapsed) => ControlFlow::Break(Err(StoreError::Unavailable(elapsed.to_string()))),
         }
     }
 
@@ -180,23 +219,20 @@ impl Attempts<'_> {
     }
 }
 
-async fn commit(mut conn: PoolConnection<MySql>) -> Result<(), StoreError> {
-    match timeout(COMMIT_DEADLINE, sqlx::raw_sql("COMMIT").execute(&mut *conn)).await {
-        Ok(Ok(_)) => Ok(()),
-        Ok(Err(error)) => Err(StoreError::CommitUnknown(hang_up(conn, &error))),
-        Err(elapsed) => Err(StoreError::CommitUnknown(hang_up(conn, &elapsed))),
+async fn commit(mut in_use: InUse) -> Result<(), StoreError> {
+    match timeout(COMMIT_DEADLINE, sqlx::raw_sql("COMMIT").execute(in_use.conn())).await {
+        Ok(Ok(_)) => {
+            in_use.give_back();
+            Ok(())
+        }
+        Ok(Err(error)) => Err(StoreError::CommitUnknown(error.to_string())),
+        Err(elapsed) => Err(StoreError::CommitUnknown(elapsed.to_string())),
     }
 }
 
-async fn roll_back(mut conn: PoolConnection<MySql>) {
-    let rolled_back = timeout(COMMIT_DEADLINE, sqlx::raw_sql("ROLLBACK").execute(&mut *conn)).await;
-    if !matches!(rolled_back, Ok(Ok(_))) {
-        hang_up(conn, &"the rollback failed");
+async fn roll_back(mut in_use: InUse) {
+    let rolled_back = timeout(COMMIT_DEADLINE, sqlx::raw_sql("ROLLBACK").execute(in_use.conn())).await;
+    if matches!(rolled_back, Ok(Ok(_))) {
+        in_use.give_back();
     }
-}
-
-/// Closes a connection whose state is not known, whereupon the server rolls back what it had open.
-fn hang_up(conn: PoolConnection<MySql>, why: &dyn std::fmt::Display) -> String {
-    drop(conn.detach());
-    why.to_string()
 }

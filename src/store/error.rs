@@ -43,8 +43,8 @@ impl From<sqlx::Error> for StoreError {
             (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED, _) => Self::Conflict(text),
             (DUPLICATE_KEY, _) => Self::Duplicate(text),
             (PACKET_TOO_LARGE, _) => Self::Unavailable(text),
-            // SQLSTATE classes 21 to 23: cardinality, data exception, constraint; 42: syntax or access; 44: check option.
-            (_, Some(state)) if ["21", "22", "23", "42", "44"].iter().any(|class| state.starts_with(class)) => {
+            // SQLSTATE classes 21 to 23: cardinality, data exception, constraint; 44: check option.
+            (_, Some(state)) if ["21", "22", "23", "44"].iter().any(|class| state.starts_with(class)) => {
                 Self::Refused(text)
             }
             // A violated CHECK: MySQL 3819, MariaDB 4025, both without a class of their own.

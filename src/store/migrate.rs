@@ -25,8 +25,31 @@ async fn migrate(url: &SecretUrl, mut migrator: Migrator, table: &'static str) -
     if locked != Some(1) {
         return Err(StoreError::Unavailable(format!("another setup has been migrating for {LOCK_WAIT_SECONDS} s")));
     }
+    check_json_table(&mut conn).await?;
+    forget_interrupted(&mut conn, table).await?;
     migrator.set_locking(false).dangerous_set_table_name(table);
     migrator.run_direct(None, &mut conn, false).await.map_err(|e| StoreError::Refused(e.to_string()))?;
     conn.close().await?;
+    Ok(())
+}
+
+/// Before 10.11.10, `MariaDB` keeps the escapes of a JSON string (MDEV-27412): what our statements write would be garbled.
+async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
+    let sql = r#"SELECT v FROM JSON_TABLE('["a\\"b"]', '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) AS t"#;
+    let read: String = sqlx::query_scalar(sql).fetch_one(conn).await?;
+    if read == "a\"b" {
+        return Ok(());
+    }
+    Err(StoreError::Refused("the server's JSON_TABLE garbles strings: MySQL 8.4 or MariaDB 10.11.10 is needed".into()))
+}
+
+/// A migration that was interrupted runs again: what it had created it leaves alone.
+async fn forget_interrupted(conn: &mut MySqlConnection, table: &'static str) -> Result<(), StoreError> {
+    let exists =
+        sqlx::query("SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = ?");
+    if exists.bind(table).fetch_optional(&mut *conn).await?.is_some() {
+        let forget = format!("DELETE FROM {table} WHERE NOT success");
+        sqlx::raw_sql(AssertSqlSafe(forget)).execute(conn).await?;
+    }
     Ok(())
 }

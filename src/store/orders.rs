@@ -5,8 +5,8 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     Database, StoreError,
-    database::transaction,
-    rows::{expect_rows, hex, json, order_ids, parse_json, wanted_orders},
+    database::{on_connection, transaction},
+    rows::{expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::{
     crash_point::crash_point,
@@ -45,7 +45,7 @@ pub struct StoredOrder {
 
 /// What a batch of statuses did.
 #[derive(Debug, Default)]
-pub struct Released {
+pub struct Applied {
     /// How many orders moved to each state.
     pub moved: Vec<(OrderState, usize)>,
     /// Release events that were put into the outbox.
@@ -109,7 +109,7 @@ impl OrderStore {
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
         let written = self.insert(orders, lease).await;
         let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else { return written };
-        let Ok(present) = self.locked_states(orders.iter().map(|o| o.order_id)).await else { return Err(doubt) };
+        let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else { return Err(doubt) };
         let is_missing = |order: &&NewOrder| !present.iter().any(|(id, _)| *id == order.order_id);
         let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
         if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease).await }
@@ -129,7 +129,7 @@ impl OrderStore {
     }
 
     /// The states of those orders that exist, once no transaction is changing them.
-    async fn locked_states(
+    async fn read_back_states(
         &self,
         ids: impl IntoIterator<Item = OrderId>,
     ) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
@@ -144,7 +144,7 @@ impl OrderStore {
         statuses: &[OrderStatus],
         now: DateTime<Utc>,
         lease: Duration,
-    ) -> Result<Released, StoreError> {
+    ) -> Result<Applied, StoreError> {
         let mut ids: Vec<_> = statuses.iter().map(|status| status.order_id).collect();
         ids.sort_unstable();
         ids.dedup();
@@ -158,7 +158,7 @@ impl OrderStore {
             }
             crash_point("compensate.written");
             let events = release(conn, &plan.releases, lease).await?;
-            Ok(Released { moved: plan.count_moves(), events, unknown: plan.unknown })
+            Ok(Applied { moved: plan.count_moves(), events, unknown: plan.unknown })
         })
     }
 
@@ -166,8 +166,8 @@ impl OrderStore {
     pub async fn find(&self, id: OrderId) -> Result<Option<StoredOrder>, StoreError> {
         let sql = "SELECT order_id, status, reason, reference, customer_id, `lines`, created_at, updated_at
                    FROM orders WHERE order_id = ?";
-        let row =
-            sqlx::query(sql).bind(id.as_bytes().as_slice()).fetch_optional(&mut *self.db.acquire().await?).await?;
+        let query = sqlx::query(sql).bind(id.as_bytes().as_slice());
+        let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
         row.map(|row| {
             Ok(StoredOrder {
                 order_id: id,
@@ -189,15 +189,11 @@ impl OrderStore {
         ids: &[OrderId],
     ) -> Result<Vec<(OrderId, OrderState, Option<String>)>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
-        let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter()
             .map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?, row.try_get("reason")?)))
             .collect()
     }
-}
-
-pub(super) fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
-    Ok(OrderId::from_slice(row.try_get("order_id")?)?)
 }
 
 async fn lock_states(conn: &mut MySqlConnection, ids: &str) -> Result<Vec<(OrderId, OrderState)>, StoreError> {

@@ -5,9 +5,9 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     OrderStore, StoreError,
-    database::transaction,
+    database::{on_connection, transaction},
     orders::event,
-    rows::{hex, json},
+    rows::{hex, json, order_id},
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
 
@@ -69,8 +69,7 @@ impl OrderStore {
             if due.is_empty() {
                 return Ok(Vec::new());
             }
-            let keys =
-                due.iter().map(|row| Ok((super::orders::order_id(row)?, EventKind::parse(row.try_get("kind")?)?)));
+            let keys = due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(row.try_get("kind")?)?)));
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
@@ -89,7 +88,7 @@ impl OrderStore {
 
     pub async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
         let sql = "SELECT COUNT(*) AS pending, MIN(created_at) AS oldest FROM outbox";
-        let row = sqlx::query(sql).fetch_one(&mut *self.db.acquire().await?).await?;
+        let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
         let pending: i64 = row.try_get("pending")?;
         Ok(OutboxState { pending: pending.unsigned_abs(), oldest: row.try_get("oldest")? })
     }

@@ -7,8 +7,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     StoreError,
-    orders::order_id,
-    rows::{expect_rows, hex, json, order_ids, parse_json, wanted_orders},
+    rows::{expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 

@@ -7,7 +7,7 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     StockStore, StoreError,
-    database::transaction,
+    database::{on_connection, transaction},
     rows::{expect_rows, json, product_ids, wanted_products},
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
@@ -91,20 +91,20 @@ impl StockStore {
                     }
                 }
             }
-            write(conn, INSERT, &added, now).await?;
+            insert(conn, INSERT, &added, now).await?;
             if !changed.is_empty() {
                 let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
                 expect_rows("products changed", changed.len(), updated.rows_affected())?;
             }
             movements.retain(|(_, _, quantity)| *quantity != 0);
-            write(conn, BOOK, &movements, now).await?;
+            insert(conn, BOOK, &movements, now).await?;
             let unchanged = wanted.len() - added.len() - changed.len();
             Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
         })
     }
 
-    /// Adds units of a product. Answers what is available then, or `None` for an unknown product; fails where that would be
-    /// more than [`MAX_AVAILABLE`].
+    /// Adds units of a product. Answers what is available then, or `None` for an unknown product; [`StoreError::Refused`] where
+    /// that would be more than [`MAX_AVAILABLE`]. (What failed orders give back may still come on top.)
     pub async fn restock(&self, id: &ProductId, quantity: i64, now: DateTime<Utc>) -> Result<Option<i64>, StoreError> {
         let keys = product_ids([id])?;
         transaction!(self.db, "restock", |conn, _| {
@@ -119,7 +119,7 @@ impl StockStore {
             let changed = [(id.as_str(), before.name.as_str(), after)];
             let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
             expect_rows("products restocked", 1, updated.rows_affected())?;
-            write(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
+            insert(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
             Ok(Some(after))
         })
     }
@@ -127,7 +127,7 @@ impl StockStore {
     /// Those of the products that exist, in the order of their ids.
     pub async fn find_products(&self, ids: &[ProductId]) -> Result<Vec<Product>, StoreError> {
         let keys = product_ids(ids)?;
-        let rows = sqlx::query(READ).bind(keys).fetch_all(&mut *self.db.acquire().await?).await?;
+        let rows = on_connection!(self.db, |conn| sqlx::query(READ).bind(keys).fetch_all(conn).await)?;
         rows.iter().map(product).collect()
     }
 
@@ -135,7 +135,7 @@ impl StockStore {
     pub async fn list_products(&self, after: Option<&ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
         let sql = "SELECT product_id, name, available FROM products WHERE product_id > ? ORDER BY product_id LIMIT ?";
         let query = sqlx::query(sql).bind(after.map_or("", ProductId::as_str)).bind(limit);
-        let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(product).collect()
     }
 }
@@ -149,7 +149,7 @@ fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
 }
 
 /// Inserts rows with the statement given, which takes the time and the rows.
-async fn write<T: serde::Serialize>(
+async fn insert<T: serde::Serialize>(
     conn: &mut MySqlConnection,
     statement: &'static str,
     rows: &[T],

@@ -1,6 +1,7 @@
 //! Domain values ↔ columns and JSON parameters.
 
 use serde::{Serialize, de::DeserializeOwned};
+use sqlx::{Row as _, mysql::MySqlRow};
 
 use super::StoreError;
 use crate::domain::{Invalid, OrderId, ProductId};
@@ -41,6 +42,11 @@ pub fn order_ids(ids: impl IntoIterator<Item = OrderId>) -> Result<String, Store
 /// The product ids of a batch, as a parameter: in their order, since rows are locked in the order of the JSON.
 pub fn product_ids<'a>(ids: impl IntoIterator<Item = &'a ProductId>) -> Result<String, StoreError> {
     json(&ids.into_iter().map(ProductId::as_str).collect::<Vec<_>>())
+}
+
+/// The order id of a row.
+pub fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
+    Ok(OrderId::from_slice(row.try_get("order_id")?)?)
 }
 
 pub fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {

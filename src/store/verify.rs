@@ -3,23 +3,25 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures::TryStreamExt;
-use sqlx::{MySqlConnection, Row};
+use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     OrderStore, StockStore, StoreError,
-    orders::order_id,
+    database::on_connection,
     outcomes::{self, outcome},
-    rows::{order_ids, parse_json, wanted_orders},
+    rows::{order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 
 /// An order as the order store has it.
 #[derive(Debug, Clone)]
 pub struct OrderRow {
-    pub order_id: OrderId,
     pub status: OrderState,
     pub lines: Lines,
 }
+
+/// What is stored of an order, or what is damaged in it.
+pub type Found<T> = (OrderId, Result<T, String>);
 
 /// The stock store at one instant.
 #[derive(Debug, Default)]
@@ -42,59 +44,63 @@ const READ_ORDERS: &str = concat!(
 
 impl OrderStore {
     /// Up to `limit` orders after `after`, in the order of their ids.
-    pub async fn page_of_orders(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<OrderRow>, StoreError> {
+    pub async fn page_of_orders(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<Found<OrderRow>>, StoreError> {
         let sql = "SELECT order_id, status, `lines` FROM orders WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
-        let rows = sqlx::query(sql).bind(after).bind(limit).fetch_all(&mut *self.db.acquire().await?).await?;
-        rows.iter().map(order_row).collect()
+        let query = sqlx::query(sql).bind(after).bind(limit);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(|row| found(row, order_row(row))).collect()
     }
 
     /// Those of the orders that exist.
-    pub async fn find_orders(&self, ids: &[OrderId]) -> Result<Vec<OrderRow>, StoreError> {
+    pub async fn find_orders(&self, ids: &[OrderId]) -> Result<Vec<Found<OrderRow>>, StoreError> {
         let query = sqlx::query(READ_ORDERS).bind(order_ids(ids.iter().copied())?);
-        query.fetch_all(&mut *self.db.acquire().await?).await?.iter().map(order_row).collect()
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(|row| found(row, order_row(row))).collect()
     }
 }
 
-fn order_row(row: &sqlx::mysql::MySqlRow) -> Result<OrderRow, StoreError> {
+fn found<T>(row: &MySqlRow, read: Result<T, StoreError>) -> Result<Found<T>, StoreError> {
+    Ok((order_id(row)?, read.map_err(|damage| damage.to_string())))
+}
+
+fn order_row(row: &MySqlRow) -> Result<OrderRow, StoreError> {
     Ok(OrderRow {
-        order_id: order_id(row)?,
         status: OrderState::parse(row.try_get("status")?)?,
         lines: parse_json("orders.lines", row.try_get("lines")?)?,
     })
 }
 
 impl StockStore {
-    /// Those of the orders' outcomes that exist and can be read; [`StockStore::snapshot`] tells of the damaged.
-    pub async fn find_outcomes(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, Outcome>, StoreError> {
+    /// Those of the orders' outcomes that exist.
+    pub async fn find_outcomes(
+        &self,
+        ids: &[OrderId],
+    ) -> Result<HashMap<OrderId, Result<Outcome, String>>, StoreError> {
         let query = sqlx::query(outcomes::READ).bind(order_ids(ids.iter().copied())?);
-        let rows = query.fetch_all(&mut *self.db.acquire().await?).await?;
-        let mut outcomes = HashMap::with_capacity(rows.len());
-        for row in &rows {
-            if let Ok(outcome) = outcome(row) {
-                outcomes.insert(order_id(row)?, outcome);
-            }
-        }
-        Ok(outcomes)
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(|row| found(row, outcome(row))).collect()
     }
 
     /// Up to `limit` orders that were decided, after `after`, in the order of their ids.
     pub async fn page_of_decided(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<OrderId>, StoreError> {
         let sql = "SELECT order_id FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
-        let rows = sqlx::query(sql).bind(after).bind(limit).fetch_all(&mut *self.db.acquire().await?).await?;
+        let query = sqlx::query(sql).bind(after).bind(limit);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(order_id).collect()
     }
 
     /// Reads the whole store in one consistent snapshot, which takes no locks.
     pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
-        let mut conn = self.db.acquire().await?;
+        let mut in_use = self.db.acquire().await?;
         let begin =
             "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
-        sqlx::raw_sql(begin).execute(&mut *conn).await?;
-        let snapshot = read_snapshot(&mut conn).await;
-        sqlx::raw_sql("COMMIT").execute(&mut *conn).await?;
-        snapshot
+        sqlx::raw_sql(begin).execute(in_use.conn()).await?;
+        let snapshot = read_snapshot(in_use.conn()).await?;
+        sqlx::raw_sql("COMMIT").execute(in_use.conn()).await?;
+        in_use.give_back();
+        Ok(snapshot)
     }
 }
 

@@ -2,7 +2,7 @@
 //! reading the order store first and waiting for what is in flight.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::{
     domain::{OrderId, OrderState, fold::Outcome},
-    store::{OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
+    store::{Found, OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
 };
 
 const PAGE: u32 = 5_000;
@@ -37,39 +37,57 @@ pub struct Report {
     pub unsettled: Vec<(String, String)>,
 }
 
-/// Orders in flight, with what they lack.
-type Open = BTreeMap<OrderId, &'static str>;
+/// Orders in flight.
+type Open = BTreeMap<OrderId, InFlight>;
 
-const RELEASED: &str = "completed, and its stock was released";
+/// What an order in flight lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum InFlight {
+    Decision,
+    Release,
+    /// What was read of the order may be older than what was read of its outcome.
+    SecondLook,
+}
+
+impl InFlight {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Decision => "not decided yet",
+            Self::Release => "its stock is not released yet",
+            Self::SecondLook => "completed, and its stock was released",
+        }
+    }
+}
 
 /// How an order and its outcome go together.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Holds,
-    /// Something is still on its way.
-    InFlight(&'static str),
-    /// What was read of the order may be older than what was read of its outcome.
-    ReadAgain,
+    InFlight(InFlight),
     Violated(u8, String),
 }
 
 /// Checks both stores; waits up to `settle` for orders in flight.
 pub async fn verify(orders: &OrderStore, stock: &StockStore, settle: Duration) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let deadline = Instant::now() + settle;
     let mut open = check_orders(orders, stock, &mut report).await?;
     check_stock(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
+    let deadline = Instant::now() + settle;
     while !open.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(ASK_AGAIN).await;
         let before = std::mem::take(&mut open);
         let ids: Vec<_> = before.keys().copied().collect();
         for ids in ids.chunks(PAGE as usize) {
             let page = orders.find_orders(ids).await?;
+            let found: BTreeSet<_> = page.iter().map(|(id, _)| *id).collect();
+            for id in ids.iter().filter(|id| !found.contains(id)) {
+                report.violated(3, *id, "has vanished from the order store");
+            }
             check_page(stock, &page, &before, &mut open, &mut report).await?;
         }
     }
-    report.unsettled = open.into_iter().map(|(id, why)| (id.to_string(), why.to_owned())).collect();
+    report.unsettled = open.into_iter().map(|(id, lack)| (id.to_string(), lack.as_str().to_owned())).collect();
     Ok(report)
 }
 
@@ -78,42 +96,41 @@ async fn check_orders(orders: &OrderStore, stock: &StockStore, report: &mut Repo
     let (mut open, mut after) = (BTreeMap::new(), None);
     loop {
         let page = orders.page_of_orders(after, PAGE).await?;
-        let Some(last) = page.last() else { return Ok(open) };
-        after = Some(last.order_id);
+        after = page.last().map(|(id, _)| *id);
         report.orders += page.len() as u64;
         check_page(stock, &page, &Open::new(), &mut open, report).await?;
+        if page.len() < PAGE as usize {
+            return Ok(open);
+        }
     }
 }
 
 async fn check_page(
     stock: &StockStore,
-    page: &[OrderRow],
+    page: &[Found<OrderRow>],
     before: &Open,
     open: &mut Open,
     report: &mut Report,
 ) -> Result<(), StoreError> {
-    let ids: Vec<_> = page.iter().map(|order| order.order_id).collect();
+    let ids: Vec<_> = page.iter().map(|(id, _)| *id).collect();
     let outcomes: HashMap<_, _> = stock.find_outcomes(&ids).await?;
-    for order in page {
-        match judge(order, outcomes.get(&order.order_id)) {
+    for (id, order) in page {
+        let verdict = match (order, outcomes.get(id)) {
+            (Err(damage), _) => Verdict::Violated(3, damage.clone()),
+            // What is damaged in the stock store, its snapshot tells.
+            (_, Some(Err(_))) => Verdict::Holds,
+            (Ok(order), Some(Ok(outcome))) => judge(order, Some(outcome)),
+            (Ok(order), None) => judge(order, None),
+        };
+        match verdict {
             Verdict::Holds => {}
-            Verdict::InFlight(why) => {
-                open.insert(order.order_id, why);
+            Verdict::InFlight(InFlight::SecondLook) if before.get(id) == Some(&InFlight::SecondLook) => {
+                report.violated(3, *id, "is COMPLETED, and its stock was released");
             }
-            Verdict::ReadAgain if before.get(&order.order_id) == Some(&RELEASED) => {
-                let detail = "is COMPLETED, and its stock was released".to_owned();
-                report.violations.push(Violation {
-                    invariant: 3,
-                    subject: format!("order {}", order.order_id),
-                    detail,
-                });
+            Verdict::InFlight(lack) => {
+                open.insert(*id, lack);
             }
-            Verdict::ReadAgain => {
-                open.insert(order.order_id, RELEASED);
-            }
-            Verdict::Violated(invariant, detail) => {
-                report.violations.push(Violation { invariant, subject: format!("order {}", order.order_id), detail });
-            }
+            Verdict::Violated(invariant, detail) => report.violated(invariant, *id, detail),
         }
     }
     Ok(())
@@ -121,20 +138,28 @@ async fn check_page(
 
 fn judge(order: &OrderRow, outcome: Option<&Outcome>) -> Verdict {
     match (order.status, outcome) {
-        (OrderState::Pending, _) => Verdict::InFlight("not decided yet"),
-        (OrderState::Completed, Some(Outcome::Completed(held))) if *held == order.lines.demand() => Verdict::Holds,
-        (OrderState::Completed, Some(Outcome::Completed(held))) => {
+        (_, Some(Outcome::Completed(held))) if *held != order.lines.demand() => {
             Verdict::Violated(5, format!("asks for {:?}, holds {held:?}", order.lines.demand()))
         }
-        (OrderState::Completed, Some(Outcome::Released(_))) => Verdict::ReadAgain,
+        (OrderState::Pending, _) => Verdict::InFlight(InFlight::Decision),
+        (OrderState::Completed, Some(Outcome::Completed(_)))
+        | (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Failed(_) | Outcome::Released(_))) => {
+            Verdict::Holds
+        }
+        (OrderState::Completed, Some(Outcome::Released(_))) => Verdict::InFlight(InFlight::SecondLook),
         (OrderState::Completed, Some(Outcome::Failed(reason))) => {
             Verdict::Violated(3, format!("is COMPLETED, and the worker refused it: {}", reason.as_str()))
         }
         (OrderState::Completed, None) => Verdict::Violated(3, "is COMPLETED, and no worker decided it".to_owned()),
-        (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Failed(_) | Outcome::Released(_))) => Verdict::Holds,
         (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Completed(_)) | None) => {
-            Verdict::InFlight("its stock is not released yet")
+            Verdict::InFlight(InFlight::Release)
         }
+    }
+}
+
+impl Report {
+    fn violated(&mut self, invariant: u8, order_id: OrderId, detail: impl Into<String>) {
+        self.violations.push(Violation { invariant, subject: format!("order {order_id}"), detail: detail.into() });
     }
 }
 
@@ -143,13 +168,13 @@ async fn check_decided(orders: &OrderStore, stock: &StockStore, report: &mut Rep
     let mut after = None;
     loop {
         let ids = stock.page_of_decided(after, PAGE).await?;
-        let Some(last) = ids.last() else { return Ok(()) };
-        after = Some(*last);
-        let found: std::collections::BTreeSet<_> =
-            orders.find_orders(&ids).await?.into_iter().map(|order| order.order_id).collect();
+        after = ids.last().copied();
+        let found: BTreeSet<_> = orders.find_orders(&ids).await?.into_iter().map(|(id, _)| id).collect();
         for id in ids.iter().filter(|id| !found.contains(id)) {
-            let detail = "was decided, and the order store does not have it".to_owned();
-            report.violations.push(Violation { invariant: 3, subject: format!("order {id}"), detail });
+            report.violated(3, *id, "was decided, and the order store does not have it");
+        }
+        if ids.len() < PAGE as usize {
+            return Ok(());
         }
     }
 }
@@ -183,7 +208,7 @@ mod tests {
     use crate::domain::{Demand, Reason};
 
     fn order(status: OrderState) -> OrderRow {
-        OrderRow { order_id: OrderId::generate(), status, lines: serde_json::from_str(r#"[["a",1],["a",1]]"#).unwrap() }
+        OrderRow { status, lines: serde_json::from_str(r#"[["a",1],["a",1]]"#).unwrap() }
     }
 
     fn demand(json: &str) -> Demand {

@@ -111,3 +111,21 @@ async fn an_order_that_may_be_sent_again_is_not_saved() {
     assert!(unknown > 0, "no commit was broken off");
     assert!(saved <= accepted + unknown, "{saved} are saved, but only {accepted} and perhaps {unknown} should be");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_question_to_a_store_that_hangs_is_answered_all_the_same() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+    let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &url)]).await;
+    let api = Api::of(&ingest);
+    api.get("/v1/products/a").await.is(200);
+    store.hang();
+    let begun = Instant::now();
+    // The first holds the connection that hangs, the second needs a new one, which hangs as well.
+    let (first, second) = tokio::join!(api.get("/v1/products/a"), api.get("/v1/products/a"));
+    let _both = (first.problem(503), second.problem(503));
+    assert!(begun.elapsed() < Duration::from_secs(45), "it took {:?}", begun.elapsed());
+    store.mend();
+    api.get("/v1/products/a").await.is(200);
+}

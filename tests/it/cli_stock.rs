@@ -28,6 +28,16 @@ on_each_database! {
     }
 }
 
+on_each_database! {
+    async fn setup_finishes_what_an_interrupted_one_began(world: World) {
+        // As a kill between its statements leaves it: a table is missing, and the migration is noted as begun.
+        world.tamper_with_stock("DROP TABLE stock_movements; UPDATE stocklock_stock_migrations SET success = FALSE").await;
+        world.cli(&["setup"]).succeeds();
+        world.import(&[("a", 3)]);
+        world.verify();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn setup_reports_topics_that_differ_and_leaves_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -116,7 +126,7 @@ on_each_database! {
         assert_eq!(restocked, json!({"product_id": "b", "available": 5}));
         assert_eq!(world.cli(&["stock", "restock", "c", "3"]).exits(1).stderr(), "no product c\n");
         assert_eq!(world.cli(&["stock", "restock", "a", "1"]).succeeds().stdout(), "a: 9007199254740991 available\n");
-        let full = world.cli(&["stock", "restock", "a", "1"]).exits(2).stderr();
+        let full = world.cli(&["stock", "restock", "a", "1"]).exits(1).stderr();
         assert!(full.contains("9007199254740991"), "{full}");
         assert_eq!(world.available("b"), 5);
         world.verify();

@@ -100,7 +100,7 @@ on_every_stack! {
         let events = world.save(&wanted).await;
         assert_eq!(deliver(&worker, &events).await, 4);
         let outcomes = worker.store.find_outcomes(&events.iter().map(|e| e.order_id).collect::<Vec<_>>()).await.unwrap();
-        let of = |index: usize| outcomes[&events[index].order_id].clone();
+        let of = |index: usize| outcomes[&events[index].order_id].clone().unwrap();
         assert_eq!([of(0), of(1)], [(); 2].map(|()| Outcome::Failed(Reason::InsufficientStock)));
         assert_eq!([of(2), of(3)], [Outcome::Failed(Reason::UnknownProduct), Outcome::Completed(wanted[3].demand())]);
         assert_eq!((world.available("few"), world.available("none")), (0, 0));

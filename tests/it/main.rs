@@ -25,4 +25,5 @@ mod redelivery;
 mod redlock;
 mod release;
 mod row_locks;
+mod transactions;
 mod verify;

@@ -33,7 +33,7 @@ const TABLES: [(Store, &str); 4] = [
     (Store::Stock, "stock_movements"),
 ];
 
-const DAMAGES: [Damage; 12] = [
+const DAMAGES: [Damage; 13] = [
     Damage::of_stock("UPDATE products SET available = available + 1 WHERE product_id = 'a'", 2, Subject::Product("a")),
     Damage::of_stock("UPDATE stock_movements SET quantity = 7 WHERE product_id = 'b'", 2, Subject::Product("b")),
     Damage::of_stock("DELETE FROM stock_movements WHERE product_id = 'a'", 2, Subject::Product("a")),
@@ -61,6 +61,11 @@ const DAMAGES: [Damage; 12] = [
     ),
     Damage::of_stock("UPDATE order_outcomes SET outcome = 'FAILED' WHERE outcome = 'COMPLETED'", 3, Subject::Completed),
     Damage::of_orders("UPDATE orders SET status = 'COMPLETED' WHERE status = 'FAILED'", 3, Subject::Failed),
+    Damage::of_orders(
+        r#"UPDATE orders SET `lines` = '[["a",2],["b"' WHERE status = 'COMPLETED'"#,
+        3,
+        Subject::Completed,
+    ),
     Damage::of_orders("DELETE FROM orders WHERE status = 'COMPLETED'", 3, Subject::Completed),
 ];
 
@@ -118,6 +123,8 @@ on_each_database! {
             let violations = found["violations"].as_array().expect("violations");
             let named = violations.iter().any(|v| v["invariant"] == invariant && v["subject"] == subject);
             assert!(named && found["holds"] == false, "{sql}\n{subject} is not named: {found:#}");
+            let undecided = violations.iter().any(|v| v["detail"] == "is COMPLETED, and no worker decided it");
+            assert_eq!(undecided, sql.starts_with("DELETE FROM order_outcomes"), "{sql}\n{found:#}");
             let text = world.cli(&["verify"]).exits(1).stdout();
             assert!(text.contains(&format!("VIOLATED invariant {invariant}: {subject}")), "{sql}\n{text}");
             for (store, table) in TABLES {
