@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row};
@@ -84,9 +84,12 @@ impl StockStore {
         let demanded: std::collections::BTreeSet<_> =
             events.iter().flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone())).collect();
         let keys = product_ids(&demanded)?;
-        transaction!(self.db, "decide", |conn, attempt| {
+        let mut locked = None;
+        let decided = transaction!(self.db, "decide", |conn, attempt| {
             let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
+            let locking = Instant::now();
             let mut stock = read_stock(conn, read, &keys).await?;
+            locked = Some((locking.elapsed(), Instant::now()));
             let recorded = outcomes::read(conn, events.iter().map(|event| event.order_id)).await?;
             let decisions = loop {
                 let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
@@ -107,7 +110,12 @@ impl StockStore {
             outcomes::insert(conn, &decisions.outcomes, now).await?;
             outcomes::release(conn, &decisions.released, now).await?;
             Ok(decisions)
-        })
+        });
+        if let Some((wait, since)) = locked.filter(|_| guard == Guard::RowLocks) {
+            self.metrics.lock_wait.with_label_values(&["row"]).observe(wait.as_secs_f64());
+            self.metrics.lock_hold.with_label_values(&["row"]).observe(since.elapsed().as_secs_f64());
+        }
+        decided
     }
 
     async fn write_stock(

@@ -72,7 +72,22 @@ impl Metrics {
             registry,
         };
         metrics.register()?;
+        metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// A rate needs a first value: what may happen is shown before it does.
+    fn begin_at_zero(&self) {
+        for (counter, values) in [
+            (&self.orders_ingested, ["accepted", "invalid", "rejected"]),
+            (&self.lock_failures, ["contended", "unavailable", "lost"]),
+            (&self.rebalances, ["assign", "revoke", "lost"]),
+            (&self.compensations, ["completed", "failed", "released"]),
+        ] {
+            for value in values {
+                counter.with_label_values(&[value]);
+            }
+        }
     }
 
     /// The text format that Prometheus scrapes.
@@ -138,6 +153,7 @@ mod tests {
         for expected in [
             "stocklock_orders_decided_total{outcome=\"COMPLETED\",strategy=\"row\"} 1",
             "stocklock_stale_writes_rejected_total 0",
+            "stocklock_lock_failures_total{cause=\"lost\"} 0",
             "stocklock_build_info",
             "process_resident_memory_bytes",
         ] {

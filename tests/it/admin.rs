@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use crate::harness::{Api, Database, PATIENCE, Proxy, Role, Strategy, World, lines};
+use crate::harness::{Api, Database, PATIENCE, Proxy, Role, Strategy, World, lines, order_lines};
 
 async fn ask(role: &Role, path: &str) -> (u16, String) {
     let answer = reqwest::get(format!("{}{path}", role.admin)).await.expect("an answer");
@@ -94,6 +94,20 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
             assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_locks_are_timed_like_others() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("sku-1", 3)]);
+    let events = world.save(&[order_lines(&[("sku-1", 1)])]).await;
+    world.produce_events(&events).await;
+    let worker = world.start("worker").await;
+    for name in ["stocklock_lock_wait_seconds", "stocklock_lock_hold_seconds"] {
+        comes_to(&worker, &format!("{name}_count"), r#"strategy="row""#, 1.0).await;
+        assert!(worker.metric(&format!("{name}_sum"), r#"strategy="row""#).await > 0.0, "{name}");
+    }
+    worker.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
