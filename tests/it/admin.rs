@@ -140,7 +140,7 @@ async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
     store.cut();
     let waiting = api.place(&lines(&[("a", 1)])).await.is(202);
     let why = complaint(&worker).await;
-    assert!(why.contains("lane: the database is unavailable"), "{why}");
+    assert!(why.contains("deducting: the database is unavailable"), "{why}");
     assert_eq!(ask(&worker, "/livez").await.0, 200, "a restart would not help");
     assert!(worker.metric("stocklock_retries_total", "stock_store").await > 0.0);
     store.mend();

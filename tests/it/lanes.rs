@@ -152,31 +152,30 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     assert!(in_hand.len() < MESSAGES, "the lane was never full");
     let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
     tokio::time::sleep(Duration::from_secs(2)).await;
-    let mut found: BTreeSet<_> = in_hand.messages().map(|m| (m.partition(), m.offset())).collect();
     drop(in_hand);
     assigned(&rival_metrics, 1).await;
     let revoked = metrics.rebalances.with_label_values(&["revoke"]).get();
     assert_eq!(revoked, 1, "the rival took partitions away");
 
-    // The lane runs empty, so that what it still owns is resumed, and then the rival leaves without having done anything.
+    // The lane runs empty, so that what it still owns is resumed, and then the rival leaves.
     let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
-    let mut take = async |found: &mut BTreeSet<(i32, i64)>| {
-        while let Ok(Some(batch)) = tokio::time::timeout(Duration::from_secs(8), lane.next_batch(emptied)).await {
-            found.extend(batch.messages().map(|message| (message.partition(), message.offset())));
-            lane.done(&batch);
-            if found.len() == MESSAGES {
-                break;
-            }
-        }
-    };
-    take(&mut found).await;
-    assert!(found.len() < MESSAGES, "the rival's are missing");
+    let idle = Duration::from_secs(8);
+    while let Ok(batch) = tokio::time::timeout(idle, lane.next_batch(emptied)).await {
+        lane.done(&batch.unwrap());
+    }
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
     drop(rival_lanes);
     rival.stopped().await.unwrap();
     assigned(&metrics, assignments + 1).await;
-    take(&mut found).await;
+    world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"new".to_vec())).collect()).await;
+    let mut found = BTreeSet::new();
+    while let Ok(batch) = tokio::time::timeout(idle, lane.next_batch(emptied)).await {
+        let batch = batch.unwrap();
+        let new = batch.messages().filter(|message| message.payload() == Some(b"new"));
+        found.extend(new.map(|message| (message.partition(), message.offset())));
+        lane.done(&batch);
+    }
     assert_eq!(found.len(), MESSAGES, "every partition is fetched");
     shutdown.request();
     drop(lane);

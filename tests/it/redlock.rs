@@ -59,6 +59,8 @@ async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_rele
     for proxy in &proxies {
         proxy.hang();
     }
+    // A renewal that was under way is over by then.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let begun = Instant::now();
     while !held.is_lost() {
         assert!(begun.elapsed() < Duration::from_secs(3), "another may have the locks by now");
