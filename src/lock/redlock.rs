@@ -100,7 +100,7 @@ impl Redlock {
         let answers = granted.iter().flatten().count();
         let nothing = || keys.iter().map(|_| None).collect();
         let locks: Vec<Granted> = granted.into_iter().map(|granted| granted.unwrap_or_else(nothing)).collect();
-        if begun.elapsed() < self.validity() && has_majority(&locks, Option::is_some, self.majority()) {
+        if begun.elapsed() < self.validity() && has_majority(&locks, keys.len(), Option::is_some) {
             return Ok(Held::new(self.clone(), locks, begun));
         }
         self.give_back(&Arc::new(locks)).await;
@@ -157,7 +157,7 @@ impl Redlock {
             let granted = Arc::clone(granted);
             tokio::spawn(async move { master.unlock(&granted[m]).await })
         });
-        let patience = self.patience(granted.iter().map(Vec::len).max().unwrap_or(0));
+        let patience = self.patience(granted.first().map_or(0, Vec::len));
         join_all(tasks.map(|task| timeout(patience, task))).await;
     }
 }
@@ -248,14 +248,15 @@ async fn renew(
     mut since: Instant,
     renewed: watch::Sender<Option<Instant>>,
 ) {
-    let patience = redlock.patience(granted.iter().map(Vec::len).max().unwrap_or(0));
+    let keys = granted.first().map_or(0, Vec::len);
+    let patience = redlock.patience(keys);
     loop {
         sleep_until(since + redlock.ttl / 3).await;
         let begun = Instant::now();
         let extending = redlock.masters.iter().zip(granted.iter());
         let extending = extending.map(|(master, granted)| timeout(patience, master.extend(granted, redlock.ttl)));
         let extended: Vec<_> = join_all(extending).await.into_iter().map(Result::unwrap_or_default).collect();
-        if since.elapsed() >= redlock.validity() || !has_majority(&extended, |held| *held, redlock.majority()) {
+        if since.elapsed() >= redlock.validity() || !has_majority(&extended, keys, |held| *held) {
             let _receiver_gone = renewed.send(None);
             redlock.metrics.lock_failures.with_label_values(&["lost"]).inc();
             tracing::warn!("the locks of a batch were lost before it was done");
@@ -266,8 +267,8 @@ async fn renew(
     }
 }
 
-/// Whether each key is held at as many masters.
-fn has_majority<K>(masters: &[Vec<K>], is_held: fn(&K) -> bool, majority: usize) -> bool {
-    let keys = masters.iter().map(Vec::len).max().unwrap_or(0);
-    (0..keys).all(|key| masters.iter().filter(|keys| keys.get(key).is_some_and(is_held)).count() >= majority)
+/// Whether each of so many keys is held at a majority of the masters, of which some may have answered nothing.
+fn has_majority<K>(masters: &[Vec<K>], keys: usize, is_held: fn(&K) -> bool) -> bool {
+    let held_at = |key| masters.iter().filter(|answers| answers.get(key).is_some_and(is_held)).count();
+    (0..keys).all(|key| held_at(key) > masters.len() / 2)
 }

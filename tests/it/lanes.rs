@@ -153,9 +153,8 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
     tokio::time::sleep(Duration::from_secs(2)).await;
     drop(in_hand);
-    assigned(&rival_metrics, 1).await;
-    let revoked = metrics.rebalances.with_label_values(&["revoke"]).get();
-    assert_eq!(revoked, 1, "the rival took partitions away");
+    // The rival's first assignment may be an empty one.
+    rebalanced(&metrics, "revoke", 1).await;
 
     // The lane runs empty, so that what it still owns is resumed, and then the rival leaves.
     let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
@@ -242,9 +241,13 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
 
 /// Waits until a consumer was assigned partitions so many times.
 async fn assigned(metrics: &Metrics, times: u64) {
+    rebalanced(metrics, "assign", times).await;
+}
+
+async fn rebalanced(metrics: &Metrics, kind: &str, times: u64) {
     let begun = Instant::now();
-    while metrics.rebalances.with_label_values(&["assign"]).get() < times {
-        assert!(begun.elapsed() < crate::harness::PATIENCE, "no partitions");
+    while metrics.rebalances.with_label_values(&[kind]).get() < times {
+        assert!(begun.elapsed() < crate::harness::PATIENCE, "no {kind}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
