@@ -1,5 +1,6 @@
 //! The command line, a file per subcommand; the only place that wires the rooms together.
 
+mod bench;
 mod config;
 mod import;
 mod order;
@@ -39,6 +40,7 @@ pub struct Cli {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Output {
+    #[value(alias = "table")]
     Text,
     Json,
 }
@@ -63,6 +65,8 @@ enum Command {
     Order(order::OrderCommand),
     /// Check the invariants over both stores: exit status 0 they hold, 1 one is violated, 2 not checked in full
     Verify(verify::VerifyArgs),
+    /// Measure the pipeline on databases and topics of its own, beside what the databases can do at all
+    Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
 }
@@ -83,7 +87,7 @@ impl Cli {
         let answer = match self.command {
             Command::Config(args) => Ok(config::run(&args, &layers, self.output)),
             command => match start(&layers) {
-                Ok(config) => command.run(config, self.output).await,
+                Ok(config) => command.run(config, &layers, self.output).await,
                 Err(error) => Err(error),
             },
         };
@@ -107,7 +111,7 @@ fn start(layers: &Layers) -> anyhow::Result<Config> {
 }
 
 impl Command {
-    async fn run(self, config: Config, output: Output) -> anyhow::Result<Answer> {
+    async fn run(self, config: Config, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
         match self {
             Self::Setup => setup::run(&config, output).await,
             Self::Ingest => roles::run(config, &[roles::Role::Ingest]).await,
@@ -119,6 +123,7 @@ impl Command {
             Self::Stock(command) => stock::run(command, &config, output).await,
             Self::Order(command) => order::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
+            Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Config(_) => unreachable!("the configuration is shown without being resolved first"),
         }
     }

@@ -1,6 +1,6 @@
 use std::{collections::BTreeMap, fmt, path::Path};
 
-use super::Key;
+use super::{KEYS, Key};
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +54,22 @@ impl Layers {
             }
         }
         layers
+    }
+
+    /// The same with some more flags.
+    #[must_use]
+    pub fn with<'a>(&self, flags: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+        let mut layers = Self { set: self.set.clone(), errors: self.errors.clone() };
+        for (key, value) in flags {
+            layers.set(key, value, Origin::Flag, "--set");
+        }
+        layers
+    }
+
+    /// All that is set, as variables for another process.
+    pub fn environment(&self) -> BTreeMap<String, String> {
+        let keys = KEYS.iter().filter_map(|key| Some((key.environment_name(), self.set.get(key.name)?.0.clone())));
+        keys.collect()
     }
 
     /// The value of a key and its origin.

@@ -13,4 +13,4 @@ pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
 pub use lane::{Batch, Handler, Lane};
 pub use producer::{Message, Producer};
-pub use topics::{TopicReport, ensure_topics};
+pub use topics::{TopicReport, delete_topics, ensure_topics};

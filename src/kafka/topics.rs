@@ -69,6 +69,15 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
     Ok(reports)
 }
 
+/// Deletes the topics, and all that is in them.
+pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
+    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
+    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
+    admin.delete_topics(&names.map(String::as_str), &options).await?;
+    Ok(())
+}
+
 async fn count_partitions(kafka: &Kafka, topic: &str) -> KafkaResult<usize> {
     let producer: BaseProducer = client_config(kafka).create()?;
     let topic = topic.to_owned();

@@ -3,6 +3,7 @@
 //! A batch travels as one JSON parameter that `JSON_TABLE` turns into rows: one prepared statement whatever the batch's size.
 //! The tables it joins are always read by their primary key: left to itself, MariaDB scans, and locks, all of a small table.
 
+mod bench;
 mod database;
 mod error;
 mod migrate;
@@ -14,6 +15,7 @@ mod rows;
 mod stock;
 mod verify;
 
+pub use bench::SiblingDatabase;
 pub use database::{Database, Role};
 pub use error::StoreError;
 pub use migrate::{migrate_order_store, migrate_stock_store};

@@ -9,6 +9,7 @@ mod api;
 mod api_outages;
 mod api_refusals;
 mod architecture;
+mod bench;
 mod cli;
 mod cli_order;
 mod cli_stock;

@@ -9,6 +9,7 @@ use rdkafka::{
     message::{Headers as _, OwnedMessage},
 };
 use stocklock::{
+    config::Topics,
     kafka::{Message, Producer, client_config},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
@@ -23,6 +24,14 @@ impl World {
         let mut client = client_config(&self.config.kafka);
         client.set("group.id", group_id).set("enable.auto.commit", "false");
         client.create().expect("a consumer")
+    }
+
+    /// The names of all topics that carry a name of this world's.
+    pub fn topics(&self) -> Vec<String> {
+        let Topics { orders, order_status, .. } = &self.config.topics;
+        let metadata = self.reader("reader").fetch_metadata(None, TIMEOUT).expect("metadata");
+        let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
+        names.filter(|name| [orders, order_status].iter().any(|own| name.contains(*own))).collect()
     }
 
     /// Each partition of a topic and the offset behind its last message.

@@ -1,0 +1,228 @@
+//! `stocklock bench`: a seeded load through the real pipeline, and beside it what the databases can do at all.
+
+mod ceiling;
+mod load;
+mod report;
+mod role;
+mod scratch;
+mod workload;
+
+use std::{fs::File, ops::RangeInclusive, path::PathBuf, time::Duration};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, ValueEnum};
+
+use self::{
+    load::Load,
+    report::Run,
+    scratch::Scratch,
+    workload::{Shape, Workload},
+};
+use super::{Answer, Output};
+use crate::{
+    config::{Config, Layers, LockStrategy},
+    domain::MAX_LINES,
+    lifecycle::Shutdown,
+    telemetry::Metrics,
+    verify::verify,
+};
+
+const SETTLE: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    orders: u32,
+    /// Products that the orders are drawn from
+    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    products: u32,
+    /// The exponent of Zipf's law; 0 is uniform
+    #[arg(long, default_value_t = 0.0, value_parser = exponent)]
+    zipf: f64,
+    /// Lines of an order
+    #[arg(long, default_value = "1..3", value_name = "MIN..MAX", value_parser = range)]
+    lines: RangeInclusive<usize>,
+    /// Orders from a file instead, a request body a line; those that are invalid are left out
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["products", "zipf", "lines"])]
+    baskets: Option<PathBuf>,
+    /// Share of the demand that the stock can serve
+    #[arg(long, default_value_t = 0.95, value_parser = share)]
+    fill: f64,
+    #[arg(long, default_value_t = 42)]
+    seed: u64,
+    /// drain: from a backlog on the topic; end-to-end: from the HTTP request. Both: to the final status in the order store
+    #[arg(long, value_enum, default_value_t = Mode::Drain)]
+    mode: Mode,
+    #[arg(long, value_enum, default_value_t = Strategies::Both)]
+    strategy: Strategies,
+    /// Most orders of a transaction, instead of `worker.batch_max` and `compensator.batch_max`
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    batch_max: Option<u32>,
+    /// Worker processes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    workers: u8,
+    /// Orders a second that are placed whatever the answers (end-to-end); without it, 256 clients place them one after another
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    rate: Option<u32>,
+    /// Runs of each strategy
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
+    runs: u8,
+    /// Does not measure what the databases can do at all
+    #[arg(long)]
+    skip_ceiling: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    Drain,
+    EndToEnd,
+}
+
+impl Mode {
+    fn as_str(self) -> &'static str {
+        match self {
+            Self::Drain => "drain",
+            Self::EndToEnd => "end-to-end",
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Strategies {
+    Row,
+    Redlock,
+    Both,
+}
+
+impl Strategies {
+    fn each(self) -> &'static [LockStrategy] {
+        match self {
+            Self::Row => &[LockStrategy::Row],
+            Self::Redlock => &[LockStrategy::Redlock],
+            Self::Both => &[LockStrategy::Row, LockStrategy::Redlock],
+        }
+    }
+}
+
+fn range(text: &str) -> Result<RangeInclusive<usize>, String> {
+    let bounds = text.split_once("..").and_then(|(min, max)| Some((min.parse().ok()?, max.parse().ok()?)));
+    match bounds {
+        Some((min, max)) if (1..=max).contains(&min) && max <= MAX_LINES => Ok(min..=max),
+        _ => Err(format!("expected MIN..MAX within 1..{MAX_LINES}")),
+    }
+}
+
+fn exponent(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|n| (0.0..=5.0).contains(n)).ok_or_else(|| "expected a number from 0 to 5".into())
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|n| (0.0..=100.0).contains(n)).ok_or_else(|| "expected a number from 0 to 100".into())
+}
+
+pub async fn run(args: &BenchArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
+    let config = Config::resolve(layers)?;
+    let batch_max = args.batch_max.map_or(config.worker.batches.max, |max| max as usize);
+    let bench = Bench { args, layers, workload: args.workload()?, batch_max, stop: Shutdown::on_signals()? };
+    let ceiling = if args.skip_ceiling { None } else { Some(bench.ceiling().await.context("the ceiling")?) };
+    let mut verified = true;
+    for _ in 0..args.runs {
+        for strategy in args.strategy.each() {
+            let run = bench.run(*strategy, ceiling).await;
+            let run = run.with_context(|| format!("strategy {}", strategy.as_str()))?;
+            verified &= run.verified;
+            run.print(output);
+        }
+    }
+    Ok(if verified { Answer::Done } else { Answer::No })
+}
+
+impl BenchArgs {
+    fn workload(&self) -> anyhow::Result<Workload> {
+        match &self.baskets {
+            Some(file) => Workload::read(file, self.orders as usize),
+            None => Workload::generate(&Shape {
+                orders: self.orders as usize,
+                products: self.products as usize,
+                zipf: self.zipf,
+                lines: self.lines.clone(),
+                seed: self.seed,
+            }),
+        }
+    }
+}
+
+struct Bench<'a> {
+    args: &'a BenchArgs,
+    layers: &'a Layers,
+    workload: Workload,
+    batch_max: usize,
+    stop: Shutdown,
+}
+
+impl Bench<'_> {
+    /// Orders a second that the databases can do, by the number of connections that serve them best.
+    async fn ceiling(&self) -> anyhow::Result<f64> {
+        let mut best: f64 = 0.0;
+        for connections in ceiling::CONNECTIONS {
+            let pools = ["order_store.pool_max", "stock_store.pool_max"].map(|key| (key, connections.to_string()));
+            let measured = self.on_scratch(&pools, async |scratch| {
+                let (orders, stock) = scratch.stores(&Metrics::new()?)?;
+                scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
+                let events = scratch.place(&orders, &self.workload).await?;
+                ceiling::measure(&orders, &stock, &events, self.batch_max, connections).await
+            });
+            best = best.max(measured.await?);
+        }
+        Ok(best)
+    }
+
+    async fn run(&self, strategy: LockStrategy, ceiling: Option<f64>) -> anyhow::Result<Run> {
+        let settings = [
+            ("lock.strategy", strategy.as_str().to_owned()),
+            ("worker.batch_max", self.batch_max.to_string()),
+            ("compensator.batch_max", self.batch_max.to_string()),
+        ];
+        let log =
+            tempfile::Builder::new().prefix("stocklock-bench-").suffix(".log").tempfile().context("a log file")?;
+        match self.on_scratch(&settings, async |scratch| self.measure(scratch, log.as_file()).await).await {
+            Ok(mut run) => {
+                run.strategy = strategy.as_str();
+                run.batch_max = self.batch_max;
+                run.compare_with(ceiling);
+                Ok(run)
+            }
+            Err(error) => Err(error.context(format!("what the roles said is in {}", log.keep()?.1.display()))),
+        }
+    }
+
+    async fn measure(&self, scratch: &Scratch, log: &File) -> anyhow::Result<Run> {
+        let (orders, stock) = scratch.stores(&Metrics::new()?)?;
+        scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
+        let load = Load { scratch, workload: &self.workload, workers: self.args.workers.into(), log };
+        let (mut run, latencies) = match self.args.mode {
+            Mode::Drain => load.drain(&orders).await?,
+            Mode::EndToEnd => load.end_to_end(&orders, self.args.rate).await?,
+        };
+        run.mode = self.args.mode.as_str();
+        run.tell_latencies(&latencies);
+        let report = verify(&orders, &stock, SETTLE).await?;
+        run.verified = report.violations.is_empty() && report.unsettled.is_empty();
+        Ok(run)
+    }
+
+    /// Does something on databases and topics of its own, which are removed however it ends, unless by force.
+    async fn on_scratch<T>(
+        &self,
+        settings: &[(&str, String)],
+        work: impl AsyncFnOnce(&Scratch) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        let scratch = Scratch::create(self.layers, settings).await?;
+        let done = tokio::select! {
+            done = work(&scratch) => done,
+            () = self.stop.requested() => Err(anyhow!("interrupted")),
+        };
+        scratch.remove().await?;
+        done
+    }
+}

@@ -1,0 +1,102 @@
+use std::collections::BTreeMap;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use super::{super::Output, role::Usage};
+
+/// What one run gave.
+#[derive(Debug, Default, Serialize)]
+pub struct Run {
+    pub mode: &'static str,
+    pub workload: String,
+    pub strategy: &'static str,
+    pub orders: usize,
+    pub lines: usize,
+    pub batch_max: usize,
+    pub workers: usize,
+    pub seconds: f64,
+    pub orders_per_s: f64,
+    pub lines_per_s: f64,
+    pub batches_per_s: f64,
+    pub mean_batch: f64,
+    pub ceiling_orders_per_s: Option<f64>,
+    pub ratio_to_ceiling: Option<f64>,
+    pub p50_ms: f64,
+    pub p95_ms: f64,
+    pub p99_ms: f64,
+    pub max_ms: f64,
+    /// Of the process that had the highest.
+    pub peak_rss_mib: f64,
+    pub peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
+    pub cpu_seconds_per_1000_orders: BTreeMap<&'static str, f64>,
+    pub verified: bool,
+}
+
+impl Run {
+    /// Takes the time that all orders took, and how many batches they came in.
+    #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
+    pub fn tell_rates(&mut self, seconds: f64, batches: f64) {
+        let orders = self.orders as f64;
+        self.seconds = round(seconds, 3);
+        self.orders_per_s = round(orders / seconds, 1);
+        self.lines_per_s = round(self.lines as f64 / seconds, 1);
+        self.batches_per_s = round(batches / seconds, 1);
+        self.mean_batch = round(orders / batches.max(1.0), 1);
+    }
+
+    /// Adds what a process of a role has used.
+    #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
+    pub fn tell_usage(&mut self, role: &'static str, usage: Usage) {
+        let peak = self.peak_rss_mib_by_role.entry(role).or_default();
+        *peak = round(peak.max(usage.peak_rss_mib), 1);
+        self.peak_rss_mib = self.peak_rss_mib.max(*peak);
+        let cpu = self.cpu_seconds_per_1000_orders.entry(role).or_default();
+        *cpu = round(*cpu + usage.cpu_seconds / self.orders as f64 * 1000.0, 4);
+    }
+
+    /// Takes the orders' times from acceptance to their final status, microseconds.
+    pub fn tell_latencies(&mut self, micros: &Histogram<u64>) {
+        let millis = |micros: u64| round(f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1000.0, 2);
+        self.p50_ms = millis(micros.value_at_quantile(0.5));
+        self.p95_ms = millis(micros.value_at_quantile(0.95));
+        self.p99_ms = millis(micros.value_at_quantile(0.99));
+        self.max_ms = millis(micros.max());
+    }
+
+    pub fn compare_with(&mut self, ceiling: Option<f64>) {
+        self.ceiling_orders_per_s = ceiling.map(|ceiling| round(ceiling, 1));
+        self.ratio_to_ceiling = ceiling.map(|ceiling| round(self.orders_per_s / ceiling, 3));
+    }
+
+    pub fn print(&self, output: Output) {
+        match output {
+            Output::Json => match serde_json::to_string(self) {
+                Ok(line) => println!("{line}"),
+                Err(error) => tracing::error!(%error, "the run does not serialize"),
+            },
+            Output::Text => self.print_table(),
+        }
+    }
+
+    fn print_table(&self) {
+        println!("{} under {}: {}", self.mode, self.strategy, self.workload);
+        println!("  {:>10} orders, {} lines, in {} s", self.orders, self.lines, self.seconds);
+        println!("  {:>10} orders/s, {} lines/s", self.orders_per_s, self.lines_per_s);
+        println!("  {:>10} batches/s of {} orders", self.batches_per_s, self.mean_batch);
+        if let (Some(ceiling), Some(ratio)) = (self.ceiling_orders_per_s, self.ratio_to_ceiling) {
+            println!("  {ratio:>10} of the ceiling, {ceiling} orders/s");
+        }
+        println!("  {:>10} ms p50, {} p95, {} p99, {} max", self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms);
+        for (role, cpu) in &self.cpu_seconds_per_1000_orders {
+            let peak = self.peak_rss_mib_by_role.get(role).copied().unwrap_or_default();
+            println!("  {cpu:>10} CPU seconds a thousand orders, {peak} MiB at most: {role}");
+        }
+        println!("  {}", if self.verified { "verified" } else { "NOT VERIFIED" });
+    }
+}
+
+fn round(value: f64, digits: i32) -> f64 {
+    let scale = 10_f64.powi(digits);
+    (value * scale).round() / scale
+}

@@ -1,0 +1,119 @@
+//! A role as a process of its own, measured from outside.
+
+use std::{
+    fs,
+    net::{SocketAddr, TcpListener},
+    process::{Child, Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::{Pid, SysconfVar, sysconf},
+};
+
+use super::scratch::Scratch;
+
+const START_DEADLINE: Duration = Duration::from_secs(60);
+const STOP_DEADLINE: Duration = Duration::from_secs(60);
+const ASK_EVERY: Duration = Duration::from_millis(5);
+
+/// What a process has used so far.
+#[derive(Debug, Clone, Copy)]
+pub struct Usage {
+    pub cpu_seconds: f64,
+    pub peak_rss_mib: f64,
+}
+
+/// It is killed when it is dropped.
+pub struct Role {
+    pub name: &'static str,
+    pub http: SocketAddr,
+    admin: SocketAddr,
+    process: Child,
+}
+
+impl Role {
+    /// Starts a role on free ports and waits until it is ready: a consumer then has its partitions.
+    pub async fn start(name: &'static str, scratch: &Scratch, log: &fs::File) -> anyhow::Result<Self> {
+        let (admin, http) = (free_address()?, free_address()?);
+        let inherited = std::env::vars().filter(|(name, _)| !name.starts_with("STOCKLOCK__"));
+        let process = Command::new(std::env::current_exe()?)
+            .arg(name)
+            .env_clear()
+            .envs(inherited)
+            .envs(scratch.environment())
+            .env("STOCKLOCK__ADMIN__LISTEN", admin.to_string())
+            .env("STOCKLOCK__HTTP__LISTEN", http.to_string())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?)
+            .spawn()
+            .with_context(|| format!("stocklock {name}"))?;
+        let mut role = Self { name, http, admin, process };
+        let begun = Instant::now();
+        while !role.is_ready().await {
+            if let Some(status) = role.process.try_wait()? {
+                bail!("{name} ended with {status}");
+            }
+            if begun.elapsed() > START_DEADLINE {
+                bail!("{name} is not ready after {} s", START_DEADLINE.as_secs());
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+        Ok(role)
+    }
+
+    async fn is_ready(&self) -> bool {
+        let answer = reqwest::get(format!("http://{}/readyz", self.admin)).await;
+        answer.is_ok_and(|response| response.status().is_success())
+    }
+
+    /// The sum over those samples of a metric whose labels match.
+    pub async fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
+        let text = reqwest::get(format!("http://{}/metrics", self.admin)).await?.text().await?;
+        let samples = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        Ok(samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    }
+
+    pub fn usage(&self) -> anyhow::Result<Usage> {
+        let pid = self.process.id();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok()).map_or(0.0, f64::from);
+        let per_second =
+            sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u32::try_from(ticks).ok()).map_or(100.0, f64::from);
+        let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+        let peak =
+            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u32>().ok());
+        Ok(Usage {
+            cpu_seconds: (ticks(11) + ticks(12)) / per_second,
+            peak_rss_mib: f64::from(peak.unwrap_or(0)) / 1024.0,
+        })
+    }
+
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
+        let begun = Instant::now();
+        while begun.elapsed() < STOP_DEADLINE {
+            if let Some(status) = self.process.try_wait()? {
+                anyhow::ensure!(status.success(), "{} ended with {status}", self.name);
+                return Ok(());
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+        bail!("{} does not stop", self.name)
+    }
+}
+
+impl Drop for Role {
+    fn drop(&mut self) {
+        let _ended_already = self.process.kill();
+        let _reaped = self.process.wait();
+    }
+}
+
+fn free_address() -> std::io::Result<SocketAddr> {
+    TcpListener::bind("127.0.0.1:0")?.local_addr()
+}

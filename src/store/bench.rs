@@ -1,0 +1,58 @@
+//! What `stocklock bench` needs of the stores, and nobody else.
+
+use futures::TryStreamExt as _;
+use hdrhistogram::Histogram;
+use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row as _};
+use url::Url;
+
+use super::{OrderStore, StoreError};
+use crate::config::SecretUrl;
+
+/// A database beside a store's own, on the same server.
+pub struct SiblingDatabase {
+    pub url: SecretUrl,
+    name: String,
+}
+
+impl SiblingDatabase {
+    /// Creates it; its name is that of the store's database and `suffix`.
+    pub async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
+        let mut url = Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
+        let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
+        url.set_path(&name);
+        run(store, format!("CREATE DATABASE `{name}`")).await?;
+        Ok(Self { url: SecretUrl::new(url), name })
+    }
+
+    pub async fn remove(&self) -> Result<(), StoreError> {
+        run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
+    }
+}
+
+async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
+    let mut conn = MySqlConnection::connect(server.expose()).await?;
+    sqlx::raw_sql(AssertSqlSafe(sql)).execute(&mut conn).await?;
+    conn.close().await?;
+    Ok(())
+}
+
+/// A day; what took longer counts as that.
+const LONGEST_MICROS: u64 = 86_400_000_000;
+
+impl OrderStore {
+    /// How long each order took from its acceptance to its last change, microseconds.
+    pub async fn settle_times(&self) -> Result<Histogram<u64>, StoreError> {
+        let mut histogram =
+            Histogram::new_with_max(LONGEST_MICROS, 3).map_err(|e| StoreError::Refused(e.to_string()))?;
+        let mut in_use = self.db.acquire().await?;
+        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders";
+        let mut rows = sqlx::query(sql).fetch(in_use.conn());
+        while let Some(row) = rows.try_next().await? {
+            let micros: i64 = row.try_get("micros")?;
+            histogram.saturating_record(micros.max(0).unsigned_abs());
+        }
+        drop(rows);
+        in_use.give_back();
+        Ok(histogram)
+    }
+}

@@ -1,0 +1,85 @@
+//! `stocklock bench`: it measures the real pipeline, says what it found, and leaves nothing behind.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use sqlx::{Connection, MySqlConnection};
+
+use crate::harness::{PATIENCE, World, lines, on_each_database};
+
+const SMALL: [&str; 10] =
+    ["--output", "json", "bench", "--orders", "400", "--products", "20", "--zipf", "1", "--batch-max"];
+
+fn bench(world: &World, more: &[&str]) -> Vec<Value> {
+    let args: Vec<_> = SMALL.iter().chain(&["100"]).chain(more).copied().collect();
+    let stdout = world.cli(&args).succeeds().stdout();
+    stdout.lines().map(|line| serde_json::from_str(line).expect("an object a line")).collect()
+}
+
+fn number(run: &Value, field: &str) -> f64 {
+    run[field].as_f64().unwrap_or_else(|| panic!("{field}: {run}"))
+}
+
+/// What carries the name of one of the world's databases or topics and is none of them.
+async fn left_behind(world: &World) -> Vec<String> {
+    let mut conn = MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
+    let databases = "SELECT CAST(schema_name AS CHAR) FROM information_schema.schemata
+        WHERE schema_name LIKE CONCAT(DATABASE(), '_%') OR schema_name LIKE CONCAT(REPLACE(DATABASE(), '_orders', '_stock'), '_%')";
+    let mut names: Vec<String> = sqlx::query_scalar(databases).fetch_all(&mut conn).await.expect("the databases");
+    names.extend(world.topics().into_iter().filter(|topic| topic.starts_with("bench_")));
+    names
+}
+
+on_each_database! {
+    async fn a_drain_is_measured_under_both_strategies_beside_the_ceiling(world: World) {
+        let runs = bench(&world, &[]);
+        let strategies: Vec<_> = runs.iter().map(|run| run["strategy"].as_str().unwrap_or_default()).collect();
+        assert_eq!(strategies, ["row", "redlock"]);
+        for run in &runs {
+            assert_eq!((&run["mode"], &run["verified"], &run["orders"]), (&"drain".into(), &true.into(), &400.into()));
+            let (orders, seconds) = (number(run, "orders_per_s"), number(run, "seconds"));
+            assert!((orders * seconds - 400.0).abs() < 4.0, "{run}");
+            let ratio = number(run, "ratio_to_ceiling");
+            assert!((ratio - orders / number(run, "ceiling_orders_per_s")).abs() < 0.002, "{run}");
+            assert!(number(run, "mean_batch") <= 100.0 && number(run, "lines") >= 400.0, "{run}");
+            assert!(number(run, "peak_rss_mib") > 1.0, "{run}");
+        }
+        let begun = Instant::now();
+        while !left_behind(&world).await.is_empty() {
+            assert!(begun.elapsed() < PATIENCE, "{:?}", left_behind(&world).await);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+on_each_database! {
+    async fn latency_is_measured_at_a_given_rate(world: World) {
+        let runs = bench(&world, &["--mode", "end-to-end", "--strategy", "row", "--rate", "200", "--skip-ceiling"]);
+        let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
+        assert_eq!((&run["mode"], &run["verified"]), (&"end-to-end".into(), &true.into()));
+        // 400 orders at 200 a second: an open loop takes its time.
+        assert!((1.9..30.0).contains(&number(run, "seconds")), "{run}");
+        let (p50, p99) = (number(run, "p50_ms"), number(run, "p99_ms"));
+        assert!(0.0 < p50 && p50 <= p99 && p99 <= number(run, "max_ms"), "{run}");
+        assert!(p50 < 1000.0 * number(run, "seconds"), "{run}");
+    }
+}
+
+on_each_database! {
+    async fn baskets_are_placed_as_they_are_but_for_the_invalid(world: World) {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        let baskets = [lines(&[("milk", 2), ("bread", 1)]), lines(&[("milk", 0)]), lines(&[("tea", 1)])];
+        std::fs::write(file.path(), baskets.map(|basket| basket.to_string()).join("\n")).expect("written");
+        let path = file.path().display().to_string();
+        let args = ["--output", "json", "bench", "--baskets", &path, "--strategy", "redlock", "--skip-ceiling"];
+        let run = world.cli(&args).succeeds().json();
+        assert_eq!((&run["orders"], &run["lines"], &run["verified"]), (&2.into(), &3.into(), &true.into()));
+    }
+}
+
+on_each_database! {
+    async fn a_file_without_orders_is_refused(world: World) {
+        let refused = world.cli(&["bench", "--baskets", "/dev/null"]).exits(2);
+        assert!(refused.stderr().contains("/dev/null: no line is a valid order"), "{}", refused.stderr());
+    }
+}
