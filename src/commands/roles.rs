@@ -145,10 +145,9 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
     let mut running = JoinSet::new();
     for lane in lanes {
-        let health = health.register("deducting");
-        health.ready();
+        let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
         let (worker, batches, metrics) = (worker.clone(), config.worker.batches, metrics.clone());
-        running.spawn(async move { lane.run(worker, batches, &metrics, &health).await });
+        running.spawn(async move { lane.run(worker, batches, &metrics, health).await });
     }
     while let Some(ended) = running.join_next().await {
         ended.context("a lane panicked")?;
@@ -175,9 +174,8 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let (consumer, lanes) = consumer.context("kafka")?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
-        let health = health.register("compensating");
-        health.ready();
-        lane.run(compensator.clone(), config.compensator.batches, metrics, &health).await;
+        let health = ["compensating", "setting aside"].map(|step| health.register(step));
+        lane.run(compensator.clone(), config.compensator.batches, metrics, health).await;
     }
     compensator.relay.drain().await;
     consumer.stopped().await?;

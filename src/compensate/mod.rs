@@ -7,12 +7,12 @@ use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
     crash_point::crash_point,
-    domain::OrderState,
+    domain::{OrderId, OrderState, OrderStatus},
     kafka::{DeadLetters, Handler},
     relay::{COMMITTER_LEASE, Relay},
     store::{OrderStore, StoreError},
     telemetry::Metrics,
-    wire::OrderStatusCodec,
+    wire::{OrderStatusCodec, WireError, refused},
 };
 
 /// Why a batch was not done; all of them are outages, and the batch is repeated.
@@ -35,12 +35,46 @@ pub struct Compensator {
 }
 
 impl Handler for Compensator {
+    type Decoded = Result<OrderStatus, WireError>;
+    type Handled = Vec<OrderId>;
     type Error = CompensateError;
 
-    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), CompensateError> {
-        self.step(messages).await?;
+    fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
+        self.statuses.decode(message.payload().unwrap_or_default())
+    }
+
+    /// Moves the orders in one transaction. Answers which of them the store does not know.
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Vec<OrderId>, CompensateError> {
+        let statuses: Vec<_> = messages.iter().flatten().collect();
+        if statuses.is_empty() {
+            return Ok(Vec::new());
+        }
+        let applied = self.store.apply(&statuses, Utc::now(), COMMITTER_LEASE).await?;
+        crash_point("compensate.committed");
+        for (state, count) in applied.moved {
+            let kind = if state == OrderState::Completed { "completed" } else { "failed" };
+            self.metrics.compensations.with_label_values(&[kind]).inc_by(count as u64);
+        }
+        self.metrics.compensations.with_label_values(&["released"]).inc_by(applied.events.len() as u64);
+        self.relay.publish_in_background(applied.events);
         self.store.database().observe_pool();
-        Ok(())
+        Ok(applied.unknown)
+    }
+
+    /// Sets poison aside, and statuses of unknown orders.
+    async fn publish(
+        &self,
+        messages: &[&OwnedMessage],
+        decoded: &[Self::Decoded],
+        unknown: &Vec<OrderId>,
+    ) -> Result<(), CompensateError> {
+        let mut letters = refused(messages, decoded);
+        for (message, status) in messages.iter().zip(decoded) {
+            if let Some(id) = status.as_ref().ok().map(|status| status.order_id).filter(|id| unknown.contains(id)) {
+                letters.push((message, "unknown_order", format!("no order has the id {id}")));
+            }
+        }
+        Ok(self.dead_letters.set_aside(&letters).await?)
     }
 
     fn failed_dependency(error: &CompensateError) -> Option<&'static str> {
@@ -48,39 +82,5 @@ impl Handler for Compensator {
             CompensateError::Store(_) => Some("order_store"),
             CompensateError::Kafka(_) => Some("kafka"),
         }
-    }
-}
-
-impl Compensator {
-    /// Does one batch: poison is set aside, the others move their orders in one transaction.
-    pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<(), CompensateError> {
-        let (mut found, mut statuses, mut poison) = (Vec::new(), Vec::with_capacity(messages.len()), Vec::new());
-        for message in messages {
-            match self.statuses.decode(message.payload().unwrap_or_default()) {
-                Ok(status) => {
-                    statuses.push(status);
-                    found.push(*message);
-                }
-                Err(error) => poison.push((*message, error.class(), error.to_string())),
-            }
-        }
-        if !statuses.is_empty() {
-            let applied = self.store.apply(&statuses, Utc::now(), COMMITTER_LEASE).await?;
-            crash_point("compensate.committed");
-            for index in applied.unknown {
-                let text = format!("no order has the id {}", statuses[index].order_id);
-                poison.push((found[index], "unknown_order", text));
-            }
-            for (state, count) in applied.moved {
-                let kind = if state == OrderState::Completed { "completed" } else { "failed" };
-                self.metrics.compensations.with_label_values(&[kind]).inc_by(count as u64);
-            }
-            self.metrics.compensations.with_label_values(&["released"]).inc_by(applied.events.len() as u64);
-            self.relay.publish_in_background(applied.events);
-        }
-        if !poison.is_empty() {
-            self.dead_letters.set_aside(&poison).await?;
-        }
-        Ok(())
     }
 }

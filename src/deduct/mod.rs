@@ -1,6 +1,7 @@
 //! The worker: orders in, stock deducted, outcomes out.
 
 use std::{
+    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Instant,
@@ -19,7 +20,7 @@ use crate::{
     lock::{LockError, Locks},
     store::{StockStore, StoreError},
     telemetry::Metrics,
-    wire::{OrderEventCodec, OrderStatusCodec, WireError},
+    wire::{OrderEventCodec, OrderStatusCodec, WireError, refused},
 };
 
 /// Why a batch was not done; all of them are outages or rivals, and the batch is repeated.
@@ -51,11 +52,39 @@ pub struct Worker {
 }
 
 impl Handler for Worker {
+    type Decoded = Result<OrderEvent, WireError>;
+    type Handled = Decisions;
     type Error = DeductError;
 
-    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), DeductError> {
-        self.step(messages).await?;
+    fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
+        self.events.decode(message.payload().unwrap_or_default())
+    }
+
+    /// Decides the events in one transaction.
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Decisions, DeductError> {
+        let events: Vec<_> = messages.iter().flatten().collect();
+        if events.is_empty() {
+            return Ok(Decisions::default());
+        }
+        let decisions = self.decide(&events).await?;
+        crash_point("deduct.committed");
+        self.count(&events, &decisions.outcomes);
         self.store.database().observe_pool();
+        Ok(decisions)
+    }
+
+    /// Tells the outcomes, also those of orders that were decided before, and sets poison aside.
+    async fn publish(
+        &self,
+        messages: &[&OwnedMessage],
+        decoded: &[Self::Decoded],
+        decisions: &Decisions,
+    ) -> Result<(), DeductError> {
+        let begun = Instant::now();
+        self.report(&decisions.statuses).await?;
+        crash_point("deduct.published");
+        self.stage("publish", begun);
+        self.dead_letters.set_aside(&refused(messages, decoded)).await?;
         Ok(())
     }
 
@@ -70,45 +99,14 @@ impl Handler for Worker {
 }
 
 impl Worker {
-    /// Does one batch: it is decided in one transaction, its outcomes are with the broker when this returns, and poison is set
-    /// aside. Answers how many orders got their outcome now.
-    pub async fn step(&self, messages: &[&OwnedMessage]) -> Result<usize, DeductError> {
-        let (events, poison) = self.decode(messages);
-        let mut decided = 0;
-        if !events.is_empty() {
-            let decisions = self.decide(&events).await?;
-            crash_point("deduct.committed");
-            self.count(&events, &decisions.outcomes);
-            let publishing = Instant::now();
-            self.publish(&decisions.statuses).await?;
-            crash_point("deduct.published");
-            self.stage("publish", publishing);
-            decided = decisions.outcomes.len();
-        }
-        if !poison.is_empty() {
-            self.dead_letters.set_aside(&poison).await?;
-        }
-        Ok(decided)
-    }
-
-    fn decode<'m>(
-        &self,
-        messages: &[&'m OwnedMessage],
-    ) -> (Vec<OrderEvent>, Vec<(&'m OwnedMessage, &'static str, String)>) {
-        let (mut events, mut poison) = (Vec::with_capacity(messages.len()), Vec::new());
-        for message in messages {
-            match self.events.decode(message.payload().unwrap_or_default()) {
-                Ok(event) => events.push(event),
-                Err(error) => poison.push((*message, error.class(), error.to_string())),
-            }
-        }
-        (events, poison)
-    }
-
-    /// Locks the batch's products, decides it, and unlocks them.
-    pub async fn decide(&self, events: &[OrderEvent]) -> Result<Decisions, DeductError> {
-        let products: BTreeSet<_> =
-            events.iter().flat_map(|event| event.lines.as_slice()).map(|line| line.product_id().clone()).collect();
+    /// Locks the products of a batch, decides it, and unlocks them.
+    pub async fn decide<E: Borrow<OrderEvent> + Sync>(&self, events: &[E]) -> Result<Decisions, DeductError> {
+        let products: BTreeSet<_> = events
+            .iter()
+            .map(E::borrow)
+            .flat_map(|event| event.lines.as_slice())
+            .map(|line| line.product_id().clone())
+            .collect();
         let products: Vec<_> = products.into_iter().collect();
         let locking = Instant::now();
         let held = self.locks.acquire(&products).await?;
@@ -127,7 +125,7 @@ impl Worker {
         decided
     }
 
-    async fn publish(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
+    async fn report(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
         let occurred_at = Utc::now();
         let messages = statuses.iter().map(|(order_id, status)| {
             let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
@@ -138,7 +136,7 @@ impl Worker {
         Ok(self.producer.produce(&self.status_topic, messages).await?)
     }
 
-    fn count(&self, events: &[OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>) {
+    fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>) {
         self.metrics.batch_orders.observe(f64::from(u32::try_from(events.len()).unwrap_or(u32::MAX)));
         let strategy = self.locks.strategy().as_str();
         let now: DateTime<Utc> = Utc::now();
@@ -156,7 +154,7 @@ impl Worker {
         }
     }
 
-    fn stage(&self, stage: &str, begun: Instant) {
+    fn stage(&self, stage: &'static str, begun: Instant) {
         self.metrics.batch_seconds.with_label_values(&[stage]).observe(begun.elapsed().as_secs_f64());
     }
 }

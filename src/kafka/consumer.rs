@@ -11,7 +11,11 @@ use rdkafka::{
 };
 use tokio::sync::{Semaphore, mpsc};
 
-use super::{Lane, client_config, lane::Received, partitions::Partitions};
+use super::{
+    Lane, client_config,
+    lane::{Offsets, Received},
+    partitions::Partitions,
+};
 use crate::{
     backoff::Backoff,
     config::Kafka,
@@ -73,8 +77,8 @@ impl Consumer {
                     inlet,
                     Lane {
                         messages,
-                        consumer: Arc::clone(&consumer),
                         partitions: Arc::clone(&partitions),
+                        offsets: Offsets { consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) },
                         shutdown: shutdown.clone(),
                     },
                 )
@@ -240,9 +244,13 @@ impl Poller {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
-            let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost(&message));
-            let memory = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await });
-            if let Ok(Ok(memory)) = memory {
+            let cost = cost(&message);
+            let memory = Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
+                let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost);
+                let waited = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await });
+                waited.ok()?.ok()
+            });
+            if let Some(memory) = memory {
                 return inlet.accept(message, assignment, memory);
             }
         }

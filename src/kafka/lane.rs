@@ -7,30 +7,14 @@ use rdkafka::{
 };
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
-    time::{Instant, timeout_at},
+    time::{Instant, sleep_until},
 };
 
 use super::{consumer::Context, partitions::Partitions};
-use crate::{
-    backoff::Backoff,
-    config::Batches,
-    lifecycle::Shutdown,
-    telemetry::{Component, Metrics},
-};
+use crate::{config::Batches, lifecycle::Shutdown};
 
-/// How often a batch, or a part of one, is repeated as it is before it is halved.
-const FAILURES_BEFORE_SPLIT: u32 = 3;
-
-/// What a lane's batches are for.
-pub trait Handler: Send + Sync {
-    type Error: std::error::Error + Send;
-
-    /// Does one batch. Fails only where it may help to repeat the whole of it, which must do no harm.
-    fn handle(&self, messages: &[&OwnedMessage]) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    /// What failed, as a bounded label. `None` where nothing did and a rival was merely first.
-    fn failed_dependency(error: &Self::Error) -> Option<&'static str>;
-}
+/// Messages that are decoded before anyone else gets a turn.
+const DECODED_AT_ONCE: usize = 64;
 
 /// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
 #[derive(Debug)]
@@ -40,98 +24,81 @@ pub struct Received {
     pub(super) _memory: OwnedSemaphorePermit,
 }
 
-/// The receiving end of some of a consumer's partitions: one task takes its batches in turn.
+/// The receiving end of some of a consumer's partitions, whose messages become batches.
 pub struct Lane {
     pub(super) messages: UnboundedReceiver<Received>,
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) partitions: Arc<Partitions>,
+    pub(super) offsets: Offsets,
     pub(super) shutdown: Shutdown,
 }
 
 /// Messages that are handled together, in the order of their offsets. Until it is dropped, its partitions are not given up.
-pub struct Batch {
+pub struct Batch<D> {
     messages: Vec<Received>,
+    decoded: Vec<D>,
     taken: HashMap<i32, u64>,
     partitions: Arc<Partitions>,
 }
 
+/// Where the offsets of batches are stored that are done with.
+#[derive(Clone)]
+pub struct Offsets {
+    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    pub(super) partitions: Arc<Partitions>,
+}
+
 impl Lane {
-    /// Has batches handled in turn until the process is to stop; the offsets of a batch are stored when all of it is done. One that
-    /// still fails at the stop, or when its partitions have gone, is left to their next owner.
-    pub async fn run<H: Handler>(mut self, handler: H, batches: Batches, metrics: &Metrics, health: &Component) {
-        while let Some(batch) = health.waiting(self.next_batch(batches)).await {
-            if self.handle_all(&handler, &batch, metrics, health).await {
-                health.ready();
-                self.done(&batch);
-            }
-        }
-    }
-
-    /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
-    /// time, and a part that is refused for its data should not keep others waiting. Answers whether all of it was done.
-    async fn handle_all<H: Handler>(&self, handler: &H, batch: &Batch, metrics: &Metrics, health: &Component) -> bool {
-        let messages: Vec<_> = batch.messages().collect();
-        let (mut done, mut part) = (0, messages.len());
-        let mut backoff = Backoff::default();
-        while done < messages.len() {
-            let end = messages.len().min(done + part);
-            let Err(error) = handler.handle(&messages[done..end]).await else {
-                (done, part) = (end, part * 2);
-                backoff = Backoff::default();
-                continue;
-            };
-            let delay = backoff.next_delay();
-            tracing::warn!(messages = end - done, failures = backoff.failures(), %error, ?delay, "batch failed");
-            if let Some(dependency) = H::failed_dependency(&error) {
-                metrics.retries.with_label_values(&[dependency]).inc();
-                health.not_ready(error.to_string());
-            }
-            if self.shutdown.is_requested() || !self.owns_any_of(batch) {
-                return false;
-            }
-            tokio::time::sleep(delay).await;
-            if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
-                part = (part / 2).max(1);
-            }
-        }
-        true
-    }
-
-    fn owns_any_of(&self, batch: &Batch) -> bool {
-        batch.taken.iter().any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
-    }
-
-    /// Waits for messages; closes the batch when it is full or old enough. `None` once the
-    /// process is to stop; what still waits then comes again.
-    pub async fn next_batch(&mut self, Batches { max, linger }: Batches) -> Option<Batch> {
+    /// Waits for messages and decodes them; closes the batch when it is in demand, and then as soon as it is full, or old enough with
+    /// no more messages at hand. `None` once the process is to stop; what was collected then comes again.
+    pub async fn next_batch<D>(
+        &mut self,
+        Batches { max, linger }: Batches,
+        decode: impl Fn(&OwnedMessage) -> D,
+        demand: impl Future<Output = ()>,
+    ) -> Option<Batch<D>> {
+        let mut demand = std::pin::pin!(demand);
+        let mut is_demanded = false;
+        let (mut messages, mut decoded) = (Vec::new(), Vec::new());
+        let mut closes_at = Instant::now();
         loop {
-            let mut messages = Vec::with_capacity(max.min(256));
-            let received = tokio::select! {
+            let fresh = messages.len();
+            let room = (max - fresh).min(DECODED_AT_ONCE);
+            tokio::select! {
                 biased;
-                () = self.shutdown.requested() => 0,
-                received = self.messages.recv_many(&mut messages, max) => received,
-            };
-            if received == 0 {
-                return None;
-            }
-            let deadline = Instant::now() + linger;
-            while messages.len() < max {
-                let room = max - messages.len();
-                match timeout_at(deadline, self.messages.recv_many(&mut messages, room)).await {
-                    Ok(1..) => {}
-                    Ok(0) | Err(_) => break,
+                () = self.shutdown.requested() => return None,
+                () = &mut demand, if !is_demanded => is_demanded = true,
+                received = self.messages.recv_many(&mut messages, room), if room > 0 => {
+                    if received == 0 {
+                        return None;
+                    }
+                    if fresh == 0 {
+                        closes_at = Instant::now() + linger;
+                    }
+                    decoded.extend(messages[fresh..].iter().map(|received| decode(&received.message)));
+                }
+                () = sleep_until(closes_at), if is_demanded && !messages.is_empty() => {
+                    let batch = Batch::take(std::mem::take(&mut messages), std::mem::take(&mut decoded), &self.partitions);
+                    if !batch.is_empty() {
+                        return Some(batch);
+                    }
                 }
             }
-            let batch = Batch::take(messages, &self.partitions);
-            if !batch.messages.is_empty() {
-                return Some(batch);
+            if is_demanded && messages.len() == max {
+                closes_at = Instant::now();
             }
         }
     }
 
+    /// Where the offsets of this lane's batches are stored.
+    pub fn offsets(&self) -> &Offsets {
+        &self.offsets
+    }
+}
+
+impl Offsets {
     /// All of the batch is done: its offsets are stored, to be committed soon. Those of partitions that were taken away are
     /// dropped; their next owner repeats what was done.
-    pub fn done(&self, batch: &Batch) {
+    pub fn store<D>(&self, batch: &Batch<D>) {
         let mut offsets = TopicPartitionList::new();
         for (topic, partition, offset) in batch.last_offsets() {
             let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
@@ -149,8 +116,8 @@ impl Lane {
     }
 }
 
-impl Batch {
-    fn take(messages: Vec<Received>, partitions: &Arc<Partitions>) -> Self {
+impl<D> Batch<D> {
+    fn take(messages: Vec<Received>, decoded: Vec<D>, partitions: &Arc<Partitions>) -> Self {
         let mut wanted = HashMap::new();
         for received in &messages {
             wanted.insert(received.message.partition(), received.assignment);
@@ -158,12 +125,18 @@ impl Batch {
         let allowed = partitions.take(&wanted);
         wanted.retain(|partition, _| allowed.contains(partition));
         let is_current = |received: &Received| wanted.get(&received.message.partition()) == Some(&received.assignment);
-        let messages = messages.into_iter().filter(is_current).collect();
-        Self { messages, taken: wanted, partitions: Arc::clone(partitions) }
+        let (messages, decoded) =
+            messages.into_iter().zip(decoded).filter(|(received, _)| is_current(received)).unzip();
+        Self { messages, decoded, taken: wanted, partitions: Arc::clone(partitions) }
     }
 
     pub fn messages(&self) -> impl ExactSizeIterator<Item = &OwnedMessage> {
         self.messages.iter().map(|received| &received.message)
+    }
+
+    /// Each message as it was decoded, in the same order.
+    pub fn decoded(&self) -> &[D] {
+        &self.decoded
     }
 
     pub fn len(&self) -> usize {
@@ -172,6 +145,11 @@ impl Batch {
 
     pub fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// Whether any of its partitions is still this consumer's.
+    pub fn is_owned(&self) -> bool {
+        self.taken.iter().any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
     }
 
     fn last_offsets(&self) -> impl Iterator<Item = (&str, i32, i64)> {
@@ -183,7 +161,7 @@ impl Batch {
     }
 }
 
-impl Drop for Batch {
+impl<D> Drop for Batch<D> {
     fn drop(&mut self) {
         self.partitions.put_back(&self.taken);
     }

@@ -5,12 +5,14 @@ mod consumer;
 mod dead_letters;
 mod lane;
 mod partitions;
+mod pipeline;
 mod producer;
 mod topics;
 
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
-pub use lane::{Batch, Handler, Lane};
+pub use lane::{Batch, Lane};
+pub use pipeline::Handler;
 pub use producer::{Message, Producer};
 pub use topics::{TopicReport, delete_topics, ensure_topics};

@@ -12,6 +12,7 @@ mod outbox;
 mod outcomes;
 mod products;
 mod rows;
+mod statuses;
 mod stock;
 mod verify;
 
@@ -19,8 +20,9 @@ pub use bench::SiblingDatabase;
 pub use database::{Database, Role};
 pub use error::StoreError;
 pub use migrate::{migrate_order_store, migrate_stock_store};
-pub use orders::{Applied, NewOrder, OrderStore, StoredOrder};
+pub use orders::{NewOrder, OrderStore, StoredOrder};
 pub use outbox::OutboxState;
 pub use products::{ImportSummary, Product};
+pub use statuses::Applied;
 pub use stock::{Guard, StockStore};
 pub use verify::{Found, OrderRow, StockSnapshot};

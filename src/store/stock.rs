@@ -1,4 +1,8 @@
-use std::{collections::BTreeMap, time::Instant};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeMap, HashMap},
+    time::Instant,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row};
@@ -12,7 +16,7 @@ use super::{
 use crate::{
     crash_point::crash_point,
     domain::{
-        OrderEvent, ProductId,
+        EventKind, OrderEvent, ProductId,
         fold::{Decisions, Unread, fold},
     },
     telemetry::Metrics,
@@ -74,26 +78,34 @@ impl StockStore {
     /// Decides a batch of events in one transaction: stock, outcomes and ledger, all of it or nothing.
     ///
     /// Where a write turns out stale under [`Guard::Versions`], nothing holds, and the batch runs again with its rows locked, so
-    /// that no rival can starve it.
-    pub async fn decide(
+    /// that no rival can starve it. Orders placed are taken for new at first: where one was decided before, the key of its outcome refuses
+    /// a second one, and the batch runs again with a look at what is recorded.
+    pub async fn decide<E: Borrow<OrderEvent> + Sync>(
         &self,
-        events: &[OrderEvent],
+        events: &[E],
         guard: Guard,
         now: DateTime<Utc>,
     ) -> Result<Decisions, StoreError> {
-        let demanded: std::collections::BTreeSet<_> =
-            events.iter().flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone())).collect();
+        let demanded: std::collections::BTreeSet<_> = events
+            .iter()
+            .map(E::borrow)
+            .flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone()))
+            .collect();
         let keys = product_ids(&demanded)?;
+        let may_be_new = events.iter().all(|event| event.borrow().kind == EventKind::Placed);
         let mut locked = None;
         let decided = transaction!(self.db, "decide", |conn, attempt| {
             let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
             let locking = Instant::now();
             let mut stock = read_stock(conn, read, &keys).await?;
             locked = Some((locking.elapsed(), Instant::now()));
-            let recorded = outcomes::read(conn, events.iter().map(|event| event.order_id)).await?;
+            let recorded = match attempt {
+                0 if may_be_new => HashMap::new(),
+                _ => outcomes::read(conn, events.iter().map(|event| event.borrow().order_id)).await?,
+            };
             let decisions = loop {
                 let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
-                match fold(events, &available, &recorded) {
+                match fold(events.iter().map(E::borrow), &available, &recorded) {
                     Ok(decisions) => break decisions,
                     Err(Unread(missing)) => {
                         let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;

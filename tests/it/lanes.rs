@@ -3,8 +3,8 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{
-        Mutex,
-        atomic::{AtomicUsize, Ordering},
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -13,7 +13,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
     config::Batches,
     domain::OrderId,
-    kafka::{Consumer, Handler, Message, Producer, Subscription},
+    kafka::{Batch, Consumer, Handler, Lane, Message, Producer, Subscription},
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
 };
@@ -44,7 +44,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
 
     // All that a lane holds has come by then, and the poll thread has run out of patience.
     let linger = Duration::from_secs(4);
-    let first = lane.next_batch(Batches { max: MESSAGES, linger }).await.unwrap();
+    let first = next_batch(&mut lane, Batches { max: MESSAGES, linger }).await.unwrap();
     assert!(first.len() < MESSAGES, "the lane was never full");
     let mut offsets: HashMap<i32, Vec<i64>> = HashMap::new();
     let mut batch = first;
@@ -52,12 +52,12 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
         for message in batch.messages() {
             offsets.entry(message.partition()).or_default().push(message.offset());
         }
-        lane.done(&batch);
+        lane.offsets().store(&batch);
         drop(batch);
         if offsets.values().map(Vec::len).sum::<usize>() == MESSAGES {
             break;
         }
-        let next = lane.next_batch(Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
         batch = tokio::time::timeout(crate::harness::PATIENCE, next).await.expect("the others come").unwrap();
     }
     for (partition, offsets) in offsets {
@@ -95,7 +95,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
 
     let mut lane = lanes.pop().unwrap();
     let linger = Duration::from_secs(4);
-    let before = lane.next_batch(Batches { max: MESSAGES, linger }).await.unwrap();
+    let before = next_batch(&mut lane, Batches { max: MESSAGES, linger }).await.unwrap();
     // The rival leaves while the batch in hand keeps the lane full.
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
@@ -110,9 +110,9 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
         for message in batch.messages() {
             offsets.entry(message.partition()).or_default().push(message.offset());
         }
-        lane.done(&batch);
+        lane.offsets().store(&batch);
         drop(batch);
-        let next = lane.next_batch(Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
         // What is forgotten does not come at all.
         match tokio::time::timeout(Duration::from_secs(5), next).await {
             Ok(next) => batch = next.unwrap(),
@@ -148,7 +148,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
     let (consumer, mut lanes) = join(&metrics, &shutdown);
     let mut lane = lanes.pop().unwrap();
-    let in_hand = lane.next_batch(Batches { max: MESSAGES, linger: Duration::from_secs(4) }).await.unwrap();
+    let in_hand = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::from_secs(4) }).await.unwrap();
     assert!(in_hand.len() < MESSAGES, "the lane was never full");
     let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -159,8 +159,8 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     // The lane runs empty, so that what it still owns is resumed, and then the rival leaves.
     let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
     let idle = Duration::from_secs(8);
-    while let Ok(batch) = tokio::time::timeout(idle, lane.next_batch(emptied)).await {
-        lane.done(&batch.unwrap());
+    while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
+        lane.offsets().store(&batch.unwrap());
     }
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
@@ -169,11 +169,11 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     assigned(&metrics, assignments + 1).await;
     world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"new".to_vec())).collect()).await;
     let mut found = BTreeSet::new();
-    while let Ok(batch) = tokio::time::timeout(idle, lane.next_batch(emptied)).await {
+    while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
         let batch = batch.unwrap();
         let new = batch.messages().filter(|message| message.payload() == Some(b"new"));
         found.extend(new.map(|message| (message.partition(), message.offset())));
-        lane.done(&batch);
+        lane.offsets().store(&batch);
     }
     assert_eq!(found.len(), MESSAGES, "every partition is fetched");
     shutdown.request();
@@ -182,31 +182,48 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
 }
 
 /// Refuses whatever is large.
+#[derive(Clone, Default)]
 struct Picky {
-    handled: Mutex<Vec<(i32, i64)>>,
-    refused: AtomicUsize,
+    handled: Arc<Mutex<Vec<(i32, i64)>>>,
+    published: Arc<Mutex<Vec<(i32, i64)>>>,
+    refused: Arc<AtomicUsize>,
 }
 
 #[derive(Debug, thiserror::Error)]
 #[error("too large")]
 struct TooLarge;
 
-impl Handler for &Picky {
+impl Handler for Picky {
+    type Decoded = (i32, i64);
+    type Handled = usize;
     type Error = TooLarge;
 
-    async fn handle(&self, messages: &[&OwnedMessage]) -> Result<(), TooLarge> {
+    fn decode(&self, message: &OwnedMessage) -> (i32, i64) {
+        (message.partition(), message.offset())
+    }
+
+    async fn handle(&self, messages: &[(i32, i64)]) -> Result<usize, TooLarge> {
         if messages.len() > 3 {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(TooLarge);
         }
-        let handled = messages.iter().map(|message| (message.partition(), message.offset()));
-        self.handled.lock().unwrap().extend(handled);
+        self.handled.lock().unwrap().extend(messages);
+        Ok(messages.len())
+    }
+
+    async fn publish(&self, found: &[&OwnedMessage], decoded: &[(i32, i64)], handled: &usize) -> Result<(), TooLarge> {
+        assert_eq!((found.len(), decoded.len()), (*handled, *handled), "as it was handled");
+        self.published.lock().unwrap().extend(found.iter().map(|message| self.decode(message)));
         Ok(())
     }
 
     fn failed_dependency(_: &TooLarge) -> Option<&'static str> {
         None
     }
+}
+
+async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
+    lane.next_batch(batches, |_| (), std::future::ready(())).await
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -221,22 +238,104 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
     let consumer =
         Consumer::start(&world.config.kafka, &subscription, &metrics, health.register("consumer"), shutdown.clone());
     let (consumer, mut lanes) = consumer.unwrap();
-    let picky = Picky { handled: Mutex::default(), refused: AtomicUsize::new(0) };
+    let picky = Picky::default();
     let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
-    let lane_health = health.register("lane");
+    let lane_health = ["handling", "publishing"].map(|step| health.register(step));
     let stop_when_done = async {
         world.caught_up(group_id, topic).await;
         shutdown.request();
     };
-    tokio::join!(lanes.pop().unwrap().run(&picky, batches, &metrics, &lane_health), stop_when_done);
+    tokio::join!(lanes.pop().unwrap().run(picky.clone(), batches, &metrics, lane_health), stop_when_done);
     consumer.stopped().await.unwrap();
     assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
-    let handled = picky.handled.into_inner().unwrap();
+    let handled = picky.handled.lock().unwrap();
+    assert_eq!(*handled, *picky.published.lock().unwrap());
     assert_eq!(handled.len(), MESSAGES, "each once");
     for partition in 0..world.config.topics.partitions {
         let offsets: Vec<_> = handled.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect();
         assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
     }
+}
+
+/// Handles everything, and cannot publish its first batch while the broker is away.
+#[derive(Clone, Default)]
+struct Unheard {
+    handled: Arc<AtomicUsize>,
+    first: Arc<Mutex<Option<(i32, i64)>>>,
+    broker_is_back: Arc<AtomicBool>,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the broker is away")]
+struct Away;
+
+impl Handler for Unheard {
+    type Decoded = ();
+    type Handled = ();
+    type Error = Away;
+
+    fn decode(&self, _: &OwnedMessage) {}
+
+    async fn handle(&self, messages: &[()]) -> Result<(), Away> {
+        self.handled.fetch_add(messages.len(), Ordering::SeqCst);
+        Ok(())
+    }
+
+    async fn publish(&self, messages: &[&OwnedMessage], _: &[()], (): &()) -> Result<(), Away> {
+        let begins = (messages[0].partition(), messages[0].offset());
+        let is_first = *self.first.lock().unwrap().get_or_insert(begins) == begins;
+        if is_first && !self.broker_is_back.load(Ordering::SeqCst) { Err(Away) } else { Ok(()) }
+    }
+
+    fn failed_dependency(_: &Away) -> Option<&'static str> {
+        Some("kafka")
+    }
+}
+
+/// Runs a lane in batches of five, and stops it once `until` has come. Answers how many messages the group has left to do.
+async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output = ()>) -> i64 {
+    let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let (metrics, shutdown, health) = (World::metrics(), Shutdown::default(), Health::default());
+    let subscription = Subscription { group_id, topic, lanes: 1 };
+    let consumer =
+        Consumer::start(&world.config.kafka, &subscription, &metrics, health.register("consumer"), shutdown.clone());
+    let (consumer, mut lanes) = consumer.unwrap();
+    let steps = ["handling", "publishing"].map(|step| health.register(step));
+    let running = lanes.pop().unwrap().run(
+        unheard.clone(),
+        Batches { max: 5, linger: Duration::from_millis(2) },
+        &metrics,
+        steps,
+    );
+    tokio::join!(running, async {
+        until.await;
+        shutdown.request();
+    });
+    consumer.stopped().await.unwrap();
+    world.uncommitted(group_id, topic)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn batches_are_handled_ahead_of_the_one_that_cannot_be_published_and_none_is_committed_before_it() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topic = &world.config.topics.orders;
+    world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"x".to_vec())).collect()).await;
+    let unheard = Unheard::default();
+    let left = run_unheard(&world, &unheard, async {
+        let begun = Instant::now();
+        while unheard.handled.load(Ordering::SeqCst) < 15 {
+            assert!(begun.elapsed() < crate::harness::PATIENCE, "the other batches wait for the first");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    });
+    assert_eq!(left.await, i64::try_from(MESSAGES).unwrap(), "a later batch was committed");
+    let ahead = unheard.handled.load(Ordering::SeqCst);
+    assert!(ahead <= 20, "{ahead} messages were handled, with none of them published");
+
+    unheard.broker_is_back.store(true, Ordering::SeqCst);
+    let caught_up = world.caught_up(&world.config.kafka.group_id, topic);
+    assert_eq!(run_unheard(&world, &unheard, caught_up).await, 0);
+    assert_eq!(unheard.handled.load(Ordering::SeqCst), ahead + MESSAGES, "all came again");
 }
 
 /// Waits until a consumer was assigned partitions so many times.

@@ -83,7 +83,7 @@ impl Load<'_> {
         let mut batches = 0.0;
         for role in roles {
             if role.name == "worker" {
-                batches += role.metric("stocklock_batch_orders_count", "").await?;
+                batches += role.metrics().await?.sum("stocklock_batch_orders_count", "");
             }
             run.tell_usage(role.name, role.usage()?);
             role.stop().await?;
@@ -99,10 +99,9 @@ impl Load<'_> {
         let mut moved_at = Instant::now();
         while progress.position() < self.workload.orders.len() as u64 {
             tokio::time::sleep(LOOK_EVERY).await;
-            let mut moved = 0.0;
-            for kind in ["kind=\"completed\"", "kind=\"failed\""] {
-                moved += compensator.metric("stocklock_compensations_total", kind).await?;
-            }
+            let metrics = compensator.metrics().await?;
+            let kinds = ["kind=\"completed\"", "kind=\"failed\""];
+            let moved: f64 = kinds.iter().map(|kind| metrics.sum("stocklock_compensations_total", kind)).sum();
             #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
             let moved = moved as u64;
             if moved > progress.position() {

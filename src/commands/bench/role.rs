@@ -31,7 +31,19 @@ pub struct Role {
     pub name: &'static str,
     pub http: SocketAddr,
     admin: SocketAddr,
+    client: reqwest::Client,
     process: Child,
+}
+
+/// A role's metrics at an instant.
+pub struct Exposition(String);
+
+impl Exposition {
+    /// The sum over those samples of a metric whose labels match.
+    pub fn sum(&self, name: &str, label: &str) -> f64 {
+        let samples = self.0.lines().filter(|line| line.starts_with(name) && line.contains(label));
+        samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
 }
 
 impl Role {
@@ -51,7 +63,7 @@ impl Role {
             .stderr(log.try_clone()?)
             .spawn()
             .with_context(|| format!("stocklock {name}"))?;
-        let mut role = Self { name, http, admin, process };
+        let mut role = Self { name, http, admin, client: reqwest::Client::new(), process };
         let begun = Instant::now();
         while !role.is_ready().await {
             if let Some(status) = role.process.try_wait()? {
@@ -66,15 +78,12 @@ impl Role {
     }
 
     async fn is_ready(&self) -> bool {
-        let answer = reqwest::get(format!("http://{}/readyz", self.admin)).await;
+        let answer = self.client.get(format!("http://{}/readyz", self.admin)).send().await;
         answer.is_ok_and(|response| response.status().is_success())
     }
 
-    /// The sum over those samples of a metric whose labels match.
-    pub async fn metric(&self, name: &str, label: &str) -> anyhow::Result<f64> {
-        let text = reqwest::get(format!("http://{}/metrics", self.admin)).await?.text().await?;
-        let samples = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
-        Ok(samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum())
+    pub async fn metrics(&self) -> anyhow::Result<Exposition> {
+        Ok(Exposition(self.client.get(format!("http://{}/metrics", self.admin)).send().await?.text().await?))
     }
 
     pub fn usage(&self) -> anyhow::Result<Usage> {

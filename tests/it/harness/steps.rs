@@ -8,7 +8,7 @@ use stocklock::{
     compensate::Compensator,
     deduct::Worker,
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId},
-    kafka::{DeadLetters, Producer},
+    kafka::{DeadLetters, Handler, Producer},
     lock::Locks,
     relay::Relay,
     store::{NewOrder, StockStore},
@@ -69,7 +69,7 @@ impl World {
     /// Has the compensator take all of the statuses topic, from its start, and publish what that releases.
     pub async fn replay_statuses(&self, compensator: &Compensator) {
         let messages = self.read_topic(&self.config.topics.order_status);
-        compensator.step(&messages.iter().collect::<Vec<_>>()).await.expect("applied");
+        try_step(compensator, &messages).await.expect("applied");
         compensator.relay.drain().await;
     }
 
@@ -116,12 +116,19 @@ pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
     (0..count).map(|_| order()).collect()
 }
 
+/// Has a batch decoded, handled and published, as a lane does.
+pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Result<H::Handled, H::Error> {
+    let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
+    let came_of_it = handler.handle(&decoded).await?;
+    handler.publish(&messages.iter().collect::<Vec<_>>(), &decoded, &came_of_it).await?;
+    Ok(came_of_it)
+}
+
 /// Has a worker do a batch, as often as it takes while others hold its locks. Answers how many orders got their outcome.
 pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
-    let messages: Vec<_> = messages.iter().collect();
     for _ in 0..30 {
-        match worker.step(&messages).await {
-            Ok(decided) => return decided,
+        match try_step(worker, messages).await {
+            Ok(decisions) => return decisions.outcomes.len(),
             Err(error) => eprintln!("repeated: {error}"),
         }
     }
