@@ -1,4 +1,4 @@
-"""What the demo prints: headings, checks, a live line, a table."""
+"""What the scripts print: headings, checks, a live line, a table."""
 
 import sys
 import time
@@ -8,7 +8,7 @@ LINE_SECONDS_FILE = 3.0
 
 
 class Failed(Exception):
-    """Something that the demo promises did not hold."""
+    """Something that was promised did not hold."""
 
 
 def say(text=""):
@@ -20,18 +20,18 @@ def heading(text):
 
 
 def check(holds, text):
-    """Shows what was checked, or ends the demo."""
+    """Shows what was checked, or fails."""
     if not holds:
         raise Failed(text)
     say(f"   ok  {text}")
 
 
 class LiveLine:
-    """One line that keeps changing on a terminal; elsewhere a line every few seconds."""
+    """One line that keeps changing on a terminal; elsewhere a line every so many seconds."""
 
-    def __init__(self):
+    def __init__(self, file_seconds=LINE_SECONDS_FILE):
         self.on_terminal = sys.stdout.isatty()
-        self.every_seconds = LINE_SECONDS_TERMINAL if self.on_terminal else LINE_SECONDS_FILE
+        self.every_seconds = LINE_SECONDS_TERMINAL if self.on_terminal else file_seconds
         self.next_time = time.monotonic() + self.every_seconds
 
     def due(self):
@@ -43,6 +43,10 @@ class LiveLine:
             print(f"\r\033[K   {text}", end="", flush=True)
         else:
             say(f"   {text}")
+
+    def clear(self):
+        if self.on_terminal:
+            print("\r\033[K", end="", flush=True)
 
     def end(self, text):
         self.show(text)
