@@ -1,0 +1,271 @@
+"""The report: every figure in it comes from the results."""
+
+import json
+import statistics
+
+import figures
+from results import ratios, values
+
+ABOUT = """\
+# Benchmarks
+
+Written by `dev/bench` from the raw results in [results.jsonl](benchmarks/results.jsonl); `dev/bench --report-only`
+writes it anew, and what was added by hand is lost then.
+"""
+
+MEANING = """\
+## What the figures say
+
+All of it, the load too, runs on one machine. A figure is the median over the rounds, with the lowest and the highest in
+brackets. In a round every case runs once. A run counts only if all that `stocklock verify` checks holds after it, and
+one of the peer's if its own check of the same kind does; where one does not, the whole measurement fails.
+
+- *Drain*: a backlog waits on the topic. From the moment when the first worker has its partitions to the last order's
+  final status in the order store.
+- *Ceiling*: the statements of the same batches on one, two or four bare connections to the same database, whichever
+  is best, without Kafka and without locks in Redis.
+- *Latency*: from the acceptance of an order by ingest to its final status in the order store.
+- *Open loop*: orders are placed over HTTP at a fixed rate, whatever the answers.
+
+Not measured: what the same commits and Kafka hops cost without stocklock, which is what a latency should be held
+against.
+"""
+
+PEER = """\
+The peer, {names}, does the same job in the way in which it is usually written with Spring Boot, Spring
+Kafka, JDBC (the MariaDB driver) and Redisson: one order a transaction, a consumer thread a partition; under `redlock`
+a Redisson multi-lock on one Redis master. It ran on the same servers, in turn with ours, with as many partitions. Where
+the two differ:
+
+- Its runs have {orders} orders, after {warmup} to warm up, which ours does without. Its time begins at the last one of
+  those.
+- It keeps orders and stock in one database and completes an order in the transaction that deducts; only a refusal
+  travels over Kafka. Ours takes every outcome over Kafka to a separate order store.
+- It has a row a line; ours has the lines in the order's row. Its order ids are numbers, ours UUIDs. Its events are
+  JSON, ours Avro.
+- Its connections to the database are not encrypted; ours are, where the database is MySQL.
+- U, Z and H have the same shape, but each draws them with its own random numbers. J is the same baskets in the same
+  order: those which ingest would refuse are left out of both, and products are numbered for the peer. The more orders,
+  the more products.
+"""
+
+SHELL = """\
+The single runs, on a stack as `eval "$(dev/stack up && dev/stack env)"` gives it. FIRST is the first of the Redis
+masters, BASKETS the file that `dev/lib/baskets` writes, or for the peer what `dev/bench` makes of it:
+"""
+
+
+def write(results, out, workloads):
+    """Gives the files that it wrote."""
+    folder = out / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
+    charts = figures.draw(results)
+    for name, svg in charts.items():
+        (folder / name).write_text(svg, encoding="utf-8")
+    text = "\n".join(_parts(results, workloads))
+    (out / "benchmarks.md").write_text(text, encoding="utf-8")
+    return [out / "benchmarks.md", *(folder / name for name in charts)]
+
+
+def _parts(results, workloads):
+    yield ABOUT
+    if any(setting["quick"] for setting in results.settings.values()):
+        yield "**Some of these runs were quick ones, to try the script: their figures say nothing.**\n"
+    yield MEANING
+    yield from _workloads(workloads)
+    for section in (drain, batch, workers, latency, memory):
+        if results.runs.get(section.__name__):
+            yield from section(results)
+    yield from _conditions(results)
+    yield from _repeat(results)
+
+
+def _workloads(workloads):
+    yield "| workload | |"
+    yield "| --- | --- |"
+    for workload in workloads.values():
+        yield f"| {workload.name} | {workload.what}; stock for {workload.fill:.0%} of the demand |"
+    yield ""
+
+
+def table(titles, rows, texts=1):
+    """The first columns are texts, the others numbers."""
+    yield f"| {' | '.join(titles)} |"
+    yield f"| {' | '.join(['---'] * texts + ['---:'] * (len(titles) - texts))} |"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+    yield ""
+
+
+def chart(name, what):
+    yield f"![{what}](benchmarks/{name}.svg)\n"
+
+
+def spread(runs, figure="orders_per_s"):
+    """The median and between what it lies."""
+    if not runs:
+        return "–"
+    found = values(runs, figure)
+    text = rounded(statistics.median(found))
+    return text if len(found) == 1 else f"{text} ({rounded(min(found))}–{rounded(max(found))})"
+
+
+def rounded(value):
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+
+
+def times(found, digits=1):
+    return f"{statistics.median(found):.{digits}f}" if found else "–"
+
+
+def counts(runs, figure="orders"):
+    """How many orders these runs had each."""
+    return " or ".join(f"{count:,}" for count in sorted(set(values(runs, figure))))
+
+
+def drain(results):
+    ours, peers = results.select("drain", who="stocklock"), results.select("drain", who="peer")
+    yield "## A backlog drained\n"
+    yield f"{counts(ours)} orders a run, batches of at most {counts(ours, 'batch_max')}, one worker.\n"
+    yield from chart("drain", "Orders a second by workload and lock strategy")
+    titles = ["workload", "lock strategy", "orders/s", "ceiling", "of the ceiling", "worker's peak, MiB"]
+    rows = []
+    for workload in results.labels("drain", "workload"):
+        of_row = results.select("drain", who="stocklock", workload=workload, variant="row")
+        ceilings = [{**run, "result": {"orders_per_s": run["result"]["ceiling_orders_per_s"]}} for run in of_row]
+        for variant, name in figures.NAMES.items():
+            runs = results.select("drain", who="stocklock", workload=workload, variant=variant)
+            shares = ratios(runs, ceilings, "orders_per_s")
+            peak = max(run["result"]["peak_rss_mib_by_role"]["worker"] for run in runs)
+            rows.append([workload, name, spread(runs), spread(ceilings), times(shares, 2), f"{peak:.0f}"])
+    yield from table(titles, rows, texts=2)
+    if peers:
+        yield from beside_the_peer(results, peers)
+
+
+def beside_the_peer(results, peers):
+    yield "### Beside a peer\n"
+    names = ", ".join(f"`{name}`" for name in sorted(set(values(peers, "peer"))))
+    warmup = results.settings["drain"]["peer_warmup"]
+    yield PEER.format(names=names, orders=counts(peers), warmup=f"{warmup:,}")
+    titles = ["workload", "ours", "peer", "ours, orders/s", "peer, orders/s", "ours / peer, median of the rounds"]
+    rows = []
+    for workload in results.labels("drain", "workload", who="peer"):
+        for variant, of_peer in (("row", "row"), ("redlock-1", "redlock"), ("redlock", "redlock")):
+            ours = results.select("drain", who="stocklock", workload=workload, variant=variant)
+            theirs = results.select("drain", who="peer", workload=workload, variant=of_peer)
+            compared = f"{times(ratios(ours, theirs, 'orders_per_s'))} ×"
+            rows.append([workload, figures.NAMES[variant], of_peer, spread(ours), spread(theirs), compared])
+    yield from table(titles, rows, texts=3)
+
+
+def batch(results):
+    runs = results.runs["batch"]
+    yield "## By batch size\n"
+    yield f"{counts(runs)} orders a run: fewer with small batches. One worker.\n"
+    yield from chart("batch", "Orders a second by batch size")
+    rows = [
+        [f"{size:,}", *_by_strategy(results, "batch", workload="Z", batch_max=size)]
+        for size in results.labels("batch", "batch_max", workload="Z")
+    ]
+    yield from table(["workload Z, most orders of a transaction", "row, orders/s", "redlock, orders/s"], rows)
+    rows = []
+    for workload in (name for name in results.labels("batch", "workload") if name != "Z"):
+        small, large = sorted(results.labels("batch", "batch_max", workload=workload))
+        of_small = results.select("batch", workload=workload, batch_max=small)
+        of_large = results.select("batch", workload=workload, batch_max=large)
+        more = f"{times(ratios(of_large, of_small, 'orders_per_s'))} ×"
+        rows.append([f"{workload}, row", spread(of_small), spread(of_large), more])
+    yield from table(["workload", "one by one, orders/s", f"batches of {large:,}, orders/s", "gain"], rows)
+
+
+def _by_strategy(results, section, **labels):
+    return [spread(results.select(section, variant=variant, **labels)) for variant in figures.COLOURS]
+
+
+def workers(results):
+    yield "## By number of workers\n"
+    yield f"{counts(results.runs['workers'])} orders a run, workload Z. The time in which the workers after the first"
+    yield "start and take over their partitions is part of it.\n"
+    yield from chart("workers", "Orders a second by number of worker processes")
+    rows = [
+        [str(count), *_by_strategy(results, "workers", workers=count)]
+        for count in results.labels("workers", "workers")
+    ]
+    yield from table(["worker processes", "row, orders/s", "redlock, orders/s"], rows)
+
+
+def latency(results):
+    yield "## Latency by load\n"
+    yield "Workload Z over HTTP, one process of each role. *100%* is what 256 clients reach that place orders one after"
+    yield "another; *alone* is so low a rate that an order meets no other. *Final* falls behind *placed* where a queue"
+    yield "builds up.\n"
+    yield from chart("latency", "Latency by load, median and 99th percentile")
+    titles = ["lock strategy", "load", "placed, orders/s", "final, orders/s", "p50, ms", "p99, ms", "highest, ms"]
+    rows = []
+    for variant in figures.COLOURS:
+        for load in results.labels("latency", "load", variant=variant):
+            runs = results.select("latency", variant=variant, load=load)
+            closed = load == "capacity"
+            placed = "256 clients" if closed else f"{runs[0]['labels']['rate']:,}"
+            latencies = [spread(runs, figure) for figure in ("p50_ms", "p99_ms", "max_ms")]
+            rows.append([variant, "100%" if closed else load, placed, spread(runs), *latencies])
+    yield from table(titles, rows, texts=2)
+
+
+def memory(results):
+    runs = results.runs["memory"]
+    roles = sorted(runs[0]["result"]["peak_rss_mib_by_role"])
+    yield "## Peak memory\n"
+    yield f"Resident, the highest of the rounds, while {counts(runs)} orders of workload Z are drained by one worker.\n"
+    rows = []
+    for variant in figures.COLOURS:
+        chosen = results.select("memory", variant=variant)
+        peaks = [max(run["result"]["peak_rss_mib_by_role"][role] for run in chosen) for role in roles]
+        rows.append([variant, spread(chosen), *(f"{peak:.0f}" for peak in peaks)])
+    yield from table(["lock strategy", "orders/s", *(f"{role}, MiB" for role in roles)], rows)
+
+
+def _conditions(results):
+    """The machines and servers; sections that were measured under the same ones share a table."""
+    yield "## Measured on\n"
+    groups = {}
+    for section, setting in results.settings.items():
+        facts = {name: setting[name] for name in ("machine", "servers", "variables", "version", "commit")}
+        groups.setdefault(json.dumps(facts, sort_keys=True), []).append(section)
+    for text, sections in groups.items():
+        facts = json.loads(text)
+        machine, servers = facts["machine"], facts["servers"]
+        variables = ", ".join(f"`{name}={value}`" for name, value in sorted(facts["variables"].items()))
+        memory_of = f"{machine['memory_gib']} GiB of memory"
+        commit = f", commit {facts['commit']}" if facts["commit"] else ""
+        others = ", ".join(f"{name} {version}" for name, version in servers.items() if name != "database")
+        yield from table(
+            ["", ", ".join(sections)],
+            [
+                ["machine", f"{machine['cores']} cores, {machine['processor']}, {memory_of}"],
+                ["system", f"{machine['system']}, {machine['kernel']}"],
+                ["program", facts["version"] + commit],
+                ["servers", f"{servers['database']}, {others}"],
+                ["database", variables],
+            ],
+            texts=2,
+        )
+    rows = []
+    for section, setting in results.settings.items():
+        runs = results.runs[section]
+        load = statistics.median(run["load_average_before"] for run in runs)
+        rows.append([section, setting["began"], str(len(runs)), f"{load:.1f}"])
+    yield from table(["section", "begun", "runs", "load average before a run, median"], rows, texts=2)
+
+
+def _repeat(results):
+    yield "## How to repeat it\n"
+    yield "```sh"
+    yield from sorted({setting["command"] for setting in results.settings.values()})
+    yield "```\n"
+    yield SHELL
+    for section in results.settings:
+        yield f"<details><summary>{section}</summary>\n\n```sh"
+        yield from dict.fromkeys(run["command"] for run in results.runs[section])
+        yield "```\n\n</details>\n"

@@ -1,0 +1,187 @@
+"""What each section of the report runs, and in which order: within a round every case once, so that whatever changes on
+the machine meanwhile meets all of them."""
+
+import math
+import statistics
+from dataclasses import dataclass, field
+
+from programs import Peer, Stocklock
+from workloads import WORKLOADS
+
+STRATEGIES = ("row", "redlock")
+# The strategy, and the number of masters where that is not all of them.
+VARIANTS = {"row": ("row", None), "redlock": ("redlock", None), "redlock-1": ("redlock", 1)}
+BATCH_SIZES = (1, 10, 100, 500, 1000, 2000, 4000)
+# A run of small batches is long enough with fewer orders.
+ORDERS_FOR_SIZE = 10_000
+SMALL_AND_DEFAULT = (1, 4000)
+WORKERS = (1, 2, 4)
+# So many times the orders, for the time in which the later workers start belongs to a run.
+WORKERS_FACTOR = 3
+LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
+BIG_ORDERS = 1_000_000
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is run."""
+
+    runs: int
+    orders: int
+    peer_orders: int
+    memory_orders: int
+    # Of an open loop.
+    load_seconds: int
+    # Of one order at a time.
+    alone_rate: int
+    alone_orders: int
+
+    @classmethod
+    def of(cls, options):
+        short = options.quick
+        return cls(
+            runs=options.runs,
+            orders=options.orders,
+            peer_orders=options.peer_orders,
+            memory_orders=BIG_ORDERS if options.big else options.orders,
+            load_seconds=3 if short else 30,
+            alone_rate=5,
+            alone_orders=15 if short else 300,
+        )
+
+
+@dataclass(frozen=True)
+class Step:
+    """One run."""
+
+    program: Stocklock | Peer
+    arguments: list
+    labels: dict = field(default_factory=dict)
+
+
+class Plan:
+    def __init__(self, sizes, stocklock, peer, carry_out):
+        self.sizes = sizes
+        self.stocklock = stocklock
+        self.peer = peer
+        # Runs steps, and gives their records.
+        self.carry_out = carry_out
+
+    def measure(self, section):
+        return getattr(self, section)()
+
+    def drain(self):
+        return self.carry_out(
+            [
+                step
+                for number in self._rounds()
+                for workload in WORKLOADS.values()
+                for strategy in STRATEGIES
+                for step in self._side_by_side(number, workload, strategy)
+            ]
+        )
+
+    def _side_by_side(self, number, workload, strategy):
+        """Ours, then the peer's; the ceiling is measured with `row` and holds for the round."""
+        for variant, (of_strategy, masters) in VARIANTS.items():
+            if of_strategy == strategy:
+                yield self._ours(
+                    {"round": number, "workload": workload.name, "variant": variant},
+                    strategy,
+                    self._available(workload),
+                    masters=masters,
+                    ceiling=variant == "row",
+                )
+        if self.peer and (not workload.is_baskets or self.peer.baskets_file):
+            labels = {"round": number, "who": "peer", "workload": workload.name, "variant": strategy}
+            yield Step(self.peer, self.peer.arguments(workload, strategy, self.sizes.peer_orders), labels)
+
+    def batch(self):
+        cases = [("Z", strategy, size) for size in BATCH_SIZES for strategy in STRATEGIES]
+        cases += [(workload, "row", size) for workload in ("U", "H") for size in SMALL_AND_DEFAULT]
+        return self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": workload, "variant": strategy, "batch_max": size},
+                    strategy,
+                    min(self.sizes.orders, ORDERS_FOR_SIZE * size),
+                    batch_max=size,
+                )
+                for number in self._rounds()
+                for workload, strategy, size in cases
+            ]
+        )
+
+    def workers(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": strategy, "workers": workers},
+                    strategy,
+                    self.sizes.orders * WORKERS_FACTOR,
+                    workers=workers,
+                )
+                for number in self._rounds()
+                for workers in WORKERS
+                for strategy in STRATEGIES
+            ]
+        )
+
+    def latency(self):
+        """First what it can do at all, then shares of that."""
+        capacity = self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": strategy, "load": "capacity"},
+                    strategy,
+                    self.sizes.orders // 4,
+                    end_to_end=True,
+                )
+                for number in self._rounds()
+                for strategy in STRATEGIES
+            ]
+        )
+        loads = []
+        for strategy in STRATEGIES:
+            rates = [run["result"]["orders_per_s"] for run in capacity if run["labels"]["variant"] == strategy]
+            whole = statistics.median(rates)
+            loads.append((strategy, "alone", self.sizes.alone_rate, self.sizes.alone_orders))
+            for share in LOAD_SHARES:
+                rate = max(1, round(whole * share))
+                loads.append((strategy, f"{share:.0%}", rate, math.ceil(rate * self.sizes.load_seconds)))
+        return capacity + self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": strategy, "load": load, "rate": rate},
+                    strategy,
+                    orders,
+                    rate=rate,
+                )
+                for number in self._rounds()
+                for strategy, load, rate, orders in loads
+            ]
+        )
+
+    def memory(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": strategy}, strategy, self.sizes.memory_orders
+                )
+                for number in self._rounds()
+                for strategy in STRATEGIES
+            ]
+        )
+
+    def _rounds(self):
+        return range(1, self.sizes.runs + 1)
+
+    def _available(self, workload):
+        if workload.is_baskets:
+            return min(self.sizes.orders, len(self.stocklock.baskets.valid))
+        return self.sizes.orders
+
+    def _ours(self, labels, strategy, orders, **how):
+        workload = WORKLOADS[labels["workload"]]
+        arguments = self.stocklock.arguments(workload, strategy, orders, **how)
+        return Step(self.stocklock, arguments, {**labels, "who": "stocklock"})
