@@ -132,7 +132,6 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         store: store.clone(),
         locks: Locks::new(&config.lock, &config.redis, metrics)?,
         producer: shared.producer.clone(),
-        dead_letters: shared.dead_letters(&config.topics.orders_dlq),
         events: Arc::clone(&shared.events),
         statuses: Arc::clone(&shared.statuses),
         status_topic: config.topics.order_status.as_str().into(),
@@ -147,7 +146,8 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     for lane in lanes {
         let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
         let (worker, batches, metrics) = (worker.clone(), config.worker.batches, metrics.clone());
-        running.spawn(async move { lane.run(worker, batches, &metrics, health).await });
+        let dead_letters = shared.dead_letters(&config.topics.orders_dlq);
+        running.spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
     }
     while let Some(ended) = running.join_next().await {
         ended.context("a lane panicked")?;
@@ -163,7 +163,6 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let compensator = Compensator {
         relay: shared.relay(store.clone()),
         store: store.clone(),
-        dead_letters: shared.dead_letters(&config.topics.order_status_dlq),
         statuses: Arc::clone(&shared.statuses),
         metrics: metrics.clone(),
     };
@@ -175,7 +174,8 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));
-        lane.run(compensator.clone(), config.compensator.batches, metrics, health).await;
+        let dead_letters = shared.dead_letters(&config.topics.order_status_dlq);
+        lane.run(compensator.clone(), dead_letters, config.compensator.batches, metrics, health).await;
     }
     compensator.relay.drain().await;
     consumer.stopped().await?;

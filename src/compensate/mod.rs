@@ -8,28 +8,18 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use crate::{
     crash_point::crash_point,
     domain::{OrderId, OrderState, OrderStatus},
-    kafka::{DeadLetters, Handler},
+    kafka::{Fate, Handler, Refusal},
     relay::{COMMITTER_LEASE, Relay},
     store::{OrderStore, StoreError},
     telemetry::Metrics,
-    wire::{OrderStatusCodec, WireError, refused},
+    wire::{OrderStatusCodec, WireError},
 };
-
-/// Why a batch was not done; all of them are outages, and the batch is repeated.
-#[derive(Debug, thiserror::Error)]
-pub enum CompensateError {
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    #[error("the broker did not take the dead letters: {0}")]
-    Kafka(#[from] rdkafka::error::KafkaError),
-}
 
 /// Applies batches of statuses. Whatever it does may be repeated without harm.
 #[derive(Clone)]
 pub struct Compensator {
     pub store: OrderStore,
     pub relay: Relay,
-    pub dead_letters: DeadLetters,
     pub statuses: Arc<OrderStatusCodec>,
     pub metrics: Metrics,
 }
@@ -37,14 +27,14 @@ pub struct Compensator {
 impl Handler for Compensator {
     type Decoded = Result<OrderStatus, WireError>;
     type Handled = Vec<OrderId>;
-    type Error = CompensateError;
+    type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         self.statuses.decode(message.payload().unwrap_or_default())
     }
 
     /// Moves the orders in one transaction. Answers which of them the store does not know.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Vec<OrderId>, CompensateError> {
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Vec<OrderId>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().collect();
         if statuses.is_empty() {
             return Ok(Vec::new());
@@ -61,26 +51,27 @@ impl Handler for Compensator {
         Ok(applied.unknown)
     }
 
-    /// Sets poison aside, and statuses of unknown orders.
-    async fn publish(
-        &self,
-        messages: &[&OwnedMessage],
-        decoded: &[Self::Decoded],
-        unknown: &Vec<OrderId>,
-    ) -> Result<(), CompensateError> {
-        let mut letters = refused(messages, decoded);
-        for (message, status) in messages.iter().zip(decoded) {
-            if let Some(id) = status.as_ref().ok().map(|status| status.order_id).filter(|id| unknown.contains(id)) {
-                letters.push((message, "unknown_order", format!("no order has the id {id}")));
+    /// Besides poison, statuses of unknown orders are set aside.
+    fn refusal(&self, status: &Self::Decoded, unknown: &Vec<OrderId>) -> Option<Refusal> {
+        match status {
+            Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
+            Ok(OrderStatus { order_id, .. }) if unknown.contains(order_id) => {
+                Some(Refusal { class: "unknown_order", text: format!("no order has the id {order_id}") })
             }
+            Ok(_) => None,
         }
-        Ok(self.dead_letters.set_aside(&letters).await?)
     }
 
-    fn failed_dependency(error: &CompensateError) -> Option<&'static str> {
+    /// Releases are on their way already, by the outbox.
+    async fn publish(&self, _: &[Self::Decoded], _: &Vec<OrderId>) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    fn fate(error: &StoreError) -> Fate {
         match error {
-            CompensateError::Store(_) => Some("order_store"),
-            CompensateError::Kafka(_) => Some("kafka"),
+            StoreError::Refused(_) => Fate::Refused("refused"),
+            StoreError::Damaged(_) => Fate::Refused("damaged"),
+            _ => Fate::Unavailable("order_store"),
         }
     }
 }

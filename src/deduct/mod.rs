@@ -16,14 +16,14 @@ use crate::{
         OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
-    kafka::{DeadLetters, Handler, Message, Producer},
+    kafka::{Fate, Handler, Message, Producer, Refusal},
     lock::{LockError, Locks},
     store::{StockStore, StoreError},
     telemetry::Metrics,
-    wire::{OrderEventCodec, OrderStatusCodec, WireError, refused},
+    wire::{OrderEventCodec, OrderStatusCodec, WireError},
 };
 
-/// Why a batch was not done; all of them are outages or rivals, and the batch is repeated.
+/// Why a batch was not done: an outage, a rival, or an order that the store refuses.
 #[derive(Debug, thiserror::Error)]
 pub enum DeductError {
     #[error(transparent)]
@@ -44,7 +44,6 @@ pub struct Worker {
     pub store: StockStore,
     pub locks: Locks,
     pub producer: Producer,
-    pub dead_letters: DeadLetters,
     pub events: Arc<OrderEventCodec>,
     pub statuses: Arc<OrderStatusCodec>,
     pub status_topic: Arc<str>,
@@ -73,27 +72,27 @@ impl Handler for Worker {
         Ok(decisions)
     }
 
-    /// Tells the outcomes, also those of orders that were decided before, and sets poison aside.
-    async fn publish(
-        &self,
-        messages: &[&OwnedMessage],
-        decoded: &[Self::Decoded],
-        decisions: &Decisions,
-    ) -> Result<(), DeductError> {
+    fn refusal(&self, event: &Self::Decoded, _: &Decisions) -> Option<Refusal> {
+        event.as_ref().err().map(|error| Refusal { class: error.class(), text: error.to_string() })
+    }
+
+    /// Tells the outcomes, also those of orders that were decided before.
+    async fn publish(&self, _: &[Self::Decoded], decisions: &Decisions) -> Result<(), DeductError> {
         let begun = Instant::now();
         self.report(&decisions.statuses).await?;
         crash_point("deduct.published");
         self.stage("publish", begun);
-        self.dead_letters.set_aside(&refused(messages, decoded)).await?;
         Ok(())
     }
 
-    fn failed_dependency(error: &DeductError) -> Option<&'static str> {
+    fn fate(error: &DeductError) -> Fate {
         match error {
-            DeductError::Lock(LockError::Contended) => None,
-            DeductError::Lock(_) | DeductError::LockLost => Some("redis"),
-            DeductError::Store(_) => Some("stock_store"),
-            DeductError::Kafka(_) | DeductError::Wire(_) => Some("kafka"),
+            DeductError::Lock(LockError::Contended) => Fate::Contended,
+            DeductError::Lock(_) | DeductError::LockLost => Fate::Unavailable("redis"),
+            DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
+            DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
+            DeductError::Store(_) => Fate::Unavailable("stock_store"),
+            DeductError::Kafka(_) | DeductError::Wire(_) => Fate::Unavailable("kafka"),
         }
     }
 }

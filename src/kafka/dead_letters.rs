@@ -4,7 +4,7 @@ use rdkafka::{
     message::{Header, Headers as _, OwnedHeaders, OwnedMessage},
 };
 
-use super::{Message, Producer};
+use super::{Message, Producer, Refusal};
 use crate::telemetry::Metrics;
 
 /// Messages that no retry can help, set aside as they were found.
@@ -20,14 +20,14 @@ impl DeadLetters {
         Self { producer, topic: topic.to_owned(), metrics: metrics.clone() }
     }
 
-    /// Sets messages aside, each with its error's class and text, and waits until the broker has them. May set one aside
+    /// Sets messages aside, each with its refusal's class and text, and waits until the broker has them. May set one aside
     /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
     /// goes without its value, and a header `stocklock.omitted.bytes` says so.
-    pub async fn set_aside(&self, letters: &[(&OwnedMessage, &'static str, String)]) -> KafkaResult<()> {
-        let messages = letters.iter().map(|(message, class, text)| Message {
+    pub async fn set_aside(&self, letters: &[(&OwnedMessage, Refusal)]) -> KafkaResult<()> {
+        let messages = letters.iter().map(|(message, refusal)| Message {
             key: message.key().map(<[u8]>::to_vec),
             payload: message.payload().map(<[u8]>::to_vec),
-            headers: Some(headers(message, class, text)),
+            headers: Some(headers(message, refusal)),
         });
         match self.producer.produce(&self.topic, messages.clone().collect()).await {
             Err(error) if is_too_large(&error) => {
@@ -37,7 +37,7 @@ impl DeadLetters {
             }
             produced => produced?,
         }
-        for (message, class, text) in letters {
+        for (message, Refusal { class, text }) in letters {
             self.metrics.dead_letters.with_label_values(&[message.topic(), class]).inc();
             let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
             tracing::warn!(topic, partition, offset, class, error = text, "set aside as a dead letter");
@@ -63,10 +63,10 @@ fn is_too_large(error: &KafkaError) -> bool {
 }
 
 /// The message's own headers, then why and from where.
-fn headers(message: &OwnedMessage, class: &str, text: &str) -> OwnedHeaders {
+fn headers(message: &OwnedMessage, Refusal { class, text }: &Refusal) -> OwnedHeaders {
     let timestamp = message.timestamp().to_millis().map_or_else(String::new, |t| t.to_string());
     let added = [
-        ("stocklock.error.class", class.to_owned()),
+        ("stocklock.error.class", (*class).to_owned()),
         ("stocklock.error.text", text.chars().take(1000).collect()),
         ("stocklock.original.topic", message.topic().to_owned()),
         ("stocklock.original.partition", message.partition().to_string()),

@@ -3,6 +3,7 @@
 mod client;
 mod consumer;
 mod dead_letters;
+mod handler;
 mod lane;
 mod partitions;
 mod pipeline;
@@ -12,7 +13,7 @@ mod topics;
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
+pub use handler::{Fate, Handler, Refusal};
 pub use lane::{Batch, Lane};
-pub use pipeline::Handler;
 pub use producer::{Message, Producer};
 pub use topics::{TopicReport, delete_topics, ensure_topics};

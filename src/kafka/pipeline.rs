@@ -1,4 +1,4 @@
-use std::sync::Arc;
+use std::{fmt::Display, sync::Arc};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{
-    Lane,
+    DeadLetters, Fate, Handler, Lane, Refusal,
     lane::{Batch, Offsets},
 };
 use crate::{
@@ -20,45 +20,34 @@ use crate::{
 /// How often a batch, or a part of one, is repeated as it is before it is halved.
 const FAILURES_BEFORE_SPLIT: u32 = 3;
 
-/// What a lane's batches are for, in three steps. Those that fail are repeated, which must do no harm.
-pub trait Handler: Send + Sync + 'static {
-    /// A message as it was understood, or why it was not.
-    type Decoded: Send + Sync;
-    /// What came of a batch, to be published.
-    type Handled: Send + Sync;
-    type Error: std::error::Error + Send + Sync;
-
-    fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
-
-    /// Does the messages of a batch, or of a part of one, in one transaction.
-    fn handle(&self, messages: &[Self::Decoded]) -> impl Future<Output = Result<Self::Handled, Self::Error>> + Send;
-
-    /// Tells others what came of these messages. Their offsets are stored when all of their batch is published.
-    fn publish(
-        &self,
-        messages: &[&OwnedMessage],
-        decoded: &[Self::Decoded],
-        handled: &Self::Handled,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
-
-    /// What failed, as a bounded label. `None` where nothing did and a rival was merely first.
-    fn failed_dependency(error: &Self::Error) -> Option<&'static str>;
+/// A batch that is handled, part by part, and not yet published.
+pub(super) struct HandledBatch<H: Handler> {
+    pub batch: Batch<H::Decoded>,
+    pub parts: Vec<Part<H>>,
 }
 
-/// A batch that is handled, part by part, and not yet published.
-struct HandledBatch<H: Handler> {
-    batch: Batch<H::Decoded>,
-    /// The end of each part, and what came of it.
-    parts: Vec<(usize, H::Handled)>,
+/// Messages that were handled together, and what came of them; or one that was refused.
+pub(super) struct Part<H: Handler> {
+    /// Where it ends in its batch; it begins where the part before it ends.
+    pub end: usize,
+    pub result: Result<H::Handled, Refusal>,
 }
 
 impl Lane {
     /// Has batches handled in turn until the process is to stop. The three steps work on a batch each: while one is in its transaction, the
-    /// next is collected and decoded, and the last is published. Only then are its offsets stored, in the order of the batches.
+    /// next is collected and decoded, and the last is published, what is refused to `dead_letters`. Only then are its offsets stored, in the
+    /// order of the batches.
     ///
     /// A batch that still fails when its partitions have gone is left to their next owner. One that still fails at the stop ends its step:
     /// the offsets of a later batch would pass those of this one.
-    pub async fn run<H: Handler>(mut self, handler: H, batches: Batches, metrics: &Metrics, health: [Component; 2]) {
+    pub async fn run<H: Handler>(
+        mut self,
+        handler: H,
+        dead_letters: DeadLetters,
+        batches: Batches,
+        metrics: &Metrics,
+        health: [Component; 2],
+    ) {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
         let (collected, to_handle) = mpsc::channel(1);
@@ -72,7 +61,7 @@ impl Lane {
         let offsets = self.offsets.clone();
         let mut steps = JoinSet::new();
         steps.spawn(handling.handle(Arc::clone(&demand), to_handle, done));
-        steps.spawn(publishing.publish(to_publish, offsets));
+        steps.spawn(publishing.publish(to_publish, dead_letters, offsets));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
             while let Some(batch) = self.next_batch(batches, decode, taken(&demand)).await {
@@ -116,7 +105,7 @@ impl<H: Handler> Step<H> {
             let Some(batch) = self.health.waiting(batches.recv()).await else { return };
             if let Some(parts) = self.handle_all(&batch).await {
                 self.health.ready();
-                if handled.send(HandledBatch { batch, parts }).await.is_err() {
+                if self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err() {
                     return;
                 }
             } else if self.shutdown.is_requested() {
@@ -126,51 +115,79 @@ impl<H: Handler> Step<H> {
     }
 
     /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
-    /// time, and a part that is refused for its data should not keep others waiting. `None` where it is given up.
-    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<Vec<(usize, H::Handled)>> {
+    /// time. What is refused for its data is halved at once, until the culprit is alone. `None` where it is given up.
+    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<Vec<Part<H>>> {
         let messages = batch.decoded();
         let (mut done, mut size) = (0, messages.len());
         let mut parts = Vec::with_capacity(1);
         let mut backoff = Backoff::default();
         while done < messages.len() {
             let end = messages.len().min(done + size);
+            let tried = end - done;
             match self.handler.handle(&messages[done..end]).await {
                 Ok(handled) => {
-                    parts.push((end, handled));
+                    parts.push(Part { end, result: Ok(handled) });
                     (done, size) = (end, size * 2);
                     backoff = Backoff::default();
                 }
-                Err(error) => {
-                    self.failed(&error, end - done, batch, &mut backoff).await?;
-                    if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
-                        size = (size / 2).max(1);
+                Err(error) => match H::fate(&error) {
+                    Fate::Refused(class) => {
+                        self.goes_on(batch)?;
+                        if tried == 1 {
+                            parts.push(Part { end, result: Err(Refusal { class, text: error.to_string() }) });
+                            done = end;
+                        } else {
+                            tracing::debug!(messages = tried, class, %error, "refused, tried in halves");
+                            size = tried / 2;
+                        }
+                        backoff = Backoff::default();
                     }
-                }
+                    fate => {
+                        self.failed(&error, fate, tried, batch, &mut backoff).await?;
+                        if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
+                            size = (tried / 2).max(1);
+                        }
+                    }
+                },
             }
         }
         Some(parts)
     }
 
-    async fn publish(self, mut batches: mpsc::Receiver<HandledBatch<H>>, offsets: Offsets) {
+    async fn publish(self, mut batches: mpsc::Receiver<HandledBatch<H>>, dead_letters: DeadLetters, offsets: Offsets) {
         self.health.ready();
-        while let Some(HandledBatch { batch, parts }) = self.health.waiting(batches.recv()).await {
-            if self.publish_all(&batch, &parts).await.is_some() {
+        while let Some(handled) = self.health.waiting(batches.recv()).await {
+            if self.publish_all(&handled, &dead_letters).await.is_some() {
                 self.health.ready();
-                offsets.store(&batch);
+                offsets.store(&handled.batch);
             } else if self.shutdown.is_requested() {
                 return;
             }
         }
     }
 
-    async fn publish_all(&self, batch: &Batch<H::Decoded>, parts: &[(usize, H::Handled)]) -> Option<()> {
-        let messages: Vec<_> = batch.messages().collect();
+    async fn publish_all(&self, handled: &HandledBatch<H>, dead_letters: &DeadLetters) -> Option<()> {
+        let HandledBatch { batch, parts } = handled;
         let mut done = 0;
-        for (end, handled) in parts {
+        for Part { end, result } in parts {
+            let messages = &batch.decoded()[done..*end];
+            let mut letters = Vec::new();
+            match result {
+                Ok(handled) => {
+                    let mut backoff = Backoff::default();
+                    while let Err(error) = self.handler.publish(messages, handled).await {
+                        self.failed(&error, H::fate(&error), messages.len(), batch, &mut backoff).await?;
+                    }
+                    let found = batch.messages().skip(done).zip(messages);
+                    let refused =
+                        found.filter_map(|(message, decoded)| Some((message, self.handler.refusal(decoded, handled)?)));
+                    letters.extend(refused);
+                }
+                Err(refusal) => letters.extend(batch.messages().nth(done).map(|message| (message, refusal.clone()))),
+            }
             let mut backoff = Backoff::default();
-            let (messages, decoded) = (&messages[done..*end], &batch.decoded()[done..*end]);
-            while let Err(error) = self.handler.publish(messages, decoded, handled).await {
-                self.failed(&error, messages.len(), batch, &mut backoff).await?;
+            while let Err(error) = dead_letters.set_aside(&letters).await {
+                self.failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff).await?;
             }
             done = *end;
         }
@@ -180,21 +197,26 @@ impl<H: Handler> Step<H> {
     /// Waits before the next attempt. `None` where there is to be none.
     async fn failed(
         &self,
-        error: &H::Error,
+        error: &impl Display,
+        fate: Fate,
         messages: usize,
         batch: &Batch<H::Decoded>,
         backoff: &mut Backoff,
     ) -> Option<()> {
         let delay = backoff.next_delay();
         tracing::warn!(messages, failures = backoff.failures(), %error, ?delay, "batch failed");
-        if let Some(dependency) = H::failed_dependency(error) {
+        if let Fate::Unavailable(dependency) = fate {
             self.metrics.retries.with_label_values(&[dependency]).inc();
             self.health.not_ready(error.to_string());
         }
-        if self.shutdown.is_requested() || !batch.is_owned() {
-            return None;
-        }
+        self.goes_on(batch)?;
         tokio::time::sleep(delay).await;
         Some(())
+    }
+
+    /// `None` where the batch is not worth another attempt: the process is to stop, or its partitions are gone.
+    fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
+        self.health.alive();
+        (!self.shutdown.is_requested() && batch.is_owned()).then_some(())
     }
 }

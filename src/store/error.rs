@@ -15,9 +15,12 @@ pub enum StoreError {
     /// Whether the transaction was committed is not known: read it back.
     #[error("the outcome of the commit is unknown: {0}")]
     CommitUnknown(String),
-    /// The statement or its data will never be accepted.
+    /// The server will never accept what was to be written, for a reason in the data.
     #[error("the database refused it: {0}")]
     Refused(String),
+    /// What is stored of one of the orders asked for cannot be used, until somebody mends it. It concerns that order alone.
+    #[error("what is stored is damaged: {0}")]
+    Damaged(String),
 }
 
 const DUPLICATE_KEY: u16 = 1062;
@@ -25,30 +28,29 @@ const LOCK_WAIT_TIMEOUT: u16 = 1205;
 const DEADLOCK: u16 = 1213;
 /// MariaDB, `innodb_snapshot_isolation`: the row has changed since it was read.
 const RECORD_CHANGED: u16 = 1020;
-/// Packet too large: a server's setting, not a fault of the data.
-const PACKET_TOO_LARGE: u16 = 1153;
+/// Values that a column does not take, where the SQLSTATE does not say so: of an enumeration, of a character set.
+const DATA_TRUNCATED: u16 = 1265;
+const INCORRECT_VALUE: u16 = 1366;
+/// A violated CHECK of MySQL and of MariaDB.
+const CHECK_VIOLATED: u16 = 3819;
+const CONSTRAINT_FAILED: u16 = 4025;
+/// SQLSTATE classes: data exception, constraint, check option, and what a trigger signals (`SIGNAL SQLSTATE '45000'`) to refuse a row. A
+/// trigger that wants the row to be tried again signals another class. Not class 21: rows and columns that do not match are
+/// a fault of the tables, which every batch meets.
+const CLASSES_OF_DATA: [&str; 4] = ["22", "23", "44", "45"];
 
 impl From<sqlx::Error> for StoreError {
+    /// Only what the server says of the data itself is a refusal. All that is not known to be one is an outage: its data waits.
     fn from(error: sqlx::Error) -> Self {
         let text = error.to_string();
         let Some(refusal) = error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>()) else {
-            return match error {
-                sqlx::Error::ColumnDecode { .. } | sqlx::Error::Decode(_) | sqlx::Error::Encode(_) => {
-                    Self::Refused(text)
-                }
-                _ => Self::Unavailable(text),
-            };
+            return Self::Unavailable(text);
         };
         match (refusal.number(), refusal.code()) {
             (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED, _) => Self::Conflict(text),
             (DUPLICATE_KEY, _) => Self::Duplicate(text),
-            (PACKET_TOO_LARGE, _) => Self::Unavailable(text),
-            // SQLSTATE classes 21 to 23: cardinality, data exception, constraint; 44: check option.
-            (_, Some(state)) if ["21", "22", "23", "44"].iter().any(|class| state.starts_with(class)) => {
-                Self::Refused(text)
-            }
-            // A violated CHECK: MySQL 3819, MariaDB 4025, both without a class of their own.
-            (3819 | 4025, _) => Self::Refused(text),
+            (DATA_TRUNCATED | INCORRECT_VALUE | CHECK_VIOLATED | CONSTRAINT_FAILED, _) => Self::Refused(text),
+            (_, Some(state)) if CLASSES_OF_DATA.iter().any(|class| state.starts_with(class)) => Self::Refused(text),
             _ => Self::Unavailable(text),
         }
     }

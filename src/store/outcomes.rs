@@ -47,7 +47,7 @@ pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
         "COMPLETED" => Ok(Outcome::Completed(lines()?)),
         "RELEASED" => Ok(Outcome::Released(lines()?)),
         "FAILED" => Ok(Outcome::Failed(Reason::parse(row.try_get::<Option<&str>, _>("reason")?.unwrap_or_default()))),
-        other => Err(StoreError::Refused(format!("order_outcomes.outcome is damaged: {other}"))),
+        other => Err(StoreError::Damaged(format!("order_outcomes.outcome: {other:?}"))),
     }
 }
 

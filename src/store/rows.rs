@@ -50,7 +50,7 @@ pub fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
 }
 
 pub fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|e| StoreError::Refused(format!("column {column} is damaged: {e}: {text:.200}")))
+    serde_json::from_str(text).map_err(|e| StoreError::Damaged(format!("{column}: {e}: {text:.200}")))
 }
 
 /// Where as many rows were written as were meant, fine; a conflict else.
@@ -63,6 +63,6 @@ pub fn expect_rows(what: &str, meant: usize, written: u64) -> Result<(), StoreEr
 
 impl From<Invalid> for StoreError {
     fn from(error: Invalid) -> Self {
-        Self::Refused(format!("a stored value is damaged: {error}"))
+        Self::Damaged(error.to_string())
     }
 }

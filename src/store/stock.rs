@@ -111,7 +111,7 @@ impl StockStore {
                         let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
                         if more.len() < missing.len() {
                             let text = format!("the ledger holds units of products that do not exist: {missing:?}");
-                            return Err(StoreError::Refused(text));
+                            return Err(StoreError::Damaged(text));
                         }
                         stock.extend(more);
                     }
@@ -164,7 +164,9 @@ async fn read_stock(
     let rows = sqlx::query(statement).bind(keys).fetch_all(conn).await?;
     rows.iter()
         .map(|row| {
-            let id = ProductId::parse(row.try_get("product_id")?)?;
+            // A product is no order's own: whoever wants it waits until it is mended.
+            let id = ProductId::parse(row.try_get("product_id")?)
+                .map_err(|damage| StoreError::Unavailable(format!("products.product_id is damaged: {damage}")))?;
             Ok((id, Stock { available: row.try_get("available")?, version: row.try_get("version")? }))
         })
         .collect()

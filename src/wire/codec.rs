@@ -36,13 +36,6 @@ impl WireError {
     }
 }
 
-/// Of these messages those that did not decode, each with its error's class and text.
-pub fn refused<'m, M, T>(messages: &[&'m M], decoded: &[Result<T, WireError>]) -> Vec<(&'m M, &'static str, String)> {
-    let refused =
-        messages.iter().zip(decoded).filter_map(|(message, decoded)| Some((*message, decoded.as_ref().err()?)));
-    refused.map(|(message, error)| (message, error.class(), error.to_string())).collect()
-}
-
 /// Reads and writes the datums of one schema; the schema is resolved once.
 pub struct Codec {
     header: [u8; HEADER_BYTES],

@@ -4,5 +4,5 @@
 mod codec;
 mod events;
 
-pub use codec::{Codec, WireError, refused};
+pub use codec::{Codec, WireError};
 pub use events::{OrderEventCodec, OrderStatusCodec};

@@ -13,7 +13,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
     config::Batches,
     domain::OrderId,
-    kafka::{Batch, Consumer, Handler, Lane, Message, Producer, Subscription},
+    kafka::{Batch, Consumer, DeadLetters, Fate, Handler, Lane, Message, Producer, Refusal, Subscription},
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
 };
@@ -211,15 +211,23 @@ impl Handler for Picky {
         Ok(messages.len())
     }
 
-    async fn publish(&self, found: &[&OwnedMessage], decoded: &[(i32, i64)], handled: &usize) -> Result<(), TooLarge> {
-        assert_eq!((found.len(), decoded.len()), (*handled, *handled), "as it was handled");
-        self.published.lock().unwrap().extend(found.iter().map(|message| self.decode(message)));
+    fn refusal(&self, _: &(i32, i64), _: &usize) -> Option<Refusal> {
+        None
+    }
+
+    async fn publish(&self, messages: &[(i32, i64)], handled: &usize) -> Result<(), TooLarge> {
+        assert_eq!(messages.len(), *handled, "as it was handled");
+        self.published.lock().unwrap().extend(messages);
         Ok(())
     }
 
-    fn failed_dependency(_: &TooLarge) -> Option<&'static str> {
-        None
+    fn fate(_: &TooLarge) -> Fate {
+        Fate::Contended
     }
+}
+
+fn dead_letters(world: &World, metrics: &Metrics) -> DeadLetters {
+    DeadLetters::new(Producer::new(&world.config.kafka).unwrap(), &world.config.topics.orders_dlq, metrics)
 }
 
 async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
@@ -245,7 +253,9 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
         world.caught_up(group_id, topic).await;
         shutdown.request();
     };
-    tokio::join!(lanes.pop().unwrap().run(picky.clone(), batches, &metrics, lane_health), stop_when_done);
+    let running =
+        lanes.pop().unwrap().run(picky.clone(), dead_letters(&world, &metrics), batches, &metrics, lane_health);
+    tokio::join!(running, stop_when_done);
     consumer.stopped().await.unwrap();
     assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
     let handled = picky.handled.lock().unwrap();
@@ -270,25 +280,31 @@ struct Unheard {
 struct Away;
 
 impl Handler for Unheard {
-    type Decoded = ();
+    type Decoded = (i32, i64);
     type Handled = ();
     type Error = Away;
 
-    fn decode(&self, _: &OwnedMessage) {}
+    fn decode(&self, message: &OwnedMessage) -> (i32, i64) {
+        (message.partition(), message.offset())
+    }
 
-    async fn handle(&self, messages: &[()]) -> Result<(), Away> {
+    fn refusal(&self, _: &(i32, i64), (): &()) -> Option<Refusal> {
+        None
+    }
+
+    async fn handle(&self, messages: &[(i32, i64)]) -> Result<(), Away> {
         self.handled.fetch_add(messages.len(), Ordering::SeqCst);
         Ok(())
     }
 
-    async fn publish(&self, messages: &[&OwnedMessage], _: &[()], (): &()) -> Result<(), Away> {
-        let begins = (messages[0].partition(), messages[0].offset());
+    async fn publish(&self, messages: &[(i32, i64)], (): &()) -> Result<(), Away> {
+        let begins = messages[0];
         let is_first = *self.first.lock().unwrap().get_or_insert(begins) == begins;
         if is_first && !self.broker_is_back.load(Ordering::SeqCst) { Err(Away) } else { Ok(()) }
     }
 
-    fn failed_dependency(_: &Away) -> Option<&'static str> {
-        Some("kafka")
+    fn fate(_: &Away) -> Fate {
+        Fate::Unavailable("kafka")
     }
 }
 
@@ -303,6 +319,7 @@ async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output
     let steps = ["handling", "publishing"].map(|step| health.register(step));
     let running = lanes.pop().unwrap().run(
         unheard.clone(),
+        dead_letters(world, &metrics),
         Batches { max: 5, linger: Duration::from_millis(2) },
         &metrics,
         steps,

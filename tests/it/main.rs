@@ -24,6 +24,7 @@ mod poison;
 mod rebalance;
 mod redelivery;
 mod redlock;
+mod refused;
 mod release;
 mod row_locks;
 mod transactions;

@@ -37,15 +37,19 @@ fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
 }
 
 fn poisoned_events(good: &[u8]) -> Vec<Poison> {
-    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1.
-    let patches: [(&[u8], &[u8]); 5] = [
-        (b"sku-1\x02", b"sku-1\x00"),
-        (b"sku-1\x02", b"sku-1\x01"),
-        (b"sku-1\x02", b"sku 1\x02"),
-        (b"PLACED", b"PLANED"),
-        (b"-7", b"!7"),
+    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1. The last three are 1,000,001, the largest that
+    // there is, and one that no 64 bits hold.
+    let patches: [(&[u8], &[u8], &str); 8] = [
+        (b"sku-1\x02", b"sku-1\x00", "invalid"),
+        (b"sku-1\x02", b"sku-1\x01", "invalid"),
+        (b"sku-1\x02", b"sku 1\x02", "invalid"),
+        (b"PLACED", b"PLANED", "invalid"),
+        (b"-7", b"!7", "invalid"),
+        (b"sku-1\x02", b"sku-1\x82\x89\x7a", "invalid"),
+        (b"sku-1\x02", b"sku-1\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01", "invalid"),
+        (b"sku-1\x02", b"sku-1\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "undecodable"),
     ];
-    let invalid = patches.map(|(found, by)| (OrderId::generate(), patched(good, found, by), "invalid"));
+    let invalid = patches.map(|(found, by, class)| (OrderId::generate(), patched(good, found, by), class));
     damaged(good).into_iter().chain(invalid).collect()
 }
 
@@ -87,7 +91,7 @@ async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done
     world.settled().await;
     world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
     check_letters(&world, &poison, &topics.orders, &topics.orders_dlq);
-    assert_eq!(worker.count("stocklock_dead_letters_total", &topics.orders).await, 11);
+    assert_eq!(worker.count("stocklock_dead_letters_total", &topics.orders).await, 14);
     assert_eq!((world.count_orders("COMPLETED").await, world.available("sku-1")), (60, 40));
     world.verify();
     worker.stop();

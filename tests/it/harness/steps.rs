@@ -8,7 +8,7 @@ use stocklock::{
     compensate::Compensator,
     deduct::Worker,
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId},
-    kafka::{DeadLetters, Handler, Producer},
+    kafka::{Handler, Producer},
     lock::Locks,
     relay::Relay,
     store::{NewOrder, StockStore},
@@ -28,7 +28,6 @@ impl World {
         Worker {
             store: self.stock_store(metrics),
             locks: Locks::new(&config.lock, &config.redis, metrics).expect("the locks"),
-            dead_letters: DeadLetters::new(producer.clone(), &config.topics.orders_dlq, metrics),
             producer,
             events: Arc::new(OrderEventCodec::new().expect("the schema")),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
@@ -42,8 +41,7 @@ impl World {
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
         Compensator {
             store: self.order_store(),
-            relay: Relay::new(self.order_store(), producer.clone(), &config.topics.orders, codec),
-            dead_letters: DeadLetters::new(producer, &config.topics.order_status_dlq, metrics),
+            relay: Relay::new(self.order_store(), producer, &config.topics.orders, codec),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
             metrics: metrics.clone(),
         }
@@ -120,7 +118,7 @@ pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
 pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
     let came_of_it = handler.handle(&decoded).await?;
-    handler.publish(&messages.iter().collect::<Vec<_>>(), &decoded, &came_of_it).await?;
+    handler.publish(&decoded, &came_of_it).await?;
     Ok(came_of_it)
 }
 

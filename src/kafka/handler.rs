@@ -1,0 +1,47 @@
+use rdkafka::message::OwnedMessage;
+
+/// What a lane's batches are for, in three steps. Those that fail are repeated, which must do no harm.
+pub trait Handler: Send + Sync + 'static {
+    /// A message as it was understood, or why it was not.
+    type Decoded: Send + Sync;
+    /// What came of a batch, to be published.
+    type Handled: Send + Sync;
+    type Error: std::error::Error + Send + Sync;
+
+    fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
+
+    /// Does the messages of a batch, or of a part of one, in one transaction.
+    fn handle(&self, messages: &[Self::Decoded]) -> impl Future<Output = Result<Self::Handled, Self::Error>> + Send;
+
+    /// Why one of the messages that were handled is to be set aside all the same.
+    fn refusal(&self, message: &Self::Decoded, handled: &Self::Handled) -> Option<Refusal>;
+
+    /// Tells others what came of these messages. Their offsets are stored when all of their batch is published.
+    fn publish(
+        &self,
+        messages: &[Self::Decoded],
+        handled: &Self::Handled,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+
+    fn fate(error: &Self::Error) -> Fate;
+}
+
+/// What an error means for the messages that met it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// A rival was first: they are repeated.
+    Contended,
+    /// A dependency, a bounded label, cannot do them at present: they are repeated, as long as it takes.
+    Unavailable(&'static str),
+    /// One of them will not be accepted, whatever is repeated: the batch is halved until it is alone, and it is set aside under
+    /// this class, a bounded label.
+    Refused(&'static str),
+}
+
+/// Why a message is set aside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// A bounded label.
+    pub class: &'static str,
+    pub text: String,
+}
