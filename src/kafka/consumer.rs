@@ -5,7 +5,7 @@ use rdkafka::{
     config::FromClientConfigAndContext,
     consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
     error::{KafkaError, KafkaResult},
-    message::{BorrowedMessage, Headers, OwnedMessage},
+    message::{Headers, OwnedMessage},
     statistics,
     topic_partition_list::TopicPartitionList,
 };
@@ -59,7 +59,7 @@ impl Consumer {
         health: Component,
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
-        let partitions = Arc::new(Partitions::default());
+        let partitions = Arc::new(Partitions::new(subscription.lanes));
         let context = Context {
             topic: subscription.topic.to_owned(),
             partitions: Arc::clone(&partitions),
@@ -69,16 +69,17 @@ impl Consumer {
         let consumer = Arc::new(create(kafka, subscription, context)?);
         consumer.subscribe(&[subscription.topic])?;
         let (inlets, lanes) = (0..subscription.lanes)
-            .map(|_| {
+            .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
                 let memory = Arc::new(Semaphore::new(LANE_BYTES));
                 let inlet = Inlet { sender, memory, waiting: VecDeque::new() };
                 (
                     inlet,
                     Lane {
+                        topic: subscription.topic.to_owned(),
                         messages,
                         partitions: Arc::clone(&partitions),
-                        offsets: Offsets { consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) },
+                        offsets: Offsets { lane, consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) },
                         shutdown: shutdown.clone(),
                     },
                 )
@@ -224,8 +225,7 @@ impl Poller {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
-                    let (message, lane) = (message.detach(), self.lane(&message));
-                    self.deliver(lane, message);
+                    self.deliver(message.detach());
                 }
                 Some(Err(error)) => {
                     tracing::warn!(%error, "poll failed");
@@ -236,12 +236,9 @@ impl Poller {
         self.stop();
     }
 
-    fn lane(&self, message: &BorrowedMessage<'_>) -> usize {
-        usize::try_from(message.partition()).unwrap_or(0) % self.inlets.len()
-    }
-
-    fn deliver(&mut self, lane: usize, message: OwnedMessage) {
+    fn deliver(&mut self, message: OwnedMessage) {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
+        let lane = self.partitions.lane(message.partition());
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
             let cost = cost(&message);
@@ -282,7 +279,7 @@ impl Poller {
         let Ok(assigned) = self.consumer.assignment() else { return };
         let mut of_lane = TopicPartitionList::new();
         for element in assigned.elements() {
-            if usize::try_from(element.partition()).is_ok_and(|p| p % self.inlets.len() == lane) {
+            if self.partitions.lane(element.partition()) == lane {
                 of_lane.add_partition(element.topic(), element.partition());
             }
         }

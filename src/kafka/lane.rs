@@ -26,6 +26,7 @@ pub struct Received {
 
 /// The receiving end of some of a consumer's partitions, whose messages become batches.
 pub struct Lane {
+    pub(super) topic: String,
     pub(super) messages: UnboundedReceiver<Received>,
     pub(super) partitions: Arc<Partitions>,
     pub(super) offsets: Offsets,
@@ -40,9 +41,10 @@ pub struct Batch<D> {
     partitions: Arc<Partitions>,
 }
 
-/// Where the offsets of batches are stored that are done with.
+/// Where the offsets of a lane's batches are stored that are done with.
 #[derive(Clone)]
 pub struct Offsets {
+    pub(super) lane: usize,
     pub(super) consumer: Arc<BaseConsumer<Context>>,
     pub(super) partitions: Arc<Partitions>,
 }
@@ -96,11 +98,11 @@ impl Lane {
 }
 
 impl Offsets {
-    /// All of the batch is done: its offsets are stored, to be committed soon. Those of partitions that were taken away are
-    /// dropped; their next owner repeats what was done.
-    pub fn store<D>(&self, batch: &Batch<D>) {
+    /// The first messages of the batch, so many, are done: their offsets are stored, to be committed soon. Those of partitions that were
+    /// taken away are dropped; their next owner repeats what was done.
+    pub fn store<D>(&self, batch: &Batch<D>, done: usize) {
         let mut offsets = TopicPartitionList::new();
-        for (topic, partition, offset) in batch.last_offsets() {
+        for (topic, partition, offset) in batch.last_offsets(done) {
             let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
             let added = is_owned.then(|| offsets.add_partition_offset(topic, partition, Offset::Offset(offset + 1)));
             if let Some(Err(error)) = added {
@@ -134,6 +136,10 @@ impl<D> Batch<D> {
         self.messages.iter().map(|received| &received.message)
     }
 
+    pub(super) fn message(&self, index: usize) -> &OwnedMessage {
+        &self.messages[index].message
+    }
+
     /// Each message as it was decoded, in the same order.
     pub fn decoded(&self) -> &[D] {
         &self.decoded
@@ -152,9 +158,16 @@ impl<D> Batch<D> {
         self.taken.iter().any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
     }
 
-    fn last_offsets(&self) -> impl Iterator<Item = (&str, i32, i64)> {
+    /// Whether the partition of one of its messages is.
+    pub(super) fn owns(&self, index: usize) -> bool {
+        let partition = self.message(index).partition();
+        self.partitions.is_owned(partition, self.taken[&partition])
+    }
+
+    /// Of each partition that is among the first messages, so many.
+    fn last_offsets(&self, first: usize) -> impl Iterator<Item = (&str, i32, i64)> {
         let mut last = HashMap::new();
-        for message in self.messages() {
+        for message in self.messages().take(first) {
             last.insert(message.partition(), (message.topic(), message.offset()));
         }
         last.into_iter().map(|(partition, (topic, offset))| (topic, partition, offset))

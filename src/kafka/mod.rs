@@ -1,5 +1,6 @@
 //! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
 
+mod breaker;
 mod client;
 mod consumer;
 mod dead_letters;
@@ -8,6 +9,7 @@ mod lane;
 mod partitions;
 mod pipeline;
 mod producer;
+mod publishing;
 mod topics;
 
 pub use client::client_config;

@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -8,8 +8,9 @@ use std::{
 ///
 /// A partition that is revoked is first drained: no new batch takes from it, and the batches in hand may still finish and
 /// store their offsets. Then it is fenced: whatever comes later of it is dropped.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Partitions {
+    lanes: usize,
     state: Mutex<State>,
     settled: Condvar,
 }
@@ -18,6 +19,8 @@ pub struct Partitions {
 struct State {
     owned: HashMap<i32, Owned>,
     assignments: u64,
+    /// Lanes that would keep a revocation waiting in vain.
+    standing_still: HashSet<usize>,
 }
 
 #[derive(Debug)]
@@ -28,6 +31,15 @@ struct Owned {
 }
 
 impl Partitions {
+    /// None are owned yet; those that will be belong to so many lanes.
+    pub fn new(lanes: usize) -> Self {
+        Self { lanes, state: Mutex::default(), settled: Condvar::default() }
+    }
+
+    pub fn lane(&self, partition: i32) -> usize {
+        usize::try_from(partition).unwrap_or(0) % self.lanes
+    }
+
     pub fn assign(&self, partitions: &[i32]) {
         let mut state = self.lock();
         state.assignments += 1;
@@ -38,7 +50,7 @@ impl Partitions {
     }
 
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
-    /// all was settled in time.
+    /// all was settled in time. Batches of a lane that stands still are not waited for: their offsets would not advance.
     pub fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
         let mut state = self.lock();
         for partition in partitions {
@@ -47,7 +59,9 @@ impl Partitions {
             }
         }
         let in_hand = |state: &mut State| {
-            partitions.iter().any(|p| state.owned.get(p).is_some_and(|owned| owned.batches_in_hand > 0))
+            let moves = |partition: &i32| !state.standing_still.contains(&self.lane(*partition));
+            let is_in_hand = |partition| state.owned.get(partition).is_some_and(|owned| owned.batches_in_hand > 0);
+            partitions.iter().any(|partition| is_in_hand(partition) && moves(partition))
         };
         let waited = self.settled.wait_timeout_while(state, deadline, in_hand);
         let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
@@ -55,6 +69,18 @@ impl Partitions {
             state.owned.remove(partition);
         }
         !timeout.timed_out()
+    }
+
+    /// Says of a lane that its batches do not end, or that they do again.
+    pub fn set_standing_still(&self, lane: usize, stands_still: bool) {
+        let mut state = self.lock();
+        if stands_still {
+            state.standing_still.insert(lane);
+        } else {
+            state.standing_still.remove(&lane);
+        }
+        drop(state);
+        self.settled.notify_all();
     }
 
     /// The present assignment of a partition, by which its messages are marked.
@@ -109,7 +135,7 @@ mod tests {
 
     #[test]
     fn a_revoked_partition_is_drained_and_then_fenced() {
-        let partitions = Partitions::default();
+        let partitions = Partitions::new(1);
         partitions.assign(&[0, 1]);
         let assignment = partitions.assignment(0).unwrap();
         let batch = HashMap::from([(0, assignment)]);
@@ -129,8 +155,23 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_of_a_lane_that_stands_still_is_not_waited_for() {
+        let partitions = Partitions::new(2);
+        partitions.assign(&[0, 1]);
+        for partition in [0, 1] {
+            partitions.take(&HashMap::from([(partition, partitions.assignment(partition).unwrap())]));
+        }
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| partitions.revoke(&[1], Duration::from_secs(60)));
+            partitions.set_standing_still(1, true);
+            assert!(revoked.join().unwrap());
+        });
+        assert!(!partitions.revoke(&[0], Duration::from_millis(1)), "the other lane goes on");
+    }
+
+    #[test]
     fn a_batch_that_outlasts_the_deadline_is_fenced_all_the_same() {
-        let partitions = Partitions::default();
+        let partitions = Partitions::new(1);
         partitions.assign(&[0]);
         let batch = HashMap::from([(0, partitions.assignment(0).unwrap())]);
         partitions.take(&batch);

@@ -6,10 +6,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{
-    DeadLetters, Fate, Handler, Lane, Refusal,
-    lane::{Batch, Offsets},
-};
+use super::{DeadLetters, Fate, Handler, Lane, Refusal, breaker::Breaker, lane::Batch, publishing::Publishing};
 use crate::{
     backoff::Backoff,
     config::Batches,
@@ -58,10 +55,16 @@ impl Lane {
             health,
             shutdown: self.shutdown.clone(),
         });
-        let offsets = self.offsets.clone();
+        let publishing = Publishing {
+            step: publishing,
+            dead_letters,
+            offsets: self.offsets.clone(),
+            breaker: Breaker::default(),
+            stopped: metrics.lanes_stopped.with_label_values(&[&self.topic]),
+        };
         let mut steps = JoinSet::new();
         steps.spawn(handling.handle(Arc::clone(&demand), to_handle, done));
-        steps.spawn(publishing.publish(to_publish, dead_letters, offsets));
+        steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
             while let Some(batch) = self.next_batch(batches, decode, taken(&demand)).await {
@@ -84,12 +87,12 @@ async fn taken(demand: &Semaphore) {
     }
 }
 
-/// One of a lane's steps.
-struct Step<H> {
-    handler: Arc<H>,
-    metrics: Metrics,
-    health: Component,
-    shutdown: Shutdown,
+/// What each of a lane's steps has.
+pub(super) struct Step<H> {
+    pub handler: Arc<H>,
+    pub metrics: Metrics,
+    pub health: Component,
+    pub shutdown: Shutdown,
 }
 
 impl<H: Handler> Step<H> {
@@ -154,48 +157,8 @@ impl<H: Handler> Step<H> {
         Some(parts)
     }
 
-    async fn publish(self, mut batches: mpsc::Receiver<HandledBatch<H>>, dead_letters: DeadLetters, offsets: Offsets) {
-        self.health.ready();
-        while let Some(handled) = self.health.waiting(batches.recv()).await {
-            if self.publish_all(&handled, &dead_letters).await.is_some() {
-                self.health.ready();
-                offsets.store(&handled.batch);
-            } else if self.shutdown.is_requested() {
-                return;
-            }
-        }
-    }
-
-    async fn publish_all(&self, handled: &HandledBatch<H>, dead_letters: &DeadLetters) -> Option<()> {
-        let HandledBatch { batch, parts } = handled;
-        let mut done = 0;
-        for Part { end, result } in parts {
-            let messages = &batch.decoded()[done..*end];
-            let mut letters = Vec::new();
-            match result {
-                Ok(handled) => {
-                    let mut backoff = Backoff::default();
-                    while let Err(error) = self.handler.publish(messages, handled).await {
-                        self.failed(&error, H::fate(&error), messages.len(), batch, &mut backoff).await?;
-                    }
-                    let found = batch.messages().skip(done).zip(messages);
-                    let refused =
-                        found.filter_map(|(message, decoded)| Some((message, self.handler.refusal(decoded, handled)?)));
-                    letters.extend(refused);
-                }
-                Err(refusal) => letters.extend(batch.messages().nth(done).map(|message| (message, refusal.clone()))),
-            }
-            let mut backoff = Backoff::default();
-            while let Err(error) = dead_letters.set_aside(&letters).await {
-                self.failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff).await?;
-            }
-            done = *end;
-        }
-        Some(())
-    }
-
     /// Waits before the next attempt. `None` where there is to be none.
-    async fn failed(
+    pub async fn failed(
         &self,
         error: &impl Display,
         fate: Fate,
@@ -215,7 +178,7 @@ impl<H: Handler> Step<H> {
     }
 
     /// `None` where the batch is not worth another attempt: the process is to stop, or its partitions are gone.
-    fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
+    pub fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
         self.health.alive();
         (!self.shutdown.is_requested() && batch.is_owned()).then_some(())
     }

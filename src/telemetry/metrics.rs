@@ -25,6 +25,7 @@ pub struct Metrics {
     pub consumer_lag: IntGaugeVec,
     pub rebalances: IntCounterVec,
     pub dead_letters: IntCounterVec,
+    pub lanes_stopped: IntGaugeVec,
     pub outbox_pending: IntGauge,
     pub outbox_oldest: Gauge,
     pub compensations: IntCounterVec,
@@ -62,6 +63,11 @@ impl Metrics {
             consumer_lag: gauge_vec("stocklock_consumer_lag", "Messages not yet handled.", &["topic", "partition"])?,
             rebalances: counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
             dead_letters: counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
+            lanes_stopped: gauge_vec(
+                "stocklock_lanes_stopped",
+                "Lanes that stand still, as too many of their messages would be dead letters.",
+                &["topic"],
+            )?,
             outbox_pending: IntGauge::new("stocklock_outbox_pending", "Events committed and not yet published.")?,
             outbox_oldest: Gauge::new("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
             compensations: counters("stocklock_compensations_total", "Orders moved by the compensator.", &["kind"])?,
@@ -100,7 +106,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 19] = [
+        let all: [Box<dyn Collector>; 20] = [
             Box::new(self.orders_ingested.clone()),
             Box::new(self.orders_decided.clone()),
             Box::new(self.order_latency.clone()),
@@ -113,6 +119,7 @@ impl Metrics {
             Box::new(self.consumer_lag.clone()),
             Box::new(self.rebalances.clone()),
             Box::new(self.dead_letters.clone()),
+            Box::new(self.lanes_stopped.clone()),
             Box::new(self.outbox_pending.clone()),
             Box::new(self.outbox_oldest.clone()),
             Box::new(self.compensations.clone()),

@@ -52,7 +52,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
         for message in batch.messages() {
             offsets.entry(message.partition()).or_default().push(message.offset());
         }
-        lane.offsets().store(&batch);
+        lane.offsets().store(&batch, batch.len());
         drop(batch);
         if offsets.values().map(Vec::len).sum::<usize>() == MESSAGES {
             break;
@@ -110,7 +110,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
         for message in batch.messages() {
             offsets.entry(message.partition()).or_default().push(message.offset());
         }
-        lane.offsets().store(&batch);
+        lane.offsets().store(&batch, batch.len());
         drop(batch);
         let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
         // What is forgotten does not come at all.
@@ -160,7 +160,8 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
     let idle = Duration::from_secs(8);
     while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
-        lane.offsets().store(&batch.unwrap());
+        let batch = batch.unwrap();
+        lane.offsets().store(&batch, batch.len());
     }
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
@@ -173,7 +174,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
         let batch = batch.unwrap();
         let new = batch.messages().filter(|message| message.payload() == Some(b"new"));
         found.extend(new.map(|message| (message.partition(), message.offset())));
-        lane.offsets().store(&batch);
+        lane.offsets().store(&batch, batch.len());
     }
     assert_eq!(found.len(), MESSAGES, "every partition is fetched");
     shutdown.request();

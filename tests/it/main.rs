@@ -10,6 +10,7 @@ mod api_outages;
 mod api_refusals;
 mod architecture;
 mod bench;
+mod breaker;
 mod cli;
 mod cli_order;
 mod cli_stock;
