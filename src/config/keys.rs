@@ -37,6 +37,14 @@ impl Key {
 pub const KEYS: &[Key] = &[
     key("kafka.brokers", "127.0.0.1:9092", "bootstrap servers, comma separated"),
     key("kafka.group_id", "stocklock-worker", "consumer group of the workers"),
+    key(
+        "kafka.group_instance_id",
+        "",
+        "static membership: a name that no other process of the role has; not set: none",
+    ),
+    key("kafka.group_protocol", "classic", "classic, or consumer (KIP-848, brokers from 4.0)"),
+    key("kafka.session_timeout", "10s", "silence after which a member is out of its group; classic protocol alone"),
+    key("kafka.max_poll_interval", "5m", "time without a poll after which a member leaves its group"),
     key("kafka.security_protocol", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl"),
     key("kafka.sasl_mechanism", "", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
     key("kafka.sasl_username", "", "SASL user"),

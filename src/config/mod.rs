@@ -9,7 +9,9 @@ use std::{net::SocketAddr, time::Duration};
 
 pub use keys::{KEYS, Key};
 pub use layers::{ConfigError, Layers, Origin};
-pub use values::{LockStrategy, LogFormat, SecretUrl};
+pub use values::{GroupProtocol, LockStrategy, LogFormat, SecretUrl};
+
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// Everything that can be set, parsed and bounded. [`KEYS`] says what each key means.
 #[derive(Debug, Clone)]
@@ -33,6 +35,13 @@ pub struct Config {
 pub struct Kafka {
     pub brokers: String,
     pub group_id: String,
+    /// Static membership, where it is wanted.
+    pub group_instance_id: Option<String>,
+    pub group_protocol: GroupProtocol,
+    /// With the classic protocol; the broker says it with the other.
+    pub session_timeout: Duration,
+    /// At least the session timeout.
+    pub max_poll_interval: Duration,
     /// Security settings under librdkafka's own names, those that were set.
     pub security: Vec<(&'static str, String)>,
 }
@@ -118,10 +127,15 @@ impl Config {
     /// Fails with every key that is wrong, not with the first alone.
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let mut values = values::Values::new(layers);
+        let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
         let config = Self {
             kafka: Kafka {
                 brokers: values.get("kafka.brokers"),
                 group_id: values.get("kafka.group_id"),
+                group_instance_id: values.optional("kafka.group_instance_id"),
+                group_protocol: values.get("kafka.group_protocol"),
+                session_timeout,
+                max_poll_interval: values.between("kafka.max_poll_interval", session_timeout, DAY),
                 security: values.kafka_security(),
             },
             topics: Topics {

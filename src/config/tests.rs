@@ -42,6 +42,14 @@ fn every_wrong_key_is_reported_at_once() {
 }
 
 #[test]
+fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
+    let config = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=30s"]).unwrap();
+    assert_eq!((config.kafka.group_protocol, config.kafka.group_instance_id), (GroupProtocol::Classic, None));
+    let error = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=29s"]).unwrap_err().to_string();
+    assert!(error.contains("kafka.max_poll_interval") && error.contains("30s"), "{error}");
+}
+
+#[test]
 fn a_password_is_never_shown() {
     let url = SecretUrl::new("mysql://user:p@ss:word@host/db?x=1");
     assert_eq!(url.to_string(), "mysql://user:***@host/db?x=1");

@@ -18,6 +18,15 @@ impl LockStrategy {
     }
 }
 
+/// How the members of a consumer group share its partitions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GroupProtocol {
+    /// The members agree among themselves.
+    Classic,
+    /// The broker says who has what (KIP-848).
+    Consumer,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LogFormat {
     Text,
@@ -96,6 +105,16 @@ impl Value for LockStrategy {
     }
 }
 
+impl Value for GroupProtocol {
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "classic" => Ok(Self::Classic),
+            "consumer" => Ok(Self::Consumer),
+            _ => Err("is neither classic nor consumer".into()),
+        }
+    }
+}
+
 impl Value for LogFormat {
     fn read(text: &str) -> Result<Self, String> {
         match text {
@@ -123,6 +142,11 @@ impl<'a> Values<'a> {
 
     pub fn get<T: Value>(&mut self, name: &str) -> T {
         self.read(name, T::read)
+    }
+
+    /// A text, or `None` where it is empty.
+    pub fn optional(&mut self, name: &str) -> Option<String> {
+        self.read(name, |text| Ok((!text.is_empty()).then(|| text.to_owned())))
     }
 
     pub fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(&mut self, name: &str, low: T, high: T) -> T {

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    config::Kafka,
+    config::{GroupProtocol, Kafka},
     lifecycle::Shutdown,
     telemetry::{Component, Metrics},
 };
@@ -46,7 +46,7 @@ pub struct Subscription<'a> {
 /// A member of a consumer group: a thread that never stops polling, whatever its lanes are doing.
 #[derive(Debug)]
 pub struct Consumer {
-    thread: JoinHandle<()>,
+    thread: JoinHandle<KafkaResult<()>>,
 }
 
 impl Consumer {
@@ -92,12 +92,12 @@ impl Consumer {
         Ok((Self { thread }, lanes))
     }
 
-    /// Waits until the consumer has left its group, 20 s at most; call it when the lanes are dropped. Fails where the poll thread
-    /// has panicked.
+    /// Waits until the consumer has left its group, 20 s at most; call it when the lanes are dropped. Fails where the client could not go
+    /// on, for instance because another process has its `kafka.group_instance_id`, and where the poll thread has panicked.
     pub async fn stopped(self) -> std::io::Result<()> {
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         match tokio::time::timeout(LEAVE_DEADLINE, joining).await {
-            Ok(Ok(Ok(()))) => {}
+            Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
             Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
             Err(_) => tracing::warn!("the group was not left in time; what was not committed comes again"),
         }
@@ -107,18 +107,28 @@ impl Consumer {
 
 fn create(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> KafkaResult<BaseConsumer<Context>> {
     let mut client = client_config(kafka);
+    let millis = |duration: Duration| duration.as_millis().to_string();
     client
         .set("group.id", subscription.group_id)
+        .set("max.poll.interval.ms", millis(kafka.max_poll_interval))
         .set("auto.offset.reset", "earliest")
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "1000")
         .set("enable.auto.offset.store", "false")
-        .set("partition.assignment.strategy", "cooperative-sticky")
-        .set("session.timeout.ms", "10000")
-        .set("heartbeat.interval.ms", "2000")
         .set("queued.max.messages.kbytes", "16384")
         .set("fetch.wait.max.ms", "50")
         .set("statistics.interval.ms", "5000");
+    if let Some(id) = &kafka.group_instance_id {
+        client.set("group.instance.id", id);
+    }
+    match kafka.group_protocol {
+        GroupProtocol::Classic => client
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", millis(kafka.session_timeout))
+            .set("heartbeat.interval.ms", millis(kafka.session_timeout / 5)),
+        // The broker assigns, and says how often it wants to hear of its members: librdkafka refuses to be told.
+        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+    };
     BaseConsumer::from_config_and_context(&client, context)
 }
 
@@ -215,8 +225,10 @@ struct Poller {
 }
 
 impl Poller {
-    fn run(mut self) {
+    /// Polls until the process is to stop. An error that the client does not recover from stops the process, and is the answer.
+    fn run(mut self) -> KafkaResult<()> {
         let mut failures = Backoff::default();
+        let mut polled = Ok(());
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
@@ -227,6 +239,12 @@ impl Poller {
                     failures = Backoff::default();
                     self.deliver(message.detach());
                 }
+                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
+                    tracing::error!(%error, "the group cannot be consumed");
+                    self.health.not_ready(error.to_string());
+                    self.shutdown.request();
+                    polled = Err(error);
+                }
                 Some(Err(error)) => {
                     tracing::warn!(%error, "poll failed");
                     std::thread::sleep(failures.next_delay().min(POLL));
@@ -234,6 +252,7 @@ impl Poller {
             }
         }
         self.stop();
+        polled
     }
 
     fn deliver(&mut self, message: OwnedMessage) {

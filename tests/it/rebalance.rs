@@ -1,6 +1,9 @@
 //! Workers come and go under load: what one leaves, another takes, and nothing is lost or twice.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
     Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, random_orders,
@@ -41,25 +44,48 @@ async fn owns_all(worker: &Role) {
     }
 }
 
+/// Orders that are placed without a pause.
+struct Load {
+    over: CancellationToken,
+    placing: JoinHandle<Vec<String>>,
+}
+
+impl Load {
+    fn on(ingest: &Role) -> Self {
+        let (over, url) = (CancellationToken::new(), ingest.http.clone());
+        let placing = tokio::spawn({
+            let over = over.clone();
+            async move {
+                let (mut acknowledged, mut seed) = (Vec::new(), 0);
+                while !over.is_cancelled() {
+                    let bodies: Vec<_> = random_orders(seed, 50, 3).iter().map(body).collect();
+                    acknowledged.extend(place_all(&url, &bodies, 4).await);
+                    seed += 1;
+                }
+                acknowledged
+            }
+        });
+        Self { over, placing }
+    }
+
+    /// Ends it, and fails the test unless each order that was acknowledged is decided once.
+    async fn ends_well(self, world: &World) {
+        self.over.cancel();
+        let acknowledged = self.placing.await.unwrap();
+        world.settled().await;
+        let total = world.count_orders("COMPLETED").await + world.count_orders("FAILED").await;
+        assert_eq!(total, i64::try_from(acknowledged.len()).unwrap());
+        world.verify();
+    }
+}
+
 on_two_stacks! {
     async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
         let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
         world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
         let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
         let (first, second) = (world.start("worker").await, world.start("worker").await);
-        let (over, load) = (tokio_util::sync::CancellationToken::new(), ingest.http.clone());
-        let loading = tokio::spawn({
-            let over = over.clone();
-            async move {
-                let (mut acknowledged, mut seed) = (Vec::new(), 0);
-                while !over.is_cancelled() {
-                    let bodies: Vec<_> = random_orders(seed, 50, 3).iter().map(body).collect();
-                    acknowledged.extend(place_all(&load, &bodies, 4).await);
-                    seed += 1;
-                }
-                acknowledged
-            }
-        });
+        let load = Load::on(&ingest);
         tokio::join!(works(&first), works(&second));
         let third = world.start("worker").await;
         works(&third).await;
@@ -68,15 +94,91 @@ on_two_stacks! {
         third.kill();
         // The killed one's partitions come to the second once its session has run out.
         owns_all(&second).await;
-        over.cancel();
-        let acknowledged = loading.await.unwrap();
-        world.settled().await;
-        let total = world.count_orders("COMPLETED").await + world.count_orders("FAILED").await;
-        assert_eq!(total, i64::try_from(acknowledged.len()).unwrap());
-        world.verify();
+        load.ends_well(&world).await;
         second.stop();
         assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
     }
+
+    /// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
+    async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
+        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+        let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
+        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+        let (ingest, _compensator) = (world.start("ingest").await, world.start_with("compensator", &protocol).await);
+        let first = world.start_with("worker", &protocol).await;
+        let load = Load::on(&ingest);
+        works(&first).await;
+        let second = world.start_with("worker", &protocol).await;
+        works(&second).await;
+        gave_up(&first).await;
+        for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
+            assert!(given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"), "{given_up}");
+        }
+        first.stop();
+        owns_all(&second).await;
+        load.ends_well(&world).await;
+        second.stop();
+        assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
+    }
+}
+
+/// Restarts one of two static members, and fails the test where the other notices.
+async fn restart_a_static_member(protocol: &str) {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let settings = |id| {
+        [
+            ("STOCKLOCK__KAFKA__GROUP_PROTOCOL", protocol),
+            ("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "45s"),
+            ("STOCKLOCK__KAFKA__GROUP_INSTANCE_ID", id),
+        ]
+    };
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let first = world.start_with("worker", &settings("first")).await;
+    let second = world.start_with("worker", &settings("second")).await;
+    let load = Load::on(&ingest);
+    tokio::join!(works(&first), works(&second));
+    gave_up(&first).await;
+    let rebalances = async || {
+        let mut counts = Vec::new();
+        for kind in ["assign", "revoke", "lost"] {
+            counts.push(first.count("stocklock_rebalances_total", kind).await);
+        }
+        counts
+    };
+    let before = rebalances().await;
+    second.stop();
+    let second = world.start_with("worker", &settings("second")).await;
+    works(&second).await;
+    // A rebalance would have come within a few heartbeats.
+    tokio::time::sleep(Duration::from_secs(15)).await;
+    assert_eq!(rebalances().await, before, "{}", first.log());
+    load.ends_well(&world).await;
+    first.stop();
+    second.stop();
+    assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_that_is_restarted_causes_no_rebalance() {
+    restart_a_static_member("classic").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_static_member_that_is_restarted_causes_no_rebalance_under_the_broker_s_protocol_either() {
+    restart_a_static_member("consumer").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_whose_name_another_takes_ends_and_says_why() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let name = [("STOCKLOCK__KAFKA__GROUP_INSTANCE_ID", "the-one")];
+    let first = world.start_with("worker", &name).await;
+    let second = world.start_with("worker", &name).await;
+    let log = first.ended(2).await;
+    assert!(log.contains("the group cannot be consumed"), "{log}");
+    owns_all(&second).await;
+    second.stop();
 }
 
 /// What was decided and not reported must come again: the status is all that brings it to the order store.

@@ -7,6 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 use super::world::PATIENCE;
@@ -121,10 +125,26 @@ impl Role {
         self.child.wait().expect("ended");
     }
 
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("signalled");
+    }
+
+    /// Waits until it has ended by itself, and fails the test unless it ended with this status. Answers its log.
+    pub async fn ended(mut self, status: i32) -> String {
+        let begun = Instant::now();
+        loop {
+            if let Some(ended) = self.child.try_wait().expect("its status") {
+                assert_eq!(ended.code(), Some(status), "{}", self.log());
+                return self.log();
+            }
+            assert!(begun.elapsed() < PATIENCE, "it goes on:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Ends it as an orchestrator does, and fails the test unless it ends well.
     pub fn stop(mut self) {
-        let pid = nix::unistd::Pid::from_raw(self.child.id().cast_signed());
-        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).expect("SIGTERM");
+        self.signal(Signal::SIGTERM);
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
             if let Some(status) = self.child.try_wait().expect("its status") {
