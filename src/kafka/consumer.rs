@@ -30,7 +30,8 @@ const MESSAGE_OVERHEAD: usize = 256;
 const POLL: Duration = Duration::from_millis(100);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
-/// How long a revocation waits for batches in hand.
+/// How long a revocation waits for batches in hand. Of partitions that are lost nothing is waited for: another may have them already, and
+/// their offsets are not taken any more.
 const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a consumer may take to leave its group, which it cannot while the brokers are away.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
@@ -176,14 +177,15 @@ impl ConsumerContext for Context {
                 self.health.ready();
             }
             Rebalance::Revoke(list) => {
-                let kind = if consumer.assignment_lost() { "lost" } else { "revoke" };
+                let is_lost = consumer.assignment_lost();
+                let (kind, deadline) = if is_lost { ("lost", Duration::ZERO) } else { ("revoke", DRAIN_DEADLINE) };
                 let partitions = ids(list);
-                let drained = self.partitions.revoke(&partitions, DRAIN_DEADLINE);
+                let drained = self.partitions.revoke(&partitions, deadline);
                 // librdkafka would remember that a partition is paused until it comes back.
                 if let Err(error) = consumer.resume(list) {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
-                if kind == "lost" {
+                if is_lost {
                     self.health.not_ready("partitions lost");
                 }
                 tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");

@@ -120,6 +120,36 @@ on_two_stacks! {
         second.stop();
         assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
     }
+
+    /// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
+    async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
+        let impatient = [("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"), ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s")];
+        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+        let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+        let (frozen, other) = (world.start_with("worker", &impatient).await, world.start("worker").await);
+        let load = Load::on(&ingest);
+        tokio::join!(works(&frozen), works(&other));
+        frozen.freeze();
+        owns_all(&other).await;
+        frozen.thaw();
+        let begun = Instant::now();
+        while frozen.count("stocklock_rebalances_total", "lost").await == 0 {
+            assert!(begun.elapsed() < PATIENCE, "it does not notice:\n{}", frozen.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        let before = frozen.count("stocklock_orders_decided_total", "").await;
+        let begun = Instant::now();
+        while frozen.count("stocklock_orders_decided_total", "").await <= before {
+            assert!(begun.elapsed() < PATIENCE, "it does not come back:\n{}", frozen.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        frozen.ready().await;
+        assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
+        load.ends_well(&world).await;
+        frozen.stop();
+        other.stop();
+        assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
+    }
 }
 
 /// Restarts one of two static members, and fails the test where the other notices.

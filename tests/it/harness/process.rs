@@ -125,6 +125,16 @@ impl Role {
         self.child.wait().expect("ended");
     }
 
+    /// Freezes it, as `kill -STOP` does.
+    pub fn freeze(&self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&self) {
+        self.signal(Signal::SIGCONT);
+    }
+
     fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("signalled");
     }
