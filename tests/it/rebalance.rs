@@ -87,6 +87,7 @@ on_two_stacks! {
         let (first, second) = (world.start("worker").await, world.start("worker").await);
         let load = Load::on(&ingest);
         tokio::join!(works(&first), works(&second));
+        assert_eq!(world.assignor(group), "cooperative-sticky");
         let third = world.start("worker").await;
         works(&third).await;
         gave_up(&first).await;
@@ -111,6 +112,7 @@ on_two_stacks! {
         let second = world.start_with("worker", &protocol).await;
         works(&second).await;
         gave_up(&first).await;
+        assert_eq!(world.assignor(group), "", "the members have no say");
         for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
             assert!(given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"), "{given_up}");
         }
@@ -208,6 +210,17 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
     let log = first.ended(2).await;
     assert!(log.contains("the group cannot be consumed"), "{log}");
     owns_all(&second).await;
+
+    // Under the broker's protocol it is the one that comes who is refused.
+    let broker_s = [
+        name[0],
+        ("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer"),
+        ("STOCKLOCK__KAFKA__GROUP_ID", &world.env["STOCKLOCK__COMPENSATOR__GROUP_ID"]),
+    ];
+    let first = world.start_with("worker", &broker_s).await;
+    let log = Role::spawn(&world.env, "worker", &broker_s).ended(2).await;
+    assert!(log.contains("the group cannot be consumed"), "{log}");
+    first.stop();
     second.stop();
 }
 

@@ -87,6 +87,12 @@ impl World {
         behind.sum()
     }
 
+    /// How the members of a group agree on who has what; empty where the broker says it.
+    pub fn assignor(&self, group_id: &str) -> String {
+        let groups = self.reader("reader").fetch_group_list(Some(group_id), TIMEOUT).expect("groups");
+        groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
+    }
+
     /// Waits until the group has committed all that is in the topic.
     pub async fn caught_up(&self, group_id: &str, topic: &str) {
         let begun = Instant::now();
