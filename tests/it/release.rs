@@ -133,13 +133,13 @@ async fn a_reported_failure_brings_the_stock_back_through_the_running_roles() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_completion_from_anyone_but_a_worker_and_a_report_of_no_order_are_set_aside() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
-    let compensator = world.compensator(&World::metrics());
     let placed = world.save(&[wanted(), wanted()]).await;
     let unknown = OrderId::generate();
     world.report(placed[0].order_id, ReportedStatus::Completed, "warehouse").await;
     world.report(unknown, ReportedStatus::Failed(Reason::parse(WORDS)), "payments").await;
     world.report(placed[1].order_id, ReportedStatus::Completed, WORKER_SOURCE).await;
-    world.replay_statuses(&compensator).await;
+    let compensator = world.start("compensator").await;
+    world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
     assert_eq!(order(&world, placed[0].order_id).await.status, OrderState::Pending);
     assert_eq!(order(&world, placed[1].order_id).await.status, OrderState::Completed);
     let mut letters: Vec<_> = world
@@ -155,4 +155,5 @@ async fn a_completion_from_anyone_but_a_worker_and_a_report_of_no_order_are_set_
         [(placed[0].order_id.to_string(), "invalid".to_owned()), (unknown.to_string(), "unknown_order".to_owned())];
     expected.sort();
     assert_eq!(letters, expected);
+    compensator.stop();
 }
