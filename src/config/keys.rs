@@ -43,7 +43,7 @@ pub const KEYS: &[Key] = &[
         "static membership: a name that no other process of the role has; not set: none",
     ),
     key("kafka.group_protocol", "classic", "classic, or consumer (KIP-848, brokers from 4.0)"),
-    key("kafka.session_timeout", "10s", "silence after which a member is out of its group; classic protocol alone"),
+    key("kafka.session_timeout", "6s", "silence after which a member is out of its group; classic protocol alone"),
     key("kafka.max_poll_interval", "5m", "time without a poll after which a member leaves its group"),
     key("kafka.security_protocol", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl"),
     key("kafka.sasl_mechanism", "", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),

@@ -66,6 +66,19 @@ on_each_database! {
 }
 
 on_each_database! {
+    async fn workers_that_are_killed_and_join_meanwhile_change_nothing(world: World) {
+        // One joins after 4 s, and the other is killed after 8 s, before the last of 400 orders is placed.
+        let churn = ["--mode", "end-to-end", "--rate", "40", "--churn", "4s", "--skip-ceiling"];
+        let runs = bench(&world, &churn);
+        for run in &runs {
+            assert!(number(run, "killed") >= 1.0 && number(run, "joined") >= 1.0, "{run}");
+            assert_eq!((&run["orders"], &run["verified"]), (&400.into(), &true.into()));
+        }
+        assert_eq!(runs.len(), 2);
+    }
+}
+
+on_each_database! {
     async fn baskets_are_placed_as_they_are_but_for_the_invalid(world: World) {
         let file = tempfile::NamedTempFile::new().expect("a file");
         let baskets = [lines(&[("milk", 2), ("bread", 1)]), lines(&[("milk", 0)]), lines(&[("tea", 1)])];

@@ -12,7 +12,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{report::Run, role::Role, scratch::Scratch, workload::Workload};
+use super::{fleet::Fleet, report::Run, scratch::Scratch, workload::Workload};
 use crate::{domain::Lines, store::OrderStore};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
@@ -27,6 +27,8 @@ pub struct Load<'a> {
     pub scratch: &'a Scratch,
     pub workload: &'a Workload,
     pub workers: usize,
+    /// How often the workers change while they work.
+    pub churn: Option<Duration>,
     /// What the roles say.
     pub log: &'a File,
 }
@@ -37,73 +39,47 @@ impl Load<'_> {
         let events = self.scratch.place(orders, self.workload).await?;
         self.scratch.publish(&events).await?;
         drop(events);
-        let mut roles = vec![self.start("compensator").await?, self.start("worker").await?];
+        let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
+        fleet.any_ready().await?;
         let begun = Instant::now();
-        for _ in 1..self.workers {
-            roles.push(self.start("worker").await?);
-        }
-        self.finish(roles, begun, orders).await
+        self.finish(fleet, begun, orders).await
     }
 
     /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered.
     pub async fn end_to_end(&self, orders: &OrderStore, rate: Option<u32>) -> anyhow::Result<(Run, Histogram<u64>)> {
-        let mut roles = vec![self.start("compensator").await?];
-        for _ in 0..self.workers {
-            roles.push(self.start("worker").await?);
-        }
-        let ingest = self.start("ingest").await?;
-        let url = format!("http://{}/v1/orders", ingest.http);
-        roles.push(ingest);
+        let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
+        fleet.all_ready().await?;
+        let url = fleet.serve().await?;
         let begun = Instant::now();
         let placing = place_all(&url, &self.workload.orders, rate);
-        let (placed, finished) = tokio::join!(placing, self.finish(roles, begun, orders));
+        let (placed, finished) = tokio::join!(placing, self.finish(fleet, begun, orders));
         placed?;
         finished
-    }
-
-    async fn start(&self, role: &'static str) -> anyhow::Result<Role> {
-        Role::start(role, self.scratch, self.log).await
     }
 
     /// Waits until all orders are final, and stops the roles.
     async fn finish(
         &self,
-        roles: Vec<Role>,
+        mut fleet: Fleet<'_>,
         begun: Instant,
         orders: &OrderStore,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
-        let seconds = self.all_final(&roles, begun).await?;
-        let mut run = Run {
-            workload: self.workload.name.clone(),
-            orders: self.workload.orders.len(),
-            lines: self.workload.count_lines(),
-            workers: self.workers,
-            ..Run::default()
-        };
-        let mut batches = 0.0;
-        for role in roles {
-            if role.name == "worker" {
-                batches += role.metrics().await?.sum("stocklock_batch_orders_count", "");
-            }
-            run.tell_usage(role.name, role.usage()?);
-            role.stop().await?;
-        }
-        run.tell_rates(seconds, batches);
+        let seconds = self.all_final(&mut fleet, begun).await?;
+        let mut run = fleet.stop().await?;
+        run.workload.clone_from(&self.workload.name);
+        (run.orders, run.lines) = (self.workload.orders.len(), self.workload.count_lines());
+        run.workers = self.workers;
+        run.tell_rates(seconds);
         Ok((run, orders.settle_times().await?))
     }
 
-    async fn all_final(&self, roles: &[Role], begun: Instant) -> anyhow::Result<f64> {
-        let compensator = roles.first().context("the compensator")?;
+    async fn all_final(&self, fleet: &mut Fleet<'_>, begun: Instant) -> anyhow::Result<f64> {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders final, {per_sec}, {elapsed}")?;
         let progress = ProgressBar::new(self.workload.orders.len() as u64).with_style(style);
-        let mut moved_at = Instant::now();
+        let (mut moved_at, mut changed_at) = (Instant::now(), Instant::now());
         while progress.position() < self.workload.orders.len() as u64 {
             tokio::time::sleep(LOOK_EVERY).await;
-            let metrics = compensator.metrics().await?;
-            let kinds = ["kind=\"completed\"", "kind=\"failed\""];
-            let moved: f64 = kinds.iter().map(|kind| metrics.sum("stocklock_compensations_total", kind)).sum();
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
-            let moved = moved as u64;
+            let moved = fleet.count_final().await?;
             if moved > progress.position() {
                 progress.set_position(moved);
                 moved_at = Instant::now();
@@ -113,6 +89,10 @@ impl Load<'_> {
                     "{moved} of {} orders are final, and none became so for {PATIENCE:?}",
                     self.workload.orders.len()
                 );
+            }
+            if self.churn.is_some_and(|interval| changed_at.elapsed() >= interval) {
+                fleet.change(self.workers)?;
+                changed_at = Instant::now();
             }
         }
         progress.finish_and_clear();

@@ -1,6 +1,7 @@
 //! `stocklock bench`: a seeded load through the real pipeline, and beside it what the databases can do at all.
 
 mod ceiling;
+mod fleet;
 mod load;
 mod report;
 mod role;
@@ -27,6 +28,7 @@ use crate::{
     verify::verify,
 };
 
+const SHORTEST_CHURN: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
@@ -61,6 +63,9 @@ pub struct BenchArgs {
     /// Worker processes
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
     workers: u8,
+    /// How often another worker joins, or one is killed by SIGKILL, in turn
+    #[arg(long, value_name = "INTERVAL", value_parser = interval)]
+    churn: Option<Duration>,
     /// Orders a second that are placed whatever the answers (end-to-end); without it, 256 clients place them one after another
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
@@ -118,6 +123,11 @@ fn exponent(text: &str) -> Result<f64, String> {
 
 fn share(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(|n| (0.0..=100.0).contains(n)).ok_or_else(|| "expected a number from 0 to 100".into())
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
+    if interval < SHORTEST_CHURN { Err(format!("expected {SHORTEST_CHURN:?} or more")) } else { Ok(interval) }
 }
 
 pub async fn run(args: &BenchArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
@@ -199,7 +209,8 @@ impl Bench<'_> {
     async fn measure(&self, scratch: &Scratch, log: &File) -> anyhow::Result<Run> {
         let (orders, stock) = scratch.stores(&Metrics::new()?)?;
         scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
-        let load = Load { scratch, workload: &self.workload, workers: self.args.workers.into(), log };
+        let load =
+            Load { scratch, workload: &self.workload, workers: self.args.workers.into(), churn: self.args.churn, log };
         let (mut run, latencies) = match self.args.mode {
             Mode::Drain => load.drain(&orders).await?,
             Mode::EndToEnd => load.end_to_end(&orders, self.args.rate).await?,

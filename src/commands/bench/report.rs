@@ -15,11 +15,19 @@ pub struct Run {
     pub lines: usize,
     pub batch_max: usize,
     pub workers: usize,
+    /// Workers that joined, and that were killed, during the run.
+    pub joined: usize,
+    pub killed: usize,
     pub seconds: f64,
     pub orders_per_s: f64,
     pub lines_per_s: f64,
     pub batches_per_s: f64,
     pub mean_batch: f64,
+    /// Of the workers that were there at the end: how many batches, and how many orders in them.
+    #[serde(skip)]
+    pub batches: f64,
+    #[serde(skip)]
+    pub batched: f64,
     pub ceiling_orders_per_s: Option<f64>,
     pub ratio_to_ceiling: Option<f64>,
     pub p50_ms: f64,
@@ -34,25 +42,26 @@ pub struct Run {
 }
 
 impl Run {
-    /// Takes the time that all orders took, and how many batches they came in.
+    /// Takes the time that all orders took.
     #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
-    pub fn tell_rates(&mut self, seconds: f64, batches: f64) {
+    pub fn tell_rates(&mut self, seconds: f64) {
         let orders = self.orders as f64;
         self.seconds = round(seconds, 3);
         self.orders_per_s = round(orders / seconds, 1);
         self.lines_per_s = round(self.lines as f64 / seconds, 1);
-        self.batches_per_s = round(batches / seconds, 1);
-        self.mean_batch = round(orders / batches.max(1.0), 1);
+        self.batches_per_s = round(self.batches / seconds, 1);
+        self.mean_batch = round(self.batched / self.batches.max(1.0), 1);
+        for cpu in self.cpu_seconds_per_1000_orders.values_mut() {
+            *cpu = round(*cpu / orders * 1000.0, 4);
+        }
     }
 
-    /// Adds what a process of a role has used.
-    #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
+    /// Adds what a process of a role has used; the CPU seconds until [`Run::tell_rates`] are those of all orders.
     pub fn tell_usage(&mut self, role: &'static str, usage: Usage) {
         let peak = self.peak_rss_mib_by_role.entry(role).or_default();
         *peak = round(peak.max(usage.peak_rss_mib), 1);
         self.peak_rss_mib = self.peak_rss_mib.max(*peak);
-        let cpu = self.cpu_seconds_per_1000_orders.entry(role).or_default();
-        *cpu = round(*cpu + usage.cpu_seconds / self.orders as f64 * 1000.0, 4);
+        *self.cpu_seconds_per_1000_orders.entry(role).or_default() += usage.cpu_seconds;
     }
 
     /// Takes the orders' times from acceptance to their final status, microseconds.
@@ -86,6 +95,9 @@ impl Run {
         println!("  {:>10} batches/s of {} orders", self.batches_per_s, self.mean_batch);
         if let (Some(ceiling), Some(ratio)) = (self.ceiling_orders_per_s, self.ratio_to_ceiling) {
             println!("  {ratio:>10} of the ceiling, {ceiling} orders/s");
+        }
+        if self.killed + self.joined > 0 {
+            println!("  {:>10} workers killed, {} joined", self.killed, self.joined);
         }
         println!("  {:>10} ms p50, {} p95, {} p99, {} max", self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms);
         for (role, cpu) in &self.cpu_seconds_per_1000_orders {

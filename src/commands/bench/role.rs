@@ -47,8 +47,8 @@ impl Exposition {
 }
 
 impl Role {
-    /// Starts a role on free ports and waits until it is ready: a consumer then has its partitions.
-    pub async fn start(name: &'static str, scratch: &Scratch, log: &fs::File) -> anyhow::Result<Self> {
+    /// Starts a role on free ports.
+    pub fn spawn(name: &'static str, scratch: &Scratch, log: &fs::File) -> anyhow::Result<Self> {
         let (admin, http) = (free_address()?, free_address()?);
         let inherited = std::env::vars().filter(|(name, _)| !name.starts_with("STOCKLOCK__"));
         let process = Command::new(std::env::current_exe()?)
@@ -63,18 +63,22 @@ impl Role {
             .stderr(log.try_clone()?)
             .spawn()
             .with_context(|| format!("stocklock {name}"))?;
-        let mut role = Self { name, http, admin, client: reqwest::Client::new(), process };
+        Ok(Self { name, http, admin, client: reqwest::Client::new(), process })
+    }
+
+    /// Waits until it is ready: a consumer then has its partitions.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
-        while !role.is_ready().await {
-            if let Some(status) = role.process.try_wait()? {
-                bail!("{name} ended with {status}");
+        while !self.is_ready().await {
+            if let Some(status) = self.process.try_wait()? {
+                bail!("{} ended with {status}", self.name);
             }
             if begun.elapsed() > START_DEADLINE {
-                bail!("{name} is not ready after {} s", START_DEADLINE.as_secs());
+                bail!("{} is not ready after {} s", self.name, START_DEADLINE.as_secs());
             }
             tokio::time::sleep(ASK_EVERY).await;
         }
-        Ok(role)
+        Ok(())
     }
 
     async fn is_ready(&self) -> bool {
