@@ -42,6 +42,7 @@ pub struct Kafka {
     pub session_timeout: Duration,
     /// At least the session timeout.
     pub max_poll_interval: Duration,
+    pub stall_timeout: Duration,
     /// Security settings under librdkafka's own names, those that were set.
     pub security: Vec<(&'static str, String)>,
 }
@@ -136,6 +137,7 @@ impl Config {
                 group_protocol: values.get("kafka.group_protocol"),
                 session_timeout,
                 max_poll_interval: values.between("kafka.max_poll_interval", session_timeout, DAY),
+                stall_timeout: values.between("kafka.stall_timeout", Duration::from_secs(5), DAY),
                 security: values.kafka_security(),
             },
             topics: Topics {

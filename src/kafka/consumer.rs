@@ -1,24 +1,31 @@
-use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
+use prometheus::IntCounter;
 use rdkafka::{
-    ClientContext, Message as _, Statistics,
-    config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, CommitMode, Consumer as _, ConsumerContext, Rebalance},
+    Message as _,
+    consumer::{CommitMode, Consumer as _},
     error::{KafkaError, KafkaResult},
     message::{Headers, OwnedMessage},
-    statistics,
     topic_partition_list::TopicPartitionList,
 };
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
-    Lane, client_config,
+    Lane,
+    context::Context,
     lane::{Offsets, Received},
+    member::{Client, Member},
     partitions::Partitions,
+    watchdog::Watchdog,
 };
 use crate::{
     backoff::Backoff,
-    config::{GroupProtocol, Kafka},
+    config::Kafka,
     lifecycle::Shutdown,
     telemetry::{Component, Metrics},
 };
@@ -28,11 +35,12 @@ const LANE_BYTES: usize = 16 << 20;
 /// What a waiting message costs besides its payload, bytes.
 const MESSAGE_OVERHEAD: usize = 256;
 const POLL: Duration = Duration::from_millis(100);
+/// How often the partitions are looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// How long the broker may take to say where a partition ends.
+const ASK_END: Duration = Duration::from_secs(1);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
-/// How long a revocation waits for batches in hand. Of partitions that are lost nothing is waited for: another may have them already, and
-/// their offsets are not taken any more.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
 /// How long a consumer may take to leave its group, which it cannot while the brokers are away.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -61,14 +69,8 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context {
-            topic: subscription.topic.to_owned(),
-            partitions: Arc::clone(&partitions),
-            metrics: metrics.clone(),
-            health: health.clone(),
-        };
-        let consumer = Arc::new(create(kafka, subscription, context)?);
-        consumer.subscribe(&[subscription.topic])?;
+        let context = Context::new(subscription.topic, &partitions, metrics, &health);
+        let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
@@ -80,14 +82,25 @@ impl Consumer {
                         topic: subscription.topic.to_owned(),
                         messages,
                         partitions: Arc::clone(&partitions),
-                        offsets: Offsets { lane, consumer: Arc::clone(&consumer), partitions: Arc::clone(&partitions) },
+                        offsets: Offsets { lane, member: Arc::clone(&member), partitions: Arc::clone(&partitions) },
                         shutdown: shutdown.clone(),
                     },
                 )
             })
             .unzip();
-        let poller =
-            Poller { consumer, partitions, inlets, health, shutdown, runtime: tokio::runtime::Handle::current() };
+        let poller = Poller {
+            client: member.client(),
+            member,
+            partitions,
+            inlets,
+            watchdog: Watchdog::default(),
+            watched: Instant::now(),
+            stall_timeout: kafka.stall_timeout,
+            recreations: metrics.consumer_recreations.with_label_values(&[subscription.topic]),
+            health,
+            shutdown,
+            runtime: tokio::runtime::Handle::current(),
+        };
         let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(move || poller.run());
         let thread = thread.map_err(|e| KafkaError::ClientCreation(e.to_string()))?;
         Ok((Self { thread }, lanes))
@@ -106,103 +119,6 @@ impl Consumer {
     }
 }
 
-fn create(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> KafkaResult<BaseConsumer<Context>> {
-    let mut client = client_config(kafka);
-    let millis = |duration: Duration| duration.as_millis().to_string();
-    client
-        .set("group.id", subscription.group_id)
-        .set("max.poll.interval.ms", millis(kafka.max_poll_interval))
-        .set("auto.offset.reset", "earliest")
-        .set("enable.auto.commit", "true")
-        .set("auto.commit.interval.ms", "1000")
-        .set("enable.auto.offset.store", "false")
-        .set("queued.max.messages.kbytes", "16384")
-        .set("fetch.wait.max.ms", "50")
-        .set("statistics.interval.ms", "5000");
-    if let Some(id) = &kafka.group_instance_id {
-        client.set("group.instance.id", id);
-    }
-    match kafka.group_protocol {
-        GroupProtocol::Classic => client
-            .set("partition.assignment.strategy", "cooperative-sticky")
-            .set("session.timeout.ms", millis(kafka.session_timeout))
-            .set("heartbeat.interval.ms", millis(kafka.session_timeout / 5)),
-        // The broker assigns, and says how often it wants to hear of its members: librdkafka refuses to be told.
-        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
-    };
-    BaseConsumer::from_config_and_context(&client, context)
-}
-
-/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
-/// it begins at the earliest.
-fn lag(partition: &statistics::Partition) -> Option<i64> {
-    let (low, high) = (partition.lo_offset, partition.hi_offset);
-    let all = (low >= 0 && high >= low).then(|| high - low);
-    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
-}
-
-/// What librdkafka calls back on the poll thread.
-pub struct Context {
-    topic: String,
-    partitions: Arc<Partitions>,
-    metrics: Metrics,
-    health: Component,
-}
-
-impl ClientContext for Context {
-    fn stats(&self, statistics: Statistics) {
-        let Some(topic) = statistics.topics.get(&self.topic) else { return };
-        for (partition, state) in &topic.partitions {
-            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
-                let gauge = &self.metrics.consumer_lag;
-                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
-            }
-        }
-    }
-
-    fn error(&self, error: KafkaError, reason: &str) {
-        self.metrics.retries.with_label_values(&["kafka"]).inc();
-        tracing::warn!(%error, reason, "kafka");
-    }
-}
-
-impl ConsumerContext for Context {
-    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
-        match rebalance {
-            Rebalance::Assign(list) => {
-                let partitions = ids(list);
-                tracing::info!(topic = self.topic, ?partitions, "partitions assigned");
-                self.metrics.rebalances.with_label_values(&["assign"]).inc();
-                self.partitions.assign(&partitions);
-                self.health.ready();
-            }
-            Rebalance::Revoke(list) => {
-                let is_lost = consumer.assignment_lost();
-                let (kind, deadline) = if is_lost { ("lost", Duration::ZERO) } else { ("revoke", DRAIN_DEADLINE) };
-                let partitions = ids(list);
-                let drained = self.partitions.revoke(&partitions, deadline);
-                // librdkafka would remember that a partition is paused until it comes back.
-                if let Err(error) = consumer.resume(list) {
-                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
-                }
-                if is_lost {
-                    self.health.not_ready("partitions lost");
-                }
-                tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
-                self.metrics.rebalances.with_label_values(&[kind]).inc();
-                for partition in &partitions {
-                    let _absent = self.metrics.consumer_lag.remove_label_values(&[&self.topic, &partition.to_string()]);
-                }
-            }
-            Rebalance::Error(error) => tracing::warn!(topic = self.topic, %error, "rebalance failed"),
-        }
-    }
-}
-
-fn ids(list: &TopicPartitionList) -> Vec<i32> {
-    list.elements().iter().map(rdkafka::topic_partition_list::TopicPartitionListElem::partition).collect()
-}
-
 /// The poll thread's end of a lane.
 struct Inlet {
     sender: mpsc::UnboundedSender<Received>,
@@ -218,9 +134,15 @@ struct Waiting {
 }
 
 struct Poller {
-    consumer: Arc<BaseConsumer<Context>>,
+    member: Arc<Member>,
+    client: Client,
     partitions: Arc<Partitions>,
     inlets: Vec<Inlet>,
+    watchdog: Watchdog,
+    /// When the partitions were last looked at.
+    watched: Instant,
+    stall_timeout: Duration,
+    recreations: IntCounter,
     health: Component,
     shutdown: Shutdown,
     runtime: tokio::runtime::Handle,
@@ -234,8 +156,9 @@ impl Poller {
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
+            self.watch();
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
-            match self.consumer.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
+            match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
@@ -260,6 +183,7 @@ impl Poller {
     fn deliver(&mut self, message: OwnedMessage) {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
+        self.watchdog.heard(message.partition());
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
             let cost = cost(&message);
@@ -297,28 +221,66 @@ impl Poller {
 
     /// Pauses or resumes all partitions of a lane.
     fn set_paused(&self, lane: usize, paused: bool) {
-        let Ok(assigned) = self.consumer.assignment() else { return };
+        let Ok(assigned) = self.client.assignment() else { return };
         let mut of_lane = TopicPartitionList::new();
         for element in assigned.elements() {
             if self.partitions.lane(element.partition()) == lane {
                 of_lane.add_partition(element.topic(), element.partition());
             }
         }
-        let done = if paused { self.consumer.pause(&of_lane) } else { self.consumer.resume(&of_lane) };
+        let done = if paused { self.client.pause(&of_lane) } else { self.client.resume(&of_lane) };
         if let Err(error) = done {
             tracing::warn!(lane, paused, %error, "partitions not paused or resumed");
         }
     }
 
+    /// Replaces a client of which nothing comes although there is something, and although its lane has room.
+    fn watch(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.watched) < WATCH {
+            return;
+        }
+        self.watched = now;
+        let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
+        for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
+            let context = self.client.context();
+            // A broker that does not answer is away, and no other client would help.
+            let ends = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
+            let is_behind = ends.is_ok_and(|(_, end)| context.is_behind(partition, end));
+            if self.watchdog.is_stalled(partition, is_behind) {
+                tracing::warn!(
+                    topic = context.topic,
+                    partition,
+                    "nothing comes although there is something: the consumer is replaced"
+                );
+                return self.recreate();
+            }
+        }
+    }
+
+    fn recreate(&mut self) {
+        self.health.not_ready("the consumer is replaced, as a partition has stalled");
+        self.recreations.inc();
+        for inlet in &mut self.inlets {
+            inlet.waiting.clear();
+        }
+        self.watchdog = Watchdog::default();
+        match self.member.replace(&mut self.client, &self.partitions) {
+            Ok(()) => {}
+            Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
+        }
+    }
+
     /// Lets the lanes finish what they hold, and leaves the group with their offsets committed.
     fn stop(self) {
-        let Self { consumer, inlets, health, .. } = self;
+        let Self { member, client, inlets, health, .. } = self;
         drop(inlets);
-        while Arc::strong_count(&consumer) > 1 {
+        while Arc::strong_count(&member) > 1 {
             health.alive();
             std::thread::sleep(Duration::from_millis(10));
         }
-        match consumer.commit_consumer_state(CommitMode::Sync) {
+        match client.commit_consumer_state(CommitMode::Sync) {
             Ok(()) | Err(KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::NoOffset)) => {}
             Err(error) => tracing::warn!(%error, "offsets not committed, their messages will come again"),
         }

@@ -1,16 +1,12 @@
 use std::{collections::HashMap, sync::Arc};
 
-use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
-    message::OwnedMessage,
-};
+use rdkafka::{Message as _, Offset, TopicPartitionList, message::OwnedMessage};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
     time::{Instant, sleep_until},
 };
 
-use super::{consumer::Context, partitions::Partitions};
+use super::{member::Member, partitions::Partitions};
 use crate::{config::Batches, lifecycle::Shutdown};
 
 /// Messages that are decoded before anyone else gets a turn.
@@ -45,7 +41,7 @@ pub struct Batch<D> {
 #[derive(Clone)]
 pub struct Offsets {
     pub(super) lane: usize,
-    pub(super) consumer: Arc<BaseConsumer<Context>>,
+    pub(super) member: Arc<Member>,
     pub(super) partitions: Arc<Partitions>,
 }
 
@@ -101,18 +97,19 @@ impl Offsets {
     /// The first messages of the batch, so many, are done: their offsets are stored, to be committed soon. Those of partitions that were
     /// taken away are dropped; their next owner repeats what was done.
     pub fn store<D>(&self, batch: &Batch<D>, done: usize) {
-        let mut offsets = TopicPartitionList::new();
-        for (topic, partition, offset) in batch.last_offsets(done) {
-            let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
-            let added = is_owned.then(|| offsets.add_partition_offset(topic, partition, Offset::Offset(offset + 1)));
-            if let Some(Err(error)) = added {
-                tracing::error!(topic, partition, offset, %error, "offset not stored");
+        let stored = self.member.store_offsets(|| {
+            let mut offsets = TopicPartitionList::new();
+            for (topic, partition, offset) in batch.last_offsets(done) {
+                let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
+                let added =
+                    is_owned.then(|| offsets.add_partition_offset(topic, partition, Offset::Offset(offset + 1)));
+                if let Some(Err(error)) = added {
+                    tracing::error!(topic, partition, offset, %error, "offset not stored");
+                }
             }
-        }
-        if offsets.count() == 0 {
-            return;
-        }
-        if let Err(error) = self.consumer.store_offsets(&offsets) {
+            offsets
+        });
+        if let Err(error) = stored {
             tracing::warn!(%error, "offsets not stored, their messages will come again");
         }
     }

@@ -3,14 +3,17 @@
 mod breaker;
 mod client;
 mod consumer;
+mod context;
 mod dead_letters;
 mod handler;
 mod lane;
+mod member;
 mod partitions;
 mod pipeline;
 mod producer;
 mod publishing;
 mod topics;
+mod watchdog;
 
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};

@@ -83,6 +83,10 @@ impl Partitions {
         self.settled.notify_all();
     }
 
+    pub fn owned(&self) -> Vec<i32> {
+        self.lock().owned.keys().copied().collect()
+    }
+
     /// The present assignment of a partition, by which its messages are marked.
     pub fn assignment(&self, partition: i32) -> Option<u64> {
         self.lock().owned.get(&partition).map(|owned| owned.assignment)

@@ -24,6 +24,7 @@ pub struct Metrics {
     pub stale_writes_rejected: IntCounter,
     pub consumer_lag: IntGaugeVec,
     pub rebalances: IntCounterVec,
+    pub consumer_recreations: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub lanes_stopped: IntGaugeVec,
     pub outbox_pending: IntGauge,
@@ -62,6 +63,11 @@ impl Metrics {
             )?,
             consumer_lag: gauge_vec("stocklock_consumer_lag", "Messages not yet handled.", &["topic", "partition"])?,
             rebalances: counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
+            consumer_recreations: counters(
+                "stocklock_consumer_recreations_total",
+                "Consumers replaced, as one of their partitions had stalled.",
+                &["topic"],
+            )?,
             dead_letters: counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
             lanes_stopped: gauge_vec(
                 "stocklock_lanes_stopped",
@@ -106,7 +112,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 20] = [
+        let all: [Box<dyn Collector>; 21] = [
             Box::new(self.orders_ingested.clone()),
             Box::new(self.orders_decided.clone()),
             Box::new(self.order_latency.clone()),
@@ -118,6 +124,7 @@ impl Metrics {
             Box::new(self.stale_writes_rejected.clone()),
             Box::new(self.consumer_lag.clone()),
             Box::new(self.rebalances.clone()),
+            Box::new(self.consumer_recreations.clone()),
             Box::new(self.dead_letters.clone()),
             Box::new(self.lanes_stopped.clone()),
             Box::new(self.outbox_pending.clone()),

@@ -28,5 +28,6 @@ mod redlock;
 mod refused;
 mod release;
 mod row_locks;
+mod stall;
 mod transactions;
 mod verify;

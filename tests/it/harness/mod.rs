@@ -1,6 +1,7 @@
 //! What the tests stand on: a world of its own for each, and the project's processes in it.
 
 mod api;
+mod broker_proxy;
 mod load;
 mod process;
 mod proxy;
@@ -10,6 +11,7 @@ mod topics;
 mod world;
 
 pub use api::Api;
+pub use broker_proxy::BrokerProxy;
 pub use load::{body, place_all};
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;

@@ -1,0 +1,137 @@
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientContext, Statistics,
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance},
+    error::KafkaError,
+    statistics,
+    topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
+};
+
+use super::partitions::Partitions;
+use crate::telemetry::{Component, Metrics};
+
+/// How long a revocation waits for batches in hand. Of partitions that are lost nothing is waited for: another may have them already, and
+/// their offsets are not taken any more.
+const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+
+/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
+/// it begins at the earliest.
+fn lag(partition: &statistics::Partition) -> Option<i64> {
+    let (low, high) = (partition.lo_offset, partition.hi_offset);
+    let all = (low >= 0 && high >= low).then(|| high - low);
+    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
+}
+
+/// What librdkafka calls back on the poll thread.
+pub struct Context {
+    pub topic: String,
+    pub partitions: Arc<Partitions>,
+    pub metrics: Metrics,
+    pub health: Component,
+    fetched: Mutex<HashMap<i32, Fetched>>,
+    /// Another client has taken over: what becomes of this one's partitions means nothing.
+    retired: AtomicBool,
+}
+
+/// How far a partition is fetched, as of the last statistics.
+#[derive(Debug, Clone, Copy)]
+struct Fetched {
+    next_offset: i64,
+    /// Messages that are fetched and were not polled yet.
+    queued: i64,
+}
+
+impl Context {
+    pub fn new(topic: &str, partitions: &Arc<Partitions>, metrics: &Metrics, health: &Component) -> Self {
+        Self {
+            topic: topic.to_owned(),
+            partitions: Arc::clone(partitions),
+            metrics: metrics.clone(),
+            health: health.clone(),
+            fetched: Mutex::default(),
+            retired: AtomicBool::new(false),
+        }
+    }
+
+    /// Shows no lag of partitions that are another's now.
+    pub fn forget_lag(&self, partitions: &[i32]) {
+        for partition in partitions {
+            let _absent = self.metrics.consumer_lag.remove_label_values(&[&self.topic, &partition.to_string()]);
+        }
+    }
+
+    pub fn retire(&self) {
+        self.retired.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether a partition that ends at this offset has messages that were not polled.
+    pub fn is_behind(&self, partition: i32, end: i64) -> bool {
+        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.get(&partition).is_some_and(|fetched| fetched.next_offset < end || fetched.queued > 0)
+    }
+}
+
+impl ClientContext for Context {
+    fn stats(&self, statistics: Statistics) {
+        let Some(topic) = statistics.topics.get(&self.topic) else { return };
+        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        for (partition, state) in &topic.partitions {
+            fetched.insert(*partition, Fetched { next_offset: state.next_offset, queued: state.fetchq_cnt });
+            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
+                let gauge = &self.metrics.consumer_lag;
+                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
+            }
+        }
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.metrics.retries.with_label_values(&["kafka"]).inc();
+        tracing::warn!(%error, reason, "kafka");
+    }
+}
+
+impl ConsumerContext for Context {
+    fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
+        if self.retired.load(Ordering::SeqCst) {
+            return;
+        }
+        match rebalance {
+            Rebalance::Assign(list) => {
+                let partitions = ids(list);
+                tracing::info!(topic = self.topic, ?partitions, "partitions assigned");
+                self.metrics.rebalances.with_label_values(&["assign"]).inc();
+                self.partitions.assign(&partitions);
+                self.health.ready();
+            }
+            Rebalance::Revoke(list) => {
+                let is_lost = consumer.assignment_lost();
+                let (kind, deadline) = if is_lost { ("lost", Duration::ZERO) } else { ("revoke", DRAIN_DEADLINE) };
+                let partitions = ids(list);
+                let drained = self.partitions.revoke(&partitions, deadline);
+                // librdkafka would remember that a partition is paused until it comes back.
+                if let Err(error) = consumer.resume(list) {
+                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
+                }
+                if is_lost {
+                    self.health.not_ready("partitions lost");
+                }
+                tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
+                self.metrics.rebalances.with_label_values(&[kind]).inc();
+                self.forget_lag(&partitions);
+            }
+            Rebalance::Error(error) => tracing::warn!(topic = self.topic, %error, "rebalance failed"),
+        }
+    }
+}
+
+fn ids(list: &TopicPartitionList) -> Vec<i32> {
+    list.elements().iter().map(TopicPartitionListElem::partition).collect()
+}

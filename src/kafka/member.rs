@@ -1,0 +1,98 @@
+use std::{
+    sync::{Arc, PoisonError, RwLock, mpsc},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientConfig, TopicPartitionList,
+    config::FromClientConfigAndContext,
+    consumer::{BaseConsumer, Consumer as _},
+    error::KafkaResult,
+};
+
+use super::{Subscription, client_config, context::Context, partitions::Partitions};
+use crate::config::{GroupProtocol, Kafka};
+
+/// How long a client that is replaced may take to leave its group before the next one joins.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+
+pub(super) type Client = Arc<BaseConsumer<Context>>;
+
+/// A member of a group: the client that is it at present.
+pub struct Member {
+    config: ClientConfig,
+    current: RwLock<Client>,
+}
+
+impl Member {
+    /// Joins the group.
+    pub fn join(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> KafkaResult<Self> {
+        let config = config(kafka, subscription);
+        let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
+        client.subscribe(&[subscription.topic])?;
+        Ok(Self { config, current: RwLock::new(client) })
+    }
+
+    pub fn client(&self) -> Client {
+        Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Stores the offsets that `offsets` answers, none of which may be of a partition that is not owned any more: the client is not
+    /// replaced meanwhile.
+    pub fn store_offsets(&self, offsets: impl FnOnce() -> TopicPartitionList) -> KafkaResult<()> {
+        let client = self.current.read().unwrap_or_else(PoisonError::into_inner);
+        let offsets = offsets();
+        if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
+    }
+
+    /// Leaves the group and joins it with a new client; fences the partitions first. Only the caller holds `client`, the one at
+    /// present. One that does not close in time, which it does on a thread of its own, is left to itself.
+    pub fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
+        let old = client.context();
+        let context = Context::new(&old.topic, &old.partitions, &old.metrics, &old.health);
+        let topic = context.topic.clone();
+        let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, context)?);
+        let owned = partitions.owned();
+        partitions.revoke(&owned, Duration::ZERO);
+        old.forget_lag(&owned);
+        old.retire();
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&next);
+        let former = std::mem::replace(client, next);
+        let (closed, closing) = mpsc::channel();
+        std::thread::spawn(move || {
+            drop(former);
+            let _nobody_waits = closed.send(());
+        });
+        if closing.recv_timeout(CLOSE_DEADLINE).is_err() {
+            tracing::warn!(topic, "the former consumer does not close, and is left to itself");
+        }
+        client.subscribe(&[&topic])
+    }
+}
+
+fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
+    let mut client = client_config(kafka);
+    let millis = |duration: Duration| duration.as_millis().to_string();
+    client
+        .set("group.id", subscription.group_id)
+        .set("max.poll.interval.ms", millis(kafka.max_poll_interval))
+        .set("auto.offset.reset", "earliest")
+        .set("enable.auto.commit", "true")
+        .set("auto.commit.interval.ms", "1000")
+        .set("enable.auto.offset.store", "false")
+        .set("queued.max.messages.kbytes", "16384")
+        .set("fetch.wait.max.ms", "50")
+        .set("statistics.interval.ms", "5000");
+    if let Some(id) = &kafka.group_instance_id {
+        client.set("group.instance.id", id);
+    }
+    match kafka.group_protocol {
+        GroupProtocol::Classic => client
+            .set("partition.assignment.strategy", "cooperative-sticky")
+            .set("session.timeout.ms", millis(kafka.session_timeout))
+            .set("heartbeat.interval.ms", millis(kafka.session_timeout / 5)),
+        // The broker assigns, and says how often it wants to hear of its members: librdkafka refuses to be told.
+        GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
+    };
+    client
+}
