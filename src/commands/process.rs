@@ -25,5 +25,5 @@ pub fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Or
 /// A session that is silent for longer than the lock TTL is ended by the server, and its row locks with it.
 pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
     let database = Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
-    Ok(StockStore::new(database.context("stock_store.url")?, metrics.clone()))
+    Ok(StockStore::new(database.context("stock_store.url")?, metrics.clone(), config.retention.horizon))
 }

@@ -164,6 +164,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
         relay: shared.relay(store.clone()),
         store: store.clone(),
         statuses: Arc::clone(&shared.statuses),
+        horizon: config.retention.horizon,
         metrics: metrics.clone(),
     };
     let subscription =

@@ -1,10 +1,13 @@
+use std::time::Duration;
+
 use anyhow::Context as _;
+use humantime::format_duration;
 use serde_json::json;
 
 use super::{Answer, Output};
 use crate::{
     config::Config,
-    kafka::ensure_topics,
+    kafka::{TopicReport, ensure_topics},
     store::{migrate_order_store, migrate_stock_store},
 };
 
@@ -14,13 +17,17 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     migrate_stock_store(stock).await.with_context(|| format!("stock store, {stock}"))?;
     let reports = ensure_topics(&config.kafka, &config.topics).await;
     let reports = reports.with_context(|| format!("topics, brokers {}", config.kafka.brokers))?;
+    let warning = reports.iter().find(|topic| topic.name == config.topics.orders).and_then(|t| warning(t, config));
+    if let Some(warning) = &warning {
+        eprintln!("WARNING: {warning}");
+    }
     if output == Output::Json {
         let topics =
             reports.iter().map(|t| json!({"name": t.name, "created": t.created, "differences": t.differences}));
-        println!(
-            "{}",
-            json!({"order_store": "migrated", "stock_store": "migrated", "topics": topics.collect::<Vec<_>>()})
-        );
+        let topics = topics.collect::<Vec<_>>();
+        let warnings: Vec<_> = warning.into_iter().collect();
+        let stores = "migrated";
+        println!("{}", json!({"order_store": stores, "stock_store": stores, "topics": topics, "warnings": warnings}));
         return Ok(Answer::Done);
     }
     println!("order store  migrated");
@@ -34,4 +41,20 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
         println!("topic {:24} {what}", topic.name);
     }
     Ok(Answer::Done)
+}
+
+/// An event that waits longer than the ledger reaches back expires, so a topic should not keep it for longer.
+fn warning(orders: &TopicReport, config: &Config) -> Option<String> {
+    let (kept, longest) = (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
+    let kept = kept.map(Duration::from_millis);
+    if kept.is_some_and(|kept| kept <= longest) {
+        return None;
+    }
+    let kept = kept.map_or("for ever".to_owned(), |kept| format!("for {}", format_duration(kept)));
+    Some(format!(
+        "topic {} keeps events {kept}, but those that waited longer than {} may be dead-lettered as expired, not decided: \
+         lower its retention.ms, or raise retention.outcomes",
+        orders.name,
+        format_duration(longest),
+    ))
 }

@@ -7,10 +7,10 @@ use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
     crash_point::crash_point,
-    domain::{OrderId, OrderState, OrderStatus},
+    domain::{Horizon, OrderState, OrderStatus, ReportedStatus},
     kafka::{Fate, Handler, Refusal},
     relay::{COMMITTER_LEASE, Relay},
-    store::{OrderStore, StoreError},
+    store::{Applied, OrderStore, StoreError},
     telemetry::Metrics,
     wire::{OrderStatusCodec, WireError},
 };
@@ -21,49 +21,57 @@ pub struct Compensator {
     pub store: OrderStore,
     pub relay: Relay,
     pub statuses: Arc<OrderStatusCodec>,
+    pub horizon: Horizon,
     pub metrics: Metrics,
 }
 
 impl Handler for Compensator {
     type Decoded = Result<OrderStatus, WireError>;
-    type Handled = Vec<OrderId>;
+    type Handled = Applied;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         self.statuses.decode(message.payload().unwrap_or_default())
     }
 
-    /// Moves the orders in one transaction. Answers which of them the store does not know.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Vec<OrderId>, StoreError> {
+    /// Moves the orders in one transaction.
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Applied, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().collect();
         if statuses.is_empty() {
-            return Ok(Vec::new());
+            return Ok(Applied::default());
         }
-        let applied = self.store.apply(&statuses, Utc::now(), COMMITTER_LEASE).await?;
+        let now = Utc::now();
+        let mut applied = self.store.apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE).await?;
         crash_point("compensate.committed");
-        for (state, count) in applied.moved {
-            let kind = if state == OrderState::Completed { "completed" } else { "failed" };
-            self.metrics.compensations.with_label_values(&[kind]).inc_by(count as u64);
+        for (state, count) in &applied.moved {
+            let kind = if *state == OrderState::Completed { "completed" } else { "failed" };
+            self.metrics.compensations.with_label_values(&[kind]).inc_by(*count as u64);
         }
         self.metrics.compensations.with_label_values(&["released"]).inc_by(applied.events.len() as u64);
-        self.relay.publish_in_background(applied.events);
+        self.relay.publish_in_background(std::mem::take(&mut applied.events));
         self.store.database().observe_pool();
-        Ok(applied.unknown)
+        Ok(applied)
     }
 
-    /// Besides poison, statuses of unknown orders are set aside.
-    fn refusal(&self, status: &Self::Decoded, unknown: &Vec<OrderId>) -> Option<Refusal> {
+    /// Besides poison, statuses of unknown orders are set aside, and failures that come too late.
+    fn refusal(&self, status: &Self::Decoded, applied: &Applied) -> Option<Refusal> {
         match status {
             Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
-            Ok(OrderStatus { order_id, .. }) if unknown.contains(order_id) => {
+            Ok(OrderStatus { order_id, .. }) if applied.unknown.contains(order_id) => {
                 Some(Refusal { class: "unknown_order", text: format!("no order has the id {order_id}") })
+            }
+            Ok(OrderStatus { order_id, status: ReportedStatus::Failed(_), .. })
+                if applied.too_late.contains(order_id) =>
+            {
+                let text = format!("order {order_id} is completed, and too old for its stock to be given back");
+                Some(Refusal { class: "expired", text })
             }
             Ok(_) => None,
         }
     }
 
     /// Releases are on their way already, by the outbox.
-    async fn publish(&self, _: &[Self::Decoded], _: &Vec<OrderId>) -> Result<(), StoreError> {
+    async fn publish(&self, _: &[Self::Decoded], _: &Applied) -> Result<(), StoreError> {
         Ok(())
     }
 

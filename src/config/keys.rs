@@ -85,6 +85,7 @@ pub const KEYS: &[Key] = &[
     key("compensator.linger", "2ms", "how long a batch that is not full waits for more"),
     key("ingest.group_max", "500", "most orders that share a commit"),
     key("ingest.outbox_max", "100000", "unpublished orders beyond which ingest answers 503"),
+    key("retention.outcomes", "30d", "how long an order may be decided and given back; more than topics.retention"),
     key("http.listen", "127.0.0.1:8080", "address of the HTTP API"),
     key("admin.listen", "127.0.0.1:9464", "address of /livez, /readyz and /metrics"),
     key("client.url", "http://127.0.0.1:8080", "where the order commands find the HTTP API"),

@@ -7,6 +7,8 @@ mod values;
 
 use std::{net::SocketAddr, time::Duration};
 
+use crate::domain::Horizon;
+
 pub use keys::{KEYS, Key};
 pub use layers::{ConfigError, Layers, Origin};
 pub use values::{GroupProtocol, LockStrategy, LogFormat, SecretUrl};
@@ -25,6 +27,7 @@ pub struct Config {
     pub worker: Worker,
     pub compensator: Compensator,
     pub ingest: Ingest,
+    pub retention: Retention,
     pub http: Listen,
     pub admin: Listen,
     pub client: Client,
@@ -108,6 +111,13 @@ pub struct Ingest {
     pub outbox_max: u64,
 }
 
+/// What is deleted when.
+#[derive(Debug, Clone)]
+pub struct Retention {
+    /// How long the outcomes of orders are kept.
+    pub horizon: Horizon,
+}
+
 #[derive(Debug, Clone)]
 pub struct Listen {
     pub listen: SocketAddr,
@@ -129,6 +139,7 @@ impl Config {
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let mut values = values::Values::new(layers);
         let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
+        let topics = values.topics();
         let config = Self {
             kafka: Kafka {
                 brokers: values.get("kafka.brokers"),
@@ -139,15 +150,6 @@ impl Config {
                 max_poll_interval: values.between("kafka.max_poll_interval", session_timeout, DAY),
                 stall_timeout: values.between("kafka.stall_timeout", Duration::from_secs(5), DAY),
                 security: values.kafka_security(),
-            },
-            topics: Topics {
-                orders: values.get("topics.orders"),
-                order_status: values.get("topics.order_status"),
-                orders_dlq: values.get("topics.orders_dlq"),
-                order_status_dlq: values.get("topics.order_status_dlq"),
-                partitions: values.within("topics.partitions", 1, 10_000),
-                replication: values.within("topics.replication", -1, 100),
-                retention: values.get("topics.retention"),
             },
             order_store: values.store("order_store.url", "order_store.migrate_url", "order_store.pool_max"),
             stock_store: values.store("stock_store.url", "stock_store.migrate_url", "stock_store.pool_max"),
@@ -171,6 +173,8 @@ impl Config {
                 group_max: values.within("ingest.group_max", 1, 10_000),
                 outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
             },
+            retention: values.retention(&topics),
+            topics,
             http: Listen { listen: values.get("http.listen") },
             admin: Listen { listen: values.get("admin.listen") },
             client: Client { url: values.get("client.url") },

@@ -36,7 +36,13 @@ fn an_unknown_key_names_the_nearest_known_one() {
 
 #[test]
 fn every_wrong_key_is_reported_at_once() {
-    let flags = ["lock.strategy=paxos", "lock.ttl=soon", "redis.urls=redis://a,redis://b", "worker.batch_max=0"];
+    let flags = [
+        "lock.strategy=paxos",
+        "lock.ttl=soon",
+        "redis.urls=redis://a,redis://b",
+        "worker.batch_max=0",
+        "topics.retention=7",
+    ];
     let ConfigError(errors) = resolve(&[], &flags).unwrap_err();
     assert_eq!(errors.len(), flags.len(), "{errors:?}");
 }
@@ -47,6 +53,21 @@ fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
     assert_eq!((config.kafka.group_protocol, config.kafka.group_instance_id), (GroupProtocol::Classic, None));
     let error = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=29s"]).unwrap_err().to_string();
     assert!(error.contains("kafka.max_poll_interval") && error.contains("30s"), "{error}");
+}
+
+#[test]
+fn events_may_not_outlive_the_horizon_of_the_outcomes() {
+    for (topics, outcomes, is_valid) in
+        [("7d", "30d", true), ("29d", "30d", true), ("30d", "30d", false), ("7d", "7d", false)]
+    {
+        let flags = [format!("topics.retention={topics}"), format!("retention.outcomes={outcomes}")];
+        let resolved = resolve(&[], &flags.each_ref().map(String::as_str));
+        assert_eq!(resolved.is_ok(), is_valid, "{flags:?}: {resolved:?}");
+        if let Err(error) = resolved {
+            let error = error.to_string();
+            assert!(error.contains("topics.retention") && error.contains("retention.outcomes"), "{error}");
+        }
+    }
 }
 
 #[test]

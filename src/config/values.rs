@@ -1,6 +1,7 @@
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
-use super::{Batches, ConfigError, Key, Layers, Store};
+use super::{Batches, ConfigError, Key, Layers, Retention, Store, Topics};
+use crate::domain::Horizon;
 
 /// How a worker keeps others off the products of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,9 +179,34 @@ impl<'a> Values<'a> {
         Store { url, migrate_url, pool_max: self.within(pool_max, 1, 1000) }
     }
 
+    pub fn topics(&mut self) -> Topics {
+        Topics {
+            orders: self.get("topics.orders"),
+            order_status: self.get("topics.order_status"),
+            orders_dlq: self.get("topics.orders_dlq"),
+            order_status_dlq: self.get("topics.order_status_dlq"),
+            partitions: self.within("topics.partitions", 1, 10_000),
+            replication: self.within("topics.replication", -1, 100),
+            retention: self.get("topics.retention"),
+        }
+    }
+
     pub fn batches(&mut self, max: &str, linger: &str) -> Batches {
         let linger = self.between(linger, Duration::ZERO, Duration::from_secs(1));
         Batches { max: self.within(max, 1, 10_000), linger }
+    }
+
+    /// The horizon is longer than any event waits on its topic.
+    pub fn retention(&mut self, topics: &Topics) -> Retention {
+        let (shortest, longest) = (Duration::from_secs(60), Duration::from_secs(3650 * 86_400));
+        let horizon = Horizon::new(self.between("retention.outcomes", shortest, longest));
+        let wait = horizon.longest_wait();
+        if topics.retention > wait {
+            let wait = humantime::format_duration(wait);
+            let error = format!("is more than {wait}, after which an event may expire: raise retention.outcomes");
+            self.refuse("topics.retention", &error);
+        }
+        Retention { horizon }
     }
 
     pub fn redis_urls(&mut self) -> Vec<SecretUrl> {
@@ -207,6 +233,13 @@ impl<'a> Values<'a> {
         ];
         let all = NAMES.map(|(ours, theirs)| (theirs, self.read(ours, |text| Ok(text.to_owned()))));
         all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    /// Adds an error to a key whose value goes ill with another's.
+    fn refuse(&mut self, name: &str, error: &str) {
+        if let Some((text, origin)) = Key::find(name).map(|key| self.layers.value(key)) {
+            self.errors.push(format!("{name} = {text:?} ({origin}): {error}"));
+        }
     }
 
     #[expect(

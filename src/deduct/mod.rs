@@ -7,7 +7,7 @@ use std::{
     time::Instant,
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
@@ -72,8 +72,13 @@ impl Handler for Worker {
         Ok(decisions)
     }
 
-    fn refusal(&self, event: &Self::Decoded, _: &Decisions) -> Option<Refusal> {
-        event.as_ref().err().map(|error| Refusal { class: error.class(), text: error.to_string() })
+    /// Besides poison, events of orders that are too old to be decided are set aside.
+    fn refusal(&self, event: &Self::Decoded, decisions: &Decisions) -> Option<Refusal> {
+        match event {
+            Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
+            Ok(event) if decisions.untimely.contains(&event.order_id) => Some(untimely(event.order_id, Utc::now())),
+            Ok(_) => None,
+        }
     }
 
     /// Tells the outcomes, also those of orders that were decided before.
@@ -95,6 +100,16 @@ impl Handler for Worker {
             DeductError::Kafka(_) | DeductError::Wire(_) => Fate::Unavailable("kafka"),
         }
     }
+}
+
+/// Why an order is not decided, going by its age.
+fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
+    let made_at = id.made_at().to_rfc3339_opts(SecondsFormat::Millis, true);
+    if id.made_at() > now {
+        return Refusal { class: "invalid", text: format!("order {id} is of {made_at}, more than a day ahead") };
+    }
+    let text = format!("order {id} is of {made_at}, and retention.outcomes keeps no outcomes as old as that");
+    Refusal { class: "expired", text }
 }
 
 impl Worker {

@@ -1,6 +1,9 @@
 //! Decides a batch of order events in memory, exactly as if they came one by one.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+};
 
 use super::{Demand, EventKind, OrderEvent, OrderId, ProductId, Reason, ReportedStatus};
 
@@ -26,6 +29,8 @@ pub struct Decisions {
     pub available: BTreeMap<ProductId, i64>,
     /// What to report, for each order placed that is not released, in the order of the events.
     pub statuses: Vec<(OrderId, ReportedStatus)>,
+    /// Orders that were left alone, as they are not decidable.
+    pub untimely: BTreeSet<OrderId>,
 }
 
 /// A release gives back units of products that the batch did not read: read them too and fold again.
@@ -34,9 +39,11 @@ pub struct Unread(pub BTreeSet<ProductId>);
 
 /// Folds `events` in their order over what is `available` and what is `recorded` of their orders.
 ///
-/// A product that is not in `available` is unknown. A repeat, or a release, sees what its own batch did before it.
+/// A product that is not in `available` is unknown. A repeat, or a release, sees what its own batch did before it. Orders that are
+/// not `decidable` are left alone: what was recorded of them may be forgotten.
 pub fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
+    decidable: &Range<OrderId>,
     available: &BTreeMap<ProductId, i64>,
     recorded: &HashMap<OrderId, Outcome>,
 ) -> Result<Decisions, Unread> {
@@ -47,9 +54,11 @@ pub fn fold<'a>(
         available: BTreeMap::new(),
         statuses: Vec::new(),
         unread: BTreeSet::new(),
+        untimely: BTreeSet::new(),
     };
     for event in events {
         match event.kind {
+            _ if !decidable.contains(&event.order_id) => drop(fold.untimely.insert(event.order_id)),
             EventKind::Placed => fold.place(event),
             EventKind::Release => fold.release(event.order_id),
         }
@@ -64,6 +73,7 @@ struct Fold<'a> {
     available: BTreeMap<ProductId, i64>,
     statuses: Vec<(OrderId, ReportedStatus)>,
     unread: BTreeSet<ProductId>,
+    untimely: BTreeSet<OrderId>,
 }
 
 impl Fold<'_> {
@@ -135,7 +145,8 @@ impl Fold<'_> {
         let (updated, outcomes): (BTreeMap<_, _>, _) =
             self.changed.into_iter().partition(|(id, _)| self.recorded.contains_key(id));
         let released = updated.into_keys().collect();
-        Ok(Decisions { outcomes, released, available: self.available, statuses: self.statuses })
+        let Self { available, statuses, untimely, .. } = self;
+        Ok(Decisions { outcomes, released, available, statuses, untimely })
     }
 }
 

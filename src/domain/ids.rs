@@ -1,6 +1,7 @@
 use std::{fmt, str::FromStr, sync::Arc};
 
-use uuid::Uuid;
+use chrono::{DateTime, Utc};
+use uuid::{Builder, Uuid, Variant, Version};
 
 use super::Invalid;
 
@@ -38,7 +39,7 @@ impl fmt::Debug for ProductId {
     }
 }
 
-/// An order's key: a `UUIDv7`, whose leading 48 bits are the time of its making.
+/// An order's key: a `UUIDv7`, whose leading 48 bits are the time of its making, so that ids are in the order of age.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrderId(Uuid);
 
@@ -48,9 +49,32 @@ impl OrderId {
         Self(Uuid::now_v7())
     }
 
-    /// Fails where the bytes are not 16.
+    /// An id of a time, which is cut to whole milliseconds and to the years 1970 to 10889.
+    pub fn new(made_at: DateTime<Utc>, random: &[u8; 10]) -> Self {
+        let millis = u64::try_from(made_at.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
+        Self(Builder::from_unix_timestamp_millis(millis, random).into_uuid())
+    }
+
+    /// The lowest id of a time.
+    pub fn first_of(time: DateTime<Utc>) -> Self {
+        Self::new(time, &[0; 10])
+    }
+
+    /// Fails where the bytes are no `UUIDv7`.
     pub fn from_slice(bytes: &[u8]) -> Result<Self, Invalid> {
-        Uuid::from_slice(bytes).map(Self).map_err(|e| Invalid(format!("not an order id: {e}")))
+        let uuid = Uuid::from_slice(bytes).map_err(|e| Invalid(format!("not an order id: {e}")))?;
+        Self::checked(uuid).ok_or_else(|| Invalid(format!("not an order id: {uuid} is no UUIDv7")))
+    }
+
+    fn checked(uuid: Uuid) -> Option<Self> {
+        let is_v7 = uuid.get_version() == Some(Version::SortRand) && uuid.get_variant() == Variant::RFC4122;
+        is_v7.then_some(Self(uuid))
+    }
+
+    /// When it was made, by the clock of whoever made it; milliseconds.
+    pub fn made_at(self) -> DateTime<Utc> {
+        let millis = self.0.as_bytes()[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+        DateTime::from_timestamp_millis(millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
     pub fn as_bytes(&self) -> &[u8; 16] {
@@ -62,23 +86,17 @@ impl OrderId {
     }
 }
 
-impl From<Uuid> for OrderId {
-    fn from(uuid: Uuid) -> Self {
-        Self(uuid)
-    }
-}
-
 impl FromStr for OrderId {
     type Err = Invalid;
 
-    /// Takes the hyphenated form in either case, and no other.
+    /// Takes the hyphenated form of a `UUIDv7` in either case, and no other.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let hyphenated = text.len() == 36;
         Uuid::try_parse(text)
             .ok()
             .filter(|_| hyphenated)
-            .map(Self)
-            .ok_or_else(|| Invalid(format!("{text:?} is not an order id: a hyphenated UUID")))
+            .and_then(Self::checked)
+            .ok_or_else(|| Invalid(format!("{text:?} is not an order id: a hyphenated UUIDv7")))
     }
 }
 
@@ -121,5 +139,29 @@ mod tests {
         assert_eq!(id.to_string().to_uppercase().parse::<OrderId>(), Ok(id));
         assert!(id.uuid().simple().to_string().parse::<OrderId>().is_err());
         assert!("no-uuid".parse::<OrderId>().is_err());
+    }
+
+    #[test]
+    fn an_order_id_is_a_uuid_v7_and_no_other() {
+        // A nil id, versions 1 and 4, and version 7 of another variant.
+        for other in [
+            "00000000-0000-0000-0000-000000000000",
+            "c232ab00-9414-11ec-b3c8-9f6bdeced846",
+            "919108f7-52d1-4320-9bac-f847db4148a8",
+            "017f22e2-79b0-7cc3-c8c4-dc0c0c07398f",
+        ] {
+            assert!(other.parse::<OrderId>().is_err(), "{other}");
+            assert!(OrderId::from_slice(other.parse::<Uuid>().unwrap().as_bytes()).is_err(), "{other}");
+        }
+    }
+
+    #[test]
+    fn ids_tell_their_time_and_are_in_its_order() {
+        let time = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
+        let (first, last) = (OrderId::first_of(time), OrderId::new(time, &[0xFF; 10]));
+        let next = OrderId::first_of(DateTime::from_timestamp_millis(1_700_000_000_124).unwrap());
+        assert!(first < last && last < next);
+        assert_eq!((first.made_at(), last.made_at()), (time, time));
+        assert_eq!(first.to_string().parse(), Ok(first));
     }
 }

@@ -1,10 +1,12 @@
 //! Orders, quantities and decisions. Pure: no I/O, no clock, no async.
 
 pub mod fold;
+mod horizon;
 mod ids;
 mod lines;
 mod status;
 
+pub use horizon::Horizon;
 pub use ids::{OrderId, ProductId};
 pub use lines::{Demand, Line, Lines, MAX_LINES, MAX_QUANTITY};
 pub use status::{EventKind, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus, Transition, WORKER_SOURCE};

@@ -19,13 +19,16 @@ pub struct TopicReport {
     pub created: bool,
     /// How an existing topic differs from what is configured; it is left as it is.
     pub differences: Vec<String>,
+    /// How long it keeps messages, in milliseconds; -1: for ever.
+    pub retention_ms: i64,
 }
 
 /// Creates the topics that do not exist. Never alters one that does.
 pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-    let retention = topics.retention.as_millis().to_string();
+    let retention_ms = i64::try_from(topics.retention.as_millis()).unwrap_or(i64::MAX);
+    let retention = retention_ms.to_string();
     let ordinary = vec![("retention.ms", retention.as_str())];
     let dead_letters = vec![("retention.ms", retention.as_str()), ("max.message.bytes", MAX_MESSAGE_BYTES)];
     let settings = BTreeMap::from([
@@ -43,7 +46,7 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
         .collect();
     let mut reports = Vec::new();
     for created in admin.create_topics(&wanted, &options).await? {
-        let report = |name, created| TopicReport { name, created, differences: Vec::new() };
+        let report = |name, created| TopicReport { name, created, differences: Vec::new(), retention_ms };
         match created {
             Ok(name) => reports.push(report(name, true)),
             Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => reports.push(report(name, false)),
@@ -61,6 +64,9 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
         for (key, configured) in &settings[report.name.as_str()] {
             let found = found.iter().flat_map(|resource| &resource.entries).find(|entry| entry.name == *key);
             let found = found.and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
+            if *key == "retention.ms" {
+                report.retention_ms = found.parse().unwrap_or(-1);
+            }
             if found != *configured {
                 report.differences.push(format!("{key}: {found}, configured {configured}"));
             }

@@ -25,6 +25,8 @@ pub struct Applied {
     pub events: Vec<OrderEvent>,
     /// Orders that the store does not know.
     pub unknown: Vec<OrderId>,
+    /// Completed orders that are reported failed too late for their stock to be given back; they stay completed.
+    pub too_late: Vec<OrderId>,
 }
 
 /// In the order of the primary key, so that two compensators lock in the same order.
@@ -65,11 +67,12 @@ const READ_LINES: &str = concat!(
 
 impl OrderStore {
     /// Brings statuses back to their orders, as if one by one in their order, in one transaction. What is released is in the
-    /// outbox, leased to the caller for `lease`.
+    /// outbox, leased to the caller for `lease`. Orders below `releasable_from` do not fail any more once they are completed.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
         now: DateTime<Utc>,
+        releasable_from: OrderId,
         lease: Duration,
     ) -> Result<Applied, StoreError> {
         let statuses: Vec<&OrderStatus> = statuses.iter().map(S::borrow).collect();
@@ -84,7 +87,7 @@ impl OrderStore {
                 crash_point("compensate.written");
                 return Ok(Applied { moved, ..Applied::default() });
             }
-            let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?);
+            let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?, releasable_from);
             let moved = plan.moves(&statuses);
             if !moved.is_empty() {
                 let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
@@ -92,7 +95,7 @@ impl OrderStore {
             }
             crash_point("compensate.written");
             let events = release(conn, &plan.releases, lease).await?;
-            Ok(Applied { moved: plan.count_moves(), events, unknown: plan.unknown })
+            Ok(Applied { moved: plan.count_moves(), events, unknown: plan.unknown, too_late: plan.too_late })
         })
     }
 }
@@ -176,14 +179,15 @@ struct Plan {
     moves: Vec<(OrderId, OrderState, OrderState, usize)>,
     releases: Vec<OrderId>,
     unknown: Vec<OrderId>,
+    too_late: Vec<OrderId>,
 }
 
 impl Plan {
-    fn new(statuses: &[&OrderStatus], states: &[(OrderId, OrderState)]) -> Self {
+    fn new(statuses: &[&OrderStatus], states: &[(OrderId, OrderState)], releasable_from: OrderId) -> Self {
         let before: std::collections::BTreeMap<_, _> = states.iter().copied().collect();
         let mut after = std::collections::BTreeMap::new();
         let mut releases = std::collections::BTreeSet::new();
-        let mut unknown = Vec::new();
+        let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
         for (index, status) in statuses.iter().enumerate() {
             let id = status.order_id;
             let Some(initial) = before.get(&id) else {
@@ -192,6 +196,11 @@ impl Plan {
             };
             let (state, _) = after.get(&id).copied().unwrap_or((*initial, index));
             let transition = state.on(status);
+            // A pending order may fail at any age: nothing that is known of is held for it.
+            if state == OrderState::Completed && transition.release && id < releasable_from {
+                too_late.push(id);
+                continue;
+            }
             if let Some(next) = transition.next {
                 after.insert(id, (next, index));
             }
@@ -200,7 +209,7 @@ impl Plan {
             }
         }
         let moves = after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
-        Self { moves, releases: releases.into_iter().collect(), unknown }
+        Self { moves, releases: releases.into_iter().collect(), unknown, too_late }
     }
 
     fn moves<'a>(&self, statuses: &'a [&OrderStatus]) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {

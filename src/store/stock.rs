@@ -16,7 +16,7 @@ use super::{
 use crate::{
     crash_point::crash_point,
     domain::{
-        EventKind, OrderEvent, ProductId,
+        EventKind, Horizon, OrderEvent, ProductId,
         fold::{Decisions, Unread, fold},
     },
     telemetry::Metrics,
@@ -27,6 +27,8 @@ use crate::{
 pub struct StockStore {
     pub(super) db: Database,
     metrics: Metrics,
+    /// How long the ledger keeps outcomes.
+    pub(super) horizon: Horizon,
 }
 
 /// What keeps a decision from resting on stock that another has changed meanwhile.
@@ -67,8 +69,8 @@ const WRITE_STOCK: &str = "
     SET p.available = decided.available, p.version = p.version + 1, p.updated_at = ?";
 
 impl StockStore {
-    pub fn new(db: Database, metrics: Metrics) -> Self {
-        Self { db, metrics }
+    pub fn new(db: Database, metrics: Metrics, horizon: Horizon) -> Self {
+        Self { db, metrics, horizon }
     }
 
     pub fn database(&self) -> &Database {
@@ -79,7 +81,7 @@ impl StockStore {
     ///
     /// Where a write turns out stale under [`Guard::Versions`], nothing holds, and the batch runs again with its rows locked, so
     /// that no rival can starve it. Orders placed are taken for new at first: where one was decided before, the key of its outcome refuses
-    /// a second one, and the batch runs again with a look at what is recorded.
+    /// a second one, and the batch runs again with a look at what is recorded. Orders beyond the horizon are left alone.
     pub async fn decide<E: Borrow<OrderEvent> + Sync>(
         &self,
         events: &[E],
@@ -92,6 +94,7 @@ impl StockStore {
             .flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone()))
             .collect();
         let keys = product_ids(&demanded)?;
+        let decidable = self.horizon.decidable(now);
         let may_be_new = events.iter().all(|event| event.borrow().kind == EventKind::Placed);
         let mut locked = None;
         let decided = transaction!(self.db, "decide", |conn, attempt| {
@@ -105,7 +108,7 @@ impl StockStore {
             };
             let decisions = loop {
                 let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
-                match fold(events.iter().map(E::borrow), &available, &recorded) {
+                match fold(events.iter().map(E::borrow), &decidable, &available, &recorded) {
                     Ok(decisions) => break decisions,
                     Err(Unread(missing)) => {
                         let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;

@@ -18,6 +18,7 @@ mod concurrency;
 mod crash;
 mod flow;
 mod harness;
+mod horizon;
 mod lanes;
 mod outage;
 mod ownership;

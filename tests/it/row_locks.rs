@@ -66,10 +66,10 @@ on_each_database! {
             occurred_at: Utc::now(),
         };
         let others = [completed(&placed[1]), completed(&placed[2])];
-        let applied = tokio::time::timeout(PROMPT, orders.apply(&others, Utc::now(), Duration::ZERO)).await;
+        let applied = tokio::time::timeout(PROMPT, orders.apply(&others, Utc::now(), placed[0].order_id, Duration::ZERO)).await;
         applied.expect("applied at once").unwrap();
         let blocked = [completed(&placed[0])];
-        let applying = tokio::time::timeout(PROMPT, orders.apply(&blocked, Utc::now(), Duration::ZERO)).await;
+        let applying = tokio::time::timeout(PROMPT, orders.apply(&blocked, Utc::now(), placed[0].order_id, Duration::ZERO)).await;
         assert!(applying.is_err(), "the rival held no lock");
     }
 }

@@ -4,11 +4,11 @@
 use std::time::Instant;
 
 use anyhow::Context as _;
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
-    domain::{OrderEvent, OrderStatus, WORKER_SOURCE},
+    domain::{OrderEvent, OrderId, OrderStatus, WORKER_SOURCE},
     relay::COMMITTER_LEASE,
     store::{Guard, OrderStore, StockStore},
 };
@@ -60,7 +60,7 @@ async fn deduct(
 
 async fn bring_back(orders: OrderStore, mut decided: mpsc::Receiver<Vec<OrderStatus>>) -> anyhow::Result<()> {
     while let Some(statuses) = decided.recv().await {
-        orders.apply(&statuses, Utc::now(), COMMITTER_LEASE).await?;
+        orders.apply(&statuses, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;
     }
     Ok(())
 }

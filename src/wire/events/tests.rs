@@ -1,4 +1,5 @@
 use apache_avro::schema_compatibility::SchemaCompatibility;
+
 use uuid::Uuid;
 
 use super::*;
@@ -76,7 +77,7 @@ const HEADER: usize = 10;
 fn values_outside_the_domain_are_invalid() {
     let codec = OrderEventCodec::new().unwrap();
     let record = |kind: &str, product: &str, quantity: i64, times: usize| OrderEventRecord {
-        order_id: Uuid::nil().to_string(),
+        order_id: ORDER.to_owned(),
         kind: kind.into(),
         lines: (0..times).map(|_| OrderLineRecord { product_id: product.into(), quantity }).collect(),
         accepted_at: 0,
@@ -88,7 +89,9 @@ fn values_outside_the_domain_are_invalid() {
         record("PLACED", "a", i64::MIN, 1),
         record("PLACED", "a", 1, 0),
         record("PLACED", "a", 1, 101),
+        OrderEventRecord { order_id: Uuid::nil().to_string(), ..record("PLACED", "a", 1, 1) },
     ];
+    assert!(codec.decode(&codec.0.encode(&record("PLACED", "a", 1, 1)).unwrap()).is_ok());
     for record in bad {
         let bytes = codec.0.encode(&record).unwrap();
         assert_eq!(codec.decode(&bytes).unwrap_err().class(), "invalid");

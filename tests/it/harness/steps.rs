@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use chrono::{DurationRound as _, TimeDelta, Utc};
+use chrono::{TimeDelta, Utc};
 use rdkafka::message::OwnedMessage;
 use stocklock::{
     compensate::Compensator,
@@ -43,21 +43,26 @@ impl World {
             store: self.order_store(),
             relay: Relay::new(self.order_store(), producer, &config.topics.orders, codec),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
+            horizon: config.retention.horizon,
             metrics: metrics.clone(),
         }
     }
 
     /// Saves orders as ingest does, and answers their events, which are not on the topic yet.
     pub async fn save(&self, orders: &[Lines]) -> Vec<OrderEvent> {
-        let now = Utc::now().duration_trunc(TimeDelta::milliseconds(1)).expect("milliseconds");
+        self.save_as(orders.iter().map(|lines| (OrderId::generate(), lines.clone())).collect()).await
+    }
+
+    /// The same with ids of the test's choice, which tell when the orders were made.
+    pub async fn save_as(&self, orders: Vec<(OrderId, Lines)>) -> Vec<OrderEvent> {
         let orders: Vec<_> = orders
-            .iter()
-            .map(|lines| NewOrder {
-                order_id: OrderId::generate(),
+            .into_iter()
+            .map(|(order_id, lines)| NewOrder {
+                order_id,
                 reference: None,
                 customer_id: None,
-                lines: lines.clone(),
-                accepted_at: now,
+                lines,
+                accepted_at: order_id.made_at(),
             })
             .collect();
         self.order_store().place(&orders, LONG_LEASE).await.expect("saved");
@@ -91,6 +96,16 @@ impl World {
 
 pub fn placed(order_id: OrderId, lines: Lines) -> OrderEvent {
     OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at: Utc::now() }
+}
+
+/// An id of so many days ago; of the future where that is below 0.
+pub fn aged(days: i64) -> OrderId {
+    made_ago(TimeDelta::days(days))
+}
+
+/// An id of some time ago.
+pub fn made_ago(age: TimeDelta) -> OrderId {
+    OrderId::new(Utc::now() - age, &std::array::from_fn(|_| fastrand::u8(..)))
 }
 
 pub fn release(of: &OrderEvent) -> OrderEvent {

@@ -36,7 +36,15 @@ impl World {
 
     /// Each partition of a topic and the offset behind its last message.
     fn ends(&self, reader: &BaseConsumer, topic: &str) -> Vec<(i32, i64)> {
-        let end = |partition| reader.fetch_watermarks(topic, partition, TIMEOUT).expect("watermarks").1;
+        let begun = Instant::now();
+        // A partition that was created a moment ago may not have a leader yet.
+        let end = |partition| loop {
+            match reader.fetch_watermarks(topic, partition, TIMEOUT) {
+                Ok((_, end)) => return end,
+                Err(error) => assert!(begun.elapsed() < TIMEOUT, "watermarks of {topic}: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        };
         (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
     }
 
@@ -108,9 +116,13 @@ impl World {
 
     /// Changes the size of the largest batch that a topic takes.
     pub async fn limit_message_bytes(&self, topic: &str, bytes: usize) {
+        self.alter_topic(topic, "max.message.bytes", &bytes.to_string()).await;
+    }
+
+    /// Changes one setting of a topic; the others go back to their defaults.
+    pub async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
         let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
-        let bytes = bytes.to_string();
-        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set("max.message.bytes", &bytes);
+        let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
         let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     }

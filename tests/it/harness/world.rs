@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
 use stocklock::{
     config::{Config, Layers},
+    domain::Horizon,
     kafka::client_config,
     store,
     telemetry::Metrics,
@@ -133,9 +134,14 @@ impl World {
     }
 
     pub fn stock_store(&self, metrics: &Metrics) -> store::StockStore {
+        self.stock_store_with(metrics, self.config.retention.horizon)
+    }
+
+    /// The same with another horizon than the configured one.
+    pub fn stock_store_with(&self, metrics: &Metrics, horizon: Horizon) -> store::StockStore {
         let idle = Duration::from_secs(60);
         let opened = store::Database::open(&self.config.stock_store, store::Role::StockStore, idle, metrics.clone());
-        store::StockStore::new(opened.expect("the stock store"), metrics.clone())
+        store::StockStore::new(opened.expect("the stock store"), metrics.clone(), horizon)
     }
 }
 
