@@ -11,6 +11,7 @@ pub mod kafka;
 pub mod lifecycle;
 pub mod lock;
 pub mod relay;
+pub mod retention;
 pub mod store;
 pub mod telemetry;
 pub mod verify;

@@ -3,7 +3,10 @@
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{
+    net::TcpListener,
+    task::{JoinHandle, JoinSet},
+};
 
 use super::{Answer, process};
 use crate::{
@@ -15,6 +18,7 @@ use crate::{
     lifecycle::Shutdown,
     lock::Locks,
     relay::Relay,
+    retention::{Kept, Retention},
     store::OrderStore,
     telemetry::{Health, Metrics, serve_admin},
     wire::{OrderEventCodec, OrderStatusCodec},
@@ -90,6 +94,16 @@ impl Shared {
         Relay::new(store, self.producer.clone(), &self.config.topics.orders, Arc::clone(&self.events))
     }
 
+    /// Deletes what is old in a store, until the process stops.
+    fn purge(&self, store: Kept) -> JoinHandle<()> {
+        let health = self.health.register(match store {
+            Kept::Orders(_) => "retention of orders",
+            Kept::Stock(_) => "retention of stock",
+        });
+        let retention = Retention { store, ages: self.config.retention.clone(), metrics: self.metrics.clone() };
+        tokio::spawn(retention.run(health, self.shutdown.clone()))
+    }
+
     fn dead_letters(&self, topic: &str) -> DeadLetters {
         DeadLetters::new(self.producer.clone(), topic, &self.metrics)
     }
@@ -141,6 +155,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
     let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
+    let purging = shared.purge(Kept::Stock(store.clone()));
     tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
     let mut running = JoinSet::new();
     for lane in lanes {
@@ -153,6 +168,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         ended.context("a lane panicked")?;
     }
     consumer.stopped().await?;
+    purging.await?;
     store.database().close().await;
     Ok(())
 }
@@ -172,6 +188,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let consumer =
         Consumer::start(&config.kafka, &subscription, metrics, health.register("order-status"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
+    let purging = shared.purge(Kept::Orders(store.clone()));
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));
@@ -180,6 +197,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     }
     compensator.relay.drain().await;
     consumer.stopped().await?;
+    purging.await?;
     store.database().close().await;
     Ok(())
 }

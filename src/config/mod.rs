@@ -116,6 +116,9 @@ pub struct Ingest {
 pub struct Retention {
     /// How long the outcomes of orders are kept.
     pub horizon: Horizon,
+    pub movements: Duration,
+    pub orders: Duration,
+    pub idempotency_keys: Duration,
 }
 
 #[derive(Debug, Clone)]

@@ -71,6 +71,15 @@ fn events_may_not_outlive_the_horizon_of_the_outcomes() {
 }
 
 #[test]
+fn nothing_outlives_the_order_it_refers_to() {
+    for key in ["retention.outcomes", "retention.idempotency_keys"] {
+        let error = resolve(&[], &[&format!("{key}=91d")]).unwrap_err().to_string();
+        assert!(error.starts_with(key) && error.contains("more than retention.orders"), "{error}");
+        assert!(resolve(&[], &[&format!("{key}=91d"), "retention.orders=91d"]).is_ok());
+    }
+}
+
+#[test]
 fn a_password_is_never_shown() {
     let url = SecretUrl::new("mysql://user:p@ss:word@host/db?x=1");
     assert_eq!(url.to_string(), "mysql://user:***@host/db?x=1");

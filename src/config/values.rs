@@ -196,17 +196,25 @@ impl<'a> Values<'a> {
         Batches { max: self.within(max, 1, 10_000), linger }
     }
 
-    /// The horizon is longer than any event waits on its topic.
+    /// The horizon is longer than any event waits on its topic, and an order outlives all that refers to it.
     pub fn retention(&mut self, topics: &Topics) -> Retention {
-        let (shortest, longest) = (Duration::from_secs(60), Duration::from_secs(3650 * 86_400));
-        let horizon = Horizon::new(self.between("retention.outcomes", shortest, longest));
+        let mut age = |name| self.between(name, Duration::from_secs(60), Duration::from_secs(3650 * 86_400));
+        let (outcomes, movements, orders) =
+            (age("retention.outcomes"), age("retention.movements"), age("retention.orders"));
+        let idempotency_keys = age("retention.idempotency_keys");
+        let horizon = Horizon::new(outcomes);
         let wait = horizon.longest_wait();
         if topics.retention > wait {
             let wait = humantime::format_duration(wait);
             let error = format!("is more than {wait}, after which an event may expire: raise retention.outcomes");
             self.refuse("topics.retention", &error);
         }
-        Retention { horizon }
+        for (name, age) in [("retention.outcomes", outcomes), ("retention.idempotency_keys", idempotency_keys)] {
+            if age > orders {
+                self.refuse(name, "is more than retention.orders: an order outlives what refers to it");
+            }
+        }
+        Retention { horizon, movements, orders, idempotency_keys }
     }
 
     pub fn redis_urls(&mut self) -> Vec<SecretUrl> {

@@ -18,7 +18,8 @@ pub(super) const READ: &str = concat!(
     " STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
-/// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
+/// A plain insert: a row that is there already means that a rival decided the order, and must be an error. And where the row may have
+/// been purged, fewer are inserted than were meant.
 const INSERT: &str = "
     INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
     SELECT UNHEX(order_id), outcome, reason, `lines`, ?
@@ -26,7 +27,8 @@ const INSERT: &str = "
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         outcome  VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
         reason   VARCHAR(64) CHARACTER SET ascii PATH '$[2]',
-        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided";
+        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided
+    WHERE UNHEX(order_id) >= (SELECT purged_below FROM ledger_horizon WHERE id = 1)";
 
 const RELEASE: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS released

@@ -11,6 +11,7 @@ use super::{
     Database, StoreError,
     database::transaction,
     outcomes,
+    retention::purged_below,
     rows::{json, product_ids, wanted_products},
 };
 use crate::{
@@ -81,7 +82,8 @@ impl StockStore {
     ///
     /// Where a write turns out stale under [`Guard::Versions`], nothing holds, and the batch runs again with its rows locked, so
     /// that no rival can starve it. Orders placed are taken for new at first: where one was decided before, the key of its outcome refuses
-    /// a second one, and the batch runs again with a look at what is recorded. Orders beyond the horizon are left alone.
+    /// a second one, and the batch runs again with a look at what is recorded. Orders beyond the horizon are left alone, and those
+    /// whose outcomes may be purged, whatever the clocks say.
     pub async fn decide<E: Borrow<OrderEvent> + Sync>(
         &self,
         events: &[E],
@@ -94,7 +96,7 @@ impl StockStore {
             .flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone()))
             .collect();
         let keys = product_ids(&demanded)?;
-        let decidable = self.horizon.decidable(now);
+        let mut decidable = self.horizon.decidable(now);
         let may_be_new = events.iter().all(|event| event.borrow().kind == EventKind::Placed);
         let mut locked = None;
         let decided = transaction!(self.db, "decide", |conn, attempt| {
@@ -106,6 +108,9 @@ impl StockStore {
                 0 if may_be_new => HashMap::new(),
                 _ => outcomes::read(conn, events.iter().map(|event| event.borrow().order_id)).await?,
             };
+            if attempt > 0 {
+                decidable.start = decidable.start.max(purged_below(conn).await?);
+            }
             let decisions = loop {
                 let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
                 match fold(events.iter().map(E::borrow), &decidable, &available, &recorded) {

@@ -9,6 +9,7 @@ use super::{
     OrderStore, StockStore, StoreError,
     database::on_connection,
     outcomes::{self, outcome},
+    retention::purged_below,
     rows::{order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
@@ -27,12 +28,12 @@ pub type Found<T> = (OrderId, Result<T, String>);
 #[derive(Debug, Default)]
 pub struct StockSnapshot {
     pub available: BTreeMap<ProductId, i64>,
-    /// The sum of what was imported, restocked and adjusted.
+    /// The sum of what was imported, restocked and adjusted, purged or not.
     pub supplied: BTreeMap<ProductId, i64>,
-    /// The sum of what completed orders hold.
+    /// The sum of what completed orders hold, purged or not.
     pub held: BTreeMap<ProductId, i64>,
     pub outcomes: u64,
-    /// Outcomes that cannot be read, with what is wrong with them.
+    /// Outcomes that cannot be read or should not be there, with what is wrong with them.
     pub damaged: Vec<(OrderId, String)>,
 }
 
@@ -108,15 +109,21 @@ async fn read_snapshot(conn: &mut MySqlConnection) -> Result<StockSnapshot, Stor
     let mut snapshot = StockSnapshot::default();
     let available = "SELECT product_id, available AS n FROM products";
     let supplied = "SELECT product_id, CAST(SUM(quantity) AS SIGNED) AS n FROM stock_movements GROUP BY product_id";
-    for (sql, sums) in [(available, &mut snapshot.available), (supplied, &mut snapshot.supplied)] {
-        let mut rows = sqlx::query(sql).fetch(&mut *conn);
-        while let Some(row) = rows.try_next().await? {
-            sums.insert(ProductId::parse(row.try_get("product_id")?)?, row.try_get("n")?);
-        }
+    let (purged_supply, purged_holdings) =
+        ("SELECT product_id, supplied AS n FROM ledger_balances", "SELECT product_id, held AS n FROM ledger_balances");
+    add_sums(conn, available, &mut snapshot.available).await?;
+    for supplied in [supplied, purged_supply] {
+        add_sums(conn, supplied, &mut snapshot.supplied).await?;
     }
+    add_sums(conn, purged_holdings, &mut snapshot.held).await?;
+    let purged_below = purged_below(conn).await?;
     let mut rows = sqlx::query("SELECT order_id, outcome, reason, `lines` FROM order_outcomes").fetch(&mut *conn);
     while let Some(row) = rows.try_next().await? {
         snapshot.outcomes += 1;
+        let id = order_id(&row)?;
+        if id < purged_below {
+            snapshot.damaged.push((id, "was decided although its outcome may have been purged before".to_owned()));
+        }
         match outcome(&row) {
             Ok(Outcome::Completed(demand)) => {
                 for (id, quantity) in demand.iter() {
@@ -124,8 +131,20 @@ async fn read_snapshot(conn: &mut MySqlConnection) -> Result<StockSnapshot, Stor
                 }
             }
             Ok(Outcome::Failed(_) | Outcome::Released(_)) => {}
-            Err(error) => snapshot.damaged.push((order_id(&row)?, error.to_string())),
+            Err(error) => snapshot.damaged.push((id, error.to_string())),
         }
     }
     Ok(snapshot)
+}
+
+async fn add_sums(
+    conn: &mut MySqlConnection,
+    sql: &'static str,
+    sums: &mut BTreeMap<ProductId, i64>,
+) -> Result<(), StoreError> {
+    let mut rows = sqlx::query(sql).fetch(conn);
+    while let Some(row) = rows.try_next().await? {
+        *sums.entry(ProductId::parse(row.try_get("product_id")?)?).or_insert(0) += row.try_get::<i64, _>("n")?;
+    }
+    Ok(())
 }

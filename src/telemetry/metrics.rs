@@ -30,6 +30,7 @@ pub struct Metrics {
     pub outbox_pending: IntGauge,
     pub outbox_oldest: Gauge,
     pub compensations: IntCounterVec,
+    pub retention_deleted: IntCounterVec,
     pub retries: IntCounterVec,
     pub pool_connections: IntGaugeVec,
     pub http_requests: IntCounterVec,
@@ -77,6 +78,7 @@ impl Metrics {
             outbox_pending: IntGauge::new("stocklock_outbox_pending", "Events committed and not yet published.")?,
             outbox_oldest: Gauge::new("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
             compensations: counters("stocklock_compensations_total", "Orders moved by the compensator.", &["kind"])?,
+            retention_deleted: counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,
             retries: counters("stocklock_retries_total", "Attempts repeated after a failure.", &["dependency"])?,
             pool_connections: gauge_vec("stocklock_pool_connections", "Database connections.", &["store", "state"])?,
             http_requests: counters("stocklock_http_requests_total", "HTTP requests.", &["route", "status"])?,
@@ -90,14 +92,16 @@ impl Metrics {
 
     /// A rate needs a first value: what may happen is shown before it does.
     fn begin_at_zero(&self) {
-        for (counter, values) in [
-            (&self.orders_ingested, ["accepted", "invalid", "rejected"]),
-            (&self.lock_failures, ["contended", "unavailable", "lost"]),
-            (&self.rebalances, ["assign", "revoke", "lost"]),
-            (&self.compensations, ["completed", "failed", "released"]),
-        ] {
+        let known: [(_, &[_]); _] = [
+            (&self.orders_ingested, &["accepted", "invalid", "rejected"]),
+            (&self.lock_failures, &["contended", "unavailable", "lost"]),
+            (&self.rebalances, &["assign", "revoke", "lost"]),
+            (&self.compensations, &["completed", "failed", "released"]),
+            (&self.retention_deleted, &["order_outcomes", "stock_movements", "orders", "idempotency_keys"]),
+        ];
+        for (counter, values) in known {
             for value in values {
-                counter.with_label_values(&[value]);
+                counter.with_label_values(&[*value]);
             }
         }
     }
@@ -112,7 +116,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 21] = [
+        let all: [Box<dyn Collector>; 22] = [
             Box::new(self.orders_ingested.clone()),
             Box::new(self.orders_decided.clone()),
             Box::new(self.order_latency.clone()),
@@ -130,6 +134,7 @@ impl Metrics {
             Box::new(self.outbox_pending.clone()),
             Box::new(self.outbox_oldest.clone()),
             Box::new(self.compensations.clone()),
+            Box::new(self.retention_deleted.clone()),
             Box::new(self.retries.clone()),
             Box::new(self.pool_connections.clone()),
             Box::new(self.http_requests.clone()),

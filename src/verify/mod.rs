@@ -80,9 +80,8 @@ pub async fn verify(orders: &OrderStore, stock: &StockStore, settle: Duration) -
         let ids: Vec<_> = before.keys().copied().collect();
         for ids in ids.chunks(PAGE as usize) {
             let page = orders.find_orders(ids).await?;
-            let found: BTreeSet<_> = page.iter().map(|(id, _)| *id).collect();
-            for id in ids.iter().filter(|id| !found.contains(id)) {
-                report.violated(3, *id, "has vanished from the order store");
+            for id in missing(orders, ids, &page).await? {
+                report.violated(3, id, "has vanished from the order store");
             }
             check_page(stock, &page, &before, &mut open, &mut report).await?;
         }
@@ -114,12 +113,15 @@ async fn check_page(
 ) -> Result<(), StoreError> {
     let ids: Vec<_> = page.iter().map(|(id, _)| *id).collect();
     let outcomes: HashMap<_, _> = stock.find_outcomes(&ids).await?;
+    // Read after the outcomes: one that was purged before they were read is not missing.
+    let purged_below = stock.purged_below().await?;
     for (id, order) in page {
         let verdict = match (order, outcomes.get(id)) {
             (Err(damage), _) => Verdict::Violated(3, damage.clone()),
             // What is damaged in the stock store, its snapshot tells.
             (_, Some(Err(_))) => Verdict::Holds,
             (Ok(order), Some(Ok(outcome))) => judge(order, Some(outcome)),
+            (Ok(order), None) if *id < purged_below => judge_forgotten(order),
             (Ok(order), None) => judge(order, None),
         };
         match verdict {
@@ -157,6 +159,14 @@ fn judge(order: &OrderRow, outcome: Option<&Outcome>) -> Verdict {
     }
 }
 
+/// Of an order whose outcome is purged, if it had one, only this can be told: it cannot be decided any more.
+fn judge_forgotten(order: &OrderRow) -> Verdict {
+    match order.status {
+        OrderState::Pending => Verdict::Violated(3, "is PENDING, and too old to be decided any more".to_owned()),
+        OrderState::Completed | OrderState::Failed | OrderState::Cancelled => Verdict::Holds,
+    }
+}
+
 impl Report {
     fn violated(&mut self, invariant: u8, order_id: OrderId, detail: impl Into<String>) {
         self.violations.push(Violation { invariant, subject: format!("order {order_id}"), detail: detail.into() });
@@ -169,14 +179,21 @@ async fn check_decided(orders: &OrderStore, stock: &StockStore, report: &mut Rep
     loop {
         let ids = stock.page_of_decided(after, PAGE).await?;
         after = ids.last().copied();
-        let found: BTreeSet<_> = orders.find_orders(&ids).await?.into_iter().map(|(id, _)| id).collect();
-        for id in ids.iter().filter(|id| !found.contains(id)) {
-            report.violated(3, *id, "was decided, and the order store does not have it");
+        let page = orders.find_orders(&ids).await?;
+        for id in missing(orders, &ids, &page).await? {
+            report.violated(3, id, "was decided, and the order store does not have it");
         }
         if ids.len() < PAGE as usize {
             return Ok(());
         }
     }
+}
+
+/// Those of the orders that were not found and were not purged.
+async fn missing(orders: &OrderStore, ids: &[OrderId], found: &[Found<OrderRow>]) -> Result<Vec<OrderId>, StoreError> {
+    let found: BTreeSet<_> = found.iter().map(|(id, _)| *id).collect();
+    let purged_below = orders.purged_below().await?;
+    Ok(ids.iter().filter(|id| !found.contains(id) && **id >= purged_below).copied().collect())
 }
 
 fn check_stock(snapshot: &StockSnapshot, report: &mut Report) {
@@ -235,6 +252,13 @@ mod tests {
         assert!(matches!(judge(&failed, Some(&held)), Verdict::InFlight(_)));
         assert!(matches!(judge(&failed, None), Verdict::InFlight(_)));
         assert_eq!(judge(&failed, Some(&Outcome::Released(Demand::default()))), Verdict::Holds);
+    }
+
+    #[test]
+    fn an_order_whose_outcome_was_purged_is_final() {
+        assert_eq!(judge_forgotten(&order(OrderState::Completed)), Verdict::Holds);
+        assert_eq!(judge_forgotten(&order(OrderState::Failed)), Verdict::Holds);
+        assert!(matches!(judge_forgotten(&order(OrderState::Pending)), Verdict::Violated(3, _)));
     }
 
     #[test]

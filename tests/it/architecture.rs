@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 5] = [
     &["domain"],
     &["backoff", "config", "crash_point", "http", "lifecycle"],
     &["kafka", "lock", "store", "telemetry", "wire"],
-    &["compensate", "deduct", "ingest", "relay", "verify"],
+    &["compensate", "deduct", "ingest", "relay", "retention", "verify"],
     &["commands"],
 ];
 

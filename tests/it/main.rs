@@ -28,6 +28,7 @@ mod redelivery;
 mod redlock;
 mod refused;
 mod release;
+mod retention;
 mod row_locks;
 mod stall;
 mod transactions;
