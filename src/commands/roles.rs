@@ -17,7 +17,7 @@ use crate::{
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
     lock::Locks,
-    relay::Relay,
+    relay::{PendingWatch, Relay},
     retention::{Kept, Retention},
     store::OrderStore,
     telemetry::{Health, Metrics, serve_admin},
@@ -119,6 +119,9 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let desk = Desk::new(orders.clone(), shutdown.clone());
     let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = tokio::spawn(desk.clone().run());
+    let watch =
+        PendingWatch::new(relay.clone(), config.ingest.pending_after, config.retention.horizon, metrics.clone());
+    let watching = tokio::spawn(watch.run(health.register("pending orders"), shutdown.clone()));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
@@ -133,6 +136,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     while committing.join_next().await.is_some() {}
     asking.await?;
     relaying.await?;
+    watching.await?;
     relay.drain().await;
     orders.database().close().await;
     stock.database().close().await;

@@ -85,6 +85,7 @@ pub const KEYS: &[Key] = &[
     key("compensator.linger", "2ms", "how long a batch that is not full waits for more"),
     key("ingest.group_max", "500", "most orders that share a commit"),
     key("ingest.outbox_max", "100000", "unpublished orders beyond which ingest answers 503"),
+    key("ingest.pending_after", "5m", "how long an order may be pending before it is produced again"),
     key("retention.outcomes", "30d", "how long an order may be decided and given back; more than topics.retention"),
     key("retention.movements", "90d", "how long movements of stock are kept; then their sums are"),
     key("retention.orders", "90d", "how long orders are kept that are not pending; not less than retention.outcomes"),

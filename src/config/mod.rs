@@ -109,6 +109,7 @@ pub struct Batches {
 pub struct Ingest {
     pub group_max: usize,
     pub outbox_max: u64,
+    pub pending_after: Duration,
 }
 
 /// What is deleted when.
@@ -175,6 +176,11 @@ impl Config {
             ingest: Ingest {
                 group_max: values.within("ingest.group_max", 1, 10_000),
                 outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
+                pending_after: values.between(
+                    "ingest.pending_after",
+                    Duration::from_secs(1),
+                    Duration::from_secs(86_400),
+                ),
             },
             retention: values.retention(&topics),
             topics,

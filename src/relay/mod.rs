@@ -1,5 +1,7 @@
 //! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or an outage came between.
 
+mod pending;
+
 use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
@@ -14,6 +16,8 @@ use crate::{
     telemetry::{Component, Metrics},
     wire::{OrderEventCodec, WireError},
 };
+
+pub use pending::{PendingWatch, Turn};
 
 /// How long whoever commits an event has to publish it before a sweep does.
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);

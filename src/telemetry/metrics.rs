@@ -29,6 +29,8 @@ pub struct Metrics {
     pub lanes_stopped: IntGaugeVec,
     pub outbox_pending: IntGauge,
     pub outbox_oldest: Gauge,
+    pub pending_oldest: Gauge,
+    pub pending_orders: IntCounterVec,
     pub compensations: IntCounterVec,
     pub retention_deleted: IntCounterVec,
     pub retries: IntCounterVec,
@@ -77,6 +79,12 @@ impl Metrics {
             )?,
             outbox_pending: IntGauge::new("stocklock_outbox_pending", "Events committed and not yet published.")?,
             outbox_oldest: Gauge::new("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
+            pending_oldest: Gauge::new("stocklock_pending_oldest_seconds", "Age of the oldest pending order.")?,
+            pending_orders: counters(
+                "stocklock_pending_orders_total",
+                "Orders pending for too long: produced again, or too old for it.",
+                &["result"],
+            )?,
             compensations: counters("stocklock_compensations_total", "Orders moved by the compensator.", &["kind"])?,
             retention_deleted: counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,
             retries: counters("stocklock_retries_total", "Attempts repeated after a failure.", &["dependency"])?,
@@ -97,6 +105,7 @@ impl Metrics {
             (&self.lock_failures, &["contended", "unavailable", "lost"]),
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (&self.compensations, &["completed", "failed", "released"]),
+            (&self.pending_orders, &["produced", "expired"]),
             (&self.retention_deleted, &["order_outcomes", "stock_movements", "orders", "idempotency_keys"]),
         ];
         for (counter, values) in known {
@@ -116,7 +125,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 22] = [
+        let all: [Box<dyn Collector>; 24] = [
             Box::new(self.orders_ingested.clone()),
             Box::new(self.orders_decided.clone()),
             Box::new(self.order_latency.clone()),
@@ -133,6 +142,8 @@ impl Metrics {
             Box::new(self.lanes_stopped.clone()),
             Box::new(self.outbox_pending.clone()),
             Box::new(self.outbox_oldest.clone()),
+            Box::new(self.pending_oldest.clone()),
+            Box::new(self.pending_orders.clone()),
             Box::new(self.compensations.clone()),
             Box::new(self.retention_deleted.clone()),
             Box::new(self.retries.clone()),

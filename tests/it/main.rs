@@ -22,6 +22,7 @@ mod horizon;
 mod lanes;
 mod outage;
 mod ownership;
+mod pending;
 mod poison;
 mod rebalance;
 mod redelivery;
