@@ -16,7 +16,7 @@ use crate::{
     ingest::{self, Api, Catalog, Committer, Desk},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
-    lock::Locks,
+    lock::{Lease, Locks},
     relay::{PendingWatch, Relay},
     retention::{Kept, Retention},
     store::OrderStore,
@@ -95,13 +95,19 @@ impl Shared {
     }
 
     /// Deletes what is old in a store, until the process stops.
-    fn purge(&self, store: Kept) -> JoinHandle<()> {
-        let health = self.health.register(match store {
+    fn purge(&self, store: Kept) -> anyhow::Result<JoinHandle<()>> {
+        let name = match store {
             Kept::Orders(_) => "retention of orders",
             Kept::Stock(_) => "retention of stock",
-        });
-        let retention = Retention { store, ages: self.config.retention.clone(), metrics: self.metrics.clone() };
-        tokio::spawn(retention.run(health, self.shutdown.clone()))
+        };
+        let config = &self.config;
+        let retention = Retention {
+            store,
+            ages: config.retention.clone(),
+            lease: Lease::new(&config.lock, &config.redis, name)?,
+            metrics: self.metrics.clone(),
+        };
+        Ok(tokio::spawn(retention.run(self.health.register(name), self.shutdown.clone())))
     }
 
     fn dead_letters(&self, topic: &str) -> DeadLetters {
@@ -159,7 +165,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
     let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Stock(store.clone()));
+    let purging = shared.purge(Kept::Stock(store.clone()))?;
     tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
     let mut running = JoinSet::new();
     for lane in lanes {
@@ -192,7 +198,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let consumer =
         Consumer::start(&config.kafka, &subscription, metrics, health.register("order-status"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Orders(store.clone()));
+    let purging = shared.purge(Kept::Orders(store.clone()))?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Memory of the messages that wait in a lane, bytes.
-const LANE_BYTES: usize = 16 << 20;
+const LANE_BYTES: usize = 8 << 20;
 /// What a waiting message costs besides its payload, bytes.
 const MESSAGE_OVERHEAD: usize = 256;
 const POLL: Duration = Duration::from_millis(100);

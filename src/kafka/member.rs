@@ -80,7 +80,7 @@ fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
         .set("enable.auto.commit", "true")
         .set("auto.commit.interval.ms", "1000")
         .set("enable.auto.offset.store", "false")
-        .set("queued.max.messages.kbytes", "16384")
+        .set("queued.max.messages.kbytes", "8192")
         .set("fetch.wait.max.ms", "50")
         .set("statistics.interval.ms", "5000");
     if let Some(id) = &kafka.group_instance_id {

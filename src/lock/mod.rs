@@ -1,7 +1,9 @@
-//! The two ways to keep other workers off a batch's products. The only user of rslock.
+//! The two ways to keep other workers off a batch's products, and a lease on jobs. The only user of Redis.
 
+mod lease;
 mod redlock;
 
+pub use lease::Lease;
 pub use redlock::Redlock;
 
 use crate::{config, domain::ProductId, store::Guard, telemetry::Metrics};

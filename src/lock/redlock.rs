@@ -1,22 +1,30 @@
-//! A multi-lock by the Redlock algorithm (Redis documentation, "Distributed Locks with Redis"): a key is held where a majority
-//! of independent masters granted it, and a batch is held where each of its keys is.
+//! A multi-lock by the Redlock algorithm (Redis documentation, "Distributed Locks with Redis"): a batch holds its keys where a
+//! majority of independent masters granted it all of them.
+//!
+//! On a master a key of ours is what every Redlock client writes, `SET key token NX PX ttl`, so that we respect others and they us. But
+//! all keys of a batch go in one script, which grants all of them or none: one round trip instead of one for each key.
 
 use std::{
     pin::pin,
     sync::{
-        Arc,
+        Arc, LazyLock,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use futures::future::join_all;
-use rslock::LockManager;
+use redis::{
+    Client, IntoConnectionInfo as _, RedisResult, Script,
+    aio::{ConnectionManager, ConnectionManagerConfig},
+    io::tcp::TcpSettings,
+};
 use tokio::{
     sync::{oneshot, watch},
     task::JoinHandle,
     time::{Instant, sleep_until, timeout},
 };
+use uuid::Uuid;
 
 use super::LockError;
 use crate::{
@@ -25,10 +33,44 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Keys that one master is asked for at a time; a contender that comes too late learns it from the first of them.
-const KEYS_AT_A_TIME: usize = 256;
+/// Keys of one script. A master serves nobody else while it runs, less than 2 ms.
+const KEYS_AT_A_TIME: usize = 1_000;
 const FIRST_RETRY: Duration = Duration::from_millis(2);
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
+
+/// Answers 1 where all keys were granted. What was set before one was refused is taken back.
+static LOCK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "for i, key in ipairs(KEYS) do
+           if not redis.call('SET', key, ARGV[1], 'NX', 'PX', ARGV[2]) then
+             for held = 1, i - 1 do redis.call('DEL', KEYS[held]) end
+             return 0
+           end
+         end
+         return 1",
+    )
+});
+
+/// Answers how many keys were still held, and are now for another TTL.
+static EXTEND: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local extended = 0
+         for _, key in ipairs(KEYS) do
+           if redis.call('GET', key) == ARGV[1] then extended = extended + redis.call('PEXPIRE', key, ARGV[2]) end
+         end
+         return extended",
+    )
+});
+
+/// Deletes the keys that are still held, and no others.
+static UNLOCK: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "for _, key in ipairs(KEYS) do
+           if redis.call('GET', key) == ARGV[1] then redis.call('DEL', key) end
+         end
+         return 1",
+    )
+});
 
 #[derive(Debug, Clone)]
 pub struct Redlock {
@@ -42,23 +84,32 @@ pub struct Redlock {
 
 #[derive(Debug, Clone)]
 struct Master {
-    client: redis::Client,
-    manager: LockManager,
+    connection: ConnectionManager,
     /// Requests that are still under way though nobody waits for them any more. While there are any, no further ones are made, so
     /// that they cannot pile up at a master that hangs.
     overdue: Arc<AtomicUsize>,
 }
 
-/// What one master granted: for each key a lock, or none.
-type Granted = Vec<Option<rslock::Lock>>;
+/// The keys of a batch, and what tells them from anybody else's.
+#[derive(Debug)]
+struct Claim {
+    keys: Vec<String>,
+    token: String,
+    ttl: Duration,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Answer {
+    Granted,
+    /// Another holds one of the keys.
+    Refused,
+}
 
 impl Redlock {
     pub fn new(lock: &config::Lock, urls: &[SecretUrl], metrics: &Metrics) -> Result<Self, LockError> {
         let masters = urls.iter().map(|url| {
-            let client = redis::Client::open(url.expose()).map_err(|e| LockError::BadUrl(format!("{url}: {e}")))?;
-            let mut manager = LockManager::from_clients(vec![client.clone()]);
-            manager.set_retry(1, Duration::from_millis(1));
-            Ok(Master { client, manager, overdue: Arc::default() })
+            let master = Master::new(url.expose(), lock.ttl);
+            master.map_err(|e| LockError::BadUrl(format!("{url}: {e}")))
         });
         Ok(Self {
             masters: masters.collect::<Result<_, LockError>>()?,
@@ -72,11 +123,12 @@ impl Redlock {
 
     /// Locks all the products or none. Attempts are repeated with jitter until `lock.wait` is over.
     pub async fn acquire(&self, products: &[ProductId]) -> Result<Held, LockError> {
-        let keys: Arc<[String]> = products.iter().map(|id| format!("{}{id}", self.prefix)).collect();
         let begun = Instant::now();
         let mut bound = FIRST_RETRY;
         loop {
-            let failure = match self.attempt(&keys).await {
+            let keys = products.iter().map(|id| format!("{}{id}", self.prefix)).collect();
+            let claim = Claim { keys, token: Uuid::now_v7().simple().to_string(), ttl: self.ttl };
+            let failure = match self.attempt(&Arc::new(claim)).await {
                 Ok(held) => {
                     self.metrics.lock_wait.with_label_values(&["redlock"]).observe(begun.elapsed().as_secs_f64());
                     return Ok(held);
@@ -94,30 +146,29 @@ impl Redlock {
         }
     }
 
-    async fn attempt(&self, keys: &Arc<[String]>) -> Result<Held, LockError> {
+    async fn attempt(&self, claim: &Arc<Claim>) -> Result<Held, LockError> {
         let begun = Instant::now();
-        let granted = join_all(self.masters.iter().map(|master| self.ask(master, keys))).await;
-        let answers = granted.iter().flatten().count();
-        let nothing = || keys.iter().map(|_| None).collect();
-        let locks: Vec<Granted> = granted.into_iter().map(|granted| granted.unwrap_or_else(nothing)).collect();
-        if begun.elapsed() < self.validity() && has_majority(&locks, keys.len(), Option::is_some) {
-            return Ok(Held::new(self.clone(), locks, begun));
+        let answers = join_all(self.masters.iter().map(|master| self.ask(master, claim))).await;
+        let granted: Vec<_> = answers.iter().map(|answer| *answer == Some(Answer::Granted)).collect();
+        if begun.elapsed() < self.validity() && self.is_majority(granted.iter().copied()) {
+            return Ok(Held::new(self.clone(), Arc::clone(claim), granted, begun));
         }
-        self.give_back(&Arc::new(locks)).await;
-        Err(if answers >= self.majority() { LockError::Contended } else { LockError::Unavailable })
+        self.give_back(claim, &granted).await;
+        let answered = self.is_majority(answers.iter().map(Option::is_some));
+        Err(if answered { LockError::Contended } else { LockError::Unavailable })
     }
 
-    /// Asks one master for the keys, in their order. `None` where it did not answer in time; what it grants later is given back by
-    /// the task that waits for it.
-    async fn ask(&self, master: &Master, keys: &Arc<[String]>) -> Option<Granted> {
+    /// Asks one master for the keys. `None` where it cannot be reached, cannot lock anything, or does not answer in time; what it
+    /// grants later is given back by the task that waits for it.
+    async fn ask(&self, master: &Master, claim: &Arc<Claim>) -> Option<Answer> {
         if master.overdue.load(Ordering::SeqCst) > 0 {
             return None;
         }
-        let patience = self.patience(keys.len());
-        let (master, keys, ttl) = (master.clone(), Arc::clone(keys), self.ttl);
+        let patience = self.patience(claim);
+        let (master, claim) = (master.clone(), Arc::clone(claim));
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
-            let mut locking = pin!(master.lock(&keys, ttl));
+            let mut locking = pin!(master.lock(&claim));
             let unwanted = if let Ok(granted) = timeout(patience, &mut locking).await {
                 answer.send(granted).err().flatten()
             } else {
@@ -127,16 +178,17 @@ impl Redlock {
                 master.overdue.fetch_sub(1, Ordering::SeqCst);
                 granted
             };
-            if let Some(granted) = unwanted {
-                master.unlock(&granted).await;
+            if unwanted == Some(Answer::Granted) {
+                master.unlock(&claim).await;
             }
         });
         answered.await.ok().flatten()
     }
 
     /// How long one master may take for so many keys.
-    fn patience(&self, keys: usize) -> Duration {
-        self.node_timeout * u32::try_from(keys.div_ceil(KEYS_AT_A_TIME)).unwrap_or(u32::MAX)
+    fn patience(&self, claim: &Claim) -> Duration {
+        let scripts = claim.keys.len().div_ceil(KEYS_AT_A_TIME).max(1);
+        self.node_timeout * u32::try_from(scripts).unwrap_or(u32::MAX)
     }
 
     /// How long a lock can be relied on: the TTL without Redlock's allowance for clocks that run at different speeds, 1 % of it
@@ -145,72 +197,96 @@ impl Redlock {
         self.ttl.saturating_sub(self.ttl / 100 + Duration::from_millis(2))
     }
 
-    fn majority(&self) -> usize {
-        self.masters.len() / 2 + 1
+    fn is_majority(&self, masters: impl Iterator<Item = bool>) -> bool {
+        masters.filter(|yes| *yes).count() > self.masters.len() / 2
     }
 
-    /// Unlocks whatever was granted; a master that hangs is waited for in the background.
-    async fn give_back(&self, granted: &Arc<Vec<Granted>>) {
-        let unlocking =
-            self.masters.iter().cloned().enumerate().filter(|(m, _)| granted[*m].iter().any(Option::is_some));
-        let tasks = unlocking.map(|(m, master)| {
-            let granted = Arc::clone(granted);
-            tokio::spawn(async move { master.unlock(&granted[m]).await })
+    /// Unlocks where it was granted; a master that hangs is waited for in the background.
+    async fn give_back(&self, claim: &Arc<Claim>, granted: &[bool]) {
+        let granting = self.masters.iter().cloned().zip(granted).filter(|(_, granted)| **granted);
+        let tasks = granting.map(|(master, _)| {
+            let claim = Arc::clone(claim);
+            tokio::spawn(async move { master.unlock(&claim).await })
         });
-        let patience = self.patience(granted.first().map_or(0, Vec::len));
-        join_all(tasks.map(|task| timeout(patience, task))).await;
+        join_all(tasks.map(|task| timeout(self.patience(claim), task))).await;
     }
 }
 
 impl Master {
-    /// Locks keys until one is refused. `None` where the master cannot be reached, or cannot lock anything.
-    ///
-    /// The first key goes alone: rslock would try to connect again for each key in turn.
-    async fn lock(&self, keys: &[String], ttl: Duration) -> Option<Granted> {
-        let (first, others) = keys.split_at(keys.len().min(1));
-        let mut granted: Granted = Vec::with_capacity(keys.len());
-        for chunk in std::iter::once(first).chain(others.chunks(KEYS_AT_A_TIME)) {
-            let locks = join_all(chunk.iter().map(|key| self.manager.lock(key.as_str(), ttl))).await;
-            granted.extend(locks.into_iter().map(Result::ok));
-            if granted.iter().any(Option::is_none) {
-                break;
+    /// A request may take as long as the TTL: what hangs for longer has lost its meaning. Until then it is overdue, and the
+    /// master is not asked again.
+    fn new(url: &str, ttl: Duration) -> RedisResult<Self> {
+        let info = url.into_connection_info()?;
+        let tcp = TcpSettings::default().set_nodelay(true);
+        let config = ConnectionManagerConfig::new()
+            .set_number_of_retries(0)
+            .set_connection_timeout(Some(ttl))
+            .set_response_timeout(Some(ttl));
+        let client = Client::open(info.set_tcp_settings(tcp))?;
+        Ok(Self { connection: ConnectionManager::new_lazy_with_config(client, config)?, overdue: Arc::default() })
+    }
+
+    /// Locks all keys or none. `None` where the master cannot be reached, or cannot lock anything.
+    async fn lock(&self, claim: &Claim) -> Option<Answer> {
+        for (chunk, keys) in claim.keys.chunks(KEYS_AT_A_TIME).enumerate() {
+            match self.run(&LOCK, keys, claim).await {
+                Ok(1) => {}
+                Ok(_) => {
+                    self.unlock_first(claim, chunk).await;
+                    return Some(Answer::Refused);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a Redis master grants nothing");
+                    self.unlock_first(claim, chunk + 1).await;
+                    return None;
+                }
             }
         }
-        granted.resize_with(keys.len(), || None);
-        match keys.first() {
-            Some(key) if granted[0].is_none() => self.is_held(key).await.then_some(granted),
-            _ => Some(granted),
+        Some(Answer::Granted)
+    }
+
+    async fn unlock(&self, claim: &Claim) {
+        self.unlock_first(claim, usize::MAX).await;
+    }
+
+    /// Unlocks the first so many chunks of the keys, as far as the master can be reached.
+    async fn unlock_first(&self, claim: &Claim, chunks: usize) {
+        for keys in claim.keys.chunks(KEYS_AT_A_TIME).take(chunks) {
+            if let Err(error) = self.run(&UNLOCK, keys, claim).await {
+                tracing::debug!(%error, "a Redis master does not unlock, its keys expire");
+                return;
+            }
         }
     }
 
-    /// Whether somebody holds the key, which rslock does not tell from a master that is away, full or read-only.
-    async fn is_held(&self, key: &str) -> bool {
-        let Ok(mut connection) = self.client.get_multiplexed_async_connection().await else { return false };
-        redis::cmd("EXISTS").arg(key).query_async(&mut connection).await.unwrap_or(false)
-    }
-
-    async fn unlock(&self, granted: &Granted) {
-        join_all(granted.iter().flatten().map(|lock| self.manager.unlock(lock))).await;
-    }
-
-    /// Extends locks, and answers for each key whether it is still held. rslock unlocks those that it could not extend.
-    async fn extend(&self, granted: &Granted, ttl: Duration) -> Vec<bool> {
-        join_all(granted.iter().map(|lock| async move {
-            match lock {
-                Some(lock) => self.manager.extend(lock, ttl).await.is_ok(),
-                None => false,
+    /// Extends the locks, and answers whether all of them are still held.
+    async fn extend(&self, claim: &Claim) -> bool {
+        for keys in claim.keys.chunks(KEYS_AT_A_TIME) {
+            if self.run(&EXTEND, keys, claim).await.ok() != Some(keys.len()) {
+                return false;
             }
-        }))
-        .await
+        }
+        true
+    }
+
+    async fn run(&self, script: &Script, keys: &[String], claim: &Claim) -> RedisResult<usize> {
+        let mut invocation = script.prepare_invoke();
+        for key in keys {
+            invocation.key(key);
+        }
+        let ttl_ms = u64::try_from(claim.ttl.as_millis()).unwrap_or(u64::MAX);
+        invocation.arg(&claim.token).arg(ttl_ms).invoke_async(&mut self.connection.clone()).await
     }
 }
 
-/// All keys of a batch. A task renews them at a third of the TTL; the first renewal that leaves a key without its majority, or
+/// All keys of a batch. A task renews them at a third of the TTL; the first renewal that leaves them without a majority, or
 /// comes too late, loses all.
 #[derive(Debug)]
 pub struct Held {
     redlock: Redlock,
-    granted: Arc<Vec<Granted>>,
+    claim: Arc<Claim>,
+    /// By which masters.
+    granted: Vec<bool>,
     since: Instant,
     /// `None` once they are lost.
     valid_until: watch::Receiver<Option<Instant>>,
@@ -218,11 +294,10 @@ pub struct Held {
 }
 
 impl Held {
-    fn new(redlock: Redlock, granted: Vec<Granted>, asked: Instant) -> Self {
-        let granted = Arc::new(granted);
+    fn new(redlock: Redlock, claim: Arc<Claim>, granted: Vec<bool>, asked: Instant) -> Self {
         let (renewed, valid_until) = watch::channel(Some(asked + redlock.validity()));
-        let renewal = tokio::spawn(renew(redlock.clone(), Arc::clone(&granted), asked, renewed));
-        Self { redlock, granted, since: Instant::now(), valid_until, renewal }
+        let renewal = tokio::spawn(renew(redlock.clone(), Arc::clone(&claim), granted.clone(), asked, renewed));
+        Self { redlock, claim, granted, since: Instant::now(), valid_until, renewal }
     }
 
     pub fn is_lost(&self) -> bool {
@@ -232,7 +307,7 @@ impl Held {
     pub async fn release(self) {
         self.redlock.metrics.lock_hold.with_label_values(&["redlock"]).observe(self.since.elapsed().as_secs_f64());
         self.renewal.abort();
-        self.redlock.give_back(&self.granted).await;
+        self.redlock.give_back(&self.claim, &self.granted).await;
     }
 }
 
@@ -244,19 +319,21 @@ impl Drop for Held {
 
 async fn renew(
     redlock: Redlock,
-    granted: Arc<Vec<Granted>>,
+    claim: Arc<Claim>,
+    granted: Vec<bool>,
     mut since: Instant,
     renewed: watch::Sender<Option<Instant>>,
 ) {
-    let keys = granted.first().map_or(0, Vec::len);
-    let patience = redlock.patience(keys);
+    let patience = redlock.patience(&claim);
     loop {
         sleep_until(since + redlock.ttl / 3).await;
         let begun = Instant::now();
-        let extending = redlock.masters.iter().zip(granted.iter());
-        let extending = extending.map(|(master, granted)| timeout(patience, master.extend(granted, redlock.ttl)));
-        let extended: Vec<_> = join_all(extending).await.into_iter().map(Result::unwrap_or_default).collect();
-        if since.elapsed() >= redlock.validity() || !has_majority(&extended, keys, |held| *held) {
+        let extending = redlock.masters.iter().zip(&granted).map(|(master, granted)| {
+            let claim = Arc::clone(&claim);
+            async move { *granted && timeout(patience, master.extend(&claim)).await.unwrap_or(false) }
+        });
+        let extended = join_all(extending).await;
+        if since.elapsed() >= redlock.validity() || !redlock.is_majority(extended.into_iter()) {
             let _receiver_gone = renewed.send(None);
             redlock.metrics.lock_failures.with_label_values(&["lost"]).inc();
             tracing::warn!("the locks of a batch were lost before it was done");
@@ -265,10 +342,4 @@ async fn renew(
         let _receiver_gone = renewed.send(Some(begun + redlock.validity()));
         since = begun;
     }
-}
-
-/// Whether each of so many keys is held at a majority of the masters, of which some may have answered nothing.
-fn has_majority<K>(masters: &[Vec<K>], keys: usize, is_held: fn(&K) -> bool) -> bool {
-    let held_at = |key| masters.iter().filter(|answers| answers.get(key).is_some_and(is_held)).count();
-    (0..keys).all(|key| held_at(key) > masters.len() / 2)
 }

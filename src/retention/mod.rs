@@ -9,6 +9,7 @@ use crate::{
     crash_point::crash_point,
     domain::OrderId,
     lifecycle::Shutdown,
+    lock::Lease,
     store::{OrderStore, Purge, StockStore, StoreError},
     telemetry::{Component, Metrics},
 };
@@ -33,6 +34,7 @@ pub enum Kept {
 pub struct Retention {
     pub store: Kept,
     pub ages: config::Retention,
+    pub lease: Lease,
     pub metrics: Metrics,
 }
 
@@ -49,10 +51,10 @@ impl Retention {
                 () = shutdown.requested() => return,
             }
             let begun = Instant::now();
-            delay = match self.turn(Utc::now()).await {
-                Ok(true) => begun.elapsed() * REST,
-                Ok(false) => TURN_EVERY,
-                Err(error) => {
+            delay = match self.lease.hold(self.turn(Utc::now())).await {
+                Some(Ok(true)) => begun.elapsed() * REST,
+                Some(Ok(false)) | None => TURN_EVERY,
+                Some(Err(error)) => {
                     tracing::warn!(store = self.store.name(), %error, "nothing was purged");
                     self.metrics.retries.with_label_values(&[self.store.name()]).inc();
                     TURN_EVERY
@@ -62,8 +64,6 @@ impl Retention {
     }
 
     /// One turn: a batch of each table that has rows too old. Answers whether there is more to delete.
-    ///
-    /// Whatever keeps several processes from taking turns at once goes around this.
     pub async fn turn(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let ages = &self.ages;
         let more = match &self.store {

@@ -1,11 +1,12 @@
-//! The multi-lock when a master of it hangs.
+//! The multi-lock: beside another client on the same keys, and when a master of it hangs.
 
 use std::time::{Duration, Instant};
 
+use rslock::LockManager;
 use stocklock::{
     config::SecretUrl,
     domain::ProductId,
-    lock::{Held, Locks},
+    lock::{Held, Lease, LockError, Locks},
     telemetry::Metrics,
 };
 
@@ -27,17 +28,47 @@ fn products(count: usize) -> Vec<ProductId> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_redlock_client_is_respected_and_respects_us() {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.wait = Duration::from_millis(200);
+    let (prefix, ttl) = (&world.config.lock.prefix, world.config.lock.ttl);
+    let locks = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let urls: Vec<_> = world.config.redis.urls.iter().map(SecretUrl::expose).collect();
+    let mut other = LockManager::new(urls);
+    other.set_retry(1, Duration::from_millis(1));
+    let (products, last) = (products(1_500), format!("{prefix}p1499"));
+    let theirs = other.lock(last.as_str(), ttl).await.expect("free");
+    assert_eq!(locks.acquire(&products).await.expect_err("the last key is theirs"), LockError::Contended);
+    // Nothing is left of what was granted before the last key was refused.
+    locks.acquire(&products[..1_499]).await.expect("free").release().await;
+    other.unlock(&theirs).await;
+    let ours = locks.acquire(&products).await.expect("free again");
+    other.lock(last.as_str(), ttl).await.expect_err("the key is ours");
+    ours.release().await;
+    other.lock(last.as_str(), ttl).await.expect("free again");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_job_is_done_by_one_holder_of_its_lease_at_a_time() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    let lease = Lease::new(&world.config.lock, &world.config.redis, "test").expect("a lease");
+    let rival = Lease::new(&world.config.lock, &world.config.redis, "test").expect("a lease");
+    assert_eq!(lease.hold(async { rival.hold(async { "done twice" }).await }).await, Some(None));
+    assert_eq!(rival.hold(async { "done" }).await, Some("done"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_master_that_hangs_does_not_set_the_pace() {
     let mut world = World::new(Database::MySql, Strategy::Redlock).await;
     world.config.lock.node_timeout = Duration::from_millis(500);
     let (locks, proxies) = locks_behind_proxies(&mut world, &World::metrics()).await;
     proxies[1].hang();
-    let products = products(600);
+    let products = products(2_500);
     let begun = Instant::now();
     for _ in 0..20 {
         locks.acquire(&products).await.expect("two of three grant it").release().await;
     }
-    // Asked each time, it would have cost the timeout of three chunks of keys each time: 30 s.
+    // Asked each time, it would have cost the timeout of three scripts each time: 30 s.
     assert!(begun.elapsed() < Duration::from_secs(10), "20 locks took {:?}", begun.elapsed());
     proxies[1].mend();
     proxies[2].hang();

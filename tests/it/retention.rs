@@ -10,6 +10,7 @@ use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     deduct::Worker,
     domain::{Horizon, OrderEvent, OrderId, OrderState},
+    lock::Lease,
     retention::{Kept, Retention},
     store::{Purge, StockSnapshot},
 };
@@ -38,7 +39,7 @@ async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
 }
 
 fn retention(world: &World, store: Kept) -> Retention {
-    Retention { store, ages: world.config.retention.clone(), metrics: World::metrics() }
+    Retention { store, ages: world.config.retention.clone(), lease: Lease::None, metrics: World::metrics() }
 }
 
 /// Takes turns until nothing is left to delete.
