@@ -1,6 +1,9 @@
 //! Workers come and go under load: what one leaves, another takes, and nothing is lost or twice.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -221,6 +224,41 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
     let log = Role::spawn(&world.env, "worker", &broker_s).ended(2).await;
     assert!(log.contains("the group cannot be consumed"), "{log}");
     first.stop();
+    second.stop();
+}
+
+/// The partitions whose lag a worker shows.
+async fn shown_lags(worker: &Role, topic: &str) -> BTreeSet<String> {
+    let text = reqwest::get(format!("{}/metrics", worker.admin)).await.expect("metrics").text().await.expect("text");
+    let of_topic = text.lines().filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
+    of_topic.filter_map(|line| line.split("partition=\"").nth(1)?.split('"').next().map(str::to_owned)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topic = &world.config.topics.orders;
+    let comes_to = async |workers: &[&Role], expected: &[usize]| {
+        let begun = Instant::now();
+        loop {
+            let mut shown = Vec::new();
+            for worker in workers {
+                shown.push(shown_lags(worker, topic).await);
+            }
+            let all: BTreeSet<_> = shown.iter().flatten().collect();
+            if all.len() == 4 && shown.iter().map(BTreeSet::len).eq(expected.iter().copied()) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{shown:?}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    let first = world.start("worker").await;
+    comes_to(&[&first], &[4]).await;
+    let second = world.start("worker").await;
+    comes_to(&[&first, &second], &[2, 2]).await;
+    first.stop();
+    comes_to(&[&second], &[4]).await;
     second.stop();
 }
 
