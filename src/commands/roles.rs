@@ -165,7 +165,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
     let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Stock(store.clone()))?;
+    let purging = shared.purge(Kept::Stock(store.clone().into()))?;
     tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
     let mut running = JoinSet::new();
     for lane in lanes {
@@ -198,7 +198,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let consumer =
         Consumer::start(&config.kafka, &subscription, metrics, health.register("order-status"), shutdown.clone());
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Orders(store.clone()))?;
+    let purging = shared.purge(Kept::Orders(store.clone().into()))?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));

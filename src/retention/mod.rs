@@ -23,10 +23,9 @@ const REST: u32 = 4;
 
 /// A store whose old rows are deleted.
 #[derive(Debug, Clone)]
-#[expect(clippy::large_enum_variant, reason = "a process has one of each")]
 pub enum Kept {
-    Orders(OrderStore),
-    Stock(StockStore),
+    Orders(Box<OrderStore>),
+    Stock(Box<StockStore>),
 }
 
 /// Deletes what is old in a store. Any number of processes may do so at once: of those at one store, one gets to work.

@@ -49,7 +49,7 @@ async fn purge(world: &World, store: Kept) {
 }
 
 async fn purge_stock(world: &World) {
-    purge(world, Kept::Stock(world.stock_store(&World::metrics()))).await;
+    purge(world, Kept::Stock(world.stock_store(&World::metrics()).into())).await;
 }
 
 async fn snapshot(world: &World) -> StockSnapshot {
@@ -147,7 +147,7 @@ on_each_database! {
         let unpublished = old[2].order_id.uuid().simple();
         let outbox = format!("INSERT INTO outbox VALUES (UNHEX('{unpublished}'), 'RELEASE', UTC_TIMESTAMP(3), UTC_TIMESTAMP(3))");
         world.tamper_with_orders(&outbox).await;
-        purge(&world, Kept::Orders(world.order_store())).await;
+        purge(&world, Kept::Orders(world.order_store().into())).await;
         let mut ids: Vec<_> = old.iter().map(|event| event.order_id).collect();
         ids.push(pending);
         assert_eq!(orders_there(&world, &ids).await, [false, false, true, true, true, true]);
