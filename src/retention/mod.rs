@@ -18,6 +18,8 @@ use crate::{
 const BATCH: u32 = 4_000;
 /// Between turns that find nothing more to delete, or fail.
 const TURN_EVERY: Duration = Duration::from_secs(60);
+/// Between tries for the lease, whose holder may be dead.
+const LEASED_EVERY: Duration = Duration::from_secs(10);
 /// How much longer than its last turn a purge rests while it is behind, so that it takes a fifth of the time at most.
 const REST: u32 = 4;
 
@@ -52,7 +54,8 @@ impl Retention {
             let begun = Instant::now();
             delay = match self.lease.hold(self.turn(Utc::now())).await {
                 Some(Ok(true)) => begun.elapsed() * REST,
-                Some(Ok(false)) | None => TURN_EVERY,
+                Some(Ok(false)) => TURN_EVERY,
+                None => LEASED_EVERY,
                 Some(Err(error)) => {
                     tracing::warn!(store = self.store.name(), %error, "nothing was purged");
                     self.metrics.retries.with_label_values(&[self.store.name()]).inc();

@@ -1,12 +1,17 @@
 //! What `stocklock bench` needs of the stores, and nobody else.
 
+use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use hdrhistogram::Histogram;
 use sqlx::{AssertSqlSafe, Connection, MySqlConnection, Row as _};
 use url::Url;
 
-use super::{OrderStore, StoreError};
-use crate::config::SecretUrl;
+use super::{
+    OrderStore, StockStore, StoreError,
+    database::transaction,
+    rows::{expect_rows, order_ids, wanted_orders},
+};
+use crate::{config::SecretUrl, domain::OrderId};
 
 /// A database beside a store's own, on the same server.
 pub struct SiblingDatabase {
@@ -39,14 +44,35 @@ async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
 /// A day; what took longer counts as that.
 const LONGEST_MICROS: u64 = 86_400_000_000;
 
+const ADD_ORDERS: &str = concat!(
+    "INSERT INTO orders (order_id, status, reason, `lines`, created_at, updated_at)
+    SELECT order_id, 'FAILED', 'INSUFFICIENT_STOCK', '[[\"sku-1\",1],[\"sku-2\",2]]', ?, ? FROM ",
+    wanted_orders!(),
+);
+
+const ADD_OUTCOMES: &str = concat!(
+    "INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
+    SELECT order_id, 'FAILED', 'INSUFFICIENT_STOCK', '[]', ? FROM ",
+    wanted_orders!(),
+);
+
 impl OrderStore {
-    /// How long each order took from its acceptance to its last change, microseconds.
-    pub async fn settle_times(&self) -> Result<Histogram<u64>, StoreError> {
+    /// Adds orders that were refused at a time, as [`StockStore::add_refused`] does.
+    pub async fn add_refused(&self, ids: &[OrderId], at: DateTime<Utc>) -> Result<(), StoreError> {
+        let hex = order_ids(ids.iter().copied())?;
+        transaction!(self.db, "add history", |conn, _| {
+            let added = sqlx::query(ADD_ORDERS).bind(at).bind(at).bind(&hex).execute(conn).await?;
+            expect_rows("orders added", ids.len(), added.rows_affected())
+        })
+    }
+
+    /// How long each order from `first` on took from its acceptance to its last change, microseconds.
+    pub async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
         let mut histogram =
             Histogram::new_with_max(LONGEST_MICROS, 3).map_err(|e| StoreError::Refused(e.to_string()))?;
         let mut in_use = self.db.acquire().await?;
-        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders";
-        let mut rows = sqlx::query(sql).fetch(in_use.conn());
+        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders WHERE order_id >= ?";
+        let mut rows = sqlx::query(sql).bind(first.as_bytes().as_slice()).fetch(in_use.conn());
         while let Some(row) = rows.try_next().await? {
             let micros: i64 = row.try_get("micros")?;
             histogram.saturating_record(micros.max(0).unsigned_abs());
@@ -54,5 +80,16 @@ impl OrderStore {
         drop(rows);
         in_use.give_back();
         Ok(histogram)
+    }
+}
+
+impl StockStore {
+    /// Adds the outcomes of orders that were refused at a time.
+    pub async fn add_refused(&self, ids: &[OrderId], at: DateTime<Utc>) -> Result<(), StoreError> {
+        let hex = order_ids(ids.iter().copied())?;
+        transaction!(self.db, "add history", |conn, _| {
+            let added = sqlx::query(ADD_OUTCOMES).bind(at).bind(&hex).execute(conn).await?;
+            expect_rows("outcomes added", ids.len(), added.rows_affected())
+        })
     }
 }

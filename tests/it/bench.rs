@@ -32,7 +32,7 @@ async fn left_behind(world: &World) -> Vec<String> {
 
 on_each_database! {
     async fn a_drain_is_measured_under_both_strategies_beside_the_ceiling(world: World) {
-        let runs = bench(&world, &[]);
+        let runs = bench(&world, &["--history", "1000"]);
         let strategies: Vec<_> = runs.iter().map(|run| run["strategy"].as_str().unwrap_or_default()).collect();
         assert_eq!(strategies, ["row", "redlock"]);
         for run in &runs {
@@ -43,6 +43,9 @@ on_each_database! {
             assert!((ratio - orders / number(run, "ceiling_orders_per_s")).abs() < 0.002, "{run}");
             assert!(number(run, "mean_batch") <= 100.0 && number(run, "lines") >= 400.0, "{run}");
             assert!(number(run, "peak_rss_mib") > 1.0, "{run}");
+            assert!(number(run, "history") == 1000.0 && number(run, "p50_ms") > 0.0, "{run}");
+            let others = run["cpu_seconds_per_1000_orders_of_others"].as_object().expect("an object");
+            assert!(others.contains_key("java"), "the broker works too: {run}");
         }
         let begun = Instant::now();
         while !left_behind(&world).await.is_empty() {

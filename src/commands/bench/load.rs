@@ -12,8 +12,11 @@ use reqwest::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{fleet::Fleet, report::Run, scratch::Scratch, workload::Workload};
-use crate::{domain::Lines, store::OrderStore};
+use super::{fleet::Fleet, report::Run, scratch::Scratch, stopwatch::Stopwatch, workload::Workload};
+use crate::{
+    domain::{Lines, OrderId},
+    store::OrderStore,
+};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Without any order becoming final for so long, a run is given up.
@@ -31,6 +34,8 @@ pub struct Load<'a> {
     pub churn: Option<Duration>,
     /// What the roles say.
     pub log: &'a File,
+    /// No order of this load is older.
+    pub first: OrderId,
 }
 
 impl Load<'_> {
@@ -41,8 +46,7 @@ impl Load<'_> {
         drop(events);
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.any_ready().await?;
-        let begun = Instant::now();
-        self.finish(fleet, begun, orders).await
+        self.finish(fleet, &Stopwatch::start(), orders).await
     }
 
     /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered.
@@ -50,9 +54,9 @@ impl Load<'_> {
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
-        let begun = Instant::now();
+        let stopwatch = Stopwatch::start();
         let placing = place_all(&url, &self.workload.orders, rate);
-        let (placed, finished) = tokio::join!(placing, self.finish(fleet, begun, orders));
+        let (placed, finished) = tokio::join!(placing, self.finish(fleet, &stopwatch, orders));
         placed?;
         finished
     }
@@ -61,19 +65,20 @@ impl Load<'_> {
     async fn finish(
         &self,
         mut fleet: Fleet<'_>,
-        begun: Instant,
+        stopwatch: &Stopwatch,
         orders: &OrderStore,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
-        let seconds = self.all_final(&mut fleet, begun).await?;
+        self.all_final(&mut fleet).await?;
+        let (seconds, others) = stopwatch.stop();
         let mut run = fleet.stop().await?;
         run.workload.clone_from(&self.workload.name);
         (run.orders, run.lines) = (self.workload.orders.len(), self.workload.count_lines());
         run.workers = self.workers;
-        run.tell_rates(seconds);
-        Ok((run, orders.settle_times().await?))
+        run.tell_rates(seconds, others);
+        Ok((run, orders.settle_times(self.first).await?))
     }
 
-    async fn all_final(&self, fleet: &mut Fleet<'_>, begun: Instant) -> anyhow::Result<f64> {
+    async fn all_final(&self, fleet: &mut Fleet<'_>) -> anyhow::Result<()> {
         let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders final, {per_sec}, {elapsed}")?;
         let progress = ProgressBar::new(self.workload.orders.len() as u64).with_style(style);
         let (mut moved_at, mut changed_at) = (Instant::now(), Instant::now());
@@ -96,7 +101,7 @@ impl Load<'_> {
             }
         }
         progress.finish_and_clear();
-        Ok(begun.elapsed().as_secs_f64())
+        Ok(())
     }
 }
 

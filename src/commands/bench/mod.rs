@@ -6,11 +6,13 @@ mod load;
 mod report;
 mod role;
 mod scratch;
+mod stopwatch;
 mod workload;
 
 use std::{fs::File, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+use chrono::Utc;
 use clap::{Args, ValueEnum};
 
 use self::{
@@ -22,7 +24,7 @@ use self::{
 use super::{Answer, Output};
 use crate::{
     config::{Config, Layers, LockStrategy},
-    domain::MAX_LINES,
+    domain::{MAX_LINES, OrderId},
     lifecycle::Shutdown,
     telemetry::Metrics,
     verify::verify,
@@ -69,6 +71,9 @@ pub struct BenchArgs {
     /// Orders a second that are placed whatever the answers (end-to-end); without it, 256 clients place them one after another
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: Option<u32>,
+    /// Orders that are in both stores before a run begins, refused
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000_000))]
+    history: u32,
     /// Runs of each strategy
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
@@ -209,13 +214,21 @@ impl Bench<'_> {
     async fn measure(&self, scratch: &Scratch, log: &File) -> anyhow::Result<Run> {
         let (orders, stock) = scratch.stores(&Metrics::new()?)?;
         scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
-        let load =
-            Load { scratch, workload: &self.workload, workers: self.args.workers.into(), churn: self.args.churn, log };
+        scratch.add_history(&orders, &stock, self.args.history).await?;
+        let load = Load {
+            scratch,
+            workload: &self.workload,
+            workers: self.args.workers.into(),
+            churn: self.args.churn,
+            log,
+            first: OrderId::first_of(Utc::now()),
+        };
         let (mut run, latencies) = match self.args.mode {
             Mode::Drain => load.drain(&orders).await?,
             Mode::EndToEnd => load.end_to_end(&orders, self.args.rate).await?,
         };
         run.mode = self.args.mode.as_str();
+        run.history = self.args.history;
         run.tell_latencies(&latencies);
         let report = verify(&orders, &stock, SETTLE).await?;
         run.verified = report.violations.is_empty() && report.unsettled.is_empty();

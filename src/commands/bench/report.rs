@@ -12,6 +12,8 @@ pub struct Run {
     pub workload: String,
     pub strategy: &'static str,
     pub orders: usize,
+    /// Orders that were there before.
+    pub history: u32,
     pub lines: usize,
     pub batch_max: usize,
     pub workers: usize,
@@ -38,20 +40,24 @@ pub struct Run {
     pub peak_rss_mib: f64,
     pub peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
     pub cpu_seconds_per_1000_orders: BTreeMap<&'static str, f64>,
+    /// Of other programs on this machine, the servers among them, by name.
+    pub cpu_seconds_per_1000_orders_of_others: BTreeMap<String, f64>,
     pub verified: bool,
 }
 
 impl Run {
-    /// Takes the time that all orders took.
+    /// Takes the seconds that all orders took, and the CPU seconds that other programs used in them.
     #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
-    pub fn tell_rates(&mut self, seconds: f64) {
+    pub fn tell_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
         let orders = self.orders as f64;
         self.seconds = round(seconds, 3);
         self.orders_per_s = round(orders / seconds, 1);
         self.lines_per_s = round(self.lines as f64 / seconds, 1);
         self.batches_per_s = round(self.batches / seconds, 1);
         self.mean_batch = round(self.batched / self.batches.max(1.0), 1);
-        for cpu in self.cpu_seconds_per_1000_orders.values_mut() {
+        self.cpu_seconds_per_1000_orders_of_others = others;
+        let ours = self.cpu_seconds_per_1000_orders.values_mut();
+        for cpu in ours.chain(self.cpu_seconds_per_1000_orders_of_others.values_mut()) {
             *cpu = round(*cpu / orders * 1000.0, 4);
         }
     }
@@ -103,6 +109,9 @@ impl Run {
         for (role, cpu) in &self.cpu_seconds_per_1000_orders {
             let peak = self.peak_rss_mib_by_role.get(role).copied().unwrap_or_default();
             println!("  {cpu:>10} CPU seconds a thousand orders, {peak} MiB at most: {role}");
+        }
+        for (program, cpu) in &self.cpu_seconds_per_1000_orders_of_others {
+            println!("  {cpu:>10} CPU seconds a thousand orders: {program}");
         }
         println!("  {}", if self.verified { "verified" } else { "NOT VERIFIED" });
     }

@@ -10,10 +10,10 @@ use std::{
 use anyhow::{Context as _, bail};
 use nix::{
     sys::signal::{Signal, kill},
-    unistd::{Pid, SysconfVar, sysconf},
+    unistd::Pid,
 };
 
-use super::scratch::Scratch;
+use super::{scratch::Scratch, stopwatch::cpu_seconds};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -92,16 +92,11 @@ impl Role {
 
     pub fn usage(&self) -> anyhow::Result<Usage> {
         let pid = self.process.id();
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        let fields: Vec<_> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |index: usize| fields.get(index).and_then(|field| field.parse::<u32>().ok()).map_or(0.0, f64::from);
-        let per_second =
-            sysconf(SysconfVar::CLK_TCK)?.and_then(|ticks| u32::try_from(ticks).ok()).map_or(100.0, f64::from);
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let peak =
             status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u32>().ok());
         Ok(Usage {
-            cpu_seconds: (ticks(11) + ticks(12)) / per_second,
+            cpu_seconds: cpu_seconds(pid).context("its statistics")?,
             peak_rss_mib: f64::from(peak.unwrap_or(0)) / 1024.0,
         })
     }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Context as _;
-use chrono::{SubsecRound as _, Utc};
+use chrono::{SubsecRound as _, TimeDelta, Utc};
 
 use super::{super::process, workload::Workload};
 use crate::{
@@ -72,6 +72,19 @@ impl Scratch {
             .collect();
         for chunk in products.chunks(CHUNK) {
             stock.import(chunk, Utc::now()).await?;
+        }
+        Ok(())
+    }
+
+    /// Orders that were refused before, one a millisecond until now.
+    pub async fn add_history(&self, orders: &OrderStore, stock: &StockStore, count: u32) -> anyhow::Result<()> {
+        let now = Utc::now();
+        let ids: Vec<_> =
+            (1..=count).rev().map(|age| OrderId::first_of(now - TimeDelta::milliseconds(age.into()))).collect();
+        for chunk in ids.chunks(10 * CHUNK) {
+            let (placed, decided) = tokio::join!(orders.add_refused(chunk, now), stock.add_refused(chunk, now));
+            placed?;
+            decided?;
         }
         Ok(())
     }
