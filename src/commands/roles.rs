@@ -121,7 +121,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let stock = process::open_stock_store(config, metrics)?;
     let relay = shared.relay(orders.clone());
     let (committer, mut committing) =
-        Committer::start(orders.clone(), relay.clone(), config.ingest.group_max, metrics.clone());
+        Committer::start(orders.clone(), relay.clone(), config.ingest.groups, metrics.clone());
     let desk = Desk::new(orders.clone(), shutdown.clone());
     let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = tokio::spawn(desk.clone().run());

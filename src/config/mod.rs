@@ -96,18 +96,18 @@ pub struct Compensator {
     pub batches: Batches,
 }
 
-/// When a batch is closed.
+/// When a batch, or a group, is closed.
 #[derive(Debug, Clone, Copy)]
 pub struct Batches {
-    /// Messages.
+    /// Messages, or orders.
     pub max: usize,
-    /// After the first message.
+    /// After the batch before was closed.
     pub linger: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    pub group_max: usize,
+    pub groups: Batches,
     pub outbox_max: u64,
     pub pending_after: Duration,
 }
@@ -174,7 +174,7 @@ impl Config {
                 batches: values.batches("compensator.batch_max", "compensator.linger"),
             },
             ingest: Ingest {
-                group_max: values.within("ingest.group_max", 1, 10_000),
+                groups: values.batches("ingest.group_max", "ingest.linger"),
                 outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
                 pending_after: values.between(
                     "ingest.pending_after",

@@ -3,10 +3,12 @@ use std::{pin::Pin, sync::Arc, time::Duration};
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
+    time::{Instant, sleep_until},
 };
 
 use crate::{
     backoff::Backoff,
+    config::Batches,
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
@@ -46,13 +48,13 @@ struct Waiting {
 
 impl Committer {
     /// Starts the tasks that commit; they end when the last clone of the committer is dropped and the queue is empty.
-    pub fn start(store: OrderStore, relay: Relay, group_max: usize, metrics: Metrics) -> (Self, JoinSet<()>) {
-        let (queue, waiting) = mpsc::channel(QUEUE);
-        let waiting = Arc::new(Mutex::new(waiting));
+    pub fn start(store: OrderStore, relay: Relay, groups: Batches, metrics: Metrics) -> (Self, JoinSet<()>) {
+        let (queue, orders) = mpsc::channel(QUEUE);
+        let waiting = Arc::new(Mutex::new(Queue { orders, groups, closed_at: Instant::now() }));
         let mut tasks = JoinSet::new();
         for _ in 0..COMMITTERS {
             let task = Task { store: store.clone(), relay: relay.clone(), metrics: metrics.clone() };
-            tasks.spawn(task.run(Arc::clone(&waiting), group_max));
+            tasks.spawn(task.run(Arc::clone(&waiting)));
         }
         (Self { queue }, tasks)
     }
@@ -65,6 +67,33 @@ impl Committer {
     }
 }
 
+/// Orders that wait for a commit.
+struct Queue {
+    orders: mpsc::Receiver<Waiting>,
+    groups: Batches,
+    /// When the last group was closed.
+    closed_at: Instant,
+}
+
+impl Queue {
+    /// Waits for orders, and closes their group as a lane closes its batches. Empty where no more will come.
+    async fn next_group(&mut self) -> Vec<Waiting> {
+        let Batches { max, linger } = self.groups;
+        let mut group = Vec::new();
+        let mut received = self.orders.recv_many(&mut group, max).await;
+        while received > 0 && group.len() < max {
+            let room = max - group.len();
+            received = tokio::select! {
+                biased;
+                received = self.orders.recv_many(&mut group, room) => received,
+                () = sleep_until(self.closed_at + linger) => 0,
+            };
+        }
+        self.closed_at = Instant::now();
+        group
+    }
+}
+
 struct Task {
     store: OrderStore,
     relay: Relay,
@@ -72,10 +101,10 @@ struct Task {
 }
 
 impl Task {
-    async fn run(self, queue: Arc<Mutex<mpsc::Receiver<Waiting>>>, group_max: usize) {
+    async fn run(self, queue: Arc<Mutex<Queue>>) {
         loop {
-            let mut group = Vec::new();
-            if queue.lock().await.recv_many(&mut group, group_max).await == 0 {
+            let group = queue.lock().await.next_group().await;
+            if group.is_empty() {
                 return;
             }
             self.save(group).await;

@@ -84,6 +84,7 @@ impl Consumer {
                         partitions: Arc::clone(&partitions),
                         offsets: Offsets { lane, member: Arc::clone(&member), partitions: Arc::clone(&partitions) },
                         shutdown: shutdown.clone(),
+                        closed_at: tokio::time::Instant::now(),
                     },
                 )
             })

@@ -27,6 +27,8 @@ pub struct Lane {
     pub(super) partitions: Arc<Partitions>,
     pub(super) offsets: Offsets,
     pub(super) shutdown: Shutdown,
+    /// When the last batch was closed, or the lane was opened.
+    pub(super) closed_at: Instant,
 }
 
 /// Messages that are handled together, in the order of their offsets. Until it is dropped, its partitions are not given up.
@@ -46,8 +48,9 @@ pub struct Offsets {
 }
 
 impl Lane {
-    /// Waits for messages and decodes them; closes the batch when it is in demand, and then as soon as it is full, or old enough with
-    /// no more messages at hand. `None` once the process is to stop; what was collected then comes again.
+    /// Waits for messages and decodes them; closes the batch when it is in demand, and then as soon as it is full, or no more messages
+    /// are at hand and `linger` has passed since the batch before: what comes alone does not wait, and what comes often comes in
+    /// batches (as Nagle's algorithm does it, RFC 896). `None` once the process is to stop; what was collected then comes again.
     pub async fn next_batch<D>(
         &mut self,
         Batches { max, linger }: Batches,
@@ -57,7 +60,7 @@ impl Lane {
         let mut demand = std::pin::pin!(demand);
         let mut is_demanded = false;
         let (mut messages, mut decoded) = (Vec::new(), Vec::new());
-        let mut closes_at = Instant::now();
+        let mut closes_at = self.closed_at + linger;
         loop {
             let fresh = messages.len();
             let room = (max - fresh).min(DECODED_AT_ONCE);
@@ -69,12 +72,10 @@ impl Lane {
                     if received == 0 {
                         return None;
                     }
-                    if fresh == 0 {
-                        closes_at = Instant::now() + linger;
-                    }
                     decoded.extend(messages[fresh..].iter().map(|received| decode(&received.message)));
                 }
                 () = sleep_until(closes_at), if is_demanded && !messages.is_empty() => {
+                    self.closed_at = Instant::now();
                     let batch = Batch::take(std::mem::take(&mut messages), std::mem::take(&mut decoded), &self.partitions);
                     if !batch.is_empty() {
                         return Some(batch);

@@ -81,6 +81,9 @@ fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
         .set("auto.commit.interval.ms", "1000")
         .set("enable.auto.offset.store", "false")
         .set("queued.max.messages.kbytes", "8192")
+        .set("queued.min.messages", "10000")
+        .set("fetch.message.max.bytes", "262144")
+        .set("fetch.max.bytes", "4194304")
         .set("fetch.wait.max.ms", "50")
         .set("statistics.interval.ms", "5000");
     if let Some(id) = &kafka.group_instance_id {

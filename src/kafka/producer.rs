@@ -54,7 +54,7 @@ impl Producer {
             .set("enable.idempotence", "true")
             .set("partitioner", "murmur2_random")
             .set("compression.type", "lz4")
-            .set("linger.ms", "1")
+            .set("linger.ms", "0.2")
             .set("queue.buffering.max.messages", "50000")
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", MAX_MESSAGE_BYTES)

@@ -2,14 +2,17 @@
 
 mod pending;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use tokio::sync::Semaphore;
 
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
-    domain::OrderEvent,
+    domain::{EventKind, OrderEvent, OrderId},
     kafka::{Message, Producer},
     lifecycle::Shutdown,
     store::{OrderStore, StoreError},
@@ -23,6 +26,8 @@ pub use pending::{PendingWatch, Turn};
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
 /// How long a sweep has; longer than a delivery may take.
 const SWEEP_LEASE: Duration = Duration::from_secs(15);
+/// How long events that are published stay in the outbox, so that many are struck out at once.
+const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_MAX: u32 = 500;
 /// Groups that are published at once; beyond them the sweep publishes.
@@ -46,11 +51,14 @@ pub struct Relay {
     topic: Arc<str>,
     codec: Arc<OrderEventCodec>,
     publishing: Arc<Semaphore>,
+    /// Events that the broker has acknowledged and that are still in the outbox.
+    published: Arc<Mutex<Vec<(OrderId, EventKind)>>>,
 }
 
 impl Relay {
     pub fn new(store: OrderStore, producer: Producer, topic: &str, codec: Arc<OrderEventCodec>) -> Self {
-        Self { store, producer, topic: topic.into(), codec, publishing: Arc::new(Semaphore::new(MAX_PUBLISHING)) }
+        let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING));
+        Self { store, producer, topic: topic.into(), codec, publishing, published: Arc::default() }
     }
 
     /// Publishes events that were just committed. Where it fails, their outbox rows stay, and a sweep publishes them.
@@ -83,9 +91,23 @@ impl Relay {
         crash_point("relay.producing");
         self.producer.produce(&self.topic, messages).await?;
         crash_point("relay.produced");
-        let published = events.iter().map(|event| (event.order_id, event.kind)).collect();
-        self.store.forget_published(published).await?;
-        Ok(())
+        self.strike_out(events.iter().map(|event| (event.order_id, event.kind))).await
+    }
+
+    /// Strikes events out of the outbox, together with what others publish meanwhile: the first of them does it for all.
+    async fn strike_out(&self, published: impl Iterator<Item = (OrderId, EventKind)>) -> Result<(), RelayError> {
+        let is_first = {
+            let mut waiting = self.published.lock().unwrap_or_else(PoisonError::into_inner);
+            let is_first = waiting.is_empty();
+            waiting.extend(published);
+            is_first
+        };
+        if !is_first {
+            return Ok(());
+        }
+        tokio::time::sleep(STRIKE_OUT_AFTER).await;
+        let published = std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
+        Ok(self.store.forget_published(published).await?)
     }
 
     /// Publishes what is due in the outbox, as much as one sweep takes. Answers how many events that were.

@@ -6,6 +6,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use chrono::{DateTime, Utc};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::StatusCode;
@@ -21,6 +22,7 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Without any order becoming final for so long, a run is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
+const LONGEST_WARM_UP: Duration = Duration::from_secs(3);
 /// Clients that place orders one after another.
 const CLIENTS: usize = 256;
 /// Requests that an open loop may have under way.
@@ -34,31 +36,36 @@ pub struct Load<'a> {
     pub churn: Option<Duration>,
     /// What the roles say.
     pub log: &'a File,
-    /// No order of this load is older.
-    pub first: OrderId,
 }
 
 impl Load<'_> {
     /// From a backlog on the topic: the time begins when the first worker has its partitions.
     pub async fn drain(&self, orders: &OrderStore) -> anyhow::Result<(Run, Histogram<u64>)> {
+        let counted_from = Utc::now();
         let events = self.scratch.place(orders, self.workload).await?;
         self.scratch.publish(&events).await?;
         drop(events);
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.any_ready().await?;
-        self.finish(fleet, &Stopwatch::start(), orders).await
+        self.finish(fleet, &Stopwatch::start(), orders, counted_from).await
     }
 
-    /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered.
+    /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered. The latencies are those of the
+    /// orders after a time to warm up, a tenth of the run or 3 s.
     pub async fn end_to_end(&self, orders: &OrderStore, rate: Option<u32>) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
-        let stopwatch = Stopwatch::start();
+        let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + self.warm_up(rate));
         let placing = place_all(&url, &self.workload.orders, rate);
-        let (placed, finished) = tokio::join!(placing, self.finish(fleet, &stopwatch, orders));
+        let (placed, finished) = tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
         placed?;
         finished
+    }
+
+    fn warm_up(&self, rate: Option<u32>) -> Duration {
+        let orders = u32::try_from(self.workload.orders.len()).unwrap_or(u32::MAX);
+        rate.map_or(Duration::ZERO, |rate| (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP))
     }
 
     /// Waits until all orders are final, and stops the roles.
@@ -67,6 +74,7 @@ impl Load<'_> {
         mut fleet: Fleet<'_>,
         stopwatch: &Stopwatch,
         orders: &OrderStore,
+        counted_from: DateTime<Utc>,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
         self.all_final(&mut fleet).await?;
         let (seconds, others) = stopwatch.stop();
@@ -75,7 +83,7 @@ impl Load<'_> {
         (run.orders, run.lines) = (self.workload.orders.len(), self.workload.count_lines());
         run.workers = self.workers;
         run.tell_rates(seconds, others);
-        Ok((run, orders.settle_times(self.first).await?))
+        Ok((run, orders.settle_times(OrderId::first_of(counted_from)).await?))
     }
 
     async fn all_final(&self, fleet: &mut Fleet<'_>) -> anyhow::Result<()> {

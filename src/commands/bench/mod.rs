@@ -12,7 +12,6 @@ mod workload;
 use std::{fs::File, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
-use chrono::Utc;
 use clap::{Args, ValueEnum};
 
 use self::{
@@ -24,7 +23,7 @@ use self::{
 use super::{Answer, Output};
 use crate::{
     config::{Config, Layers, LockStrategy},
-    domain::{MAX_LINES, OrderId},
+    domain::MAX_LINES,
     lifecycle::Shutdown,
     telemetry::Metrics,
     verify::verify,
@@ -215,14 +214,8 @@ impl Bench<'_> {
         let (orders, stock) = scratch.stores(&Metrics::new()?)?;
         scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
         scratch.add_history(&orders, &stock, self.args.history).await?;
-        let load = Load {
-            scratch,
-            workload: &self.workload,
-            workers: self.args.workers.into(),
-            churn: self.args.churn,
-            log,
-            first: OrderId::first_of(Utc::now()),
-        };
+        let load =
+            Load { scratch, workload: &self.workload, workers: self.args.workers.into(), churn: self.args.churn, log };
         let (mut run, latencies) = match self.args.mode {
             Mode::Drain => load.drain(&orders).await?,
             Mode::EndToEnd => load.end_to_end(&orders, self.args.rate).await?,
