@@ -35,6 +35,8 @@ class Stocklock:
         batch_max=None,
         workers=1,
         rate=None,
+        history=0,
+        churn_seconds=None,
         end_to_end=False,
         ceiling=False,
     ):
@@ -50,6 +52,10 @@ class Stocklock:
             chosen += ["--mode", "end-to-end"]
         if rate is not None:
             chosen += ["--rate", rate]
+        if history:
+            chosen += ["--history", history]
+        if churn_seconds is not None:
+            chosen += ["--churn", f"{churn_seconds}s"]
         if not ceiling:
             chosen.append("--skip-ceiling")
         settings = ["--set", f"topics.partitions={PARTITIONS}"]

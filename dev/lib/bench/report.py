@@ -54,6 +54,15 @@ The single runs, on a stack as `eval "$(dev/stack up && dev/stack env)"` gives i
 masters, BASKETS the file that `dev/lib/baskets` writes, or for the peer what `dev/bench` makes of it:
 """
 
+# Where the CPU time goes, by the names of processes; a database that is run by a loader of its own bears that one's.
+PROGRAMS = {
+    "worker": {"worker"},
+    "compensator": {"compensator"},
+    "database": {"mysqld", "mariadbd", "ld-linux-x86-64"},
+    "Kafka": {"java"},
+    "Redis": {"redis-server"},
+}
+
 
 def write(results, out, workloads):
     """Gives the files that it wrote."""
@@ -73,7 +82,7 @@ def _parts(results, workloads):
         yield "**Some of these runs were quick ones, to try the script: their figures say nothing.**\n"
     yield MEANING
     yield from _workloads(workloads)
-    for section in (drain, batch, workers, latency, memory):
+    for section in (drain, batch, workers, latency, memory, history, churn):
         if results.runs.get(section.__name__):
             yield from section(results)
     yield from _conditions(results)
@@ -111,7 +120,7 @@ def spread(runs, figure="orders_per_s"):
 
 
 def rounded(value):
-    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
+    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
 
 
 def times(found, digits=1):
@@ -139,8 +148,35 @@ def drain(results):
             peak = max(run["result"]["peak_rss_mib_by_role"]["worker"] for run in runs)
             rows.append([workload, name, spread(runs), spread(ceilings), times(shares, 2), f"{peak:.0f}"])
     yield from table(titles, rows, texts=2)
+    yield from where_the_time_goes(results)
     if peers:
         yield from beside_the_peer(results, peers)
+
+
+def where_the_time_goes(results):
+    cores = results.settings["drain"]["machine"]["cores"]
+    yield "### Where the time goes\n"
+    yield "CPU milliseconds a thousand orders, medians; *all* is their sum, *busy* its share of what the cores had to give."
+    yield f"The client of the measurement is among them. With {cores} cores that do all of it, who needs less leaves more to"
+    yield "the others. [performance.md](performance.md) says what was made of it.\n"
+    rows = []
+    for workload in results.labels("drain", "workload"):
+        for variant, name in figures.NAMES.items():
+            runs = results.select("drain", who="stocklock", workload=workload, variant=variant)
+            used = [[_cpu_millis(run["result"], programs) for programs in PROGRAMS.values()] for run in runs]
+            every = [sum(_all_cpu(run["result"]).values()) * 1000 for run in runs]
+            busy = [cpu * run["result"]["orders_per_s"] / 1e6 / cores for cpu, run in zip(every, runs)]
+            told = [f"{statistics.median(column):.1f}" for column in (*zip(*used), every)]
+            rows.append([workload, name, *told, f"{statistics.median(busy):.0%}"])
+    yield from table(["workload", "lock strategy", *PROGRAMS, "all", "busy"], rows, texts=2)
+
+
+def _all_cpu(result):
+    return {**result["cpu_seconds_per_1000_orders"], **result["cpu_seconds_per_1000_orders_of_others"]}
+
+
+def _cpu_millis(result, programs):
+    return sum(cpu for program, cpu in _all_cpu(result).items() if program in programs) * 1000
 
 
 def beside_the_peer(results, peers):
@@ -185,8 +221,8 @@ def _by_strategy(results, section, **labels):
 
 def workers(results):
     yield "## By number of workers\n"
-    yield f"{counts(results.runs['workers'])} orders a run, workload Z. The time in which the workers after the first"
-    yield "start and take over their partitions is part of it.\n"
+    yield f"{counts(results.runs['workers'])} orders a run, workload Z. All workers start at once; the time in which the"
+    yield "partitions are handed round is part of a run.\n"
     yield from chart("workers", "Orders a second by number of worker processes")
     rows = [
         [str(count), *_by_strategy(results, "workers", workers=count)]
@@ -224,6 +260,35 @@ def memory(results):
         peaks = [max(run["result"]["peak_rss_mib_by_role"][role] for run in chosen) for role in roles]
         rows.append([variant, spread(chosen), *(f"{peak:.0f}" for peak in peaks)])
     yield from table(["lock strategy", "orders/s", *(f"{role}, MiB" for role in roles)], rows)
+
+
+def history(results):
+    runs = results.runs["history"]
+    yield "## Over a history\n"
+    yield f"{counts(runs)} orders of workload Z under `row`, on stores that are empty and on stores that hold orders"
+    yield "already: in each a row an order, and what the outcomes were.\n"
+    titles = ["orders in the stores", "orders/s", "of that on empty stores"]
+    empty = results.select("history", history=0)
+    rows = []
+    for count in results.labels("history", "history"):
+        chosen = results.select("history", history=count)
+        rows.append([f"{count:,}", spread(chosen), times(ratios(chosen, empty, "orders_per_s"), 2)])
+    yield from table(titles, rows, texts=0)
+
+
+def churn(results):
+    setting = results.runs["churn"][0]
+    started, rate = setting["result"]["workers"], setting["labels"]["rate"]
+    yield "## Workers that come and go\n"
+    yield f"{started} workers at first; every {setting['labels']['every_s']} s another joins or the oldest is killed by"
+    yield f"SIGKILL, in turn, while {rate:,} orders/s of workload Z come over HTTP. No order waited longer than *highest*.\n"
+    titles = ["lock strategy", "orders", "seconds", "joined", "killed", "p50, ms", "p99, ms", "highest, ms"]
+    rows = []
+    for variant in figures.COLOURS:
+        chosen = results.select("churn", variant=variant)
+        told = [spread(chosen, figure) for figure in ("seconds", "joined", "killed", "p50_ms", "p99_ms", "max_ms")]
+        rows.append([variant, counts(chosen), *told])
+    yield from table(titles, rows)
 
 
 def _conditions(results):

@@ -15,11 +15,13 @@ BATCH_SIZES = (1, 10, 100, 500, 1000, 2000, 4000)
 # A run of small batches is long enough with fewer orders.
 ORDERS_FOR_SIZE = 10_000
 SMALL_AND_DEFAULT = (1, 4000)
-WORKERS = (1, 2, 4)
-# So many times the orders, for the time in which the later workers start belongs to a run.
-WORKERS_FACTOR = 3
+WORKERS = (1, 2, 4, 8)
+# So many times the orders, for the time in which the partitions are handed round belongs to a run.
+WORKERS_FACTOR = 2
 LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 BIG_ORDERS = 1_000_000
+BIG_HISTORY = 10_000_000
+CHURN_RATE, CHURN_WORKERS = 300, 4
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Sizes:
     orders: int
     peer_orders: int
     memory_orders: int
+    # Orders that are in the stores before a run.
+    history: int
+    # How long workers come and go, and how often one does.
+    churn_seconds: int
+    churn_interval_seconds: int
     # Of an open loop.
     load_seconds: int
     # Of one order at a time.
@@ -44,6 +51,9 @@ class Sizes:
             orders=options.orders,
             peer_orders=options.peer_orders,
             memory_orders=BIG_ORDERS if options.big else options.orders,
+            history=BIG_HISTORY if options.big else options.orders,
+            churn_seconds=20 if short else 600,
+            churn_interval_seconds=5,
             load_seconds=3 if short else 30,
             alone_rate=5,
             alone_orders=15 if short else 300,
@@ -167,6 +177,42 @@ class Plan:
             [
                 self._ours(
                     {"round": number, "workload": "Z", "variant": strategy}, strategy, self.sizes.memory_orders
+                )
+                for number in self._rounds()
+                for strategy in STRATEGIES
+            ]
+        )
+
+    def history(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": "row", "history": history},
+                    "row",
+                    self.sizes.orders,
+                    history=history,
+                )
+                for number in self._rounds()
+                for history in (0, self.sizes.history)
+            ]
+        )
+
+    def churn(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {
+                        "round": number,
+                        "workload": "Z",
+                        "variant": strategy,
+                        "rate": CHURN_RATE,
+                        "every_s": self.sizes.churn_interval_seconds,
+                    },
+                    strategy,
+                    CHURN_RATE * self.sizes.churn_seconds,
+                    workers=CHURN_WORKERS,
+                    rate=CHURN_RATE,
+                    churn_seconds=self.sizes.churn_interval_seconds,
                 )
                 for number in self._rounds()
                 for strategy in STRATEGIES
