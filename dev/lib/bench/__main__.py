@@ -16,6 +16,9 @@ from sections import Plan, Sizes
 from show import Failed, heading, say
 from workloads import WORKLOADS, Baskets
 
+# A Java program is slow at first.
+PEER_WARMUP = 20_000
+
 
 def parse_options():
     parser = argparse.ArgumentParser(prog="dev/lib/bench")
@@ -91,7 +94,7 @@ def measure(options, results):
     logs = stack / "logs" / "bench"
     logs.mkdir(parents=True)
     described = machine.describe(options.kafka_version)
-    peer = Peer(options.peer, logs, warmup=options.peer_orders) if options.peer else None
+    peer = Peer(options.peer, logs, warmup=options.peer_orders if options.quick else PEER_WARMUP) if options.peer else None
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, logs, baskets)
     plan = Plan(Sizes.of(options), stocklock, peer, carry_out)

@@ -11,13 +11,11 @@ from workloads import WORKLOADS
 STRATEGIES = ("row", "redlock")
 # The strategy, and the number of masters where that is not all of them.
 VARIANTS = {"row": ("row", None), "redlock": ("redlock", None), "redlock-1": ("redlock", 1)}
-BATCH_SIZES = (1, 10, 100, 500, 1000, 2000, 4000)
+BATCH_SIZES = (1, 10, 100, 1000, 4000)
 # A run of small batches is long enough with fewer orders.
 ORDERS_FOR_SIZE = 10_000
 SMALL_AND_DEFAULT = (1, 4000)
 WORKERS = (1, 2, 4, 8)
-# So many times the orders, for the time in which the partitions are handed round belongs to a run.
-WORKERS_FACTOR = 2
 LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 BIG_ORDERS = 1_000_000
 BIG_HISTORY = 10_000_000
@@ -54,9 +52,9 @@ class Sizes:
             history=BIG_HISTORY if options.big else options.orders,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
-            load_seconds=3 if short else 30,
+            load_seconds=3 if short else 20,
             alone_rate=5,
-            alone_orders=15 if short else 300,
+            alone_orders=15 if short else 200,
         )
 
 
@@ -128,7 +126,7 @@ class Plan:
                 self._ours(
                     {"round": number, "workload": "Z", "variant": strategy, "workers": workers},
                     strategy,
-                    self.sizes.orders * WORKERS_FACTOR,
+                    self.sizes.orders,
                     workers=workers,
                 )
                 for number in self._rounds()
