@@ -1,7 +1,7 @@
 use std::{ops::ControlFlow, str::FromStr, time::Duration};
 
 use sqlx::{
-    MySql, MySqlConnection, MySqlPool,
+    Executor as _, MySql, MySqlConnection, MySqlPool,
     mysql::{MySqlConnectOptions, MySqlPoolOptions},
     pool::PoolConnection,
 };
@@ -66,7 +66,7 @@ impl Database {
             })
             .after_connect(move |conn, _| {
                 let session = session.clone();
-                Box::pin(async move { sqlx::raw_sql(sqlx::AssertSqlSafe(session)).execute(conn).await.map(drop) })
+                Box::pin(async move { conn.execute(&*session).await.map(drop) })
             })
             .connect_lazy_with(options);
         Ok(Self { pool, role, metrics })
@@ -164,7 +164,7 @@ macro_rules! transaction {
             };
             let worked = tokio::time::timeout($crate::store::database::STATEMENT_DEADLINE, async {
                 let $conn: &mut sqlx::MySqlConnection = in_use.conn();
-                sqlx::raw_sql("START TRANSACTION").execute(&mut *$conn).await?;
+                sqlx::Executor::execute(&mut *$conn, "START TRANSACTION").await?;
                 $work
             });
             let worked = worked.await;
@@ -220,7 +220,7 @@ impl Attempts<'_> {
 }
 
 async fn commit(mut in_use: InUse) -> Result<(), StoreError> {
-    match timeout(COMMIT_DEADLINE, sqlx::raw_sql("COMMIT").execute(in_use.conn())).await {
+    match timeout(COMMIT_DEADLINE, in_use.conn().execute("COMMIT")).await {
         Ok(Ok(_)) => {
             in_use.give_back();
             Ok(())
@@ -231,7 +231,7 @@ async fn commit(mut in_use: InUse) -> Result<(), StoreError> {
 }
 
 async fn roll_back(mut in_use: InUse) {
-    let rolled_back = timeout(COMMIT_DEADLINE, sqlx::raw_sql("ROLLBACK").execute(in_use.conn())).await;
+    let rolled_back = timeout(COMMIT_DEADLINE, in_use.conn().execute("ROLLBACK")).await;
     if matches!(rolled_back, Ok(Ok(_))) {
         in_use.give_back();
     }

@@ -6,7 +6,7 @@ use sqlx::{Row, mysql::MySqlRow};
 use super::{
     Database, StoreError,
     database::{on_connection, transaction},
-    rows::{hex, json, order_id, order_ids, parse_json, wanted_orders},
+    rows::{ascii, hex, json, order_id, order_ids, parse_json, wanted_orders},
     statuses::lock_states,
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
@@ -115,7 +115,7 @@ impl OrderStore {
                 reason: row.try_get("reason")?,
                 reference: row.try_get("reference")?,
                 customer_id: row.try_get("customer_id")?,
-                lines: parse_json("orders.lines", row.try_get("lines")?)?,
+                lines: parse_json("orders.lines", ascii(&row, "lines")?)?,
                 created_at: row.try_get("created_at")?,
                 updated_at: row.try_get("updated_at")?,
             })
@@ -141,7 +141,7 @@ pub(super) fn event(row: &MySqlRow, kind: EventKind) -> Result<OrderEvent, Store
     Ok(OrderEvent {
         order_id: order_id(row)?,
         kind,
-        lines: parse_json("orders.lines", row.try_get("lines")?)?,
+        lines: parse_json("orders.lines", ascii(row, "lines")?)?,
         accepted_at: row.try_get("created_at")?,
     })
 }

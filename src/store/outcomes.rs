@@ -7,7 +7,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     StoreError,
-    rows::{expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
+    rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 
@@ -44,7 +44,7 @@ pub(super) async fn read(
 }
 
 pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
-    let lines = || parse_json("order_outcomes.lines", row.try_get("lines")?);
+    let lines = || parse_json("order_outcomes.lines", ascii(row, "lines")?);
     match row.try_get("outcome")? {
         "COMPLETED" => Ok(Outcome::Completed(lines()?)),
         "RELEASED" => Ok(Outcome::Released(lines()?)),

@@ -9,7 +9,7 @@ use super::{
     OrderStore, StockStore, StoreError,
     database::{on_connection, transaction},
     outcomes::outcome,
-    rows::{expect_rows, json},
+    rows::{ascii, expect_rows, json},
 };
 use crate::{
     crash_point::crash_point,
@@ -129,7 +129,7 @@ impl StockStore {
                     break;
                 }
                 let quantity: i64 = row.try_get("quantity")?;
-                balances.entry(ProductId::parse(row.try_get("product_id")?)?).or_default().0 += quantity;
+                balances.entry(ProductId::parse(ascii(row, "product_id")?)?).or_default().0 += quantity;
                 last = Some(row.try_get::<i64, _>("movement_id")?);
                 old += 1;
             }

@@ -49,6 +49,11 @@ pub fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
     Ok(OrderId::from_slice(row.try_get("order_id")?)?)
 }
 
+/// The text of a column of ours whose collation is binary, which sqlx would take for bytes.
+pub fn ascii<'r>(row: &'r MySqlRow, column: &str) -> Result<&'r str, sqlx::Error> {
+    row.try_get_unchecked(column)
+}
+
 pub fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {
     serde_json::from_str(text).map_err(|e| StoreError::Damaged(format!("{column}: {e}: {text:.200}")))
 }

@@ -12,7 +12,7 @@ use super::{
     database::transaction,
     outcomes,
     retention::purged_below,
-    rows::{json, product_ids, wanted_products},
+    rows::{ascii, json, product_ids, wanted_products},
 };
 use crate::{
     crash_point::crash_point,
@@ -173,7 +173,7 @@ async fn read_stock(
     rows.iter()
         .map(|row| {
             // A product is no order's own: whoever wants it waits until it is mended.
-            let id = ProductId::parse(row.try_get("product_id")?)
+            let id = ProductId::parse(ascii(row, "product_id")?)
                 .map_err(|damage| StoreError::Unavailable(format!("products.product_id is damaged: {damage}")))?;
             Ok((id, Stock { available: row.try_get("available")?, version: row.try_get("version")? }))
         })

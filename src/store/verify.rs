@@ -10,7 +10,7 @@ use super::{
     database::on_connection,
     outcomes::{self, outcome},
     retention::purged_below,
-    rows::{order_id, order_ids, parse_json, wanted_orders},
+    rows::{ascii, order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 
@@ -68,7 +68,7 @@ fn found<T>(row: &MySqlRow, read: Result<T, StoreError>) -> Result<Found<T>, Sto
 fn order_row(row: &MySqlRow) -> Result<OrderRow, StoreError> {
     Ok(OrderRow {
         status: OrderState::parse(row.try_get("status")?)?,
-        lines: parse_json("orders.lines", row.try_get("lines")?)?,
+        lines: parse_json("orders.lines", ascii(row, "lines")?)?,
     })
 }
 
@@ -144,7 +144,7 @@ async fn add_sums(
 ) -> Result<(), StoreError> {
     let mut rows = sqlx::query(sql).fetch(conn);
     while let Some(row) = rows.try_next().await? {
-        *sums.entry(ProductId::parse(row.try_get("product_id")?)?).or_insert(0) += row.try_get::<i64, _>("n")?;
+        *sums.entry(ProductId::parse(ascii(&row, "product_id")?)?).or_insert(0) += row.try_get::<i64, _>("n")?;
     }
     Ok(())
 }

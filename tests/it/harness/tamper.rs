@@ -1,4 +1,4 @@
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+use sqlx::{Connection, MySqlConnection};
 
 use super::World;
 
@@ -16,6 +16,6 @@ impl World {
 
 async fn run(url: &str, sql: &str) -> sqlx::Result<()> {
     let mut conn = MySqlConnection::connect(url).await?;
-    sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut conn).await?;
+    sqlx::raw_sql(sql).execute(&mut conn).await?;
     Ok(())
 }

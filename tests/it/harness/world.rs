@@ -6,7 +6,7 @@ use std::{
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use serde_json::{Value, json};
-use sqlx::{AssertSqlSafe, Connection, MySqlConnection};
+use sqlx::{Connection, MySqlConnection};
 use stocklock::{
     config::{Config, Layers},
     domain::Horizon,
@@ -50,7 +50,7 @@ impl World {
         let mut server = MySqlConnection::connect(&server_url).await.expect("the database server");
         for store in ["orders", "stock"] {
             let create = format!("CREATE DATABASE {name}_{store}");
-            sqlx::raw_sql(AssertSqlSafe(create)).execute(&mut server).await.expect("CREATE DATABASE");
+            sqlx::raw_sql(&create).execute(&mut server).await.expect("CREATE DATABASE");
         }
         let env = environment(&name, &server_url, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
@@ -120,7 +120,7 @@ impl World {
     /// Runs a statement behind the project's back, in the stock store.
     pub async fn tamper_with_stock(&self, sql: &str) {
         let mut conn = MySqlConnection::connect(self.config.stock_store.url.expose()).await.expect("the stock store");
-        sqlx::raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut conn).await.expect("the statement");
+        sqlx::raw_sql(sql).execute(&mut conn).await.expect("the statement");
     }
 
     pub fn metrics() -> Metrics {
@@ -160,7 +160,7 @@ impl Drop for World {
                 let mut server = MySqlConnection::connect(&url).await.expect("the database server");
                 for store in ["orders", "stock"] {
                     let drop = format!("DROP DATABASE {name}_{store}");
-                    sqlx::raw_sql(AssertSqlSafe(drop)).execute(&mut server).await.expect("DROP DATABASE");
+                    sqlx::raw_sql(&drop).execute(&mut server).await.expect("DROP DATABASE");
                 }
                 let admin: AdminClient<_> = client_config(&kafka).create().expect("an admin client");
                 let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
