@@ -44,14 +44,14 @@ pub struct Unread(pub BTreeSet<ProductId>);
 pub fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
     decidable: &Range<OrderId>,
-    available: &BTreeMap<ProductId, i64>,
+    available: &HashMap<ProductId, i64>,
     recorded: &HashMap<OrderId, Outcome>,
 ) -> Result<Decisions, Unread> {
     let mut fold = Fold {
         before: available,
         recorded,
         changed: BTreeMap::new(),
-        available: BTreeMap::new(),
+        available: HashMap::new(),
         statuses: Vec::new(),
         unread: BTreeSet::new(),
         untimely: BTreeSet::new(),
@@ -67,10 +67,10 @@ pub fn fold<'a>(
 }
 
 struct Fold<'a> {
-    before: &'a BTreeMap<ProductId, i64>,
+    before: &'a HashMap<ProductId, i64>,
     recorded: &'a HashMap<OrderId, Outcome>,
     changed: BTreeMap<OrderId, Outcome>,
-    available: BTreeMap<ProductId, i64>,
+    available: HashMap<ProductId, i64>,
     statuses: Vec<(OrderId, ReportedStatus)>,
     unread: BTreeSet<ProductId>,
     untimely: BTreeSet<OrderId>,
@@ -78,16 +78,15 @@ struct Fold<'a> {
 
 impl Fold<'_> {
     fn place(&mut self, event: &OrderEvent) {
-        if self.outcome(event.order_id).is_none() {
+        let status = if let Some(outcome) = self.outcome(event.order_id) {
+            reported(outcome)
+        } else {
             let outcome = self.decide(event.lines.demand());
+            let status = reported(&outcome);
             self.changed.insert(event.order_id, outcome);
-        }
-        let status = match self.outcome(event.order_id) {
-            Some(Outcome::Completed(_)) => ReportedStatus::Completed,
-            Some(Outcome::Failed(reason)) => ReportedStatus::Failed(reason.clone()),
-            Some(Outcome::Released(_)) | None => return,
+            status
         };
-        self.statuses.push((event.order_id, status));
+        self.statuses.extend(status.map(|status| (event.order_id, status)));
     }
 
     fn decide(&mut self, demand: Demand) -> Outcome {
@@ -128,13 +127,12 @@ impl Fold<'_> {
 
     /// Books a change, and that a decision rests on the product.
     fn add(&mut self, id: &ProductId, quantity: i64) {
-        match self.left(id) {
-            Some(left) => {
-                self.available.insert(id.clone(), left + quantity);
-            }
-            None => {
-                self.unread.insert(id.clone());
-            }
+        if let Some(left) = self.available.get_mut(id) {
+            *left += quantity;
+        } else if let Some(before) = self.before.get(id) {
+            self.available.insert(id.clone(), before + quantity);
+        } else {
+            self.unread.insert(id.clone());
         }
     }
 
@@ -146,7 +144,16 @@ impl Fold<'_> {
             self.changed.into_iter().partition(|(id, _)| self.recorded.contains_key(id));
         let released = updated.into_keys().collect();
         let Self { available, statuses, untimely, .. } = self;
-        Ok(Decisions { outcomes, released, available, statuses, untimely })
+        Ok(Decisions { outcomes, released, available: available.into_iter().collect(), statuses, untimely })
+    }
+}
+
+/// What a worker says of an order, if anything.
+fn reported(outcome: &Outcome) -> Option<ReportedStatus> {
+    match outcome {
+        Outcome::Completed(_) => Some(ReportedStatus::Completed),
+        Outcome::Failed(reason) => Some(ReportedStatus::Failed(reason.clone())),
+        Outcome::Released(_) => None,
     }
 }
 

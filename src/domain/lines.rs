@@ -1,5 +1,3 @@
-use std::collections::BTreeMap;
-
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{Invalid, ProductId};
@@ -52,10 +50,13 @@ impl Lines {
 
     /// What the lines ask for in all, one entry a product.
     pub fn demand(&self) -> Demand {
-        let mut demand = BTreeMap::new();
-        for line in &self.0 {
-            *demand.entry(line.product_id.clone()).or_insert(0) += line.quantity;
-        }
+        let mut demand: Vec<_> = self.0.iter().map(|line| (line.product_id.clone(), line.quantity)).collect();
+        demand.sort_unstable();
+        demand.dedup_by(|(id, quantity), (kept, sum)| {
+            let is_repeated = id == kept;
+            *sum += if is_repeated { *quantity } else { 0 };
+            is_repeated
+        });
         Demand(demand)
     }
 }
@@ -80,7 +81,7 @@ impl<'de> Deserialize<'de> for Lines {
 /// How many units of each product, in the order of product ids. At most [`MAX_LINES`] × [`MAX_QUANTITY`] units of one. In
 /// the stores it is the JSON text `[["sku-1",2],…]`; a product that is repeated there is an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Demand(BTreeMap<ProductId, i64>);
+pub struct Demand(Vec<(ProductId, i64)>);
 
 impl Demand {
     pub fn iter(&self) -> impl Iterator<Item = (&ProductId, i64)> {
@@ -88,7 +89,7 @@ impl Demand {
     }
 
     pub fn product_ids(&self) -> impl Iterator<Item = &ProductId> {
-        self.0.keys()
+        self.0.iter().map(|(id, _)| id)
     }
 
     pub fn is_empty(&self) -> bool {
@@ -104,12 +105,13 @@ impl Serialize for Demand {
 
 impl<'de> Deserialize<'de> for Demand {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let mut demand = BTreeMap::new();
-        for (id, quantity) in Vec::<(String, i64)>::deserialize(deserializer)? {
-            let id = ProductId::parse(&id).map_err(D::Error::custom)?;
-            if quantity < 1 || demand.insert(id.clone(), quantity).is_some() {
-                return Err(D::Error::custom(format!("{id} stands twice, or with a quantity below 1")));
-            }
+        let entries = Vec::<(String, i64)>::deserialize(deserializer)?.into_iter();
+        let entries = entries.map(|(id, quantity)| Ok((ProductId::parse(&id).map_err(D::Error::custom)?, quantity)));
+        let mut demand = entries.collect::<Result<Vec<_>, D::Error>>()?;
+        demand.sort_unstable();
+        let is_repeated = demand.windows(2).any(|pair| pair[0].0 == pair[1].0);
+        if is_repeated || demand.iter().any(|(_, quantity)| *quantity < 1) {
+            return Err(D::Error::custom("a product stands twice, or with a quantity below 1"));
         }
         Ok(Self(demand))
     }

@@ -9,7 +9,7 @@ use crate::domain::{Line, Lines};
 /// The stores' part: what is available and recorded, as the decisions of each batch leave it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Ledger {
-    available: BTreeMap<ProductId, i64>,
+    available: HashMap<ProductId, i64>,
     recorded: HashMap<OrderId, Outcome>,
 }
 
