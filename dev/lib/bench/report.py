@@ -4,6 +4,7 @@ import json
 import statistics
 
 import figures
+from programs import SERVERS
 from results import ratios, values
 
 ABOUT = """\
@@ -54,14 +55,9 @@ The single runs, on a stack as `eval "$(dev/stack up && dev/stack env)"` gives i
 masters, BASKETS the file that `dev/lib/baskets` writes, or for the peer what `dev/bench` makes of it:
 """
 
-# Where the CPU time goes, by the names of processes; a database that is run by a loader of its own bears that one's.
-PROGRAMS = {
-    "worker": {"worker"},
-    "compensator": {"compensator"},
-    "database": {"mysqld", "mariadbd", "ld-linux-x86-64"},
-    "Kafka": {"java"},
-    "Redis": {"redis-server"},
-}
+ROLES = ("worker", "compensator", "ingest")
+# Whose CPU time is told.
+PROGRAMS = ("worker", "compensator", *SERVERS)
 
 
 def write(results, out, workloads):
@@ -163,7 +159,7 @@ def where_the_time_goes(results):
     for workload in results.labels("drain", "workload"):
         for variant, name in figures.NAMES.items():
             runs = results.select("drain", who="stocklock", workload=workload, variant=variant)
-            used = [[_cpu_millis(run["result"], programs) for programs in PROGRAMS.values()] for run in runs]
+            used = [[_cpu_millis(run["result"], program) for program in PROGRAMS] for run in runs]
             every = [sum(_all_cpu(run["result"]).values()) * 1000 for run in runs]
             busy = [cpu * run["result"]["orders_per_s"] / 1e6 / cores for cpu, run in zip(every, runs)]
             told = [f"{statistics.median(column):.1f}" for column in (*zip(*used), every)]
@@ -175,8 +171,8 @@ def _all_cpu(result):
     return {**result["cpu_seconds_per_1000_orders"], **result["cpu_seconds_per_1000_orders_of_others"]}
 
 
-def _cpu_millis(result, programs):
-    return sum(cpu for program, cpu in _all_cpu(result).items() if program in programs) * 1000
+def _cpu_millis(result, program):
+    return _all_cpu(result).get(program, 0) * 1000
 
 
 def beside_the_peer(results, peers):
@@ -250,16 +246,18 @@ def latency(results):
 
 
 def memory(results):
-    runs = results.runs["memory"]
-    roles = sorted(runs[0]["result"]["peak_rss_mib_by_role"])
     yield "## Peak memory\n"
-    yield f"Resident, the highest of the rounds, while {counts(runs)} orders of workload Z are drained by one worker.\n"
+    yield "Resident, the highest of the rounds, workload Z, one process of each role.\n"
     rows = []
-    for variant in figures.COLOURS:
-        chosen = results.select("memory", variant=variant)
-        peaks = [max(run["result"]["peak_rss_mib_by_role"][role] for run in chosen) for role in roles]
-        rows.append([variant, spread(chosen), *(f"{peak:.0f}" for peak in peaks)])
-    yield from table(["lock strategy", "orders/s", *(f"{role}, MiB" for role in roles)], rows)
+    for source in results.labels("memory", "source"):
+        for variant in results.labels("memory", "variant", source=source):
+            chosen = results.select("memory", variant=variant, source=source)
+            peaks = [run["result"]["peak_rss_mib_by_role"] for run in chosen]
+            told = [max(peak.get(role, 0) for peak in peaks) for role in ROLES]
+            told = [f"{peak:.0f}" if peak else "–" for peak in told]
+            rows.append([f"{source}, {variant}", counts(chosen), spread(chosen), *told])
+    titles = ["orders from, lock strategy", "orders", "orders/s", *(f"{role}, MiB" for role in ROLES)]
+    yield from table(titles, rows)
 
 
 def history(results):

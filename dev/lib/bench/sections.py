@@ -52,8 +52,8 @@ class Sizes:
             history=BIG_HISTORY if options.big else options.orders,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
-            load_seconds=3 if short else 20,
-            alone_rate=5,
+            load_seconds=3 if short else 10,
+            alone_rate=10,
             alone_orders=15 if short else 200,
         )
 
@@ -171,13 +171,19 @@ class Plan:
         )
 
     def memory(self):
+        """A quarter of the orders over HTTP, which is slower, and has ingest work too."""
+        cases = [("backlog", strategy, self.sizes.memory_orders) for strategy in STRATEGIES]
+        cases.append(("HTTP", "row", self.sizes.memory_orders // 4))
         return self.carry_out(
             [
                 self._ours(
-                    {"round": number, "workload": "Z", "variant": strategy}, strategy, self.sizes.memory_orders
+                    {"round": number, "workload": "Z", "variant": strategy, "source": source},
+                    strategy,
+                    orders,
+                    end_to_end=source == "HTTP",
                 )
                 for number in self._rounds()
-                for strategy in STRATEGIES
+                for source, strategy, orders in cases
             ]
         )
 
