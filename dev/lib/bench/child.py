@@ -14,6 +14,10 @@ STOP_SECONDS = 4
 LOG_LINES_SHOWN = 25
 
 
+class NoResult(Failed):
+    """It ended without a word on what it measured."""
+
+
 def run(command, env, log_path):
     """The last line that it prints, which is JSON. Its exit status must be 0."""
     began, line = time.monotonic(), LiveLine(file_seconds=30.0)
@@ -36,7 +40,8 @@ def run(command, env, log_path):
         finally:
             line.clear()
     if child.returncode != 0 or not printed.strip():
-        raise Failed(f"{' '.join(command)}: exit status {child.returncode}\n{printed}{_tail(log_path)}".rstrip())
+        failure = Failed if printed.strip() else NoResult
+        raise failure(f"{' '.join(command)}: exit status {child.returncode}\n{printed}{_tail(log_path)}".rstrip())
     return json.loads(printed.splitlines()[-1])
 
 

@@ -6,7 +6,7 @@ import subprocess
 import urllib.parse
 
 import child
-from show import Failed
+from show import Failed, say
 from sql import Database
 
 # Of both: the partitions of the topic that the orders come from.
@@ -114,7 +114,13 @@ class Peer:
 
     def run(self, arguments):
         filled_in = [str(self.baskets_file) if argument == "BASKETS" else argument for argument in arguments]
-        result = child.run([self.bench, *filled_in], {**os.environ, **self._servers()}, self.log)
+        command, env = [self.bench, *filled_in], {**os.environ, **self._servers()}
+        try:
+            result = child.run(command, env, self.log)
+        except child.NoResult as failure:
+            # Its seed was seen to wait for the broker for two minutes and to give up.
+            say(f"   the peer did not run, and is given one more try: {failure}")
+            result = child.run(command, env, self.log)
         if not result["verified"]:
             raise Failed(f"the peer's run is not verified: {result}")
         return result
