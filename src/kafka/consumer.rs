@@ -38,9 +38,11 @@ const POLL: Duration = Duration::from_millis(100);
 /// How often the partitions are looked at.
 const WATCH: Duration = Duration::from_secs(1);
 /// How long the broker may take to say where a partition ends.
-const ASK_END: Duration = Duration::from_secs(1);
-/// How long the poll thread waits for a full lane before it pauses the lane's partitions.
+const ASK_END: Duration = Duration::from_millis(500);
+/// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
+/// fetched of them, the first partition first. Where there are other lanes, they wait too.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
+const ONLY_LANE_PATIENCE: Duration = Duration::from_secs(2);
 /// How long a consumer may take to leave its group, which it cannot while the brokers are away.
 const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 
@@ -69,7 +71,7 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context::new(subscription.topic, &partitions, metrics, &health);
+        let context = Context::new(subscription.topic, kafka.max_poll_interval, &partitions, metrics, &health);
         let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
@@ -185,12 +187,13 @@ impl Poller {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
         self.watchdog.heard(message.partition());
+        let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
             let cost = cost(&message);
             let memory = Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
                 let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost);
-                let waited = self.runtime.block_on(async { tokio::time::timeout(FULL_LANE_PATIENCE, memory).await });
+                let waited = self.runtime.block_on(async { tokio::time::timeout(patience, memory).await });
                 waited.ok()?.ok()
             });
             if let Some(memory) = memory {
@@ -241,34 +244,36 @@ impl Poller {
         if now.duration_since(self.watched) < WATCH {
             return;
         }
-        self.watched = now;
         let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
         for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
             let context = self.client.context();
-            // A broker that does not answer is away, and no other client would help.
-            let ends = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
-            let is_behind = ends.is_ok_and(|(_, end)| context.is_behind(partition, end));
+            // A broker that does not answer is away, and no other client would help; nothing is polled while it is asked.
+            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
+                self.watchdog.is_stalled(partition, false);
+                break;
+            };
+            let is_behind = context.is_behind(partition, end);
             if self.watchdog.is_stalled(partition, is_behind) {
                 tracing::warn!(
                     topic = context.topic,
                     partition,
                     "nothing comes although there is something: the consumer is replaced"
                 );
-                return self.recreate();
+                self.recreate();
+                break;
             }
         }
+        self.watched = Instant::now();
     }
 
     fn recreate(&mut self) {
         self.health.not_ready("the consumer is replaced, as a partition has stalled");
         self.recreations.inc();
-        for inlet in &mut self.inlets {
-            inlet.waiting.clear();
-        }
         self.watchdog = Watchdog::default();
         match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => {}
+            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
+            // The former client goes on, or another stall brings the next attempt.
             Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
         }
     }

@@ -18,9 +18,10 @@ use rdkafka::{
 use super::partitions::Partitions;
 use crate::telemetry::{Component, Metrics};
 
-/// How long a revocation waits for batches in hand. Of partitions that are lost nothing is waited for: another may have them already, and
+/// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
+/// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
 /// their offsets are not taken any more.
-const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+const LONGEST_DRAIN: Duration = Duration::from_secs(15);
 
 /// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
 /// it begins at the earliest.
@@ -36,6 +37,7 @@ pub struct Context {
     pub partitions: Arc<Partitions>,
     pub metrics: Metrics,
     pub health: Component,
+    max_poll_interval: Duration,
     fetched: Mutex<HashMap<i32, Fetched>>,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
@@ -50,15 +52,27 @@ struct Fetched {
 }
 
 impl Context {
-    pub fn new(topic: &str, partitions: &Arc<Partitions>, metrics: &Metrics, health: &Component) -> Self {
+    pub fn new(
+        topic: &str,
+        max_poll_interval: Duration,
+        partitions: &Arc<Partitions>,
+        metrics: &Metrics,
+        health: &Component,
+    ) -> Self {
         Self {
             topic: topic.to_owned(),
+            max_poll_interval,
             partitions: Arc::clone(partitions),
             metrics: metrics.clone(),
             health: health.clone(),
             fetched: Mutex::default(),
             retired: AtomicBool::new(false),
         }
+    }
+
+    /// The context of a client that takes over.
+    pub fn successor(&self) -> Self {
+        Self::new(&self.topic, self.max_poll_interval, &self.partitions, &self.metrics, &self.health)
     }
 
     /// Shows no lag of partitions that are another's now.
@@ -81,6 +95,9 @@ impl Context {
 
 impl ClientContext for Context {
     fn stats(&self, statistics: Statistics) {
+        if self.retired.load(Ordering::SeqCst) {
+            return;
+        }
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, state) in &topic.partitions {
@@ -113,7 +130,11 @@ impl ConsumerContext for Context {
             }
             Rebalance::Revoke(list) => {
                 let is_lost = consumer.assignment_lost();
-                let (kind, deadline) = if is_lost { ("lost", Duration::ZERO) } else { ("revoke", DRAIN_DEADLINE) };
+                let (kind, deadline) = if is_lost {
+                    ("lost", Duration::ZERO)
+                } else {
+                    ("revoke", LONGEST_DRAIN.min(self.max_poll_interval / 2))
+                };
                 let partitions = ids(list);
                 let drained = self.partitions.revoke(&partitions, deadline);
                 // librdkafka would remember that a partition is paused until it comes back.

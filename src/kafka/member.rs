@@ -49,7 +49,7 @@ impl Member {
     /// present. One that does not close in time, which it does on a thread of its own, is left to itself.
     pub fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
         let old = client.context();
-        let context = Context::new(&old.topic, &old.partitions, &old.metrics, &old.health);
+        let context = old.successor();
         let topic = context.topic.clone();
         let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, context)?);
         let owned = partitions.owned();

@@ -19,6 +19,12 @@ const LATEST_COMMIT: Duration = Duration::from_secs(60);
 const TURN_EVERY: Duration = Duration::from_secs(60);
 /// Orders that a turn produces again.
 const PRODUCED_MAX: usize = 500;
+/// An order that was produced again so often, and is pending still, is likely to be refused each time. Of those a turn produces fewer, so
+/// that they do not fill a lane's allowance of dead letters.
+const STUBBORN_AFTER: u32 = 3;
+const STUBBORN_MAX: usize = 50;
+/// The longest wait between two times that an order is produced.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 /// Pending orders that are remembered; while there are so many, the scan goes no further.
 const WATCHED_MAX: usize = 10_000;
 /// Orders that a scan reads in one statement, and statements of a turn.
@@ -26,6 +32,9 @@ const CHUNK: u32 = 10_000;
 const CHUNKS_MAX: usize = 100;
 /// How much longer than its last statement a scan rests.
 const REST: u32 = 4;
+const LONGEST_REST: Duration = Duration::from_secs(5);
+/// After so long a turn goes on in the next.
+const LONGEST_SCAN: Duration = Duration::from_secs(30);
 /// Orders that one query asks about.
 const ASK_MAX: usize = 2_000;
 
@@ -40,8 +49,23 @@ pub struct PendingWatch {
     metrics: Metrics,
     /// Orders up to this one are final, but for those that are watched.
     scanned: OrderId,
-    /// Pending orders, and when each was produced again.
-    watched: BTreeMap<OrderId, Option<DateTime<Utc>>>,
+    /// Pending orders, and what was done about each.
+    watched: BTreeMap<OrderId, Watched>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct Watched {
+    produced_at: Option<DateTime<Utc>>,
+    times: u32,
+}
+
+impl Watched {
+    /// When the order is to be produced again: `after` its making, and after each time, twice as long as before it.
+    fn due_at(&self, id: OrderId, after: Duration) -> DateTime<Utc> {
+        let doublings = self.times.saturating_sub(1).min(30);
+        let wait = after.saturating_mul(1 << doublings).min(LONGEST_WAIT.max(after));
+        self.produced_at.unwrap_or(id.made_at()) + wait
+    }
 }
 
 /// What a turn did.
@@ -129,17 +153,21 @@ impl PendingWatch {
     async fn scan(&mut self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let settled = OrderId::first_of(now - LATEST_COMMIT.min(self.after));
         self.scanned = self.scanned.max(self.horizon.decidable(now).start);
+        let scanning = Instant::now();
         for _ in 0..CHUNKS_MAX {
+            if scanning.elapsed() >= LONGEST_SCAN {
+                break;
+            }
             let room = WATCHED_MAX - self.watched.len();
             if room == 0 {
                 return Ok(true);
             }
             let begun = Instant::now();
             let scan = self.relay.store.scan_pending(self.scanned, settled, CHUNK, room).await?;
-            self.watched.extend(scan.pending.into_iter().map(|id| (id, None)));
+            self.watched.extend(scan.pending.into_iter().map(|id| (id, Watched::default())));
             let Some(last) = scan.last else { return Ok(true) };
             self.scanned = last;
-            tokio::time::sleep(begun.elapsed() * REST).await;
+            tokio::time::sleep((begun.elapsed() * REST).min(LONGEST_REST)).await;
         }
         Ok(false)
     }
@@ -147,7 +175,11 @@ impl PendingWatch {
     /// The oldest pending order among those that are too young to be watched.
     async fn find_young(&self) -> Result<Option<OrderId>, StoreError> {
         let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
+        let scanning = Instant::now();
         for _ in 0..CHUNKS_MAX {
+            if scanning.elapsed() >= LONGEST_SCAN {
+                break;
+            }
             let scan = self.relay.store.scan_pending(from, end, CHUNK, 1).await?;
             match (scan.pending.first(), scan.last) {
                 (None, Some(last)) => from = last,
@@ -158,20 +190,26 @@ impl PendingWatch {
     }
 
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
-        let is_due =
-            |id: &OrderId, produced: &Option<DateTime<Utc>>| produced.unwrap_or(id.made_at()) + self.after <= now;
-        let due = self.watched.iter().filter(|(id, produced)| is_due(id, produced));
+        let due = self.watched.iter().filter(|(id, watched)| watched.due_at(**id, self.after) <= now);
         // Those that were not produced again yet come first.
-        let mut due: Vec<_> = due.map(|(id, produced)| (*produced, *id)).collect();
+        let mut due: Vec<_> = due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
         due.sort_unstable();
+        let mut stubborn = 0;
+        due.retain(|(_, _, times)| {
+            stubborn += usize::from(*times >= STUBBORN_AFTER);
+            *times < STUBBORN_AFTER || stubborn <= STUBBORN_MAX
+        });
         due.truncate(PRODUCED_MAX);
         if due.is_empty() {
             return Ok(0);
         }
-        let ids: Vec<_> = due.into_iter().map(|(_, id)| id).collect();
+        let ids: Vec<_> = due.into_iter().map(|(_, id, _)| id).collect();
         let events = self.relay.store.find_pending(&ids).await?;
         self.relay.publish(&events).await?;
-        self.watched.extend(ids.iter().map(|id| (*id, Some(now))));
+        for id in &ids {
+            let watched = self.watched.entry(*id).or_default();
+            *watched = Watched { produced_at: Some(now), times: watched.times.saturating_add(1) };
+        }
         self.metrics.pending_orders.with_label_values(&["produced"]).inc_by(events.len() as u64);
         tracing::warn!(
             orders = events.len(),

@@ -136,6 +136,22 @@ impl OrderStore {
     }
 }
 
+/// The events of those rows that can be read: an order that is damaged keeps no other from being published.
+pub(super) fn readable_events(
+    rows: &[MySqlRow],
+    kind: impl Fn(&MySqlRow) -> Result<EventKind, StoreError>,
+) -> Vec<OrderEvent> {
+    let events = rows.iter().filter_map(|row| match kind(row).and_then(|kind| event(row, kind)) {
+        Ok(event) => Some(event),
+        Err(error) => {
+            let order_id = order_id(row).map(|id| id.to_string()).unwrap_or_default();
+            tracing::error!(order_id, %error, "an order cannot be read, its event is not published");
+            None
+        }
+    });
+    events.collect()
+}
+
 /// The event of an order's row.
 pub(super) fn event(row: &MySqlRow, kind: EventKind) -> Result<OrderEvent, StoreError> {
     Ok(OrderEvent {

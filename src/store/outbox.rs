@@ -6,7 +6,7 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     OrderStore, StoreError,
     database::{on_connection, transaction},
-    orders::event,
+    orders::readable_events,
     rows::{hex, json, order_id},
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
@@ -62,7 +62,8 @@ pub(super) async fn insert(
 }
 
 impl OrderStore {
-    /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same.
+    /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same. Those of orders that
+    /// cannot be read are left out, and come up again when their lease has run out.
     pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
         transaction!(self.db, "claim outbox", |conn, _| {
             let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
@@ -73,7 +74,7 @@ impl OrderStore {
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
-            rows.iter().map(|row| event(row, EventKind::parse(row.try_get("kind")?)?)).collect()
+            Ok(readable_events(&rows, |row| Ok(EventKind::parse(row.try_get("kind")?)?)))
         })
     }
 

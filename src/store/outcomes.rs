@@ -7,6 +7,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     StoreError,
+    retention::purged_below,
     rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
@@ -18,8 +19,7 @@ pub(super) const READ: &str = concat!(
     " STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
-/// A plain insert: a row that is there already means that a rival decided the order, and must be an error. And where the row may have
-/// been purged, fewer are inserted than were meant.
+/// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
 const INSERT: &str = "
     INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
     SELECT UNHEX(order_id), outcome, reason, `lines`, ?
@@ -27,8 +27,7 @@ const INSERT: &str = "
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         outcome  VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
         reason   VARCHAR(64) CHARACTER SET ascii PATH '$[2]',
-        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided
-    WHERE UNHEX(order_id) >= (SELECT purged_below FROM ledger_horizon WHERE id = 1)";
+        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided";
 
 const RELEASE: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS released
@@ -58,9 +57,7 @@ pub(super) async fn insert(
     outcomes: &BTreeMap<OrderId, Outcome>,
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
-    if outcomes.is_empty() {
-        return Ok(());
-    }
+    let Some(oldest) = outcomes.keys().next() else { return Ok(()) };
     let nothing = Demand::default();
     let rows = outcomes.iter().map(|(id, outcome)| {
         let (name, reason, lines) = match outcome {
@@ -71,12 +68,17 @@ pub(super) async fn insert(
         Ok((hex(*id), name, reason, json(lines)?))
     });
     let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
-    let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(conn).await;
+    let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(&mut *conn).await;
     let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
         StoreError::Duplicate(why) => StoreError::Conflict(format!("a rival decided one of these orders: {why}")),
         other => other,
     })?;
-    expect_rows("outcomes inserted", outcomes.len(), inserted.rows_affected())
+    expect_rows("outcomes inserted", outcomes.len(), inserted.rows_affected())?;
+    // In a statement of its own, which sees a purge that the insert had to wait for.
+    if *oldest < purged_below(conn).await? {
+        return Err(StoreError::Conflict(format!("the outcome of order {oldest} may have been purged")));
+    }
+    Ok(())
 }
 
 pub(super) async fn release(

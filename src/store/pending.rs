@@ -5,7 +5,7 @@ use sqlx::Row;
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    orders::event,
+    orders::readable_events,
     rows::{order_id, order_ids, wanted_orders},
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
@@ -59,10 +59,10 @@ impl OrderStore {
         Ok(Scan { pending, last })
     }
 
-    /// The events of those of the orders that are pending.
+    /// The events of those of the orders that are pending and can be read.
     pub async fn find_pending(&self, ids: &[OrderId]) -> Result<Vec<OrderEvent>, StoreError> {
         let query = sqlx::query(FIND).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        rows.iter().map(|row| event(row, EventKind::Placed)).collect()
+        Ok(readable_events(&rows, |_| Ok(EventKind::Placed)))
     }
 }

@@ -13,12 +13,15 @@ use stocklock::{
 
 use crate::harness::{PATIENCE, Role, World, aged, deliver, made_ago, on_each_database, on_two_stacks, order_lines};
 
-/// A watch with the settings of the world, which is 5 minutes of patience.
-fn watch(world: &World, metrics: &Metrics) -> PendingWatch {
+fn relay(world: &World) -> Relay {
     let producer = Producer::new(&world.config.kafka).expect("a producer");
     let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
-    let relay = Relay::new(world.order_store(), producer, &world.config.topics.orders, codec);
-    PendingWatch::new(relay, world.config.ingest.pending_after, world.config.retention.horizon, metrics.clone())
+    Relay::new(world.order_store(), producer, &world.config.topics.orders, codec)
+}
+
+/// A watch with the settings of the world, which is 5 minutes of patience.
+fn watch(world: &World, metrics: &Metrics) -> PendingWatch {
+    PendingWatch::new(relay(world), world.config.ingest.pending_after, world.config.retention.horizon, metrics.clone())
 }
 
 /// Saves orders of one unit of `a` whose events are lost: neither on the topic nor in the outbox.
@@ -91,6 +94,40 @@ on_each_database! {
         assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a turn")), 1);
         assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 5);
         assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 0);
+    }
+
+    async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
+        let (metrics, now) = (World::metrics(), Utc::now());
+        let mut watch = watch(&world, &metrics);
+        lost(&world, vec![made_ago(TimeDelta::minutes(5))]).await;
+        for (minutes, expected) in [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)] {
+            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
+            assert_eq!(produced(turn), expected, "after {minutes} minutes");
+        }
+    }
+
+    async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
+        let (metrics, now) = (World::metrics(), Utc::now());
+        let mut watch = watch(&world, &metrics);
+        lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(5))).collect()).await;
+        for (minutes, expected) in [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)] {
+            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
+            assert_eq!(produced(turn), expected, "after {minutes} minutes");
+        }
+    }
+
+    async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world: World) {
+        let (metrics, now) = (World::metrics(), Utc::now());
+        let (mut watch, relay) = (watch(&world, &metrics), relay(&world));
+        let lines = order_lines(&[("a", 1)]);
+        let ids = [3, 2, 1].map(|minutes| made_ago(TimeDelta::minutes(10 + minutes)));
+        world.save_as(ids.iter().map(|id| (*id, lines.clone())).collect()).await;
+        let damage = format!("UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')", ids[0].uuid().simple());
+        world.tamper_with_orders(&damage).await;
+        world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
+        assert_eq!(relay.sweep().await.expect("a sweep"), 2);
+        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 2);
+        assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
     }
 
     async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {

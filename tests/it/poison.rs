@@ -1,12 +1,16 @@
 //! Messages that no retry can help are set aside as they were found, and those behind them are done.
 
-use rdkafka::{Message as _, message::OwnedMessage};
+use rdkafka::{
+    ClientConfig, Message as _,
+    message::{Header, OwnedHeaders, OwnedMessage},
+    producer::{FutureProducer, FutureRecord},
+};
 use stocklock::{
     domain::{OrderId, OrderStatus, Reason, ReportedStatus},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-use crate::harness::{Database, Strategy, World, header, order_lines};
+use crate::harness::{Database, PATIENCE, Strategy, World, header, order_lines};
 
 /// A value, and the class of the error that it is set aside with.
 type Poison = (OrderId, Vec<u8>, &'static str);
@@ -156,5 +160,29 @@ async fn a_message_of_any_size_is_set_aside() {
     assert!(header(of(huge.0), "stocklock.original.offset").is_some(), "it can be found");
     world.verify();
     worker.stop();
+    compensator.stop();
+}
+
+/// Compressed it is small enough for its topic, and no dead-letter topic takes what it says.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_message_with_huge_headers_is_set_aside_without_them() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &world.config.kafka.brokers);
+    client.set("message.max.bytes", "8000000").set("compression.type", "lz4");
+    let producer: FutureProducer = client.create().expect("a producer");
+    let zeros = vec![0_u8; 3_000_000];
+    let headers = OwnedHeaders::new().insert(Header { key: "zeros", value: Some(&zeros) });
+    let message = FutureRecord::to(&topics.order_status).key("k").payload("no Avro").headers(headers);
+    producer.send(message, PATIENCE).await.map_err(|(error, _)| error).expect("produced");
+    let compensator = world.start("compensator").await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+    let letters = world.read_topic(&topics.order_status_dlq);
+    assert_eq!(letters.len(), 1);
+    assert_eq!((letters[0].key(), letters[0].payload()), (None, None));
+    assert_eq!(header(&letters[0], "stocklock.error.class").as_deref(), Some("undecodable"));
+    assert_eq!(header(&letters[0], "stocklock.omitted.bytes").as_deref(), Some("3000013"));
+    assert_eq!(header(&letters[0], "zeros"), None);
     compensator.stop();
 }

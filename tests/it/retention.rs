@@ -135,6 +135,31 @@ on_two_stacks! {
 }
 
 on_each_database! {
+    async fn what_is_being_purged_is_not_decided_again_by_a_worker_that_waits_for_the_purge(world: World) {
+        world.import(&[("a", 100), ("b", 100)]);
+        let orders = decided(&world, &[33]).await;
+        let id = orders[0].order_id.uuid().simple();
+        let url = world.config.stock_store.url.expose();
+        let mut purge = MySqlConnection::connect(url).await.expect("the stock store");
+        let begin = format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
+        sqlx::raw_sql(&begin).execute(&mut purge).await.expect("deleted");
+        let worker = worker_of_old(&world);
+        let deciding = tokio::spawn(async move { worker.decide(&orders).await.map(|decisions| decisions.untimely.len()) });
+        let inserting = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE '%INTO order_outcomes%'
+                         AND id <> CONNECTION_ID()";
+        let begun = Instant::now();
+        while count(url, inserting).await == 0 {
+            assert!(begun.elapsed() < PATIENCE && !deciding.is_finished(), "nobody waits for the purge");
+        }
+        let end = "UPDATE ledger_horizon SET purged_below = UNHEX(CONCAT('ffffffffffff', REPEAT('0', 20))); COMMIT";
+        sqlx::raw_sql(end).execute(&mut purge).await.expect("committed");
+        assert_eq!(deciding.await.expect("no panic").expect("decided"), 1, "it was left alone");
+        assert_eq!((world.available("a"), world.available("b")), (99, 98));
+        assert_eq!(count(url, "SELECT COUNT(*) FROM order_outcomes").await, 0);
+    }
+}
+
+on_each_database! {
     async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
         world.import(&[("a", 100), ("b", 100)]);
         let old = decided(&world, &[400, 100, 91, 89, 0]).await;
