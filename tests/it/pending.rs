@@ -99,7 +99,7 @@ on_each_database! {
     async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
         let (metrics, now) = (World::metrics(), Utc::now());
         let mut watch = watch(&world, &metrics);
-        lost(&world, vec![made_ago(TimeDelta::minutes(5))]).await;
+        lost(&world, vec![made_ago(TimeDelta::minutes(6))]).await;
         for (minutes, expected) in [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)] {
             let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
             assert_eq!(produced(turn), expected, "after {minutes} minutes");
@@ -109,7 +109,7 @@ on_each_database! {
     async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
         let (metrics, now) = (World::metrics(), Utc::now());
         let mut watch = watch(&world, &metrics);
-        lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(5))).collect()).await;
+        lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(6))).collect()).await;
         for (minutes, expected) in [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)] {
             let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
             assert_eq!(produced(turn), expected, "after {minutes} minutes");
