@@ -141,8 +141,8 @@ on_each_database! {
         let id = orders[0].order_id.uuid().simple();
         let url = world.config.stock_store.url.expose();
         let mut purge = MySqlConnection::connect(url).await.expect("the stock store");
-        let begin = format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
-        sqlx::raw_sql(&begin).execute(&mut purge).await.expect("deleted");
+        let deletion = format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
+        sqlx::raw_sql(&deletion).execute(&mut purge).await.expect("deleted");
         let worker = worker_of_old(&world);
         let deciding = tokio::spawn(async move { worker.decide(&orders).await.map(|decisions| decisions.untimely.len()) });
         let inserting = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE '%INTO order_outcomes%'
