@@ -60,30 +60,32 @@ impl Lane {
         let mut demand = std::pin::pin!(demand);
         let mut is_demanded = false;
         let (mut messages, mut decoded) = (Vec::new(), Vec::new());
-        let mut closes_at = self.closed_at + linger;
+        let closes_at = self.closed_at + linger;
         loop {
             let fresh = messages.len();
             let room = (max - fresh).min(DECODED_AT_ONCE);
-            tokio::select! {
+            let is_due = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return None,
-                () = &mut demand, if !is_demanded => is_demanded = true,
+                () = &mut demand, if !is_demanded => {
+                    is_demanded = true;
+                    false
+                }
                 received = self.messages.recv_many(&mut messages, room), if room > 0 => {
                     if received == 0 {
                         return None;
                     }
                     decoded.extend(messages[fresh..].iter().map(|received| decode(&received.message)));
+                    false
                 }
-                () = past(closes_at), if is_demanded && !messages.is_empty() => {
-                    self.closed_at = Instant::now();
-                    let batch = Batch::take(std::mem::take(&mut messages), std::mem::take(&mut decoded), &self.partitions);
-                    if !batch.is_empty() {
-                        return Some(batch);
-                    }
+                () = sleep_until(closes_at), if is_demanded && !messages.is_empty() => true,
+            };
+            if is_due || is_demanded && messages.len() == max {
+                self.closed_at = Instant::now();
+                let batch = Batch::take(std::mem::take(&mut messages), std::mem::take(&mut decoded), &self.partitions);
+                if !batch.is_empty() {
+                    return Some(batch);
                 }
-            }
-            if is_demanded && messages.len() == max {
-                closes_at = Instant::now();
             }
         }
     }
@@ -91,13 +93,6 @@ impl Lane {
     /// Where the offsets of this lane's batches are stored.
     pub fn offsets(&self) -> &Offsets {
         &self.offsets
-    }
-}
-
-/// At once where that time has passed: a timer takes a millisecond for it.
-async fn past(time: Instant) {
-    if Instant::now() < time {
-        sleep_until(time).await;
     }
 }
 
