@@ -1,8 +1,8 @@
 //! Two workers that both believe they own a partition: the database decides, and it decides once.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{collections::BTreeMap, sync::Arc};
 
-use sqlx::{Connection as _, MySqlConnection, Row as _};
+use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     domain::{
         OrderEvent, OrderId, Reason, ReportedStatus,
@@ -12,7 +12,7 @@ use stocklock::{
 };
 use tokio::{sync::Barrier, task::JoinHandle};
 
-use crate::harness::{PATIENCE, Strategy, World, deliver, on_every_stack, order_lines, random_orders, release};
+use crate::harness::{Strategy, World, deliver, is_held_up_at, on_every_stack, order_lines, random_orders, release};
 
 /// Begins to decide once all who wait at the barrier are there; again while others are in the way.
 fn decide(store: StockStore, guard: Guard, events: Vec<OrderEvent>, start: Arc<Barrier>) -> JoinHandle<Decisions> {
@@ -118,26 +118,6 @@ impl Rival {
         Self { conn }
     }
 
-    /// Waits until the decision has come to a statement that begins so, and that the rival's row holds up.
-    async fn is_in_the_way_of(&mut self, decision: &JoinHandle<Decisions>, statement: &str) {
-        let begun = Instant::now();
-        loop {
-            let own: String = sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut self.conn).await.unwrap();
-            let running = sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(&mut self.conn).await.expect("the process list");
-            let text = |row: &sqlx::mysql::MySqlRow, column| row.try_get::<Option<String>, _>(column).ok().flatten();
-            let is_there = |row: &sqlx::mysql::MySqlRow| {
-                text(row, "db").as_ref() == Some(&own)
-                    && text(row, "Info").is_some_and(|sql| sql.trim_start().starts_with(statement))
-            };
-            if running.iter().any(is_there) {
-                return;
-            }
-            assert!(!decision.is_finished(), "decided without a look at whether its stock was still as it was read");
-            assert!(begun.elapsed() < PATIENCE, "the decision does not come to {statement}");
-            tokio::task::yield_now().await;
-        }
-    }
-
     async fn commit(mut self) {
         sqlx::raw_sql("COMMIT").execute(&mut self.conn).await.expect("committed");
     }
@@ -151,7 +131,7 @@ async fn decide_on_stale_stock(world: &World, wanted: i64, rival: i64) -> Outcom
     let events = world.save(&[order_lines(&[("a", wanted)])]).await;
     let mut rival = Rival::adjust(world, "a", rival).await;
     let decision = decide(store.clone(), Guard::Versions, events.clone(), Arc::new(Barrier::new(1)));
-    rival.is_in_the_way_of(&decision, "UPDATE JSON_TABLE").await;
+    is_held_up_at(&mut rival.conn, &decision, "UPDATE JSON_TABLE").await;
     rival.commit().await;
     let decisions = decision.await.unwrap();
     assert!(metrics.stale_writes_rejected.get() >= 1, "the stale write was rejected");
@@ -186,7 +166,7 @@ on_every_stack! {
         let other = world.save(&[order_lines(&[("a", 1)])]).await;
         let batch = vec![events[0].clone(), release(&other[0])];
         let decision = decide(store, Guard::RowLocks, batch, Arc::new(Barrier::new(1)));
-        rival.is_in_the_way_of(&decision, "SELECT").await;
+        is_held_up_at(&mut rival.conn, &decision, "SELECT").await;
         rival.commit().await;
         let decisions = decision.await.unwrap();
         assert!(!decisions.outcomes.contains_key(&id));

@@ -16,8 +16,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, aged, deliver, header, on_each_database, on_two_stacks, order_lines,
-    release,
+    Database, PATIENCE, Role, Strategy, World, aged, deliver, header, is_held_up_at, on_each_database, on_two_stacks,
+    order_lines, release,
 };
 
 /// A worker that decides orders of any age, as one did when they were young.
@@ -145,12 +145,7 @@ on_each_database! {
         sqlx::raw_sql(&deletion).execute(&mut purge).await.expect("deleted");
         let worker = worker_of_old(&world);
         let deciding = tokio::spawn(async move { worker.decide(&orders).await.map(|decisions| decisions.untimely.len()) });
-        let inserting = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND info LIKE '%INTO order_outcomes%'
-                         AND id <> CONNECTION_ID()";
-        let begun = Instant::now();
-        while count(url, inserting).await == 0 {
-            assert!(begun.elapsed() < PATIENCE && !deciding.is_finished(), "nobody waits for the purge");
-        }
+        is_held_up_at(&mut purge, &deciding, "INSERT INTO order_outcomes").await;
         let end = "UPDATE ledger_horizon SET purged_below = UNHEX('ffffffffffff70008000000000000000'); COMMIT";
         sqlx::raw_sql(end).execute(&mut purge).await.expect("committed");
         assert_eq!(deciding.await.expect("no panic").expect("decided"), 1, "it was left alone");

@@ -1,9 +1,13 @@
 //! The use cases without their loops, so that a test decides what arrives when.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use chrono::{TimeDelta, Utc};
 use rdkafka::message::OwnedMessage;
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use stocklock::{
     compensate::Compensator,
     deduct::Worker,
@@ -15,8 +19,9 @@ use stocklock::{
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec},
 };
+use tokio::task::JoinHandle;
 
-use super::{World, topics::delivered};
+use super::{PATIENCE, World, topics::delivered};
 
 /// Nobody but the test publishes what is in the outbox.
 const LONG_LEASE: Duration = Duration::from_secs(3600);
@@ -151,4 +156,20 @@ pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
 /// The same for events that come in one batch, in this order.
 pub async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
     step(worker, &events.iter().map(delivered).collect::<Vec<_>>()).await
+}
+
+/// Waits until the task has come to a statement that begins so and that a lock of this connection holds up.
+pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>, statement: &str) {
+    let database: String = sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut *holder).await.expect("its name");
+    let text = |row: &MySqlRow, column| row.try_get::<Option<String>, _>(column).ok().flatten();
+    let is_it = |row: &MySqlRow| {
+        text(row, "db").as_ref() == Some(&database)
+            && text(row, "Info").is_some_and(|sql| sql.trim_start().starts_with(statement))
+    };
+    let begun = Instant::now();
+    while !sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(&mut *holder).await.expect("the list").iter().any(is_it) {
+        assert!(!task.is_finished(), "it was not held up at {statement}");
+        assert!(begun.elapsed() < PATIENCE, "it does not come to {statement}");
+        tokio::task::yield_now().await;
+    }
 }
