@@ -152,15 +152,6 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
 async fn worker(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
     let store = process::open_stock_store(config, metrics)?;
-    let worker = Worker {
-        store: store.clone(),
-        locks: Locks::new(&config.lock, &config.redis, metrics)?,
-        producer: shared.producer.clone(),
-        events: Arc::clone(&shared.events),
-        statuses: Arc::clone(&shared.statuses),
-        status_topic: config.topics.order_status.as_str().into(),
-        metrics: metrics.clone(),
-    };
     let subscription =
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
     let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
@@ -170,7 +161,16 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     let mut running = JoinSet::new();
     for lane in lanes {
         let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
-        let (worker, batches, metrics) = (worker.clone(), config.worker.batches, metrics.clone());
+        let worker = Worker {
+            store: store.clone(),
+            locks: Locks::new(&config.lock, &config.redis, metrics)?,
+            producer: shared.producer.clone(),
+            events: Arc::clone(&shared.events),
+            statuses: Arc::clone(&shared.statuses),
+            status_topic: config.topics.order_status.as_str().into(),
+            metrics: metrics.clone(),
+        };
+        let (batches, metrics) = (config.worker.batches, metrics.clone());
         let dead_letters = shared.dead_letters(&config.topics.orders_dlq);
         running.spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
     }

@@ -8,7 +8,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use crate::{
     crash_point::crash_point,
     domain::{Horizon, OrderState, OrderStatus, ReportedStatus},
-    kafka::{Fate, Handler, Refusal},
+    kafka::{Done, Fate, Handler, Refusal},
     relay::{COMMITTER_LEASE, Relay},
     store::{Applied, OrderStore, StoreError},
     telemetry::Metrics,
@@ -35,10 +35,14 @@ impl Handler for Compensator {
     }
 
     /// Moves the orders in one transaction.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Applied, StoreError> {
+    async fn handle(
+        &self,
+        messages: &[Self::Decoded],
+        _: impl Future<Output = ()> + Send,
+    ) -> Result<Done<Applied>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().collect();
         if statuses.is_empty() {
-            return Ok(Applied::default());
+            return Ok(Done::default());
         }
         let now = Utc::now();
         let mut applied = self.store.apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE).await?;
@@ -50,7 +54,7 @@ impl Handler for Compensator {
         self.metrics.compensations.with_label_values(&["released"]).inc_by(applied.events.len() as u64);
         self.relay.publish_in_background(std::mem::take(&mut applied.events));
         self.store.database().observe_pool();
-        Ok(applied)
+        Ok(Done { handled: applied, left_behind: Vec::new() })
     }
 
     /// Besides poison, statuses of unknown orders are set aside, and failures that come too late.
@@ -71,7 +75,7 @@ impl Handler for Compensator {
     }
 
     /// Releases are on their way already, by the outbox.
-    async fn publish(&self, _: &[Self::Decoded], _: &Applied) -> Result<(), StoreError> {
+    async fn publish(&self, _: &Applied) -> Result<(), StoreError> {
         Ok(())
     }
 

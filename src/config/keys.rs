@@ -75,7 +75,16 @@ pub const KEYS: &[Key] = &[
     key("lock.strategy", "row", "row (MySQL row locks) or redlock (a multi-lock in Redis)"),
     key("lock.ttl", "10s", "a lock that nobody renews is free after this time"),
     key("lock.node_timeout", "100ms", "how long one Redis master may take to connect or to answer"),
-    key("lock.wait", "2s", "how long one attempt waits for its locks before it starts over"),
+    key(
+        "lock.wait",
+        "2s",
+        "how long a batch, none of whose orders can be decided, waits for its locks before it starts over",
+    ),
+    key(
+        "lock.fallback",
+        "none",
+        "while no majority of the Redis masters answers: none (wait) or row (lock rows instead)",
+    ),
     key("lock.prefix", "stocklock:lock:", "a product's lock key is this and its id"),
     key("worker.batch_max", "4000", "most orders of a transaction"),
     key("worker.linger", "5ms", "a batch that is not full closes no sooner than this after the one before"),

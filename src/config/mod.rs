@@ -11,7 +11,7 @@ use crate::domain::Horizon;
 
 pub use keys::{KEYS, Key};
 pub use layers::{ConfigError, Layers, Origin};
-pub use values::{GroupProtocol, LockStrategy, LogFormat, SecretUrl};
+pub use values::{GroupProtocol, LockFallback, LockStrategy, LogFormat, SecretUrl};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -81,6 +81,7 @@ pub struct Lock {
     pub ttl: Duration,
     pub node_timeout: Duration,
     pub wait: Duration,
+    pub fallback: LockFallback,
     pub prefix: String,
 }
 
@@ -163,6 +164,7 @@ impl Config {
                 ttl: values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600)),
                 node_timeout: values.between("lock.node_timeout", Duration::from_millis(1), Duration::from_secs(10)),
                 wait: values.between("lock.wait", Duration::from_millis(10), Duration::from_secs(60)),
+                fallback: values.get("lock.fallback"),
                 prefix: values.get("lock.prefix"),
             },
             worker: Worker {

@@ -19,6 +19,15 @@ impl LockStrategy {
     }
 }
 
+/// What a worker does while no majority of the Redis masters answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockFallback {
+    /// It waits.
+    None,
+    /// It locks rows instead.
+    Row,
+}
+
 /// How the members of a consumer group share its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GroupProtocol {
@@ -102,6 +111,16 @@ impl Value for LockStrategy {
             "row" => Ok(Self::Row),
             "redlock" => Ok(Self::Redlock),
             _ => Err("is neither row nor redlock".into()),
+        }
+    }
+}
+
+impl Value for LockFallback {
+    fn read(text: &str) -> Result<Self, String> {
+        match text {
+            "none" => Ok(Self::None),
+            "row" => Ok(Self::Row),
+            _ => Err("is neither none nor row".into()),
         }
     }
 }

@@ -1,22 +1,26 @@
 //! The worker: orders in, stock deducted, outcomes out.
 
+mod selection;
+
 use std::{
-    borrow::Borrow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
 };
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
+use tokio::time::Instant;
+
+pub use selection::{Arrived, Selection};
 
 use crate::{
+    config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
+        OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
-    kafka::{Fate, Handler, Message, Producer, Refusal},
+    kafka::{Done, Fate, Handler, Message, Producer, Refusal},
     lock::{LockError, Locks},
     store::{StockStore, StoreError},
     telemetry::Metrics,
@@ -28,8 +32,6 @@ use crate::{
 pub enum DeductError {
     #[error(transparent)]
     Lock(#[from] LockError),
-    #[error("the locks were lost before the transaction")]
-    LockLost,
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the broker did not take the outcomes: {0}")]
@@ -39,7 +41,6 @@ pub enum DeductError {
 }
 
 /// Decides batches of order events. Whatever it does may be repeated without harm.
-#[derive(Clone)]
 pub struct Worker {
     pub store: StockStore,
     pub locks: Locks,
@@ -51,38 +52,45 @@ pub struct Worker {
 }
 
 impl Handler for Worker {
-    type Decoded = Result<OrderEvent, WireError>;
+    type Decoded = Result<Arrived, WireError>;
     type Handled = Decisions;
     type Error = DeductError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
-        self.events.decode(message.payload().unwrap_or_default())
+        let event = self.events.decode(message.payload().unwrap_or_default())?;
+        Ok(Arrived { event, at: Instant::now() })
     }
 
-    /// Decides the events in one transaction.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Decisions, DeductError> {
-        let events: Vec<_> = messages.iter().flatten().collect();
-        if events.is_empty() {
-            return Ok(Decisions::default());
+    /// Decides the events in one transaction, but for those whose products others hold.
+    async fn handle(
+        &self,
+        messages: &[Self::Decoded],
+        enough: impl Future<Output = ()> + Send,
+    ) -> Result<Done<Decisions>, DeductError> {
+        let (numbers, arrived): (Vec<_>, Vec<_>) =
+            messages.iter().enumerate().filter_map(|(number, message)| Some((number, message.as_ref().ok()?))).unzip();
+        if arrived.is_empty() {
+            return Ok(Done::default());
         }
-        let decisions = self.decide(&events).await?;
+        let Done { handled, left_behind } = self.decide(&arrived, enough).await?;
         crash_point("deduct.committed");
-        self.count(&events, &decisions.outcomes);
         self.store.database().observe_pool();
-        Ok(decisions)
+        Ok(Done { handled, left_behind: left_behind.into_iter().map(|number| numbers[number]).collect() })
     }
 
     /// Besides poison, events of orders that are too old to be decided are set aside.
-    fn refusal(&self, event: &Self::Decoded, decisions: &Decisions) -> Option<Refusal> {
-        match event {
+    fn refusal(&self, message: &Self::Decoded, decisions: &Decisions) -> Option<Refusal> {
+        match message {
             Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
-            Ok(event) if decisions.untimely.contains(&event.order_id) => Some(untimely(event.order_id, Utc::now())),
+            Ok(Arrived { event, .. }) if decisions.untimely.contains(&event.order_id) => {
+                Some(untimely(event.order_id, Utc::now()))
+            }
             Ok(_) => None,
         }
     }
 
     /// Tells the outcomes, also those of orders that were decided before.
-    async fn publish(&self, _: &[Self::Decoded], decisions: &Decisions) -> Result<(), DeductError> {
+    async fn publish(&self, decisions: &Decisions) -> Result<(), DeductError> {
         let begun = Instant::now();
         self.report(&decisions.statuses).await?;
         crash_point("deduct.published");
@@ -92,8 +100,7 @@ impl Handler for Worker {
 
     fn fate(error: &DeductError) -> Fate {
         match error {
-            DeductError::Lock(LockError::Contended) => Fate::Contended,
-            DeductError::Lock(_) | DeductError::LockLost => Fate::Unavailable("redis"),
+            DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => Fate::Unavailable("redis"),
             DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
             DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
             DeductError::Store(_) => Fate::Unavailable("stock_store"),
@@ -113,30 +120,43 @@ fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
 }
 
 impl Worker {
-    /// Locks the products of a batch, decides it, and unlocks them.
-    pub async fn decide<E: Borrow<OrderEvent> + Sync>(&self, events: &[E]) -> Result<Decisions, DeductError> {
-        let products: BTreeSet<_> = events
-            .iter()
-            .map(E::borrow)
-            .flat_map(|event| event.lines.as_slice())
-            .map(|line| line.product_id().clone())
-            .collect();
-        let products: Vec<_> = products.into_iter().collect();
-        let locking = Instant::now();
-        let held = self.locks.acquire(&products).await?;
-        crash_point("deduct.locked");
-        self.stage("lock", locking);
-        let deciding = Instant::now();
-        let decided = if held.is_lost() {
-            Err(DeductError::LockLost)
-        } else {
-            self.store.decide(events, self.locks.guard(), Utc::now()).await.map_err(DeductError::from)
+    /// Locks the products of a batch, decides it, and unlocks them. What others have locked is left behind; while that is all, this
+    /// waits, `lock.wait` at most and no longer than `enough`.
+    pub async fn decide(
+        &self,
+        arrived: &[&Arrived],
+        enough: impl Future<Output = ()> + Send,
+    ) -> Result<Done<Decisions>, DeductError> {
+        let begun = Instant::now();
+        let mut left_behind = Vec::new();
+        let choose = |held: &BTreeSet<ProductId>| {
+            let selection = Selection::without(held, arrived.iter().copied());
+            left_behind = selection.left_behind;
+            selection.wanted
         };
-        self.stage("transaction", deciding);
-        let unlocking = Instant::now();
+        let held = match self.locks.acquire(choose, enough).await {
+            Ok(held) => held,
+            Err(LockError::Contended) => {
+                self.stage("lock", begun);
+                return Ok(Done { handled: Decisions::default(), left_behind: (0..arrived.len()).collect() });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        crash_point("deduct.locked");
+        self.stage("lock", begun);
+        let begun = Instant::now();
+        let mut behind = left_behind.iter().copied().peekable();
+        let chosen = arrived.iter().enumerate().filter(|(number, _)| behind.next_if_eq(number).is_none());
+        let events: Vec<_> = chosen.map(|(_, arrived)| &arrived.event).collect();
+        let decided = self.store.decide_while(|| !held.is_lost(), &events, held.guard(), Utc::now()).await;
+        self.stage("transaction", begun);
+        let begun = Instant::now();
+        let strategy = held.strategy();
         held.release().await;
-        self.stage("unlock", unlocking);
-        decided
+        self.stage("unlock", begun);
+        let handled = decided?;
+        self.count(&events, &handled.outcomes, strategy);
+        Ok(Done { handled, left_behind })
     }
 
     async fn report(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
@@ -150,9 +170,8 @@ impl Worker {
         Ok(self.producer.produce(&self.status_topic, messages).await?)
     }
 
-    fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>) {
+    fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>, strategy: LockStrategy) {
         self.metrics.batch_orders.observe(f64::from(u32::try_from(events.len()).unwrap_or(u32::MAX)));
-        let strategy = self.locks.strategy().as_str();
         let now: DateTime<Utc> = Utc::now();
         let accepted: BTreeMap<_, _> = events.iter().map(|event| (event.order_id, event.accepted_at)).collect();
         for (order_id, outcome) in outcomes {
@@ -161,7 +180,7 @@ impl Worker {
                 Outcome::Failed(_) => "FAILED",
                 Outcome::Released(_) => "RELEASED",
             };
-            self.metrics.orders_decided.with_label_values(&[label, strategy]).inc();
+            self.metrics.orders_decided.with_label_values(&[label, strategy.as_str()]).inc();
             if let Some(accepted_at) = accepted.get(order_id) {
                 self.metrics.order_latency.observe((now - *accepted_at).as_seconds_f64().max(0.0));
             }

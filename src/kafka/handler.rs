@@ -10,27 +10,34 @@ pub trait Handler: Send + Sync + 'static {
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
 
-    /// Does the messages of a batch, or of a part of one, in one transaction.
-    fn handle(&self, messages: &[Self::Decoded]) -> impl Future<Output = Result<Self::Handled, Self::Error>> + Send;
+    /// Does the messages of a batch, or of a part of one, in one transaction, but for those that have to be left behind for now, which
+    /// are in the next batch again. While that would be all, it may wait, but no longer than `enough`.
+    fn handle(
+        &self,
+        messages: &[Self::Decoded],
+        enough: impl Future<Output = ()> + Send,
+    ) -> impl Future<Output = Result<Done<Self::Handled>, Self::Error>> + Send;
 
     /// Why one of the messages that were handled is to be set aside all the same.
     fn refusal(&self, message: &Self::Decoded, handled: &Self::Handled) -> Option<Refusal>;
 
-    /// Tells others what came of these messages. Their offsets are stored when all of their batch is published.
-    fn publish(
-        &self,
-        messages: &[Self::Decoded],
-        handled: &Self::Handled,
-    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    /// Tells others what came of the messages. Their offsets are stored when all of their batch is published.
+    fn publish(&self, handled: &Self::Handled) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     fn fate(error: &Self::Error) -> Fate;
+}
+
+/// What came of messages.
+#[derive(Debug, Default)]
+pub struct Done<H> {
+    pub handled: H,
+    /// The numbers of those that are left behind, in their order.
+    pub left_behind: Vec<usize>,
 }
 
 /// What an error means for the messages that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// A rival was first: they are repeated.
-    Contended,
     /// A dependency, a bounded label, cannot do them at present: they are repeated, as long as it takes.
     Unavailable(&'static str),
     /// One of them will not be accepted, whatever is repeated: the batch is halved until it is alone, and it is set aside under

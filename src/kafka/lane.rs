@@ -1,6 +1,6 @@
 use std::{collections::HashMap, sync::Arc};
 
-use rdkafka::{Message as _, Offset, TopicPartitionList, message::OwnedMessage};
+use rdkafka::{Message, Offset, TopicPartitionList, message::OwnedMessage};
 use tokio::{
     sync::{OwnedSemaphorePermit, mpsc::UnboundedReceiver},
     time::{Instant, sleep_until},
@@ -31,12 +31,21 @@ pub struct Lane {
     pub(super) closed_at: Instant,
 }
 
-/// Messages that are handled together, in the order of their offsets. Until it is dropped, its partitions are not given up.
+/// Messages that are handled together, those of a partition in the order of their offsets. Until it is dropped, its partitions are not
+/// given up.
 pub struct Batch<D> {
     messages: Vec<Received>,
     decoded: Vec<D>,
     taken: HashMap<i32, u64>,
+    /// The first offset of each partition that was left behind.
+    left_behind: HashMap<i32, i64>,
     partitions: Arc<Partitions>,
+}
+
+/// Messages of a batch that are to be in the next one.
+pub(super) struct LeftBehind<D> {
+    messages: Vec<Received>,
+    decoded: Vec<D>,
 }
 
 /// Where the offsets of a lane's batches are stored that are done with.
@@ -97,16 +106,17 @@ impl Lane {
 }
 
 impl Offsets {
-    /// The first messages of the batch, so many, are done: their offsets are stored, to be committed soon. Those of partitions that were
-    /// taken away are dropped; their next owner repeats what was done.
+    /// The first messages of the batch, so many, are done: their offsets are stored, to be committed soon, up to the first that is not. Those
+    /// of partitions that were taken away are dropped; their next owner repeats what was done.
     pub fn store<D>(&self, batch: &Batch<D>, done: usize) {
         let stored = self.member.store_offsets(|| {
             let mut offsets = TopicPartitionList::new();
-            for (topic, partition, offset) in batch.last_offsets(done) {
-                let is_owned = self.partitions.is_owned(partition, batch.taken[&partition]);
-                let added =
-                    is_owned.then(|| offsets.add_partition_offset(topic, partition, Offset::Offset(offset + 1)));
-                if let Some(Err(error)) = added {
+            for (topic, partition, last) in batch.last_offsets(done) {
+                let Some(done_up_to) = self.partitions.done(partition, batch.taken[&partition], last + 1) else {
+                    continue;
+                };
+                let offset = batch.first_undone(partition, done).unwrap_or(done_up_to);
+                if let Err(error) = offsets.add_partition_offset(topic, partition, Offset::Offset(offset)) {
                     tracing::error!(topic, partition, offset, %error, "offset not stored");
                 }
             }
@@ -129,7 +139,41 @@ impl<D> Batch<D> {
         let is_current = |received: &Received| wanted.get(&received.message.partition()) == Some(&received.assignment);
         let (messages, decoded) =
             messages.into_iter().zip(decoded).filter(|(received, _)| is_current(received)).unzip();
-        Self { messages, decoded, taken: wanted, partitions: Arc::clone(partitions) }
+        let partitions = Arc::clone(partitions);
+        Self { messages, decoded, taken: wanted, left_behind: HashMap::new(), partitions }
+    }
+
+    /// A batch of what was left behind and is still this consumer's, and of the batch after it.
+    pub(super) fn again(left: LeftBehind<D>, partitions: &Arc<Partitions>, next: Option<Self>) -> Self {
+        let mut batch = Self::take(left.messages, left.decoded, partitions);
+        if let Some(mut next) = next {
+            batch.messages.append(&mut next.messages);
+            batch.decoded.append(&mut next.decoded);
+            next.taken.retain(|partition, assignment| {
+                let is_taken_twice = batch.taken.contains_key(partition);
+                batch.taken.entry(*partition).or_insert(*assignment);
+                is_taken_twice
+            });
+        }
+        batch
+    }
+
+    /// Takes out the messages with these numbers, which ascend.
+    pub(super) fn leave_behind(&mut self, numbers: &[usize]) -> LeftBehind<D> {
+        let mut left = LeftBehind::default();
+        let mut numbers = numbers.iter().copied().peekable();
+        let all = std::mem::take(&mut self.messages).into_iter().zip(std::mem::take(&mut self.decoded));
+        for (number, (received, decoded)) in all.enumerate() {
+            if numbers.next_if_eq(&number).is_some() {
+                self.left_behind.entry(received.message.partition()).or_insert(received.message.offset());
+                left.messages.push(received);
+                left.decoded.push(decoded);
+            } else {
+                self.messages.push(received);
+                self.decoded.push(decoded);
+            }
+        }
+        left
     }
 
     pub fn messages(&self) -> impl ExactSizeIterator<Item = &OwnedMessage> {
@@ -171,6 +215,25 @@ impl<D> Batch<D> {
             last.insert(message.partition(), (message.topic(), message.offset()));
         }
         last.into_iter().map(|(partition, (topic, offset))| (topic, partition, offset))
+    }
+
+    /// The first offset of a partition that was left behind, or is not among the first messages, so many.
+    fn first_undone(&self, partition: i32, first: usize) -> Option<i64> {
+        let mut undone = self.messages().skip(first).filter(|message| message.partition() == partition);
+        let undone = undone.next().map(Message::offset);
+        undone.into_iter().chain(self.left_behind.get(&partition).copied()).min()
+    }
+}
+
+impl<D> LeftBehind<D> {
+    pub fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+}
+
+impl<D> Default for LeftBehind<D> {
+    fn default() -> Self {
+        Self { messages: Vec::new(), decoded: Vec::new() }
     }
 }
 

@@ -18,7 +18,7 @@ mod watchdog;
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
-pub use handler::{Fate, Handler, Refusal};
+pub use handler::{Done, Fate, Handler, Refusal};
 pub use lane::{Batch, Lane};
 pub use producer::{Message, Producer};
 pub use topics::{TopicReport, delete_topics, ensure_topics};

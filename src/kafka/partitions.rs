@@ -28,6 +28,8 @@ struct Owned {
     assignment: u64,
     draining: bool,
     batches_in_hand: usize,
+    /// Behind the last message that is done. Some before it may have been left behind.
+    done_up_to: i64,
 }
 
 impl Partitions {
@@ -45,7 +47,7 @@ impl Partitions {
         state.assignments += 1;
         let assignment = state.assignments;
         for partition in partitions {
-            state.owned.insert(*partition, Owned { assignment, draining: false, batches_in_hand: 0 });
+            state.owned.insert(*partition, Owned { assignment, draining: false, batches_in_hand: 0, done_up_to: 0 });
         }
     }
 
@@ -111,6 +113,15 @@ impl Partitions {
     /// Whether the partition is still owned since that assignment, so that an offset of it may be stored.
     pub fn is_owned(&self, partition: i32, assignment: u64) -> bool {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
+    }
+
+    /// Messages up to this offset, exclusive, are done. Answers up to where any are, or `None` where the partition is not owned since that
+    /// assignment any more, so that no offset of it may be stored.
+    pub fn done(&self, partition: i32, assignment: u64, up_to: i64) -> Option<i64> {
+        let mut state = self.lock();
+        let owned = state.owned.get_mut(&partition).filter(|owned| owned.assignment == assignment)?;
+        owned.done_up_to = owned.done_up_to.max(up_to);
+        Some(owned.done_up_to)
     }
 
     /// Undoes [`Partitions::take`].

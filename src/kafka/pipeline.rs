@@ -6,10 +6,16 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{DeadLetters, Fate, Handler, Lane, Refusal, breaker::Breaker, lane::Batch, publishing::Publishing};
+use super::{
+    DeadLetters, Fate, Handler, Lane, Refusal,
+    breaker::Breaker,
+    lane::{Batch, LeftBehind},
+    partitions::Partitions,
+    publishing::Publishing,
+};
 use crate::{
     backoff::Backoff,
-    config::Batches,
+    config,
     lifecycle::Shutdown,
     telemetry::{Component, Metrics},
 };
@@ -23,9 +29,41 @@ pub(super) struct HandledBatch<H: Handler> {
     pub parts: Vec<Part<H>>,
 }
 
+/// Batches, each closed when it is asked for.
+struct Batches<D> {
+    demand: Arc<Semaphore>,
+    closed: mpsc::Receiver<Batch<D>>,
+    is_demanded: bool,
+    next: Option<Batch<D>>,
+    /// While so many messages are in hand, or more, no others are taken.
+    most: usize,
+}
+
+impl<D> Batches<D> {
+    /// Waits until there is a next batch, or will be none any more.
+    async fn come(&mut self) {
+        if self.next.is_none() {
+            if !std::mem::replace(&mut self.is_demanded, true) {
+                self.demand.add_permits(1);
+            }
+            self.next = self.closed.recv().await;
+            self.is_demanded = false;
+        }
+    }
+
+    /// The same where there is room for more than the messages that are `in_hand`, and for ever where not.
+    async fn come_besides(&mut self, in_hand: usize) {
+        if in_hand < self.most {
+            self.come().await;
+        } else {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 /// Messages that were handled together, and what came of them; or one that was refused.
 pub(super) struct Part<H: Handler> {
-    /// Where it ends in its batch; it begins where the part before it ends.
+    /// Where it ends in its batch, from which what was left behind is gone; it begins where the part before it ends.
     pub end: usize,
     pub result: Result<H::Handled, Refusal>,
 }
@@ -41,7 +79,7 @@ impl Lane {
         mut self,
         handler: H,
         dead_letters: DeadLetters,
-        batches: Batches,
+        batches: config::Batches,
         metrics: &Metrics,
         health: [Component; 2],
     ) {
@@ -63,7 +101,9 @@ impl Lane {
             stopped: metrics.lanes_stopped.with_label_values(&[&self.topic]),
         };
         let mut steps = JoinSet::new();
-        steps.spawn(handling.handle(Arc::clone(&demand), to_handle, done));
+        let most = batches.max;
+        let closed = Batches { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false, next: None, most };
+        steps.spawn(handling.handle(closed, Arc::clone(&self.partitions), done));
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
@@ -98,63 +138,73 @@ pub(super) struct Step<H> {
 impl<H: Handler> Step<H> {
     async fn handle(
         self,
-        demand: Arc<Semaphore>,
-        mut batches: mpsc::Receiver<Batch<H::Decoded>>,
+        mut batches: Batches<H::Decoded>,
+        partitions: Arc<Partitions>,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
+        let mut left = LeftBehind::default();
         loop {
-            demand.add_permits(1);
-            let Some(batch) = self.health.waiting(batches.recv()).await else { return };
-            if let Some(parts) = self.handle_all(&batch).await {
-                self.health.ready();
-                if self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err() {
-                    return;
-                }
-            } else if self.shutdown.is_requested() {
+            if left.is_empty() {
+                self.health.waiting(batches.come()).await;
+            }
+            if self.shutdown.is_requested() || left.is_empty() && batches.next.is_none() {
+                return;
+            }
+            let mut batch = Batch::again(std::mem::take(&mut left), &partitions, batches.next.take());
+            let Some((parts, left_behind)) = self.handle_all(&batch, &mut batches).await else { continue };
+            self.health.ready();
+            left = batch.leave_behind(&left_behind);
+            if !batch.is_empty() && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err() {
                 return;
             }
         }
     }
 
     /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
-    /// time. What is refused for its data is halved at once, until the culprit is alone. `None` where it is given up.
-    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<Vec<Part<H>>> {
+    /// time. What is refused for its data is halved at once, until the culprit is alone. Answers the parts without what was left behind,
+    /// and the numbers of that; `None` where the batch is given up.
+    async fn handle_all(
+        &self,
+        batch: &Batch<H::Decoded>,
+        batches: &mut Batches<H::Decoded>,
+    ) -> Option<(Vec<Part<H>>, Vec<usize>)> {
         let messages = batch.decoded();
-        let (mut done, mut size) = (0, messages.len());
-        let mut parts = Vec::with_capacity(1);
+        let (mut tried_up_to, mut size) = (0, messages.len());
+        let (mut parts, mut left_behind) = (Vec::with_capacity(1), Vec::new());
         let mut backoff = Backoff::default();
-        while done < messages.len() {
-            let end = messages.len().min(done + size);
-            let tried = end - done;
-            match self.handler.handle(&messages[done..end]).await {
-                Ok(handled) => {
-                    parts.push(Part { end, result: Ok(handled) });
-                    (done, size) = (end, size * 2);
+        while tried_up_to < messages.len() {
+            let tried = tried_up_to..messages.len().min(tried_up_to + size);
+            match self.handler.handle(&messages[tried.clone()], batches.come_besides(messages.len())).await {
+                Ok(done) => {
+                    left_behind.extend(done.left_behind.into_iter().map(|number| tried.start + number));
+                    parts.push(Part { end: tried.end - left_behind.len(), result: Ok(done.handled) });
+                    (tried_up_to, size) = (tried.end, size * 2);
                     backoff = Backoff::default();
                 }
                 Err(error) => match H::fate(&error) {
                     Fate::Refused(class) => {
                         self.goes_on(batch)?;
-                        if tried == 1 {
-                            parts.push(Part { end, result: Err(Refusal { class, text: error.to_string() }) });
-                            done = end;
+                        if tried.len() == 1 {
+                            let refusal = Refusal { class, text: error.to_string() };
+                            parts.push(Part { end: tried.end - left_behind.len(), result: Err(refusal) });
+                            tried_up_to = tried.end;
                         } else {
-                            tracing::debug!(messages = tried, class, %error, "refused, tried in halves");
-                            size = tried / 2;
+                            tracing::debug!(messages = tried.len(), class, %error, "refused, tried in halves");
+                            size = tried.len() / 2;
                         }
                         backoff = Backoff::default();
                     }
-                    fate => {
-                        self.failed(&error, fate, tried, batch, &mut backoff).await?;
+                    fate @ Fate::Unavailable(_) => {
+                        self.failed(&error, fate, tried.len(), batch, &mut backoff).await?;
                         if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
-                            size = (tried / 2).max(1);
+                            size = (tried.len() / 2).max(1);
                         }
                     }
                 },
             }
         }
-        Some(parts)
+        Some((parts, left_behind))
     }
 
     /// Waits before the next attempt. `None` where there is to be none.

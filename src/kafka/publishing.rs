@@ -5,7 +5,7 @@ use rdkafka::message::OwnedMessage;
 use tokio::sync::mpsc;
 
 use super::{
-    DeadLetters, Fate, Handler, Refusal,
+    DeadLetters, Done, Fate, Handler, Refusal,
     breaker::{Breaker, MOST_SET_ASIDE, WINDOW},
     lane::{Batch, Offsets},
     partitions::Partitions,
@@ -40,7 +40,7 @@ impl<H: Handler> Publishing<H> {
         let mut done = 0;
         for Part { end, result } in parts {
             if let Ok(handled) = result {
-                self.report(batch, done..*end, handled).await?;
+                self.report(batch, handled).await?;
             }
             self.set_aside(batch, done..*end, result).await?;
             done = *end;
@@ -48,10 +48,10 @@ impl<H: Handler> Publishing<H> {
         Some(())
     }
 
-    async fn report(&self, batch: &Batch<H::Decoded>, part: Range<usize>, handled: &H::Handled) -> Option<()> {
+    async fn report(&self, batch: &Batch<H::Decoded>, handled: &H::Handled) -> Option<()> {
         let mut backoff = Backoff::default();
-        while let Err(error) = self.step.handler.publish(&batch.decoded()[part.clone()], handled).await {
-            self.step.failed(&error, H::fate(&error), part.len(), batch, &mut backoff).await?;
+        while let Err(error) = self.step.handler.publish(handled).await {
+            self.step.failed(&error, H::fate(&error), batch.len(), batch, &mut backoff).await?;
         }
         Some(())
     }
@@ -127,9 +127,11 @@ impl<H: Handler> Publishing<H> {
 
     /// Handles a message that was refused once more, and publishes what came of it if it is refused no longer.
     async fn is_accepted(&self, batch: &Batch<H::Decoded>, index: usize) -> bool {
-        match self.step.handler.handle(&batch.decoded()[index..=index]).await {
-            Ok(handled) if self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() => {
-                self.report(batch, index..index + 1, &handled).await.is_some()
+        match self.step.handler.handle(&batch.decoded()[index..=index], std::future::pending()).await {
+            Ok(Done { handled, left_behind })
+                if left_behind.is_empty() && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
+            {
+                self.report(batch, &handled).await.is_some()
             }
             Ok(_) => false,
             Err(error) => {

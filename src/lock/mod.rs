@@ -1,12 +1,27 @@
 //! The two ways to keep other workers off a batch's products, and a lease on jobs. The only user of Redis.
 
 mod lease;
+mod master;
 mod redlock;
+mod turns;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use prometheus::IntGauge;
+use tokio::time::Instant;
 
 pub use lease::Lease;
 pub use redlock::Redlock;
 
-use crate::{config, domain::ProductId, store::Guard, telemetry::Metrics};
+use crate::{
+    config::{self, LockFallback, LockStrategy},
+    domain::ProductId,
+    store::Guard,
+    telemetry::Metrics,
+};
 
 /// Why a batch does not have its locks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -19,12 +34,19 @@ pub enum LockError {
     BadUrl(String),
 }
 
-/// A lock strategy, ready for use.
-#[derive(Debug, Clone)]
+/// The products that are wanted, and since when.
+pub type Wanted = BTreeMap<ProductId, Instant>;
+
+/// A lock strategy, ready for use by one lane.
+#[derive(Debug)]
 pub enum Locks {
     /// The transaction locks the rows itself.
     Row,
-    Redlock(Box<Redlock>),
+    Redlock {
+        redlock: Arc<Redlock>,
+        fallback: LockFallback,
+        falls_back: IntGauge,
+    },
 }
 
 /// The locks of a batch, until they are released.
@@ -37,18 +59,54 @@ pub enum Held {
 impl Locks {
     /// Connects to nothing yet. Fails where a Redis URL does not parse.
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
-        match lock.strategy {
-            config::LockStrategy::Row => Ok(Self::Row),
-            config::LockStrategy::Redlock => {
-                Redlock::new(lock, &redis.urls, metrics).map(|redlock| Self::Redlock(Box::new(redlock)))
+        if lock.strategy == LockStrategy::Row {
+            return Ok(Self::Row);
+        }
+        let redlock = Arc::new(Redlock::new(lock, &redis.urls, metrics)?);
+        Ok(Self::Redlock { redlock, fallback: lock.fallback, falls_back: metrics.lock_fallback.clone() })
+    }
+
+    /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others have, which are
+    /// none at first. While that is nothing, it waits: until it is its turn, `lock.wait` at most, and no longer than `enough`.
+    pub async fn acquire(
+        &self,
+        mut wanted: impl FnMut(&BTreeSet<ProductId>) -> Wanted,
+        enough: impl Future<Output = ()>,
+    ) -> Result<Held, LockError> {
+        match self {
+            Self::Row => {
+                wanted(&BTreeSet::new());
+                Ok(Held::Row)
+            }
+            Self::Redlock { redlock, fallback, falls_back: gauge } => {
+                let acquired = redlock.acquire(&mut wanted, enough).await;
+                let falls_back = *fallback == LockFallback::Row && matches!(acquired, Err(LockError::Unavailable));
+                say_whether_it_falls_back(gauge, falls_back);
+                if falls_back {
+                    wanted(&BTreeSet::new());
+                    return Ok(Held::Row);
+                }
+                acquired.map(|held| Held::Redlock(Box::new(held)))
             }
         }
     }
+}
 
-    pub fn strategy(&self) -> config::LockStrategy {
+fn say_whether_it_falls_back(gauge: &IntGauge, falls_back: bool) {
+    let before = gauge.get() != 0;
+    gauge.set(falls_back.into());
+    match (before, falls_back) {
+        (false, true) => tracing::warn!("no majority of the Redis masters answers: row locks until one does"),
+        (true, false) => tracing::info!("a majority of the Redis masters answers again: no more row locks"),
+        _ => {}
+    }
+}
+
+impl Held {
+    pub fn strategy(&self) -> LockStrategy {
         match self {
-            Self::Row => config::LockStrategy::Row,
-            Self::Redlock(_) => config::LockStrategy::Redlock,
+            Self::Row => LockStrategy::Row,
+            Self::Redlock(_) => LockStrategy::Redlock,
         }
     }
 
@@ -60,16 +118,6 @@ impl Locks {
         }
     }
 
-    /// Locks all the products or none, which are sorted and distinct. Waits for other holders up to `lock.wait`.
-    pub async fn acquire(&self, products: &[ProductId]) -> Result<Held, LockError> {
-        match self {
-            Self::Row => Ok(Held::Row),
-            Self::Redlock(redlock) => redlock.acquire(products).await.map(|held| Held::Redlock(Box::new(held))),
-        }
-    }
-}
-
-impl Held {
     /// Whether the locks may be another's by now.
     pub fn is_lost(&self) -> bool {
         match self {

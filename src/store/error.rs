@@ -15,6 +15,9 @@ pub enum StoreError {
     /// Whether the transaction was committed is not known: read it back.
     #[error("the outcome of the commit is unknown: {0}")]
     CommitUnknown(String),
+    /// The locks that the transaction relied on were lost before it was committed: nothing of it holds.
+    #[error("the locks were lost before the commit")]
+    LocksLost,
     /// The server will never accept what was to be written, for a reason in the data.
     #[error("the database refused it: {0}")]
     Refused(String),

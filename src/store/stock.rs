@@ -90,6 +90,17 @@ impl StockStore {
         guard: Guard,
         now: DateTime<Utc>,
     ) -> Result<Decisions, StoreError> {
+        self.decide_while(|| true, events, guard, now).await
+    }
+
+    /// The same under locks: nothing is committed that they have not outlasted.
+    pub async fn decide_while<E: Borrow<OrderEvent> + Sync>(
+        &self,
+        is_held: impl Fn() -> bool + Send + Sync,
+        events: &[E],
+        guard: Guard,
+        now: DateTime<Utc>,
+    ) -> Result<Decisions, StoreError> {
         let demanded: std::collections::BTreeSet<_> = events
             .iter()
             .map(E::borrow)
@@ -129,7 +140,7 @@ impl StockStore {
             crash_point("deduct.written");
             outcomes::insert(conn, &decisions.outcomes, now).await?;
             outcomes::release(conn, &decisions.released, now).await?;
-            Ok(decisions)
+            if is_held() { Ok(decisions) } else { Err(StoreError::LocksLost) }
         });
         if let Some((wait, since)) = locked.filter(|_| guard == Guard::RowLocks) {
             self.metrics.lock_wait.with_label_values(&["row"]).observe(wait.as_secs_f64());

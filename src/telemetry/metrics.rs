@@ -21,6 +21,7 @@ pub struct Metrics {
     pub lock_wait: HistogramVec,
     pub lock_hold: HistogramVec,
     pub lock_failures: IntCounterVec,
+    pub lock_fallback: IntGauge,
     pub stale_writes_rejected: IntCounter,
     pub consumer_lag: IntGaugeVec,
     pub rebalances: IntCounterVec,
@@ -60,6 +61,10 @@ impl Metrics {
             lock_wait: histograms("stocklock_lock_wait_seconds", "Time to get a batch's locks.", &["strategy"])?,
             lock_hold: histograms("stocklock_lock_hold_seconds", "Time a batch's locks are held.", &["strategy"])?,
             lock_failures: counters("stocklock_lock_failures_total", "Locks not had, or lost.", &["cause"])?,
+            lock_fallback: IntGauge::new(
+                "stocklock_lock_fallback",
+                "Whether row locks are used, as no majority of the Redis masters answers.",
+            )?,
             stale_writes_rejected: IntCounter::new(
                 "stocklock_stale_writes_rejected_total",
                 "Writes that the version guard refused, as another had written meanwhile.",
@@ -125,7 +130,7 @@ impl Metrics {
     }
 
     fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 24] = [
+        let all: [Box<dyn Collector>; 25] = [
             Box::new(self.orders_ingested.clone()),
             Box::new(self.orders_decided.clone()),
             Box::new(self.order_latency.clone()),
@@ -134,6 +139,7 @@ impl Metrics {
             Box::new(self.lock_wait.clone()),
             Box::new(self.lock_hold.clone()),
             Box::new(self.lock_failures.clone()),
+            Box::new(self.lock_fallback.clone()),
             Box::new(self.stale_writes_rejected.clone()),
             Box::new(self.consumer_lag.clone()),
             Box::new(self.rebalances.clone()),

@@ -7,7 +7,7 @@ use stocklock::domain::{
     fold::{Decisions, Outcome},
 };
 
-use crate::harness::{World, deliver, lines, on_every_stack, order_lines, place_all, random_orders};
+use crate::harness::{World, decide, deliver, lines, on_every_stack, order_lines, place_all, random_orders};
 
 /// Has several workers, each with connections and locks of its own, decide their shares of the orders side by side.
 async fn decide_side_by_side(
@@ -22,7 +22,7 @@ async fn decide_side_by_side(
         tokio::spawn(async move {
             let mut decisions = Vec::new();
             for batch in share.chunks(batch) {
-                decisions.push(decide(&worker, batch).await);
+                decisions.extend(decide(&worker, batch).await);
             }
             decisions
         })
@@ -30,17 +30,6 @@ async fn decide_side_by_side(
     let decisions = futures::future::join_all(tasks).await.into_iter().flat_map(|decided| decided.expect("decided"));
     let decisions = decisions.collect();
     (orders, decisions)
-}
-
-/// Decides as [`stocklock::deduct::Worker::run`] does: again while others are in the way.
-async fn decide(worker: &stocklock::deduct::Worker, batch: &[OrderEvent]) -> Decisions {
-    for _ in 0..30 {
-        match worker.decide(batch).await {
-            Ok(decisions) => return decisions,
-            Err(error) => eprintln!("repeated: {error}"),
-        }
-    }
-    panic!("starved in 30 attempts");
 }
 
 fn count(decisions: &[Decisions], wanted: impl Fn(&Outcome) -> bool) -> usize {

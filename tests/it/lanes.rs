@@ -13,7 +13,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
     config::Batches,
     domain::OrderId,
-    kafka::{Batch, Consumer, DeadLetters, Fate, Handler, Lane, Message, Producer, Refusal, Subscription},
+    kafka::{Batch, Consumer, DeadLetters, Done, Fate, Handler, Lane, Message, Producer, Refusal, Subscription},
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
 };
@@ -196,34 +196,37 @@ struct TooLarge;
 
 impl Handler for Picky {
     type Decoded = (i32, i64);
-    type Handled = usize;
+    type Handled = Vec<(i32, i64)>;
     type Error = TooLarge;
 
     fn decode(&self, message: &OwnedMessage) -> (i32, i64) {
         (message.partition(), message.offset())
     }
 
-    async fn handle(&self, messages: &[(i32, i64)]) -> Result<usize, TooLarge> {
+    async fn handle(
+        &self,
+        messages: &[(i32, i64)],
+        _: impl Future<Output = ()> + Send,
+    ) -> Result<Done<Self::Handled>, TooLarge> {
         if messages.len() > 3 {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(TooLarge);
         }
         self.handled.lock().unwrap().extend(messages);
-        Ok(messages.len())
+        Ok(Done { handled: messages.to_vec(), left_behind: Vec::new() })
     }
 
-    fn refusal(&self, _: &(i32, i64), _: &usize) -> Option<Refusal> {
+    fn refusal(&self, _: &(i32, i64), _: &Self::Handled) -> Option<Refusal> {
         None
     }
 
-    async fn publish(&self, messages: &[(i32, i64)], handled: &usize) -> Result<(), TooLarge> {
-        assert_eq!(messages.len(), *handled, "as it was handled");
-        self.published.lock().unwrap().extend(messages);
+    async fn publish(&self, handled: &Self::Handled) -> Result<(), TooLarge> {
+        self.published.lock().unwrap().extend(handled);
         Ok(())
     }
 
     fn fate(_: &TooLarge) -> Fate {
-        Fate::Contended
+        Fate::Unavailable("redis")
     }
 }
 
@@ -283,26 +286,30 @@ struct Away;
 
 impl Handler for Unheard {
     type Decoded = (i32, i64);
-    type Handled = ();
+    /// The first of the messages.
+    type Handled = (i32, i64);
     type Error = Away;
 
     fn decode(&self, message: &OwnedMessage) -> (i32, i64) {
         (message.partition(), message.offset())
     }
 
-    fn refusal(&self, _: &(i32, i64), (): &()) -> Option<Refusal> {
+    fn refusal(&self, _: &(i32, i64), _: &Self::Handled) -> Option<Refusal> {
         None
     }
 
-    async fn handle(&self, messages: &[(i32, i64)]) -> Result<(), Away> {
+    async fn handle(
+        &self,
+        messages: &[(i32, i64)],
+        _: impl Future<Output = ()> + Send,
+    ) -> Result<Done<Self::Handled>, Away> {
         self.handled.fetch_add(messages.len(), Ordering::SeqCst);
         self.batches.fetch_add(1, Ordering::SeqCst);
-        Ok(())
+        Ok(Done { handled: messages[0], left_behind: Vec::new() })
     }
 
-    async fn publish(&self, messages: &[(i32, i64)], (): &()) -> Result<(), Away> {
-        let begins = messages[0];
-        let is_first = *self.first.lock().unwrap().get_or_insert(begins) == begins;
+    async fn publish(&self, begins: &Self::Handled) -> Result<(), Away> {
+        let is_first = self.first.lock().unwrap().get_or_insert(*begins) == begins;
         if is_first && !self.broker_is_back.load(Ordering::SeqCst) { Err(Away) } else { Ok(()) }
     }
 

@@ -1,6 +1,9 @@
 //! The multi-lock: beside another client on the same keys, and when a master of it hangs.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use rslock::LockManager;
 use stocklock::{
@@ -23,6 +26,13 @@ async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, V
     (Locks::new(&world.config.lock, &world.config.redis, metrics).expect("the locks"), proxies)
 }
 
+/// Acquires all of the products or none, within `lock.wait`.
+async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
+    let since = Instant::now().into();
+    let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
+    locks.acquire(|held| all(held).iter().map(|id| (id.clone(), since)).collect(), std::future::pending()).await
+}
+
 fn products(count: usize) -> Vec<ProductId> {
     (0..count).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect()
 }
@@ -38,11 +48,11 @@ async fn another_redlock_client_is_respected_and_respects_us() {
     other.set_retry(1, Duration::from_millis(1));
     let (products, last) = (products(1_500), format!("{prefix}p1499"));
     let theirs = other.lock(last.as_str(), ttl).await.expect("free");
-    assert_eq!(locks.acquire(&products).await.expect_err("the last key is theirs"), LockError::Contended);
+    assert_eq!(acquire(&locks, &products).await.expect_err("the last key is theirs"), LockError::Contended);
     // Nothing is left of what was granted before the last key was refused.
-    locks.acquire(&products[..1_499]).await.expect("free").release().await;
+    acquire(&locks, &products[..1_499]).await.expect("free").release().await;
     other.unlock(&theirs).await;
-    let ours = locks.acquire(&products).await.expect("free again");
+    let ours = acquire(&locks, &products).await.expect("free again");
     other.lock(last.as_str(), ttl).await.expect_err("the key is ours");
     ours.release().await;
     other.lock(last.as_str(), ttl).await.expect("free again");
@@ -66,14 +76,14 @@ async fn a_master_that_hangs_does_not_set_the_pace() {
     let products = products(2_500);
     let begun = Instant::now();
     for _ in 0..20 {
-        locks.acquire(&products).await.expect("two of three grant it").release().await;
+        acquire(&locks, &products).await.expect("two of three grant it").release().await;
     }
     // Asked each time, it would have cost the timeout of three scripts each time: 30 s.
     assert!(begun.elapsed() < Duration::from_secs(10), "20 locks took {:?}", begun.elapsed());
     proxies[1].mend();
     proxies[2].hang();
     let begun = Instant::now();
-    while let Err(error) = locks.acquire(&products).await {
+    while let Err(error) = acquire(&locks, &products).await {
         assert!(begun.elapsed() < PATIENCE, "the master that is back is not asked again: {error}");
     }
 }
@@ -84,7 +94,7 @@ async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_rele
     world.config.lock.ttl = Duration::from_secs(3);
     let metrics = World::metrics();
     let (locks, proxies) = locks_behind_proxies(&mut world, &metrics).await;
-    let held = locks.acquire(&products(300)).await.expect("free");
+    let held = acquire(&locks, &products(300)).await.expect("free");
     tokio::time::sleep(Duration::from_secs(4)).await;
     assert!(!held.is_lost(), "it is renewed");
     for proxy in &proxies {

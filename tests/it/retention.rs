@@ -16,8 +16,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, aged, deliver, header, is_held_up_at, on_each_database, on_two_stacks,
-    order_lines, release,
+    Database, PATIENCE, Role, Strategy, World, aged, decide, deliver, header, is_held_up_at, on_each_database,
+    on_two_stacks, order_lines, release,
 };
 
 /// A worker that decides orders of any age, as one did when they were young.
@@ -124,12 +124,12 @@ on_two_stacks! {
         let worker = worker_of_old(&world);
         let new = world.save_as(vec![(aged(28), order_lines(&[("a", 1)]))]).await;
         let events = [orders[0].clone(), release(&orders[1]), orders[2].clone(), orders[3].clone(), new[0].clone()];
-        let decisions = worker.decide(&events).await.expect("decided");
+        let decisions = decide(&worker, &events).await.remove(0);
         let ids = |events: &[OrderEvent]| events.iter().map(|event| event.order_id).collect::<BTreeSet<_>>();
         assert_eq!(decisions.untimely, ids(&orders[..3]));
         assert_eq!(decisions.outcomes.keys().copied().collect::<BTreeSet<_>>(), ids(&new));
         assert_eq!((world.available("a"), world.available("b")), (95, 92));
-        assert_eq!(worker.decide(&[release(&orders[0])]).await.expect("decided").untimely, ids(&orders[..1]));
+        assert_eq!(decide(&worker, &[release(&orders[0])]).await.remove(0).untimely, ids(&orders[..1]));
         world.check_ledger(&world.stock_store(&World::metrics())).await;
     }
 }
@@ -144,11 +144,11 @@ on_each_database! {
         let deletion = format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
         sqlx::raw_sql(&deletion).execute(&mut purge).await.expect("deleted");
         let worker = worker_of_old(&world);
-        let deciding = tokio::spawn(async move { worker.decide(&orders).await.map(|decisions| decisions.untimely.len()) });
+        let deciding = tokio::spawn(async move { decide(&worker, &orders).await[0].untimely.len() });
         is_held_up_at(&mut purge, &deciding, "INSERT INTO order_outcomes").await;
         let end = "UPDATE ledger_horizon SET purged_below = UNHEX('ffffffffffff70008000000000000000'); COMMIT";
         sqlx::raw_sql(end).execute(&mut purge).await.expect("committed");
-        assert_eq!(deciding.await.expect("no panic").expect("decided"), 1, "it was left alone");
+        assert_eq!(deciding.await.expect("no panic"), 1, "it was left alone");
         assert_eq!((world.available("a"), world.available("b")), (99, 98));
         assert_eq!(count(url, "SELECT COUNT(*) FROM order_outcomes").await, 0);
     }

@@ -15,7 +15,7 @@ pub use broker_proxy::BrokerProxy;
 pub use load::{body, place_all};
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
-pub use steps::{aged, deliver, is_held_up_at, made_ago, order_lines, random_orders, release, try_step};
+pub use steps::{aged, decide, deliver, is_held_up_at, made_ago, order_lines, random_orders, release, try_step};
 pub use topics::header;
 pub use world::{Database, PATIENCE, Strategy, World, lines};
 

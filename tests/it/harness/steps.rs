@@ -1,25 +1,22 @@
 //! The use cases without their loops, so that a test decides what arrives when.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use chrono::{TimeDelta, Utc};
 use rdkafka::message::OwnedMessage;
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use stocklock::{
     compensate::Compensator,
-    deduct::Worker,
-    domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId},
-    kafka::{Handler, Producer},
+    deduct::{Arrived, Worker},
+    domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
+    kafka::{Done, Handler, Producer},
     lock::Locks,
     relay::Relay,
     store::{NewOrder, StockStore},
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec},
 };
-use tokio::task::JoinHandle;
+use tokio::{task::JoinHandle, time::Instant};
 
 use super::{PATIENCE, World, topics::delivered};
 
@@ -134,23 +131,53 @@ pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
     (0..count).map(|_| order()).collect()
 }
 
-/// Has a batch decoded, handled and published, as a lane does.
+/// Has a batch decoded, handled and published, as a lane does; nothing of it may be left behind.
 pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
-    let came_of_it = handler.handle(&decoded).await?;
-    handler.publish(&decoded, &came_of_it).await?;
-    Ok(came_of_it)
+    let Done { handled, left_behind } = handler.handle(&decoded, std::future::pending()).await?;
+    assert!(left_behind.is_empty(), "left behind");
+    handler.publish(&handled).await?;
+    Ok(handled)
 }
 
-/// Has a worker do a batch, as often as it takes while others hold its locks. Answers how many orders got their outcome.
+/// Has a worker decide and report a batch, and what it leaves behind again, as a lane does. Answers how many orders got their outcome.
 pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
+    let mut decoded: Vec<_> = messages.iter().map(|message| worker.decode(message)).collect();
+    let (mut open, mut outcomes) = (messages.iter().collect::<Vec<_>>(), 0);
     for _ in 0..30 {
-        match try_step(worker, messages).await {
-            Ok(decisions) => return decisions.outcomes.len(),
+        match worker.handle(&decoded, std::future::pending()).await {
+            Ok(Done { handled, left_behind }) => {
+                worker.publish(&handled).await.expect("reported");
+                outcomes += handled.outcomes.len();
+                open = left_behind.into_iter().map(|number| open[number]).collect();
+                decoded = open.iter().map(|message| worker.decode(message)).collect();
+                if decoded.is_empty() {
+                    return outcomes;
+                }
+            }
             Err(error) => eprintln!("repeated: {error}"),
         }
     }
     panic!("a batch was not done in 30 attempts");
+}
+
+/// Has a worker decide events, in as many parts as others' locks make it.
+pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
+    let arrived: Vec<_> = events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
+    let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
+    for _ in 0..30 {
+        match worker.decide(&open, std::future::pending()).await {
+            Ok(Done { handled, left_behind }) => {
+                decisions.push(handled);
+                open = left_behind.into_iter().map(|number| open[number]).collect();
+                if open.is_empty() {
+                    return decisions;
+                }
+            }
+            Err(error) => eprintln!("repeated: {error}"),
+        }
+    }
+    panic!("a batch was not decided in 30 attempts");
 }
 
 /// The same for events that come in one batch, in this order.

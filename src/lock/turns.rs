@@ -1,0 +1,73 @@
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use futures::StreamExt as _;
+use redis::{Client, RedisResult};
+use tokio::{
+    sync::Notify,
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::master::TURNS;
+
+const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
+const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+
+/// Hears from the masters when it is one's turn to have a key. It may miss some, so nobody should wait for that alone.
+#[derive(Debug)]
+pub(super) struct Turns {
+    clients: Vec<Client>,
+    channel: String,
+    waiter: Arc<str>,
+    has_come: Arc<Notify>,
+    /// From the first time on that one has to wait.
+    listening: OnceLock<JoinSet<()>>,
+}
+
+impl Turns {
+    pub fn new(clients: Vec<Client>, prefix: &str, waiter: Arc<str>) -> Self {
+        let channel = format!("{prefix}{TURNS}");
+        Self { clients, channel, waiter, has_come: Arc::default(), listening: OnceLock::new() }
+    }
+
+    /// Waits until the next turn, or answers at once where one has come since this was last called.
+    pub async fn come(&self) {
+        self.listening.get_or_init(|| {
+            self.clients
+                .iter()
+                .map(|client| {
+                    let (client, channel) = (client.clone(), self.channel.clone());
+                    let (waiter, has_come) = (Arc::clone(&self.waiter), Arc::clone(&self.has_come));
+                    async move {
+                        loop {
+                            if let Err(error) = listen(&client, &channel, &waiter, &has_come).await {
+                                tracing::debug!(%error, "a Redis master does not tell whose turn it is");
+                            }
+                            sleep(CONNECT_AGAIN).await;
+                        }
+                    }
+                })
+                .collect()
+        });
+        self.has_come.notified().await;
+    }
+}
+
+async fn listen(client: &Client, channel: &str, waiter: &str, has_come: &Notify) -> RedisResult<()> {
+    let subscribing = async {
+        let mut connection = client.get_async_pubsub().await?;
+        connection.subscribe(channel).await?;
+        RedisResult::Ok(connection)
+    };
+    let Ok(subscribed) = timeout(CONNECTS_WITHIN, subscribing).await else { return Ok(()) };
+    let mut turns = subscribed?.into_on_message();
+    while let Some(turn) = turns.next().await {
+        if turn.get_payload_bytes() == waiter.as_bytes() {
+            has_come.notify_one();
+        }
+    }
+    Ok(())
+}
