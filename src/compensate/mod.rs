@@ -35,11 +35,7 @@ impl Handler for Compensator {
     }
 
     /// Moves the orders in one transaction.
-    async fn handle(
-        &self,
-        messages: &[Self::Decoded],
-        _: impl Future<Output = ()> + Send,
-    ) -> Result<Done<Applied>, StoreError> {
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Applied>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().collect();
         if statuses.is_empty() {
             return Ok(Done::default());

@@ -77,8 +77,8 @@ pub const KEYS: &[Key] = &[
     key("lock.node_timeout", "100ms", "how long one Redis master may take to connect or to answer"),
     key(
         "lock.wait",
-        "2s",
-        "how long a batch, none of whose orders can be decided, waits for its locks before it starts over",
+        "500ms",
+        "how long a batch waits for its locks before it goes on with the orders that have theirs",
     ),
     key(
         "lock.fallback",

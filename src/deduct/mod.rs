@@ -21,7 +21,7 @@ use crate::{
         fold::{Decisions, Outcome},
     },
     kafka::{Done, Fate, Handler, Message, Producer, Refusal},
-    lock::{LockError, Locks},
+    lock::{LockError, Locks, Patience, Wanted},
     store::{StockStore, StoreError},
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec, WireError},
@@ -62,17 +62,13 @@ impl Handler for Worker {
     }
 
     /// Decides the events in one transaction, but for those whose products others hold.
-    async fn handle(
-        &self,
-        messages: &[Self::Decoded],
-        enough: impl Future<Output = ()> + Send,
-    ) -> Result<Done<Decisions>, DeductError> {
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decisions>, DeductError> {
         let (numbers, arrived): (Vec<_>, Vec<_>) =
             messages.iter().enumerate().filter_map(|(number, message)| Some((number, message.as_ref().ok()?))).unzip();
         if arrived.is_empty() {
             return Ok(Done::default());
         }
-        let Done { handled, left_behind } = self.decide(&arrived, enough).await?;
+        let Done { handled, left_behind } = self.decide(&arrived).await?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
         Ok(Done { handled, left_behind: left_behind.into_iter().map(|number| numbers[number]).collect() })
@@ -120,21 +116,18 @@ fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
 }
 
 impl Worker {
-    /// Locks the products of a batch, decides it, and unlocks them. What others have locked is left behind; while that is all, this
-    /// waits, `lock.wait` at most and no longer than `enough`.
-    pub async fn decide(
-        &self,
-        arrived: &[&Arrived],
-        enough: impl Future<Output = ()> + Send,
-    ) -> Result<Done<Decisions>, DeductError> {
+    /// Locks the products of a batch, decides it, and unlocks them. What others have locked is left behind: at once where at least half of
+    /// the batch can be decided without, and else after `lock.wait`.
+    pub async fn decide(&self, arrived: &[&Arrived]) -> Result<Done<Decisions>, DeductError> {
         let begun = Instant::now();
         let mut left_behind = Vec::new();
-        let choose = |held: &BTreeSet<ProductId>| {
+        let choose = |held: &BTreeSet<ProductId>, patience| {
             let selection = Selection::without(held, arrived.iter().copied());
             left_behind = selection.left_behind;
-            selection.wanted
+            let waits = patience == Patience::Left && left_behind.len() > arrived.len() / 2;
+            if waits { Wanted::new() } else { selection.wanted }
         };
-        let held = match self.locks.acquire(choose, enough).await {
+        let held = match self.locks.acquire(choose).await {
             Ok(held) => held,
             Err(LockError::Contended) => {
                 self.stage("lock", begun);

@@ -11,11 +11,10 @@ pub trait Handler: Send + Sync + 'static {
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
 
     /// Does the messages of a batch, or of a part of one, in one transaction, but for those that have to be left behind for now, which
-    /// are in the next batch again. While that would be all, it may wait, but no longer than `enough`.
+    /// are in the next batch again.
     fn handle(
         &self,
         messages: &[Self::Decoded],
-        enough: impl Future<Output = ()> + Send,
     ) -> impl Future<Output = Result<Done<Self::Handled>, Self::Error>> + Send;
 
     /// Why one of the messages that were handled is to be set aside all the same.

@@ -226,8 +226,8 @@ impl<D> Batch<D> {
 }
 
 impl<D> LeftBehind<D> {
-    pub fn is_empty(&self) -> bool {
-        self.messages.is_empty()
+    pub fn len(&self) -> usize {
+        self.messages.len()
     }
 }
 

@@ -34,29 +34,28 @@ struct Batches<D> {
     demand: Arc<Semaphore>,
     closed: mpsc::Receiver<Batch<D>>,
     is_demanded: bool,
-    next: Option<Batch<D>>,
-    /// While so many messages are in hand, or more, no others are taken.
-    most: usize,
 }
 
 impl<D> Batches<D> {
-    /// Waits until there is a next batch, or will be none any more.
-    async fn come(&mut self) {
-        if self.next.is_none() {
-            if !std::mem::replace(&mut self.is_demanded, true) {
-                self.demand.add_permits(1);
-            }
-            self.next = self.closed.recv().await;
-            self.is_demanded = false;
-        }
+    /// Waits for the next one. `None` where there will be none any more.
+    async fn next(&mut self) -> Option<Batch<D>> {
+        self.demand();
+        let next = self.closed.recv().await;
+        self.is_demanded = false;
+        next
     }
 
-    /// The same where there is room for more than the messages that are `in_hand`, and for ever where not.
-    async fn come_besides(&mut self, in_hand: usize) {
-        if in_hand < self.most {
-            self.come().await;
-        } else {
-            std::future::pending::<()>().await;
+    /// The next one where it was asked for before and is there.
+    fn at_hand(&mut self) -> Option<Batch<D>> {
+        let next = self.closed.try_recv().ok();
+        self.is_demanded &= next.is_none();
+        self.demand();
+        next
+    }
+
+    fn demand(&mut self) {
+        if !std::mem::replace(&mut self.is_demanded, true) {
+            self.demand.add_permits(1);
         }
     }
 }
@@ -101,9 +100,8 @@ impl Lane {
             stopped: metrics.lanes_stopped.with_label_values(&[&self.topic]),
         };
         let mut steps = JoinSet::new();
-        let most = batches.max;
-        let closed = Batches { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false, next: None, most };
-        steps.spawn(handling.handle(closed, Arc::clone(&self.partitions), done));
+        let closed = Batches { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
+        steps.spawn(handling.handle(closed, Arc::clone(&self.partitions), batches.max, done));
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
@@ -136,23 +134,27 @@ pub(super) struct Step<H> {
 }
 
 impl<H: Handler> Step<H> {
+    /// While `most` messages or more are left behind, no others are taken.
     async fn handle(
         self,
         mut batches: Batches<H::Decoded>,
         partitions: Arc<Partitions>,
+        most: usize,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
         let mut left = LeftBehind::default();
-        loop {
-            if left.is_empty() {
-                self.health.waiting(batches.come()).await;
-            }
-            if self.shutdown.is_requested() || left.is_empty() && batches.next.is_none() {
-                return;
-            }
-            let mut batch = Batch::again(std::mem::take(&mut left), &partitions, batches.next.take());
-            let Some((parts, left_behind)) = self.handle_all(&batch, &mut batches).await else { continue };
+        while !self.shutdown.is_requested() {
+            let next = match left.len() {
+                0 => match self.health.waiting(batches.next()).await {
+                    None => return,
+                    next => next,
+                },
+                behind if behind < most => batches.at_hand(),
+                _ => None,
+            };
+            let mut batch = Batch::again(std::mem::take(&mut left), &partitions, next);
+            let Some((parts, left_behind)) = self.handle_all(&batch).await else { continue };
             self.health.ready();
             left = batch.leave_behind(&left_behind);
             if !batch.is_empty() && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err() {
@@ -164,18 +166,14 @@ impl<H: Handler> Step<H> {
     /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
     /// time. What is refused for its data is halved at once, until the culprit is alone. Answers the parts without what was left behind,
     /// and the numbers of that; `None` where the batch is given up.
-    async fn handle_all(
-        &self,
-        batch: &Batch<H::Decoded>,
-        batches: &mut Batches<H::Decoded>,
-    ) -> Option<(Vec<Part<H>>, Vec<usize>)> {
+    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<(Vec<Part<H>>, Vec<usize>)> {
         let messages = batch.decoded();
         let (mut tried_up_to, mut size) = (0, messages.len());
         let (mut parts, mut left_behind) = (Vec::with_capacity(1), Vec::new());
         let mut backoff = Backoff::default();
         while tried_up_to < messages.len() {
             let tried = tried_up_to..messages.len().min(tried_up_to + size);
-            match self.handler.handle(&messages[tried.clone()], batches.come_besides(messages.len())).await {
+            match self.handler.handle(&messages[tried.clone()]).await {
                 Ok(done) => {
                     left_behind.extend(done.left_behind.into_iter().map(|number| tried.start + number));
                     parts.push(Part { end: tried.end - left_behind.len(), result: Ok(done.handled) });

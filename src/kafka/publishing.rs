@@ -127,7 +127,7 @@ impl<H: Handler> Publishing<H> {
 
     /// Handles a message that was refused once more, and publishes what came of it if it is refused no longer.
     async fn is_accepted(&self, batch: &Batch<H::Decoded>, index: usize) -> bool {
-        match self.step.handler.handle(&batch.decoded()[index..=index], std::future::pending()).await {
+        match self.step.handler.handle(&batch.decoded()[index..=index]).await {
             Ok(Done { handled, left_behind })
                 if left_behind.is_empty() && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
             {

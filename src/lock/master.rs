@@ -49,21 +49,39 @@ pub(super) const TURNS: &str = " turns";
 
 /// What all scripts have in common.
 ///
-/// Those who wait for a key are in its queue, a sorted set by the time since when they have waited, reckoned by the master's own clock. To
-/// be there still, each has a key of its own that lives for [`LONGEST_TURN`]. While there are queues at all, another key says so.
+/// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has waited, reckoned by the master's own
+/// clock. To be there still, each has a key that lives for [`LONGEST_TURN`]. A set names the keys that have queues.
 macro_rules! script {
     ($body:literal) => {
         LazyLock::new(|| {
             Script::new(concat!(
                 "local token, ttl, prefix, waiter, longest_turn = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
-                 local has_queues = redis.call('EXISTS', prefix .. ' queues') == 1
+                 local queues, has_queue = prefix .. ' queues', {}
                  local function first_in_queue(key)
                    while true do
                      local first = redis.call('ZRANGE', key .. ' queue', 0, 0, 'WITHSCORES')
-                     if #first == 0 then return nil end
+                     if #first == 0 then
+                       redis.call('SREM', queues, key)
+                       return nil
+                     end
                      if redis.call('EXISTS', key .. ' place ' .. first[1]) == 1 then return first[1], tonumber(first[2]) end
                      redis.call('ZREM', key .. ' queue', first[1])
                    end
+                 end
+                 local function read_queues()
+                   for _, key in ipairs(redis.call('SMEMBERS', queues)) do has_queue[key] = true end
+                 end
+                 local function keep_place(key)
+                   redis.call('SET', key .. ' place ' .. waiter, '', 'PX', longest_turn)
+                 end
+                 local time = redis.call('TIME')
+                 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+                 local function since(i) return now - ARGV[5 + i] end
+                 local function is_its_turn(i, key)
+                   if not has_queue[key] then return true end
+                   local first, first_since = first_in_queue(key)
+                   if first == waiter then keep_place(key) end
+                   return not first or first == waiter or first_since > since(i)
                  end\n",
                 $body
             ))
@@ -71,37 +89,34 @@ macro_rules! script {
     };
 }
 
-/// Locks all keys or none, and answers the numbers of those that refused it: others hold them, or have waited for them for longer. There
-/// the claimant gets a place in the queue.
+/// Locks all keys or none, and answers whether it did. Where another holds one, or has waited for it for longer, the claimant gets a
+/// place in its queue, and keeps the places in which it is first.
 static LOCK: LazyLock<Script> = script!(
-    "local time = redis.call('TIME')
-     local now = time[1] * 1000 + math.floor(time[2] / 1000)
-     local function since(i) return now - ARGV[5 + i] end
+    "read_queues()
+     for i, key in ipairs(KEYS) do
+       if not (is_its_turn(i, key) and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
+         for granted = 1, i - 1 do redis.call('DEL', KEYS[granted]) end
+         redis.call('ZADD', key .. ' queue', since(i), waiter)
+         redis.call('PEXPIRE', key .. ' queue', ttl)
+         keep_place(key)
+         redis.call('SADD', queues, key)
+         redis.call('PEXPIRE', queues, ttl)
+         return 0
+       end
+     end
+     for _, key in ipairs(KEYS) do
+       if has_queue[key] then redis.call('ZREM', key .. ' queue', waiter) end
+     end
+     return 1"
+);
+
+/// Answers the numbers of the keys that would be refused.
+static PEEK: LazyLock<Script> = script!(
+    "read_queues()
      local refused = {}
      for i, key in ipairs(KEYS) do
-       local is_its_turn = true
-       if has_queues then
-         local first, first_since = first_in_queue(key)
-         is_its_turn = not first or first == waiter or first_since > since(i)
-       end
-       if not (is_its_turn and redis.call('SET', key, token, 'NX', 'PX', ttl)) then refused[#refused + 1] = i end
+       if redis.call('EXISTS', key) == 1 or not is_its_turn(i, key) then refused[#refused + 1] = i end
      end
-     if #refused == 0 then
-       if has_queues then
-         for _, key in ipairs(KEYS) do redis.call('ZREM', key .. ' queue', waiter) end
-       end
-       return refused
-     end
-     local passed = 0
-     for i, key in ipairs(KEYS) do
-       if refused[passed + 1] == i then passed = passed + 1 else redis.call('DEL', key) end
-     end
-     for _, i in ipairs(refused) do
-       redis.call('ZADD', KEYS[i] .. ' queue', since(i), waiter)
-       redis.call('PEXPIRE', KEYS[i] .. ' queue', ttl)
-       redis.call('SET', KEYS[i] .. ' place ' .. waiter, '', 'PX', longest_turn)
-     end
-     redis.call('SET', prefix .. ' queues', '', 'PX', ttl)
      return refused"
 );
 
@@ -116,11 +131,12 @@ static EXTEND: LazyLock<Script> = script!(
 
 /// Deletes the keys that are still held, and no others, and tells whose turn it is now.
 static UNLOCK: LazyLock<Script> = script!(
-    "local told = {}
+    "read_queues()
+     local told = {}
      for _, key in ipairs(KEYS) do
        if redis.call('GET', key) == token then
          redis.call('DEL', key)
-         local first = has_queues and first_in_queue(key)
+         local first = has_queue[key] and first_in_queue(key)
          if first and not told[first] then
            redis.call('PUBLISH', prefix .. ' turns', first)
            told[first] = true
@@ -128,10 +144,6 @@ static UNLOCK: LazyLock<Script> = script!(
        end
      end"
 );
-
-/// Gives up the places in the queues.
-static LEAVE: LazyLock<Script> =
-    script!("for _, key in ipairs(KEYS) do redis.call('DEL', key .. ' place ' .. waiter) end");
 
 /// One of the independent Redis servers.
 #[derive(Debug, Clone)]
@@ -160,9 +172,9 @@ impl Master {
         Client::open(url.into_connection_info()?.set_tcp_settings(tcp))
     }
 
-    /// Claims all keys or none, and answers the numbers of those that were refused. `None` where it does not answer in time or cannot lock
-    /// anything. What it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
-    pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<Vec<usize>> {
+    /// Claims all keys or none, and answers whether they are granted. `None` where it does not answer in time or cannot lock anything. What
+    /// it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
+    pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<bool> {
         if self.unsettled.load(Ordering::SeqCst) > 0 {
             return None;
         }
@@ -171,8 +183,8 @@ impl Master {
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
             match timeout(patience, master.lock_chunks(&claim)).await {
-                Ok(Ok(refused)) => {
-                    if answer.send(refused).is_err() {
+                Ok(Ok(granted)) => {
+                    if answer.send(granted).is_err() && granted {
                         master.unlock(&claim).await;
                     }
                 }
@@ -196,27 +208,39 @@ impl Master {
         node_timeout * u32::try_from(scripts).unwrap_or(u32::MAX)
     }
 
-    async fn lock_chunks(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
+    async fn lock_chunks(&self, claim: &Claim) -> RedisResult<bool> {
+        for chunk in chunks(claim) {
+            let (start, waited) = (chunk.start, &claim.waited[chunk.clone()]);
+            if !self.run::<bool>(&LOCK, claim, chunk, waited).await? {
+                if start > 0 {
+                    self.unlock(claim).await;
+                }
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The numbers of the claim's keys that it would refuse.
+    pub async fn peek(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
         let mut refused = Vec::new();
         for chunk in chunks(claim) {
-            let waited = &claim.waited[chunk.clone()];
-            let numbers: Vec<usize> = self.run(&LOCK, claim, chunk.clone(), waited).await?;
-            refused.extend(numbers.into_iter().map(|number| chunk.start + number - 1));
-        }
-        if !refused.is_empty() && claim.keys.len() > KEYS_AT_A_TIME {
-            self.unlock(claim).await;
+            let (start, waited) = (chunk.start, &claim.waited[chunk.clone()]);
+            let numbers: Vec<usize> = self.run(&PEEK, claim, chunk, waited).await?;
+            refused.extend(numbers.into_iter().map(|number| start + number - 1));
         }
         Ok(refused)
     }
 
     /// Unlocks what of the claim is locked. Answers whether the master could be reached; where not, the keys expire.
     pub async fn unlock(&self, claim: &Claim) -> bool {
-        self.run_all(&UNLOCK, claim).await
-    }
-
-    /// Gives up the places in the queues.
-    pub async fn leave(&self, claim: &Claim) -> bool {
-        self.run_all(&LEAVE, claim).await
+        for chunk in chunks(claim) {
+            if let Err(error) = self.run::<()>(&UNLOCK, claim, chunk, &[]).await {
+                tracing::debug!(%error, "a Redis master does not unlock, its keys expire");
+                return false;
+            }
+        }
+        true
     }
 
     /// Extends the locks, and answers whether all of them are still held.
@@ -224,16 +248,6 @@ impl Master {
         for chunk in chunks(claim) {
             let keys = chunk.len();
             if self.run::<usize>(&EXTEND, claim, chunk, &[]).await.ok() != Some(keys) {
-                return false;
-            }
-        }
-        true
-    }
-
-    async fn run_all(&self, script: &Script, claim: &Claim) -> bool {
-        for chunk in chunks(claim) {
-            if let Err(error) = self.run::<()>(script, claim, chunk, &[]).await {
-                tracing::debug!(%error, "a Redis master does not unlock, its keys expire");
                 return false;
             }
         }

@@ -37,6 +37,13 @@ pub enum LockError {
 /// The products that are wanted, and since when.
 pub type Wanted = BTreeMap<ProductId, Instant>;
 
+/// Whether one can still wait for what one does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Patience {
+    Left,
+    Over,
+}
+
 /// A lock strategy, ready for use by one lane.
 #[derive(Debug)]
 pub enum Locks {
@@ -66,24 +73,24 @@ impl Locks {
         Ok(Self::Redlock { redlock, fallback: lock.fallback, falls_back: metrics.lock_fallback.clone() })
     }
 
-    /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others have, which are
-    /// none at first. While that is nothing, it waits: until it is its turn, `lock.wait` at most, and no longer than `enough`.
+    /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others hold, which are
+    /// none at first. While that is nothing it waits, until it is its turn, `lock.wait` at most. Fails at once where no majority of
+    /// the masters answers.
     pub async fn acquire(
         &self,
-        mut wanted: impl FnMut(&BTreeSet<ProductId>) -> Wanted,
-        enough: impl Future<Output = ()>,
+        mut wanted: impl FnMut(&BTreeSet<ProductId>, Patience) -> Wanted,
     ) -> Result<Held, LockError> {
         match self {
             Self::Row => {
-                wanted(&BTreeSet::new());
+                wanted(&BTreeSet::new(), Patience::Left);
                 Ok(Held::Row)
             }
             Self::Redlock { redlock, fallback, falls_back: gauge } => {
-                let acquired = redlock.acquire(&mut wanted, enough).await;
+                let acquired = redlock.acquire(&mut wanted).await;
                 let falls_back = *fallback == LockFallback::Row && matches!(acquired, Err(LockError::Unavailable));
                 say_whether_it_falls_back(gauge, falls_back);
                 if falls_back {
-                    wanted(&BTreeSet::new());
+                    wanted(&BTreeSet::new(), Patience::Left);
                     return Ok(Held::Row);
                 }
                 acquired.map(|held| Held::Redlock(Box::new(held)))

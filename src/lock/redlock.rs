@@ -5,18 +5,18 @@
 //! all keys of a batch go in one script, which grants all of them or none: one round trip instead of one for each key. Whoever is
 //! refused a key gets a place in its queue; docs/locking.md says what that means.
 
-use std::{collections::BTreeSet, pin::pin, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
     sync::watch,
     task::JoinHandle,
-    time::{Instant, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use uuid::Uuid;
 
 use super::{
-    LockError, Wanted,
+    LockError, Patience, Wanted,
     master::{Claim, Master},
     turns::Turns,
 };
@@ -26,8 +26,12 @@ use crate::{
     telemetry::Metrics,
 };
 
-const FIRST_RETRY: Duration = Duration::from_millis(2);
+/// A claim that was refused is made again at its turn, and after half this time to all of it in any case: keys that expire, or that
+/// others than stocklock release, give no sign.
 const LONGEST_RETRY: Duration = Duration::from_millis(100);
+
+/// Between the first master's sign that it is one's turn and the others'.
+const COALESCE: Duration = Duration::from_micros(500);
 
 /// How long masters may be behind the majority that has answered: as long as the majority took, and at least this.
 const LEAST_GRACE: Duration = Duration::from_millis(1);
@@ -43,14 +47,6 @@ pub struct Redlock {
     waiter: Arc<str>,
     turns: Turns,
     metrics: Metrics,
-}
-
-/// Why an attempt failed.
-enum Failure {
-    /// Some master refused these.
-    Refused(BTreeSet<ProductId>),
-    /// No majority answered in time.
-    Unavailable,
 }
 
 impl Redlock {
@@ -76,72 +72,47 @@ impl Redlock {
         })
     }
 
-    /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others hold, which are
-    /// none at first. While that is nothing, it waits: until it is its turn, `lock.wait` at most, and no longer than `enough`. Fails at
-    /// once where no majority of the masters answers.
+    /// See [`super::Locks::acquire`].
     pub async fn acquire(
         self: &Arc<Self>,
-        mut wanted: impl FnMut(&BTreeSet<ProductId>) -> Wanted,
-        enough: impl Future<Output = ()>,
+        mut wanted: impl FnMut(&BTreeSet<ProductId>, Patience) -> Wanted,
     ) -> Result<Held, LockError> {
         let begun = Instant::now();
-        let (deadline, mut enough) = (begun + self.wait, pin!(enough));
-        let mut bound = FIRST_RETRY;
+        let deadline = begun + self.wait;
+        let mut is_first = true;
         loop {
-            let failure = match self.acquire_now(&mut wanted).await {
+            self.turns.forget();
+            let patience = if Instant::now() < deadline { Patience::Left } else { Patience::Over };
+            let mut attempted = self.attempt(&wanted(&BTreeSet::new(), patience)).await;
+            if matches!(attempted, Err(LockError::Contended)) && (is_first || patience == Patience::Over) {
+                let refused = self.peek(&wanted(&BTreeSet::new(), patience)).await;
+                let less = wanted(&refused, patience);
+                if !refused.is_empty() && !less.is_empty() {
+                    attempted = self.attempt(&less).await;
+                }
+            }
+            match attempted {
                 Ok(held) => {
                     self.metrics.lock_wait.with_label_values(&["redlock"]).observe(begun.elapsed().as_secs_f64());
                     return Ok(held);
                 }
-                Err(failure) => failure,
-            };
-            let now = Instant::now();
-            if failure != LockError::Contended {
-                return Err(failure);
+                Err(LockError::Contended) if patience == Patience::Left => {}
+                Err(failure) => return Err(failure),
             }
-            if now >= deadline {
-                self.leave(&wanted(&BTreeSet::new()));
-                return Err(failure);
-            }
-            let retry_at = deadline.min(now + bound.mul_f64(fastrand::f64()));
-            bound = (bound * 2).min(LONGEST_RETRY);
+            is_first = false;
+            let retry_at = Instant::now() + LONGEST_RETRY.mul_f64(fastrand::f64().midpoint(1.0));
             tokio::select! {
-                () = self.turns.come() => bound = FIRST_RETRY,
-                () = sleep_until(retry_at) => {}
-                () = &mut enough => return Err(failure),
+                () = self.turns.come() => sleep(COALESCE).await,
+                () = sleep_until(retry_at.min(deadline)) => {}
             }
         }
     }
 
-    /// Tries what is wanted, and then with ever less of it, until that is granted or nothing is left.
-    async fn acquire_now(
-        self: &Arc<Self>,
-        wanted: &mut impl FnMut(&BTreeSet<ProductId>) -> Wanted,
-    ) -> Result<Held, LockError> {
-        let mut refused = BTreeSet::new();
-        loop {
-            let wanted = wanted(&refused);
-            if wanted.is_empty() {
-                return Err(LockError::Contended);
-            }
-            match self.attempt(&wanted).await {
-                Ok(held) => return Ok(held),
-                Err(Failure::Refused(more)) => {
-                    self.metrics.lock_failures.with_label_values(&["contended"]).inc();
-                    refused.extend(more);
-                }
-                Err(Failure::Unavailable) => {
-                    self.metrics.lock_failures.with_label_values(&["unavailable"]).inc();
-                    return Err(LockError::Unavailable);
-                }
-            }
-        }
-    }
-
-    async fn attempt(self: &Arc<Self>, wanted: &Wanted) -> Result<Held, Failure> {
+    /// Claims all that is wanted, once.
+    async fn attempt(self: &Arc<Self>, wanted: &Wanted) -> Result<Held, LockError> {
         let (claim, begun) = (Arc::new(self.claim(wanted)), Instant::now());
         let asked = self.masters.iter().map(|master| master.lock(&claim, self.node_timeout));
-        let is_granted = |answer: &Option<Vec<usize>>| answer.as_ref().is_some_and(Vec::is_empty);
+        let is_granted = |answer: &Option<bool>| *answer == Some(true);
         let answers: Vec<_> = hear(asked, self.quorum(), is_granted).await.into_iter().map(Option::flatten).collect();
         let granted: Vec<_> = answers.iter().map(is_granted).collect();
         if self.is_quorum(&granted) && begun.elapsed() < self.validity() {
@@ -149,12 +120,21 @@ impl Redlock {
         }
         self.give_back(&claim, &granted).await;
         let answered: Vec<_> = answers.iter().map(Option::is_some).collect();
-        let refused: BTreeSet<_> = answers.into_iter().flatten().flatten().collect();
-        if refused.is_empty() || !self.is_quorum(&answered) {
-            return Err(Failure::Unavailable);
-        }
+        let failure = if self.is_quorum(&answered) { LockError::Contended } else { LockError::Unavailable };
+        let cause = if failure == LockError::Contended { "contended" } else { "unavailable" };
+        self.metrics.lock_failures.with_label_values(&[cause]).inc();
+        Err(failure)
+    }
+
+    /// Which of the products any master would refuse.
+    async fn peek(&self, wanted: &Wanted) -> BTreeSet<ProductId> {
+        let claim = self.claim(wanted);
+        let patience = Master::patience(&claim, self.node_timeout);
+        let asked = self.masters.iter().map(|master| timeout(patience, master.peek(&claim)));
+        let answers = hear(asked, self.quorum(), |answer| matches!(answer, Ok(Ok(_)))).await;
+        let refused: BTreeSet<_> = answers.into_iter().flatten().flatten().flatten().flatten().collect();
         let products = wanted.keys().enumerate().filter(|(number, _)| refused.contains(number));
-        Err(Failure::Refused(products.map(|(_, product)| product.clone()).collect()))
+        products.map(|(_, product)| product.clone()).collect()
     }
 
     fn claim(&self, wanted: &Wanted) -> Claim {
@@ -196,15 +176,6 @@ impl Redlock {
             .collect();
         let most = unlocking.len() / 2 + 1;
         hear(unlocking, most, |unlocked| *unlocked).await;
-    }
-
-    /// Gives up its places in the queues, in the background.
-    fn leave(&self, wanted: &Wanted) {
-        let claim = Arc::new(self.claim(wanted));
-        for master in &self.masters {
-            let (master, claim) = (master.clone(), Arc::clone(&claim));
-            tokio::spawn(async move { master.leave(&claim).await });
-        }
     }
 }
 

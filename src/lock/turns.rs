@@ -3,7 +3,7 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt as _;
+use futures::{FutureExt as _, StreamExt as _};
 use redis::{Client, RedisResult};
 use tokio::{
     sync::Notify,
@@ -31,6 +31,11 @@ impl Turns {
     pub fn new(clients: Vec<Client>, prefix: &str, waiter: Arc<str>) -> Self {
         let channel = format!("{prefix}{TURNS}");
         Self { clients, channel, waiter, has_come: Arc::default(), listening: OnceLock::new() }
+    }
+
+    /// Forgets a turn that has come already.
+    pub fn forget(&self) {
+        let _come = self.has_come.notified().now_or_never();
     }
 
     /// Waits until the next turn, or answers at once where one has come since this was last called.

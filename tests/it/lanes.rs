@@ -203,11 +203,7 @@ impl Handler for Picky {
         (message.partition(), message.offset())
     }
 
-    async fn handle(
-        &self,
-        messages: &[(i32, i64)],
-        _: impl Future<Output = ()> + Send,
-    ) -> Result<Done<Self::Handled>, TooLarge> {
+    async fn handle(&self, messages: &[(i32, i64)]) -> Result<Done<Self::Handled>, TooLarge> {
         if messages.len() > 3 {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(TooLarge);
@@ -298,11 +294,7 @@ impl Handler for Unheard {
         None
     }
 
-    async fn handle(
-        &self,
-        messages: &[(i32, i64)],
-        _: impl Future<Output = ()> + Send,
-    ) -> Result<Done<Self::Handled>, Away> {
+    async fn handle(&self, messages: &[(i32, i64)]) -> Result<Done<Self::Handled>, Away> {
         self.handled.fetch_add(messages.len(), Ordering::SeqCst);
         self.batches.fetch_add(1, Ordering::SeqCst);
         Ok(Done { handled: messages[0], left_behind: Vec::new() })

@@ -30,7 +30,7 @@ async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, V
 async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
     let since = Instant::now().into();
     let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
-    locks.acquire(|held| all(held).iter().map(|id| (id.clone(), since)).collect(), std::future::pending()).await
+    locks.acquire(|held, _| all(held).iter().map(|id| (id.clone(), since)).collect()).await
 }
 
 fn products(count: usize) -> Vec<ProductId> {

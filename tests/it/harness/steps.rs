@@ -134,7 +134,7 @@ pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
 /// Has a batch decoded, handled and published, as a lane does; nothing of it may be left behind.
 pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
-    let Done { handled, left_behind } = handler.handle(&decoded, std::future::pending()).await?;
+    let Done { handled, left_behind } = handler.handle(&decoded).await?;
     assert!(left_behind.is_empty(), "left behind");
     handler.publish(&handled).await?;
     Ok(handled)
@@ -145,7 +145,7 @@ pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let mut decoded: Vec<_> = messages.iter().map(|message| worker.decode(message)).collect();
     let (mut open, mut outcomes) = (messages.iter().collect::<Vec<_>>(), 0);
     for _ in 0..30 {
-        match worker.handle(&decoded, std::future::pending()).await {
+        match worker.handle(&decoded).await {
             Ok(Done { handled, left_behind }) => {
                 worker.publish(&handled).await.expect("reported");
                 outcomes += handled.outcomes.len();
@@ -166,7 +166,7 @@ pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
     let arrived: Vec<_> = events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
     for _ in 0..30 {
-        match worker.decide(&open, std::future::pending()).await {
+        match worker.decide(&open).await {
             Ok(Done { handled, left_behind }) => {
                 decisions.push(handled);
                 open = left_behind.into_iter().map(|number| open[number]).collect();
