@@ -3,6 +3,7 @@
 mod lease;
 mod master;
 mod redlock;
+mod survey;
 mod turns;
 
 use std::{
@@ -15,6 +16,7 @@ use tokio::time::Instant;
 
 pub use lease::Lease;
 pub use redlock::Redlock;
+pub use survey::{Overlong, overlong_keys};
 
 use crate::{
     config::{self, LockFallback, LockStrategy},
@@ -30,6 +32,8 @@ pub enum LockError {
     Contended,
     #[error("no majority of the Redis masters answers")]
     Unavailable,
+    #[error("a Redis master does not answer: {0}")]
+    Unanswered(String),
     #[error("redis.urls: {0}")]
     BadUrl(String),
 }

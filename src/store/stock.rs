@@ -115,6 +115,7 @@ impl StockStore {
             let locking = Instant::now();
             let mut stock = read_stock(conn, read, &keys).await?;
             locked = Some((locking.elapsed(), Instant::now()));
+            crash_point("deduct.read");
             let recorded = match attempt {
                 0 if may_be_new => HashMap::new(),
                 _ => outcomes::read(conn, events.iter().map(|event| event.borrow().order_id)).await?,

@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, HashMap};
 
 use futures::TryStreamExt;
-use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
+use sqlx::{
+    MySqlConnection, Row,
+    mysql::{MySqlDatabaseError, MySqlRow},
+};
 
 use super::{
     OrderStore, StockStore, StoreError,
@@ -42,6 +45,27 @@ const READ_ORDERS: &str = concat!(
     wanted_orders!(),
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
+
+/// The server's refusal to tell of others' sessions: it takes the privilege PROCESS.
+const ACCESS_DENIED: u16 = 1227;
+
+impl StockStore {
+    /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
+    /// `None` where the user may not see that.
+    pub async fn silent_transactions(&self, seconds: u64) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
+        let sql = "SELECT CAST(p.id AS UNSIGNED) AS session, CAST(p.time AS SIGNED) AS seconds
+                   FROM information_schema.innodb_trx AS t
+                   JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
+                   WHERE p.db = DATABASE() AND p.command = 'Sleep' AND p.time > ?";
+        let query = sqlx::query_as::<_, (u64, i64)>(sql).bind(seconds);
+        on_connection!(self.db, |conn| match query.fetch_all(conn).await {
+            Err(sqlx::Error::Database(refusal))
+                if refusal.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|e| e.number() == ACCESS_DENIED) =>
+                Ok(None),
+            answered => answered.map(Some),
+        })
+    }
+}
 
 impl OrderStore {
     /// Up to `limit` orders after `after`, in the order of their ids.

@@ -1,4 +1,4 @@
-//! Checks the invariants over both stores. The stock store is checked in one snapshot, exactly; the two stores together by
+//! Checks the invariants over both stores and the locks. The stock store is checked in one snapshot, exactly; the two stores together by
 //! reading the order store first and waiting for what is in flight.
 
 use std::{
@@ -9,7 +9,9 @@ use std::{
 use serde::Serialize;
 
 use crate::{
+    config::{self, LockStrategy},
     domain::{OrderId, OrderState, fold::Outcome},
+    lock::{Overlong, overlong_keys},
     store::{Found, OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
 };
 
@@ -35,6 +37,8 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Orders that were still in flight when the time to settle was over.
     pub unsettled: Vec<(String, String)>,
+    /// What could not be looked at, and why.
+    pub unchecked: Vec<String>,
 }
 
 /// Orders in flight.
@@ -67,9 +71,17 @@ enum Verdict {
     Violated(u8, String),
 }
 
-/// Checks both stores; waits up to `settle` for orders in flight.
-pub async fn verify(orders: &OrderStore, stock: &StockStore, settle: Duration) -> Result<Report, StoreError> {
+/// Checks both stores and what is locked; waits up to `settle` for orders in flight.
+pub async fn verify(
+    orders: &OrderStore,
+    stock: &StockStore,
+    lock: &config::Lock,
+    redis: &config::Redis,
+    settle: Duration,
+) -> Result<Report, StoreError> {
     let mut report = Report::default();
+    check_locks(lock, redis, &mut report).await;
+    check_transactions(stock, lock.ttl, &mut report).await?;
     let mut open = check_orders(orders, stock, &mut report).await?;
     check_stock(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
@@ -88,6 +100,31 @@ pub async fn verify(orders: &OrderStore, stock: &StockStore, settle: Duration) -
     }
     report.unsettled = open.into_iter().map(|(id, lack)| (id.to_string(), lack.as_str().to_owned())).collect();
     Ok(report)
+}
+
+async fn check_locks(lock: &config::Lock, redis: &config::Redis, report: &mut Report) {
+    if lock.strategy == LockStrategy::Row {
+        return;
+    }
+    match overlong_keys(lock, redis).await {
+        Ok(overlong) => report.violations.extend(overlong.into_iter().map(|Overlong { key, master, left }| {
+            let left = left.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
+            let detail = format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
+            Violation { invariant: 6, subject: format!("key {key}"), detail }
+        })),
+        Err(error) => report.unchecked.push(format!("the locks in Redis: {error}")),
+    }
+}
+
+/// Sessions of workers end when they have been silent for the TTL, so that none keeps rows locked for longer.
+async fn check_transactions(stock: &StockStore, ttl: Duration, report: &mut Report) -> Result<(), StoreError> {
+    // The server counts in whole seconds, and looks when it gets round to it.
+    let limit = ttl.as_secs().max(2) + 2;
+    for (session, seconds) in stock.silent_transactions(limit).await?.unwrap_or_default() {
+        let detail = format!("has been silent for {seconds} s in a transaction, and lock.ttl is {ttl:?}");
+        report.violations.push(Violation { invariant: 6, subject: format!("session {session}"), detail });
+    }
+    Ok(())
 }
 
 /// Every order against its outcome. Answers those in flight.

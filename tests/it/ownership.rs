@@ -2,7 +2,6 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     domain::{
         OrderEvent, OrderId, Reason, ReportedStatus,
@@ -12,7 +11,9 @@ use stocklock::{
 };
 use tokio::{sync::Barrier, task::JoinHandle};
 
-use crate::harness::{Strategy, World, deliver, is_held_up_at, on_every_stack, order_lines, random_orders, release};
+use crate::harness::{
+    Rival, Strategy, World, deliver, is_held_up_at, on_every_stack, order_lines, random_orders, release,
+};
 
 /// Begins to decide once all who wait at the barrier are there; again while others are in the way.
 fn decide(store: StockStore, guard: Guard, events: Vec<OrderEvent>, start: Arc<Barrier>) -> JoinHandle<Decisions> {
@@ -97,30 +98,6 @@ on_every_stack! {
 async fn world_available(store: &StockStore, id: &str) -> i64 {
     let snapshot = store.snapshot().await.expect("a snapshot");
     snapshot.available.iter().find(|(product, _)| product.as_str() == id).map_or(0, |(_, available)| *available)
-}
-
-/// A rival that holds a product's row, with a change of it that is not committed yet.
-struct Rival {
-    conn: MySqlConnection,
-}
-
-impl Rival {
-    /// Changes what is available of a product, as `stock restock` does, and does not commit.
-    async fn adjust(world: &World, product: &str, quantity: i64) -> Self {
-        let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-        let sql = format!(
-            "START TRANSACTION;
-             UPDATE products SET available = available + {quantity}, version = version + 1 WHERE product_id = '{product}';
-             INSERT INTO stock_movements (product_id, kind, quantity, created_at)
-             VALUES ('{product}', 'ADJUST', {quantity}, NOW(3))"
-        );
-        sqlx::raw_sql(&sql).execute(&mut conn).await.expect("changed");
-        Self { conn }
-    }
-
-    async fn commit(mut self) {
-        sqlx::raw_sql("COMMIT").execute(&mut self.conn).await.expect("committed");
-    }
 }
 
 /// Decides one order while a rival changes its product between the reading and the writing.

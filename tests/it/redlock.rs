@@ -1,9 +1,6 @@
 //! The multi-lock: beside another client on the same keys, and when a master of it hangs.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use rslock::LockManager;
 use stocklock::{
@@ -13,7 +10,7 @@ use stocklock::{
     telemetry::Metrics,
 };
 
-use crate::harness::{Database, PATIENCE, Proxy, Strategy, World};
+use crate::harness::{Database, PATIENCE, Proxy, Strategy, World, acquire};
 
 /// Locks over the world's masters, each behind a proxy.
 async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, Vec<Proxy>) {
@@ -24,13 +21,6 @@ async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, V
         *url = SecretUrl::new(behind);
     }
     (Locks::new(&world.config.lock, &world.config.redis, metrics).expect("the locks"), proxies)
-}
-
-/// Acquires all of the products or none, within `lock.wait`.
-async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
-    let since = Instant::now().into();
-    let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
-    locks.acquire(|held, _| all(held).iter().map(|id| (id.clone(), since)).collect()).await
 }
 
 fn products(count: usize) -> Vec<ProductId> {

@@ -9,7 +9,7 @@ use stocklock::{
     store::{Guard, NewOrder},
 };
 
-use crate::harness::{World, on_each_database};
+use crate::harness::{World, on_each_database, random_orders};
 
 /// Well below the time that a statement waits for a lock in the database.
 const PROMPT: Duration = Duration::from_secs(2);
@@ -44,6 +44,26 @@ on_each_database! {
         let blocked = [placed(r#"[["b",1]]"#)];
         let deciding = tokio::time::timeout(PROMPT, stock.decide(&blocked, Guard::RowLocks, Utc::now())).await;
         assert!(deciding.is_err(), "the rival held no lock");
+    }
+
+    async fn batches_that_name_the_same_products_in_any_order_never_deadlock(world: World) {
+        let products: Vec<_> = (0..12).map(|n| format!("p{n}")).collect();
+        world.import(&products.iter().map(|id| (id.as_str(), 1_000_000)).collect::<Vec<_>>());
+        let metrics = World::metrics();
+        let deciders = (0..4).map(|decider| {
+            let stock = world.stock_store(&metrics);
+            tokio::spawn(async move {
+                for round in 0..60 {
+                    let orders = random_orders(decider * 1_000 + round, 10, 12);
+                    let batch: Vec<_> = orders.into_iter().map(|lines| OrderEvent { lines, ..placed(r#"[["a",1]]"#) }).collect();
+                    let decisions = stock.decide(&batch, Guard::RowLocks, Utc::now()).await.expect("decided");
+                    assert_eq!(decisions.outcomes.len(), 10);
+                }
+            })
+        });
+        futures::future::join_all(deciders).await.into_iter().for_each(|ended| ended.unwrap());
+        // A deadlock (1213) is a conflict, and repeated.
+        assert_eq!(metrics.retries.with_label_values(&["stock_store"]).get(), 0);
     }
 
     async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {

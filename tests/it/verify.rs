@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Api, World, lines, on_each_database};
+use crate::harness::{Api, Masters, Rival, World, lines, on_each_database};
 
 /// Damage to one of the stores, the invariant that it violates, and the row that `verify` must name.
 struct Damage {
@@ -105,9 +105,42 @@ fn report(world: &World, settle: &str, status: i32) -> Value {
 }
 
 on_each_database! {
+    async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
+        let mut world = world;
+        let masters = Masters::start(3).await;
+        masters.serve(&mut world);
+        for (key, value) in [("STRATEGY", "redlock"), ("TTL", "1s")] {
+            world.env.insert(format!("STOCKLOCK__LOCK__{key}"), value.to_owned());
+        }
+        world.import(&[("a", 5)]);
+        let prefix = world.config.lock.prefix.clone();
+        masters.set(0, &format!("{prefix}a"), Some(Duration::from_millis(900))).await;
+        world.verify();
+        masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
+        masters.set(2, &format!("{prefix}c"), None).await;
+        let holder = Rival::rename(&world, "a").await;
+        tokio::time::sleep(Duration::from_secs(6)).await;
+        let found = report(&world, "0s", 1)["violations"].as_array().expect("violations").clone();
+        let details: Vec<_> = found.iter().map(|violation| violation["detail"].as_str().expect("text")).collect();
+        assert!(found.iter().all(|violation| violation["invariant"] == 6), "{found:?}");
+        assert_eq!(details.len(), 3, "{found:?}");
+        assert_eq!(found[0]["subject"], json!(format!("key {prefix}b")));
+        assert!(details[1].starts_with("lives for ever on master 2"), "{found:?}");
+        assert!(details[2].contains("in a transaction"), "{found:?}");
+        holder.commit().await;
+        masters.set(1, &format!("{prefix}b"), Some(Duration::from_millis(1))).await;
+        masters.set(2, &format!("{prefix}c"), Some(Duration::from_millis(1))).await;
+        world.verify();
+        masters.freeze(1).await;
+        let unchecked = report(&world, "0s", 2)["unchecked"].to_string();
+        assert!(unchecked.contains("the locks in Redis") && unchecked.contains("does not answer"), "{unchecked}");
+    }
+
     async fn every_damage_is_found_and_its_row_is_named(world: World) {
         let (completed, failed) = decided(&world).await;
-        let healthy = json!({"products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "holds": true});
+        let healthy = json!({
+            "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "unchecked": [], "holds": true
+        });
         assert_eq!(report(&world, "5s", 0), healthy);
         for (store, table) in TABLES {
             store.run(&world, &format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;

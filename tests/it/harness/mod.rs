@@ -3,8 +3,10 @@
 mod api;
 mod broker_proxy;
 mod load;
+mod masters;
 mod process;
 mod proxy;
+mod rival;
 mod steps;
 mod tamper;
 mod topics;
@@ -13,10 +15,14 @@ mod world;
 pub use api::Api;
 pub use broker_proxy::BrokerProxy;
 pub use load::{body, place_all};
+pub use masters::Masters;
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
-pub use steps::{aged, decide, deliver, is_held_up_at, made_ago, order_lines, random_orders, release, try_step};
-pub use topics::header;
+pub use rival::Rival;
+pub use steps::{
+    acquire, aged, decide, deliver, is_held_up_at, made_ago, order_lines, random_orders, release, try_step,
+};
+pub use topics::{delivered, header};
 pub use world::{Database, PATIENCE, Strategy, World, lines};
 
 /// Runs a test once for each database and lock strategy: `on_every_stack! { async fn name(world: World) { … } }`.

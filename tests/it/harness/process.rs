@@ -180,6 +180,15 @@ impl Role {
         assert!(self.log().contains(&format!("crash point {point} reached")), "{}", self.log());
     }
 
+    /// Waits until it has stopped at the point.
+    pub async fn stopped_at(&self, point: &str) {
+        let begun = Instant::now();
+        while !self.log().contains(&format!("stopped at {point}")) {
+            assert!(begun.elapsed() < PATIENCE, "{point} was never reached:\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
     pub fn log(&self) -> String {
         let mut text = String::new();
         self.log.reopen().expect("the log").read_to_string(&mut text).expect("text");

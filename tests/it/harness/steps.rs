@@ -1,6 +1,6 @@
 //! The use cases without their loops, so that a test decides what arrives when.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use chrono::{TimeDelta, Utc};
 use rdkafka::message::OwnedMessage;
@@ -10,7 +10,7 @@ use stocklock::{
     deduct::{Arrived, Worker},
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
     kafka::{Done, Handler, Producer},
-    lock::Locks,
+    lock::{Held, LockError, Locks},
     relay::Relay,
     store::{NewOrder, StockStore},
     telemetry::Metrics,
@@ -199,4 +199,11 @@ pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>
         assert!(begun.elapsed() < PATIENCE, "it does not come to {statement}");
         tokio::task::yield_now().await;
     }
+}
+
+/// Acquires all of the products or none, within `lock.wait`.
+pub async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
+    let since = Instant::now();
+    let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
+    locks.acquire(|held, _| all(held).iter().map(|id| (id.clone(), since)).collect()).await
 }

@@ -95,6 +95,15 @@ impl World {
         behind.sum()
     }
 
+    /// The messages of an order's partition from its own on.
+    pub fn count_from(&self, order_id: OrderId, topic: &str) -> i64 {
+        let (key, all) = (order_id.to_string(), self.read_topic(topic));
+        let own = all.iter().find(|message| message.key() == Some(key.as_bytes())).expect("its message");
+        let after =
+            |message: &&OwnedMessage| message.partition() == own.partition() && message.offset() >= own.offset();
+        i64::try_from(all.iter().filter(after).count()).expect("few")
+    }
+
     /// How the members of a group agree on who has what; empty where the broker says it.
     pub fn assignor(&self, group_id: &str) -> String {
         let groups = self.reader("reader").fetch_group_list(Some(group_id), TIMEOUT).expect("groups");

@@ -1,0 +1,292 @@
+//! Batches that want the same products: who waits, for how long, what goes on meanwhile, and that everybody gets his turn.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use rslock::LockManager;
+use stocklock::{
+    config::SecretUrl,
+    deduct::Worker,
+    domain::{OrderEvent, ProductId},
+    kafka::{Done, Handler as _},
+    lock::{LockError, Locks},
+    telemetry::Metrics,
+};
+use tokio::time::Instant;
+
+use crate::harness::{
+    Database, PATIENCE, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines, random_orders,
+};
+
+fn products(names: &[&str]) -> Vec<ProductId> {
+    names.iter().map(|name| ProductId::parse(name).expect("an id")).collect()
+}
+
+fn locks(world: &World, metrics: &Metrics) -> Locks {
+    Locks::new(&world.config.lock, &world.config.redis, metrics).expect("the locks")
+}
+
+/// Masters may take their time: what is tested is not how late an answer may be.
+async fn redlock() -> World {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.node_timeout = Duration::from_secs(2);
+    world
+}
+
+/// Another client of the algorithm, on the same masters.
+fn rslock(world: &World) -> LockManager {
+    let mut other = LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
+    other.set_retry(1, Duration::from_millis(1));
+    other
+}
+
+fn key(world: &World, product: &str) -> String {
+    format!("{}{product}", world.config.lock.prefix)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn eight_contenders_for_three_keys_get_equal_shares() {
+    let mut world = redlock().await;
+    world.config.lock.wait = Duration::from_secs(10);
+    let keys = products(&["a", "b", "c"]);
+    let end = Instant::now() + Duration::from_secs(60);
+    let contenders = (0..8).map(|number| {
+        let (locks, keys) = (locks(&world, &World::metrics()), keys.clone());
+        tokio::spawn(async move {
+            // One wants all three, the others two of them, and some hold them for longer than others.
+            let wanted = match number {
+                0 => &keys[..],
+                odd if odd % 2 == 1 => &keys[..2],
+                _ => &keys[1..],
+            };
+            let (mut turns, mut longest) = (0_u32, Duration::ZERO);
+            while Instant::now() < end {
+                let begun = Instant::now();
+                let held = acquire(&locks, wanted).await.expect("within the budget");
+                longest = longest.max(begun.elapsed());
+                tokio::time::sleep(Duration::from_millis(2 + number % 3)).await;
+                held.release().await;
+                turns += 1;
+            }
+            (turns, longest)
+        })
+    });
+    let shares: Vec<_> = futures::future::join_all(contenders).await.into_iter().map(|share| share.unwrap()).collect();
+    let fair = shares.iter().map(|(turns, _)| turns).sum::<u32>() / 8;
+    eprintln!("turns and longest waits: {shares:?}");
+    assert!(fair > 200, "they get on: {shares:?}");
+    for (turns, longest) in &shares {
+        assert!((fair / 2..=fair * 2).contains(turns), "within twice the fair share of {fair}: {shares:?}");
+        assert!(*longest < Duration::from_secs(2), "nobody starves: {shares:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_wants_many_keys_is_not_starved_by_those_who_want_one() {
+    let mut world = redlock().await;
+    world.config.lock.wait = Duration::from_secs(10);
+    let names: Vec<_> = (0..12).map(|n| format!("p{n:02}")).collect();
+    let all = products(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    let narrow: Vec<_> = all
+        .iter()
+        .map(|product| {
+            let (locks, product) = (locks(&world, &World::metrics()), product.clone());
+            tokio::spawn(async move {
+                loop {
+                    let held = acquire(&locks, std::slice::from_ref(&product)).await.expect("its turn");
+                    tokio::time::sleep(Duration::from_millis(15)).await;
+                    held.release().await;
+                }
+            })
+        })
+        .collect();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let wide = locks(&world, &World::metrics());
+    for _ in 0..10 {
+        let begun = Instant::now();
+        acquire(&wide, &all).await.expect("its turn").release().await;
+        // It may lose each key once, and waits for no more than one holder each time.
+        let most = Duration::from_millis(15 + 20) * 12;
+        assert!(begun.elapsed() < most + Duration::from_secs(1), "12 keys took {:?}", begun.elapsed());
+    }
+    for task in &narrow {
+        assert!(!task.is_finished(), "the others go on");
+        task.abort();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_wait_budget_is_kept() {
+    let mut world = redlock().await;
+    let theirs = rslock(&world).lock(key(&world, "b").as_str(), Duration::from_secs(60)).await.expect("free");
+    for wait in [400, 1_000, 2_500].map(Duration::from_millis) {
+        world.config.lock.wait = wait;
+        let ours = locks(&world, &World::metrics());
+        let begun = Instant::now();
+        assert_eq!(acquire(&ours, &products(&["a", "b"])).await.expect_err("theirs"), LockError::Contended);
+        let waited = begun.elapsed();
+        assert!((wait * 9 / 10..=wait * 11 / 10).contains(&waited), "{waited:?} instead of {wait:?}");
+    }
+    rslock(&world).unlock(&theirs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_wakes_who_waits_for_it() {
+    let mut world = redlock().await;
+    world.config.lock.wait = Duration::from_secs(5);
+    let (one, other) = (locks(&world, &World::metrics()), Arc::new(locks(&world, &World::metrics())));
+    let wanted = products(&["a", "b"]);
+    let mut gaps = Vec::new();
+    for _ in 0..20 {
+        let held = acquire(&one, &wanted).await.expect("free");
+        let (waiting, wanted) = (Arc::clone(&other), wanted.clone());
+        let waiting = tokio::spawn(async move {
+            let held = acquire(&waiting, &wanted).await.expect("its turn");
+            let at = Instant::now();
+            held.release().await;
+            at
+        });
+        tokio::time::sleep(Duration::from_millis(120)).await;
+        let released = Instant::now();
+        held.release().await;
+        gaps.push(waiting.await.unwrap().saturating_duration_since(released));
+    }
+    gaps.sort_unstable();
+    // By the clock alone it would be 25 ms on average: an attempt every 50 to 100 ms.
+    assert!(gaps[15] < Duration::from_millis(15), "{gaps:?}");
+}
+
+/// What a batch's orders came to: each by the first letter of its outcome, or `-` where it was left behind.
+async fn handled(worker: &Worker, events: &[OrderEvent]) -> String {
+    let decoded: Vec<_> = events.iter().map(|event| worker.decode(&delivered(event))).collect();
+    let Done { handled, left_behind } = worker.handle(&decoded).await.expect("handled");
+    worker.publish(&handled).await.expect("published");
+    let letter = |number: usize| match handled.outcomes.get(&events[number].order_id) {
+        Some(_) => 'd',
+        None if left_behind.contains(&number) => '-',
+        None => '?',
+    };
+    (0..events.len()).map(letter).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_whose_products_are_free_are_decided_and_none_overtakes_on_a_product() {
+    let world = redlock().await;
+    world.import(&[("a", 10), ("b", 10), ("c", 10), ("d", 10)]);
+    let worker = world.worker(&World::metrics());
+    let orders = [&[("a", 1)][..], &[("a", 1), ("b", 1)], &[("c", 1)], &[("b", 1), ("d", 1)], &[("c", 2)], &[("d", 1)]];
+    let events = world.save(&orders.map(order_lines)).await;
+    let theirs = rslock(&world).lock(key(&world, "a").as_str(), Duration::from_secs(60)).await.expect("free");
+    let begun = Instant::now();
+    // Two of six can be decided: fewer than half, so it waits before it goes on with them.
+    assert_eq!(handled(&worker, &events).await, "--d-d-");
+    assert!(begun.elapsed() >= world.config.lock.wait, "after {:?}", begun.elapsed());
+    let left: Vec<_> = [0, 1, 3, 5].map(|number: usize| events[number].clone()).into();
+    let begun = Instant::now();
+    assert_eq!(
+        handled(&worker, &[&left[..], &world.save(&vec![order_lines(&[("c", 1)]); 4]).await].concat()).await,
+        "----dddd"
+    );
+    assert!(begun.elapsed() < world.config.lock.wait, "half of them can be decided at once");
+    rslock(&world).unlock(&theirs).await;
+    assert_eq!(handled(&worker, &left).await, "dddd");
+    world.check_ledger(&worker.store).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn offsets_stop_at_the_first_order_left_behind() {
+    let world = redlock().await;
+    world.import(&[("a", 100), ("b", 100)]);
+    let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let theirs = rslock(&world).lock(key(&world, "a").as_str(), Duration::from_secs(60)).await.expect("free");
+    let mut events = world.save(&[order_lines(&[("a", 1)])]).await;
+    let blocked = events[0].order_id;
+    events.extend(world.save(&vec![order_lines(&[("b", 1)]); 40]).await);
+    world.produce_events(&events).await;
+    let worker = world.start_with("worker", &[("STOCKLOCK__LOCK__TTL", "2s")]).await;
+    let begun = Instant::now();
+    while world.available("b") > 60 {
+        assert!(begun.elapsed() < PATIENCE, "the others wait:\n{}", worker.log());
+    }
+    // Of the partition with the order left behind nothing of it or after it is committed, of the others all.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let open = world.uncommitted(group_id, topic);
+    let behind = world.count_from(blocked, topic);
+    assert_eq!(open, behind, "the order left behind, and those after it in its partition");
+    assert_eq!((world.available("a"), world.available("b")), (100, 60));
+    // A redelivery finds its outcomes.
+    worker.kill();
+    let worker = world.start("worker").await;
+    rslock(&world).unlock(&theirs).await;
+    world.caught_up(group_id, topic).await;
+    assert_eq!((world.available("a"), world.available("b")), (99, 60));
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keys_are_held_until_the_commit() {
+    let world = redlock().await;
+    world.import(&[("a", 5)]);
+    let worker = Arc::new(world.worker(&World::metrics()));
+    let events = world.save(&[order_lines(&[("a", 3)])]).await;
+    let mut rival = Rival::adjust(&world, "a", 1).await;
+    let deciding = {
+        let (worker, events) = (Arc::clone(&worker), events.clone());
+        tokio::spawn(async move { handled(&worker, &events).await })
+    };
+    is_held_up_at(&mut rival.conn, &deciding, "UPDATE JSON_TABLE").await;
+    let refused = rslock(&world).lock(key(&world, "a").as_str(), Duration::from_secs(1)).await;
+    assert!(refused.is_err(), "the transaction is open, and so is the lock");
+    rival.commit().await;
+    assert_eq!(deciding.await.unwrap(), "d");
+    let free = rslock(&world).lock(key(&world, "a").as_str(), Duration::from_secs(1)).await.expect("released");
+    rslock(&world).unlock(&free).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_committed_under_locks_that_were_lost() {
+    let mut world = redlock().await;
+    world.config.lock.ttl = Duration::from_millis(900);
+    world.import(&[("a", 5)]);
+    let metrics = World::metrics();
+    let worker = Arc::new(world.worker(&metrics));
+    let events = world.save(&[order_lines(&[("a", 3)])]).await;
+    // The write comes late, and would not be stale.
+    let mut rival = Rival::rename(&world, "a").await;
+    let deciding = {
+        let (worker, messages) = (Arc::clone(&worker), vec![worker.decode(&delivered(&events[0]))]);
+        tokio::spawn(async move { worker.handle(&messages).await.map(|done| done.handled.outcomes.len()) })
+    };
+    is_held_up_at(&mut rival.conn, &deciding, "UPDATE JSON_TABLE").await;
+    assert!(world.delete_keys().await >= 3, "it held them");
+    let begun = Instant::now();
+    while metrics.lock_failures.with_label_values(&["lost"]).get() == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nobody notices");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    rival.commit().await;
+    let error = deciding.await.unwrap().expect_err("lost");
+    assert_eq!(error.to_string(), "the locks were lost before the commit");
+    assert_eq!(world.available("a"), 5);
+    assert_eq!(metrics.stale_writes_rejected.get(), 0, "nothing was stale");
+    assert_eq!(handled(&worker, &events).await, "d");
+    assert_eq!(world.available("a"), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_of_ours_is_left_in_redis() {
+    let mut world = redlock().await;
+    world.config.lock.ttl = Duration::from_secs(2);
+    world.import(&(0..6).map(|n| (["p0", "p1", "p2", "p3", "p4", "p5"][n], 500)).collect::<Vec<_>>());
+    let events = world.save(&random_orders(3, 200, 6)).await;
+    let workers = (0..4).map(|number| {
+        let (worker, events) = (world.worker(&World::metrics()), events[number * 50..][..50].to_vec());
+        tokio::spawn(async move {
+            for batch in events.chunks(5) {
+                crate::harness::decide(&worker, batch).await;
+            }
+        })
+    });
+    futures::future::join_all(workers).await.into_iter().for_each(|ended| ended.unwrap());
+    tokio::time::sleep(world.config.lock.ttl).await;
+    assert_eq!(world.keys().await, BTreeMap::<String, i64>::new());
+}

@@ -1,0 +1,208 @@
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::LazyLock,
+    time::{Duration, Instant, SystemTime},
+};
+
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+use redis::aio::MultiplexedConnection;
+use stocklock::config::SecretUrl;
+use tempfile::TempDir;
+
+use super::{PATIENCE, World, free_address};
+
+/// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed when they are dropped.
+pub struct Masters {
+    masters: Vec<Master>,
+}
+
+struct Master {
+    address: String,
+    dir: TempDir,
+    server: Child,
+}
+
+impl Masters {
+    pub async fn start(count: usize) -> Self {
+        let masters = Self { masters: (0..count).map(|_| Master::start(free_address())).collect() };
+        for number in 0..count {
+            masters.answers(number).await;
+        }
+        masters
+    }
+
+    pub fn urls(&self) -> Vec<SecretUrl> {
+        self.masters.iter().map(|master| SecretUrl::new(master.url())).collect()
+    }
+
+    /// Has a world use these masters instead of the shared ones.
+    pub fn serve(&self, world: &mut World) {
+        world.config.redis.urls = self.urls();
+        let urls: Vec<_> = self.masters.iter().map(Master::url).collect();
+        world.env.insert("STOCKLOCK__REDIS__URLS".to_owned(), urls.join(","));
+    }
+
+    /// Stops a master, as `kill -STOP` does, and fails the test unless it answers nobody any more.
+    pub async fn freeze(&self, number: usize) {
+        self.masters[number].signal(Signal::SIGSTOP);
+        let ping = tokio::time::timeout(Duration::from_millis(300), self.masters[number].ping()).await;
+        assert!(ping.is_err(), "the master is not stopped");
+    }
+
+    pub async fn thaw(&self, number: usize) {
+        self.masters[number].signal(Signal::SIGCONT);
+        self.answers(number).await;
+    }
+
+    /// Kills a master and starts another at its address, which knows nothing.
+    pub async fn restart_empty(&mut self, number: usize) {
+        let master = &mut self.masters[number];
+        master.server.kill().expect("killed");
+        master.server.wait().expect("ended");
+        *master = Master::start(master.address.clone());
+        self.answers(number).await;
+        assert!(self.keys_of(number, "*").await.is_empty(), "it knows nothing");
+    }
+
+    /// Turns a master's clock ahead of ours, and fails the test unless it goes so.
+    pub async fn turn_clock(&self, number: usize, ahead: Duration) {
+        fs::write(self.masters[number].clock(), ahead.as_secs().to_string()).expect("written");
+        let ours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        let theirs = self.masters[number].time().await;
+        assert!(theirs >= (ours + ahead).as_secs(), "its clock goes as before: {theirs}");
+    }
+
+    /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1 where they live for ever.
+    pub async fn keys_of(&self, number: usize, pattern: &str) -> BTreeMap<String, i64> {
+        keys(&self.masters[number].url(), pattern).await
+    }
+
+    /// Sets a key of a master, for a time or for ever.
+    pub async fn set(&self, number: usize, key: &str, ttl: Option<Duration>) {
+        let mut set = redis::cmd("SET");
+        set.arg(key).arg("somebody's");
+        if let Some(ttl) = ttl {
+            set.arg("PX").arg(u64::try_from(ttl.as_millis()).expect("short"));
+        }
+        let mut connection = connect(&self.masters[number].url()).await.expect("a connection");
+        set.exec_async(&mut connection).await.expect("set");
+    }
+
+    async fn answers(&self, number: usize) {
+        let begun = Instant::now();
+        while !self.masters[number].ping().await {
+            assert!(begun.elapsed() < PATIENCE, "master {number} does not answer");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+impl Master {
+    fn start(address: String) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let (_, port) = address.rsplit_once(':').expect("host:port");
+        let program = std::env::var("STOCKLOCK_TEST_REDIS_SERVER").expect("STOCKLOCK_TEST_REDIS_SERVER: run dev/test");
+        fs::write(dir.path().join("clock"), "0").expect("written");
+        let server = Command::new(program)
+            .args(["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no"])
+            .current_dir(dir.path())
+            .env("LD_PRELOAD", clock_library())
+            .env("CLOCK", dir.path().join("clock"))
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("redis-server runs");
+        Self { address, dir, server }
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.dir.path().join("clock")
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill(Pid::from_raw(self.server.id().cast_signed()), signal).expect("signalled");
+    }
+
+    async fn ping(&self) -> bool {
+        let Ok(mut connection) = connect(&self.url()).await else { return false };
+        redis::cmd("PING").query_async::<String>(&mut connection).await.is_ok()
+    }
+
+    /// Seconds since 1970, as it sees it.
+    async fn time(&self) -> u64 {
+        let mut connection = connect(&self.url()).await.expect("a connection");
+        let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
+        seconds
+    }
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        let _ended = self.server.kill();
+        let _reaped = self.server.wait();
+    }
+}
+
+/// What gives a server a clock that can be turned.
+fn clock_library() -> PathBuf {
+    static LIBRARY: LazyLock<TempDir> = LazyLock::new(|| {
+        let dir = tempfile::tempdir().expect("a folder");
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/clock.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-shared", "-fPIC", "-O", "-o"]).arg(dir.path().join("clock.so")).arg(source);
+        assert!(compiler.status().expect("cc runs").success(), "clock.c does not compile");
+        dir
+    });
+    LIBRARY.path().join("clock.so")
+}
+
+async fn connect(url: &str) -> redis::RedisResult<MultiplexedConnection> {
+    redis::Client::open(url)?.get_multiplexed_async_connection().await
+}
+
+async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {
+    let mut connection = connect(url).await.expect("a master");
+    let mut found = BTreeMap::new();
+    let names: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.expect("KEYS");
+    for name in names {
+        let left: i64 = redis::cmd("PTTL").arg(&name).query_async(&mut connection).await.expect("PTTL");
+        if left != -2 {
+            found.insert(name, left);
+        }
+    }
+    found
+}
+
+impl World {
+    /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where they live for ever.
+    pub async fn keys(&self) -> BTreeMap<String, i64> {
+        let mut found = BTreeMap::new();
+        for url in &self.config.redis.urls {
+            found.extend(keys(url.expose(), &format!("{}*", self.config.lock.prefix)).await);
+        }
+        found
+    }
+
+    /// Has all its masters forget this world's keys. Answers how many there were.
+    pub async fn delete_keys(&self) -> usize {
+        let mut deleted = 0;
+        for url in &self.config.redis.urls {
+            let names: Vec<_> =
+                keys(url.expose(), &format!("{}*", self.config.lock.prefix)).await.into_keys().collect();
+            let mut connection = connect(url.expose()).await.expect("a master");
+            for name in names {
+                deleted += redis::cmd("DEL").arg(name).query_async::<usize>(&mut connection).await.expect("DEL");
+            }
+        }
+        deleted
+    }
+}

@@ -1,0 +1,318 @@
+//! What becomes of the locks, and of the stock, when the masters stop, forget, or have clocks that jump, and when a holder is stopped or dies.
+
+use std::time::Duration;
+
+use stocklock::{
+    config::SecretUrl,
+    domain::{OrderEvent, ProductId},
+    lock::{Held, LockError, Locks},
+    telemetry::Metrics,
+};
+use tokio::time::Instant;
+
+use crate::harness::{
+    Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, deliver, on_each_database, order_lines,
+};
+
+/// How long work may take to go on once a majority of the masters is back.
+const RESUMES_WITHIN: Duration = Duration::from_secs(10);
+
+async fn world_on(masters: &Masters) -> World {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    masters.serve(&mut world);
+    world
+}
+
+fn locks(world: &World, metrics: &Metrics) -> Locks {
+    Locks::new(&world.config.lock, &world.config.redis, metrics).expect("the locks")
+}
+
+fn products(count: usize) -> Vec<ProductId> {
+    (0..count).map(|n| ProductId::parse(&format!("p{n:03}")).expect("an id")).collect()
+}
+
+/// Locks and unlocks for a while. Answers how often, and notes how long each acquisition took.
+async fn lock_for(locks: &Locks, wanted: &[ProductId], duration: Duration, took: &mut Vec<Duration>) -> usize {
+    let (begun, before) = (Instant::now(), took.len());
+    while begun.elapsed() < duration {
+        let asked = Instant::now();
+        let held = acquire(locks, wanted).await.expect("a majority grants it");
+        took.push(asked.elapsed());
+        held.release().await;
+    }
+    took.len() - before
+}
+
+/// Compares the pace with one master out with that with all, in slices that alternate.
+async fn one_out_costs_little(world: &World, out: impl AsyncFn(), back: impl AsyncFn()) {
+    let (locks, wanted) = (locks(world, &World::metrics()), products(100));
+    let slice = Duration::from_millis(500);
+    let (mut healthy, mut degraded, mut took) = (0, 0, Vec::new());
+    lock_for(&locks, &wanted, slice, &mut Vec::new()).await;
+    for _ in 0..8 {
+        healthy += lock_for(&locks, &wanted, slice, &mut Vec::new()).await;
+        out().await;
+        degraded += lock_for(&locks, &wanted, slice, &mut took).await;
+        back().await;
+    }
+    took.sort_unstable();
+    let p99 = took[took.len() * 99 / 100];
+    eprintln!("{healthy} locks with all masters, {degraded} with one out, whose p99 is {p99:?}");
+    assert!(degraded * 100 >= healthy * 80, "{degraded} instead of {healthy}");
+    assert!(p99 <= world.config.lock.node_timeout + Duration::from_millis(50), "{p99:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_master_of_three_that_is_stopped_costs_little() {
+    let masters = Masters::start(3).await;
+    let world = world_on(&masters).await;
+    one_out_costs_little(&world, async || masters.freeze(1).await, async || masters.thaw(1).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_master_of_three_behind_a_black_hole_costs_little() {
+    let masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    let (proxy, behind) = Proxy::before(world.config.redis.urls[1].expose()).await;
+    world.config.redis.urls[1] = SecretUrl::new(behind);
+    one_out_costs_little(&world, async || proxy.hang(), async || proxy.mend()).await;
+}
+
+/// Produces orders of one unit of `a`.
+async fn produce(world: &World, count: usize) {
+    let events = world.save(&vec![order_lines(&[("a", 1)]); count]).await;
+    world.produce_events(&events).await;
+}
+
+fn wait_for_stock(world: &World, role: &Role, available: i64) -> Duration {
+    let begun = Instant::now();
+    while world.available("a") != available {
+        assert!(begun.elapsed() < PATIENCE, "{} instead of {available}:\n{}", world.available("a"), role.log());
+    }
+    begun.elapsed()
+}
+
+/// Stops so many masters that no majority is left, and lets them go on.
+async fn an_outage(count: usize, stopped: &[usize]) {
+    let masters = Masters::start(count).await;
+    let world = world_on(&masters).await;
+    world.import(&[("a", 100)]);
+    let worker = world.start("worker").await;
+    produce(&world, 10).await;
+    wait_for_stock(&world, &worker, 90);
+    for number in stopped {
+        masters.freeze(*number).await;
+    }
+    produce(&world, 10).await;
+    let begun = Instant::now();
+    while worker.count("stocklock_lock_failures_total", "unavailable").await == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nobody notices:\n{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let ready = reqwest::get(format!("{}/readyz", worker.admin)).await.expect("an answer");
+    assert_eq!(ready.status(), 503);
+    assert!(ready.text().await.unwrap().contains("no majority of the Redis masters answers"));
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert_eq!(world.available("a"), 90, "nothing is deducted without locks");
+    for number in stopped {
+        masters.thaw(*number).await;
+    }
+    let resumed = wait_for_stock(&world, &worker, 80);
+    assert!(resumed < RESUMES_WITHIN, "it took {resumed:?}:\n{}", worker.log());
+    worker.ready().await;
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_two_masters_of_three_nothing_is_deducted_until_they_are_back() {
+    an_outage(3, &[0, 2]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_three_masters_of_five_nothing_is_deducted_until_they_are_back() {
+    an_outage(5, &[0, 2, 4]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_two_masters_of_five_all_goes_on() {
+    let masters = Masters::start(5).await;
+    let world = world_on(&masters).await;
+    world.import(&[("a", 100)]);
+    let worker = world.start("worker").await;
+    masters.freeze(1).await;
+    masters.freeze(3).await;
+    produce(&world, 10).await;
+    wait_for_stock(&world, &worker, 90);
+    assert_eq!(worker.count("stocklock_lock_failures_total", "unavailable").await, 0);
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn row_locks_take_over_where_that_is_wanted() {
+    let masters = Masters::start(3).await;
+    let world = world_on(&masters).await;
+    world.import(&[("a", 100)]);
+    let worker = world.start_with("worker", &[("STOCKLOCK__LOCK__FALLBACK", "row")]).await;
+    let by = async |strategy: &str| worker.count("stocklock_orders_decided_total", strategy).await;
+    produce(&world, 10).await;
+    wait_for_stock(&world, &worker, 90);
+    assert_eq!((by("\"row\"").await, by("\"redlock\"").await), (0, 10));
+    masters.freeze(0).await;
+    masters.freeze(1).await;
+    produce(&world, 10).await;
+    wait_for_stock(&world, &worker, 80);
+    assert_eq!((by("\"row\"").await, by("\"redlock\"").await), (10, 10));
+    assert_eq!(worker.count("stocklock_lock_fallback", "").await, 1);
+    assert!(worker.log().contains("row locks until one does"), "{}", worker.log());
+    masters.thaw(0).await;
+    masters.thaw(1).await;
+    let begun = Instant::now();
+    while by("\"redlock\"").await == 10 {
+        assert!(begun.elapsed() < RESUMES_WITHIN, "it does not go back:\n{}", worker.log());
+        produce(&world, 1).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
+    assert_eq!(worker.count("stocklock_lock_fallback", "").await, 0);
+    worker.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_forgets_does_not_give_away_what_a_majority_holds_and_two_are_noticed() {
+    let mut masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    world.config.lock.ttl = Duration::from_millis(1_500);
+    world.config.lock.wait = Duration::from_millis(100);
+    let metrics = World::metrics();
+    let (ours, theirs) = (locks(&world, &metrics), locks(&world, &World::metrics()));
+    let wanted = products(5);
+    let held = acquire(&ours, &wanted).await.expect("free");
+    assert_eq!(masters.keys_of(0, "*p00*").await.len(), 5, "it knew them");
+    masters.restart_empty(0).await;
+    let refused = acquire(&theirs, &wanted).await.expect_err("two masters know better");
+    assert_eq!(refused, LockError::Contended);
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(!held.is_lost(), "two masters renewed it");
+    masters.restart_empty(1).await;
+    let begun = Instant::now();
+    while !held.is_lost() {
+        assert!(begun.elapsed() < world.config.lock.ttl, "the renewal fails on a majority");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(metrics.lock_failures.with_label_values(&["lost"]).get(), 1);
+    Held::release(held).await;
+    acquire(&theirs, &wanted).await.expect("free").release().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_granted_after_nobody_waits_for_it_is_given_back() {
+    let masters = Masters::start(3).await;
+    let world = world_on(&masters).await;
+    let ours = locks(&world, &World::metrics());
+    let wanted = products(5);
+    acquire(&ours, &wanted).await.expect("free").release().await;
+    masters.freeze(2).await;
+    acquire(&ours, &wanted).await.expect("two grant it").release().await;
+    // Longer than a request is waited for: what it was asked is still in its socket.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    masters.thaw(2).await;
+    let begun = Instant::now();
+    loop {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        if masters.keys_of(2, "*p00*").await.is_empty() {
+            break;
+        }
+        assert!(begun.elapsed() < world.config.lock.ttl / 4, "it keeps keys that nobody holds");
+    }
+    // It is asked again.
+    acquire(&ours, &wanted).await.expect("free").release().await;
+}
+
+on_each_database! {
+    async fn a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale(world: World) {
+        let masters = Masters::start(3).await;
+        let mut world = world;
+        masters.serve(&mut world);
+        world.config.lock.ttl = Duration::from_secs(1);
+        world.import(&[("a", 1)]);
+        let settings = [
+            ("STOCKLOCK__LOCK__STRATEGY", "redlock"),
+            ("STOCKLOCK__LOCK__TTL", "1s"),
+            ("STOCKLOCK_STOP_AT", "deduct.read"),
+        ];
+        let stopped = Role::spawn(&world.env, "worker", &settings);
+        stopped.ready().await;
+        produce(&world, 1).await;
+        stopped.stopped_at("deduct.read").await;
+        assert_eq!(masters.keys_of(0, "*lock:a").await.len(), 1, "it holds the key");
+        // Another worker takes over its product, and sells the last unit.
+        world.config.lock.strategy = stocklock::config::LockStrategy::Redlock;
+        let other = world.worker(&World::metrics());
+        let orders = world.save(&[order_lines(&[("a", 1)])]).await;
+        assert_eq!(deliver(&other, &orders).await, 1);
+        assert_eq!(world.available("a"), 0);
+        stopped.thaw();
+        let begun = Instant::now();
+        while stopped.count("stocklock_stale_writes_rejected_total", "").await == 0 {
+            assert!(begun.elapsed() < PATIENCE, "nothing stale was rejected:\n{}", stopped.log());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
+        assert_eq!(world.available("a"), 0);
+        world.check_ledger(&other.store).await;
+        stopped.stop();
+        world.replay_statuses(&world.compensator(&World::metrics())).await;
+        world.verify();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clocks_that_jump_sell_nothing_twice() {
+    let masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    world.config.lock.ttl = Duration::from_secs(5);
+    world.import(&[("a", 150), ("b", 150)]);
+    let metrics = World::metrics();
+    let events = world.save(&vec![order_lines(&[("a", 1), ("b", 1)]); 400]).await;
+    let workers: Vec<_> = events
+        .chunks(100)
+        .map(|share: &[OrderEvent]| {
+            let (worker, share) = (world.worker(&metrics), share.to_vec());
+            tokio::spawn(async move {
+                for batch in share.chunks(4) {
+                    deliver(&worker, batch).await;
+                }
+            })
+        })
+        .collect();
+    // Two of three, a minute ahead again and again: whatever is held there is free at once.
+    for minute in 1..=5 {
+        for number in [0, 1] {
+            masters.turn_clock(number, Duration::from_secs(60 * minute)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(workers.iter().any(|worker| !worker.is_finished()), "the clocks jumped while they were at work");
+    for worker in workers {
+        worker.await.unwrap();
+    }
+    assert_eq!((world.available("a"), world.available("b")), (0, 0));
+    world.check_ledger(&world.stock_store(&World::metrics())).await;
+    eprintln!("stale writes rejected: {}", metrics.stale_writes_rejected.get());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_keys_of_a_killed_worker_vanish_within_their_ttl() {
+    let masters = Masters::start(3).await;
+    let world = world_on(&masters).await;
+    world.import(&[("a", 10)]);
+    let settings = [("STOCKLOCK_CRASH_AT", "deduct.locked"), ("STOCKLOCK__LOCK__TTL", "3s")];
+    let doomed = Role::spawn(&world.env, "worker", &settings);
+    doomed.ready().await;
+    produce(&world, 1).await;
+    doomed.crashed_at("deduct.locked").await;
+    let keys = world.keys().await;
+    assert!(keys.keys().any(|key| key.ends_with("lock:a")), "it died with its locks held: {keys:?}");
+    assert!(keys.values().all(|left| (0..=3_000).contains(left)), "they live on: {keys:?}");
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(world.keys().await.is_empty());
+}

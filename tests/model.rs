@@ -1,0 +1,351 @@
+//! An exhaustive check of the protocol by which workers lock, decide, report and store offsets: every interleaving of two workers, three
+//! orders and two products, in which a worker may be paused for longer than its locks live, die at any step, be given partitions that
+//! another still believes to own, and get orders again.
+//!
+//! A lock is a promise that may be broken at any time, and no worker looks whether its own still holds: what must be true rests on the
+//! database alone. The model is that of docs/locking.md, and its steps go by the names they have there.
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+
+const WORKERS: usize = 2;
+const ORDERS: usize = 3;
+const PRODUCTS: usize = 2;
+
+/// What each order asks of each product.
+const DEMANDS: [[i8; PRODUCTS]; ORDERS] = [[1, 0], [1, 1], [0, 1]];
+/// The orders of each partition: from the first to before the last. Batches of different partitions have no order in common, and may have products.
+const PARTITIONS: [(usize, usize); 2] = [(0, 2), (2, 3)];
+const SUPPLY: [i8; PRODUCTS] = [1, 1];
+
+/// A way to get the protocol wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mutant {
+    /// Stock is written whatever version it has.
+    NoVersionGuard,
+    /// A refusal does not depend on the version of the stock that it was read from.
+    NoGuardOnRefusals,
+    /// A second outcome of an order is accepted.
+    NoOutcomeKey,
+    /// Offsets are stored before the outcomes are in the database.
+    OffsetsFirst,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Outcome {
+    Completed,
+    Failed,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Stock {
+    available: i8,
+    version: u8,
+}
+
+type Stocks = [Stock; PRODUCTS];
+
+/// Consecutive orders of a partition: from the first to before the last.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Batch {
+    partition: usize,
+    first: usize,
+    end: usize,
+}
+
+/// How far a worker is with its batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Step {
+    Idle,
+    Delivered(Batch),
+    Locked(Batch),
+    /// It has read the stock without locking it.
+    Read(Batch, Stocks),
+    /// A write was rejected: the transaction runs again, with its rows locked.
+    Rejected(Batch),
+    Committed(Batch),
+    Reported(Batch),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct State {
+    stocks: Stocks,
+    outcomes: [Option<Outcome>; ORDERS],
+    /// How often each order's units were taken.
+    deductions: [u8; ORDERS],
+    reported: [bool; ORDERS],
+    /// Of each partition everything before it is done with, as far as the broker knows.
+    committed_offsets: [usize; PARTITIONS.len()],
+    locks: [Option<usize>; PRODUCTS],
+    workers: [Step; WORKERS],
+    /// One more unit of the first product has come in.
+    is_restocked: bool,
+    /// Whether an order was refused, alone, whose demand was there when that was committed.
+    refused_wrongly: bool,
+}
+
+impl State {
+    fn supply(&self, product: usize) -> i8 {
+        SUPPLY[product] + i8::from(self.is_restocked && product == 0)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Action {
+    /// A worker believes that the partition is its own and is given what comes after the committed offset, up to a certain order.
+    Deliver(usize, usize, usize),
+    Lock(usize),
+    /// The TTL of a worker's locks runs out, whether it is alive, paused or dead.
+    Expire(usize),
+    Read(usize),
+    /// The guarded write and the outcomes, in one transaction.
+    Commit(usize),
+    /// The same with the rows locked from the reading on.
+    CommitLocked(usize),
+    Report(usize),
+    StoreOffset(usize),
+    Die(usize),
+    Restock,
+}
+
+struct Protocol(Option<Mutant>);
+
+impl Protocol {
+    fn is(&self, mutant: Mutant) -> bool {
+        self.0 == Some(mutant)
+    }
+
+    /// Decides a batch over the stock as it was read, and writes what it came to over the stock as it is. `None` where the write is
+    /// rejected, and nothing of it holds.
+    fn commit(&self, state: &State, Batch { first, end, .. }: Batch, read: Stocks, is_locked: bool) -> Option<State> {
+        let (mut state, current) = (state.clone(), state.stocks);
+        let mut after = read;
+        let (mut deducted, mut rests_on) = ([false; PRODUCTS], [false; PRODUCTS]);
+        for (order, demand) in DEMANDS.iter().enumerate().take(end).skip(first) {
+            if state.outcomes[order].is_some() && !self.is(Mutant::NoOutcomeKey) {
+                if is_locked {
+                    continue;
+                }
+                return None;
+            }
+            let short = (0..PRODUCTS).find(|&product| after[product].available < demand[product]);
+            if let Some(product) = short {
+                rests_on[product] = true;
+                state.outcomes[order] = Some(Outcome::Failed);
+                let was_there = (0..PRODUCTS).all(|product| current[product].available >= demand[product]);
+                state.refused_wrongly |= first + 1 == end && was_there;
+            } else {
+                for product in (0..PRODUCTS).filter(|&product| demand[product] > 0) {
+                    after[product].available -= demand[product];
+                    deducted[product] = true;
+                    rests_on[product] = true;
+                }
+                state.outcomes[order] = Some(Outcome::Completed);
+                state.deductions[order] += 1;
+            }
+        }
+        for product in (0..PRODUCTS).filter(|&product| rests_on[product]) {
+            let is_guarded =
+                !self.is(if deducted[product] { Mutant::NoVersionGuard } else { Mutant::NoGuardOnRefusals });
+            if is_guarded && current[product].version != read[product].version {
+                return None;
+            }
+            if deducted[product] || is_guarded {
+                state.stocks[product] =
+                    Stock { available: after[product].available, version: current[product].version + 1 };
+            }
+        }
+        Some(state)
+    }
+}
+
+impl Model for Protocol {
+    type State = State;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<State> {
+        vec![State {
+            stocks: SUPPLY.map(|available| Stock { available, version: 0 }),
+            outcomes: [None; ORDERS],
+            deductions: [0; ORDERS],
+            reported: [false; ORDERS],
+            committed_offsets: PARTITIONS.map(|(first, _)| first),
+            locks: [None; PRODUCTS],
+            workers: [Step::Idle; WORKERS],
+            is_restocked: false,
+            refused_wrongly: false,
+        }]
+    }
+
+    fn actions(&self, state: &State, actions: &mut Vec<Action>) {
+        if !state.is_restocked {
+            actions.push(Action::Restock);
+        }
+        for worker in 0..WORKERS {
+            let holds = state.locks.contains(&Some(worker));
+            match state.workers[worker] {
+                Step::Idle => {
+                    for (partition, (_, last)) in PARTITIONS.into_iter().enumerate() {
+                        let undone = state.committed_offsets[partition] + 1..=last;
+                        actions.extend(undone.map(|end| Action::Deliver(worker, partition, end)));
+                    }
+                }
+                Step::Delivered(_) if !holds => actions.push(Action::Lock(worker)),
+                // A worker that began anew waits until its own locks of before have expired, as any other.
+                Step::Delivered(_) => {}
+                Step::Locked(_) => actions.push(Action::Read(worker)),
+                Step::Read(..) => actions.push(Action::Commit(worker)),
+                Step::Rejected(_) => actions.push(Action::CommitLocked(worker)),
+                Step::Committed(_) => actions.push(Action::Report(worker)),
+                Step::Reported(_) => actions.push(Action::StoreOffset(worker)),
+            }
+            if state.workers[worker] != Step::Idle {
+                actions.push(Action::Die(worker));
+            }
+            if holds {
+                actions.push(Action::Expire(worker));
+            }
+        }
+    }
+
+    fn next_state(&self, last: &State, action: Action) -> Option<State> {
+        let mut state = last.clone();
+        let unlock = |state: &mut State, worker| {
+            for lock in state.locks.iter_mut().filter(|lock| **lock == Some(worker)) {
+                *lock = None;
+            }
+        };
+        match action {
+            Action::Deliver(worker, partition, end) => {
+                let first = state.committed_offsets[partition];
+                state.workers[worker] = Step::Delivered(Batch { partition, first, end });
+            }
+            Action::Lock(worker) => {
+                let Step::Delivered(batch) = state.workers[worker] else { return None };
+                let demanded =
+                    |product: usize| DEMANDS[batch.first..batch.end].iter().any(|demand| demand[product] > 0);
+                for (_, lock) in state.locks.iter_mut().enumerate().filter(|(product, _)| demanded(*product)) {
+                    if lock.is_some() {
+                        return None;
+                    }
+                    *lock = Some(worker);
+                }
+                state.workers[worker] = Step::Locked(batch);
+            }
+            Action::Expire(worker) => unlock(&mut state, worker),
+            Action::Read(worker) => {
+                let Step::Locked(batch) = state.workers[worker] else { return None };
+                state.workers[worker] = Step::Read(batch, state.stocks);
+            }
+            Action::Commit(worker) => {
+                let Step::Read(batch, read) = state.workers[worker] else { return None };
+                if self.is(Mutant::OffsetsFirst) {
+                    state.committed_offsets[batch.partition] = batch.end;
+                }
+                match self.commit(&state, batch, read, false) {
+                    Some(committed) => {
+                        state = committed;
+                        state.workers[worker] = Step::Committed(batch);
+                        unlock(&mut state, worker);
+                    }
+                    None => state.workers[worker] = Step::Rejected(batch),
+                }
+            }
+            Action::CommitLocked(worker) => {
+                let Step::Rejected(batch) = state.workers[worker] else { return None };
+                state = self.commit(&state, batch, state.stocks, true)?;
+                state.workers[worker] = Step::Committed(batch);
+                unlock(&mut state, worker);
+            }
+            Action::Report(worker) => {
+                let Step::Committed(batch) = state.workers[worker] else { return None };
+                state.reported[batch.first..batch.end].fill(true);
+                state.workers[worker] = Step::Reported(batch);
+            }
+            Action::StoreOffset(worker) => {
+                let Step::Reported(batch) = state.workers[worker] else { return None };
+                state.committed_offsets[batch.partition] = batch.end;
+                state.workers[worker] = Step::Idle;
+            }
+            Action::Die(worker) => state.workers[worker] = Step::Idle,
+            Action::Restock => {
+                state.is_restocked = true;
+                state.stocks[0].available += 1;
+                state.stocks[0].version += 1;
+            }
+        }
+        Some(state)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("no oversell", |_, state: &State| {
+                (0..PRODUCTS).all(|product| {
+                    let sold = (0..ORDERS).map(|order| {
+                        let times = i8::try_from(state.deductions[order]).unwrap_or(i8::MAX);
+                        DEMANDS[order][product] * times
+                    });
+                    sold.sum::<i8>() <= state.supply(product)
+                })
+            }),
+            Property::always("nothing applied twice", |_, state: &State| {
+                state.deductions.iter().all(|deductions| *deductions <= 1)
+            }),
+            Property::always("what is available is what was not sold", |_, state: &State| {
+                (0..PRODUCTS).all(|product| {
+                    let is_sold = |order: &usize| state.outcomes[*order] == Some(Outcome::Completed);
+                    let sold: i8 = (0..ORDERS).filter(is_sold).map(|order| DEMANDS[order][product]).sum();
+                    state.stocks[product].available == state.supply(product) - sold
+                })
+            }),
+            Property::always("no order is refused whose demand is there", |_, state: &State| !state.refused_wrongly),
+            Property::always("no offset passes an order that is not decided and reported", |_, state: &State| {
+                let is_done = |order: usize| state.outcomes[order].is_some() && state.reported[order];
+                let committed = PARTITIONS.iter().zip(state.committed_offsets);
+                committed.flat_map(|((first, _), committed)| *first..committed).all(is_done)
+            }),
+            Property::sometimes("all are decided and reported", |_, state: &State| {
+                state.committed_offsets == PARTITIONS.map(|(_, last)| last) && state.workers == [Step::Idle; WORKERS]
+            }),
+            Property::sometimes("a write under lost locks is rejected", |_, state: &State| {
+                let is_rejected = |worker: &usize| matches!(state.workers[*worker], Step::Rejected(_));
+                (0..WORKERS).any(|worker| is_rejected(&worker) && !state.locks.contains(&Some(worker)))
+            }),
+        ]
+    }
+}
+
+/// Which of the properties a mutant breaks first.
+fn found(mutant: Mutant, property: &'static str) {
+    let names = std::collections::BTreeSet::from([property]);
+    let checker = Protocol(Some(mutant)).checker().finish_when(HasDiscoveries::AnyOf(names)).spawn_bfs().join();
+    let path = checker.discovery(property).unwrap_or_else(|| panic!("{mutant:?} goes unnoticed"));
+    println!("{mutant:?}: {property}: {:?}", path.into_actions());
+}
+
+#[test]
+fn the_protocol_holds_in_all_reachable_states() {
+    let checker = Protocol(None).checker().spawn_bfs().join();
+    println!("{} states, {} of them unique", checker.state_count(), checker.unique_state_count());
+    assert!(checker.is_done() && checker.unique_state_count() > 10_000, "{} states", checker.unique_state_count());
+    checker.assert_properties();
+}
+
+#[test]
+fn without_the_version_guard_more_is_sold_than_there_is() {
+    found(Mutant::NoVersionGuard, "no oversell");
+}
+
+#[test]
+fn without_the_guard_on_refusals_orders_are_refused_whose_demand_is_there() {
+    found(Mutant::NoGuardOnRefusals, "no order is refused whose demand is there");
+}
+
+#[test]
+fn without_the_key_of_the_outcomes_an_order_is_deducted_twice() {
+    found(Mutant::NoOutcomeKey, "nothing applied twice");
+}
+
+#[test]
+fn with_offsets_stored_first_an_order_is_lost() {
+    found(Mutant::OffsetsFirst, "no offset passes an order that is not decided and reported");
+}
