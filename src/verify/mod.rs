@@ -80,11 +80,11 @@ pub async fn verify(
     settle: Duration,
 ) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    check_locks(lock, redis, &mut report).await;
-    check_transactions(stock, lock.ttl, &mut report).await?;
     let mut open = check_orders(orders, stock, &mut report).await?;
     check_stock(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
+    check_locks(lock, redis, &mut report).await;
+    check_transactions(stock, lock.ttl, &mut report).await?;
     let deadline = Instant::now() + settle;
     while !open.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(ASK_AGAIN).await;
