@@ -140,11 +140,8 @@ install_packages() {
 # ---- Redis --------------------------------------------------------------------------------------------------
 
 # The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by which it is called.
-redis_server() { command -v redis-server || echo "$CACHE/redis-server"; }
-
 install_redis() {
-  have redis-server || [[ -x $CACHE/redis-server ]] ||
-    ln -sfn "$(command -v redis-check-rdb)" "$CACHE/redis-server"
+  [[ -x $(redis_server) ]] || ln -sfn "$(command -v redis-check-rdb)" "$CACHE/redis-server"
 }
 
 redis_server() { command -v redis-server || echo "$CACHE/redis-server"; }
