@@ -47,6 +47,9 @@ fn print(report: &Report, answer: Answer) {
     for what in &report.unchecked {
         println!("NOT CHECKED {what}");
     }
+    for what in &report.forbidden {
+        println!("not checked: {what}");
+    }
     for (order, why) in report.unsettled.iter().take(SHOWN) {
         println!("NOT SETTLED order {order}: {why}");
     }

@@ -52,19 +52,34 @@ const ACCESS_DENIED: u16 = 1227;
 impl StockStore {
     /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
     /// `None` where the user may not see that.
-    pub async fn silent_transactions(&self, seconds: u64) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
-        let sql = "SELECT CAST(p.id AS UNSIGNED) AS session, CAST(p.time AS SIGNED) AS seconds
-                   FROM information_schema.innodb_trx AS t
-                   JOIN information_schema.processlist AS p ON p.id = t.trx_mysql_thread_id
-                   WHERE p.db = DATABASE() AND p.command = 'Sleep' AND p.time > ?";
-        let query = sqlx::query_as::<_, (u64, i64)>(sql).bind(seconds);
-        on_connection!(self.db, |conn| match query.fetch_all(conn).await {
-            Err(sqlx::Error::Database(refusal))
-                if refusal.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|e| e.number() == ACCESS_DENIED) =>
-                Ok(None),
-            answered => answered.map(Some),
-        })
+    pub async fn silent_transactions(&self, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
+        on_connection!(self.db, |conn| silent_transactions(conn, seconds).await)
     }
+}
+
+/// Whoever is silent for whole seconds after the first statement held the same transaction during it. MySQL refuses to tell of sessions
+/// by `information_schema.processlist` while any of them runs a statement with bytes that are no text (3854), so it is asked by SHOW.
+async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, sqlx::Error> {
+    let sql = "SELECT DATABASE(), CAST(trx_mysql_thread_id AS UNSIGNED) FROM information_schema.innodb_trx";
+    let in_transactions: Vec<(String, u64)> = match sqlx::query_as(sql).fetch_all(&mut *conn).await {
+        Err(sqlx::Error::Database(refusal))
+            if refusal.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|e| e.number() == ACCESS_DENIED) =>
+        {
+            return Ok(None);
+        }
+        answered => answered?,
+    };
+    let mut silent = Vec::new();
+    for session in sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(conn).await? {
+        let database: Option<String> = session.try_get("db")?;
+        let id = session.try_get_unchecked("Id")?;
+        let since: Option<i64> = session.try_get_unchecked("Time")?;
+        let sleeps = session.try_get::<String, _>("Command")? == "Sleep";
+        let holds_one = in_transactions.iter().any(|(ours, holder)| *holder == id && database.as_ref() == Some(ours));
+        silent
+            .extend(since.filter(|since| sleeps && holds_one && *since > i64::from(seconds)).map(|since| (id, since)));
+    }
+    Ok(Some(silent))
 }
 
 impl OrderStore {

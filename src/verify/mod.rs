@@ -39,6 +39,8 @@ pub struct Report {
     pub unsettled: Vec<(String, String)>,
     /// What could not be looked at, and why.
     pub unchecked: Vec<String>,
+    /// What the user of a store may not look at.
+    pub forbidden: Vec<String>,
 }
 
 /// Orders in flight.
@@ -119,11 +121,16 @@ async fn check_locks(lock: &config::Lock, redis: &config::Redis, report: &mut Re
 /// Sessions of workers end when they have been silent for the TTL, so that none keeps rows locked for longer.
 async fn check_transactions(stock: &StockStore, ttl: Duration, report: &mut Report) -> Result<(), StoreError> {
     // The server counts in whole seconds, and looks when it gets round to it.
-    let limit = ttl.as_secs().max(2) + 2;
-    for (session, seconds) in stock.silent_transactions(limit).await?.unwrap_or_default() {
+    let limit = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(2).saturating_add(2);
+    let Some(silent) = stock.silent_transactions(limit).await? else {
+        let privilege = "the user of stock_store.url lacks the privilege PROCESS";
+        report.forbidden.push(format!("transactions left open in the stock store: {privilege}"));
+        return Ok(());
+    };
+    report.violations.extend(silent.into_iter().map(|(session, seconds)| {
         let detail = format!("has been silent for {seconds} s in a transaction, and lock.ttl is {ttl:?}");
-        report.violations.push(Violation { invariant: 6, subject: format!("session {session}"), detail });
-    }
+        Violation { invariant: 6, subject: format!("session {session}"), detail }
+    }));
     Ok(())
 }
 

@@ -57,7 +57,7 @@ on_each_database! {
 
 on_each_database! {
     async fn latency_is_measured_at_a_given_rate(world: World) {
-        let runs = bench(&world, &["--mode", "end-to-end", "--strategy", "row", "--rate", "200", "--skip-ceiling"]);
+        let runs = bench(&world, &["--mode", "end-to-end", "--strategy", "row", "--rate", "200"]);
         let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
         assert_eq!((&run["mode"], &run["verified"]), (&"end-to-end".into(), &true.into()));
         // 400 orders at 200 a second: an open loop takes its time.
@@ -65,6 +65,9 @@ on_each_database! {
         let (p50, p99) = (number(run, "p50_ms"), number(run, "p99_ms"));
         assert!(0.0 < p50 && p50 <= p99 && p99 <= number(run, "max_ms"), "{run}");
         assert!(p50 < 1000.0 * number(run, "seconds"), "{run}");
+        let (bare_p50, bare_p99) = (number(run, "bare_p50_ms"), number(run, "bare_p99_ms"));
+        assert!(0.0 < bare_p50 && bare_p50 <= bare_p99, "{run}");
+        assert!((number(run, "ratio_to_bare_p99") - p99 / bare_p99).abs() < 0.01, "{run}");
     }
 }
 

@@ -3,6 +3,9 @@
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, MySqlConnection};
+use tokio::task::JoinHandle;
+use url::Url;
 
 use crate::harness::{Api, Masters, Rival, World, lines, on_each_database};
 
@@ -100,6 +103,25 @@ async fn decided(world: &World) -> (String, String) {
     ids
 }
 
+/// A session that runs a statement with bytes in it that are no text.
+struct BusyWithBytes(JoinHandle<()>);
+
+impl BusyWithBytes {
+    async fn start(world: &World) -> Self {
+        let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
+        let statement = sqlx::query("SELECT SLEEP(60), ?").bind([0xff_u8, 0xfe].as_slice());
+        Self(tokio::spawn(async move {
+            statement.execute(&mut conn).await.expect("slept");
+        }))
+    }
+}
+
+impl Drop for BusyWithBytes {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
 fn report(world: &World, settle: &str, status: i32) -> Value {
     world.cli(&["--output", "json", "verify", "--settle", settle]).exits(status).json()
 }
@@ -119,6 +141,7 @@ on_each_database! {
         masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
         masters.set(2, &format!("{prefix}c"), None).await;
         let holder = Rival::rename(&world, "a").await;
+        let _busy = BusyWithBytes::start(&world).await;
         tokio::time::sleep(Duration::from_secs(6)).await;
         let found = report(&world, "0s", 1)["violations"].as_array().expect("violations").clone();
         let details: Vec<_> = found.iter().map(|violation| violation["detail"].as_str().expect("text")).collect();
@@ -136,10 +159,28 @@ on_each_database! {
         assert!(unchecked.contains("the locks in Redis") && unchecked.contains("does not answer"), "{unchecked}");
     }
 
+    async fn what_the_user_may_not_see_is_said(world: World) {
+        let mut url = Url::parse(world.config.stock_store.url.expose()).expect("a URL");
+        let user = url.path().trim_start_matches('/').to_owned();
+        url.set_username(&user).expect("a user");
+        url.set_password(Some("secret")).expect("a password");
+        let may_read = format!(
+            "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}'; REVOKE PROCESS ON *.* FROM '{user}'"
+        );
+        world.tamper_with_stock(&may_read).await;
+        let read = ["--output", "json", "verify", "--settle", "0s", "--set", &format!("stock_store.url={url}")];
+        let found = world.cli(&read).exits(0).json();
+        world.tamper_with_stock(&format!("DROP USER '{user}'")).await;
+        let forbidden = found["forbidden"][0].as_str().expect("said");
+        assert!(forbidden.contains("transactions") && forbidden.contains("PROCESS"), "{found:#}");
+        assert_eq!(report(&world, "0s", 0)["forbidden"], json!([]));
+    }
+
     async fn every_damage_is_found_and_its_row_is_named(world: World) {
         let (completed, failed) = decided(&world).await;
         let healthy = json!({
-            "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "unchecked": [], "holds": true
+            "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "unchecked": [],
+            "forbidden": [], "holds": true
         });
         assert_eq!(report(&world, "5s", 0), healthy);
         for (store, table) in TABLES {

@@ -27,9 +27,9 @@ one of the peer's if its own check of the same kind does; where one does not, th
   is best, without Kafka and without locks in Redis.
 - *Latency*: from the acceptance of an order by ingest to its final status in the order store.
 - *Open loop*: orders are placed over HTTP at a fixed rate, whatever the answers.
-
-Not measured: what the same commits and Kafka hops cost without stocklock, which is what a latency should be held
-against.
+- *Bare*: the same commits and Kafka hops without stocklock, measured in the same run at the same rate: a task for each
+  in one process, in batches that are closed when the roles would close theirs, without HTTP, consumer groups, and locks
+  in Redis.
 """
 
 PEER = """\
@@ -55,6 +55,7 @@ The single runs, on a stack as `eval "$(dev/stack up && dev/stack env)"` gives i
 masters, BASKETS the file that `dev/lib/baskets` writes, or for the peer what `dev/bench` makes of it:
 """
 
+LATENCIES = ("p50_ms", "p99_ms", "max_ms", "bare_p99_ms", "ratio_to_bare_p99")
 ROLES = ("worker", "compensator", "ingest")
 # Whose CPU time is told.
 PROGRAMS = ("worker", "compensator", *SERVERS)
@@ -108,9 +109,9 @@ def chart(name, what):
 
 def spread(runs, figure="orders_per_s"):
     """The median and between what it lies."""
-    if not runs:
-        return "–"
     found = values(runs, figure)
+    if not found:
+        return "–"
     text = rounded(statistics.median(found))
     return text if len(found) == 1 else f"{text} ({rounded(min(found))}–{rounded(max(found))})"
 
@@ -234,13 +235,14 @@ def latency(results):
     yield "builds up.\n"
     yield from chart("latency", "Latency by load, median and 99th percentile")
     titles = ["lock strategy", "load", "placed, orders/s", "final, orders/s", "p50, ms", "p99, ms", "highest, ms"]
+    titles += ["bare p99, ms", "of the bare p99"]
     rows = []
     for variant in figures.COLOURS:
         for load in results.labels("latency", "load", variant=variant):
             runs = results.select("latency", variant=variant, load=load)
             closed = load == "capacity"
             placed = "256 clients" if closed else f"{runs[0]['labels']['rate']:,}"
-            latencies = [spread(runs, figure) for figure in ("p50_ms", "p99_ms", "max_ms")]
+            latencies = [spread(runs, figure) for figure in LATENCIES]
             rows.append([variant, "100%" if closed else load, placed, spread(runs), *latencies])
     yield from table(titles, rows, texts=2)
 

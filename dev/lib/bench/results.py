@@ -44,7 +44,9 @@ class Results:
 
 
 def values(runs, figure):
-    return [run["result"][figure] for run in runs]
+    """Those that were measured."""
+    found = (run["result"].get(figure) for run in runs)
+    return [value for value in found if value is not None]
 
 
 def median(runs, figure):

@@ -16,6 +16,8 @@ BATCH_SIZES = (1, 10, 100, 1000, 4000)
 ORDERS_FOR_SIZE = 10_000
 SMALL_AND_DEFAULT = (1, 4000)
 WORKERS = (1, 2, 4, 8)
+# At these loads the bare way is measured too.
+LOADS_BESIDE_BARE = ("alone", "50%")
 LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 BIG_ORDERS = 1_000_000
 BIG_HISTORY = 10_000_000
@@ -52,7 +54,7 @@ class Sizes:
             history=BIG_HISTORY if options.big else options.orders,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
-            load_seconds=3 if short else 10,
+            load_seconds=3 if short else 30,
             alone_rate=10,
             alone_orders=15 if short else 200,
         )
@@ -142,7 +144,7 @@ class Plan:
                 self._ours(
                     {"round": number, "workload": "Z", "variant": strategy, "load": "capacity"},
                     strategy,
-                    self.sizes.orders // 4,
+                    self.sizes.orders,
                     end_to_end=True,
                 )
                 for number in self._rounds()
@@ -164,6 +166,7 @@ class Plan:
                     strategy,
                     orders,
                     rate=rate,
+                    ceiling=load in LOADS_BESIDE_BARE,
                 )
                 for number in self._rounds()
                 for strategy, load, rate, orders in loads

@@ -8,7 +8,7 @@ use chrono::{DateTime, Utc};
 use tokio::{sync::mpsc, task::JoinSet};
 
 use crate::{
-    domain::{OrderEvent, OrderId, OrderStatus, WORKER_SOURCE},
+    domain::{OrderEvent, OrderId, OrderStatus, WORKER_SOURCE, fold::Decisions},
     relay::COMMITTER_LEASE,
     store::{Guard, OrderStore, StockStore},
 };
@@ -47,13 +47,7 @@ async fn deduct(
     for batch in batches {
         let occurred_at = Utc::now();
         let decisions = stock.decide(&batch, Guard::RowLocks, occurred_at).await?;
-        let statuses = decisions.statuses.into_iter().map(|(order_id, status)| OrderStatus {
-            order_id,
-            status,
-            source: WORKER_SOURCE.to_owned(),
-            occurred_at,
-        });
-        decided.send(statuses.collect()).await.context("nobody brings the statuses back")?;
+        decided.send(statuses(decisions, occurred_at)).await.context("nobody brings the statuses back")?;
     }
     Ok(())
 }
@@ -63,4 +57,10 @@ async fn bring_back(orders: OrderStore, mut decided: mpsc::Receiver<Vec<OrderSta
         orders.apply(&statuses, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;
     }
     Ok(())
+}
+
+/// What a worker says of its decisions.
+pub fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
+    let said = |(order_id, status)| OrderStatus { order_id, status, source: WORKER_SOURCE.to_owned(), occurred_at };
+    decisions.statuses.into_iter().map(said).collect()
 }

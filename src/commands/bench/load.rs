@@ -22,7 +22,6 @@ use crate::{
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Without any order becoming final for so long, a run is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
-const LONGEST_WARM_UP: Duration = Duration::from_secs(3);
 /// Clients that place orders one after another.
 const CLIENTS: usize = 256;
 /// Requests that an open loop may have under way.
@@ -51,21 +50,17 @@ impl Load<'_> {
     }
 
     /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered. The latencies are those of the
-    /// orders after a time to warm up, a tenth of the run or 3 s.
+    /// orders after the time to warm up.
     pub async fn end_to_end(&self, orders: &OrderStore, rate: Option<u32>) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
-        let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + self.warm_up(rate));
+        let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
+        let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
         let placing = place_all(&url, &self.workload.orders, rate);
         let (placed, finished) = tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
         placed?;
         finished
-    }
-
-    fn warm_up(&self, rate: Option<u32>) -> Duration {
-        let orders = u32::try_from(self.workload.orders.len()).unwrap_or(u32::MAX);
-        rate.map_or(Duration::ZERO, |rate| (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP))
     }
 
     /// Waits until all orders are final, and stops the roles.

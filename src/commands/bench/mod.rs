@@ -1,5 +1,6 @@
 //! `stocklock bench`: a seeded load through the real pipeline, and beside it what the databases can do at all.
 
+mod bare;
 mod ceiling;
 mod fleet;
 mod load;
@@ -12,7 +13,9 @@ mod workload;
 use std::{fs::File, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use anyhow::{Context as _, anyhow};
+use chrono::Utc;
 use clap::{Args, ValueEnum};
+use hdrhistogram::Histogram;
 
 use self::{
     load::Load,
@@ -23,7 +26,7 @@ use self::{
 use super::{Answer, Output};
 use crate::{
     config::{Config, Layers, LockStrategy},
-    domain::MAX_LINES,
+    domain::{MAX_LINES, OrderId},
     lifecycle::Shutdown,
     telemetry::Metrics,
     verify::verify,
@@ -76,7 +79,7 @@ pub struct BenchArgs {
     /// Runs of each strategy
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
-    /// Does not measure what the databases can do at all
+    /// Does not measure what the databases can do at all, nor, with `--rate`, what the commits and Kafka hops take without stocklock
     #[arg(long)]
     skip_ceiling: bool,
 }
@@ -138,11 +141,11 @@ pub async fn run(args: &BenchArgs, layers: &Layers, output: Output) -> anyhow::R
     let config = Config::resolve(layers)?;
     let batch_max = args.batch_max.map_or(config.worker.batches.max, |max| max as usize);
     let bench = Bench { args, layers, workload: args.workload()?, batch_max, stop: Shutdown::on_signals()? };
-    let ceiling = if args.skip_ceiling { None } else { Some(bench.ceiling().await.context("the ceiling")?) };
+    let bounds = if args.skip_ceiling { Bounds::default() } else { bench.bounds().await? };
     let mut verified = true;
     for _ in 0..args.runs {
         for strategy in args.strategy.each() {
-            let run = bench.run(*strategy, ceiling).await;
+            let run = bench.run(*strategy, &bounds).await;
             let run = run.with_context(|| format!("strategy {}", strategy.as_str()))?;
             verified &= run.verified;
             run.print(output);
@@ -174,7 +177,37 @@ struct Bench<'a> {
     stop: Shutdown,
 }
 
+/// What no worker can surpass on these servers, where it was measured.
+#[derive(Default)]
+struct Bounds {
+    ceiling_orders_per_s: Option<f64>,
+    /// Of an open loop.
+    bare_micros: Option<Histogram<u64>>,
+}
+
 impl Bench<'_> {
+    async fn bounds(&self) -> anyhow::Result<Bounds> {
+        Ok(match self.args.rate {
+            Some(rate) if self.args.mode == Mode::EndToEnd => {
+                let bare_micros = Some(self.bare(rate).await.context("the bare way")?);
+                Bounds { bare_micros, ceiling_orders_per_s: None }
+            }
+            _ => Bounds { ceiling_orders_per_s: Some(self.ceiling().await.context("the ceiling")?), bare_micros: None },
+        })
+    }
+
+    /// The orders' times without stocklock, microseconds.
+    async fn bare(&self, rate: u32) -> anyhow::Result<Histogram<u64>> {
+        self.on_scratch(&[], async |scratch| {
+            let (orders, stock) = scratch.stores(&Metrics::new()?)?;
+            scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
+            let counted_from = Utc::now() + self.workload.warm_up(rate);
+            bare::run(scratch, &orders, &stock, &self.workload.orders, rate).await?;
+            Ok(orders.settle_times(OrderId::first_of(counted_from)).await?)
+        })
+        .await
+    }
+
     /// Orders a second that the databases can do, by the number of connections that serve them best.
     async fn ceiling(&self) -> anyhow::Result<f64> {
         let mut best: f64 = 0.0;
@@ -191,7 +224,7 @@ impl Bench<'_> {
         Ok(best)
     }
 
-    async fn run(&self, strategy: LockStrategy, ceiling: Option<f64>) -> anyhow::Result<Run> {
+    async fn run(&self, strategy: LockStrategy, bounds: &Bounds) -> anyhow::Result<Run> {
         let settings = [
             ("lock.strategy", strategy.as_str().to_owned()),
             ("worker.batch_max", self.batch_max.to_string()),
@@ -203,7 +236,7 @@ impl Bench<'_> {
             Ok(mut run) => {
                 run.strategy = strategy.as_str();
                 run.batch_max = self.batch_max;
-                run.compare_with(ceiling);
+                run.compare_with(bounds);
                 Ok(run)
             }
             Err(error) => Err(error.context(format!("what the roles said is in {}", log.keep()?.1.display()))),

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{super::Output, role::Usage};
+use super::{super::Output, Bounds, role::Usage};
 
 /// What one run gave.
 #[derive(Debug, Default, Serialize)]
@@ -36,6 +36,10 @@ pub struct Run {
     pub p95_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
+    /// What the commits and the Kafka hops take without stocklock at the same rate.
+    pub bare_p50_ms: Option<f64>,
+    pub bare_p99_ms: Option<f64>,
+    pub ratio_to_bare_p99: Option<f64>,
     /// Of the process that had the highest.
     pub peak_rss_mib: f64,
     pub peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
@@ -72,16 +76,19 @@ impl Run {
 
     /// Takes the orders' times from acceptance to their final status, microseconds.
     pub fn tell_latencies(&mut self, micros: &Histogram<u64>) {
-        let millis = |micros: u64| round(f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1000.0, 2);
         self.p50_ms = millis(micros.value_at_quantile(0.5));
         self.p95_ms = millis(micros.value_at_quantile(0.95));
         self.p99_ms = millis(micros.value_at_quantile(0.99));
         self.max_ms = millis(micros.max());
     }
 
-    pub fn compare_with(&mut self, ceiling: Option<f64>) {
+    pub fn compare_with(&mut self, bounds: &Bounds) {
+        let ceiling = bounds.ceiling_orders_per_s;
         self.ceiling_orders_per_s = ceiling.map(|ceiling| round(ceiling, 1));
         self.ratio_to_ceiling = ceiling.map(|ceiling| round(self.orders_per_s / ceiling, 3));
+        let bare = |quantile| Some(millis(bounds.bare_micros.as_ref()?.value_at_quantile(quantile)));
+        (self.bare_p50_ms, self.bare_p99_ms) = (bare(0.5), bare(0.99));
+        self.ratio_to_bare_p99 = self.bare_p99_ms.map(|bare| round(self.p99_ms / bare, 2));
     }
 
     pub fn print(&self, output: Output) {
@@ -106,6 +113,9 @@ impl Run {
             println!("  {:>10} workers killed, {} joined", self.killed, self.joined);
         }
         println!("  {:>10} ms p50, {} p95, {} p99, {} max", self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms);
+        if let (Some(p50), Some(p99), Some(ratio)) = (self.bare_p50_ms, self.bare_p99_ms, self.ratio_to_bare_p99) {
+            println!("  {ratio:>10} of the p99 without stocklock: {p50} ms p50, {p99} p99");
+        }
         for (role, cpu) in &self.cpu_seconds_per_1000_orders {
             let peak = self.peak_rss_mib_by_role.get(role).copied().unwrap_or_default();
             println!("  {cpu:>10} CPU seconds a thousand orders, {peak} MiB at most: {role}");
@@ -115,6 +125,10 @@ impl Run {
         }
         println!("  {}", if self.verified { "verified" } else { "NOT VERIFIED" });
     }
+}
+
+fn millis(micros: u64) -> f64 {
+    round(f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1000.0, 2)
 }
 
 fn round(value: f64, digits: i32) -> f64 {

@@ -1,6 +1,6 @@
 //! A seeded load: the same seed gives the same orders.
 
-use std::{collections::BTreeMap, ops::RangeInclusive, path::Path};
+use std::{collections::BTreeMap, ops::RangeInclusive, path::Path, time::Duration};
 
 use anyhow::{Context as _, bail};
 
@@ -9,6 +9,7 @@ use crate::{
     ingest::OrderRequest,
 };
 
+const LONGEST_WARM_UP: Duration = Duration::from_secs(3);
 const QUANTITIES: RangeInclusive<i64> = 1..=5;
 
 /// The lines of each order, in the order in which they are placed.
@@ -54,6 +55,12 @@ impl Workload {
         let orders = (0..orders).map(|_| order()).collect::<anyhow::Result<_>>()?;
         let name = format!("{products} products, zipf {zipf}, {} to {} lines", lines.start(), lines.end());
         Ok(Self { name, orders })
+    }
+
+    /// How much of a run at a rate is not counted: a tenth, 3 s at most.
+    pub fn warm_up(&self, rate: u32) -> Duration {
+        let orders = u32::try_from(self.orders.len()).unwrap_or(u32::MAX);
+        (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP)
     }
 
     /// The first `limit` valid orders of a file, a request body a line. Those that ingest would refuse are left out.

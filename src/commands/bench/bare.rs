@@ -1,0 +1,191 @@
+//! What an order's way takes at least: the commits and the Kafka hops of the pipeline, a task for each in one process, in batches that are
+//! closed when the roles would close theirs; without HTTP, consumer groups, and locks in Redis.
+
+use std::time::Duration;
+
+use anyhow::Context as _;
+use chrono::{DateTime, SubsecRound as _, Utc};
+use futures::StreamExt as _;
+use rdkafka::{
+    Message as _, Offset, TopicPartitionList,
+    consumer::{Consumer as _, StreamConsumer},
+};
+use tokio::{
+    sync::mpsc,
+    task::JoinSet,
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{ceiling::statuses, scratch::Scratch};
+use crate::{
+    config::{Batches, Config},
+    domain::{EventKind, Lines, OrderEvent, OrderId},
+    kafka::{Message, Producer, client_config},
+    relay::{COMMITTER_LEASE, STRIKE_OUT_AFTER},
+    store::{Guard, NewOrder, OrderStore, StockStore},
+    wire::{OrderEventCodec, OrderStatusCodec},
+};
+
+/// Orders that wait between two tasks.
+const QUEUE: usize = 100_000;
+
+/// Brings orders, of which so many arrive a second, to their final status.
+pub async fn run(
+    scratch: &Scratch,
+    orders: &OrderStore,
+    stock: &StockStore,
+    arriving: &[Lines],
+    rate: u32,
+) -> anyhow::Result<()> {
+    let (arrivals, arrived) = mpsc::channel(QUEUE);
+    let (placed, events) = mpsc::channel(QUEUE);
+    let (published, in_outbox) = mpsc::channel(QUEUE);
+    let config = &scratch.config;
+    let count = arriving.len();
+    let mut tasks = JoinSet::new();
+    tasks.spawn(apply(orders.clone(), config.clone(), count));
+    tasks.spawn(decide(stock.clone(), config.clone(), count));
+    tasks.spawn(strike_out(orders.clone(), in_outbox));
+    tasks.spawn(publish(config.clone(), events, published));
+    tasks.spawn(place(orders.clone(), config.ingest.groups, arrived, placed));
+    tasks.spawn(arrive(arriving.to_vec(), rate, arrivals));
+    while let Some(ended) = tasks.join_next().await {
+        ended.context("a task panicked")??;
+    }
+    Ok(())
+}
+
+async fn arrive(orders: Vec<Lines>, rate: u32, arrivals: mpsc::Sender<NewOrder>) -> anyhow::Result<()> {
+    let begun = Instant::now();
+    for (index, lines) in (0_u32..).zip(orders) {
+        sleep_until(begun + Duration::from_secs(1) * index / rate).await;
+        let accepted_at = Utc::now().trunc_subsecs(3);
+        let order_id = OrderId::generate();
+        arrivals.send(NewOrder { order_id, reference: None, customer_id: None, lines, accepted_at }).await?;
+    }
+    Ok(())
+}
+
+async fn place(
+    store: OrderStore,
+    groups: Batches,
+    mut arrived: mpsc::Receiver<NewOrder>,
+    placed: mpsc::Sender<OrderEvent>,
+) -> anyhow::Result<()> {
+    let mut pace = Pace::new(groups);
+    loop {
+        pace.may_close().await;
+        let mut group = Vec::new();
+        if arrived.recv_many(&mut group, groups.max).await == 0 {
+            return Ok(());
+        }
+        pace.closed();
+        store.place(&group, COMMITTER_LEASE).await?;
+        for NewOrder { order_id, lines, accepted_at, .. } in group {
+            placed.send(OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at }).await?;
+        }
+    }
+}
+
+async fn publish(
+    config: Config,
+    mut events: mpsc::Receiver<OrderEvent>,
+    published: mpsc::Sender<OrderId>,
+) -> anyhow::Result<()> {
+    let (producer, codec) = (Producer::new(&config.kafka)?, OrderEventCodec::new()?);
+    let mut group = Vec::new();
+    while events.recv_many(&mut group, QUEUE).await > 0 {
+        let messages = group.iter().map(|event| Ok(message(event.order_id, codec.encode(event)?)));
+        producer.produce(&config.topics.orders, messages.collect::<anyhow::Result<_>>()?).await?;
+        for event in group.drain(..) {
+            published.send(event.order_id).await?;
+        }
+    }
+    Ok(())
+}
+
+async fn strike_out(store: OrderStore, mut in_outbox: mpsc::Receiver<OrderId>) -> anyhow::Result<()> {
+    let mut group = Vec::new();
+    while in_outbox.recv_many(&mut group, QUEUE).await > 0 {
+        sleep(STRIKE_OUT_AFTER).await;
+        while let Ok(id) = in_outbox.try_recv() {
+            group.push(id);
+        }
+        store.forget_published(group.drain(..).map(|id| (id, EventKind::Placed)).collect()).await?;
+    }
+    Ok(())
+}
+
+async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Result<()> {
+    let (events, codec) = (consumer(&config, &config.topics.orders)?, OrderEventCodec::new()?);
+    let (producer, status_codec) = (Producer::new(&config.kafka)?, OrderStatusCodec::new()?);
+    let mut batches = events.stream().ready_chunks(config.worker.batches.max);
+    let (mut pace, mut decided) = (Pace::new(config.worker.batches), 0);
+    while decided < count {
+        pace.may_close().await;
+        let batch = batches.next().await.context("the topic ended")?;
+        pace.closed();
+        let batch = batch.into_iter().map(|event| anyhow::Ok(codec.decode(event?.payload().context("no event")?)?));
+        let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
+        decided += batch.len();
+        let at = Utc::now();
+        let statuses = statuses(store.decide(&batch, Guard::RowLocks, at).await?, at);
+        let messages = statuses.iter().map(|status| Ok(message(status.order_id, status_codec.encode(status)?)));
+        let messages = messages.collect::<anyhow::Result<_>>()?;
+        producer.produce(&config.topics.order_status, messages).await?;
+    }
+    Ok(())
+}
+
+async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Result<()> {
+    let (statuses, codec) = (consumer(&config, &config.topics.order_status)?, OrderStatusCodec::new()?);
+    let mut batches = statuses.stream().ready_chunks(config.compensator.batches.max);
+    let (mut pace, mut applied) = (Pace::new(config.compensator.batches), 0);
+    while applied < count {
+        pace.may_close().await;
+        let batch = batches.next().await.context("the topic ended")?;
+        pace.closed();
+        let batch = batch.into_iter().map(|status| anyhow::Ok(codec.decode(status?.payload().context("no status")?)?));
+        let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
+        applied += batch.len();
+        store.apply(&batch, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;
+    }
+    Ok(())
+}
+
+/// The earliest time for the next batch, by [`Batches::linger`].
+struct Pace {
+    linger: Duration,
+    next: Instant,
+}
+
+impl Pace {
+    fn new(batches: Batches) -> Self {
+        Self { linger: batches.linger, next: Instant::now() }
+    }
+
+    async fn may_close(&self) {
+        sleep_until(self.next).await;
+    }
+
+    fn closed(&mut self) {
+        self.next = Instant::now() + self.linger;
+    }
+}
+
+fn message(order_id: OrderId, payload: Vec<u8>) -> Message {
+    Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
+}
+
+/// Reads a whole topic from its beginning.
+fn consumer(config: &Config, topic: &str) -> anyhow::Result<StreamConsumer> {
+    let mut settings = client_config(&config.kafka);
+    settings.set("group.id", "none").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "50");
+    let consumer: StreamConsumer = settings.create()?;
+    let mut partitions = TopicPartitionList::new();
+    for partition in 0..config.topics.partitions {
+        partitions.add_partition_offset(topic, partition, Offset::Beginning)?;
+    }
+    consumer.assign(&partitions)?;
+    Ok(consumer)
+}
