@@ -1,6 +1,6 @@
-//! An exhaustive check of the protocol by which workers lock, decide, report and store offsets: every interleaving of two workers, three
+//! An exhaustive check of the protocol by which workers lock, decide, report and store offsets: every interleaving of two workers, four
 //! orders and two products, in which a worker may be paused for longer than its locks live, die at any step, be given partitions that
-//! another still believes to own, and get orders again.
+//! another still believes to own, get orders again, and leave behind what it cannot lock.
 //!
 //! A lock is a promise that may be broken at any time, and no worker looks whether its own still holds: what must be true rests on the
 //! database alone. The model is that of docs/locking.md, and its steps go by the names they have there.
@@ -8,13 +8,13 @@
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
 const WORKERS: usize = 2;
-const ORDERS: usize = 3;
+const ORDERS: usize = 4;
 const PRODUCTS: usize = 2;
 
 /// What each order asks of each product.
-const DEMANDS: [[i8; PRODUCTS]; ORDERS] = [[1, 0], [1, 1], [0, 1]];
+const DEMANDS: [[i8; PRODUCTS]; ORDERS] = [[1, 0], [1, 1], [1, 0], [0, 1]];
 /// The orders of each partition: from the first to before the last. Batches of different partitions have no order in common, and may have products.
-const PARTITIONS: [(usize, usize); 2] = [(0, 2), (2, 3)];
+const PARTITIONS: [(usize, usize); 2] = [(0, 3), (3, 4)];
 const SUPPLY: [i8; PRODUCTS] = [1, 1];
 
 /// A way to get the protocol wrong.
@@ -28,6 +28,10 @@ enum Mutant {
     NoOutcomeKey,
     /// Offsets are stored before the outcomes are in the database.
     OffsetsFirst,
+    /// Offsets are stored as if nothing had been left behind.
+    OffsetsPassWhatIsLeft,
+    /// Only those orders are left behind whose products are held.
+    OthersOvertakeWhatIsLeft,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -44,12 +48,45 @@ struct Stock {
 
 type Stocks = [Stock; PRODUCTS];
 
-/// Consecutive orders of a partition: from the first to before the last.
+/// A set of orders.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+struct Orders([bool; ORDERS]);
+
+impl Orders {
+    fn range(first: usize, end: usize) -> Self {
+        Self(std::array::from_fn(|order| (first..end).contains(&order)))
+    }
+
+    fn iter(self) -> impl Iterator<Item = usize> {
+        (0..ORDERS).filter(move |&order| self.0[order])
+    }
+
+    fn demand(self, product: usize) -> bool {
+        self.iter().any(|order| DEMANDS[order][product] > 0)
+    }
+}
+
+/// Orders of a partition, all before a certain one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Batch {
     partition: usize,
-    first: usize,
     end: usize,
+    orders: Orders,
+    left_behind: Orders,
+}
+
+impl Batch {
+    /// Leaves behind what wants products that are held, and what shares products with one left behind before it.
+    fn without(self, is_held: impl Fn(usize) -> bool, others_overtake: bool) -> Self {
+        let mut batch = Self { orders: Orders::default(), ..self };
+        for order in self.orders.iter() {
+            let shares = |product: usize| batch.left_behind.demand(product) && !others_overtake;
+            let is_left =
+                (0..PRODUCTS).any(|product| DEMANDS[order][product] > 0 && (is_held(product) || shares(product)));
+            if is_left { batch.left_behind.0[order] = true } else { batch.orders.0[order] = true }
+        }
+        batch
+    }
 }
 
 /// How far a worker is with its batch.
@@ -81,6 +118,8 @@ struct State {
     is_restocked: bool,
     /// Whether an order was refused, alone, whose demand was there when that was committed.
     refused_wrongly: bool,
+    /// Whether an order was decided before an earlier one of its partition with the same product.
+    overtaken: bool,
 }
 
 impl State {
@@ -94,6 +133,8 @@ enum Action {
     /// A worker believes that the partition is its own and is given what comes after the committed offset, up to a certain order.
     Deliver(usize, usize, usize),
     Lock(usize),
+    /// Locks what is free, and leaves the other orders behind.
+    LockLess(usize),
     /// The TTL of a worker's locks runs out, whether it is alive, paused or dead.
     Expire(usize),
     Read(usize),
@@ -107,6 +148,27 @@ enum Action {
     Restock,
 }
 
+/// Has a worker lock all products of its batch, or none.
+fn lock(state: &mut State, worker: usize, batch: Batch) -> Option<()> {
+    for product in (0..PRODUCTS).filter(|product| batch.orders.demand(*product)) {
+        if state.locks[product].is_some() {
+            return None;
+        }
+        state.locks[product] = Some(worker);
+    }
+    state.workers[worker] = Step::Locked(batch);
+    Some(())
+}
+
+/// Those of the same partition that came before an order and want one of its products.
+fn those_before(order: usize) -> impl Iterator<Item = usize> {
+    let (first, _) = PARTITIONS.into_iter().find(|(first, end)| (*first..*end).contains(&order)).unwrap_or_default();
+    let share = |one: usize, other: usize| {
+        (0..PRODUCTS).any(|product| DEMANDS[one][product] > 0 && DEMANDS[other][product] > 0)
+    };
+    (first..order).filter(move |earlier| share(*earlier, order))
+}
+
 struct Protocol(Option<Mutant>);
 
 impl Protocol {
@@ -116,11 +178,12 @@ impl Protocol {
 
     /// Decides a batch over the stock as it was read, and writes what it came to over the stock as it is. `None` where the write is
     /// rejected, and nothing of it holds.
-    fn commit(&self, state: &State, Batch { first, end, .. }: Batch, read: Stocks, is_locked: bool) -> Option<State> {
+    fn commit(&self, state: &State, Batch { orders, .. }: Batch, read: Stocks, is_locked: bool) -> Option<State> {
         let (mut state, current) = (state.clone(), state.stocks);
         let mut after = read;
         let (mut deducted, mut rests_on) = ([false; PRODUCTS], [false; PRODUCTS]);
-        for (order, demand) in DEMANDS.iter().enumerate().take(end).skip(first) {
+        for order in orders.iter() {
+            let demand = DEMANDS[order];
             if state.outcomes[order].is_some() && !self.is(Mutant::NoOutcomeKey) {
                 if is_locked {
                     continue;
@@ -132,7 +195,7 @@ impl Protocol {
                 rests_on[product] = true;
                 state.outcomes[order] = Some(Outcome::Failed);
                 let was_there = (0..PRODUCTS).all(|product| current[product].available >= demand[product]);
-                state.refused_wrongly |= first + 1 == end && was_there;
+                state.refused_wrongly |= orders.iter().count() == 1 && was_there;
             } else {
                 for product in (0..PRODUCTS).filter(|&product| demand[product] > 0) {
                     after[product].available -= demand[product];
@@ -142,6 +205,7 @@ impl Protocol {
                 state.outcomes[order] = Some(Outcome::Completed);
                 state.deductions[order] += 1;
             }
+            state.overtaken |= those_before(order).any(|earlier| state.outcomes[earlier].is_none());
         }
         for product in (0..PRODUCTS).filter(|&product| rests_on[product]) {
             let is_guarded =
@@ -173,6 +237,7 @@ impl Model for Protocol {
             workers: [Step::Idle; WORKERS],
             is_restocked: false,
             refused_wrongly: false,
+            overtaken: false,
         }]
     }
 
@@ -189,7 +254,7 @@ impl Model for Protocol {
                         actions.extend(undone.map(|end| Action::Deliver(worker, partition, end)));
                     }
                 }
-                Step::Delivered(_) if !holds => actions.push(Action::Lock(worker)),
+                Step::Delivered(_) if !holds => actions.extend([Action::Lock(worker), Action::LockLess(worker)]),
                 // A worker that began anew waits until its own locks of before have expired, as any other.
                 Step::Delivered(_) => {}
                 Step::Locked(_) => actions.push(Action::Read(worker)),
@@ -216,20 +281,22 @@ impl Model for Protocol {
         };
         match action {
             Action::Deliver(worker, partition, end) => {
-                let first = state.committed_offsets[partition];
-                state.workers[worker] = Step::Delivered(Batch { partition, first, end });
+                let orders = Orders::range(state.committed_offsets[partition], end);
+                let left_behind = Orders::default();
+                state.workers[worker] = Step::Delivered(Batch { partition, end, orders, left_behind });
             }
             Action::Lock(worker) => {
                 let Step::Delivered(batch) = state.workers[worker] else { return None };
-                let demanded =
-                    |product: usize| DEMANDS[batch.first..batch.end].iter().any(|demand| demand[product] > 0);
-                for (_, lock) in state.locks.iter_mut().enumerate().filter(|(product, _)| demanded(*product)) {
-                    if lock.is_some() {
-                        return None;
-                    }
-                    *lock = Some(worker);
+                lock(&mut state, worker, batch)?;
+            }
+            Action::LockLess(worker) => {
+                let Step::Delivered(batch) = state.workers[worker] else { return None };
+                let less =
+                    batch.without(|product| last.locks[product].is_some(), self.is(Mutant::OthersOvertakeWhatIsLeft));
+                if less.orders == Orders::default() || less.orders == batch.orders {
+                    return None;
                 }
-                state.workers[worker] = Step::Locked(batch);
+                lock(&mut state, worker, less)?;
             }
             Action::Expire(worker) => unlock(&mut state, worker),
             Action::Read(worker) => {
@@ -258,13 +325,16 @@ impl Model for Protocol {
             }
             Action::Report(worker) => {
                 let Step::Committed(batch) = state.workers[worker] else { return None };
-                state.reported[batch.first..batch.end].fill(true);
+                batch.orders.iter().for_each(|order| state.reported[order] = true);
                 state.workers[worker] = Step::Reported(batch);
             }
             Action::StoreOffset(worker) => {
                 let Step::Reported(batch) = state.workers[worker] else { return None };
-                state.committed_offsets[batch.partition] = batch.end;
-                state.workers[worker] = Step::Idle;
+                let first_left = batch.left_behind.iter().next().filter(|_| !self.is(Mutant::OffsetsPassWhatIsLeft));
+                state.committed_offsets[batch.partition] = first_left.unwrap_or(batch.end);
+                let again = Batch { orders: batch.left_behind, left_behind: Orders::default(), ..batch };
+                state.workers[worker] =
+                    if again.orders == Orders::default() { Step::Idle } else { Step::Delivered(again) };
             }
             Action::Die(worker) => state.workers[worker] = Step::Idle,
             Action::Restock => {
@@ -302,6 +372,12 @@ impl Model for Protocol {
                 let is_done = |order: usize| state.outcomes[order].is_some() && state.reported[order];
                 let committed = PARTITIONS.iter().zip(state.committed_offsets);
                 committed.flat_map(|((first, _), committed)| *first..committed).all(is_done)
+            }),
+            Property::always("no order overtakes another on a product", |_, state: &State| !state.overtaken),
+            Property::sometimes("an order is left behind", |_, state: &State| {
+                let left =
+                    |step: &Step| matches!(step, Step::Committed(batch) if batch.left_behind != Orders::default());
+                state.workers.iter().any(left)
             }),
             Property::sometimes("all are decided and reported", |_, state: &State| {
                 state.committed_offsets == PARTITIONS.map(|(_, last)| last) && state.workers == [Step::Idle; WORKERS]
@@ -348,4 +424,14 @@ fn without_the_key_of_the_outcomes_an_order_is_deducted_twice() {
 #[test]
 fn with_offsets_stored_first_an_order_is_lost() {
     found(Mutant::OffsetsFirst, "no offset passes an order that is not decided and reported");
+}
+
+#[test]
+fn with_offsets_stored_past_what_is_left_behind_an_order_is_lost() {
+    found(Mutant::OffsetsPassWhatIsLeft, "no offset passes an order that is not decided and reported");
+}
+
+#[test]
+fn with_orders_left_behind_one_by_one_another_overtakes() {
+    found(Mutant::OthersOvertakeWhatIsLeft, "no order overtakes another on a product");
 }

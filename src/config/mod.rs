@@ -145,6 +145,7 @@ impl Config {
         let mut values = values::Values::new(layers);
         let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
         let topics = values.topics();
+        let lock_ttl = values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
         let config = Self {
             kafka: Kafka {
                 brokers: values.get("kafka.brokers"),
@@ -161,9 +162,9 @@ impl Config {
             redis: Redis { urls: values.redis_urls() },
             lock: Lock {
                 strategy: values.get("lock.strategy"),
-                ttl: values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600)),
-                node_timeout: values.between("lock.node_timeout", Duration::from_millis(1), Duration::from_secs(10)),
-                wait: values.between("lock.wait", Duration::from_millis(10), Duration::from_secs(60)),
+                ttl: lock_ttl,
+                node_timeout: values.between("lock.node_timeout", Duration::from_millis(1), lock_ttl / 2),
+                wait: values.between("lock.wait", Duration::from_millis(10), Duration::from_secs(10)),
                 fallback: values.get("lock.fallback"),
                 prefix: values.get("lock.prefix"),
             },

@@ -56,6 +56,13 @@ fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
 }
 
 #[test]
+fn a_master_may_not_take_as_long_as_a_lock_lives() {
+    assert!(resolve(&[], &["lock.ttl=1s", "lock.node_timeout=500ms"]).is_ok());
+    let error = resolve(&[], &["lock.ttl=1s", "lock.node_timeout=501ms"]).unwrap_err().to_string();
+    assert!(error.contains("lock.node_timeout") && error.contains("500ms"), "{error}");
+}
+
+#[test]
 fn events_may_not_outlive_the_horizon_of_the_outcomes() {
     for (topics, outcomes, is_valid) in
         [("7d", "30d", true), ("29d", "30d", true), ("30d", "30d", false), ("7d", "7d", false)]

@@ -125,7 +125,7 @@ impl Worker {
             let selection = Selection::without(held, arrived.iter().copied());
             left_behind = selection.left_behind;
             let waits = patience == Patience::Left && left_behind.len() > arrived.len() / 2;
-            if waits { Wanted::new() } else { selection.wanted }
+            if waits { Wanted::nothing() } else { selection.wanted }
         };
         let held = match self.locks.acquire(choose).await {
             Ok(held) => held,

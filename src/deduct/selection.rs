@@ -24,11 +24,11 @@ impl Borrow<OrderEvent> for Arrived {
 }
 
 /// Those events of a batch that can be decided while others hold some products.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Selection {
     /// The numbers of the others, in their order.
     pub left_behind: Vec<usize>,
-    /// The products of those that can be decided, and since when they are wanted.
+    /// The products of those that can be decided, and since when the first of them has been here.
     pub wanted: Wanted,
 }
 
@@ -37,7 +37,7 @@ impl Selection {
     /// that none overtakes another on a product.
     pub fn without<'a>(held: &BTreeSet<ProductId>, arrived: impl IntoIterator<Item = &'a Arrived>) -> Self {
         let mut left_behind = Vec::new();
-        let mut wanted = Wanted::new();
+        let mut wanted = Wanted::nothing();
         let mut theirs: HashSet<&ProductId> = HashSet::new();
         for (number, Arrived { event, at }) in arrived.into_iter().enumerate() {
             let products = event.lines.as_slice().iter().map(Line::product_id);
@@ -45,9 +45,8 @@ impl Selection {
                 theirs.extend(products);
                 left_behind.push(number);
             } else {
-                products.for_each(|product| {
-                    wanted.entry(product.clone()).and_modify(|since| *since = (*since).min(*at)).or_insert(*at);
-                });
+                wanted.products.extend(products.cloned());
+                wanted.since = wanted.since.min(*at);
             }
         }
         Self { left_behind, wanted }

@@ -49,7 +49,6 @@ impl<D> Batches<D> {
     fn at_hand(&mut self) -> Option<Batch<D>> {
         let next = self.closed.try_recv().ok();
         self.is_demanded &= next.is_none();
-        self.demand();
         next
     }
 
@@ -134,7 +133,7 @@ pub(super) struct Step<H> {
 }
 
 impl<H: Handler> Step<H> {
-    /// While `most` messages or more are left behind, no others are taken.
+    /// While `most` messages or more are left behind, no others are asked for.
     async fn handle(
         self,
         mut batches: Batches<H::Decoded>,
@@ -150,8 +149,13 @@ impl<H: Handler> Step<H> {
                     None => return,
                     next => next,
                 },
-                behind if behind < most => batches.at_hand(),
-                _ => None,
+                behind => {
+                    let next = batches.at_hand();
+                    if behind < most {
+                        batches.demand();
+                    }
+                    next
+                }
             };
             let mut batch = Batch::again(std::mem::take(&mut left), &partitions, next);
             let Some((parts, left_behind)) = self.handle_all(&batch).await else { continue };
@@ -164,8 +168,8 @@ impl<H: Handler> Step<H> {
     }
 
     /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
-    /// time. What is refused for its data is halved at once, until the culprit is alone. Answers the parts without what was left behind,
-    /// and the numbers of that; `None` where the batch is given up.
+    /// time. What is refused for its data is halved at once, until the culprit is alone. A part that leaves messages behind is the last. Answers
+    /// the parts without what was left behind, and the numbers of that; `None` where the batch is given up.
     async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<(Vec<Part<H>>, Vec<usize>)> {
         let messages = batch.decoded();
         let (mut tried_up_to, mut size) = (0, messages.len());
@@ -177,6 +181,11 @@ impl<H: Handler> Step<H> {
                 Ok(done) => {
                     left_behind.extend(done.left_behind.into_iter().map(|number| tried.start + number));
                     parts.push(Part { end: tried.end - left_behind.len(), result: Ok(done.handled) });
+                    if !left_behind.is_empty() {
+                        // None of the parts to come may overtake it.
+                        left_behind.extend(tried.end..messages.len());
+                        break;
+                    }
                     (tried_up_to, size) = (tried.end, size * 2);
                     backoff = Backoff::default();
                 }

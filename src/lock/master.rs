@@ -1,7 +1,7 @@
 use std::{
     ops::Range,
     sync::{
-        Arc, LazyLock,
+        Arc, LazyLock, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,8 +21,8 @@ use tokio::{
 #[derive(Debug)]
 pub(super) struct Claim {
     pub keys: Vec<String>,
-    /// For how long each key has been wanted.
-    pub waited: Vec<Duration>,
+    /// For how long its oldest order has waited.
+    pub waited: Duration,
     pub token: String,
     pub ttl: Duration,
     /// What all keys begin with.
@@ -40,8 +40,9 @@ const BROKEN_AFTER: Duration = Duration::from_secs(2);
 /// How often a master that did not answer is asked to forget what it was asked before.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// How long one may stay first in a key's queue without asking for it again.
-const LONGEST_TURN: Duration = Duration::from_millis(500);
+/// How long one stays in a key's queue without asking for it again: longer than a batch usually takes, since whoever goes on with less
+/// asks for the rest with the next one.
+const PLACE_LASTS: Duration = Duration::from_secs(2);
 
 /// Where whose turn it is gets published, after the prefix of the keys. No product's id has a space in it, so neither this nor any other
 /// of our names is a product's key.
@@ -50,13 +51,14 @@ pub(super) const TURNS: &str = " turns";
 /// What all scripts have in common.
 ///
 /// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has waited, reckoned by the master's own
-/// clock. To be there still, each has a key that lives for [`LONGEST_TURN`]. A set names the keys that have queues.
+/// clock. To be there still, each has a key that lives for [`PLACE_LASTS`]. A set names the keys that have queues.
 macro_rules! script {
-    ($body:literal) => {
+    ($($body:tt)+) => {
         LazyLock::new(|| {
             Script::new(concat!(
-                "local token, ttl, prefix, waiter, longest_turn = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+                "local token, ttl, prefix, waiter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
                  local queues, has_queue = prefix .. ' queues', {}
+                 for i, yes in ipairs(redis.call('SMISMEMBER', queues, unpack(KEYS))) do has_queue[KEYS[i]] = yes == 1 end
                  local function first_in_queue(key)
                    while true do
                      local first = redis.call('ZRANGE', key .. ' queue', 0, 0, 'WITHSCORES')
@@ -67,77 +69,81 @@ macro_rules! script {
                      if redis.call('EXISTS', key .. ' place ' .. first[1]) == 1 then return first[1], tonumber(first[2]) end
                      redis.call('ZREM', key .. ' queue', first[1])
                    end
-                 end
-                 local function read_queues()
-                   for _, key in ipairs(redis.call('SMEMBERS', queues)) do has_queue[key] = true end
-                 end
-                 local function keep_place(key)
-                   redis.call('SET', key .. ' place ' .. waiter, '', 'PX', longest_turn)
-                 end
-                 local time = redis.call('TIME')
-                 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-                 local function since(i) return now - ARGV[5 + i] end
-                 local function is_its_turn(i, key)
-                   if not has_queue[key] then return true end
-                   local first, first_since = first_in_queue(key)
-                   if first == waiter then keep_place(key) end
-                   return not first or first == waiter or first_since > since(i)
                  end\n",
-                $body
+                $($body)+
             ))
         })
     };
 }
 
+/// The same for scripts that ask for keys.
+macro_rules! asking_script {
+    ($body:literal) => {
+        script!(concat!(
+            "local waited, place_lasts = ARGV[5], ARGV[6]
+             local time = redis.call('TIME')
+             local since = time[1] * 1000 + math.floor(time[2] / 1000) - waited
+             local function take_place(key)
+               redis.call('ZADD', key .. ' queue', since, waiter)
+               redis.call('SET', key .. ' place ' .. waiter, '', 'PX', place_lasts)
+               redis.call('PEXPIRE', key .. ' queue', ttl)
+               redis.call('PEXPIRE', queues, ttl)
+             end
+             local function is_its_turn(key)
+               if not has_queue[key] then return true end
+               if redis.call('ZSCORE', key .. ' queue', waiter) then take_place(key) end
+               local first, first_since = first_in_queue(key)
+               return not first or first == waiter or first_since > since
+             end\n",
+            $body
+        ))
+    };
+}
+
 /// Locks all keys or none, and answers whether it did. Where another holds one, or has waited for it for longer, the claimant gets a
-/// place in its queue, and keeps the places in which it is first.
-static LOCK: LazyLock<Script> = script!(
-    "read_queues()
-     for i, key in ipairs(KEYS) do
-       if not (is_its_turn(i, key) and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
+/// place in its queue, and keeps those that it has in others'.
+static LOCK: LazyLock<Script> = asking_script!(
+    "for i, key in ipairs(KEYS) do
+       if not (is_its_turn(key) and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
          for granted = 1, i - 1 do redis.call('DEL', KEYS[granted]) end
-         redis.call('ZADD', key .. ' queue', since(i), waiter)
-         redis.call('PEXPIRE', key .. ' queue', ttl)
-         keep_place(key)
          redis.call('SADD', queues, key)
-         redis.call('PEXPIRE', queues, ttl)
+         take_place(key)
+         for later = i + 1, #KEYS do is_its_turn(KEYS[later]) end
          return 0
        end
-     end
-     for _, key in ipairs(KEYS) do
-       if has_queue[key] then redis.call('ZREM', key .. ' queue', waiter) end
      end
      return 1"
 );
 
-/// Answers the numbers of the keys that would be refused.
-static PEEK: LazyLock<Script> = script!(
-    "read_queues()
-     local refused = {}
+/// Answers the numbers of the keys that would be refused, and keeps the claimant's places in queues.
+static PEEK: LazyLock<Script> = asking_script!(
+    "local refused = {}
      for i, key in ipairs(KEYS) do
-       if redis.call('EXISTS', key) == 1 or not is_its_turn(i, key) then refused[#refused + 1] = i end
+       if not is_its_turn(key) or redis.call('EXISTS', key) == 1 then refused[#refused + 1] = i end
      end
      return refused"
 );
 
 /// Answers how many keys were still held, and are now for another TTL.
-static EXTEND: LazyLock<Script> = script!(
-    "local extended = 0
-     for _, key in ipairs(KEYS) do
-       if redis.call('GET', key) == token then extended = extended + redis.call('PEXPIRE', key, ttl) end
-     end
-     return extended"
-);
+static EXTEND: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        "local token, ttl, extended = ARGV[1], ARGV[2], 0
+         for _, key in ipairs(KEYS) do
+           if redis.call('GET', key) == token then extended = extended + redis.call('PEXPIRE', key, ttl) end
+         end
+         return extended",
+    )
+});
 
-/// Deletes the keys that are still held, and no others, and tells whose turn it is now.
+/// Deletes the keys that are still held, and no others, and tells whose turn it is now. Who is done with them leaves their queues.
 static UNLOCK: LazyLock<Script> = script!(
-    "read_queues()
-     local told = {}
+    "local is_done, told = ARGV[5], {}
      for _, key in ipairs(KEYS) do
+       if has_queue[key] and is_done == '1' then redis.call('ZREM', key .. ' queue', waiter) end
        if redis.call('GET', key) == token then
          redis.call('DEL', key)
          local first = has_queue[key] and first_in_queue(key)
-         if first and not told[first] then
+         if first and first ~= waiter and not told[first] then
            redis.call('PUBLISH', prefix .. ' turns', first)
            told[first] = true
          end
@@ -145,10 +151,21 @@ static UNLOCK: LazyLock<Script> = script!(
      end"
 );
 
+/// What becomes of the places in the queues of keys that are unlocked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Unlock {
+    /// They are given up: the keys have served.
+    Done,
+    /// They are kept: the keys are still wanted.
+    Failed,
+}
+
 /// One of the independent Redis servers.
 #[derive(Debug, Clone)]
 pub(super) struct Master {
-    connection: ConnectionManager,
+    client: Client,
+    settings: ConnectionManagerConfig,
+    connection: Arc<Mutex<ConnectionManager>>,
     /// Claims of which it is not known what became of them. While there are any, no further ones are made, so that they cannot
     /// pile up at a master that hangs.
     unsettled: Arc<AtomicUsize>,
@@ -158,12 +175,13 @@ impl Master {
     /// Connects to nothing yet.
     pub fn new(client: &Client, node_timeout: Duration) -> RedisResult<Self> {
         let broken_after = BROKEN_AFTER.max(node_timeout);
-        let config = ConnectionManagerConfig::new()
+        let settings = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(broken_after))
             .set_response_timeout(Some(broken_after));
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), config)?;
-        Ok(Self { connection, unsettled: Arc::default() })
+        let connection = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
+        let connection = Arc::new(Mutex::new(connection));
+        Ok(Self { client: client.clone(), settings, connection, unsettled: Arc::default() })
     }
 
     /// Fails where the URL does not parse.
@@ -175,7 +193,7 @@ impl Master {
     /// Claims all keys or none, and answers whether they are granted. `None` where it does not answer in time or cannot lock anything. What
     /// it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
     pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<bool> {
-        if self.unsettled.load(Ordering::SeqCst) > 0 {
+        if !self.is_settled() {
             return None;
         }
         let patience = Self::patience(claim, node_timeout);
@@ -184,22 +202,56 @@ impl Master {
         tokio::spawn(async move {
             match timeout(patience, master.lock_chunks(&claim)).await {
                 Ok(Ok(granted)) => {
-                    if answer.send(granted).is_err() && granted {
-                        master.unlock(&claim).await;
+                    let (heard, is_heard) = oneshot::channel::<()>();
+                    // Where nobody waits for it any more, it comes back and ends here.
+                    drop(answer.send((granted, heard)));
+                    if granted && is_heard.await.is_err() {
+                        master.take_back(&claim).await;
                     }
                 }
                 failed => {
                     tracing::debug!(?failed, "a Redis master grants nothing");
                     let settling = Settling::new(&master.unsettled);
                     drop(answer);
-                    while !master.unlock(&claim).await {
-                        sleep(ASK_AGAIN).await;
-                    }
+                    master.take_back(&claim).await;
                     drop(settling);
                 }
             }
         });
-        answered.await.ok()
+        let (granted, heard) = answered.await.ok()?;
+        let _takes_nothing_back = heard.send(());
+        Some(granted)
+    }
+
+    /// Whether it is known what became of every claim that was made.
+    pub fn is_settled(&self) -> bool {
+        self.unsettled.load(Ordering::SeqCst) == 0
+    }
+
+    /// Unlocks what became nobody's, however long that takes. A connection manager may keep an error for ever, and a connection through a
+    /// proxy may be silent for ever, so each failure replaces them.
+    async fn take_back(&self, claim: &Claim) {
+        let mut failures = 0_u32;
+        while let Err(error) = self.unlock(claim, Unlock::Failed).await {
+            if failures == 0 {
+                let master = self.client.get_connection_info().addr();
+                tracing::warn!(%master, %error, "a Redis master cannot be reached, and is not asked for locks until it can");
+            }
+            failures = failures.saturating_add(1);
+            self.connect_anew();
+            sleep(ASK_AGAIN).await;
+        }
+        if failures > 0 {
+            let master = self.client.get_connection_info().addr();
+            tracing::info!(%master, failures, "a Redis master can be reached again");
+        }
+    }
+
+    fn connect_anew(&self) {
+        match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
+            Ok(connection) => *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection,
+            Err(error) => tracing::warn!(%error, "a Redis master's connection is not replaced"),
+        }
     }
 
     /// How long it may take for so many keys.
@@ -210,11 +262,13 @@ impl Master {
 
     async fn lock_chunks(&self, claim: &Claim) -> RedisResult<bool> {
         for chunk in chunks(claim) {
-            let (start, waited) = (chunk.start, &claim.waited[chunk.clone()]);
-            if !self.run::<bool>(&LOCK, claim, chunk, waited).await? {
+            let (start, end) = (chunk.start, chunk.end);
+            if !self.ask::<bool>(&LOCK, claim, chunk).await? {
                 if start > 0 {
-                    self.unlock(claim).await;
+                    self.unlock(claim, Unlock::Failed).await?;
                 }
+                // Which keeps the places in the queues of those keys.
+                self.peek_from(claim, end).await?;
                 return Ok(false);
             }
         }
@@ -223,24 +277,25 @@ impl Master {
 
     /// The numbers of the claim's keys that it would refuse.
     pub async fn peek(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
+        self.peek_from(claim, 0).await
+    }
+
+    async fn peek_from(&self, claim: &Claim, first: usize) -> RedisResult<Vec<usize>> {
         let mut refused = Vec::new();
-        for chunk in chunks(claim) {
-            let (start, waited) = (chunk.start, &claim.waited[chunk.clone()]);
-            let numbers: Vec<usize> = self.run(&PEEK, claim, chunk, waited).await?;
+        for chunk in chunks(claim).skip_while(|chunk| chunk.start < first) {
+            let start = chunk.start;
+            let numbers: Vec<usize> = self.ask(&PEEK, claim, chunk).await?;
             refused.extend(numbers.into_iter().map(|number| start + number - 1));
         }
         Ok(refused)
     }
 
-    /// Unlocks what of the claim is locked. Answers whether the master could be reached; where not, the keys expire.
-    pub async fn unlock(&self, claim: &Claim) -> bool {
+    /// Unlocks what of the claim is locked. Fails where the master cannot be reached; the keys then expire.
+    pub async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
         for chunk in chunks(claim) {
-            if let Err(error) = self.run::<()>(&UNLOCK, claim, chunk, &[]).await {
-                tracing::debug!(%error, "a Redis master does not unlock, its keys expire");
-                return false;
-            }
+            self.run::<()>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)]).await?;
         }
-        true
+        Ok(())
     }
 
     /// Extends the locks, and answers whether all of them are still held.
@@ -254,23 +309,24 @@ impl Master {
         true
     }
 
+    async fn ask<T: FromRedisValue>(&self, script: &Script, claim: &Claim, chunk: Range<usize>) -> RedisResult<T> {
+        self.run(script, claim, chunk, &[millis(claim.waited), millis(PLACE_LASTS.min(claim.ttl))]).await
+    }
+
     async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
         claim: &Claim,
         chunk: Range<usize>,
-        waited: &[Duration],
+        more: &[u64],
     ) -> RedisResult<T> {
         let mut invocation = script.prepare_invoke();
         for key in &claim.keys[chunk] {
             invocation.key(key);
         }
-        invocation.arg(&claim.token).arg(millis(claim.ttl)).arg(&*claim.prefix).arg(&*claim.waiter);
-        invocation.arg(millis(LONGEST_TURN.min(claim.ttl)));
-        for waited in waited {
-            invocation.arg(millis(*waited));
-        }
-        invocation.invoke_async(&mut self.connection.clone()).await
+        invocation.arg(&claim.token).arg(millis(claim.ttl)).arg(&*claim.prefix).arg(&*claim.waiter).arg(more);
+        let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        invocation.invoke_async(&mut connection).await
     }
 }
 

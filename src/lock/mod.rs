@@ -7,8 +7,11 @@ mod survey;
 mod turns;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
+    collections::BTreeSet,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use prometheus::IntGauge;
@@ -30,7 +33,7 @@ use crate::{
 pub enum LockError {
     #[error("other holders have some of the keys")]
     Contended,
-    #[error("no majority of the Redis masters answers")]
+    #[error("no majority of the Redis masters answers in time")]
     Unavailable,
     #[error("a Redis master does not answer: {0}")]
     Unanswered(String),
@@ -38,8 +41,19 @@ pub enum LockError {
     BadUrl(String),
 }
 
-/// The products that are wanted, and since when.
-pub type Wanted = BTreeMap<ProductId, Instant>;
+/// What is to be locked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wanted {
+    pub products: BTreeSet<ProductId>,
+    /// Since when the one has waited who has waited for the longest.
+    pub since: Instant,
+}
+
+impl Wanted {
+    pub fn nothing() -> Self {
+        Self { products: BTreeSet::new(), since: Instant::now() }
+    }
+}
 
 /// Whether one can still wait for what one does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,8 +69,8 @@ pub enum Locks {
     Row,
     Redlock {
         redlock: Arc<Redlock>,
-        fallback: LockFallback,
-        falls_back: IntGauge,
+        /// `None` where it never takes row locks.
+        fallback: Option<Fallback>,
     },
 }
 
@@ -74,7 +88,9 @@ impl Locks {
             return Ok(Self::Row);
         }
         let redlock = Arc::new(Redlock::new(lock, &redis.urls, metrics)?);
-        Ok(Self::Redlock { redlock, fallback: lock.fallback, falls_back: metrics.lock_fallback.clone() })
+        let fallback = (lock.fallback == LockFallback::Row)
+            .then(|| Fallback { lanes: metrics.lock_fallback.clone(), is_on: AtomicBool::new(false) });
+        Ok(Self::Redlock { redlock, fallback })
     }
 
     /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others hold, which are
@@ -89,11 +105,11 @@ impl Locks {
                 wanted(&BTreeSet::new(), Patience::Left);
                 Ok(Held::Row)
             }
-            Self::Redlock { redlock, fallback, falls_back: gauge } => {
+            Self::Redlock { redlock, fallback } => {
                 let acquired = redlock.acquire(&mut wanted).await;
-                let falls_back = *fallback == LockFallback::Row && matches!(acquired, Err(LockError::Unavailable));
-                say_whether_it_falls_back(gauge, falls_back);
-                if falls_back {
+                if let Some(fallback) = fallback
+                    && fallback.takes_over(acquired.as_ref().err())
+                {
                     wanted(&BTreeSet::new(), Patience::Left);
                     return Ok(Held::Row);
                 }
@@ -103,13 +119,37 @@ impl Locks {
     }
 }
 
-fn say_whether_it_falls_back(gauge: &IntGauge, falls_back: bool) {
-    let before = gauge.get() != 0;
-    gauge.set(falls_back.into());
-    match (before, falls_back) {
-        (false, true) => tracing::warn!("no majority of the Redis masters answers: row locks until one does"),
-        (true, false) => tracing::info!("a majority of the Redis masters answers again: no more row locks"),
-        _ => {}
+/// Row locks, while no majority of the masters answers.
+#[derive(Debug)]
+pub struct Fallback {
+    /// How many lanes take them.
+    lanes: IntGauge,
+    is_on: AtomicBool,
+}
+
+impl Fallback {
+    fn takes_over(&self, failure: Option<&LockError>) -> bool {
+        let is_on = failure == Some(&LockError::Unavailable);
+        match (self.is_on.swap(is_on, Ordering::SeqCst), is_on) {
+            (false, true) => {
+                self.lanes.inc();
+                tracing::warn!("no majority of the Redis masters answers in time: row locks until one does");
+            }
+            (true, false) => {
+                self.lanes.dec();
+                tracing::info!("a majority of the Redis masters answers again: no more row locks");
+            }
+            _ => {}
+        }
+        is_on
+    }
+}
+
+impl Drop for Fallback {
+    fn drop(&mut self) {
+        if *self.is_on.get_mut() {
+            self.lanes.dec();
+        }
     }
 }
 

@@ -5,7 +5,11 @@
 //! all keys of a batch go in one script, which grants all of them or none: one round trip instead of one for each key. Whoever is
 //! refused a key gets a place in its queue; docs/locking.md says what that means.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeSet, HashMap},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{StreamExt as _, stream::FuturesUnordered};
 use tokio::{
@@ -17,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     LockError, Patience, Wanted,
-    master::{Claim, Master},
+    master::{Claim, Master, Unlock},
     turns::Turns,
 };
 use crate::{
@@ -87,7 +91,7 @@ impl Redlock {
             if matches!(attempted, Err(LockError::Contended)) && (is_first || patience == Patience::Over) {
                 let refused = self.peek(&wanted(&BTreeSet::new(), patience)).await;
                 let less = wanted(&refused, patience);
-                if !refused.is_empty() && !less.is_empty() {
+                if !refused.is_empty() && !less.products.is_empty() {
                     attempted = self.attempt(&less).await;
                 }
             }
@@ -112,36 +116,42 @@ impl Redlock {
     async fn attempt(self: &Arc<Self>, wanted: &Wanted) -> Result<Held, LockError> {
         let (claim, begun) = (Arc::new(self.claim(wanted)), Instant::now());
         let asked = self.masters.iter().map(|master| master.lock(&claim, self.node_timeout));
-        let is_granted = |answer: &Option<bool>| *answer == Some(true);
-        let answers: Vec<_> = hear(asked, self.quorum(), is_granted).await.into_iter().map(Option::flatten).collect();
-        let granted: Vec<_> = answers.iter().map(is_granted).collect();
-        if self.is_quorum(&granted) && begun.elapsed() < self.validity() {
+        let answers: Vec<_> =
+            hear(asked, self.quorum(), |answer| *answer).await.into_iter().map(Option::flatten).collect();
+        let granted: Vec<_> = answers.iter().map(|answer| *answer == Some(true)).collect();
+        let is_granted = self.is_quorum(&granted);
+        if is_granted && begun.elapsed() < self.validity() {
             return Ok(Held::new(Arc::clone(self), claim, granted, begun));
         }
-        self.give_back(&claim, &granted).await;
+        self.unlock(&claim, &granted, Unlock::Failed).await;
         let answered: Vec<_> = answers.iter().map(Option::is_some).collect();
-        let failure = if self.is_quorum(&answered) { LockError::Contended } else { LockError::Unavailable };
-        let cause = if failure == LockError::Contended { "contended" } else { "unavailable" };
+        let is_refused = self.is_quorum(&answered) && !is_granted;
+        let (failure, cause) =
+            if is_refused { (LockError::Contended, "contended") } else { (LockError::Unavailable, "unavailable") };
         self.metrics.lock_failures.with_label_values(&[cause]).inc();
         Err(failure)
     }
 
-    /// Which of the products any master would refuse.
+    /// Which of the products a majority of the masters would not grant.
     async fn peek(&self, wanted: &Wanted) -> BTreeSet<ProductId> {
         let claim = self.claim(wanted);
         let patience = Master::patience(&claim, self.node_timeout);
-        let asked = self.masters.iter().map(|master| timeout(patience, master.peek(&claim)));
-        let answers = hear(asked, self.quorum(), |answer| matches!(answer, Ok(Ok(_)))).await;
-        let refused: BTreeSet<_> = answers.into_iter().flatten().flatten().flatten().flatten().collect();
-        let products = wanted.keys().enumerate().filter(|(number, _)| refused.contains(number));
+        let asked = self.masters.iter().map(|master| async { timeout(patience, master.peek(&claim)).await.ok()?.ok() });
+        let answers = hear(asked, self.quorum(), |answer| answer.as_ref().map(|_| true)).await;
+        let answers: Vec<_> = answers.into_iter().flatten().flatten().collect();
+        let mut refusals = HashMap::new();
+        for number in answers.iter().flatten() {
+            *refusals.entry(*number).or_insert(0) += 1;
+        }
+        let would_not = |number: &usize| answers.len() < self.quorum() + refusals.get(number).copied().unwrap_or(0);
+        let products = wanted.products.iter().enumerate().filter(|(number, _)| would_not(number));
         products.map(|(_, product)| product.clone()).collect()
     }
 
     fn claim(&self, wanted: &Wanted) -> Claim {
-        let now = Instant::now();
         Claim {
-            keys: wanted.keys().map(|product| format!("{}{product}", self.prefix)).collect(),
-            waited: wanted.values().map(|since| now.saturating_duration_since(*since)).collect(),
+            keys: wanted.products.iter().map(|product| format!("{}{product}", self.prefix)).collect(),
+            waited: wanted.since.elapsed(),
             token: Uuid::now_v7().simple().to_string(),
             ttl: self.ttl,
             prefix: Arc::clone(&self.prefix),
@@ -163,28 +173,35 @@ impl Redlock {
         masters.iter().filter(|yes| **yes).count() >= self.quorum()
     }
 
-    /// Unlocks where it was granted; a master that is slow does so in the background.
-    async fn give_back(&self, claim: &Arc<Claim>, granted: &[bool]) {
+    /// Unlocks where it was granted; a master that is slow does so in the background. Where it was not, there may be a place in a queue to
+    /// be given up, which nobody waits for.
+    async fn unlock(&self, claim: &Arc<Claim>, granted: &[bool], unlock: Unlock) {
         let patience = Master::patience(claim, self.node_timeout);
-        let granting = self.masters.iter().cloned().zip(granted).filter(|(_, granted)| **granted);
-        let unlocking: Vec<_> = granting
-            .map(|(master, _)| {
-                let claim = Arc::clone(claim);
-                let unlocking = tokio::spawn(async move { master.unlock(&claim).await });
-                async move { matches!(timeout(patience, unlocking).await, Ok(Ok(true))) }
-            })
-            .collect();
+        let start = |master: &Master| {
+            let (master, claim) = (master.clone(), Arc::clone(claim));
+            tokio::spawn(async move { master.unlock(&claim, unlock).await })
+        };
+        let (mut unlocking, masters) = (Vec::new(), self.masters.iter().zip(granted));
+        for (master, granted) in masters {
+            if *granted {
+                let unlocked = timeout(patience, start(master));
+                unlocking.push(async { matches!(unlocked.await, Ok(Ok(Ok(())))) });
+            } else if unlock == Unlock::Done && master.is_settled() {
+                start(master);
+            }
+        }
         let most = unlocking.len() / 2 + 1;
-        hear(unlocking, most, |unlocked| *unlocked).await;
+        hear(unlocking, most, |unlocked| Some(*unlocked)).await;
     }
 }
 
-/// Waits for answers until so many as are `needed` said yes, or cannot any more; those that have not come then may take as long again, and
-/// are `None` after that. So the slowest never sets the pace.
+/// Waits for answers, each of which is a vote or, `None`, no answer in fact, until so many as are `needed` say yes, or so many have
+/// voted and not enough of them can say yes any more. Those that have not come then may take as long again, and are `None` after that. So
+/// the slowest never sets the pace.
 async fn hear<T>(
     asked: impl IntoIterator<Item = impl Future<Output = T>>,
     needed: usize,
-    is_yes: impl Fn(&T) -> bool,
+    vote: impl Fn(&T) -> Option<bool>,
 ) -> Vec<Option<T>> {
     let begun = Instant::now();
     let numbered = asked.into_iter().enumerate().map(|(number, answer)| async move { (number, answer.await) });
@@ -196,13 +213,14 @@ async fn hear<T>(
         Some(at) => timeout_at(at, coming.next()).await,
         None => Ok(coming.next().await),
     } {
-        if is_yes(&answer) {
-            yes += 1;
-        } else {
-            no += 1;
+        match vote(&answer) {
+            Some(true) => yes += 1,
+            Some(false) => no += 1,
+            None => {}
         }
         answers[number] = Some(answer);
-        if closes_at.is_none() && (yes >= needed || no + needed > answers.len()) {
+        let is_decided = yes >= needed || (yes + no >= needed && yes + coming.len() < needed);
+        if is_decided && closes_at.is_none() {
             closes_at = Some(Instant::now() + begun.elapsed().max(LEAST_GRACE));
         }
     }
@@ -237,7 +255,7 @@ impl Held {
     pub async fn release(self) {
         self.redlock.metrics.lock_hold.with_label_values(&["redlock"]).observe(self.since.elapsed().as_secs_f64());
         self.renewal.abort();
-        self.redlock.give_back(&self.claim, &self.granted).await;
+        self.redlock.unlock(&self.claim, &self.granted, Unlock::Done).await;
     }
 }
 
@@ -261,7 +279,7 @@ async fn renew(
         let granting = redlock.masters.iter().zip(&granted).filter(|(_, granted)| **granted);
         let extending =
             granting.map(|(master, _)| async { timeout(patience, master.extend(&claim)).await.unwrap_or(false) });
-        let extended = hear(extending, redlock.quorum(), |extended| *extended).await;
+        let extended = hear(extending, redlock.quorum(), |extended| Some(*extended)).await;
         let extended: Vec<_> = extended.into_iter().map(|extended| extended == Some(true)).collect();
         if since.elapsed() >= redlock.validity() || !redlock.is_quorum(&extended) {
             let _receiver_gone = renewed.send(None);
@@ -271,5 +289,36 @@ async fn renew(
         }
         let _receiver_gone = renewed.send(Some(begun + redlock.validity()));
         since = begun;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is heard where a majority of three is needed and each votes after a time, or never.
+    async fn heard(votes: [(Option<bool>, Option<u64>); 3]) -> Vec<Option<Option<bool>>> {
+        let asked = votes.map(|(vote, after_ms)| async move {
+            match after_ms {
+                Some(after_ms) => sleep(Duration::from_millis(after_ms)).await,
+                None => std::future::pending().await,
+            }
+            vote
+        });
+        hear(asked, 2, |vote| *vote).await
+    }
+
+    #[tokio::test]
+    async fn the_slowest_is_not_waited_for_once_a_majority_has_decided() {
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(heard([(yes, Some(0)), (yes, Some(1)), (yes, None)]).await, [Some(yes), Some(yes), None]);
+        assert_eq!(heard([(no, Some(0)), (no, Some(1)), (yes, None)]).await, [Some(no), Some(no), None]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_silent_does_not_count_against_what_the_others_say() {
+        let (yes, no) = (Some(true), Some(false));
+        assert_eq!(heard([(None, Some(0)), (no, Some(1)), (yes, Some(50))]).await, [Some(None), Some(no), Some(yes)]);
+        assert_eq!(heard([(None, Some(0)), (yes, Some(1)), (yes, Some(50))]).await, [Some(None), Some(yes), Some(yes)]);
     }
 }

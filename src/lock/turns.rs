@@ -4,17 +4,19 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _};
-use redis::{Client, RedisResult};
+use redis::{Client, RedisError, RedisResult};
 use tokio::{
     sync::Notify,
     task::JoinSet,
-    time::{sleep, timeout},
+    time::{error::Elapsed, sleep, timeout},
 };
 
 use super::master::TURNS;
 
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+/// A connection that has been silent for so long may be dead without a sign, and is made anew.
+const LONGEST_SILENCE: Duration = Duration::from_secs(60);
 
 /// Hears from the masters when it is one's turn to have a key. It may miss some, so nobody should wait for that alone.
 #[derive(Debug)]
@@ -50,8 +52,8 @@ impl Turns {
                         loop {
                             if let Err(error) = listen(&client, &channel, &waiter, &has_come).await {
                                 tracing::debug!(%error, "a Redis master does not tell whose turn it is");
+                                sleep(CONNECT_AGAIN).await;
                             }
-                            sleep(CONNECT_AGAIN).await;
                         }
                     }
                 })
@@ -61,18 +63,28 @@ impl Turns {
     }
 }
 
-async fn listen(client: &Client, channel: &str, waiter: &str, has_come: &Notify) -> RedisResult<()> {
+/// Listens until the connection has been silent for long.
+async fn listen(client: &Client, channel: &str, waiter: &str, has_come: &Notify) -> Result<(), Deaf> {
     let subscribing = async {
         let mut connection = client.get_async_pubsub().await?;
         connection.subscribe(channel).await?;
         RedisResult::Ok(connection)
     };
-    let Ok(subscribed) = timeout(CONNECTS_WITHIN, subscribing).await else { return Ok(()) };
-    let mut turns = subscribed?.into_on_message();
-    while let Some(turn) = turns.next().await {
-        if turn.get_payload_bytes() == waiter.as_bytes() {
+    let mut turns = timeout(CONNECTS_WITHIN, subscribing).await??.into_on_message();
+    while let Ok(turn) = timeout(LONGEST_SILENCE, turns.next()).await {
+        if turn.ok_or(Deaf::Closed)?.get_payload_bytes() == waiter.as_bytes() {
             has_come.notify_one();
         }
     }
     Ok(())
+}
+
+#[derive(Debug, thiserror::Error)]
+enum Deaf {
+    #[error("the connection was closed")]
+    Closed,
+    #[error("no answer")]
+    Unanswered(#[from] Elapsed),
+    #[error(transparent)]
+    Refused(#[from] RedisError),
 }

@@ -63,7 +63,7 @@ impl Metrics {
             lock_failures: counters("stocklock_lock_failures_total", "Locks not had, or lost.", &["cause"])?,
             lock_fallback: IntGauge::new(
                 "stocklock_lock_fallback",
-                "Whether row locks are used, as no majority of the Redis masters answers.",
+                "Lanes that take row locks, as no majority of the Redis masters answers.",
             )?,
             stale_writes_rejected: IntCounter::new(
                 "stocklock_stale_writes_rejected_total",

@@ -22,6 +22,7 @@ use crate::harness::{Database, Strategy, World};
 
 const MESSAGES: usize = 40;
 const PAYLOAD_BYTES: usize = 900_000;
+const LEFT_PARTITION: i32 = 1;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
@@ -182,9 +183,10 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     consumer.stopped().await.unwrap();
 }
 
-/// Refuses whatever is large.
+/// Refuses whatever is large, and leaves the first message of a partition behind the first time it could be handled.
 #[derive(Clone, Default)]
 struct Picky {
+    left_behind: Arc<AtomicBool>,
     handled: Arc<Mutex<Vec<(i32, i64)>>>,
     published: Arc<Mutex<Vec<(i32, i64)>>>,
     refused: Arc<AtomicUsize>,
@@ -208,8 +210,16 @@ impl Handler for Picky {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(TooLarge);
         }
-        self.handled.lock().unwrap().extend(messages);
-        Ok(Done { handled: messages.to_vec(), left_behind: Vec::new() })
+        let is_left =
+            |message: &(i32, i64)| *message == (LEFT_PARTITION, 0) && !self.left_behind.swap(true, Ordering::SeqCst);
+        let left: Vec<_> = (0..messages.len()).filter(|number| is_left(&messages[*number])).collect();
+        let overtakes = |number: &usize| left.iter().any(|left| left < number) && messages[*number].0 == LEFT_PARTITION;
+        let left_behind: Vec<_> =
+            (0..messages.len()).filter(|number| left.contains(number) || overtakes(number)).collect();
+        let kept = (0..messages.len()).filter(|number| !left_behind.contains(number));
+        let handled: Vec<_> = kept.map(|number| messages[number]).collect();
+        self.handled.lock().unwrap().extend(&handled);
+        Ok(Done { handled, left_behind })
     }
 
     fn refusal(&self, _: &(i32, i64), _: &Self::Handled) -> Option<Refusal> {
@@ -235,7 +245,7 @@ async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
+async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one_left_behind() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     let values = (0..MESSAGES).map(|_| (OrderId::generate(), b"x".to_vec()));
@@ -258,6 +268,7 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_in_order() {
     tokio::join!(running, stop_when_done);
     consumer.stopped().await.unwrap();
     assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
+    assert!(picky.left_behind.load(Ordering::SeqCst), "a part left a message behind");
     let handled = picky.handled.lock().unwrap();
     assert_eq!(*handled, *picky.published.lock().unwrap());
     assert_eq!(handled.len(), MESSAGES, "each once");

@@ -227,6 +227,58 @@ async fn what_is_granted_after_nobody_waits_for_it_is_given_back() {
     acquire(&ours, &wanted).await.expect("free").release().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masters_that_refuse_the_password_for_a_while_are_asked_again() {
+    let masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    for number in 0..3 {
+        masters.change_password(number, "", "right").await;
+    }
+    world.config.redis.urls = masters.urls_with("right");
+    let ours = locks(&world, &World::metrics());
+    let wanted = products(5);
+    acquire(&ours, &wanted).await.expect("free").release().await;
+    for number in 0..2 {
+        masters.change_password(number, "right", "another").await;
+    }
+    for _ in 0..20 {
+        assert_eq!(acquire(&ours, &wanted).await.expect_err("two refuse us"), LockError::Unavailable);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    for number in 0..2 {
+        masters.change_password(number, "another", "right").await;
+    }
+    let begun = Instant::now();
+    while acquire(&ours, &wanted).await.is_err() {
+        assert!(begun.elapsed() < RESUMES_WITHIN, "they are lost for good");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_granted_too_late_counts_as_an_outage() {
+    let masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    world.config.lock.ttl = Duration::from_millis(500);
+    world.config.lock.node_timeout = Duration::from_secs(5);
+    let metrics = World::metrics();
+    let ours = locks(&world, &metrics);
+    let wanted = products(5);
+    acquire(&ours, &wanted).await.expect("free").release().await;
+    for number in 0..3 {
+        masters.freeze(number).await;
+    }
+    let (granted, ()) = tokio::join!(acquire(&ours, &wanted), async {
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        for number in 0..3 {
+            masters.thaw(number).await;
+        }
+    });
+    assert_eq!(granted.expect_err("not in time"), LockError::Unavailable);
+    assert_eq!(metrics.lock_failures.with_label_values(&["contended"]).get(), 0);
+    acquire(&ours, &wanted).await.expect("in time").release().await;
+}
+
 on_each_database! {
     async fn a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale(world: World) {
         let masters = Masters::start(3).await;
@@ -270,11 +322,11 @@ async fn clocks_that_jump_sell_nothing_twice() {
     let masters = Masters::start(3).await;
     let mut world = world_on(&masters).await;
     world.config.lock.ttl = Duration::from_secs(5);
-    world.import(&[("a", 150), ("b", 150)]);
+    world.import(&[("a", 450), ("b", 450)]);
     let metrics = World::metrics();
-    let events = world.save(&vec![order_lines(&[("a", 1), ("b", 1)]); 400]).await;
+    let events = world.save(&vec![order_lines(&[("a", 1), ("b", 1)]); 1_200]).await;
     let workers: Vec<_> = events
-        .chunks(100)
+        .chunks(300)
         .map(|share: &[OrderEvent]| {
             let (worker, share) = (world.worker(&metrics), share.to_vec());
             tokio::spawn(async move {

@@ -1,12 +1,11 @@
-//! The multi-lock: beside another client on the same keys, and when a master of it hangs.
+//! The multi-lock when a master of it hangs, and the lease.
 
 use std::time::{Duration, Instant};
 
-use rslock::LockManager;
 use stocklock::{
     config::SecretUrl,
     domain::ProductId,
-    lock::{Held, Lease, LockError, Locks},
+    lock::{Held, Lease, Locks},
     telemetry::Metrics,
 };
 
@@ -25,27 +24,6 @@ async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, V
 
 fn products(count: usize) -> Vec<ProductId> {
     (0..count).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect()
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_redlock_client_is_respected_and_respects_us() {
-    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
-    world.config.lock.wait = Duration::from_millis(200);
-    let (prefix, ttl) = (&world.config.lock.prefix, world.config.lock.ttl);
-    let locks = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
-    let urls: Vec<_> = world.config.redis.urls.iter().map(SecretUrl::expose).collect();
-    let mut other = LockManager::new(urls);
-    other.set_retry(1, Duration::from_millis(1));
-    let (products, last) = (products(1_500), format!("{prefix}p1499"));
-    let theirs = other.lock(last.as_str(), ttl).await.expect("free");
-    assert_eq!(acquire(&locks, &products).await.expect_err("the last key is theirs"), LockError::Contended);
-    // Nothing is left of what was granted before the last key was refused.
-    acquire(&locks, &products[..1_499]).await.expect("free").release().await;
-    other.unlock(&theirs).await;
-    let ours = acquire(&locks, &products).await.expect("free again");
-    other.lock(last.as_str(), ttl).await.expect_err("the key is ours");
-    ours.release().await;
-    other.lock(last.as_str(), ttl).await.expect("free again");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

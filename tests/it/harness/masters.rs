@@ -41,6 +41,10 @@ impl Masters {
         self.masters.iter().map(|master| SecretUrl::new(master.url())).collect()
     }
 
+    pub fn urls_with(&self, password: &str) -> Vec<SecretUrl> {
+        self.masters.iter().map(|master| SecretUrl::new(master.url_with(password))).collect()
+    }
+
     /// Has a world use these masters instead of the shared ones.
     pub fn serve(&self, world: &mut World) {
         world.config.redis.urls = self.urls();
@@ -94,6 +98,15 @@ impl Masters {
         set.exec_async(&mut connection).await.expect("set");
     }
 
+    /// Changes the password that a master asks for, and ends its connections.
+    pub async fn change_password(&self, number: usize, former: &str, password: &str) {
+        let mut connection = connect(&self.masters[number].url_with(former)).await.expect("a connection");
+        let mut set = redis::cmd("CONFIG");
+        set.arg("SET").arg("requirepass").arg(password).exec_async(&mut connection).await.expect("set");
+        let mut kill = redis::cmd("CLIENT");
+        kill.arg("KILL").arg("SKIPME").arg("yes").exec_async(&mut connection).await.expect("ended");
+    }
+
     async fn answers(&self, number: usize) {
         let begun = Instant::now();
         while !self.masters[number].ping().await {
@@ -122,6 +135,10 @@ impl Master {
 
     fn url(&self) -> String {
         format!("redis://{}", self.address)
+    }
+
+    fn url_with(&self, password: &str) -> String {
+        if password.is_empty() { self.url() } else { format!("redis://:{password}@{}", self.address) }
     }
 
     fn clock(&self) -> PathBuf {

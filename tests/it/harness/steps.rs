@@ -10,7 +10,7 @@ use stocklock::{
     deduct::{Arrived, Worker},
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
     kafka::{Done, Handler, Producer},
-    lock::{Held, LockError, Locks},
+    lock::{Held, LockError, Locks, Wanted},
     relay::Relay,
     store::{NewOrder, StockStore},
     telemetry::Metrics,
@@ -205,5 +205,5 @@ pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>
 pub async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
     let since = Instant::now();
     let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
-    locks.acquire(|held, _| all(held).iter().map(|id| (id.clone(), since)).collect()).await
+    locks.acquire(|held, _| Wanted { products: all(held).iter().cloned().collect(), since }).await
 }

@@ -11,6 +11,7 @@ use stocklock::{
     config::{Config, Layers},
     domain::Horizon,
     kafka::client_config,
+    lock::overlong_keys,
     store,
     telemetry::Metrics,
 };
@@ -146,7 +147,8 @@ impl World {
 }
 
 impl Drop for World {
-    /// Drops the databases and the topics, whose sheer number would stop the broker; a failed test keeps them for a look.
+    /// Fails the test if any of its keys on the masters, as far as they are still there, lives for longer than the TTL. Drops the databases
+    /// and the topics, whose sheer number would stop the broker; a failed test keeps them for a look.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("kept: databases {0}_orders and {0}_stock on {1}", self.name, self.server_url);
@@ -154,9 +156,12 @@ impl Drop for World {
         }
         let (url, name) = (self.server_url.clone(), self.name.clone());
         let (kafka, topics) = (self.config.kafka.clone(), self.config.topics.clone());
+        let (redis, lock) = (self.config.redis.clone(), self.config.lock.clone());
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
             runtime.block_on(async {
+                let overlong = overlong_keys(&lock, &redis).await;
+                assert!(overlong.as_ref().map_or(true, Vec::is_empty), "keys that outlive their TTL: {overlong:?}");
                 let mut server = MySqlConnection::connect(&url).await.expect("the database server");
                 for store in ["orders", "stock"] {
                     let drop = format!("DROP DATABASE {name}_{store}");

@@ -1,0 +1,125 @@
+//! Others lock the same products: by the rows, or by another implementation of Redlock on the same keys.
+
+use std::{sync::Arc, time::Duration};
+
+use rslock::{Lock, LockManager};
+use sqlx::{Connection as _, MySqlConnection};
+use stocklock::{
+    config::SecretUrl,
+    domain::{OrderEvent, ProductId},
+    lock::{LockError, Locks},
+};
+
+use crate::harness::{Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines};
+
+/// Another client, which asks once.
+struct Other {
+    redlock: LockManager,
+    rows: MySqlConnection,
+}
+
+/// What another client holds; its rows until its connection is dropped.
+enum Theirs {
+    Row(MySqlConnection),
+    Redlock(LockManager, Lock),
+}
+
+impl Other {
+    async fn new(world: &World) -> Self {
+        let mut redlock = LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
+        redlock.set_retry(1, Duration::from_millis(1));
+        let rows = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
+        Self { redlock, rows }
+    }
+
+    /// Locks a product by the world's strategy. `None` where it is another's.
+    async fn lock(mut self, world: &World, product: &str) -> Option<Theirs> {
+        match world.strategy {
+            Strategy::Row => {
+                let sql = format!(
+                    "START TRANSACTION; SELECT version FROM products WHERE product_id = '{product}' FOR UPDATE NOWAIT"
+                );
+                sqlx::raw_sql(&sql).execute(&mut self.rows).await.ok()?;
+                Some(Theirs::Row(self.rows))
+            }
+            Strategy::Redlock => {
+                let key = format!("{}{product}", world.config.lock.prefix);
+                let lock = self.redlock.lock(key.as_str(), Duration::from_secs(60)).await.ok()?;
+                Some(Theirs::Redlock(self.redlock, lock))
+            }
+        }
+    }
+}
+
+impl Theirs {
+    async fn unlock(self) {
+        match self {
+            Self::Row(rows) => rows.close().await.expect("rolled back"),
+            Self::Redlock(manager, lock) => manager.unlock(&lock).await,
+        }
+    }
+}
+
+on_every_stack! {
+    async fn what_another_client_holds_is_waited_for(world: World) {
+        world.import(&[("a", 5), ("b", 5)]);
+        let worker = Arc::new(world.worker(&World::metrics()));
+        let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
+        let theirs = Other::new(&world).await.lock(&world, "b").await.expect("free");
+        let deciding = tokio::spawn(async move { decide(&worker, &events).await });
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!deciding.is_finished(), "it is another's");
+        assert_eq!((world.available("a"), world.available("b")), (5, 5));
+        theirs.unlock().await;
+        deciding.await.expect("decided");
+        assert_eq!((world.available("a"), world.available("b")), (4, 4));
+    }
+
+    async fn what_a_worker_holds_is_denied_to_others(world: World) {
+        world.import(&[("a", 5), ("b", 5)]);
+        let worker = Arc::new(world.worker(&World::metrics()));
+        let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
+        // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
+        let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
+        let outcome = "START TRANSACTION; INSERT INTO order_outcomes VALUES (x'{id}', 'FAILED', NULL, '[]', NOW(3), NULL)";
+        let outcome = outcome.replace("{id}", &hex(&events[0]));
+        sqlx::raw_sql(&outcome).execute(&mut rival).await.expect("inserted");
+        let deciding = tokio::spawn(async move { decide(&worker, &events).await });
+        is_held_up_at(&mut rival, &deciding, "INSERT INTO order_outcomes").await;
+        for product in ["a", "b"] {
+            assert!(Other::new(&world).await.lock(&world, product).await.is_none(), "{product} is the worker's");
+        }
+        rival.close().await.expect("rolled back");
+        deciding.await.expect("decided");
+        for product in ["a", "b"] {
+            assert_eq!(world.available(product), 4);
+            Other::new(&world).await.lock(&world, product).await.expect("free again").unlock().await;
+        }
+    }
+}
+
+fn hex(event: &OrderEvent) -> String {
+    event.order_id.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_claim_of_many_keys_respects_another_client_and_is_respected() {
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.wait = Duration::from_millis(200);
+    let (prefix, ttl) = (&world.config.lock.prefix, world.config.lock.ttl);
+    let locks = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let urls: Vec<_> = world.config.redis.urls.iter().map(SecretUrl::expose).collect();
+    let mut other = LockManager::new(urls);
+    other.set_retry(1, Duration::from_millis(1));
+    let products: Vec<_> = (0..1_500).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect();
+    let last = format!("{prefix}p1499");
+    let theirs = other.lock(last.as_str(), ttl).await.expect("free");
+    assert_eq!(acquire(&locks, &products).await.expect_err("the last key is theirs"), LockError::Contended);
+    // Nothing is left of what was granted before the last key was refused.
+    acquire(&locks, &products[..1_499]).await.expect("free").release().await;
+    other.unlock(&theirs).await;
+    let ours = acquire(&locks, &products).await.expect("free again");
+    other.lock(last.as_str(), ttl).await.expect_err("the key is ours");
+    ours.release().await;
+    other.lock(last.as_str(), ttl).await.expect("free again");
+}
