@@ -6,7 +6,7 @@ use rslock::{Lock, LockManager};
 use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     config::SecretUrl,
-    domain::{OrderEvent, ProductId},
+    domain::ProductId,
     lock::{LockError, Locks},
 };
 
@@ -81,9 +81,9 @@ on_every_stack! {
         let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
         // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
         let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-        let outcome = "START TRANSACTION; INSERT INTO order_outcomes VALUES (x'{id}', 'FAILED', NULL, '[]', NOW(3), NULL)";
-        let outcome = outcome.replace("{id}", &hex(&events[0]));
-        sqlx::raw_sql(&outcome).execute(&mut rival).await.expect("inserted");
+        sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.expect("begun");
+        let insert = sqlx::query("INSERT INTO order_outcomes VALUES (?, 'FAILED', NULL, '[]', NOW(3), NULL)");
+        insert.bind(&events[0].order_id.as_bytes()[..]).execute(&mut rival).await.expect("inserted");
         let deciding = tokio::spawn(async move { decide(&worker, &events).await });
         is_held_up_at(&mut rival, &deciding, "INSERT INTO order_outcomes").await;
         for product in ["a", "b"] {
@@ -96,10 +96,6 @@ on_every_stack! {
             Other::new(&world).await.lock(&world, product).await.expect("free again").unlock().await;
         }
     }
-}
-
-fn hex(event: &OrderEvent) -> String {
-    event.order_id.as_bytes().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
