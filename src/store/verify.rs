@@ -57,8 +57,8 @@ impl StockStore {
     }
 }
 
-/// Whoever is silent for whole seconds after the first statement held the same transaction during it. MySQL refuses to tell of sessions
-/// by `information_schema.processlist` while any of them runs a statement with bytes that are no text (3854), so it is asked by SHOW.
+/// Whoever is silent for whole seconds after the first statement held the same transaction during it. MySQL fails to list sessions in
+/// `information_schema.processlist` while any of them runs a statement with a character of four bytes (error 3854), so it is asked by SHOW.
 async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, sqlx::Error> {
     let sql = "SELECT DATABASE(), CAST(trx_mysql_thread_id AS UNSIGNED) FROM information_schema.innodb_trx";
     let in_transactions: Vec<(String, u64)> = match sqlx::query_as(sql).fetch_all(&mut *conn).await {

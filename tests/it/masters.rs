@@ -279,6 +279,28 @@ async fn what_is_granted_too_late_counts_as_an_outage() {
     acquire(&ours, &wanted).await.expect("in time").release().await;
 }
 
+/// The late one answers within its time, but long after the others have refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_late_master_grants_to_a_claim_that_was_refused_is_given_back() {
+    let masters = Masters::start(3).await;
+    let mut world = world_on(&masters).await;
+    world.config.lock.node_timeout = Duration::from_secs(5);
+    world.config.lock.wait = Duration::from_millis(10);
+    let ours = locks(&world, &World::metrics());
+    let wanted = products(5);
+    acquire(&ours, &wanted).await.expect("free").release().await;
+    for number in 0..2 {
+        masters.set(number, &format!("{}p000", world.config.lock.prefix), Some(Duration::from_secs(5))).await;
+    }
+    masters.freeze(2).await;
+    assert_eq!(acquire(&ours, &wanted).await.expect_err("two refuse"), LockError::Contended);
+    masters.thaw(2).await;
+    let begun = Instant::now();
+    while masters.keys_of(2, "*").await.keys().any(|key| !key.contains(' ')) {
+        assert!(begun.elapsed() < Duration::from_secs(1), "it keeps keys that nobody holds");
+    }
+}
+
 on_each_database! {
     async fn a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale(world: World) {
         let masters = Masters::start(3).await;
