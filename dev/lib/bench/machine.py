@@ -19,6 +19,7 @@ SHOWN = (
     "innodb_buffer_pool_size",
     "innodb_flush_method",
     "innodb_log_file_size",
+    "innodb_log_writer_threads",
     "innodb_redo_log_capacity",
 )
 
