@@ -145,6 +145,7 @@ impl<D> Batch<D> {
 
     /// A batch of what was left behind and is still this consumer's, and of the batch after it.
     pub(super) fn again(left: LeftBehind<D>, partitions: &Arc<Partitions>, next: Option<Self>) -> Self {
+        let first_left = first_offsets(&left.messages);
         let mut batch = Self::take(left.messages, left.decoded, partitions);
         if let Some(mut next) = next {
             batch.messages.append(&mut next.messages);
@@ -155,6 +156,10 @@ impl<D> Batch<D> {
                 is_taken_twice
             });
         }
+        // What was not taken again, as its partition is on its way to another owner, is undone all the same.
+        let taken_again = first_offsets(&batch.messages);
+        let is_lost = |(partition, offset): &(i32, i64)| taken_again.get(partition).is_none_or(|first| first > offset);
+        batch.left_behind = first_left.into_iter().filter(is_lost).collect();
         batch
     }
 
@@ -223,6 +228,15 @@ impl<D> Batch<D> {
         let undone = undone.next().map(Message::offset);
         undone.into_iter().chain(self.left_behind.get(&partition).copied()).min()
     }
+}
+
+/// The first of each partition.
+fn first_offsets(messages: &[Received]) -> HashMap<i32, i64> {
+    let mut first = HashMap::new();
+    for Received { message, .. } in messages {
+        first.entry(message.partition()).or_insert(message.offset());
+    }
+    first
 }
 
 impl<D> LeftBehind<D> {

@@ -151,7 +151,7 @@ impl<H: Handler> Step<H> {
                 },
                 behind => {
                     let next = batches.at_hand();
-                    if behind < most {
+                    if behind + next.as_ref().map_or(0, Batch::len) < most {
                         batches.demand();
                     }
                     next

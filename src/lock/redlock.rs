@@ -87,10 +87,12 @@ impl Redlock {
         loop {
             self.turns.forget();
             let patience = if Instant::now() < deadline { Patience::Left } else { Patience::Over };
-            let mut attempted = self.attempt(&wanted(&BTreeSet::new(), patience)).await;
+            let whole = wanted(&BTreeSet::new(), patience);
+            let mut attempted = self.attempt(&whole).await;
             if matches!(attempted, Err(LockError::Contended)) && (is_first || patience == Patience::Over) {
-                let refused = self.peek(&wanted(&BTreeSet::new(), patience)).await;
-                let less = wanted(&refused, patience);
+                let refused = self.peek(&whole).await;
+                // As old as the whole: by that age it was told what is refused.
+                let less = Wanted { since: whole.since, ..wanted(&refused, patience) };
                 if !refused.is_empty() && !less.products.is_empty() {
                     attempted = self.attempt(&less).await;
                 }

