@@ -143,24 +143,15 @@ impl<D> Batch<D> {
         Self { messages, decoded, taken: wanted, left_behind: HashMap::new(), partitions }
     }
 
-    /// A batch of what was left behind and is still this consumer's, and of the batch after it.
-    pub(super) fn again(left: LeftBehind<D>, partitions: &Arc<Partitions>, next: Option<Self>) -> Self {
-        let first_left = first_offsets(&left.messages);
-        let mut batch = Self::take(left.messages, left.decoded, partitions);
-        if let Some(mut next) = next {
-            batch.messages.append(&mut next.messages);
-            batch.decoded.append(&mut next.decoded);
-            next.taken.retain(|partition, assignment| {
-                let is_taken_twice = batch.taken.contains_key(partition);
-                batch.taken.entry(*partition).or_insert(*assignment);
-                is_taken_twice
-            });
+    /// A batch of what was left behind and of the batch after it, without the partitions that are on their way to other owners: what
+    /// comes later in them must not pass what was left behind.
+    pub(super) fn again(left: LeftBehind<D>, partitions: &Arc<Partitions>, mut next: Option<Self>) -> Self {
+        let LeftBehind { mut messages, mut decoded } = left;
+        if let Some(next) = &mut next {
+            messages.append(&mut next.messages);
+            decoded.append(&mut next.decoded);
         }
-        // What was not taken again, as its partition is on its way to another owner, is undone all the same.
-        let taken_again = first_offsets(&batch.messages);
-        let is_lost = |(partition, offset): &(i32, i64)| taken_again.get(partition).is_none_or(|first| first > offset);
-        batch.left_behind = first_left.into_iter().filter(is_lost).collect();
-        batch
+        Self::take(messages, decoded, partitions)
     }
 
     /// Takes out the messages with these numbers, which ascend.
@@ -228,15 +219,6 @@ impl<D> Batch<D> {
         let undone = undone.next().map(Message::offset);
         undone.into_iter().chain(self.left_behind.get(&partition).copied()).min()
     }
-}
-
-/// The first of each partition.
-fn first_offsets(messages: &[Received]) -> HashMap<i32, i64> {
-    let mut first = HashMap::new();
-    for Received { message, .. } in messages {
-        first.entry(message.partition()).or_insert(message.offset());
-    }
-    first
 }
 
 impl<D> LeftBehind<D> {

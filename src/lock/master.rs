@@ -1,4 +1,5 @@
 use std::{
+    io::{self, ErrorKind},
     ops::Range,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
@@ -8,7 +9,7 @@ use std::{
 };
 
 use redis::{
-    Client, FromRedisValue, IntoConnectionInfo as _, RedisResult, Script,
+    Client, FromRedisValue, IntoConnectionInfo as _, RedisError, RedisResult, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
@@ -200,21 +201,20 @@ impl Master {
         let (master, claim) = (self.clone(), Arc::clone(claim));
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
-            match timeout(patience, master.lock_chunks(&claim)).await {
-                Ok(Ok(granted)) => {
+            let locked = timeout(patience, master.lock_chunks(&claim)).await;
+            match locked.unwrap_or_else(|_| Err(io::Error::from(ErrorKind::TimedOut).into())) {
+                Ok(granted) => {
                     let (heard, is_heard) = oneshot::channel::<()>();
                     // Where nobody waits for it any more, it comes back and ends here.
                     drop(answer.send((granted, heard)));
                     if granted && is_heard.await.is_err() {
-                        master.take_back(&claim).await;
+                        master.take_back(&claim, None).await;
                     }
                 }
-                failed => {
-                    tracing::debug!(?failed, "a Redis master grants nothing");
-                    let settling = Settling::new(&master.unsettled);
+                Err(error) => {
+                    let unsettled = Unsettled::new(&master, &error);
                     drop(answer);
-                    master.take_back(&claim).await;
-                    drop(settling);
+                    master.take_back(&claim, Some(unsettled)).await;
                 }
             }
         });
@@ -229,21 +229,13 @@ impl Master {
     }
 
     /// Unlocks what became nobody's, however long that takes. A connection manager may keep an error for ever, and a connection through a
-    /// proxy may be silent for ever, so each failure replaces them.
-    async fn take_back(&self, claim: &Claim) {
-        let mut failures = 0_u32;
+    /// proxy may be silent for ever, so each failure replaces them. What such a proxy still has of the claim, it has of the first attempt to
+    /// unlock behind it.
+    async fn take_back(&self, claim: &Claim, mut unsettled: Option<Unsettled<'_>>) {
         while let Err(error) = self.unlock(claim, Unlock::Failed).await {
-            if failures == 0 {
-                let master = self.client.get_connection_info().addr();
-                tracing::warn!(%master, %error, "a Redis master cannot be reached, and is not asked for locks until it can");
-            }
-            failures = failures.saturating_add(1);
+            unsettled.get_or_insert_with(|| Unsettled::new(self, &error));
             self.connect_anew();
             sleep(ASK_AGAIN).await;
-        }
-        if failures > 0 {
-            let master = self.client.get_connection_info().addr();
-            tracing::info!(%master, failures, "a Redis master can be reached again");
         }
     }
 
@@ -339,18 +331,24 @@ fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A claim that is not settled, until it is dropped.
-struct Settling<'a>(&'a AtomicUsize);
+/// A claim of which it is not known what became of it, until it is dropped.
+struct Unsettled<'a>(&'a Master);
 
-impl<'a> Settling<'a> {
-    fn new(unsettled: &'a AtomicUsize) -> Self {
-        unsettled.fetch_add(1, Ordering::SeqCst);
-        Self(unsettled)
+impl<'a> Unsettled<'a> {
+    fn new(master: &'a Master, error: &RedisError) -> Self {
+        if master.unsettled.fetch_add(1, Ordering::SeqCst) == 0 {
+            let master = master.client.get_connection_info().addr();
+            tracing::warn!(%master, %error, "a Redis master does not answer, and is not asked for locks until it does");
+        }
+        Self(master)
     }
 }
 
-impl Drop for Settling<'_> {
+impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        if self.0.unsettled.fetch_sub(1, Ordering::SeqCst) == 1 {
+            let master = self.0.client.get_connection_info().addr();
+            tracing::info!(%master, "a Redis master answers again");
+        }
     }
 }

@@ -7,7 +7,10 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -50,6 +53,8 @@ pub struct Redlock {
     prefix: Arc<str>,
     waiter: Arc<str>,
     turns: Turns,
+    /// Whether the last claim was granted by some masters and refused by others.
+    was_split: AtomicBool,
     metrics: Metrics,
 }
 
@@ -72,6 +77,7 @@ impl Redlock {
             turns: Turns::new(clients, &prefix, Arc::clone(&waiter)),
             prefix,
             waiter,
+            was_split: AtomicBool::new(false),
             metrics: metrics.clone(),
         })
     }
@@ -90,12 +96,7 @@ impl Redlock {
             let whole = wanted(&BTreeSet::new(), patience);
             let mut attempted = self.attempt(&whole).await;
             if matches!(attempted, Err(LockError::Contended)) && (is_first || patience == Patience::Over) {
-                let refused = self.peek(&whole).await;
-                // As old as the whole: by that age it was told what is refused.
-                let less = Wanted { since: whole.since, ..wanted(&refused, patience) };
-                if !refused.is_empty() && !less.products.is_empty() {
-                    attempted = self.attempt(&less).await;
-                }
+                attempted = self.attempt_less(&whole, |refused| wanted(refused, patience)).await;
             }
             match attempted {
                 Ok(held) => {
@@ -114,6 +115,26 @@ impl Redlock {
         }
     }
 
+    /// Claims what is wanted without what was refused of the whole.
+    async fn attempt_less(
+        self: &Arc<Self>,
+        whole: &Wanted,
+        mut wanted: impl FnMut(&BTreeSet<ProductId>) -> Wanted,
+    ) -> Result<Held, LockError> {
+        for refused in self.peek(whole).await {
+            // As old as the whole: by that age it was told what is refused.
+            let less = Wanted { since: whole.since, ..wanted(&refused) };
+            if less.products.is_empty() {
+                continue;
+            }
+            match self.attempt(&less).await {
+                Err(LockError::Contended) => {}
+                attempted => return attempted,
+            }
+        }
+        Err(LockError::Contended)
+    }
+
     /// Claims all that is wanted, once.
     async fn attempt(self: &Arc<Self>, wanted: &Wanted) -> Result<Held, LockError> {
         let (claim, begun) = (Arc::new(self.claim(wanted)), Instant::now());
@@ -125,17 +146,22 @@ impl Redlock {
         if is_granted && begun.elapsed() < self.validity() {
             return Ok(Held::new(Arc::clone(self), claim, granted, begun));
         }
-        self.unlock(&claim, &granted, Unlock::Failed).await;
         let answered: Vec<_> = answers.iter().map(Option::is_some).collect();
         let is_refused = self.is_quorum(&answered) && !is_granted;
+        let is_split = is_refused && granted.contains(&true);
+        // Again: the masters do not agree on who is older, as they may not where ages differ by less than ways do.
+        let gives_way = self.was_split.swap(is_split, Ordering::SeqCst) && is_split && fastrand::bool();
+        let unlock = if gives_way { Unlock::Done } else { Unlock::Failed };
+        self.unlock(&claim, &granted, unlock).await;
         let (failure, cause) =
             if is_refused { (LockError::Contended, "contended") } else { (LockError::Unavailable, "unavailable") };
         self.metrics.lock_failures.with_label_values(&[cause]).inc();
         Err(failure)
     }
 
-    /// Which of the products a majority of the masters would not grant.
-    async fn peek(&self, wanted: &Wanted) -> BTreeSet<ProductId> {
+    /// The products that a majority of the masters would not grant, and, where they are more, those that any would not: masters may
+    /// hold different ones, so that no majority refuses any of them, and none grants all.
+    async fn peek(&self, wanted: &Wanted) -> Vec<BTreeSet<ProductId>> {
         let claim = self.claim(wanted);
         let patience = Master::patience(&claim, self.node_timeout);
         let asked = self.masters.iter().map(|master| async { timeout(patience, master.peek(&claim)).await.ok()?.ok() });
@@ -145,9 +171,16 @@ impl Redlock {
         for number in answers.iter().flatten() {
             *refusals.entry(*number).or_insert(0) += 1;
         }
-        let would_not = |number: &usize| answers.len() < self.quorum() + refusals.get(number).copied().unwrap_or(0);
-        let products = wanted.products.iter().enumerate().filter(|(number, _)| would_not(number));
-        products.map(|(_, product)| product.clone()).collect()
+        let enough_to_refuse = (answers.len() + 1).saturating_sub(self.quorum());
+        let refused_by = |enough: usize| {
+            let is_refused = |number| refusals.get(&number).is_some_and(|masters| *masters >= enough);
+            let products = wanted.products.iter().enumerate().filter(|(number, _)| is_refused(*number));
+            products.map(|(_, product)| product.clone()).collect::<BTreeSet<_>>()
+        };
+        let mut refused = vec![refused_by(enough_to_refuse), refused_by(1)];
+        refused.dedup();
+        refused.retain(|products| !products.is_empty());
+        refused
     }
 
     fn claim(&self, wanted: &Wanted) -> Claim {

@@ -14,7 +14,7 @@ use stocklock::{
 use tokio::time::Instant;
 
 use crate::harness::{
-    Database, Masters, PATIENCE, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines, random_orders,
+    Database, Masters, PATIENCE, Proxy, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines, random_orders,
 };
 
 fn products(names: &[&str]) -> Vec<ProductId> {
@@ -157,6 +157,58 @@ async fn a_key_that_only_a_minority_refuses_is_free() {
     }
     masters.set(2, &key(&world, "b"), Some(Duration::from_secs(5))).await;
     assert_eq!(handled(&worker, &events).await, "-ddd");
+}
+
+/// No majority refuses either of the keys that are held, and none grants both.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_that_single_masters_hold_are_left_behind_and_nothing_else() {
+    let masters = Masters::start(3).await;
+    let mut world = redlock().await;
+    masters.serve(&mut world);
+    world.import(&[("a", 10), ("b", 10), ("c", 10)]);
+    let worker = world.worker(&World::metrics());
+    let mut orders = vec![order_lines(&[("a", 1)]), order_lines(&[("b", 1)])];
+    orders.extend(vec![order_lines(&[("c", 1)]); 3]);
+    let events = world.save(&orders).await;
+    masters.set(0, &key(&world, "a"), Some(Duration::from_secs(5))).await;
+    masters.set(1, &key(&world, "b"), Some(Duration::from_secs(5))).await;
+    assert_eq!(handled(&worker, &events).await, "--ddd");
+}
+
+/// Two who are as old, each nearer to another master, with the third out: to each master another of them is older.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
+    const FAR: Duration = Duration::from_millis(8);
+    let masters = Masters::start(3).await;
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    world.config.lock.wait = Duration::from_secs(10);
+    masters.freeze(2).await;
+    let (mut contenders, mut proxies) = (Vec::new(), Vec::new());
+    for far in 0..2 {
+        world.config.redis.urls = masters.urls();
+        let (proxy, behind) = Proxy::before_distant(world.config.redis.urls[far].expose(), FAR).await;
+        world.config.redis.urls[far] = SecretUrl::new(behind);
+        proxies.push(proxy);
+        let metrics = World::metrics();
+        let contender = locks(&world, &metrics);
+        acquire(&contender, &products(&["warm"])).await.expect("free").release().await;
+        contenders.push((contender, metrics));
+    }
+    let refusals = || -> Vec<u64> {
+        let of = |metrics: &Metrics| metrics.lock_failures.with_label_values(&["contended"]).get();
+        contenders.iter().map(|(_, metrics)| of(metrics)).collect()
+    };
+    let wanted = products(&["a"]);
+    let mut both_refused = 0;
+    for _ in 0..10 {
+        let before = refusals();
+        let both = contenders.iter().map(async |(contender, _)| {
+            acquire(contender, &wanted).await.expect("one gives way").release().await;
+        });
+        futures::future::join_all(both).await;
+        both_refused += usize::from(std::iter::zip(refusals(), before).all(|(now, before)| now > before));
+    }
+    assert!(both_refused > 0, "the masters always agreed");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,8 @@
 //! What a lane does when its messages come faster than they are handled.
 
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
+    convert::Infallible,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -275,6 +276,99 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
     for partition in 0..world.config.topics.partitions {
         let offsets: Vec<_> = handled.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect();
         assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
+    }
+}
+
+/// Leaves the first message of each partition behind, whenever it comes, and handles all others.
+#[derive(Clone, Default)]
+struct Hindered {
+    handled: Arc<Mutex<BTreeSet<(i32, i64)>>>,
+}
+
+impl Handler for Hindered {
+    type Decoded = (i32, i64);
+    type Handled = ();
+    type Error = Infallible;
+
+    fn decode(&self, message: &OwnedMessage) -> (i32, i64) {
+        (message.partition(), message.offset())
+    }
+
+    async fn handle(&self, messages: &[(i32, i64)]) -> Result<Done<()>, Infallible> {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let (left_behind, handled): (Vec<_>, Vec<_>) =
+            (0..messages.len()).partition(|number: &usize| messages[*number].1 == 0);
+        self.handled.lock().unwrap().extend(handled.into_iter().map(|number: usize| messages[number]));
+        Ok(Done { handled: (), left_behind })
+    }
+
+    fn refusal(&self, _: &(i32, i64), (): &()) -> Option<Refusal> {
+        None
+    }
+
+    async fn publish(&self, (): &()) -> Result<(), Infallible> {
+        Ok(())
+    }
+
+    fn fate(error: &Infallible) -> Fate {
+        match *error {}
+    }
+}
+
+/// Batches in hand have more messages of a partition whose first one was left behind when it is taken away.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next_owner() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let subscription = Subscription { group_id, topic, lanes: 1 };
+    let health = Health::default();
+    let join = |metrics: &Metrics, shutdown: &Shutdown| {
+        let health = health.register("consumer");
+        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone()).unwrap()
+    };
+    let (metrics, rival_metrics) = (World::metrics(), World::metrics());
+    let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
+    let (consumer, mut lanes) = join(&metrics, &shutdown);
+    let hindered = Hindered::default();
+    let steps = ["handling", "publishing"].map(|step| health.register(step));
+    let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
+    let running =
+        lanes.pop().unwrap().run(hindered.clone(), dead_letters(&world, &metrics), batches, &metrics, steps);
+    let producing = async {
+        while !rival_shutdown.is_requested() {
+            let some = (0..20).map(|_| (OrderId::generate(), b"x".to_vec())).collect();
+            world.produce(topic, some).await;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let rival = async {
+        assigned(&metrics, 1).await;
+        while hindered.handled.lock().unwrap().len() < 200 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let (rival, mut lanes) = join(&rival_metrics, &rival_shutdown);
+        let mut lane = lanes.pop().unwrap();
+        let mut first: BTreeMap<i32, i64> = BTreeMap::new();
+        let begun = Instant::now();
+        while first.len() < 2 {
+            assert!(begun.elapsed() < crate::harness::PATIENCE, "it got {first:?}");
+            let batch = next_batch(&mut lane, batches).await.unwrap();
+            for message in batch.messages() {
+                first.entry(message.partition()).or_insert(message.offset());
+            }
+        }
+        rival_shutdown.request();
+        drop(lane);
+        rival.stopped().await.unwrap();
+        shutdown.request();
+        first
+    };
+    let (first, (), ()) = tokio::join!(rival, producing, running);
+    consumer.stopped().await.unwrap();
+    for (partition, offset) in first {
+        assert_eq!(offset, 0, "of partition {partition}");
+        let handled = hindered.handled.lock().unwrap().iter().filter(|(p, _)| *p == partition).count();
+        assert!(handled > 1, "those behind it had been handled");
     }
 }
 

@@ -1,7 +1,10 @@
+use std::{io, time::Duration};
+
 use tokio::{
-    io::copy_bidirectional,
+    io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy},
     net::{TcpListener, TcpStream},
     sync::watch,
+    time::sleep,
 };
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -19,12 +22,17 @@ pub struct Proxy {
 impl Proxy {
     /// A proxy before the server of a URL, and the URL that leads through it.
     pub async fn before(url: &str) -> (Self, String) {
+        Self::before_distant(url, Duration::ZERO).await
+    }
+
+    /// The same for a server to which the way takes so long.
+    pub async fn before_distant(url: &str, delay: Duration) -> (Self, String) {
         let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next()).expect("scheme://…");
         let server = authority.rsplit('@').next().expect("host:port");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
         let (way, watching) = watch::channel(Way::Open);
-        tokio::spawn(accept(listener, server.to_owned(), watching));
+        tokio::spawn(accept(listener, server.to_owned(), delay, watching));
         (Self { way }, url.replacen(server, &address, 1))
     }
 
@@ -44,20 +52,41 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, way: watch::Receiver<Way>) {
+async fn accept(listener: TcpListener, server: String, delay: Duration, way: watch::Receiver<Way>) {
     while let Ok((client, _)) = listener.accept().await {
-        tokio::spawn(carry(client, server.clone(), way.clone()));
+        tokio::spawn(carry(client, server.clone(), delay, way.clone()));
     }
 }
 
-async fn carry(mut client: TcpStream, server: String, mut way: watch::Receiver<Way>) {
+async fn carry(mut client: TcpStream, server: String, delay: Duration, mut way: watch::Receiver<Way>) {
     let found = *way.borrow_and_update();
     if found == Way::Open {
         let Ok(mut server) = TcpStream::connect(server).await else { return };
+        let (mut from_client, mut to_client) = client.split();
+        let (mut from_server, mut to_server) = server.split();
         tokio::select! {
-            _closed = copy_bidirectional(&mut client, &mut server) => {}
+            _closed = copy_late(&mut from_client, &mut to_server, delay) => {}
+            _closed = copy(&mut from_server, &mut to_client) => {}
             _fault = way.wait_for(|way| *way != Way::Open) => {}
         }
     }
     let _over = way.wait_for(|way| *way != Way::Hung).await;
+}
+
+async fn copy_late(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    delay: Duration,
+) -> io::Result<()> {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut bytes).await?;
+        if read == 0 {
+            return Ok(());
+        }
+        if !delay.is_zero() {
+            sleep(delay).await;
+        }
+        to.write_all(&bytes[..read]).await?;
+    }
 }
