@@ -175,7 +175,7 @@ async fn keys_that_single_masters_hold_are_left_behind_and_nothing_else() {
     assert_eq!(handled(&worker, &events).await, "--ddd");
 }
 
-/// Two who are as old, each nearer to another master, with the third out: to each master another of them is older.
+/// Two who wait for a third and are as old, each nearer to another master, with one more out: to each master another of them is older.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
     const FAR: Duration = Duration::from_millis(8);
@@ -194,6 +194,8 @@ async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
         acquire(&contender, &products(&["warm"])).await.expect("free").release().await;
         contenders.push((contender, metrics));
     }
+    world.config.redis.urls = masters.urls();
+    let third = locks(&world, &World::metrics());
     let refusals = || -> Vec<u64> {
         let of = |metrics: &Metrics| metrics.lock_failures.with_label_values(&["contended"]).get();
         contenders.iter().map(|(_, metrics)| of(metrics)).collect()
@@ -201,11 +203,16 @@ async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
     let wanted = products(&["a"]);
     let mut both_refused = 0;
     for _ in 0..10 {
-        let before = refusals();
+        let held = acquire(&third, &wanted).await.expect("free");
         let both = contenders.iter().map(async |(contender, _)| {
             acquire(contender, &wanted).await.expect("one gives way").release().await;
         });
-        futures::future::join_all(both).await;
+        let released = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            held.release().await;
+            refusals()
+        };
+        let (_, before) = tokio::join!(futures::future::join_all(both), released);
         both_refused += usize::from(std::iter::zip(refusals(), before).all(|(now, before)| now > before));
     }
     assert!(both_refused > 0, "the masters always agreed");
