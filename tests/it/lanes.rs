@@ -334,11 +334,13 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
     let running =
         lanes.pop().unwrap().run(hindered.clone(), dead_letters(&world, &metrics), batches, &metrics, steps);
+    let producer = Producer::new(&world.config.kafka).unwrap();
     let producing = async {
         while !rival_shutdown.is_requested() {
-            let some = (0..20).map(|_| (OrderId::generate(), b"x".to_vec())).collect();
-            world.produce(topic, some).await;
-            tokio::time::sleep(Duration::from_millis(10)).await;
+            let key = || Some(OrderId::generate().to_string().into_bytes());
+            let some = (0..40).map(|_| Message { key: key(), payload: Some(b"x".to_vec()), headers: None }).collect();
+            producer.produce(topic, some).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     let rival = async {
