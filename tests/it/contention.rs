@@ -14,7 +14,8 @@ use stocklock::{
 use tokio::time::Instant;
 
 use crate::harness::{
-    Database, Masters, PATIENCE, Proxy, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines, random_orders,
+    Database, Masters, PATIENCE, Proxy, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines,
+    random_orders,
 };
 
 fn products(names: &[&str]) -> Vec<ProductId> {

@@ -332,8 +332,7 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     let hindered = Hindered::default();
     let steps = ["handling", "publishing"].map(|step| health.register(step));
     let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
-    let running =
-        lanes.pop().unwrap().run(hindered.clone(), dead_letters(&world, &metrics), batches, &metrics, steps);
+    let running = lanes.pop().unwrap().run(hindered.clone(), dead_letters(&world, &metrics), batches, &metrics, steps);
     let producer = Producer::new(&world.config.kafka).unwrap();
     let producing = async {
         while !rival_shutdown.is_requested() {
