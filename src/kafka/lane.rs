@@ -238,3 +238,45 @@ impl<D> Drop for Batch<D> {
         self.partitions.put_back(&self.taken);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{thread, time::Duration};
+
+    use rdkafka::Timestamp;
+    use tokio::sync::Semaphore;
+
+    use super::*;
+
+    fn received(partition: i32, offset: i64, assignment: u64) -> Received {
+        let message =
+            OwnedMessage::new(None, None, "orders".to_owned(), Timestamp::NotAvailable, partition, offset, None);
+        let memory = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
+        Received { message, assignment, _memory: memory }
+    }
+
+    #[test]
+    fn what_comes_after_a_message_left_behind_goes_with_it_when_its_partition_is_taken_away() {
+        let partitions = Arc::new(Partitions::new(1));
+        partitions.assign(&[0, 1]);
+        let assignment = partitions.assignment(0).unwrap();
+        let take = |messages: &[(i32, i64)]| {
+            let messages: Vec<_> = messages.iter().map(|(p, offset)| received(*p, *offset, assignment)).collect();
+            let decoded = vec![(); messages.len()];
+            Batch::take(messages, decoded, &partitions)
+        };
+        let left = take(&[(0, 5), (1, 7)]).leave_behind(&[0, 1]);
+        let next = take(&[(0, 6), (1, 8)]);
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(10)));
+            while !partitions.take(&HashMap::from([(0, assignment)])).is_empty() {
+                partitions.put_back(&HashMap::from([(0, assignment)]));
+                thread::yield_now();
+            }
+            let batch = Batch::again(left, &partitions, Some(next));
+            let offsets: Vec<_> = batch.messages().map(|message| (message.partition(), message.offset())).collect();
+            assert_eq!(offsets, [(1, 7), (1, 8)]);
+            assert!(revoked.join().unwrap(), "nothing of it is in hand any more");
+        });
+    }
+}

@@ -3,13 +3,13 @@ use std::{
     ops::Range,
     sync::{
         Arc, LazyLock, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use redis::{
-    Client, FromRedisValue, IntoConnectionInfo as _, RedisError, RedisResult, Script,
+    Client, FromRedisValue, IntoConnectionInfo as _, ParsingError, RedisError, RedisResult, Script, Value,
     aio::{ConnectionManager, ConnectionManagerConfig},
     io::tcp::TcpSettings,
 };
@@ -101,19 +101,20 @@ macro_rules! asking_script {
     };
 }
 
-/// Locks all keys or none, and answers whether it did. Where another holds one, or has waited for it for longer, the claimant gets a
-/// place in its queue, and keeps those that it has in others'.
+/// Locks all keys or none, and answers as [`Answer`] has it. Where another holds one, or has waited for it for longer, the claimant gets
+/// a place in its queue, and keeps those that it has in others'.
 static LOCK: LazyLock<Script> = asking_script!(
     "for i, key in ipairs(KEYS) do
-       if not (is_its_turn(key) and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
+       local its_turn = is_its_turn(key)
+       if not (its_turn and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
          for granted = 1, i - 1 do redis.call('DEL', KEYS[granted]) end
          redis.call('SADD', queues, key)
          take_place(key)
          for later = i + 1, #KEYS do is_its_turn(KEYS[later]) end
-         return 0
+         return its_turn and 1 or 2
        end
      end
-     return 1"
+     return 0"
 );
 
 /// Answers the numbers of the keys that would be refused, and keeps the claimant's places in queues.
@@ -152,6 +153,27 @@ static UNLOCK: LazyLock<Script> = script!(
      end"
 );
 
+/// What a master makes of a claim.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Answer {
+    Granted,
+    /// Another holds one of the keys.
+    Held,
+    /// Another has waited for one of them for longer.
+    OthersTurn,
+}
+
+impl FromRedisValue for Answer {
+    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
+        match usize::from_redis_value(value)? {
+            0 => Ok(Self::Granted),
+            1 => Ok(Self::Held),
+            2 => Ok(Self::OthersTurn),
+            other => Err(format!("no answer to a claim: {other}").into()),
+        }
+    }
+}
+
 /// What becomes of the places in the queues of keys that are unlocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Unlock {
@@ -170,6 +192,8 @@ pub(super) struct Master {
     /// Claims of which it is not known what became of them. While there are any, no further ones are made, so that they cannot
     /// pile up at a master that hangs.
     unsettled: Arc<AtomicUsize>,
+    /// Since the last claim that it answered it has failed.
+    is_failing: Arc<AtomicBool>,
 }
 
 impl Master {
@@ -182,7 +206,7 @@ impl Master {
             .set_response_timeout(Some(broken_after));
         let connection = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
         let connection = Arc::new(Mutex::new(connection));
-        Ok(Self { client: client.clone(), settings, connection, unsettled: Arc::default() })
+        Ok(Self { client: client.clone(), settings, connection, unsettled: Arc::default(), is_failing: Arc::default() })
     }
 
     /// Fails where the URL does not parse.
@@ -191,9 +215,9 @@ impl Master {
         Client::open(url.into_connection_info()?.set_tcp_settings(tcp))
     }
 
-    /// Claims all keys or none, and answers whether they are granted. `None` where it does not answer in time or cannot lock anything. What
+    /// Claims all keys or none. `None` where it does not answer in time or cannot lock anything. What
     /// it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
-    pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<bool> {
+    pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<Answer> {
         if !self.is_settled() {
             return None;
         }
@@ -203,24 +227,26 @@ impl Master {
         tokio::spawn(async move {
             let locked = timeout(patience, master.lock_chunks(&claim)).await;
             match locked.unwrap_or_else(|_| Err(io::Error::from(ErrorKind::TimedOut).into())) {
-                Ok(granted) => {
+                Ok(answered) => {
+                    master.works();
                     let (heard, is_heard) = oneshot::channel::<()>();
                     // Where nobody waits for it any more, it comes back and ends here.
-                    drop(answer.send((granted, heard)));
-                    if granted && is_heard.await.is_err() {
+                    drop(answer.send((answered, heard)));
+                    if answered == Answer::Granted && is_heard.await.is_err() {
                         master.take_back(&claim, None).await;
                     }
                 }
                 Err(error) => {
-                    let unsettled = Unsettled::new(&master, &error);
+                    master.fails(&error);
+                    let unsettled = Unsettled::new(&master.unsettled);
                     drop(answer);
                     master.take_back(&claim, Some(unsettled)).await;
                 }
             }
         });
-        let (granted, heard) = answered.await.ok()?;
+        let (answered, heard) = answered.await.ok()?;
         let _takes_nothing_back = heard.send(());
-        Some(granted)
+        Some(answered)
     }
 
     /// Whether it is known what became of every claim that was made.
@@ -233,9 +259,24 @@ impl Master {
     /// unlock behind it.
     async fn take_back(&self, claim: &Claim, mut unsettled: Option<Unsettled<'_>>) {
         while let Err(error) = self.unlock(claim, Unlock::Failed).await {
-            unsettled.get_or_insert_with(|| Unsettled::new(self, &error));
+            self.fails(&error);
+            unsettled.get_or_insert_with(|| Unsettled::new(&self.unsettled));
             self.connect_anew();
             sleep(ASK_AGAIN).await;
+        }
+    }
+
+    fn fails(&self, error: &RedisError) {
+        if !self.is_failing.swap(true, Ordering::SeqCst) {
+            let master = self.client.get_connection_info().addr();
+            tracing::warn!(%master, %error, "a Redis master does not lock anything");
+        }
+    }
+
+    fn works(&self) {
+        if self.is_failing.swap(false, Ordering::SeqCst) {
+            let master = self.client.get_connection_info().addr();
+            tracing::info!(%master, "a Redis master answers again");
         }
     }
 
@@ -252,19 +293,20 @@ impl Master {
         node_timeout * u32::try_from(scripts).unwrap_or(u32::MAX)
     }
 
-    async fn lock_chunks(&self, claim: &Claim) -> RedisResult<bool> {
+    async fn lock_chunks(&self, claim: &Claim) -> RedisResult<Answer> {
         for chunk in chunks(claim) {
             let (start, end) = (chunk.start, chunk.end);
-            if !self.ask::<bool>(&LOCK, claim, chunk).await? {
+            let answer = self.ask(&LOCK, claim, chunk).await?;
+            if answer != Answer::Granted {
                 if start > 0 {
                     self.unlock(claim, Unlock::Failed).await?;
                 }
                 // Which keeps the places in the queues of those keys.
                 self.peek_from(claim, end).await?;
-                return Ok(false);
+                return Ok(answer);
             }
         }
-        Ok(true)
+        Ok(Answer::Granted)
     }
 
     /// The numbers of the claim's keys that it would refuse.
@@ -332,23 +374,17 @@ fn millis(duration: Duration) -> u64 {
 }
 
 /// A claim of which it is not known what became of it, until it is dropped.
-struct Unsettled<'a>(&'a Master);
+struct Unsettled<'a>(&'a AtomicUsize);
 
 impl<'a> Unsettled<'a> {
-    fn new(master: &'a Master, error: &RedisError) -> Self {
-        if master.unsettled.fetch_add(1, Ordering::SeqCst) == 0 {
-            let master = master.client.get_connection_info().addr();
-            tracing::warn!(%master, %error, "a Redis master does not answer, and is not asked for locks until it does");
-        }
-        Self(master)
+    fn new(unsettled: &'a AtomicUsize) -> Self {
+        unsettled.fetch_add(1, Ordering::SeqCst);
+        Self(unsettled)
     }
 }
 
 impl Drop for Unsettled<'_> {
     fn drop(&mut self) {
-        if self.0.unsettled.fetch_sub(1, Ordering::SeqCst) == 1 {
-            let master = self.0.client.get_connection_info().addr();
-            tracing::info!(%master, "a Redis master answers again");
-        }
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 }

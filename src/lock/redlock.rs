@@ -7,10 +7,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::Arc,
     time::Duration,
 };
 
@@ -24,7 +21,7 @@ use uuid::Uuid;
 
 use super::{
     LockError, Patience, Wanted,
-    master::{Claim, Master, Unlock},
+    master::{Answer, Claim, Master, Unlock},
     turns::Turns,
 };
 use crate::{
@@ -53,8 +50,6 @@ pub struct Redlock {
     prefix: Arc<str>,
     waiter: Arc<str>,
     turns: Turns,
-    /// Whether the last claim was granted by some masters and refused by others.
-    was_split: AtomicBool,
     metrics: Metrics,
 }
 
@@ -77,7 +72,6 @@ impl Redlock {
             turns: Turns::new(clients, &prefix, Arc::clone(&waiter)),
             prefix,
             waiter,
-            was_split: AtomicBool::new(false),
             metrics: metrics.clone(),
         })
     }
@@ -139,19 +133,18 @@ impl Redlock {
     async fn attempt(self: &Arc<Self>, wanted: &Wanted) -> Result<Held, LockError> {
         let (claim, begun) = (Arc::new(self.claim(wanted)), Instant::now());
         let asked = self.masters.iter().map(|master| master.lock(&claim, self.node_timeout));
-        let answers: Vec<_> =
-            hear(asked, self.quorum(), |answer| *answer).await.into_iter().map(Option::flatten).collect();
-        let granted: Vec<_> = answers.iter().map(|answer| *answer == Some(true)).collect();
+        let vote = |answer: &Option<Answer>| answer.map(|answer| answer == Answer::Granted);
+        let answers: Vec<_> = hear(asked, self.quorum(), vote).await.into_iter().map(Option::flatten).collect();
+        let granted: Vec<_> = answers.iter().map(|answer| *answer == Some(Answer::Granted)).collect();
         let is_granted = self.is_quorum(&granted);
         if is_granted && begun.elapsed() < self.validity() {
             return Ok(Held::new(Arc::clone(self), claim, granted, begun));
         }
         let answered: Vec<_> = answers.iter().map(Option::is_some).collect();
         let is_refused = self.is_quorum(&answered) && !is_granted;
-        let is_split = is_refused && granted.contains(&true);
-        // Again: the masters do not agree on who is older, as they may not where ages differ by less than ways do.
-        let gives_way = self.was_split.swap(is_split, Ordering::SeqCst) && is_split && fastrand::bool();
-        let unlock = if gives_way { Unlock::Done } else { Unlock::Failed };
+        // The masters do not agree on who has waited for longer, as they may not where ages differ by less than ways do.
+        let is_split = granted.contains(&true) && !answers.contains(&Some(Answer::Held));
+        let unlock = if is_refused && is_split && fastrand::bool() { Unlock::Done } else { Unlock::Failed };
         self.unlock(&claim, &granted, unlock).await;
         let (failure, cause) =
             if is_refused { (LockError::Contended, "contended") } else { (LockError::Unavailable, "unavailable") };
