@@ -85,6 +85,7 @@ fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
         .set("fetch.message.max.bytes", "262144")
         .set("fetch.max.bytes", "4194304")
         .set("fetch.wait.max.ms", "50")
+        .set("fetch.queue.backoff.ms", "10")
         .set("statistics.interval.ms", "5000");
     if let Some(id) = &kafka.group_instance_id {
         client.set("group.instance.id", id);
