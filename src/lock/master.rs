@@ -255,8 +255,8 @@ impl Master {
     }
 
     /// Unlocks what became nobody's, however long that takes. A connection manager may keep an error for ever, and a connection through a
-    /// proxy may be silent for ever, so each failure replaces them. What such a proxy still has of the claim, it has of the first attempt to
-    /// unlock behind it.
+    /// proxy may be silent for ever, so each failure replaces them. A proxy that still has the claim has the first attempt to unlock behind
+    /// it; where the connection broke in between, the key stays until it expires.
     async fn take_back(&self, claim: &Claim, mut unsettled: Option<Unsettled<'_>>) {
         while let Err(error) = self.unlock(claim, Unlock::Failed).await {
             self.fails(&error);
