@@ -1,12 +1,16 @@
 //! The stores as `stocklock verify` reads them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    time::Duration,
+};
 
 use futures::TryStreamExt;
 use sqlx::{
     MySqlConnection, Row,
     mysql::{MySqlDatabaseError, MySqlRow},
 };
+use tokio::time::sleep;
 
 use super::{
     OrderStore, StockStore, StoreError,
@@ -49,6 +53,14 @@ const READ_ORDERS: &str = concat!(
 /// The server's refusal to tell of others' sessions: it takes the privilege PROCESS.
 const ACCESS_DENIED: u16 = 1227;
 
+/// MySQL's failure to list transactions, or in `information_schema.processlist` sessions, while any of them runs a statement with a
+/// character of four bytes, or with binary parameters: its text does not fit into the list.
+const CANNOT_CONVERT: u16 = 3854;
+
+/// How often that is asked again: statements end soon. InnoDB makes the list anew only where nobody has read it for 100 ms.
+const ASK_AGAIN: u32 = 60;
+const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
+
 impl StockStore {
     /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
     /// `None` where the user may not see that.
@@ -57,18 +69,10 @@ impl StockStore {
     }
 }
 
-/// Whoever is silent for whole seconds after the first statement held the same transaction during it. MySQL fails to list sessions in
-/// `information_schema.processlist` while any of them runs a statement with a character of four bytes (error 3854), so it is asked by SHOW.
+/// Whoever is silent for whole seconds after the first statement held the same transaction during it. Sessions are asked for by SHOW, which
+/// lists them whatever they run.
 async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, sqlx::Error> {
-    let sql = "SELECT DATABASE(), CAST(trx_mysql_thread_id AS UNSIGNED) FROM information_schema.innodb_trx";
-    let in_transactions: Vec<(String, u64)> = match sqlx::query_as(sql).fetch_all(&mut *conn).await {
-        Err(sqlx::Error::Database(refusal))
-            if refusal.try_downcast_ref::<MySqlDatabaseError>().is_some_and(|e| e.number() == ACCESS_DENIED) =>
-        {
-            return Ok(None);
-        }
-        answered => answered?,
-    };
+    let Some(in_transactions) = in_transactions(conn).await? else { return Ok(None) };
     let mut silent = Vec::new();
     for session in sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(conn).await? {
         let database: Option<String> = session.try_get("db")?;
@@ -80,6 +84,25 @@ async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result
             .extend(since.filter(|since| sleeps && holds_one && *since > i64::from(seconds)).map(|since| (id, since)));
     }
     Ok(Some(silent))
+}
+
+/// The sessions that have a transaction open; with each the name of our database.
+async fn in_transactions(conn: &mut MySqlConnection) -> Result<Option<Vec<(String, u64)>>, sqlx::Error> {
+    let sql = "SELECT DATABASE(), CAST(trx_mysql_thread_id AS UNSIGNED) FROM information_schema.innodb_trx";
+    let mut failures = 0;
+    loop {
+        let failure = match sqlx::query_as(sql).fetch_all(&mut *conn).await {
+            Ok(found) => return Ok(Some(found)),
+            Err(failure) => failure,
+        };
+        let error = failure.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+        match error.map(MySqlDatabaseError::number) {
+            Some(ACCESS_DENIED) => return Ok(None),
+            Some(CANNOT_CONVERT) if failures < ASK_AGAIN => failures += 1,
+            _ => return Err(failure),
+        }
+        sleep(ASK_AGAIN_AFTER.mul_f64(fastrand::f64().midpoint(1.0))).await;
+    }
 }
 
 impl OrderStore {
