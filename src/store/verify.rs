@@ -57,7 +57,7 @@ const ACCESS_DENIED: u16 = 1227;
 /// character of four bytes, or with binary parameters: its text does not fit into the list.
 const CANNOT_CONVERT: u16 = 3854;
 
-/// How often that is asked again: statements end soon. InnoDB makes the list anew only where nobody has read it for 100 ms.
+/// How often that is asked again: statements end soon. The server makes the list anew only where nobody has read it for 100 ms.
 const ASK_AGAIN: u32 = 60;
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
