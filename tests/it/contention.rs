@@ -393,7 +393,7 @@ async fn nothing_is_committed_under_locks_that_were_lost() {
         tokio::spawn(async move { worker.handle(&messages).await.map(|done| done.handled.outcomes.len()) })
     };
     is_held_up_at(&mut rival.conn, &deciding, "UPDATE JSON_TABLE").await;
-    assert!(world.delete_keys().await >= 3, "it held them");
+    assert!(world.delete_keys().await >= 2, "a majority of the masters held it");
     let begun = Instant::now();
     while metrics.lock_failures.with_label_values(&["lost"]).get() == 0 {
         assert!(begun.elapsed() < PATIENCE, "nobody notices");
