@@ -310,8 +310,8 @@ async fn renew(
         let extended = hear(extending, redlock.quorum(), |extended| Some(*extended)).await;
         let extended: Vec<_> = extended.into_iter().map(|extended| extended == Some(true)).collect();
         if since.elapsed() >= redlock.validity() || !redlock.is_quorum(&extended) {
-            let _receiver_gone = renewed.send(None);
             redlock.metrics.lock_failures.with_label_values(&["lost"]).inc();
+            let _receiver_gone = renewed.send(None);
             tracing::warn!("the locks of a batch were lost before it was done");
             return;
         }

@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use redis::{Client, RedisResult};
+use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio::time::timeout;
 
 use super::LockError;
@@ -33,7 +33,9 @@ pub async fn overlong_keys(lock: &config::Lock, redis: &config::Redis) -> Result
 }
 
 async fn survey(client: &Client, lock: &config::Lock) -> RedisResult<Vec<(String, Option<Duration>)>> {
-    let mut connection = client.get_multiplexed_async_connection().await?;
+    // The client's own limits are far shorter.
+    let patient = AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
+    let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
     let (mut overlong, mut cursor) = (Vec::new(), 0_u64);
     loop {
         let mut scan = redis::cmd("SCAN");

@@ -157,6 +157,21 @@ on_two_stacks! {
     }
 }
 
+/// Waits until a reading has not changed for so long.
+async fn unchanged_for<T: PartialEq>(long: Duration, read: impl AsyncFn() -> T) -> T {
+    let begun = Instant::now();
+    let (mut last, mut since) = (read().await, Instant::now());
+    while since.elapsed() < long {
+        assert!(begun.elapsed() < PATIENCE, "it changes for ever");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let now = read().await;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
+}
+
 /// Restarts one of two static members, and fails the test where the other notices.
 async fn restart_a_static_member(protocol: &str) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -181,7 +196,7 @@ async fn restart_a_static_member(protocol: &str) {
         }
         counts
     };
-    let before = rebalances().await;
+    let before = unchanged_for(Duration::from_secs(5), &rebalances).await;
     second.stop();
     let second = world.start_with("worker", &settings("second")).await;
     works(&second).await;

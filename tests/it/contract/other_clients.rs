@@ -102,6 +102,7 @@ on_every_stack! {
 async fn a_claim_of_many_keys_respects_another_client_and_is_respected() {
     let mut world = World::new(Database::MySql, Strategy::Redlock).await;
     world.config.lock.wait = Duration::from_millis(200);
+    world.config.lock.node_timeout = Duration::from_secs(2);
     let (prefix, ttl) = (&world.config.lock.prefix, world.config.lock.ttl);
     let locks = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     let urls: Vec<_> = world.config.redis.urls.iter().map(SecretUrl::expose).collect();

@@ -11,7 +11,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use redis::aio::MultiplexedConnection;
+use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
 use stocklock::config::SecretUrl;
 use tempfile::TempDir;
 
@@ -56,7 +56,7 @@ impl Masters {
     pub async fn freeze(&self, number: usize) {
         self.masters[number].signal(Signal::SIGSTOP);
         let ping = tokio::time::timeout(Duration::from_millis(300), self.masters[number].ping()).await;
-        assert!(ping.is_err(), "the master is not stopped");
+        assert!(!matches!(ping, Ok(true)), "the master is not stopped");
     }
 
     pub async fn thaw(&self, number: usize) {
@@ -183,7 +183,9 @@ fn clock_library() -> PathBuf {
 }
 
 async fn connect(url: &str) -> redis::RedisResult<MultiplexedConnection> {
-    redis::Client::open(url)?.get_multiplexed_async_connection().await
+    let patient =
+        AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
+    redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
 }
 
 async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {

@@ -20,7 +20,7 @@ pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
 pub use rival::Rival;
 pub use steps::{
-    acquire, aged, decide, deliver, is_held_up_at, made_ago, order_lines, random_orders, release, try_step,
+    acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders, release, try_step,
 };
 pub use topics::{delivered, header};
 pub use world::{Database, PATIENCE, Strategy, World, lines};

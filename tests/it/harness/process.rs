@@ -4,6 +4,7 @@ use std::{
     net::TcpListener,
     os::unix::process::ExitStatusExt as _,
     process::{Child, Command, Output, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -206,8 +207,18 @@ impl Drop for Role {
     }
 }
 
-/// An address that nobody listens on.
+/// An address that nobody listens on, and that neither another call nor the system will give to others: its port is below those that the
+/// system gives out by itself, from 32768 on.
 pub fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").to_string()
+    static GIVEN: AtomicU32 = AtomicU32::new(0);
+    // Another run of the tests begins elsewhere.
+    let begin = std::process::id().wrapping_mul(97);
+    loop {
+        let number = GIVEN.fetch_add(1, Ordering::Relaxed);
+        let address = format!("127.0.0.1:{}", 20_000 + begin.wrapping_add(number) % 12_000);
+        if TcpListener::bind(&address).is_ok() {
+            return address;
+        }
+        assert!(number < 12_000, "no port is free");
+    }
 }

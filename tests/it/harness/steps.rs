@@ -1,8 +1,8 @@
 //! The use cases without their loops, so that a test decides what arrives when.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, fmt::Display, sync::Arc, time::Duration};
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 use rdkafka::message::OwnedMessage;
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use stocklock::{
@@ -107,7 +107,11 @@ pub fn aged(days: i64) -> OrderId {
 
 /// An id of some time ago.
 pub fn made_ago(age: TimeDelta) -> OrderId {
-    OrderId::new(Utc::now() - age, &std::array::from_fn(|_| fastrand::u8(..)))
+    made_at(Utc::now() - age)
+}
+
+pub fn made_at(time: DateTime<Utc>) -> OrderId {
+    OrderId::new(time, &std::array::from_fn(|_| fastrand::u8(..)))
 }
 
 pub fn release(of: &OrderEvent) -> OrderEvent {
@@ -140,11 +144,17 @@ pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Res
     Ok(handled)
 }
 
+async fn repeat_later(error: &impl Display) {
+    eprintln!("repeated: {error}");
+    tokio::time::sleep(Duration::from_millis(50)).await;
+}
+
 /// Has a worker decide and report a batch, and what it leaves behind again, as a lane does. Answers how many orders got their outcome.
 pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let mut decoded: Vec<_> = messages.iter().map(|message| worker.decode(message)).collect();
     let (mut open, mut outcomes) = (messages.iter().collect::<Vec<_>>(), 0);
-    for _ in 0..30 {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         match worker.handle(&decoded).await {
             Ok(Done { handled, left_behind }) => {
                 worker.publish(&handled).await.expect("reported");
@@ -155,17 +165,18 @@ pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
                     return outcomes;
                 }
             }
-            Err(error) => eprintln!("repeated: {error}"),
+            Err(error) => repeat_later(&error).await,
         }
     }
-    panic!("a batch was not done in 30 attempts");
+    panic!("a batch is not done");
 }
 
 /// Has a worker decide events, in as many parts as others' locks make it.
 pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
     let arrived: Vec<_> = events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
-    for _ in 0..30 {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
         match worker.decide(&open).await {
             Ok(Done { handled, left_behind }) => {
                 decisions.push(handled);
@@ -174,10 +185,10 @@ pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
                     return decisions;
                 }
             }
-            Err(error) => eprintln!("repeated: {error}"),
+            Err(error) => repeat_later(&error).await,
         }
     }
-    panic!("a batch was not decided in 30 attempts");
+    panic!("a batch is not decided");
 }
 
 /// The same for events that come in one batch, in this order.

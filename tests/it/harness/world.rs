@@ -129,8 +129,12 @@ impl World {
     }
 
     pub fn order_store(&self) -> store::OrderStore {
+        self.order_store_with(&Self::metrics())
+    }
+
+    pub fn order_store_with(&self, metrics: &Metrics) -> store::OrderStore {
         let idle = Duration::from_secs(60);
-        let opened = store::Database::open(&self.config.order_store, store::Role::OrderStore, idle, Self::metrics());
+        let opened = store::Database::open(&self.config.order_store, store::Role::OrderStore, idle, metrics.clone());
         store::OrderStore::new(opened.expect("the order store"))
     }
 
