@@ -1,6 +1,6 @@
 //! An exhaustive check of the protocol by which workers lock, decide, report and store offsets: every interleaving of two workers, four
 //! orders and two products, in which a worker may be paused for longer than its locks live, die at any step, be given partitions that
-//! another still believes to own, get orders again, and leave behind what it cannot lock.
+//! another still believes to own, have partitions taken away, get orders again, and leave behind what it cannot lock.
 //!
 //! A lock is a promise that may be broken at any time, and no worker looks whether its own still holds: what must be true rests on the
 //! database alone. The model is that of docs/locking.md, and its steps go by the names they have there.
@@ -32,6 +32,8 @@ enum Mutant {
     OffsetsPassWhatIsLeft,
     /// Only those orders are left behind whose products are held.
     OthersOvertakeWhatIsLeft,
+    /// A partition that is taken away takes along what was left behind of it, and not what was collected after it.
+    RevocationForgetsWhatIsLeft,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -61,6 +63,18 @@ impl Orders {
         (0..ORDERS).filter(move |&order| self.0[order])
     }
 
+    fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+
+    fn and(self, others: Self) -> Self {
+        Self(std::array::from_fn(|order| self.0[order] || others.0[order]))
+    }
+
+    fn without(self, others: Self) -> Self {
+        Self(std::array::from_fn(|order| self.0[order] && !others.0[order]))
+    }
+
     fn demand(self, product: usize) -> bool {
         self.iter().any(|order| DEMANDS[order][product] > 0)
     }
@@ -72,6 +86,8 @@ struct Batch {
     partition: usize,
     end: usize,
     orders: Orders,
+    /// Those of them that an earlier batch left behind, until they are locked.
+    again: Orders,
     left_behind: Orders,
 }
 
@@ -143,7 +159,10 @@ enum Action {
     /// The same with the rows locked from the reading on.
     CommitLocked(usize),
     Report(usize),
-    StoreOffset(usize),
+    /// What the batch left behind is done again, together with what was collected meanwhile, up to a certain order.
+    StoreOffset(usize, usize),
+    /// A worker learns, before it handles a batch with orders left behind, that the partition is another's.
+    Revoke(usize),
     Die(usize),
     Restock,
 }
@@ -156,7 +175,7 @@ fn lock(state: &mut State, worker: usize, batch: Batch) -> Option<()> {
         }
         state.locks[product] = Some(worker);
     }
-    state.workers[worker] = Step::Locked(batch);
+    state.workers[worker] = Step::Locked(Batch { again: Orders::default(), ..batch });
     Some(())
 }
 
@@ -261,7 +280,14 @@ impl Model for Protocol {
                 Step::Read(..) => actions.push(Action::Commit(worker)),
                 Step::Rejected(_) => actions.push(Action::CommitLocked(worker)),
                 Step::Committed(_) => actions.push(Action::Report(worker)),
-                Step::Reported(_) => actions.push(Action::StoreOffset(worker)),
+                Step::Reported(batch) => {
+                    let (_, last) = PARTITIONS[batch.partition];
+                    let collected = if batch.left_behind.is_empty() { batch.end } else { last };
+                    actions.extend((batch.end..=collected).map(|end| Action::StoreOffset(worker, end)));
+                }
+            }
+            if matches!(state.workers[worker], Step::Delivered(batch) if !batch.again.is_empty()) {
+                actions.push(Action::Revoke(worker));
             }
             if state.workers[worker] != Step::Idle {
                 actions.push(Action::Die(worker));
@@ -282,8 +308,9 @@ impl Model for Protocol {
         match action {
             Action::Deliver(worker, partition, end) => {
                 let orders = Orders::range(state.committed_offsets[partition], end);
-                let left_behind = Orders::default();
-                state.workers[worker] = Step::Delivered(Batch { partition, end, orders, left_behind });
+                let none = Orders::default();
+                state.workers[worker] =
+                    Step::Delivered(Batch { partition, end, orders, again: none, left_behind: none });
             }
             Action::Lock(worker) => {
                 let Step::Delivered(batch) = state.workers[worker] else { return None };
@@ -293,7 +320,7 @@ impl Model for Protocol {
                 let Step::Delivered(batch) = state.workers[worker] else { return None };
                 let less =
                     batch.without(|product| last.locks[product].is_some(), self.is(Mutant::OthersOvertakeWhatIsLeft));
-                if less.orders == Orders::default() || less.orders == batch.orders {
+                if less.orders.is_empty() || less.orders == batch.orders {
                     return None;
                 }
                 lock(&mut state, worker, less)?;
@@ -328,13 +355,31 @@ impl Model for Protocol {
                 batch.orders.iter().for_each(|order| state.reported[order] = true);
                 state.workers[worker] = Step::Reported(batch);
             }
-            Action::StoreOffset(worker) => {
+            Action::StoreOffset(worker, collected) => {
                 let Step::Reported(batch) = state.workers[worker] else { return None };
                 let first_left = batch.left_behind.iter().next().filter(|_| !self.is(Mutant::OffsetsPassWhatIsLeft));
                 state.committed_offsets[batch.partition] = first_left.unwrap_or(batch.end);
-                let again = Batch { orders: batch.left_behind, left_behind: Orders::default(), ..batch };
-                state.workers[worker] =
-                    if again.orders == Orders::default() { Step::Idle } else { Step::Delivered(again) };
+                let again = batch.left_behind;
+                state.workers[worker] = if again.is_empty() {
+                    Step::Idle
+                } else {
+                    let orders = again.and(Orders::range(batch.end, collected));
+                    let left_behind = Orders::default();
+                    Step::Delivered(Batch { end: collected, orders, again, left_behind, ..batch })
+                };
+            }
+            Action::Revoke(worker) => {
+                let Step::Delivered(batch) = state.workers[worker] else { return None };
+                let kept = if self.is(Mutant::RevocationForgetsWhatIsLeft) {
+                    batch.orders.without(batch.again)
+                } else {
+                    Orders::default()
+                };
+                state.workers[worker] = if kept.is_empty() {
+                    Step::Idle
+                } else {
+                    Step::Delivered(Batch { orders: kept, again: Orders::default(), ..batch })
+                };
             }
             Action::Die(worker) => state.workers[worker] = Step::Idle,
             Action::Restock => {
@@ -375,9 +420,12 @@ impl Model for Protocol {
             }),
             Property::always("no order overtakes another on a product", |_, state: &State| !state.overtaken),
             Property::sometimes("an order is left behind", |_, state: &State| {
-                let left =
-                    |step: &Step| matches!(step, Step::Committed(batch) if batch.left_behind != Orders::default());
+                let left = |step: &Step| matches!(step, Step::Committed(batch) if !batch.left_behind.is_empty());
                 state.workers.iter().any(left)
+            }),
+            Property::sometimes("what was left behind comes again with what came after it", |_, state: &State| {
+                let is_both = |step: &Step| matches!(step, Step::Delivered(batch) if !batch.again.is_empty() && batch.again != batch.orders);
+                state.workers.iter().any(is_both)
             }),
             Property::sometimes("all are decided and reported", |_, state: &State| {
                 state.committed_offsets == PARTITIONS.map(|(_, last)| last) && state.workers == [Step::Idle; WORKERS]
@@ -429,6 +477,11 @@ fn with_offsets_stored_first_an_order_is_lost() {
 #[test]
 fn with_offsets_stored_past_what_is_left_behind_an_order_is_lost() {
     found(Mutant::OffsetsPassWhatIsLeft, "no offset passes an order that is not decided and reported");
+}
+
+#[test]
+fn with_what_was_left_behind_forgotten_when_its_partition_is_taken_away_an_order_is_lost() {
+    found(Mutant::RevocationForgetsWhatIsLeft, "no offset passes an order that is not decided and reported");
 }
 
 #[test]
