@@ -405,9 +405,13 @@ async fn offsets_stop_at_the_first_order_left_behind() {
         assert!(begun.elapsed() < PATIENCE, "the others wait:\n{}", worker.log());
     }
     // Of the partition with the order left behind nothing of it or after it is committed, of the others all.
+    let behind = world.count_from(blocked, topic);
+    while world.uncommitted(group_id, topic) > behind {
+        assert!(begun.elapsed() < PATIENCE, "the others are not committed:\n{}", worker.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     tokio::time::sleep(Duration::from_secs(7)).await;
     let open = world.uncommitted(group_id, topic);
-    let behind = world.count_from(blocked, topic);
     assert_eq!(open, behind, "the order left behind, and those after it in its partition");
     assert_eq!((world.available("a"), world.available("b")), (100, 60));
     // A redelivery finds its outcomes.

@@ -6,6 +6,7 @@ use rdkafka::{
     Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
     consumer::{BaseConsumer, Consumer as _},
+    error::KafkaResult,
     message::{Headers as _, OwnedMessage},
 };
 use stocklock::{
@@ -19,6 +20,18 @@ use stocklock::domain::{OrderEvent, OrderId, OrderStatus, Reason, ReportedStatus
 
 const TIMEOUT: Duration = Duration::from_secs(10);
 
+/// What the broker answers, asked until it does.
+fn answer<T>(what: &str, ask: impl Fn() -> KafkaResult<T>) -> T {
+    let begun = Instant::now();
+    loop {
+        match ask() {
+            Ok(answer) => return answer,
+            Err(error) => assert!(begun.elapsed() < PATIENCE, "{what}: {error}"),
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+}
+
 impl World {
     fn reader(&self, group_id: &str) -> BaseConsumer {
         let mut client = client_config(&self.config.kafka);
@@ -29,22 +42,16 @@ impl World {
     /// The names of all topics that carry a name of this world's.
     pub fn topics(&self) -> Vec<String> {
         let Topics { orders, order_status, .. } = &self.config.topics;
-        let metadata = self.reader("reader").fetch_metadata(None, TIMEOUT).expect("metadata");
+        let reader = self.reader("reader");
+        let metadata = answer("metadata", || reader.fetch_metadata(None, TIMEOUT));
         let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
         names.filter(|name| [orders, order_status].iter().any(|own| name.contains(*own))).collect()
     }
 
     /// Each partition of a topic and the offset behind its last message.
     fn ends(&self, reader: &BaseConsumer, topic: &str) -> Vec<(i32, i64)> {
-        let begun = Instant::now();
         // A partition that was created a moment ago may not have a leader yet.
-        let end = |partition| loop {
-            match reader.fetch_watermarks(topic, partition, TIMEOUT) {
-                Ok((_, end)) => return end,
-                Err(error) => assert!(begun.elapsed() < TIMEOUT, "watermarks of {topic}: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        };
+        let end = |partition| answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1;
         (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
     }
 
@@ -87,7 +94,7 @@ impl World {
         for (partition, _) in &ends {
             asked.add_partition(topic, *partition);
         }
-        let committed = reader.committed_offsets(asked, TIMEOUT).expect("committed offsets");
+        let committed = answer("committed offsets", || reader.committed_offsets(asked.clone(), TIMEOUT));
         let behind = ends.iter().map(|(partition, end)| {
             let element = committed.find_partition(topic, *partition).expect("the partition");
             end - element.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(0)
@@ -106,7 +113,8 @@ impl World {
 
     /// How the members of a group agree on who has what; empty where the broker says it.
     pub fn assignor(&self, group_id: &str) -> String {
-        let groups = self.reader("reader").fetch_group_list(Some(group_id), TIMEOUT).expect("groups");
+        let reader = self.reader("reader");
+        let groups = answer("groups", || reader.fetch_group_list(Some(group_id), TIMEOUT));
         groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
     }
 
