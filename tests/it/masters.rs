@@ -268,9 +268,10 @@ async fn what_is_granted_after_nobody_waits_for_it_is_given_back() {
     let wanted = products(5);
     acquire(&ours, &wanted).await.expect("free").release().await;
     masters.freeze(2).await;
-    acquire(&ours, &wanted).await.expect("two grant it").release().await;
-    // Longer than a request is waited for: what it was asked is still in its socket.
-    tokio::time::sleep(Duration::from_secs(3)).await;
+    let held = acquire(&ours, &wanted).await.expect("two grant it");
+    // Longer than a request is waited for: what it was asked is still in its socket, and the release leaves it out.
+    tokio::time::sleep(world.config.lock.node_timeout + Duration::from_secs(1)).await;
+    held.release().await;
     masters.thaw(2).await;
     let begun = Instant::now();
     loop {
