@@ -45,60 +45,84 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
-        let build = gauge_vec("stocklock_build_info", "What is running; the value is always 1.", &["version"])?;
+        let make = Maker(&registry);
+        let build = make.gauges("stocklock_build_info", "What is running; the value is always 1.", &["version"])?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        registry.register(Box::new(build))?;
         let metrics = Self {
-            orders_ingested: counters("stocklock_orders_ingested_total", "Orders asked for, by result.", &["result"])?,
-            orders_decided: counters("stocklock_orders_decided_total", "Orders decided.", &["outcome", "strategy"])?,
-            order_latency: histogram(
+            orders_ingested: make.counters(
+                "stocklock_orders_ingested_total",
+                "Orders asked for, by result.",
+                &["result"],
+            )?,
+            orders_decided: make.counters(
+                "stocklock_orders_decided_total",
+                "Orders decided.",
+                &["outcome", "strategy"],
+            )?,
+            order_latency: make.histogram(
                 "stocklock_order_latency_seconds",
                 "From an order's acceptance to its decision.",
                 ORDER_SECONDS,
             )?,
-            batch_orders: histogram("stocklock_batch_orders", "Order events in a batch.", BATCH_SIZES)?,
-            batch_seconds: histograms("stocklock_batch_seconds", "Time of a batch's stages.", &["stage"])?,
-            lock_wait: histograms("stocklock_lock_wait_seconds", "Time to get a batch's locks.", &["strategy"])?,
-            lock_hold: histograms("stocklock_lock_hold_seconds", "Time a batch's locks are held.", &["strategy"])?,
-            lock_failures: counters("stocklock_lock_failures_total", "Locks not had, or lost.", &["cause"])?,
-            lock_fallback: IntGauge::new(
+            batch_orders: make.histogram("stocklock_batch_orders", "Order events in a batch.", BATCH_SIZES)?,
+            batch_seconds: make.histograms("stocklock_batch_seconds", "Time of a batch's stages.", &["stage"])?,
+            lock_wait: make.histograms("stocklock_lock_wait_seconds", "Time to get a batch's locks.", &["strategy"])?,
+            lock_hold: make.histograms(
+                "stocklock_lock_hold_seconds",
+                "Time a batch's locks are held.",
+                &["strategy"],
+            )?,
+            lock_failures: make.counters("stocklock_lock_failures_total", "Locks not had, or lost.", &["cause"])?,
+            lock_fallback: make.gauge(
                 "stocklock_lock_fallback",
                 "Lanes that take row locks, as no majority of the Redis masters answers.",
             )?,
-            stale_writes_rejected: IntCounter::new(
+            stale_writes_rejected: make.counter(
                 "stocklock_stale_writes_rejected_total",
                 "Writes that the version guard refused, as another had written meanwhile.",
             )?,
-            consumer_lag: gauge_vec("stocklock_consumer_lag", "Messages not yet handled.", &["topic", "partition"])?,
-            rebalances: counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
-            consumer_recreations: counters(
+            consumer_lag: make.gauges(
+                "stocklock_consumer_lag",
+                "Messages not yet handled.",
+                &["topic", "partition"],
+            )?,
+            rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
+            consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
                 "Consumers replaced, as one of their partitions had stalled.",
                 &["topic"],
             )?,
-            dead_letters: counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
-            lanes_stopped: gauge_vec(
+            dead_letters: make.counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
+            lanes_stopped: make.gauges(
                 "stocklock_lanes_stopped",
                 "Lanes that stand still, as too many of their messages would be dead letters.",
                 &["topic"],
             )?,
-            outbox_pending: IntGauge::new("stocklock_outbox_pending", "Events committed and not yet published.")?,
-            outbox_oldest: Gauge::new("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
-            pending_oldest: Gauge::new("stocklock_pending_oldest_seconds", "Age of the oldest pending order.")?,
-            pending_orders: counters(
+            outbox_pending: make.gauge("stocklock_outbox_pending", "Events committed and not yet published.")?,
+            outbox_oldest: make
+                .float_gauge("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
+            pending_oldest: make.float_gauge("stocklock_pending_oldest_seconds", "Age of the oldest pending order.")?,
+            pending_orders: make.counters(
                 "stocklock_pending_orders_total",
                 "Orders pending for too long: produced again, or too old for it.",
                 &["result"],
             )?,
-            compensations: counters("stocklock_compensations_total", "Orders moved by the compensator.", &["kind"])?,
-            retention_deleted: counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,
-            retries: counters("stocklock_retries_total", "Attempts repeated after a failure.", &["dependency"])?,
-            pool_connections: gauge_vec("stocklock_pool_connections", "Database connections.", &["store", "state"])?,
-            http_requests: counters("stocklock_http_requests_total", "HTTP requests.", &["route", "status"])?,
-            http_request_seconds: histograms("stocklock_http_request_seconds", "Time to answer.", &["route"])?,
-            registry,
+            compensations: make.counters(
+                "stocklock_compensations_total",
+                "Orders moved by the compensator.",
+                &["kind"],
+            )?,
+            retention_deleted: make.counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,
+            retries: make.counters("stocklock_retries_total", "Attempts repeated after a failure.", &["dependency"])?,
+            pool_connections: make.gauges(
+                "stocklock_pool_connections",
+                "Database connections.",
+                &["store", "state"],
+            )?,
+            http_requests: make.counters("stocklock_http_requests_total", "HTTP requests.", &["route", "status"])?,
+            http_request_seconds: make.histograms("stocklock_http_request_seconds", "Time to answer.", &["route"])?,
+            registry: registry.clone(),
         };
-        metrics.register()?;
         metrics.begin_at_zero();
         Ok(metrics)
     }
@@ -128,53 +152,44 @@ impl Metrics {
         }
         text
     }
+}
 
-    fn register(&self) -> prometheus::Result<()> {
-        let all: [Box<dyn Collector>; 25] = [
-            Box::new(self.orders_ingested.clone()),
-            Box::new(self.orders_decided.clone()),
-            Box::new(self.order_latency.clone()),
-            Box::new(self.batch_orders.clone()),
-            Box::new(self.batch_seconds.clone()),
-            Box::new(self.lock_wait.clone()),
-            Box::new(self.lock_hold.clone()),
-            Box::new(self.lock_failures.clone()),
-            Box::new(self.lock_fallback.clone()),
-            Box::new(self.stale_writes_rejected.clone()),
-            Box::new(self.consumer_lag.clone()),
-            Box::new(self.rebalances.clone()),
-            Box::new(self.consumer_recreations.clone()),
-            Box::new(self.dead_letters.clone()),
-            Box::new(self.lanes_stopped.clone()),
-            Box::new(self.outbox_pending.clone()),
-            Box::new(self.outbox_oldest.clone()),
-            Box::new(self.pending_oldest.clone()),
-            Box::new(self.pending_orders.clone()),
-            Box::new(self.compensations.clone()),
-            Box::new(self.retention_deleted.clone()),
-            Box::new(self.retries.clone()),
-            Box::new(self.pool_connections.clone()),
-            Box::new(self.http_requests.clone()),
-            Box::new(self.http_request_seconds.clone()),
-        ];
-        all.into_iter().try_for_each(|collector| self.registry.register(collector))
+/// Makes metrics and registers each at once, so that none is forgotten.
+struct Maker<'a>(&'a Registry);
+
+impl Maker<'_> {
+    fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
+        self.register(IntCounter::new(name, help)?)
     }
-}
 
-fn counters(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
-    IntCounterVec::new(Opts::new(name, help), labels)
-}
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
 
-fn gauge_vec(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
-    IntGaugeVec::new(Opts::new(name, help), labels)
-}
+    fn gauge(&self, name: &str, help: &str) -> prometheus::Result<IntGauge> {
+        self.register(IntGauge::new(name, help)?)
+    }
 
-fn histogram(name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-    Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))
-}
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
 
-fn histograms(name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
-    HistogramVec::new(HistogramOpts::new(name, help).buckets(FAST_SECONDS.to_vec()), labels)
+    fn float_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {
+        self.register(Gauge::new(name, help)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
+        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(FAST_SECONDS.to_vec()), labels)?)
+    }
+
+    fn register<C: Collector + Clone + 'static>(&self, metric: C) -> prometheus::Result<C> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
 }
 
 #[cfg(test)]
