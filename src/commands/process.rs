@@ -1,13 +1,17 @@
 //! What every command that opens a store or a broker needs.
 
-use std::time::Duration;
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
 
 use crate::{
-    config::Config,
+    config::{Config, SchemaSource},
     store::{Database, OrderStore, Role, StockStore},
     telemetry::Metrics,
+    wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
 };
 
 /// How long a server keeps a silent session of a client that holds no locks.
@@ -26,4 +30,34 @@ pub fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<Or
 pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
     let database = Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
     Ok(StockStore::new(database.context("stock_store.url")?, metrics.clone(), config.retention.horizon))
+}
+
+/// The codecs of both topics, which read the values of other systems' schemas too.
+pub fn codecs(config: &Config) -> anyhow::Result<(OrderEventCodec, OrderStatusCodec)> {
+    let writers = writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
+    check_writer_schemas(&writers).context("topics.writer_schemas")?;
+    Ok((OrderEventCodec::reading(&writers)?, OrderStatusCodec::reading(&writers)?))
+}
+
+fn writer_schemas(sources: &[SchemaSource]) -> anyhow::Result<Vec<WriterSchema>> {
+    let mut writers = Vec::new();
+    for SchemaSource { path, registered_id } in sources {
+        let files = if path.is_dir() && registered_id.is_none() { schema_files(path)? } else { vec![path.clone()] };
+        for file in files {
+            let name = file.display().to_string();
+            let text = std::fs::read_to_string(&file).with_context(|| name.clone())?;
+            writers.push(WriterSchema::parse(&name, *registered_id, &text)?);
+        }
+    }
+    Ok(writers)
+}
+
+/// The `.avsc` files of a folder, in the order of their names.
+fn schema_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let paths = entries.map(|entry| Ok(entry?.path()));
+    let mut paths = paths.collect::<std::io::Result<Vec<_>>>()?;
+    paths.retain(|path| path.extension().is_some_and(|extension| extension == "avsc"));
+    paths.sort();
+    Ok(paths)
 }

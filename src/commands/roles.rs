@@ -46,13 +46,14 @@ struct Shared {
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order.
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     let metrics = process::metrics()?;
+    let (events, statuses) = process::codecs(&config)?;
     let shared = Shared {
         producer: Producer::new(&config.kafka).context("kafka")?,
         metrics,
         health: Health::default(),
         shutdown: Shutdown::on_signals()?,
-        events: Arc::new(OrderEventCodec::new()?),
-        statuses: Arc::new(OrderStatusCodec::new()?),
+        events: Arc::new(events),
+        statuses: Arc::new(statuses),
         config: Arc::new(config),
     };
     let admin = listen("admin.listen", shared.config.admin.listen).await?;

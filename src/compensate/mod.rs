@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
@@ -26,17 +26,23 @@ pub struct Compensator {
 }
 
 impl Handler for Compensator {
-    type Decoded = Result<OrderStatus, WireError>;
+    /// `None` is a tombstone: a message without a value.
+    type Decoded = Result<Option<OrderStatus>, WireError>;
     type Handled = Applied;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
-        self.statuses.decode(message.payload().unwrap_or_default())
+        let Some(payload) = message.payload() else {
+            self.metrics.compensations.with_label_values(&["tombstone"]).inc();
+            return Ok(None);
+        };
+        let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
+        self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now)).map(Some)
     }
 
     /// Moves the orders in one transaction.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Applied>, StoreError> {
-        let statuses: Vec<_> = messages.iter().flatten().collect();
+        let statuses: Vec<_> = messages.iter().flatten().flatten().collect();
         if statuses.is_empty() {
             return Ok(Done::default());
         }
@@ -57,10 +63,10 @@ impl Handler for Compensator {
     fn refusal(&self, status: &Self::Decoded, applied: &Applied) -> Option<Refusal> {
         match status {
             Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
-            Ok(OrderStatus { order_id, .. }) if applied.unknown.contains(order_id) => {
+            Ok(Some(OrderStatus { order_id, .. })) if applied.unknown.contains(order_id) => {
                 Some(Refusal { class: "unknown_order", text: format!("no order has the id {order_id}") })
             }
-            Ok(OrderStatus { order_id, status: ReportedStatus::Failed(_), .. })
+            Ok(Some(OrderStatus { order_id, status: ReportedStatus::Failed(_), .. }))
                 if applied.too_late.contains(order_id) =>
             {
                 let text = format!("order {order_id} is completed, and too old for its stock to be given back");

@@ -58,6 +58,11 @@ pub const KEYS: &[Key] = &[
     key("topics.order_status", "order-status", "topic of outcomes"),
     key("topics.orders_dlq", "orders.dlq", "dead letters of the orders topic"),
     key("topics.order_status_dlq", "order-status.dlq", "dead letters of the order-status topic"),
+    key(
+        "topics.writer_schemas",
+        "",
+        "other systems' Avro schemas: files, folders of .avsc files, or ID=FILE with a registry's id, comma separated",
+    ),
     key("topics.partitions", "12", "partitions of a topic that setup creates"),
     key("topics.replication", "-1", "replicas of a topic that setup creates; -1 is the broker's default"),
     key("topics.retention", "7d", "retention of a topic that setup creates"),

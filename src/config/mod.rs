@@ -5,7 +5,7 @@ mod keys;
 mod layers;
 mod values;
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::domain::Horizon;
 
@@ -56,9 +56,20 @@ pub struct Topics {
     pub order_status: String,
     pub orders_dlq: String,
     pub order_status_dlq: String,
+    /// The schemas that other systems write their values with.
+    pub writer_schemas: Vec<SchemaSource>,
     pub partitions: i32,
     pub replication: i32,
     pub retention: Duration,
+}
+
+/// Where an Avro schema comes from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SchemaSource {
+    /// A file; without an id, a folder of `.avsc` files too.
+    pub path: PathBuf,
+    /// The id that a schema registry gave it.
+    pub registered_id: Option<u32>,
 }
 
 #[derive(Debug, Clone)]

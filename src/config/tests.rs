@@ -93,3 +93,17 @@ fn a_password_is_never_shown() {
     let ConfigError(errors) = resolve(&[], &["order_store.url=postgres://u:hidden@h/d"]).unwrap_err();
     assert!(!errors[0].contains("hidden"), "{errors:?}");
 }
+
+#[test]
+fn writer_schemas_are_files_that_may_have_an_id_each() {
+    let read = |text: &str| resolve(&[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", text)], &[]);
+    let source = |path: &str, registered_id| SchemaSource { path: path.into(), registered_id };
+
+    assert_eq!(read("").unwrap().topics.writer_schemas, []);
+    let sources = read("a.avsc, 17=/b/c.avsc,d").unwrap().topics.writer_schemas;
+    assert_eq!(sources, [source("a.avsc", None), source("/b/c.avsc", Some(17)), source("d", None)]);
+    for wrong in ["a,,b", "17=", "x=a.avsc", "-1=a", "1=a,1=b"] {
+        let error = read(wrong).unwrap_err().to_string();
+        assert!(error.contains("topics.writer_schemas"), "{error}");
+    }
+}

@@ -1,6 +1,6 @@
 use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
 
-use super::{Batches, ConfigError, Key, Layers, Retention, Store, Topics};
+use super::{Batches, ConfigError, Key, Layers, Retention, SchemaSource, Store, Topics};
 use crate::domain::Horizon;
 
 /// How a worker keeps others off the products of its batch.
@@ -204,6 +204,7 @@ impl<'a> Values<'a> {
             order_status: self.get("topics.order_status"),
             orders_dlq: self.get("topics.orders_dlq"),
             order_status_dlq: self.get("topics.order_status_dlq"),
+            writer_schemas: self.read("topics.writer_schemas", schema_sources),
             partitions: self.within("topics.partitions", 1, 10_000),
             replication: self.within("topics.replication", -1, 100),
             retention: self.get("topics.retention"),
@@ -288,4 +289,26 @@ impl<'a> Values<'a> {
             }
         }
     }
+}
+
+/// Entries `FILE`, `FOLDER` or `ID=FILE`, comma separated.
+fn schema_sources(text: &str) -> Result<Vec<SchemaSource>, String> {
+    let mut sources: Vec<SchemaSource> = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|_| !text.is_empty()) {
+        let (registered_id, path) = match entry.split_once('=') {
+            Some((id, path)) => {
+                let id = id.trim().parse().map_err(|_| format!("{entry:?} begins with no number: it reads ID=FILE"))?;
+                (Some(id), path.trim())
+            }
+            None => (None, entry),
+        };
+        if path.is_empty() {
+            return Err(format!("{entry:?} names no file"));
+        }
+        if registered_id.is_some() && sources.iter().any(|source| source.registered_id == registered_id) {
+            return Err(format!("{entry:?} has the id of another entry"));
+        }
+        sources.push(SchemaSource { path: path.into(), registered_id });
+    }
+    Ok(sources)
 }

@@ -36,8 +36,6 @@ pub enum DeductError {
     Store(#[from] StoreError),
     #[error("the broker did not take the outcomes: {0}")]
     Kafka(#[from] rdkafka::error::KafkaError),
-    #[error("an outcome does not encode: {0}")]
-    Wire(#[from] WireError),
 }
 
 /// Decides batches of order events. Whatever it does may be repeated without harm.
@@ -100,7 +98,7 @@ impl Handler for Worker {
             DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
             DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
             DeductError::Store(_) => Fate::Unavailable("stock_store"),
-            DeductError::Kafka(_) | DeductError::Wire(_) => Fate::Unavailable("kafka"),
+            DeductError::Kafka(_) => Fate::Unavailable("kafka"),
         }
     }
 }
@@ -156,11 +154,10 @@ impl Worker {
         let occurred_at = Utc::now();
         let messages = statuses.iter().map(|(order_id, status)| {
             let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
-            let payload = self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at })?;
-            Ok(Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None })
+            let payload = self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
+            Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
         });
-        let messages = messages.collect::<Result<Vec<_>, WireError>>()?;
-        Ok(self.producer.produce(&self.status_topic, messages).await?)
+        Ok(self.producer.produce(&self.status_topic, messages.collect()).await?)
     }
 
     fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>, strategy: LockStrategy) {

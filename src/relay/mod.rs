@@ -17,7 +17,7 @@ use crate::{
     lifecycle::Shutdown,
     store::{OrderStore, StoreError},
     telemetry::{Component, Metrics},
-    wire::{OrderEventCodec, WireError},
+    wire::OrderEventCodec,
 };
 
 pub use pending::{PendingWatch, Turn};
@@ -39,8 +39,6 @@ pub enum RelayError {
     Kafka(#[from] rdkafka::error::KafkaError),
     #[error(transparent)]
     Store(#[from] StoreError),
-    #[error("an event does not encode: {0}")]
-    Wire(#[from] WireError),
 }
 
 /// Publishes events that are in the outbox, and strikes them out there. An event may be published more often than once.
@@ -84,10 +82,10 @@ impl Relay {
 
     async fn publish(&self, events: &[OrderEvent]) -> Result<(), RelayError> {
         let messages = events.iter().map(|event| {
-            let payload = Some(self.codec.encode(event)?);
-            Ok(Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None })
+            let payload = Some(self.codec.encode(event));
+            Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None }
         });
-        let messages = messages.collect::<Result<Vec<_>, WireError>>()?;
+        let messages = messages.collect();
         crash_point("relay.producing");
         self.producer.produce(&self.topic, messages).await?;
         crash_point("relay.produced");

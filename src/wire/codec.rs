@@ -1,88 +1,121 @@
-use std::sync::LazyLock;
+use std::{collections::HashMap, sync::LazyLock};
 
-use apache_avro::{Schema, rabin::Rabin, reader::datum::GenericDatumReader, writer::datum::GenericDatumWriter};
-use serde::{Serialize, de::DeserializeOwned};
+use apache_avro::{Schema, from_value, rabin::Rabin, reader::datum::GenericDatumReader};
+use serde::de::DeserializeOwned;
 
-use crate::domain::Invalid;
+use super::{
+    Fingerprint, WireError, WriterSchema,
+    datum::Datum,
+    fingerprint::fingerprint,
+    writer_schema::{SchemaError, WrittenWith},
+};
 
 const SINGLE_OBJECT_MARKER: [u8; 2] = [0xC3, 0x01];
-const HEADER_BYTES: usize = 10;
+const SINGLE_OBJECT_HEADER_BYTES: usize = 10;
+/// A zero, and the schema's id in the registry, big-endian.
+pub(super) const REGISTRY_HEADER_BYTES: usize = 5;
 
-/// Why bytes are no message of ours. Each is the message's own fault, never an outage's.
-#[derive(Debug, thiserror::Error)]
-pub enum WireError {
-    #[error("the value is empty")]
-    Empty,
-    #[error("the value has neither Avro's single-object header nor one that is known: it begins with {0:02x?}")]
-    UnknownFraming(Vec<u8>),
-    #[error("the value was written with an unknown schema, fingerprint {0:016x}")]
-    UnknownSchema(u64),
-    #[error("the value does not decode: {0}")]
-    Undecodable(#[source] Box<apache_avro::Error>),
-    #[error("{0} bytes follow the value")]
-    TrailingBytes(usize),
-    #[error(transparent)]
-    Invalid(#[from] Invalid),
+/// A schema of this crate: the text of the file, and what it means.
+pub(super) struct OwnSchema {
+    pub text: &'static str,
+    pub parsed: LazyLock<Schema>,
 }
 
-impl WireError {
-    /// A bounded label for metrics and dead-letter headers.
-    pub fn class(&self) -> &'static str {
-        match self {
-            Self::Empty | Self::UnknownFraming(_) | Self::Undecodable(_) | Self::TrailingBytes(_) => "undecodable",
-            Self::UnknownSchema(_) => "unknown_schema",
-            Self::Invalid(_) => "invalid",
-        }
-    }
+/// A value without its header, and the schema that it was written with.
+enum Framed<'b> {
+    Ours(&'b [u8]),
+    Foreign(&'b WrittenWith, &'b [u8]),
 }
 
-/// Reads and writes the datums of one schema; the schema is resolved once.
-pub struct Codec {
-    header: [u8; HEADER_BYTES],
-    reader: GenericDatumReader<'static>,
-    writer: GenericDatumWriter<'static>,
+/// Reads the values of one schema, whatever schema that is known they were written with; begins a value of its own.
+///
+/// Every schema is resolved once. Values of this crate are read without an intermediate value.
+pub(super) struct Codec {
+    header: [u8; SINGLE_OBJECT_HEADER_BYTES],
+    former_header: [u8; SINGLE_OBJECT_HEADER_BYTES],
+    own: GenericDatumReader<'static>,
+    by_fingerprint: HashMap<Fingerprint, WrittenWith>,
+    by_registered_id: HashMap<u32, WrittenWith>,
 }
 
 impl Codec {
-    /// Fails where the schema does not resolve, which a test of the embedded schemas rules out.
-    pub fn new(schema: &'static LazyLock<Schema>) -> Result<Self, Box<apache_avro::Error>> {
-        let mut header = [0; HEADER_BYTES];
-        header[..2].copy_from_slice(&SINGLE_OBJECT_MARKER);
-        header[2..].copy_from_slice(&schema.fingerprint::<Rabin>().bytes);
-        Ok(Self {
-            header,
-            reader: GenericDatumReader::builder(schema).build().map_err(Box::new)?,
-            writer: GenericDatumWriter::builder(schema).build().map_err(Box::new)?,
-        })
-    }
-
-    pub fn encode<T: Serialize>(&self, value: &T) -> Result<Vec<u8>, WireError> {
-        let mut bytes = Vec::with_capacity(128);
-        bytes.extend_from_slice(&self.header);
-        self.writer.write_ser(&mut bytes, value).map_err(|e| WireError::Undecodable(Box::new(e)))?;
-        Ok(bytes)
-    }
-
-    pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
-        let mut datum = self.datum(bytes)?;
-        let value = self.reader.read_deser(&mut datum).map_err(|e| WireError::Undecodable(Box::new(e)))?;
-        if datum.is_empty() { Ok(value) } else { Err(WireError::TrailingBytes(datum.len())) }
-    }
-
-    /// The datum behind the header. Other framings and older schemas join here.
-    fn datum<'b>(&self, bytes: &'b [u8]) -> Result<&'b [u8], WireError> {
-        if bytes.is_empty() {
-            return Err(WireError::Empty);
-        }
-        let Some((header, datum)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-            return Err(WireError::UnknownFraming(bytes.to_vec()));
+    /// `writers` are the schemas of other systems; those that the own schema cannot read are passed over.
+    ///
+    /// Fails if the own schema does not resolve, which a test of the embedded schemas rules out.
+    pub fn new(own: &'static OwnSchema, writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+        let schema: &'static Schema = &own.parsed;
+        let json = serde_json::from_str(own.text).map_err(|error| SchemaError::NoJson("our own".to_owned(), error))?;
+        let reader = GenericDatumReader::builder(schema).build();
+        let mut codec = Self {
+            header: header(fingerprint(&json)),
+            former_header: former_header(schema),
+            own: reader.map_err(|error| SchemaError::NoSchema("our own".to_owned(), Box::new(error)))?,
+            by_fingerprint: HashMap::new(),
+            by_registered_id: HashMap::new(),
         };
-        if *header == self.header {
-            return Ok(datum);
+        for writer in writers.iter().filter(|writer| writer.is_read_by(schema)) {
+            codec.by_fingerprint.insert(writer.fingerprint, writer.resolve(schema)?);
+            if let Some(id) = writer.registered_id {
+                codec.by_registered_id.insert(id, writer.resolve(schema)?);
+            }
         }
-        match header {
-            [0xC3, 0x01, fingerprint @ ..] => Err(WireError::UnknownSchema(u64::from_le_bytes(*fingerprint))),
-            _ => Err(WireError::UnknownFraming(header.to_vec())),
-        }
+        Ok(codec)
     }
+
+    /// A value of the own schema that has nothing but its header yet.
+    pub fn begin(&self) -> Datum {
+        Datum::after(&self.header)
+    }
+
+    /// The value that these bytes are. Fails if they are no Avro in a known framing, of a known schema, from end to end.
+    pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
+        let (value, rest) = match self.unframe(bytes)? {
+            Framed::Ours(mut datum) => (self.own.read_deser(&mut datum).map_err(undecodable)?, datum),
+            Framed::Foreign(written_with, mut datum) => {
+                let value = written_with.read_value(&mut datum).map_err(undecodable)?;
+                (from_value(&value).map_err(undecodable)?, datum)
+            }
+        };
+        if rest.is_empty() { Ok(value) } else { Err(WireError::TrailingBytes(rest.len())) }
+    }
+
+    fn unframe<'b>(&'b self, bytes: &'b [u8]) -> Result<Framed<'b>, WireError> {
+        if let Some((header, datum)) = bytes.split_first_chunk::<SINGLE_OBJECT_HEADER_BYTES>() {
+            if *header == self.header || *header == self.former_header {
+                return Ok(Framed::Ours(datum));
+            }
+            if let [0xC3, 0x01, fingerprint @ ..] = header {
+                let written_with = self.by_fingerprint.get(fingerprint);
+                return written_with
+                    .map(|written_with| Framed::Foreign(written_with, datum))
+                    .ok_or_else(|| WireError::UnknownSchema(u64::from_be_bytes(*fingerprint)));
+            }
+        }
+        let Some(([0, id @ ..], datum)) = bytes.split_first_chunk::<REGISTRY_HEADER_BYTES>() else {
+            return Err(WireError::unknown_framing(bytes));
+        };
+        let id = u32::from_be_bytes(*id);
+        let written_with = self.by_registered_id.get(&id);
+        written_with.map(|written_with| Framed::Foreign(written_with, datum)).ok_or(WireError::UnregisteredSchema(id))
+    }
+}
+
+fn undecodable(error: apache_avro::Error) -> WireError {
+    WireError::Undecodable(Box::new(error))
+}
+
+fn header(fingerprint: Fingerprint) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
+    let mut header = [0; SINGLE_OBJECT_HEADER_BYTES];
+    header[..2].copy_from_slice(&SINGLE_OBJECT_MARKER);
+    header[2..].copy_from_slice(&fingerprint);
+    header
+}
+
+/// The header that versions before the specification's fingerprint wrote. Their values may still be on the topics.
+fn former_header(schema: &Schema) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
+    let mut header = header(Fingerprint::default());
+    for (byte, former) in header[2..].iter_mut().zip(schema.fingerprint::<Rabin>().bytes) {
+        *byte = former;
+    }
+    header
 }

@@ -2,26 +2,36 @@ use std::sync::LazyLock;
 
 use apache_avro::Schema;
 use chrono::{DateTime, Utc};
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
-use super::{Codec, WireError};
+use super::{
+    SchemaError, WireError, WriterSchema,
+    codec::{Codec, OwnSchema, REGISTRY_HEADER_BYTES},
+    json::{self, JsonTime},
+};
 use crate::domain::{
     EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId, Reason, ReportedStatus,
 };
 
-const ORDER_EVENT: &str = include_str!("../../schemas/order_event.avsc");
-const ORDER_STATUS: &str = include_str!("../../schemas/order_status.avsc");
+const ORDER_EVENT_TEXT: &str = include_str!("../../schemas/order_event.avsc");
+const ORDER_STATUS_TEXT: &str = include_str!("../../schemas/order_status.avsc");
 
 #[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
-static ORDER_EVENT_SCHEMA: LazyLock<Schema> =
-    LazyLock::new(|| Schema::parse_str(ORDER_EVENT).expect("order_event.avsc"));
+static ORDER_EVENT: OwnSchema = OwnSchema {
+    text: ORDER_EVENT_TEXT,
+    parsed: LazyLock::new(|| Schema::parse_str(ORDER_EVENT_TEXT).expect("order_event.avsc")),
+};
 #[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
-static ORDER_STATUS_SCHEMA: LazyLock<Schema> =
-    LazyLock::new(|| Schema::parse_str(ORDER_STATUS).expect("order_status.avsc"));
+static ORDER_STATUS: OwnSchema = OwnSchema {
+    text: ORDER_STATUS_TEXT,
+    parsed: LazyLock::new(|| Schema::parse_str(ORDER_STATUS_TEXT).expect("order_status.avsc")),
+};
 
+/// The `source` of a status that names none, as JSON may.
+const UNNAMED_SOURCE: &str = "unnamed";
 const MAX_SOURCE_CHARS: usize = 128;
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename = "order_event")]
 struct OrderEventRecord {
     order_id: String,
@@ -30,14 +40,15 @@ struct OrderEventRecord {
     accepted_at: i64,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 #[serde(rename = "order_line")]
 struct OrderLineRecord {
     product_id: String,
     quantity: i64,
 }
 
-#[derive(Serialize, Deserialize)]
+/// A status as a record says it, in Avro or in JSON.
+#[derive(Deserialize)]
 #[serde(rename = "order_status")]
 struct OrderStatusRecord {
     order_id: String,
@@ -47,26 +58,42 @@ struct OrderStatusRecord {
     occurred_at: i64,
 }
 
+/// The same as a JSON object, which may leave out who says it and when.
+#[derive(Deserialize)]
+struct OrderStatusObject {
+    order_id: String,
+    status: String,
+    reason: Option<String>,
+    source: Option<String>,
+    occurred_at: Option<JsonTime>,
+}
+
+/// Fails with the first of the schemas whose values neither topic can read.
+pub fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
+    writers.iter().try_for_each(|writer| writer.check(&ORDER_EVENT.parsed, &ORDER_STATUS.parsed))
+}
+
 /// The values of the `orders` topic.
 pub struct OrderEventCodec(Codec);
 
 impl OrderEventCodec {
-    pub fn new() -> Result<Self, Box<apache_avro::Error>> {
-        Codec::new(&ORDER_EVENT_SCHEMA).map(Self)
+    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the embedded schemas rules out.
+    pub fn new() -> Result<Self, SchemaError> {
+        Self::reading(&[])
     }
 
-    pub fn encode(&self, event: &OrderEvent) -> Result<Vec<u8>, WireError> {
-        let lines = event
-            .lines
-            .as_slice()
-            .iter()
-            .map(|line| OrderLineRecord { product_id: line.product_id().to_string(), quantity: line.quantity() });
-        self.0.encode(&OrderEventRecord {
-            order_id: event.order_id.to_string(),
-            kind: event.kind.as_str().into(),
-            lines: lines.collect(),
-            accepted_at: event.accepted_at.timestamp_millis(),
-        })
+    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of them does not resolve.
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+        Codec::new(&ORDER_EVENT, writers).map(Self)
+    }
+
+    /// The value in single-object encoding.
+    pub fn encode(&self, event: &OrderEvent) -> Vec<u8> {
+        let begun = self.0.begin().string(&event.order_id.to_string()).string(event.kind.as_str());
+        let with_lines = begun.array(event.lines.as_slice(), |datum, line| {
+            datum.string(line.product_id().as_str()).long(line.quantity())
+        });
+        with_lines.long(event.accepted_at.timestamp_millis()).into_bytes()
     }
 
     pub fn decode(&self, bytes: &[u8]) -> Result<OrderEvent, WireError> {
@@ -88,43 +115,73 @@ impl OrderEventCodec {
 pub struct OrderStatusCodec(Codec);
 
 impl OrderStatusCodec {
-    pub fn new() -> Result<Self, Box<apache_avro::Error>> {
-        Codec::new(&ORDER_STATUS_SCHEMA).map(Self)
+    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the embedded schemas rules out.
+    pub fn new() -> Result<Self, SchemaError> {
+        Self::reading(&[])
     }
 
-    pub fn encode(&self, status: &OrderStatus) -> Result<Vec<u8>, WireError> {
+    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of them does not resolve.
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+        Codec::new(&ORDER_STATUS, writers).map(Self)
+    }
+
+    /// The value in single-object encoding.
+    pub fn encode(&self, status: &OrderStatus) -> Vec<u8> {
         let (name, reason) = match &status.status {
             ReportedStatus::Completed => ("COMPLETED", None),
-            ReportedStatus::Failed(reason) => ("FAILED", Some(reason.as_str().to_owned())),
+            ReportedStatus::Failed(reason) => ("FAILED", Some(reason.as_str())),
         };
-        self.0.encode(&OrderStatusRecord {
-            order_id: status.order_id.to_string(),
-            status: name.into(),
-            reason,
-            source: status.source.clone(),
-            occurred_at: status.occurred_at.timestamp_millis(),
-        })
+        let begun = self.0.begin().string(&status.order_id.to_string()).string(name).optional_string(reason);
+        begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
     }
 
+    /// Reads a status in Avro or as a JSON object. One that does not say when it occurred did so at `written_at`, the time of
+    /// its message.
+    ///
     /// Besides a malformed value, refuses a `COMPLETED` from anyone but a worker: only a worker deducts stock.
-    pub fn decode(&self, bytes: &[u8]) -> Result<OrderStatus, WireError> {
-        let record: OrderStatusRecord = self.0.decode(bytes)?;
-        let order_id: OrderId = record.order_id.parse()?;
-        if !(1..=MAX_SOURCE_CHARS).contains(&record.source.chars().count()) {
-            return Err(Invalid(format!("source has 1 to {MAX_SOURCE_CHARS} characters")).into());
+    pub fn decode(&self, bytes: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
+        if let Some(text) = json::object(bytes) {
+            return read_object(text, written_at);
         }
-        let status = match record.status.as_str() {
-            "COMPLETED" => ReportedStatus::Completed,
-            "FAILED" => ReportedStatus::Failed(Reason::parse(record.reason.as_deref().unwrap_or("UNSPECIFIED"))),
-            other => return Err(Invalid(format!("status {other:?} is neither COMPLETED nor FAILED")).into()),
-        };
-        let occurred_at = timestamp(record.occurred_at)?;
-        let status = OrderStatus { order_id, status, source: record.source, occurred_at };
-        if status.status == ReportedStatus::Completed && !status.is_from_worker() {
-            return Err(Invalid(format!("{:?} reports COMPLETED, which only a worker may", status.source)).into());
+        match self.0.decode(bytes) {
+            // The framing of a registry's JSON schemas: a JSON object needs no schema to be read.
+            Err(error @ WireError::UnregisteredSchema(_)) => match json::object(&bytes[REGISTRY_HEADER_BYTES..]) {
+                Some(text) => read_object(text, written_at),
+                None => Err(error),
+            },
+            record => order_status(record?),
         }
-        Ok(status)
     }
+}
+
+fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
+    let object: OrderStatusObject = serde_json::from_slice(text).map_err(WireError::Json)?;
+    order_status(OrderStatusRecord {
+        order_id: object.order_id,
+        status: object.status,
+        reason: object.reason,
+        source: object.source.unwrap_or_else(|| UNNAMED_SOURCE.to_owned()),
+        occurred_at: object.occurred_at.map_or(written_at.timestamp_millis(), |JsonTime(millis)| millis),
+    })
+}
+
+/// What a record means, in whatever format it came.
+fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
+    let order_id: OrderId = record.order_id.parse()?;
+    if !(1..=MAX_SOURCE_CHARS).contains(&record.source.chars().count()) {
+        return Err(Invalid(format!("source has 1 to {MAX_SOURCE_CHARS} characters")).into());
+    }
+    let status = match record.status.as_str() {
+        "COMPLETED" => ReportedStatus::Completed,
+        "FAILED" => ReportedStatus::Failed(Reason::parse(record.reason.as_deref().unwrap_or("UNSPECIFIED"))),
+        other => return Err(Invalid(format!("status {other:?} is neither COMPLETED nor FAILED")).into()),
+    };
+    let occurred_at = timestamp(record.occurred_at)?;
+    let status = OrderStatus { order_id, status, source: record.source, occurred_at };
+    if status.status == ReportedStatus::Completed && !status.is_from_worker() {
+        return Err(Invalid(format!("{:?} reports COMPLETED, which only a worker may", status.source)).into());
+    }
+    Ok(status)
 }
 
 fn timestamp(millis: i64) -> Result<DateTime<Utc>, Invalid> {

@@ -87,7 +87,7 @@ async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done
     let topics = &world.config.topics;
     world.import(&[("sku-1", 100)]);
     let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 60]).await;
-    let poison = poisoned_events(&OrderEventCodec::new().unwrap().encode(&orders[0]).unwrap());
+    let poison = poisoned_events(&OrderEventCodec::new().unwrap().encode(&orders[0]));
     let values = poison.iter().map(|(id, value, _)| (*id, value.clone()));
     world.produce(&topics.orders, values.collect()).await;
     world.produce_events(&orders).await;
@@ -115,7 +115,7 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
         source: "payments".into(),
         occurred_at: chrono::Utc::now(),
     };
-    let good = OrderStatusCodec::new().unwrap().encode(&status).unwrap();
+    let good = OrderStatusCodec::new().unwrap().encode(&status);
     let mut poison = damaged(&good);
     poison.push((OrderId::generate(), patched(&good, b"FAILED", b"FOILED"), "invalid"));
     world.produce(&topics.order_status, poison.iter().map(|(id, value, _)| (*id, value.clone())).collect()).await;

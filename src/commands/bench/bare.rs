@@ -95,8 +95,8 @@ async fn publish(
     let (producer, codec) = (Producer::new(&config.kafka)?, OrderEventCodec::new()?);
     let mut group = Vec::new();
     while events.recv_many(&mut group, QUEUE).await > 0 {
-        let messages = group.iter().map(|event| Ok(message(event.order_id, codec.encode(event)?)));
-        producer.produce(&config.topics.orders, messages.collect::<anyhow::Result<_>>()?).await?;
+        let messages = group.iter().map(|event| message(event.order_id, codec.encode(event)));
+        producer.produce(&config.topics.orders, messages.collect()).await?;
         for event in group.drain(..) {
             published.send(event.order_id).await?;
         }
@@ -130,9 +130,8 @@ async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Resu
         decided += batch.len();
         let at = Utc::now();
         let statuses = statuses(store.decide(&batch, Guard::RowLocks, at).await?, at);
-        let messages = statuses.iter().map(|status| Ok(message(status.order_id, status_codec.encode(status)?)));
-        let messages = messages.collect::<anyhow::Result<_>>()?;
-        producer.produce(&config.topics.order_status, messages).await?;
+        let messages = statuses.iter().map(|status| message(status.order_id, status_codec.encode(status)));
+        producer.produce(&config.topics.order_status, messages.collect()).await?;
     }
     Ok(())
 }
@@ -145,7 +144,9 @@ async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Resul
         pace.may_close().await;
         let batch = batches.next().await.context("the topic ended")?;
         pace.closed();
-        let batch = batch.into_iter().map(|status| anyhow::Ok(codec.decode(status?.payload().context("no status")?)?));
+        let now = Utc::now();
+        let read = |payload: Option<&[u8]>| anyhow::Ok(codec.decode(payload.context("no status")?, now)?);
+        let batch = batch.into_iter().map(|status| read(status?.payload()));
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         applied += batch.len();
         store.apply(&batch, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;

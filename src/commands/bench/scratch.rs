@@ -121,10 +121,10 @@ impl Scratch {
         let (producer, codec) = (Producer::new(&self.config.kafka)?, OrderEventCodec::new()?);
         for chunk in events.chunks(CHUNK) {
             let messages = chunk.iter().map(|event| {
-                let payload = Some(codec.encode(event)?);
-                Ok(Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None })
+                let payload = Some(codec.encode(event));
+                Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None }
             });
-            producer.produce(&self.config.topics.orders, messages.collect::<anyhow::Result<_>>()?).await?;
+            producer.produce(&self.config.topics.orders, messages.collect()).await?;
         }
         Ok(())
     }

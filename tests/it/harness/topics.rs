@@ -157,7 +157,7 @@ impl World {
 
     pub async fn produce_events(&self, events: &[OrderEvent]) {
         let codec = OrderEventCodec::new().expect("the schema");
-        let values = events.iter().map(|event| (event.order_id, codec.encode(event).expect("encoded")));
+        let values = events.iter().map(|event| (event.order_id, codec.encode(event)));
         self.produce(&self.config.topics.orders, values.collect()).await;
     }
 
@@ -168,7 +168,7 @@ impl World {
 
     pub async fn report(&self, order_id: OrderId, status: ReportedStatus, source: &str) {
         let report = OrderStatus { order_id, status, source: source.to_owned(), occurred_at: chrono::Utc::now() };
-        let value = OrderStatusCodec::new().expect("the schema").encode(&report).expect("encoded");
+        let value = OrderStatusCodec::new().expect("the schema").encode(&report);
         self.produce(&self.config.topics.order_status, vec![(order_id, value)]).await;
     }
 
@@ -176,7 +176,8 @@ impl World {
     pub fn read_statuses(&self) -> Vec<OrderStatus> {
         let codec = OrderStatusCodec::new().expect("the schema");
         let read = self.read_topic(&self.config.topics.order_status);
-        read.iter().filter_map(|message| codec.decode(message.payload()?).ok()).collect()
+        let now = chrono::Utc::now();
+        read.iter().filter_map(|message| codec.decode(message.payload()?, now).ok()).collect()
     }
 
     pub fn read_events(&self) -> Vec<OrderEvent> {
@@ -194,6 +195,6 @@ pub fn header(message: &OwnedMessage, key: &str) -> Option<String> {
 
 /// An event as the worker gets it from its lane.
 pub fn delivered(event: &OrderEvent) -> OwnedMessage {
-    let payload = OrderEventCodec::new().expect("the schema").encode(event).expect("encoded");
+    let payload = OrderEventCodec::new().expect("the schema").encode(event);
     OwnedMessage::new(Some(payload), None, "orders".to_owned(), Timestamp::NotAvailable, 0, 0, None)
 }

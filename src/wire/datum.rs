@@ -1,0 +1,53 @@
+/// A value in the making: fields of a record in the order of its schema, in Avro's binary encoding (Avro 1.12
+/// specification, "Binary Encoding"). No field can fail to be written.
+pub(super) struct Datum(Vec<u8>);
+
+impl Datum {
+    pub fn after(header: &[u8]) -> Self {
+        let mut bytes = Vec::with_capacity(160);
+        bytes.extend_from_slice(header);
+        Self(bytes)
+    }
+
+    /// A `long`, or an `int` that fits.
+    #[expect(clippy::cast_possible_truncation, reason = "the low seven bits are what is meant")]
+    pub fn long(mut self, value: i64) -> Self {
+        let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
+        while rest > 0x7F {
+            self.0.push(rest as u8 & 0x7F | 0x80);
+            rest >>= 7;
+        }
+        self.0.push(rest as u8);
+        self
+    }
+
+    pub fn string(self, text: &str) -> Self {
+        let mut datum = self.length(text.len());
+        datum.0.extend_from_slice(text.as_bytes());
+        datum
+    }
+
+    /// A `["null", "string"]`.
+    pub fn optional_string(self, text: Option<&str>) -> Self {
+        match text {
+            None => self.long(0),
+            Some(text) => self.long(1).string(text),
+        }
+    }
+
+    /// An `array`, as one block.
+    pub fn array<T>(self, items: &[T], write: impl Fn(Self, &T) -> Self) -> Self {
+        if items.is_empty() {
+            return self.long(0);
+        }
+        items.iter().fold(self.length(items.len()), write).long(0)
+    }
+
+    pub fn into_bytes(self) -> Vec<u8> {
+        self.0
+    }
+
+    fn length(self, length: usize) -> Self {
+        self.long(i64::try_from(length).unwrap_or(i64::MAX))
+    }
+}
