@@ -19,6 +19,8 @@ pub(super) const REGISTRY_HEADER_BYTES: usize = 5;
 pub(super) struct OwnSchema {
     pub text: &'static str,
     pub parsed: LazyLock<Schema>,
+    /// What earlier versions wrote: their values may still be on the topics.
+    pub earlier: &'static [&'static str],
 }
 
 /// A value without its header, and the schema that it was written with.
@@ -53,7 +55,9 @@ impl Codec {
             by_fingerprint: HashMap::new(),
             by_registered_id: HashMap::new(),
         };
-        for writer in writers.iter().filter(|writer| writer.is_read_by(schema)) {
+        let earlier = own.earlier.iter().map(|text| WriterSchema::parse("an earlier version", None, text));
+        let earlier = earlier.collect::<Result<Vec<_>, _>>()?;
+        for writer in earlier.iter().chain(writers).filter(|writer| writer.is_read_by(schema)) {
             codec.by_fingerprint.insert(writer.fingerprint, writer.resolve(schema)?);
             if let Some(id) = writer.registered_id {
                 codec.by_registered_id.insert(id, writer.resolve(schema)?);

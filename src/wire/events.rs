@@ -20,11 +20,13 @@ const ORDER_STATUS_TEXT: &str = include_str!("../../schemas/order_status.avsc");
 static ORDER_EVENT: OwnSchema = OwnSchema {
     text: ORDER_EVENT_TEXT,
     parsed: LazyLock::new(|| Schema::parse_str(ORDER_EVENT_TEXT).expect("order_event.avsc")),
+    earlier: &[include_str!("../../schemas/earlier/order_event.v1.avsc")],
 };
 #[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
 static ORDER_STATUS: OwnSchema = OwnSchema {
     text: ORDER_STATUS_TEXT,
     parsed: LazyLock::new(|| Schema::parse_str(ORDER_STATUS_TEXT).expect("order_status.avsc")),
+    earlier: &[include_str!("../../schemas/earlier/order_status.v1.avsc")],
 };
 
 /// The `source` of a status that names none, as JSON may.
