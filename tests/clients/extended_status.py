@@ -1,0 +1,25 @@
+"""Writes statuses as a system whose schema has one more field, with a default.
+
+usage: extended_status.py SCHEMA_FILE ORDER_ID...
+
+Writes its schema into SCHEMA_FILE, and prints a line for each order: the fingerprint and the datum, in hexadecimal.
+"""
+
+import io
+import json
+import pathlib
+import sys
+import time
+
+import fastavro.schema
+
+schema = json.loads(pathlib.Path("schemas/order_status.avsc").read_text())
+schema["fields"].insert(2, {"name": "terminal", "type": ["null", "string"], "default": None})
+pathlib.Path(sys.argv[1]).write_text(json.dumps(schema))
+canonical_form = fastavro.schema.to_parsing_canonical_form(schema)
+fingerprint = fastavro.schema.fingerprint(canonical_form, "CRC-64-AVRO")
+for order_id in sys.argv[2:]:
+    status = {"order_id": order_id, "status": "FAILED", "terminal": "till 7", "reason": "extended", "source": "payments"}
+    datum = io.BytesIO()
+    fastavro.schemaless_writer(datum, fastavro.parse_schema(schema), status | {"occurred_at": int(time.time() * 1000)})
+    print(fingerprint, datum.getvalue().hex())

@@ -1,0 +1,43 @@
+//! Programs in other languages, which speak to the topics with their own libraries.
+
+use std::{
+    io::Write as _,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
+
+/// A program, with all that it needs from the folder of clients.
+pub struct Program(Command);
+
+impl Program {
+    /// A Python file of the project, by its path.
+    pub fn python(file: &str) -> Self {
+        let mut command = Command::new(folder().join("python/bin/python"));
+        command.arg(file);
+        Self(command)
+    }
+
+    /// A Java file of the project, which is compiled as it starts.
+    pub fn java(file: &str) -> Self {
+        let mut command = Command::new("java");
+        // Short-lived: less to compile, one thread to collect.
+        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(folder().join("java/*")).arg(file);
+        Self(command)
+    }
+
+    /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended with status 0.
+    pub fn run(mut self, args: &[&str], input: &str) -> String {
+        let command = self.0.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+        let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut running = command.spawn().expect("the program runs");
+        running.stdin.take().expect("a pipe").write_all(input.as_bytes()).expect("written");
+        let output = running.wait_with_output().expect("its output");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{:?}: {}", self.0, text(&output.stderr));
+        text(&output.stdout)
+    }
+}
+
+fn folder() -> PathBuf {
+    std::env::var("STOCKLOCK_TEST_CLIENTS").expect("STOCKLOCK_TEST_CLIENTS: run dev/test").into()
+}
