@@ -1,0 +1,58 @@
+use std::{
+    collections::HashMap,
+    time::{Duration, Instant},
+};
+
+use rdkafka::{ClientConfig, admin::AdminClient, client::DefaultClientContext};
+use tokio::sync::Mutex;
+
+use super::topic_settings::TopicSettings;
+
+/// The largest batch where no topic asks for less, bytes: less than a topic takes by default.
+pub(super) const MAX_BATCH_BYTES: usize = 900_000;
+/// No batch limit is lower, bytes. A message that is larger is a batch by itself.
+pub(super) const MIN_BATCH_BYTES: usize = 1024;
+/// A topic is not asked again sooner than this.
+const ASK_EVERY: Duration = Duration::from_secs(10);
+const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Asks topics how large a batch they take.
+#[derive(Debug, Default)]
+pub(super) struct BatchLimits {
+    asked: Mutex<HashMap<String, Instant>>,
+}
+
+impl BatchLimits {
+    /// The largest batch that every one of these topics takes, bytes. `None` where the broker does not say so within 5 s a topic, or
+    /// all were asked less than 10 s ago.
+    pub async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
+        // Who comes meanwhile waits, and then need not ask.
+        let mut asked = self.asked.lock().await;
+        let now = Instant::now();
+        asked.retain(|_, at| now.duration_since(*at) < ASK_EVERY);
+        let due: Vec<_> = topics.iter().filter(|topic| !asked.contains_key(**topic)).collect();
+        if due.is_empty() {
+            return None;
+        }
+        let admin: AdminClient<DefaultClientContext> = config.create().ok()?;
+        let mut smallest = None;
+        for topic in due {
+            match TopicSettings::describe(&admin, topic, ASK_TIMEOUT).await {
+                Ok(settings) => {
+                    let limit = settings.max_batch_bytes().map(with_margin);
+                    smallest = [smallest, limit].into_iter().flatten().min();
+                }
+                Err(error) => tracing::info!(topic, %error, "the largest batch of a topic is unknown"),
+            }
+            asked.insert((*topic).to_owned(), Instant::now());
+        }
+        // It waits for its thread.
+        drop(tokio::task::spawn_blocking(move || drop(admin)));
+        smallest
+    }
+}
+
+/// The broker may compress a batch again by another codec, which may make it a little larger.
+fn with_margin(bytes: usize) -> usize {
+    (bytes - bytes / 16).max(MIN_BATCH_BYTES)
+}
