@@ -23,32 +23,26 @@ pub(super) struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// The largest batch that every one of these topics takes, bytes. `None` where the broker does not say so within 5 s a topic, or
-    /// all were asked less than 10 s ago.
+    /// The largest batch that every one of these topics takes, bytes. `None` where the broker does
+    /// not say so within 5 s, or all were asked less than 10 s ago.
     pub async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
         // Who comes meanwhile waits, and then need not ask.
         let mut asked = self.asked.lock().await;
         let now = Instant::now();
         asked.retain(|_, at| now.duration_since(*at) < ASK_EVERY);
-        let due: Vec<_> = topics.iter().filter(|topic| !asked.contains_key(**topic)).collect();
+        let due: Vec<_> = topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
         if due.is_empty() {
             return None;
         }
         let admin: AdminClient<DefaultClientContext> = config.create().ok()?;
-        let mut smallest = None;
-        for topic in due {
-            match TopicSettings::describe(&admin, topic, ASK_TIMEOUT).await {
-                Ok(settings) => {
-                    let limit = settings.max_batch_bytes().map(with_margin);
-                    smallest = [smallest, limit].into_iter().flatten().min();
-                }
-                Err(error) => tracing::info!(topic, %error, "the largest batch of a topic is unknown"),
-            }
-            asked.insert((*topic).to_owned(), Instant::now());
-        }
+        let described = TopicSettings::describe(&admin, &due, ASK_TIMEOUT).await;
+        asked.extend(due.iter().map(|topic| ((*topic).to_owned(), Instant::now())));
         // It waits for its thread.
         drop(tokio::task::spawn_blocking(move || drop(admin)));
-        smallest
+        let described = described.inspect_err(|error| {
+            tracing::info!(topics = ?due, %error, "the largest batches of topics are unknown");
+        });
+        described.ok()?.values().filter_map(TopicSettings::max_batch_bytes).map(with_margin).min()
     }
 }
 

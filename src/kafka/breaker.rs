@@ -10,8 +10,9 @@ pub(super) const MOST_SET_ASIDE: usize = WINDOW / 5;
 const MAX_SOURCES: usize = 64;
 
 /// Tells messages that are bad each by itself from a fault that all of them meet. It opens where
-/// more than 200 of the last 1,000 messages would be dead letters that may be our own fault: of the
-/// lane, of a partition or of a source, whichever the letters are blamed on.
+/// more than 200 of the last 1,000 messages would be dead letters that may be our own fault. Those
+/// that are blamed on a source count among its messages; all others count among the lane's, and
+/// those that are blamed on a partition among the partition's too.
 #[derive(Debug, Default)]
 pub struct Breaker {
     lane: Window,
@@ -23,14 +24,15 @@ pub struct Breaker {
 impl Breaker {
     /// Whether the next message of the partition may become a dead letter.
     pub fn is_closed(&self, partition: i32, blame: Blame<'_>) -> bool {
-        let window = match blame {
-            Blame::Writer => return true,
-            Blame::Lane => Some(&self.lane),
-            Blame::Partition => self.partitions.get(&partition),
-            Blame::Source(source) if self.is_told_apart(source) => self.sources.get(source),
-            Blame::Source(_) => Some(&self.other_sources),
-        };
-        window.is_none_or(Window::has_room)
+        match blame {
+            Blame::Writer => true,
+            Blame::Lane => self.lane.has_room(),
+            Blame::Partition => self.lane.has_room() && self.partitions.get(&partition).is_none_or(Window::has_room),
+            Blame::Source(source) if self.is_told_apart(source) => {
+                self.sources.get(source).is_none_or(Window::has_room)
+            }
+            Blame::Source(_) => self.other_sources.has_room(),
+        }
     }
 
     /// Counts a message that is done. `letter` is given for a dead letter; those that are blamed on
@@ -39,7 +41,7 @@ impl Breaker {
         if letter == Some(Blame::Writer) {
             return;
         }
-        self.lane.push(letter == Some(Blame::Lane));
+        self.lane.push(matches!(letter, Some(Blame::Lane | Blame::Partition)));
         self.partitions.entry(partition).or_default().push(letter == Some(Blame::Partition));
         if let Some(source) = source {
             let is_letter = matches!(letter, Some(Blame::Source(_)));
@@ -136,14 +138,26 @@ mod tests {
     fn letters_of_a_source_or_a_partition_leave_the_others_room() {
         let mut breaker = Breaker::default();
         count(&mut breaker, 200, "payments", Some(Blame::Source("payments")));
-        for _ in 0..200 {
-            breaker.count(7, None, Some(Blame::Partition));
+        for number in 0..400 {
+            breaker.count(7, None, (number % 2 == 0).then_some(Blame::Partition));
+            for _ in 0..5 {
+                breaker.count(0, Some("worker"), None);
+            }
         }
         assert!(!breaker.is_closed(0, Blame::Source("payments")));
         assert!(!breaker.is_closed(7, Blame::Partition));
         assert!(breaker.is_closed(0, Blame::Source("worker")));
         assert!(breaker.is_closed(0, Blame::Partition));
         assert!(breaker.is_closed(0, Blame::Lane));
+    }
+
+    #[test]
+    fn letters_of_many_partitions_are_counted_together_too() {
+        let mut breaker = Breaker::default();
+        for number in 0..200 {
+            breaker.count(number % 10, None, Some(Blame::Partition));
+        }
+        assert!(!breaker.is_closed(11, Blame::Partition));
     }
 
     #[test]

@@ -2,7 +2,8 @@ use std::collections::HashSet;
 
 use rdkafka::message::OwnedMessage;
 
-/// The keys of messages whose outcomes the topic does not take, for their size. The others are told.
+/// The keys of messages whose outcomes the topic does not take, for their size. The others are
+/// told.
 pub type Unpublished = HashSet<Vec<u8>>;
 
 /// What a lane's batches are for, in three steps. Those that fail are repeated, which must do no harm.
@@ -25,12 +26,14 @@ pub trait Handler: Send + Sync + 'static {
     /// Why one of the messages that were handled is to be set aside all the same.
     fn refusal(&self, message: &Self::Decoded, handled: &Self::Handled) -> Option<Refusal>;
 
-    /// Whose word the message is, where it says so; letters that are blamed on a source are counted among its messages.
+    /// Whose word the message is, where it says so; letters that are blamed on a source are counted
+    /// among its messages.
     fn source<'m>(&self, _message: &'m Self::Decoded) -> Option<&'m str> {
         None
     }
 
-    /// What the dead letter of a message that is refused is blamed on. The lane, unless the handler knows better.
+    /// What the dead letter of a message that is refused is blamed on. The lane, unless the handler
+    /// knows better.
     fn blame<'m>(&self, _message: &'m Self::Decoded, _refusal: &Refusal) -> Blame<'m> {
         Blame::Lane
     }
@@ -38,7 +41,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Tells others what came of the messages. Their offsets are stored when all of their batch is published.
     fn publish(&self, handled: &Self::Handled) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// The messages whose outcomes are too large to be published, where a publication failed for that alone.
+    /// The messages whose outcomes are too large to be published, where a publication failed for
+    /// that alone.
     fn unpublished(_error: &Self::Error) -> Option<&Unpublished> {
         None
     }
@@ -71,7 +75,8 @@ pub enum Blame<'m> {
     Writer,
     /// This source, or ourselves: too many of them among its messages stop the lane.
     Source(&'m str),
-    /// Some writer of its partition, or ourselves: too many among the partition's messages stop the lane.
+    /// Some writer of its partition, or ourselves: too many among the partition's messages stop the
+    /// lane.
     Partition,
     /// Ourselves: too many among the lane's messages stop it.
     Lane,

@@ -44,7 +44,8 @@ type Client = Arc<FutureProducer<Context>>;
 pub enum ProduceError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// The broker refuses these messages each alone, going by their numbers; it has acknowledged all others.
+    /// The broker refuses these messages each alone, going by their numbers; it has acknowledged
+    /// all others.
     #[error("{} of {sent} messages are too large for topic {topic}: raise its max.message.bytes", numbers.len())]
     TooLarge { topic: String, numbers: Vec<usize>, sent: usize },
 }
@@ -85,8 +86,9 @@ impl Producer {
         Ok(Self { config: Arc::new(client), client: Arc::new(RwLock::new(first)), batch_bytes, limits: Arc::default() })
     }
 
-    /// Produces all messages and waits until the broker has acknowledged each. Those of a batch that is too large for the topic are
-    /// produced again in smaller batches, in the end each alone. Fails where one of them could not be delivered; others may have been.
+    /// Produces all messages and waits until the broker has acknowledged each. Those of a batch
+    /// that is too large for the topic are produced again in smaller batches, in the end each
+    /// alone. Fails where one of them could not be delivered; others may have been.
     pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> Result<(), ProduceError> {
         let client = self.current();
         let all: Vec<_> = (0..messages.len()).collect();
@@ -115,8 +117,8 @@ impl Producer {
         }
     }
 
-    /// Produces messages that `refused_by` could not for the size of their batches. Answers the numbers of those that the broker refuses
-    /// alone too.
+    /// Produces messages that `refused_by` could not for the size of their batches. Answers the
+    /// numbers of those that the broker refuses alone too.
     async fn produce_smaller(
         &self,
         topic: &str,
@@ -195,7 +197,8 @@ fn release(client: Client) {
     }
 }
 
-/// Produces the messages with these numbers. Answers the numbers of those that are too large, by themselves or with others of their batch.
+/// Produces the messages with these numbers. Answers the numbers of those that are too large, by
+/// themselves or with others of their batch.
 async fn deliver(
     client: &FutureProducer<Context>,
     topic: &str,

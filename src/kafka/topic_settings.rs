@@ -1,7 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, ResourceSpecifier},
+    admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier},
     client::DefaultClientContext,
     error::{KafkaError, KafkaResult},
 };
@@ -17,19 +17,24 @@ const CLOCK_TOLERANCE_MS: i64 = 60_000;
 pub(super) struct TopicSettings(BTreeMap<String, String>);
 
 impl TopicSettings {
-    /// Asks the broker. Fails where the topic is unknown, or its settings may not be read.
+    /// Asks the broker for the settings of these topics, by their names. Fails where one is
+    /// unknown, or its settings may not be read.
     pub async fn describe(
         admin: &AdminClient<DefaultClientContext>,
-        topic: &str,
+        topics: &[&str],
         timeout: Duration,
-    ) -> KafkaResult<Self> {
+    ) -> KafkaResult<BTreeMap<String, Self>> {
         let options = AdminOptions::new().operation_timeout(Some(timeout)).request_timeout(Some(timeout));
-        let mut settings = BTreeMap::new();
-        for resource in admin.describe_configs(&[ResourceSpecifier::Topic(topic)], &options).await? {
-            let entries = resource.map_err(KafkaError::AdminOp)?.entries;
-            settings.extend(entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?))));
+        let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let mut described = BTreeMap::new();
+        for resource in admin.describe_configs(&specifiers, &options).await? {
+            let ConfigResource { specifier, entries } = resource.map_err(KafkaError::AdminOp)?;
+            let settings = entries.into_iter().filter_map(|entry| Some((entry.name, entry.value?)));
+            if let OwnedResourceSpecifier::Topic(topic) = specifier {
+                described.insert(topic, Self(settings.collect()));
+            }
         }
-        Ok(Self(settings))
+        Ok(described)
     }
 
     pub fn get(&self, name: &str) -> Option<&str> {

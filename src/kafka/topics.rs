@@ -19,7 +19,8 @@ pub struct TopicReport {
     pub created: bool,
     /// How an existing topic differs from what is configured; it is left as it is.
     pub differences: Vec<String>,
-    /// What is wrong with its settings, the broker's defaults included, and what to do: a sentence each.
+    /// What is wrong with its settings, the broker's defaults included, and what to do: a sentence
+    /// each.
     pub problems: Vec<String>,
     /// How long it keeps messages, in milliseconds; -1: for ever.
     pub retention_ms: i64,
@@ -56,25 +57,28 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
             Err((_, code)) => return Err(KafkaError::AdminOp(code)),
         }
     }
-    for report in &mut reports {
-        inspect(kafka, &admin, topics.partitions, &settings[report.name.as_str()], report).await?;
+    let names: Vec<_> = reports.iter().map(|report| report.name.clone()).collect();
+    let layouts = layouts(kafka, names.clone()).await?;
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut described = TopicSettings::describe(&admin, &names, TIMEOUT).await?;
+    for (report, layout) in reports.iter_mut().zip(layouts) {
+        let found = described.remove(&report.name).unwrap_or_default();
+        inspect(report, &layout, &found, topics.partitions, &settings[report.name.as_str()]);
     }
     Ok(reports)
 }
 
 /// Reports what is wrong with a topic, and how one that existed differs from what is configured.
-async fn inspect(
-    kafka: &Kafka,
-    admin: &AdminClient<DefaultClientContext>,
+fn inspect(
+    report: &mut TopicReport,
+    layout: &Layout,
+    found: &TopicSettings,
     partitions: i32,
     settings: &[(&str, &str)],
-    report: &mut TopicReport,
-) -> KafkaResult<()> {
-    let layout = layout(kafka, &report.name).await?;
-    let found = TopicSettings::describe(admin, &report.name, TIMEOUT).await?;
+) {
     report.problems = found.problems(layout.replicas);
     if report.created {
-        return Ok(());
+        return;
     }
     if i32::try_from(layout.partitions) != Ok(partitions) {
         report.differences.push(format!("partitions: {}, configured {partitions}", layout.partitions));
@@ -88,7 +92,6 @@ async fn inspect(
             report.differences.push(format!("{key}: {found}, configured {configured}"));
         }
     }
-    Ok(())
 }
 
 /// Deletes the topics, and all that is in them.
@@ -107,20 +110,22 @@ struct Layout {
     replicas: usize,
 }
 
-async fn layout(kafka: &Kafka, topic: &str) -> KafkaResult<Layout> {
+/// Asks how each of these topics is spread.
+async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
-    let topic = topic.to_owned();
-    let asked = tokio::task::spawn_blocking(move || {
-        // A topic that was created a moment ago may not be in the broker's metadata yet.
-        for _ in 0..50 {
-            let metadata = producer.client().fetch_metadata(Some(&topic), TIMEOUT)?;
-            let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
-            if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min() {
-                return Ok(Layout { partitions: partitions.len(), replicas });
-            }
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
-    });
+    let asked = tokio::task::spawn_blocking(move || topics.iter().map(|topic| layout(&producer, topic)).collect());
     asked.await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+fn layout(producer: &BaseProducer, topic: &str) -> KafkaResult<Layout> {
+    // A topic that was created a moment ago may not be in the broker's metadata yet.
+    for _ in 0..50 {
+        let metadata = producer.client().fetch_metadata(Some(topic), TIMEOUT)?;
+        let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
+        if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min() {
+            return Ok(Layout { partitions: partitions.len(), replicas });
+        }
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
 }

@@ -30,7 +30,11 @@ fn bad_value(number: usize, codec: &OrderStatusCodec) -> Vec<u8> {
     let words = "x".repeat(500);
     let status = OrderStatus {
         order_id: OrderId::generate(),
-        status: if number % 3 == 0 { ReportedStatus::Failed(Reason::parse(&words)) } else { ReportedStatus::Completed },
+        status: if number.is_multiple_of(3) {
+            ReportedStatus::Failed(Reason::parse(&words))
+        } else {
+            ReportedStatus::Completed
+        },
         source: format!("{:a>128}", "payments"),
         occurred_at: chrono::Utc::now(),
     };

@@ -137,7 +137,8 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     rival.stop();
 }
 
-/// A failover may have lost commits of the order store: then the worker is right, and the store is wrong.
+/// A failover may have lost commits of the order store: then the worker is right, and the store is
+/// wrong.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lane_stops_when_workers_report_orders_that_are_unknown() {
     let world = World::new(Database::MySql, Strategy::Row).await;

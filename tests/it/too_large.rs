@@ -82,9 +82,9 @@ async fn a_refused_batch_is_produced_again_down_to_single_messages() {
     messages[77] = incompressible(SMALL);
     let producer = Producer::new(&world.config.kafka).expect("a producer");
 
-    let produced = producer.produce(topic, messages).await;
+    let result = producer.produce(topic, messages).await;
 
-    let Err(ProduceError::TooLarge { numbers, .. }) = produced else { panic!("{produced:?}") };
+    let Err(ProduceError::TooLarge { numbers, .. }) = result else { panic!("{result:?}") };
     assert_eq!(numbers, [77]);
     assert_eq!(world.count_messages(topic) - before, 499);
 }
