@@ -11,7 +11,7 @@ use tokio::{
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::Config,
+    config::{Config, Topics},
     deduct::Worker,
     ingest::{self, Api, Catalog, Committer, Desk},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
@@ -56,6 +56,7 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
         statuses: Arc::new(statuses),
         config: Arc::new(config),
     };
+    tokio::spawn(fit_batches(shared.producer.clone(), Arc::clone(&shared.config)));
     let admin = listen("admin.listen", shared.config.admin.listen).await?;
     let (health, metrics) = (shared.health.clone(), shared.metrics.clone());
     let mut tasks = JoinSet::new();
@@ -84,6 +85,14 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     admin_stop.request();
     admin.await?;
     failed.map_or(Ok(Answer::Done), Err)
+}
+
+/// What the broker does not say now is found out when it refuses a batch.
+async fn fit_batches(producer: Producer, config: Arc<Config>) {
+    let Topics { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
+    if let Err(error) = producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await {
+        tracing::warn!(%error, "the producer's batches are not limited");
+    }
 }
 
 async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {

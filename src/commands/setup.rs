@@ -17,15 +17,18 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     migrate_stock_store(stock).await.with_context(|| format!("stock store, {stock}"))?;
     let reports = ensure_topics(&config.kafka, &config.topics).await;
     let reports = reports.with_context(|| format!("topics, brokers {}", config.kafka.brokers))?;
-    let warning = reports.iter().find(|topic| topic.name == config.topics.orders).and_then(|t| warning(t, config));
-    if let Some(warning) = &warning {
+    let orders = reports.iter().find(|topic| topic.name == config.topics.orders);
+    let mut warnings: Vec<_> = orders.and_then(|topic| horizon_warning(topic, config)).into_iter().collect();
+    for topic in &reports {
+        warnings.extend(topic.problems.iter().map(|problem| format!("topic {}: {problem}", topic.name)));
+    }
+    for warning in &warnings {
         eprintln!("WARNING: {warning}");
     }
     if output == Output::Json {
         let topics =
             reports.iter().map(|t| json!({"name": t.name, "created": t.created, "differences": t.differences}));
         let topics = topics.collect::<Vec<_>>();
-        let warnings: Vec<_> = warning.into_iter().collect();
         let stores = "migrated";
         println!("{}", json!({"order_store": stores, "stock_store": stores, "topics": topics, "warnings": warnings}));
         return Ok(Answer::Done);
@@ -44,7 +47,7 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
 }
 
 /// An event that waits longer than the ledger reaches back expires, so a topic should not keep it for longer.
-fn warning(orders: &TopicReport, config: &Config) -> Option<String> {
+fn horizon_warning(orders: &TopicReport, config: &Config) -> Option<String> {
     let (kept, longest) = (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
     let kept = kept.map(Duration::from_millis);
     if kept.is_some_and(|kept| kept <= longest) {

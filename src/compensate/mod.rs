@@ -8,7 +8,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use crate::{
     crash_point::crash_point,
     domain::{Horizon, OrderState, OrderStatus, ReportedStatus},
-    kafka::{Done, Fate, Handler, Refusal},
+    kafka::{Blame, Done, Fate, Handler, Refusal},
     relay::{COMMITTER_LEASE, Relay},
     store::{Applied, OrderStore, StoreError},
     telemetry::Metrics,
@@ -73,6 +73,20 @@ impl Handler for Compensator {
                 Some(Refusal { class: "expired", text })
             }
             Ok(_) => None,
+        }
+    }
+
+    fn source<'m>(&self, status: &'m Self::Decoded) -> Option<&'m str> {
+        Some(status.as_ref().ok()?.as_ref()?.source.as_str())
+    }
+
+    /// A worker that reports an unknown order may be right: a failover may have lost it.
+    fn blame<'m>(&self, status: &'m Self::Decoded, refusal: &Refusal) -> Blame<'m> {
+        match (status, refusal.class) {
+            (Err(_), "undecodable" | "invalid") => Blame::Writer,
+            (Err(_) | Ok(None), _) => Blame::Partition,
+            (Ok(Some(status)), "unknown_order") if !status.is_from_worker() => Blame::Writer,
+            (Ok(Some(status)), _) => Blame::Source(&status.source),
         }
     }
 

@@ -20,7 +20,7 @@ use crate::{
         OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
-    kafka::{Done, Fate, Handler, Message, Producer, Refusal},
+    kafka::{Done, Fate, Handler, Message, ProduceError, Producer, Refusal, Unpublished},
     lock::{LockError, Locks, Patience, Wanted},
     store::{StockStore, StoreError},
     telemetry::Metrics,
@@ -35,7 +35,10 @@ pub enum DeductError {
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the broker did not take the outcomes: {0}")]
-    Kafka(#[from] rdkafka::error::KafkaError),
+    Kafka(#[from] ProduceError),
+    /// All others were acknowledged.
+    #[error("outcomes are too large: {source}")]
+    TooLarge { unpublished: Unpublished, source: ProduceError },
 }
 
 /// Decides batches of order events. Whatever it does may be repeated without harm.
@@ -92,13 +95,17 @@ impl Handler for Worker {
         Ok(())
     }
 
+    fn unpublished(error: &DeductError) -> Option<&Unpublished> {
+        if let DeductError::TooLarge { unpublished, .. } = error { Some(unpublished) } else { None }
+    }
+
     fn fate(error: &DeductError) -> Fate {
         match error {
             DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => Fate::Unavailable("redis"),
             DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
             DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
             DeductError::Store(_) => Fate::Unavailable("stock_store"),
-            DeductError::Kafka(_) => Fate::Unavailable("kafka"),
+            DeductError::Kafka(_) | DeductError::TooLarge { .. } => Fate::Unavailable("kafka"),
         }
     }
 }
@@ -157,7 +164,14 @@ impl Worker {
             let payload = self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
             Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
         });
-        Ok(self.producer.produce(&self.status_topic, messages.collect()).await?)
+        let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
+        produced.map_err(|source| match &source {
+            ProduceError::TooLarge { numbers, .. } => {
+                let keys = numbers.iter().map(|number| statuses[*number].0.to_string().into_bytes());
+                DeductError::TooLarge { unpublished: keys.collect(), source }
+            }
+            ProduceError::Kafka(_) => source.into(),
+        })
     }
 
     fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>, strategy: LockStrategy) {

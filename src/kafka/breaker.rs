@@ -1,32 +1,90 @@
-/// How many of a lane's last messages count.
+use std::collections::HashMap;
+
+use super::Blame;
+
+/// How many of the last messages count.
 pub(super) const WINDOW: usize = 1000;
 /// The most of them that may be set aside: a fifth.
 pub(super) const MOST_SET_ASIDE: usize = WINDOW / 5;
+/// Sources that are told apart; those that come later are counted as one.
+const MAX_SOURCES: usize = 64;
 
-/// Tells messages that are bad each by itself from a fault that all of them meet: a breaker that opens where more than 200 of a lane's last
-/// 1,000 messages would be set aside. Those that a lane has not seen yet count as good.
-#[derive(Debug)]
+/// Tells messages that are bad each by itself from a fault that all of them meet. It opens where
+/// more than 200 of the last 1,000 messages would be dead letters that may be our own fault. Those
+/// that are blamed on a source count among its messages; all others count among the lane's, and
+/// those that are blamed on a partition among the partition's too.
+#[derive(Debug, Default)]
 pub struct Breaker {
+    lane: Window,
+    partitions: HashMap<i32, Window>,
+    sources: HashMap<String, Window>,
+    other_sources: Window,
+}
+
+impl Breaker {
+    /// Whether the next message of the partition may become a dead letter.
+    pub fn is_closed(&self, partition: i32, blame: Blame<'_>) -> bool {
+        match blame {
+            Blame::Writer => true,
+            Blame::Lane => self.lane.has_room(),
+            Blame::Partition => self.lane.has_room() && self.partitions.get(&partition).is_none_or(Window::has_room),
+            Blame::Source(source) if self.is_told_apart(source) => {
+                self.sources.get(source).is_none_or(Window::has_room)
+            }
+            Blame::Source(_) => self.other_sources.has_room(),
+        }
+    }
+
+    /// Counts a message that is done. `letter` is given for a dead letter; those that are blamed on
+    /// their writer count nowhere, else they would hide others.
+    pub fn count(&mut self, partition: i32, source: Option<&str>, letter: Option<Blame<'_>>) {
+        if letter == Some(Blame::Writer) {
+            return;
+        }
+        self.lane.push(matches!(letter, Some(Blame::Lane | Blame::Partition)));
+        self.partitions.entry(partition).or_default().push(letter == Some(Blame::Partition));
+        if let Some(source) = source {
+            let is_letter = matches!(letter, Some(Blame::Source(_)));
+            self.of_source(source).push(is_letter);
+        }
+    }
+
+    fn is_told_apart(&self, source: &str) -> bool {
+        self.sources.contains_key(source) || self.sources.len() < MAX_SOURCES
+    }
+
+    fn of_source(&mut self, source: &str) -> &mut Window {
+        if !self.is_told_apart(source) {
+            return &mut self.other_sources;
+        }
+        if !self.sources.contains_key(source) {
+            self.sources.insert(source.to_owned(), Window::default());
+        }
+        self.sources.get_mut(source).unwrap_or(&mut self.other_sources)
+    }
+}
+
+/// The last 1,000 messages. Those that are not seen yet count as good.
+#[derive(Debug)]
+struct Window {
     /// Whether each of them was set aside; a ring.
     last: [bool; WINDOW],
     next: usize,
     set_aside: usize,
 }
 
-impl Default for Breaker {
+impl Default for Window {
     fn default() -> Self {
         Self { last: [false; WINDOW], next: 0, set_aside: 0 }
     }
 }
 
-impl Breaker {
-    /// Whether the next message may be set aside.
-    pub fn is_closed(&self) -> bool {
+impl Window {
+    fn has_room(&self) -> bool {
         self.set_aside - usize::from(self.last[self.next]) < MOST_SET_ASIDE
     }
 
-    /// Counts a message that is done, one way or the other.
-    pub fn count(&mut self, set_aside: bool) {
+    fn push(&mut self, set_aside: bool) {
         self.set_aside -= usize::from(self.last[self.next]);
         self.set_aside += usize::from(set_aside);
         self.last[self.next] = set_aside;
@@ -38,41 +96,104 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn count(breaker: &mut Breaker, times: usize, set_aside: bool) {
+    fn count(breaker: &mut Breaker, times: usize, source: &str, letter: Option<Blame<'_>>) {
         for _ in 0..times {
-            assert!(!set_aside || breaker.is_closed());
-            breaker.count(set_aside);
+            assert!(letter.is_none_or(|blame| breaker.is_closed(0, blame)));
+            breaker.count(0, Some(source), letter);
         }
     }
 
     #[test]
     fn it_opens_at_the_201st_letter_of_a_new_lane() {
         let mut breaker = Breaker::default();
-        count(&mut breaker, 200, true);
-        assert!(!breaker.is_closed());
+        count(&mut breaker, 200, "worker", Some(Blame::Lane));
+        assert!(!breaker.is_closed(0, Blame::Lane));
     }
 
     #[test]
     fn a_fifth_may_be_set_aside_for_ever() {
         let mut breaker = Breaker::default();
         for _ in 0..1000 {
-            count(&mut breaker, 1, true);
-            count(&mut breaker, 4, false);
+            count(&mut breaker, 1, "worker", Some(Blame::Lane));
+            count(&mut breaker, 4, "worker", None);
         }
-        assert!(breaker.is_closed());
+        assert!(breaker.is_closed(0, Blame::Lane));
     }
 
     #[test]
     fn it_closes_when_enough_letters_are_a_thousand_messages_ago() {
         let mut breaker = Breaker::default();
-        count(&mut breaker, 100, true);
-        count(&mut breaker, 50, false);
-        count(&mut breaker, 100, true);
+        count(&mut breaker, 100, "worker", Some(Blame::Lane));
+        count(&mut breaker, 50, "worker", None);
+        count(&mut breaker, 100, "worker", Some(Blame::Lane));
         // The first of all is still among the last 1,000, and makes room for one when it leaves them.
-        count(&mut breaker, 749, false);
-        assert!(!breaker.is_closed());
-        count(&mut breaker, 1, false);
-        count(&mut breaker, 100, true);
-        assert!(!breaker.is_closed());
+        count(&mut breaker, 749, "worker", None);
+        assert!(!breaker.is_closed(0, Blame::Lane));
+        count(&mut breaker, 1, "worker", None);
+        count(&mut breaker, 100, "worker", Some(Blame::Lane));
+        assert!(!breaker.is_closed(0, Blame::Lane));
+    }
+
+    #[test]
+    fn letters_of_a_source_or_a_partition_leave_the_others_room() {
+        let mut breaker = Breaker::default();
+        count(&mut breaker, 200, "payments", Some(Blame::Source("payments")));
+        for number in 0..400 {
+            breaker.count(7, None, (number % 2 == 0).then_some(Blame::Partition));
+            for _ in 0..5 {
+                breaker.count(0, Some("worker"), None);
+            }
+        }
+        assert!(!breaker.is_closed(0, Blame::Source("payments")));
+        assert!(!breaker.is_closed(7, Blame::Partition));
+        assert!(breaker.is_closed(0, Blame::Source("worker")));
+        assert!(breaker.is_closed(0, Blame::Partition));
+        assert!(breaker.is_closed(0, Blame::Lane));
+    }
+
+    #[test]
+    fn letters_of_many_partitions_are_counted_together_too() {
+        let mut breaker = Breaker::default();
+        for number in 0..200 {
+            breaker.count(number % 10, None, Some(Blame::Partition));
+        }
+        assert!(!breaker.is_closed(11, Blame::Partition));
+    }
+
+    #[test]
+    fn letters_of_one_source_among_many_good_messages_of_others_are_seen() {
+        let mut breaker = Breaker::default();
+        for _ in 0..200 {
+            count(&mut breaker, 50, "worker", None);
+            count(&mut breaker, 1, "payments", Some(Blame::Source("payments")));
+        }
+        assert!(!breaker.is_closed(0, Blame::Source("payments")));
+    }
+
+    #[test]
+    fn letters_blamed_on_their_writer_neither_open_it_nor_hide_others() {
+        let mut breaker = Breaker::default();
+        count(&mut breaker, 5000, "payments", Some(Blame::Writer));
+        for _ in 0..200 {
+            count(&mut breaker, 1, "worker", Some(Blame::Lane));
+            count(&mut breaker, 100, "payments", Some(Blame::Writer));
+        }
+        assert!(!breaker.is_closed(0, Blame::Lane));
+        assert!(breaker.is_closed(0, Blame::Source("payments")));
+    }
+
+    #[test]
+    fn sources_beyond_the_64th_are_counted_as_one() {
+        let mut breaker = Breaker::default();
+        for number in 0..10_000 {
+            count(&mut breaker, 1, &number.to_string(), None);
+        }
+        assert_eq!(breaker.sources.len(), MAX_SOURCES);
+        for number in 0..200 {
+            let source = format!("other {number}");
+            count(&mut breaker, 1, &source, Some(Blame::Source(&source)));
+        }
+        assert!(!breaker.is_closed(0, Blame::Source("one more")));
+        assert!(breaker.is_closed(0, Blame::Source("0")));
     }
 }

@@ -160,6 +160,8 @@ impl Poller {
             self.health.alive();
             self.retry_waiting();
             self.watch();
+            let may_come = |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
+            self.partitions.throttle.apply(&self.client, &self.client.context().topic, may_come);
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
@@ -187,6 +189,7 @@ impl Poller {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
         self.watchdog.heard(message.partition());
+        self.partitions.throttle.count(message.partition());
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
@@ -228,7 +231,8 @@ impl Poller {
         let Ok(assigned) = self.client.assignment() else { return };
         let mut of_lane = TopicPartitionList::new();
         for element in assigned.elements() {
-            if self.partitions.lane(element.partition()) == lane {
+            let is_throttled = self.partitions.throttle.is_paused(element.partition());
+            if self.partitions.lane(element.partition()) == lane && (paused || !is_throttled) {
                 of_lane.add_partition(element.topic(), element.partition());
             }
         }
@@ -244,7 +248,10 @@ impl Poller {
         if now.duration_since(self.watched) < WATCH {
             return;
         }
-        let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+        let has_room = |partition: &i32| {
+            let inlet = &self.inlets[self.partitions.lane(*partition)];
+            inlet.waiting.is_empty() && !self.partitions.throttle.is_paused(*partition)
+        };
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
         for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
             let context = self.client.context();

@@ -1,54 +1,83 @@
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
 use rdkafka::{
     Message as _,
-    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    error::{KafkaError, RDKafkaErrorCode},
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
 };
 
-use super::{Message, Producer, Refusal};
+use super::{Message, ProduceError, Producer, Refusal};
 use crate::telemetry::Metrics;
+
+/// Letters of a batch that are logged one by one.
+const MAX_LOGGED: usize = 10;
 
 /// Messages that no retry can help, set aside as they were found.
 #[derive(Clone)]
 pub struct DeadLetters {
     producer: Producer,
-    topic: String,
+    topic: Arc<str>,
+    /// Whether the topic has refused a letter that had no key.
+    needs_keys: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
 impl DeadLetters {
     pub fn new(producer: Producer, topic: &str, metrics: &Metrics) -> Self {
-        Self { producer, topic: topic.to_owned(), metrics: metrics.clone() }
+        Self { producer, topic: topic.into(), needs_keys: Arc::default(), metrics: metrics.clone() }
     }
 
     /// Sets messages aside, each with its refusal's class and text, and waits until the broker has them. May set one aside
     /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
     /// goes without its value, or if need be without its key and its own headers too, and a header `stocklock.omitted.bytes` says so.
-    pub async fn set_aside(&self, letters: &[(&OwnedMessage, Refusal)]) -> KafkaResult<()> {
-        let whole = letters.iter().map(|(message, refusal)| letter(message, refusal, Extent::Whole)).collect();
-        match self.producer.produce(&self.topic, whole).await {
-            Err(error) if is_too_large(&error) => {
-                for (message, refusal) in letters {
-                    self.produce_in_any_size(message, refusal).await?;
+    pub async fn set_aside(&self, letters: &[(&OwnedMessage, Refusal)]) -> Result<(), ProduceError> {
+        let mut open: Vec<_> = letters.iter().collect();
+        for extent in [Extent::Whole, Extent::WithoutValue, Extent::OurHeaders] {
+            let too_large = match self.produce(&open, extent).await {
+                Err(ProduceError::TooLarge { numbers, .. }) if extent > Extent::OurHeaders => numbers,
+                produced => {
+                    produced?;
+                    break;
                 }
-            }
-            produced => produced?,
+            };
+            open = too_large.into_iter().map(|number| open[number]).collect();
         }
-        for (message, Refusal { class, text }) in letters {
-            self.metrics.dead_letters.with_label_values(&[message.topic(), class]).inc();
-            let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-            tracing::warn!(topic, partition, offset, class, error = text, "set aside as a dead letter");
-        }
+        self.count(letters);
         Ok(())
     }
 
-    async fn produce_in_any_size(&self, message: &OwnedMessage, refusal: &Refusal) -> KafkaResult<()> {
-        for extent in [Extent::Whole, Extent::WithoutValue] {
-            match self.producer.produce(&self.topic, vec![letter(message, refusal, extent)]).await {
-                Err(error) if is_too_large(&error) => {}
-                produced => return produced,
+    /// A compacted topic refuses a letter without a key, as its message had none; then it gets one.
+    async fn produce(&self, letters: &[&(&OwnedMessage, Refusal)], extent: Extent) -> Result<(), ProduceError> {
+        let needs_keys = self.needs_keys.load(Ordering::Relaxed);
+        let compose = |needs_keys| {
+            let letters = letters.iter().map(|(message, refusal)| letter(message, refusal, extent, needs_keys));
+            letters.collect::<Vec<_>>()
+        };
+        match self.producer.produce(&self.topic, compose(needs_keys)).await {
+            Err(ProduceError::Kafka(error)) if is_invalid_record(&error) && !needs_keys => {
+                self.needs_keys.store(true, Ordering::Relaxed);
+                let topic = &*self.topic;
+                tracing::warn!(topic, %error, "the topic refuses letters without a key, is its cleanup.policy compact?");
+                self.producer.produce(&self.topic, compose(true)).await
             }
+            produced => produced,
         }
-        self.producer.produce(&self.topic, vec![letter(message, refusal, Extent::OurHeaders)]).await
+    }
+
+    fn count(&self, letters: &[(&OwnedMessage, Refusal)]) {
+        for (message, refusal) in letters {
+            self.metrics.dead_letters.with_label_values(&[message.topic(), refusal.class]).inc();
+        }
+        for (message, Refusal { class, text }) in letters.iter().take(MAX_LOGGED) {
+            let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+            tracing::warn!(topic, partition, offset, class, error = text, "set aside as a dead letter");
+        }
+        if letters.len() > MAX_LOGGED {
+            tracing::warn!(letters = letters.len() - MAX_LOGGED, "more were set aside as dead letters");
+        }
     }
 }
 
@@ -62,7 +91,7 @@ enum Extent {
     Whole,
 }
 
-fn letter(message: &OwnedMessage, refusal: &Refusal, extent: Extent) -> Message {
+fn letter(message: &OwnedMessage, refusal: &Refusal, extent: Extent, needs_key: bool) -> Message {
     let (key, payload) = (message.key(), message.payload());
     let found = || message.headers().into_iter().flat_map(Headers::iter);
     let mut headers = OwnedHeaders::new();
@@ -81,15 +110,23 @@ fn letter(message: &OwnedMessage, refusal: &Refusal, extent: Extent) -> Message 
     if extent < Extent::Whole {
         headers = headers.insert(Header { key: "stocklock.omitted.bytes", value: Some(&omitted.to_string()) });
     }
+    let mut kept_key = key.filter(|_| extent >= Extent::WithoutValue).map(<[u8]>::to_vec);
+    if needs_key && kept_key.is_none() {
+        let origin = format!("{}-{}-{}", message.topic(), message.partition(), message.offset());
+        kept_key = Some(origin.into_bytes());
+        headers = headers.insert(Header { key: "stocklock.key.made", value: Some("true") });
+    }
     Message {
-        key: key.filter(|_| extent >= Extent::WithoutValue).map(<[u8]>::to_vec),
+        key: kept_key,
         payload: payload.filter(|_| extent == Extent::Whole).map(<[u8]>::to_vec),
         headers: Some(headers),
     }
 }
 
-fn is_too_large(error: &KafkaError) -> bool {
-    error.rdkafka_error_code() == Some(RDKafkaErrorCode::MessageSizeTooLarge)
+/// librdkafka gives the second code to the others of the batch.
+fn is_invalid_record(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidDifferentRecord))
 }
 
 /// Adds why, and from where.

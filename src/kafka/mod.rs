@@ -1,5 +1,6 @@
 //! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
 
+mod batch_size;
 mod breaker;
 mod client;
 mod consumer;
@@ -12,13 +13,16 @@ mod partitions;
 mod pipeline;
 mod producer;
 mod publishing;
+mod throttle;
+mod topic_settings;
 mod topics;
 mod watchdog;
 
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
-pub use handler::{Done, Fate, Handler, Refusal};
+pub use handler::{Blame, Done, Fate, Handler, Refusal, Unpublished};
 pub use lane::{Batch, Lane};
-pub use producer::{Message, Producer};
+pub use producer::{Message, ProduceError, Producer};
+pub use topic_settings::MIN_MESSAGE_BYTES;
 pub use topics::{TopicReport, delete_topics, ensure_topics};

@@ -4,6 +4,8 @@ use std::{
     time::Duration,
 };
 
+use super::throttle::Throttle;
+
 /// Which partitions this consumer owns, since which assignment, and what is in hand of each.
 ///
 /// A partition that is revoked is first drained: no new batch takes from it, and the batches in hand may still finish and
@@ -13,6 +15,8 @@ pub struct Partitions {
     lanes: usize,
     state: Mutex<State>,
     settled: Condvar,
+    /// Bounds the rate of their dead letters.
+    pub(super) throttle: Throttle,
 }
 
 #[derive(Debug, Default)]
@@ -35,7 +39,7 @@ struct Owned {
 impl Partitions {
     /// None are owned yet; those that will be belong to so many lanes.
     pub fn new(lanes: usize) -> Self {
-        Self { lanes, state: Mutex::default(), settled: Condvar::default() }
+        Self { lanes, state: Mutex::default(), settled: Condvar::default(), throttle: Throttle::default() }
     }
 
     pub fn lane(&self, partition: i32) -> usize {
@@ -43,6 +47,7 @@ impl Partitions {
     }
 
     pub fn assign(&self, partitions: &[i32]) {
+        self.throttle.forget(partitions);
         let mut state = self.lock();
         state.assignments += 1;
         let assignment = state.assignments;
@@ -54,6 +59,7 @@ impl Partitions {
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
     /// all was settled in time. Batches of a lane that stands still are not waited for: their offsets would not advance.
     pub fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
+        self.throttle.forget(partitions);
         let mut state = self.lock();
         for partition in partitions {
             if let Some(owned) = state.owned.get_mut(partition) {

@@ -1,5 +1,8 @@
 use std::{
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -11,7 +14,10 @@ use rdkafka::{
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
 };
 
-use super::client_config;
+use super::{
+    batch_size::{BatchLimits, MAX_BATCH_BYTES, MIN_BATCH_BYTES},
+    client_config,
+};
 use crate::config::Kafka;
 
 /// The largest message, bytes: what a broker takes by default, and as much again for the headers of a dead letter.
@@ -25,7 +31,23 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
-    client: Arc<RwLock<FutureProducer<Context>>>,
+    client: Arc<RwLock<Client>>,
+    /// What the client's batches may have.
+    batch_bytes: Arc<AtomicUsize>,
+    limits: Arc<BatchLimits>,
+}
+
+type Client = Arc<FutureProducer<Context>>;
+
+/// Why messages were not produced.
+#[derive(Debug, thiserror::Error)]
+pub enum ProduceError {
+    #[error(transparent)]
+    Kafka(#[from] KafkaError),
+    /// The broker refuses these messages each alone, going by their numbers; it has acknowledged
+    /// all others.
+    #[error("{} of {sent} messages are too large for topic {topic}: raise its max.message.bytes", numbers.len())]
+    TooLarge { topic: String, numbers: Vec<usize>, sent: usize },
 }
 
 /// What is to be produced. The topic is the caller's.
@@ -59,19 +81,93 @@ impl Producer {
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", MAX_MESSAGE_BYTES)
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
-        let producer = FutureProducer::from_config_and_context(&client, Context)?;
-        Ok(Self { config: Arc::new(client), client: Arc::new(RwLock::new(producer)) })
+        let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
+        let first = Arc::new(FutureProducer::from_config_and_context(&client, Context)?);
+        Ok(Self { config: Arc::new(client), client: Arc::new(RwLock::new(first)), batch_bytes, limits: Arc::default() })
     }
 
-    /// Produces all messages and waits until the broker has acknowledged each. Fails where one of them could not be delivered;
-    /// others may have been.
-    pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> KafkaResult<()> {
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let produced = deliver(&client, topic, &messages).await;
+    /// Produces all messages and waits until the broker has acknowledged each. Those of a batch
+    /// that is too large for the topic are produced again in smaller batches, in the end each
+    /// alone. Fails where one of them could not be delivered; others may have been.
+    pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> Result<(), ProduceError> {
+        let client = self.current();
+        let all: Vec<_> = (0..messages.len()).collect();
+        let mut produced = deliver(&client, topic, &messages, &all).await;
         if produced.is_err() && client.client().fatal_error().is_some() {
             self.replace_failed()?;
         }
-        produced
+        if let Ok(refused) = &produced
+            && !refused.is_empty()
+        {
+            produced = self.produce_smaller(topic, &messages, refused, &client).await;
+        }
+        release(client);
+        match produced? {
+            numbers if numbers.is_empty() => Ok(()),
+            numbers => Err(ProduceError::TooLarge { topic: topic.to_owned(), numbers, sent: messages.len() }),
+        }
+    }
+
+    /// Has batches fit what these topics take, as far as the broker says so within some seconds.
+    pub async fn fit_batches_to(&self, topics: &[&str]) -> KafkaResult<()> {
+        let client = self.current();
+        match self.limits.ask(&self.config, topics).await {
+            Some(bytes) => self.limit_batches(bytes, &client),
+            None => Ok(()),
+        }
+    }
+
+    /// Produces messages that `refused_by` could not for the size of their batches. Answers the
+    /// numbers of those that the broker refuses alone too.
+    async fn produce_smaller(
+        &self,
+        topic: &str,
+        messages: &[Message],
+        refused: &[usize],
+        refused_by: &Client,
+    ) -> KafkaResult<Vec<usize>> {
+        self.fit_batches_to(&[topic]).await?;
+        let mut refused = refused.to_vec();
+        let client = self.current();
+        if !Arc::ptr_eq(&client, refused_by) {
+            refused = deliver(&client, topic, messages, &refused).await?;
+            if refused.is_empty() {
+                return Ok(refused);
+            }
+        }
+        let mut config = (*self.config).clone();
+        config.set("batch.num.messages", "1");
+        let alone = Arc::new(FutureProducer::from_config_and_context(&config, Context)?);
+        let too_large = deliver(&alone, topic, messages, &refused).await;
+        release(alone);
+        let too_large = too_large?;
+        if too_large.len() < refused.len() {
+            self.limit_batches(self.batch_bytes.load(Ordering::Relaxed) / 2, &client)?;
+        }
+        Ok(too_large)
+    }
+
+    /// Lowers the limit of batches, unless another client than `present` has taken over meanwhile.
+    fn limit_batches(&self, bytes: usize, present: &Client) -> KafkaResult<()> {
+        let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
+        let (former, bytes) = (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
+        if bytes >= former || !Arc::ptr_eq(&client, present) {
+            return Ok(());
+        }
+        tracing::info!(bytes, former, "the producer's batches are limited");
+        self.batch_bytes.store(bytes, Ordering::Relaxed);
+        release(std::mem::replace(&mut *client, self.new_client()?));
+        Ok(())
+    }
+
+    fn new_client(&self) -> KafkaResult<Client> {
+        let mut config = (*self.config).clone();
+        config.set("batch.size", self.batch_bytes.load(Ordering::Relaxed).to_string());
+        FutureProducer::from_config_and_context(&config, Context).map(Arc::new)
+    }
+
+    fn current(&self) -> Client {
+        Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// An idempotent producer that lost track of its sequence, for instance as a broker lost its last seconds, never delivers again.
@@ -79,16 +175,14 @@ impl Producer {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if let Some((error, reason)) = client.client().fatal_error() {
             tracing::warn!(%error, reason, "the producer is replaced");
-            let failed =
-                std::mem::replace(&mut *client, FutureProducer::from_config_and_context(&self.config, Context)?);
-            tokio::task::spawn_blocking(move || drop(failed));
+            release(std::mem::replace(&mut *client, self.new_client()?));
         }
         Ok(())
     }
 
     /// Waits a bounded time for what is still on its way.
     pub async fn flush(&self) {
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self.current();
         let flushed = tokio::task::spawn_blocking(move || client.flush(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "messages were not delivered before the stop");
@@ -96,19 +190,43 @@ impl Producer {
     }
 }
 
-async fn deliver(client: &FutureProducer<Context>, topic: &str, messages: &[Message]) -> KafkaResult<()> {
-    let mut deliveries = Vec::with_capacity(messages.len());
-    for message in messages {
-        deliveries.push(enqueue(client, topic, message).await?);
+/// Gives a client back. The last one to do so ends it, which may take half a second.
+fn release(client: Client) {
+    if Arc::strong_count(&client) == 1 {
+        drop(tokio::task::spawn_blocking(move || drop(client)));
     }
-    for delivery in deliveries {
+}
+
+/// Produces the messages with these numbers. Answers the numbers of those that are too large, by
+/// themselves or with others of their batch.
+async fn deliver(
+    client: &FutureProducer<Context>,
+    topic: &str,
+    messages: &[Message],
+    numbers: &[usize],
+) -> KafkaResult<Vec<usize>> {
+    let (mut deliveries, mut too_large) = (Vec::with_capacity(numbers.len()), Vec::new());
+    for number in numbers {
+        match enqueue(client, topic, &messages[*number]).await {
+            Ok(delivery) => deliveries.push((*number, delivery)),
+            Err(error) if is_too_large(&error) => too_large.push(*number),
+            Err(error) => return Err(error),
+        }
+    }
+    for (number, delivery) in deliveries {
         match delivery.await {
             Ok(Ok(_)) => {}
+            Ok(Err((error, _))) if is_too_large(&error) => too_large.push(number),
             Ok(Err((error, _))) => return Err(error),
             Err(_) => return Err(KafkaError::Canceled),
         }
     }
-    Ok(())
+    Ok(too_large)
+}
+
+fn is_too_large(error: &KafkaError) -> bool {
+    let code = error.rdkafka_error_code();
+    matches!(code, Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge))
 }
 
 async fn enqueue(client: &FutureProducer<Context>, topic: &str, message: &Message) -> KafkaResult<DeliveryFuture> {

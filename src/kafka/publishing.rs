@@ -1,11 +1,11 @@
-use std::ops::Range;
+use std::{collections::HashMap, ops::Range, time::Instant};
 
 use prometheus::IntGauge;
-use rdkafka::message::OwnedMessage;
+use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::sync::mpsc;
 
 use super::{
-    DeadLetters, Done, Fate, Handler, Refusal,
+    Blame, DeadLetters, Done, Fate, Handler, Refusal, Unpublished,
     breaker::{Breaker, MOST_SET_ASIDE, WINDOW},
     lane::{Batch, Offsets},
     partitions::Partitions,
@@ -39,55 +39,75 @@ impl<H: Handler> Publishing<H> {
     async fn publish(&mut self, batch: &Batch<H::Decoded>, parts: &[Part<H>]) -> Option<()> {
         let mut done = 0;
         for Part { end, result } in parts {
-            if let Ok(handled) = result {
-                self.report(batch, handled).await?;
-            }
-            self.set_aside(batch, done..*end, result).await?;
+            let unpublished = match result {
+                Ok(handled) => self.report(batch, handled).await?,
+                Err(_) => Unpublished::new(),
+            };
+            self.set_aside(batch, done..*end, result, &unpublished).await?;
             done = *end;
         }
         Some(())
     }
 
-    async fn report(&self, batch: &Batch<H::Decoded>, handled: &H::Handled) -> Option<()> {
+    async fn report(&self, batch: &Batch<H::Decoded>, handled: &H::Handled) -> Option<Unpublished> {
         let mut backoff = Backoff::default();
         while let Err(error) = self.step.handler.publish(handled).await {
+            if let Some(unpublished) = H::unpublished(&error) {
+                return Some(unpublished.clone());
+            }
             self.step.failed(&error, H::fate(&error), batch.len(), batch, &mut backoff).await?;
         }
-        Some(())
+        Some(Unpublished::new())
     }
 
     /// Sets aside those messages of a part that are refused, up to the one at which the breaker opens; that one, and all behind it, wait.
+    /// Partitions with
+    /// letters that are blamed on their writer become suspect.
     async fn set_aside(
         &mut self,
         batch: &Batch<H::Decoded>,
         part: Range<usize>,
         result: &Result<H::Handled, Refusal>,
+        unpublished: &Unpublished,
     ) -> Option<()> {
-        let mut letters = Vec::new();
+        let (mut letters, mut writers) = (Vec::new(), HashMap::new());
         for index in part {
+            let (message, decoded) = (batch.message(index), &batch.decoded()[index]);
             let refusal = match result {
-                Ok(handled) => self.step.handler.refusal(&batch.decoded()[index], handled),
+                Ok(handled) => {
+                    let refusal = self.step.handler.refusal(decoded, handled);
+                    refusal.or_else(|| is_among(unpublished, message).then(too_large))
+                }
                 Err(refusal) => Some(refusal.clone()),
             };
-            let is_set_aside = match refusal {
-                None => false,
-                Some(refusal) if self.breaker.is_closed() => {
-                    letters.push((batch.message(index), refusal));
-                    true
-                }
-                Some(refusal) => {
+            let partition = message.partition();
+            let mut letter = refusal.as_ref().map(|refusal| self.step.handler.blame(decoded, refusal));
+            if let (Some(refusal), Some(blame)) = (refusal, letter) {
+                if self.breaker.is_closed(partition, blame) {
+                    if blame == Blame::Writer {
+                        *writers.entry(partition).or_insert(0) += 1;
+                    }
+                    letters.push((message, refusal));
+                } else {
                     self.deliver(batch, std::mem::take(&mut letters)).await?;
                     self.offsets.store(batch, index);
-                    self.stand_still(batch, index, &refusal).await?;
-                    false
+                    self.stand_still(batch, index, &refusal, blame).await?;
+                    letter = None;
                 }
-            };
-            self.breaker.count(is_set_aside);
+            }
+            self.breaker.count(partition, self.step.handler.source(decoded), letter);
         }
-        self.deliver(batch, letters).await
+        self.deliver(batch, letters).await?;
+        for (partition, letters) in writers {
+            self.offsets.partitions.throttle.suspect(partition, letters, Instant::now());
+        }
+        Some(())
     }
 
     async fn deliver(&self, batch: &Batch<H::Decoded>, letters: Vec<(&OwnedMessage, Refusal)>) -> Option<()> {
+        if letters.is_empty() {
+            return Some(());
+        }
         let mut backoff = Backoff::default();
         while let Err(error) = self.dead_letters.set_aside(&letters).await {
             self.step.failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff).await?;
@@ -97,13 +117,24 @@ impl<H: Handler> Publishing<H> {
 
     /// The breaker is open: waits until the message at which it opened is accepted after all, or its partition is gone. `None` where
     /// the batch is given up.
-    async fn stand_still(&self, batch: &Batch<H::Decoded>, index: usize, refusal: &Refusal) -> Option<()> {
+    async fn stand_still(
+        &self,
+        batch: &Batch<H::Decoded>,
+        index: usize,
+        refusal: &Refusal,
+        blame: Blame<'_>,
+    ) -> Option<()> {
         if !batch.owns(index) || self.is_accepted(batch, index).await {
             return Some(());
         }
         let Refusal { class, text } = refusal;
+        let of = match blame {
+            Blame::Source(source) => format!(" of source {source:?}"),
+            Blame::Partition => format!(" of partition {}", batch.message(index).partition()),
+            Blame::Lane | Blame::Writer => String::new(),
+        };
         let why =
-            format!("stopped at the {MOST_SET_ASIDE} dead letters of {WINDOW} messages; the next: {class}: {text}");
+            format!("stopped at the {MOST_SET_ASIDE} dead letters of {WINDOW} messages{of}; the next: {class}: {text}");
         tracing::error!(class, error = text, "too many dead letters, the lane stands still");
         self.step.health.not_ready(&*why);
         let standing = StandingStill::new(&self.offsets.partitions, self.offsets.lane, &self.stopped);
@@ -131,7 +162,8 @@ impl<H: Handler> Publishing<H> {
             Ok(Done { handled, left_behind })
                 if left_behind.is_empty() && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
             {
-                self.report(batch, &handled).await.is_some()
+                let unpublished = self.report(batch, &handled).await;
+                unpublished.is_some_and(|unpublished| !is_among(&unpublished, batch.message(index)))
             }
             Ok(_) => false,
             Err(error) => {
@@ -140,6 +172,15 @@ impl<H: Handler> Publishing<H> {
             }
         }
     }
+}
+
+fn is_among(unpublished: &Unpublished, message: &OwnedMessage) -> bool {
+    !unpublished.is_empty() && message.key().is_some_and(|key| unpublished.contains(key))
+}
+
+fn too_large() -> Refusal {
+    let text = "its outcome is too large for the topic: raise the topic's max.message.bytes";
+    Refusal { class: "too_large", text: text.to_owned() }
 }
 
 /// Shows that a lane stands still, until it is dropped. Nobody waits for its batches meanwhile.

@@ -1,13 +1,13 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication},
+    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
     client::DefaultClientContext,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     producer::{BaseProducer, Producer as _},
 };
 
-use super::{client_config, producer::MAX_MESSAGE_BYTES};
+use super::{client_config, producer::MAX_MESSAGE_BYTES, topic_settings::TopicSettings};
 use crate::config::{Kafka, Topics};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
@@ -19,6 +19,9 @@ pub struct TopicReport {
     pub created: bool,
     /// How an existing topic differs from what is configured; it is left as it is.
     pub differences: Vec<String>,
+    /// What is wrong with its settings, the broker's defaults included, and what to do: a sentence
+    /// each.
+    pub problems: Vec<String>,
     /// How long it keeps messages, in milliseconds; -1: for ever.
     pub retention_ms: i64,
 }
@@ -46,33 +49,49 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
         .collect();
     let mut reports = Vec::new();
     for created in admin.create_topics(&wanted, &options).await? {
-        let report = |name, created| TopicReport { name, created, differences: Vec::new(), retention_ms };
+        let report =
+            |name, created| TopicReport { name, created, differences: Vec::new(), problems: Vec::new(), retention_ms };
         match created {
             Ok(name) => reports.push(report(name, true)),
             Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => reports.push(report(name, false)),
             Err((_, code)) => return Err(KafkaError::AdminOp(code)),
         }
     }
-    for report in reports.iter_mut().filter(|report| !report.created) {
-        let partitions = count_partitions(kafka, &report.name).await?;
-        if i32::try_from(partitions) != Ok(topics.partitions) {
-            report.differences.push(format!("partitions: {partitions}, configured {}", topics.partitions));
-        }
-        let described = admin.describe_configs(&[ResourceSpecifier::Topic(&report.name)], &options).await?;
-        let entries = described.into_iter().map(|resource| resource.map_err(KafkaError::AdminOp));
-        let found = entries.collect::<KafkaResult<Vec<_>>>()?;
-        for (key, configured) in &settings[report.name.as_str()] {
-            let found = found.iter().flat_map(|resource| &resource.entries).find(|entry| entry.name == *key);
-            let found = found.and_then(|entry| entry.value.as_deref()).unwrap_or("unknown");
-            if *key == "retention.ms" {
-                report.retention_ms = found.parse().unwrap_or(-1);
-            }
-            if found != *configured {
-                report.differences.push(format!("{key}: {found}, configured {configured}"));
-            }
-        }
+    let names: Vec<_> = reports.iter().map(|report| report.name.clone()).collect();
+    let layouts = layouts(kafka, names.clone()).await?;
+    let names: Vec<_> = names.iter().map(String::as_str).collect();
+    let mut described = TopicSettings::describe(&admin, &names, TIMEOUT).await?;
+    for (report, layout) in reports.iter_mut().zip(layouts) {
+        let found = described.remove(&report.name).unwrap_or_default();
+        inspect(report, &layout, &found, topics.partitions, &settings[report.name.as_str()]);
     }
     Ok(reports)
+}
+
+/// Reports what is wrong with a topic, and how one that existed differs from what is configured.
+fn inspect(
+    report: &mut TopicReport,
+    layout: &Layout,
+    found: &TopicSettings,
+    partitions: i32,
+    settings: &[(&str, &str)],
+) {
+    report.problems = found.problems(layout.replicas);
+    if report.created {
+        return;
+    }
+    if i32::try_from(layout.partitions) != Ok(partitions) {
+        report.differences.push(format!("partitions: {}, configured {partitions}", layout.partitions));
+    }
+    for (key, configured) in settings {
+        let found = found.get(key).unwrap_or("unknown");
+        if *key == "retention.ms" {
+            report.retention_ms = found.parse().unwrap_or(-1);
+        }
+        if found != *configured {
+            report.differences.push(format!("{key}: {found}, configured {configured}"));
+        }
+    }
 }
 
 /// Deletes the topics, and all that is in them.
@@ -84,20 +103,29 @@ pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
     Ok(())
 }
 
-async fn count_partitions(kafka: &Kafka, topic: &str) -> KafkaResult<usize> {
+/// How a topic is spread over the brokers.
+struct Layout {
+    partitions: usize,
+    /// Of the partition that has the fewest.
+    replicas: usize,
+}
+
+/// Asks how each of these topics is spread.
+async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
-    let topic = topic.to_owned();
-    let counted = tokio::task::spawn_blocking(move || {
-        // A topic that was created a moment ago may not be in the broker's metadata yet.
-        for _ in 0..50 {
-            let metadata = producer.client().fetch_metadata(Some(&topic), TIMEOUT)?;
-            let partitions = metadata.topics().first().map_or(0, |t| t.partitions().len());
-            if partitions > 0 {
-                return Ok(partitions);
-            }
-            std::thread::sleep(Duration::from_millis(100));
+    let asked = tokio::task::spawn_blocking(move || topics.iter().map(|topic| layout(&producer, topic)).collect());
+    asked.await.unwrap_or(Err(KafkaError::Canceled))
+}
+
+fn layout(producer: &BaseProducer, topic: &str) -> KafkaResult<Layout> {
+    // A topic that was created a moment ago may not be in the broker's metadata yet.
+    for _ in 0..50 {
+        let metadata = producer.client().fetch_metadata(Some(topic), TIMEOUT)?;
+        let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
+        if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min() {
+            return Ok(Layout { partitions: partitions.len(), replicas });
         }
-        Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
-    });
-    counted.await.unwrap_or(Err(KafkaError::Canceled))
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
 }

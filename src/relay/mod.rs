@@ -3,6 +3,7 @@
 mod pending;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -13,7 +14,7 @@ use crate::{
     backoff::Backoff,
     crash_point::crash_point,
     domain::{EventKind, OrderEvent, OrderId},
-    kafka::{Message, Producer},
+    kafka::{Message, ProduceError, Producer},
     lifecycle::Shutdown,
     store::{OrderStore, StoreError},
     telemetry::{Component, Metrics},
@@ -36,7 +37,7 @@ const MAX_PUBLISHING: usize = 64;
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     #[error("the broker did not take the events: {0}")]
-    Kafka(#[from] rdkafka::error::KafkaError),
+    Kafka(#[from] ProduceError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -87,9 +88,16 @@ impl Relay {
         });
         let messages = messages.collect();
         crash_point("relay.producing");
-        self.producer.produce(&self.topic, messages).await?;
+        let produced = self.producer.produce(&self.topic, messages).await;
+        let too_large = match &produced {
+            Err(ProduceError::TooLarge { numbers, .. }) => numbers.iter().copied().collect(),
+            Err(_) => return Ok(produced?),
+            Ok(()) => HashSet::new(),
+        };
         crash_point("relay.produced");
-        self.strike_out(events.iter().map(|event| (event.order_id, event.kind))).await
+        let published = events.iter().enumerate().filter(|(number, _)| !too_large.contains(number));
+        self.strike_out(published.map(|(_, event)| (event.order_id, event.kind))).await?;
+        Ok(produced?)
     }
 
     /// Strikes events out of the outbox, together with what others publish meanwhile: the first of them does it for all.

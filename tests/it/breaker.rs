@@ -6,7 +6,10 @@ use std::{
 };
 
 use rdkafka::Message as _;
-use stocklock::domain::OrderId;
+use stocklock::{
+    domain::{Lines, OrderId, OrderStatus, ReportedStatus},
+    wire::OrderStatusCodec,
+};
 
 use crate::harness::{Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines};
 
@@ -31,6 +34,10 @@ async fn stands_still(worker: &Role) {
     }
     let live = reqwest::get(format!("{}/livez", worker.admin)).await.expect("an answer");
     assert!(live.status().is_success(), "a restart by itself would only set more aside");
+}
+
+async fn readiness(role: &Role) -> String {
+    reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").text().await.expect("text")
 }
 
 /// Where the messages that were set aside came from, and how many letters there are.
@@ -128,4 +135,49 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     assert_eq!(world.available("a"), 1000 - i64::try_from(statuses.len()).unwrap());
     worker.stop();
     rival.stop();
+}
+
+/// A failover may have lost commits of the order store: then the worker is right, and the store is
+/// wrong.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_stops_when_workers_report_orders_that_are_unknown() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    let ids: Vec<_> = (0..MOST + 50).map(|_| OrderId::generate()).collect();
+    let codec = OrderStatusCodec::new().unwrap();
+    let value = |order_id: &OrderId| {
+        let (status, source, occurred_at) = (ReportedStatus::Completed, "worker".to_owned(), chrono::Utc::now());
+        let status = OrderStatus { order_id: *order_id, status, source, occurred_at };
+        (*order_id, codec.encode(&status).unwrap())
+    };
+    world.produce(&topics.order_status, ids.iter().map(value).collect()).await;
+
+    let compensator = Role::spawn(&world.env, "compensator", &[]);
+    compensator.listening().await;
+    stands_still(&compensator).await;
+
+    assert!(readiness(&compensator).await.contains("messages of source \"worker\""));
+    assert_eq!(world.count_messages(&topics.order_status_dlq), MOST);
+    let lines: Lines = order_lines(&[("a", 1)]);
+    world.save_as(ids.into_iter().map(|id| (id, lines.clone())).collect()).await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+    assert_eq!(world.count_messages(&topics.order_status_dlq), MOST);
+    assert_eq!(world.count_orders("COMPLETED").await, 50);
+    compensator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_lane_stops_at_a_partition_of_values_whose_schema_is_unknown() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    let topics = &world.config.topics;
+    let (key, value) = (OrderId::generate(), b"\xc3\x01a schema that nobody knows".to_vec());
+    world.produce(&topics.order_status, vec![(key, value); MOST + 50]).await;
+
+    let compensator = Role::spawn(&world.env, "compensator", &[]);
+    compensator.listening().await;
+    stands_still(&compensator).await;
+
+    let ready = readiness(&compensator).await;
+    assert!(ready.contains("messages of partition ") && ready.contains("unknown_schema"), "{ready}");
+    assert_eq!(world.count_messages(&topics.order_status_dlq), MOST);
 }

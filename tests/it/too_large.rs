@@ -1,0 +1,237 @@
+//! Topics that take less than a producer sends, or no letter without a key; `setup` says so.
+
+use std::{collections::BTreeSet, time::Instant};
+
+use chrono::Utc;
+use rdkafka::{
+    ClientConfig, Message as _,
+    message::OwnedMessage,
+    producer::{FutureProducer, FutureRecord},
+};
+use serde_json::json;
+use stocklock::{
+    domain::{Line, Lines, ProductId},
+    kafka::{MIN_MESSAGE_BYTES, Message, ProduceError, Producer},
+    wire::OrderEventCodec,
+};
+
+use crate::harness::{Database, PATIENCE, Role, Strategy, World, header, lines, made_at, order_lines, place_all};
+
+/// Less than a batch of some hundred orders or statuses.
+const SMALL: usize = 20_000;
+const ORDERS: usize = 4000;
+
+/// A product id of the largest size, which does not compress.
+fn long_id(number: usize) -> String {
+    let noise: String = std::iter::repeat_with(fastrand::alphanumeric).take(60).collect();
+    format!("{number:04}{noise}")
+}
+
+fn incompressible(bytes: usize) -> Message {
+    let payload = std::iter::repeat_with(|| fastrand::u8(..)).take(bytes).collect();
+    Message { key: Some(b"k".to_vec()), payload: Some(payload), headers: None }
+}
+
+/// Waits until the broker refuses a batch of this size.
+async fn takes_no_more(world: &World, topic: &str, bytes: usize) {
+    let (producer, begun) = (Producer::new(&world.config.kafka).expect("a producer"), Instant::now());
+    while producer.produce(topic, vec![incompressible(bytes)]).await.is_ok() {
+        assert!(begun.elapsed() < PATIENCE, "{topic} takes {bytes} bytes");
+    }
+}
+
+async fn waits_for(role: &Role, metric: &str, labels: &str, value: f64) {
+    let begun = Instant::now();
+    while role.metric(metric, labels).await != value {
+        assert!(begun.elapsed() < PATIENCE, "{metric} is no {value}:\n{}", role.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+}
+
+/// The topics may be found small at the start, or become so while the roles run.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_orders_become_final_on_topics_that_take_only_small_batches() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    world.import(&[("a", 100_000)]);
+    let worker = world.start_with("worker", &[("STOCKLOCK__WORKER__LINGER", "500ms")]).await;
+    for topic in [&topics.orders, &topics.order_status] {
+        world.limit_message_bytes(topic, SMALL).await;
+    }
+    takes_no_more(&world, &topics.order_status, SMALL).await;
+    let orders = world.save(&vec![order_lines(&[("a", 1)]); ORDERS]).await;
+
+    world.produce_events(&orders).await;
+    let compensator = world.start("compensator").await;
+    world.settled().await;
+
+    assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(ORDERS).unwrap());
+    assert!(worker.log().contains("the producer's batches are limited"), "{}", worker.log());
+    worker.stop();
+    compensator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_refused_batch_is_produced_again_down_to_single_messages() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topic = &world.config.topics.order_status;
+    world.limit_message_bytes(topic, SMALL).await;
+    takes_no_more(&world, topic, SMALL).await;
+    let before = world.count_messages(topic);
+    let mut messages: Vec<_> = (0..500).map(|_| incompressible(900)).collect();
+    messages[77] = incompressible(SMALL);
+    let producer = Producer::new(&world.config.kafka).expect("a producer");
+
+    let result = producer.produce(topic, messages).await;
+
+    let Err(ProduceError::TooLarge { numbers, .. }) = result else { panic!("{result:?}") };
+    assert_eq!(numbers, [77]);
+    assert_eq!(world.count_messages(topic) - before, 499);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_event_that_its_topic_does_not_take_waits_alone_in_the_outbox() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    let topics = &world.config.topics;
+    let ids: Vec<_> = (0..100).map(long_id).collect();
+    world.import(&ids.iter().map(|id| (id.as_str(), 1000)).collect::<Vec<_>>());
+    world.limit_message_bytes(&topics.orders, 2500).await;
+    takes_no_more(&world, &topics.orders, 2500).await;
+    let all = world.start_with("all", &[("STOCKLOCK__INGEST__LINGER", "500ms")]).await;
+    let huge = lines(&ids.iter().map(|id| (id.as_str(), 1)).collect::<Vec<_>>());
+    let mut bodies = vec![lines(&[(&ids[0], 1)]); 40];
+    bodies.insert(20, huge);
+
+    assert_eq!(place_all(&all.http, &bodies, bodies.len()).await.len(), bodies.len());
+
+    waits_for(&all, "stocklock_outbox_pending", "", 1.0).await;
+    let begun = Instant::now();
+    while world.count_orders("COMPLETED").await < 40 {
+        assert!(begun.elapsed() < PATIENCE, "the others are not done:\n{}", all.log());
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert!(all.log().contains("too large for topic"), "{}", all.log());
+    world.limit_message_bytes(&topics.orders, 1_000_000).await;
+    world.settled().await;
+    assert_eq!(world.count_orders("COMPLETED").await, 41);
+    all.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_whose_status_its_topic_does_not_take_is_dead_lettered() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    world.import(&[("a", 10)]);
+    let orders = world.save(&vec![order_lines(&[("a", 1)]); 3]).await;
+    world.produce_events(&orders).await;
+    world.limit_message_bytes(&topics.order_status, 80).await;
+    takes_no_more(&world, &topics.order_status, 80).await;
+
+    let worker = world.start("worker").await;
+    world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
+
+    let letters = world.read_topic(&topics.orders_dlq);
+    assert_eq!(letters.len(), 3);
+    assert!(letters.iter().all(|letter| header(letter, "stocklock.error.class").as_deref() == Some("too_large")));
+    world.limit_message_bytes(&topics.order_status, 1_000_000).await;
+    // As ingest does with orders that stay pending.
+    let begun = Instant::now();
+    let compensator = world.start("compensator").await;
+    while world.count_orders("COMPLETED").await < 3 {
+        assert!(begun.elapsed() < PATIENCE, "not final:\n{}", worker.log());
+        world.produce_events(&orders).await;
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+    }
+    assert_eq!(world.available("a"), 7);
+    worker.stop();
+    compensator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_letter_without_a_key_gets_one_where_its_topic_is_compacted() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    world.alter_topic(&topics.order_status_dlq, "cleanup.policy", "compact").await;
+    let mut client = ClientConfig::new();
+    client.set("bootstrap.servers", &world.config.kafka.brokers);
+    let producer: FutureProducer = client.create().expect("a producer");
+    // Whoever gets the answer knows that the broker has seen the change.
+    let begun = Instant::now();
+    let no_key = || FutureRecord::<(), str>::to(&topics.order_status_dlq).payload("no key");
+    while producer.send(no_key(), PATIENCE).await.is_ok() {
+        assert!(begun.elapsed() < PATIENCE, "it takes letters without a key");
+    }
+    for number in 0..10 {
+        let bad = FutureRecord::<[u8], str>::to(&topics.order_status).payload("no Avro").partition(number % 4);
+        let bad = if number < 5 { bad } else { bad.key(b"a key") };
+        producer.send(bad, PATIENCE).await.map_err(|(error, _)| error).expect("produced");
+    }
+
+    let compensator = world.start("compensator").await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
+    let letters = world.read_topic(&topics.order_status_dlq);
+    let letters: Vec<_> = letters.into_iter().filter(|l| l.headers().is_some()).collect();
+    let origin =
+        |letter: &OwnedMessage, name: &str| header(letter, &format!("stocklock.original.{name}")).expect("the origin");
+    let origins: BTreeSet<_> = letters.iter().map(|l| (origin(l, "partition"), origin(l, "offset"))).collect();
+    assert_eq!(origins.len(), 10);
+    for letter in &letters {
+        let made = format!("{}-{}-{}", topics.order_status, origin(letter, "partition"), origin(letter, "offset"));
+        let key = String::from_utf8_lossy(letter.key().expect("a key")).into_owned();
+        let is_made = header(letter, "stocklock.key.made").is_some();
+        assert_eq!(key, if is_made { made } else { "a key".to_owned() });
+    }
+    compensator.stop();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn setup_says_which_setting_of_a_topic_can_stop_us() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let topics = &world.config.topics;
+    let bad = [
+        (&topics.orders, "cleanup.policy", "compact"),
+        (&topics.orders_dlq, "min.insync.replicas", "2"),
+        (&topics.order_status, "max.message.bytes", "16383"),
+        (&topics.order_status_dlq, "retention.bytes", "1000000"),
+    ];
+    for (topic, name, value) in bad {
+        world.alter_topic(topic, name, value).await;
+    }
+    let expected = bad.map(|(topic, name, value)| format!("topic {topic}: {name} is {value}"));
+
+    // The broker may need a moment to see the changes itself.
+    let begun = Instant::now();
+    let (text, report) = loop {
+        let set_up = world.cli(&["--output", "json", "setup"]).succeeds();
+        let (text, report) = (set_up.stderr(), set_up.json());
+        if report["warnings"].as_array().is_some_and(|warnings| warnings.len() >= bad.len()) {
+            break (text, report);
+        }
+        assert!(begun.elapsed() < PATIENCE, "{report}");
+    };
+
+    for expected in &expected {
+        assert!(text.contains(&format!("WARNING: {expected}")), "{expected} is not in\n{text}");
+    }
+    let warnings = report["warnings"].as_array().expect("warnings");
+    assert_eq!(warnings.len(), bad.len(), "{warnings:?}");
+    assert_eq!(report["topics"].as_array().map(Vec::len), Some(4));
+    assert_eq!(report["order_store"], json!("migrated"));
+}
+
+#[test]
+fn the_largest_order_event_fits_what_setup_asks_of_a_topic() {
+    let line = |number| Line::new(ProductId::parse(&long_id(number)).unwrap(), 1_000_000).unwrap();
+    let event = stocklock::domain::OrderEvent {
+        order_id: made_at(Utc::now()),
+        kind: stocklock::domain::EventKind::Release,
+        lines: Lines::new((0..100).map(line).collect()).unwrap(),
+        accepted_at: Utc::now(),
+    };
+
+    let bytes = OrderEventCodec::new().unwrap().encode(&event).unwrap().len();
+
+    // Its key, its headers, the caller's reference and the batch's own head are the rest.
+    assert!(i64::try_from(bytes + 4096).unwrap() < MIN_MESSAGE_BYTES, "{bytes} bytes");
+}
