@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Codec, WireError};
 use crate::domain::{
-    EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId, Reason, ReportedStatus,
+    EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus,
 };
 
 const ORDER_EVENT: &str = include_str!("../../schemas/order_event.avsc");
@@ -93,36 +93,26 @@ impl OrderStatusCodec {
     }
 
     pub fn encode(&self, status: &OrderStatus) -> Result<Vec<u8>, WireError> {
-        let (name, reason) = match &status.status {
-            ReportedStatus::Completed => ("COMPLETED", None),
-            ReportedStatus::Failed(reason) => ("FAILED", Some(reason.as_str().to_owned())),
-        };
         self.0.encode(&OrderStatusRecord {
             order_id: status.order_id.to_string(),
-            status: name.into(),
-            reason,
+            status: status.status.as_str().into(),
+            reason: status.status.reason().map(|reason| reason.as_str().to_owned()),
             source: status.source.clone(),
             occurred_at: status.occurred_at.timestamp_millis(),
         })
     }
 
-    /// Besides a malformed value, refuses a `COMPLETED` from anyone but a worker: only a worker deducts stock.
+    /// Besides a malformed value, refuses a status that its source may not report.
     pub fn decode(&self, bytes: &[u8]) -> Result<OrderStatus, WireError> {
         let record: OrderStatusRecord = self.0.decode(bytes)?;
         let order_id: OrderId = record.order_id.parse()?;
         if !(1..=MAX_SOURCE_CHARS).contains(&record.source.chars().count()) {
             return Err(Invalid(format!("source has 1 to {MAX_SOURCE_CHARS} characters")).into());
         }
-        let status = match record.status.as_str() {
-            "COMPLETED" => ReportedStatus::Completed,
-            "FAILED" => ReportedStatus::Failed(Reason::parse(record.reason.as_deref().unwrap_or("UNSPECIFIED"))),
-            other => return Err(Invalid(format!("status {other:?} is neither COMPLETED nor FAILED")).into()),
-        };
+        let status = ReportedStatus::parse(&record.status, record.reason.as_deref())?;
         let occurred_at = timestamp(record.occurred_at)?;
         let status = OrderStatus { order_id, status, source: record.source, occurred_at };
-        if status.status == ReportedStatus::Completed && !status.is_from_worker() {
-            return Err(Invalid(format!("{:?} reports COMPLETED, which only a worker may", status.source)).into());
-        }
+        status.check_source()?;
         Ok(status)
     }
 }
