@@ -5,6 +5,7 @@ mod config;
 mod import;
 mod order;
 mod process;
+mod releases;
 mod roles;
 mod setup;
 mod stock;
@@ -63,6 +64,9 @@ enum Command {
     /// Place orders and look at them, over the HTTP API
     #[command(subcommand)]
     Order(order::OrderCommand),
+    /// Look at releases that are owed, and owe lost ones again
+    #[command(subcommand)]
+    Releases(releases::ReleasesCommand),
     /// Check the invariants over both stores: exit status 0 they hold, 1 one is violated, 2 not checked in full
     Verify(verify::VerifyArgs),
     /// Measure the pipeline on databases and topics of its own, beside what the databases can do at all
@@ -122,6 +126,7 @@ impl Command {
             }
             Self::Stock(command) => stock::run(command, &config, output).await,
             Self::Order(command) => order::run(command, &config, output).await,
+            Self::Releases(command) => releases::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Config(_) => unreachable!("the configuration is shown without being resolved first"),

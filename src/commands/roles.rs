@@ -17,7 +17,7 @@ use crate::{
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
     lock::{Lease, Locks},
-    relay::{PendingWatch, Relay},
+    relay::{PendingWatch, Relay, ReleaseWatch},
     retention::{Kept, Retention},
     store::OrderStore,
     telemetry::{Health, Metrics, serve_admin},
@@ -101,7 +101,8 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
 
 impl Shared {
     fn relay(&self, store: OrderStore) -> Relay {
-        Relay::new(store, self.producer.clone(), &self.config.topics.orders, Arc::clone(&self.events))
+        let Config { topics, ingest, .. } = &*self.config;
+        Relay::new(store, self.producer.clone(), &topics.orders, Arc::clone(&self.events), ingest.pending_after)
     }
 
     /// Deletes what is old in a store, until the process stops.
@@ -135,9 +136,10 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let desk = Desk::new(orders.clone(), shutdown.clone());
     let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = tokio::spawn(desk.clone().run());
-    let watch =
-        PendingWatch::new(relay.clone(), config.ingest.pending_after, config.retention.horizon, metrics.clone());
+    let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
     let watching = tokio::spawn(watch.run(health.register("pending orders"), shutdown.clone()));
+    let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
+    let releasing = tokio::spawn(watch.run(health.register("owed releases"), shutdown.clone()));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
@@ -153,6 +155,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     asking.await?;
     relaying.await?;
     watching.await?;
+    releasing.await?;
     relay.drain().await;
     orders.database().close().await;
     stock.database().close().await;

@@ -22,7 +22,7 @@ pub struct VerifyArgs {
 pub async fn run(args: &VerifyArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let metrics = process::metrics()?;
     let (orders, stock) = (process::open_order_store(config, &metrics)?, process::open_stock_store(config, &metrics)?);
-    let report = verify(&orders, &stock, &config.lock, &config.redis, args.settle).await?;
+    let report = verify(&orders, &stock, config, args.settle).await?;
     let answer = match (report.violations.is_empty(), report.unsettled.is_empty() && report.unchecked.is_empty()) {
         (false, _) => Answer::No,
         (true, false) => Answer::Unknown,

@@ -7,7 +7,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
     crash_point::crash_point,
-    domain::{Horizon, OrderState, OrderStatus, ReportedStatus},
+    domain::{Effect, Horizon, OrderId, OrderState, OrderStatus},
     kafka::{Blame, Done, Fate, Handler, Refusal},
     relay::{COMMITTER_LEASE, Relay},
     store::{Applied, OrderStore, StoreError},
@@ -50,26 +50,35 @@ impl Handler for Compensator {
         let mut applied = self.store.apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE).await?;
         crash_point("compensate.committed");
         for (state, count) in &applied.moved {
-            let kind = if *state == OrderState::Completed { "completed" } else { "failed" };
+            let kind = match state {
+                OrderState::Completed => "completed",
+                OrderState::Cancelled => "cancelled",
+                OrderState::Failed | OrderState::Pending => "failed",
+            };
             self.metrics.compensations.with_label_values(&[kind]).inc_by(*count as u64);
         }
-        self.metrics.compensations.with_label_values(&["released"]).inc_by(applied.events.len() as u64);
-        self.relay.publish_in_background(std::mem::take(&mut applied.events));
+        let mut releases = std::mem::take(&mut applied.events);
+        self.metrics.compensations.with_label_values(&["released"]).inc_by(releases.len() as u64);
+        self.metrics.compensations.with_label_values(&["release_done"]).inc_by(applied.released as u64);
+        // A release beyond the horizon would be a dead letter: the watch of owed releases counts it.
+        releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
+        self.relay.release_in_background(releases);
         self.store.database().observe_pool();
         Ok(Done { handled: applied, left_behind: Vec::new() })
     }
 
-    /// Besides poison, statuses of unknown orders are set aside, and failures that come too late.
+    /// Besides poison, statuses of unknown orders are dead-lettered, and failures that come too late.
     fn refusal(&self, status: &Self::Decoded, applied: &Applied) -> Option<Refusal> {
+        let is = |status: &OrderStatus, state, effect, orders: &[OrderId]| {
+            orders.contains(&status.order_id) && status.effect_on(state, false) == effect
+        };
         match status {
             Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
-            Ok(Some(OrderStatus { order_id, .. })) if applied.unknown.contains(order_id) => {
-                Some(Refusal { class: "unknown_order", text: format!("no order has the id {order_id}") })
+            Ok(Some(status)) if is(status, None, Effect::UnknownOrder, &applied.unknown) => {
+                Some(Refusal { class: "unknown_order", text: format!("no order has the id {}", status.order_id) })
             }
-            Ok(Some(OrderStatus { order_id, status: ReportedStatus::Failed(_), .. }))
-                if applied.too_late.contains(order_id) =>
-            {
-                let text = format!("order {order_id} is completed, and too old for its stock to be given back");
+            Ok(Some(status)) if is(status, Some(OrderState::Completed), Effect::TooLate, &applied.too_late) => {
+                let text = format!("order {} is completed, and too old for its stock to be released", status.order_id);
                 Some(Refusal { class: "expired", text })
             }
             Ok(_) => None,
@@ -90,7 +99,7 @@ impl Handler for Compensator {
         }
     }
 
-    /// Releases are on their way already, by the outbox.
+    /// Releases are on their way already.
     async fn publish(&self, _: &Applied) -> Result<(), StoreError> {
         Ok(())
     }

@@ -6,6 +6,10 @@ use super::{Invalid, Lines, OrderId};
 
 /// The `source` of statuses that our own workers report.
 pub const WORKER_SOURCE: &str = "worker";
+/// The `source` of statuses that ingest announces: moves of orders that no message caused.
+pub const INGEST_SOURCE: &str = "ingest";
+/// The same of the compensator.
+pub const COMPENSATOR_SOURCE: &str = "compensator";
 
 /// What the `orders` topic says of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +81,39 @@ impl Reason {
 pub enum ReportedStatus {
     Completed,
     Failed(Reason),
+    Cancelled(Option<Reason>),
+    /// The worker handled a RELEASE of the order: its stock is back, or will never be taken.
+    Released,
+}
+
+impl ReportedStatus {
+    /// Fails for any text but a status's own name. A `FAILED` without a reason gets `UNSPECIFIED`.
+    pub fn parse(name: &str, reason: Option<&str>) -> Result<Self, Invalid> {
+        match name {
+            "COMPLETED" => Ok(Self::Completed),
+            "FAILED" => Ok(Self::Failed(Reason::parse(reason.unwrap_or("UNSPECIFIED")))),
+            "CANCELLED" => Ok(Self::Cancelled(reason.map(Reason::parse))),
+            "RELEASED" => Ok(Self::Released),
+            other => Err(Invalid(format!("status {other:?} is none of COMPLETED, FAILED, CANCELLED, RELEASED"))),
+        }
+    }
+
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed => "COMPLETED",
+            Self::Failed(_) => "FAILED",
+            Self::Cancelled(_) => "CANCELLED",
+            Self::Released => "RELEASED",
+        }
+    }
+
+    pub fn reason(&self) -> Option<&Reason> {
+        match self {
+            Self::Failed(reason) => Some(reason),
+            Self::Cancelled(reason) => reason.as_ref(),
+            Self::Completed | Self::Released => None,
+        }
+    }
 }
 
 /// A message of the `order-status` topic.
@@ -93,6 +130,70 @@ impl OrderStatus {
     pub fn is_from_worker(&self) -> bool {
         self.source == WORKER_SOURCE
     }
+
+    /// Whether ingest or the compensator announces what the order store holds already.
+    fn is_announced(&self) -> bool {
+        [INGEST_SOURCE, COMPENSATOR_SOURCE].contains(&self.source.as_str())
+    }
+
+    /// Fails where the source may not report this status: only a worker takes stock and releases it.
+    pub fn check_source(&self) -> Result<(), Invalid> {
+        let is_allowed = match self.status {
+            ReportedStatus::Completed => self.is_from_worker() || self.is_announced(),
+            ReportedStatus::Released => self.is_from_worker(),
+            ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_) => true,
+        };
+        if is_allowed {
+            return Ok(());
+        }
+        Err(Invalid(format!("{:?} reports {}, which only a worker may", self.source, self.status.as_str())))
+    }
+
+    /// What this status does to its order: the table of `docs/order-lifecycle.md`.
+    ///
+    /// `state` is the order's present state, `None` where the order store does not have it. `is_releasable` says whether a release
+    /// of the order still has the time to reach a worker. A release too many does no harm: the worker releases what its ledger holds,
+    /// once.
+    pub fn effect_on(&self, state: Option<OrderState>, is_releasable: bool) -> Effect {
+        use OrderState::{Cancelled, Completed, Failed, Pending};
+        match (&self.status, state) {
+            (ReportedStatus::Released, _) => Effect::EndRelease,
+            (ReportedStatus::Completed, _) if self.is_announced() => Effect::Nothing,
+            (ReportedStatus::Cancelled(_), None) if self.is_announced() => Effect::Nothing,
+            (_, None) => Effect::UnknownOrder,
+            (ReportedStatus::Completed, Some(Pending)) => Effect::Move { to: Completed, owes_release: false },
+            (ReportedStatus::Completed, Some(Failed | Cancelled)) => Effect::OweRelease,
+            (ReportedStatus::Completed, Some(Completed))
+            | (ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_), Some(Failed | Cancelled)) => Effect::Nothing,
+            (ReportedStatus::Failed(_), Some(Pending)) => {
+                Effect::Move { to: Failed, owes_release: !self.is_from_worker() }
+            }
+            (ReportedStatus::Cancelled(_), Some(Pending)) => Effect::Move { to: Cancelled, owes_release: true },
+            (ReportedStatus::Cancelled(_), Some(Completed)) if !is_releasable && self.is_announced() => Effect::Nothing,
+            (_, Some(Completed)) if !is_releasable => Effect::TooLate,
+            (ReportedStatus::Failed(_), Some(Completed)) => Effect::Move { to: Failed, owes_release: true },
+            (ReportedStatus::Cancelled(_), Some(Completed)) => Effect::Move { to: Cancelled, owes_release: true },
+        }
+    }
+}
+
+/// What a status does to an order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    Nothing,
+    /// The order moves; where it owes a release, its stock must be released.
+    Move {
+        to: OrderState,
+        owes_release: bool,
+    },
+    /// The order keeps its state, and its stock must be released.
+    OweRelease,
+    /// The release of the order is done, and owed no longer.
+    EndRelease,
+    /// The order is completed, and too old for its stock to be released: it stays completed.
+    TooLate,
+    /// The order store does not have the order.
+    UnknownOrder,
 }
 
 /// Where an order stands in the order store.
@@ -105,6 +206,8 @@ pub enum OrderState {
 }
 
 impl OrderState {
+    pub const ALL: [Self; 4] = [Self::Pending, Self::Completed, Self::Failed, Self::Cancelled];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
@@ -116,26 +219,10 @@ impl OrderState {
 
     /// Fails for any text but a state's own name.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        [Self::Pending, Self::Completed, Self::Failed, Self::Cancelled]
+        Self::ALL
             .into_iter()
             .find(|state| state.as_str() == text)
             .ok_or_else(|| Invalid(format!("{text:?} is not an order's status")))
-    }
-
-    /// What a report does to an order in this state.
-    ///
-    /// Whatever brings an order to `FAILED` but the worker's own refusal releases its stock, and so does a `COMPLETED` that
-    /// comes too late. A release too many does no harm: the worker gives back what its ledger holds, and that once.
-    pub fn on(self, report: &OrderStatus) -> Transition {
-        let ours = report.is_from_worker();
-        match (self, &report.status) {
-            (Self::Pending, ReportedStatus::Completed) => Transition::to(Self::Completed, false),
-            (Self::Pending, ReportedStatus::Failed(_)) => Transition::to(Self::Failed, !ours),
-            (Self::Completed, ReportedStatus::Failed(_)) => Transition::to(Self::Failed, true),
-            (Self::Failed | Self::Cancelled, ReportedStatus::Completed) => Transition { next: None, release: true },
-            (Self::Completed, ReportedStatus::Completed)
-            | (Self::Failed | Self::Cancelled, ReportedStatus::Failed(_)) => Transition { next: None, release: false },
-        }
     }
 }
 
@@ -145,51 +232,5 @@ impl fmt::Display for OrderState {
     }
 }
 
-/// The state an order moves to, if it moves, and whether its stock must be released.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Transition {
-    pub next: Option<OrderState>,
-    pub release: bool,
-}
-
-impl Transition {
-    fn to(next: OrderState, release: bool) -> Self {
-        Self { next: Some(next), release }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn report(status: ReportedStatus, source: &str) -> OrderStatus {
-        OrderStatus { order_id: OrderId::generate(), status, source: source.into(), occurred_at: DateTime::UNIX_EPOCH }
-    }
-
-    #[test]
-    fn only_the_workers_own_refusal_fails_an_order_without_a_release() {
-        let failed = || ReportedStatus::Failed(Reason::InsufficientStock);
-        let refused = OrderState::Pending.on(&report(failed(), WORKER_SOURCE));
-        assert_eq!(refused, Transition { next: Some(OrderState::Failed), release: false });
-        for state in [OrderState::Pending, OrderState::Completed] {
-            let late = state.on(&report(failed(), "payments"));
-            assert_eq!(late, Transition { next: Some(OrderState::Failed), release: true });
-        }
-    }
-
-    #[test]
-    fn final_states_stay_and_a_completion_that_meets_them_is_released() {
-        for state in [OrderState::Failed, OrderState::Cancelled] {
-            let completed = state.on(&report(ReportedStatus::Completed, WORKER_SOURCE));
-            assert_eq!(completed, Transition { next: None, release: true });
-            let failed = state.on(&report(ReportedStatus::Failed(Reason::InsufficientStock), "payments"));
-            assert_eq!(failed, Transition { next: None, release: false });
-        }
-    }
-
-    #[test]
-    fn a_repeated_completion_changes_nothing() {
-        let repeat = OrderState::Completed.on(&report(ReportedStatus::Completed, WORKER_SOURCE));
-        assert_eq!(repeat, Transition { next: None, release: false });
-    }
-}
+mod tests;

@@ -1,6 +1,8 @@
-//! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or an outage came between.
+//! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or an outage came between. The same for
+//! releases, which are owed until a worker has reported them as done.
 
 mod pending;
+mod releases;
 
 use std::{
     collections::HashSet,
@@ -22,6 +24,7 @@ use crate::{
 };
 
 pub use pending::{PendingWatch, Turn};
+pub use releases::{ReleaseTurn, ReleaseWatch};
 
 /// How long whoever commits an event has to publish it before a sweep does.
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
@@ -33,6 +36,8 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_MAX: u32 = 500;
 /// Groups that are published at once; beyond them the sweep publishes.
 const MAX_PUBLISHING: usize = 64;
+/// The longest wait between two times that an event is published.
+const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
@@ -49,27 +54,50 @@ pub struct Relay {
     producer: Producer,
     topic: Arc<str>,
     codec: Arc<OrderEventCodec>,
+    /// How long an order may be pending, or a release owed, before its event is published again.
+    again_after: Duration,
     publishing: Arc<Semaphore>,
     /// Events that the broker has acknowledged and that are still in the outbox.
     published: Arc<Mutex<Vec<(OrderId, EventKind)>>>,
 }
 
+/// What came of producing events.
+struct Produced<'e> {
+    acknowledged: Vec<&'e OrderEvent>,
+    result: Result<(), ProduceError>,
+}
+
 impl Relay {
-    pub fn new(store: OrderStore, producer: Producer, topic: &str, codec: Arc<OrderEventCodec>) -> Self {
+    /// An event is published again when it is without its effect for `again_after`, and then after twice as long each time.
+    pub fn new(
+        store: OrderStore,
+        producer: Producer,
+        topic: &str,
+        codec: Arc<OrderEventCodec>,
+        again_after: Duration,
+    ) -> Self {
         let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING));
-        Self { store, producer, topic: topic.into(), codec, publishing, published: Arc::default() }
+        Self { store, producer, topic: topic.into(), codec, again_after, publishing, published: Arc::default() }
     }
 
     /// Publishes events that were just committed. Where it fails, their outbox rows stay, and a sweep publishes them.
     pub fn publish_in_background(&self, events: Vec<OrderEvent>) {
+        let relay = self.clone();
+        self.in_background(events, async move |events| relay.publish(&events).await);
+    }
+
+    fn in_background<W>(&self, events: Vec<OrderEvent>, work: impl FnOnce(Vec<OrderEvent>) -> W)
+    where
+        W: Future<Output = Result<(), RelayError>> + Send + 'static,
+    {
         if events.is_empty() {
             return;
         }
         let Ok(permit) = Arc::clone(&self.publishing).try_acquire_owned() else { return };
-        let relay = self.clone();
+        let (count, work) = (events.len(), work(events));
         tokio::spawn(async move {
-            if let Err(error) = relay.publish(&events).await {
-                tracing::warn!(events = events.len(), %error, "not published, left to the sweep");
+            if let Err(error) = work.await {
+                tracing::warn!(events = count, %error, "not published, left to the sweep");
             }
             drop(permit);
         });
@@ -82,31 +110,47 @@ impl Relay {
     }
 
     async fn publish(&self, events: &[OrderEvent]) -> Result<(), RelayError> {
+        let Produced { acknowledged, result } = self.produce(events).await;
+        self.strike_out(acknowledged.iter().map(|event| (event.order_id, event.kind))).await?;
+        Ok(result?)
+    }
+
+    /// Produces events. Some may be acknowledged although others fail.
+    async fn produce<'e>(&self, events: &'e [OrderEvent]) -> Produced<'e> {
         let messages = events.iter().map(|event| {
             let payload = Some(self.codec.encode(event));
             Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None }
         });
-        let messages = messages.collect();
         crash_point("relay.producing");
-        let produced = self.producer.produce(&self.topic, messages).await;
-        let too_large = match &produced {
-            Err(ProduceError::TooLarge { numbers, .. }) => numbers.iter().copied().collect(),
-            Err(_) => return Ok(produced?),
-            Ok(()) => HashSet::new(),
+        let result = self.producer.produce(&self.topic, messages.collect()).await;
+        let acknowledged = match &result {
+            Ok(()) => events.iter().collect(),
+            Err(ProduceError::TooLarge { numbers, .. }) => {
+                let too_large: HashSet<_> = numbers.iter().copied().collect();
+                let numbered = events.iter().enumerate();
+                numbered.filter(|(number, _)| !too_large.contains(number)).map(|(_, event)| event).collect()
+            }
+            Err(ProduceError::Kafka(_)) => Vec::new(),
         };
-        crash_point("relay.produced");
-        let published = events.iter().enumerate().filter(|(number, _)| !too_large.contains(number));
-        self.strike_out(published.map(|(_, event)| (event.order_id, event.kind))).await?;
-        Ok(produced?)
+        if !acknowledged.is_empty() {
+            crash_point("relay.produced");
+        }
+        Produced { acknowledged, result }
+    }
+
+    /// How long to wait after an event was published `times` times: each time twice as long, a day at most.
+    fn wait_after(&self, times: u32) -> Duration {
+        let doublings = times.saturating_sub(1).min(30);
+        self.again_after.saturating_mul(1 << doublings).min(LONGEST_WAIT.max(self.again_after))
     }
 
     /// Strikes events out of the outbox, together with what others publish meanwhile: the first of them does it for all.
     async fn strike_out(&self, published: impl Iterator<Item = (OrderId, EventKind)>) -> Result<(), RelayError> {
         let is_first = {
             let mut waiting = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_first = waiting.is_empty();
+            let was_empty = waiting.is_empty();
             waiting.extend(published);
-            is_first
+            was_empty && !waiting.is_empty()
         };
         if !is_first {
             return Ok(());

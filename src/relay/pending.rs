@@ -23,8 +23,6 @@ const PRODUCED_MAX: usize = 500;
 /// that they do not fill a lane's allowance of dead letters.
 const STUBBORN_AFTER: u32 = 3;
 const STUBBORN_MAX: usize = 50;
-/// The longest wait between two times that an order is produced.
-const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
 /// Pending orders that are remembered; while there are so many, the scan goes no further.
 const WATCHED_MAX: usize = 10_000;
 /// Orders that a scan reads in one statement, and statements of a turn.
@@ -44,7 +42,6 @@ const ASK_MAX: usize = 2_000;
 /// Every order is read once, in the order of the primary key: an index of the pending ones would cost each order two writes.
 pub struct PendingWatch {
     relay: Relay,
-    after: Duration,
     horizon: Horizon,
     metrics: Metrics,
     /// Orders up to this one are final, but for those that are watched.
@@ -60,11 +57,9 @@ struct Watched {
 }
 
 impl Watched {
-    /// When the order is to be produced again: `after` its making, and after each time, twice as long as before it.
-    fn due_at(&self, id: OrderId, after: Duration) -> DateTime<Utc> {
-        let doublings = self.times.saturating_sub(1).min(30);
-        let wait = after.saturating_mul(1 << doublings).min(LONGEST_WAIT.max(after));
-        self.produced_at.unwrap_or(id.made_at()) + wait
+    /// When the order is to be produced again: after its making, and after each time, twice as long as before it.
+    fn due_at(&self, id: OrderId, relay: &Relay) -> DateTime<Utc> {
+        self.produced_at.unwrap_or(id.made_at()) + relay.wait_after(self.times)
     }
 }
 
@@ -79,15 +74,15 @@ pub struct Turn {
 }
 
 impl PendingWatch {
-    /// Watches orders that are pending for longer than `after`.
-    pub fn new(relay: Relay, after: Duration, horizon: Horizon, metrics: Metrics) -> Self {
+    /// Watches orders that are pending for longer than the relay's `again_after`.
+    pub fn new(relay: Relay, horizon: Horizon, metrics: Metrics) -> Self {
         let scanned = OrderId::first_of(DateTime::UNIX_EPOCH);
-        Self { relay, after, horizon, metrics, scanned, watched: BTreeMap::new() }
+        Self { relay, horizon, metrics, scanned, watched: BTreeMap::new() }
     }
 
     /// Takes turns until a stop is requested.
     pub async fn run(mut self, health: Component, shutdown: Shutdown) {
-        let every = TURN_EVERY.min(self.after / 2);
+        let every = TURN_EVERY.min(self.relay.again_after / 2);
         let mut delay = every;
         loop {
             health.ready();
@@ -151,7 +146,7 @@ impl PendingWatch {
 
     /// Reads on from where the last scan ended. Answers whether it came to the end.
     async fn scan(&mut self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let settled = OrderId::first_of(now - LATEST_COMMIT.min(self.after));
+        let settled = OrderId::first_of(now - LATEST_COMMIT.min(self.relay.again_after));
         self.scanned = self.scanned.max(self.horizon.decidable(now).start);
         let scanning = Instant::now();
         for _ in 0..CHUNKS_MAX {
@@ -190,7 +185,7 @@ impl PendingWatch {
     }
 
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
-        let due = self.watched.iter().filter(|(id, watched)| watched.due_at(**id, self.after) <= now);
+        let due = self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
         // Those that were not produced again yet come first.
         let mut due: Vec<_> = due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
         due.sort_unstable();

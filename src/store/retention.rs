@@ -84,10 +84,11 @@ const RAISE_BALANCES: &str = "
     STRAIGHT_JOIN ledger_balances AS b FORCE INDEX (PRIMARY) ON b.product_id = purged.product_id
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
-/// What is pending stays, and what still has to be published.
+/// What is pending stays, what still has to be published, and what owes a release, expired or not.
 const DELETE_ORDERS: &str = "
     DELETE FROM orders WHERE order_id >= ? AND order_id < ? AND status <> 'PENDING'
-    AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.order_id = orders.order_id)";
+    AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.order_id = orders.order_id)
+    AND NOT EXISTS (SELECT 1 FROM owed_releases WHERE owed_releases.order_id = orders.order_id)";
 
 const DELETE_IDEMPOTENCY_KEYS: &str = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
 

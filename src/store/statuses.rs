@@ -1,6 +1,6 @@
 //! What workers and others report of orders, brought back to the order store.
 
-use std::{borrow::Borrow, time::Duration};
+use std::{borrow::Borrow, collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row};
@@ -8,12 +8,12 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     OrderStore, StoreError,
     database::transaction,
-    orders::event,
+    releases,
     rows::{expect_rows, hex, json, order_id, order_ids, wanted_orders},
 };
 use crate::{
     crash_point::crash_point,
-    domain::{EventKind, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus},
+    domain::{Effect, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus},
 };
 
 /// What a batch of statuses did.
@@ -21,8 +21,10 @@ use crate::{
 pub struct Applied {
     /// How many orders moved to each state.
     pub moved: Vec<(OrderState, usize)>,
-    /// Release events that were put into the outbox.
+    /// Events of the releases that are owed now, leased to the caller.
     pub events: Vec<OrderEvent>,
+    /// Orders whose release is reported as done, each as often as that was.
+    pub released: usize,
     /// Orders that the store does not know.
     pub unknown: Vec<OrderId>,
     /// Completed orders that are reported failed too late for their stock to be given back; they stay completed.
@@ -59,15 +61,9 @@ const FAIL_PENDING: &str = "
     STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = refused.order_id
     SET o.status = 'FAILED', o.reason = refused.reason, o.updated_at = ? WHERE o.status = 'PENDING'";
 
-const READ_LINES: &str = concat!(
-    "SELECT o.order_id, o.`lines`, o.created_at FROM ",
-    wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
-);
-
 impl OrderStore {
-    /// Brings statuses back to their orders, as if one by one in their order, in one transaction. What is released is in the
-    /// outbox, leased to the caller for `lease`. Orders below `releasable_from` do not fail any more once they are completed.
+    /// Brings statuses back to their orders, as if one by one in their order, in one transaction. Releases that are owed then are leased
+    /// to the caller for `lease`. Orders below `releasable_from` do not fail any more once they are completed.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
@@ -75,17 +71,21 @@ impl OrderStore {
         releasable_from: OrderId,
         lease: Duration,
     ) -> Result<Applied, StoreError> {
-        let statuses: Vec<&OrderStatus> = statuses.iter().map(S::borrow).collect();
+        let statuses: Vec<&OrderStatus> = statuses.iter().map(S::borrow).filter(|status| may_matter(status)).collect();
+        if statuses.is_empty() {
+            return Ok(Applied::default());
+        }
         let mut ids: Vec<_> = statuses.iter().map(|status| status.order_id).collect();
         ids.sort_unstable();
         ids.dedup();
+        let released = statuses.iter().filter(|status| status.status == ReportedStatus::Released).count();
         let decisions = FirstDecisions::new(&statuses, ids.len())?;
         let ids = order_ids(ids)?;
         transaction!(self.db, "apply statuses", |conn, attempt| {
             if let Some(decisions) = decisions.as_ref().filter(|_| attempt == 0) {
                 let moved = decisions.apply(conn, now).await?;
                 crash_point("compensate.written");
-                return Ok(Applied { moved, ..Applied::default() });
+                return Ok(Applied { moved, released, ..Applied::default() });
             }
             let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?, releasable_from);
             let moved = plan.moves(&statuses);
@@ -93,11 +93,16 @@ impl OrderStore {
                 let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
                 expect_rows("orders moved", moved.len(), written.rows_affected())?;
             }
+            let events = plan.write_releases(conn, now, lease).await?;
             crash_point("compensate.written");
-            let events = release(conn, &plan.releases, lease).await?;
-            Ok(Applied { moved: plan.count_moves(), events, unknown: plan.unknown, too_late: plan.too_late })
+            Ok(Applied { moved: plan.count_moves(), events, released, unknown: plan.unknown, too_late: plan.too_late })
         })
     }
+}
+
+/// Whether a status has an effect on any order. An announcement of what the order store holds already has none.
+fn may_matter(status: &OrderStatus) -> bool {
+    OrderState::ALL.into_iter().any(|state| status.effect_on(Some(state), true) != Effect::Nothing)
 }
 
 /// The states of those orders that exist, which stay as they are until the transaction ends.
@@ -109,47 +114,48 @@ pub(super) async fn lock_states(
     rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?))).collect()
 }
 
-/// Puts a release event of each order into the outbox.
-async fn release(conn: &mut MySqlConnection, ids: &[OrderId], lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
-    if ids.is_empty() {
-        return Ok(Vec::new());
-    }
-    let ids = order_ids(ids.iter().copied())?;
-    super::outbox::insert(conn, &ids, EventKind::Release, lease).await?;
-    let rows = sqlx::query(READ_LINES).bind(&ids).fetch_all(conn).await?;
-    rows.iter().map(|row| event(row, EventKind::Release)).collect()
-}
-
-/// A batch as nearly all are: a worker's first word on each of its orders. It is applied as long as they all are pending, without
-/// a look at them before.
+/// A batch as nearly all are: a worker's first word on each of its orders, and releases that are done. It is applied as long as the
+/// orders decided all are pending, without a look at them before.
 struct FirstDecisions {
     completed: usize,
     completed_ids: String,
     failed: usize,
     refusals: String,
+    /// `None` where no release is done.
+    released_ids: Option<String>,
 }
 
 impl FirstDecisions {
-    /// `None` where an order has more than one status, or somebody else reports one.
+    /// `None` where an order has more than one status, or somebody else reports one. `orders` is the number of distinct orders.
     fn new(statuses: &[&OrderStatus], orders: usize) -> Result<Option<Self>, StoreError> {
-        if orders < statuses.len() || !statuses.iter().all(|status| status.is_from_worker()) {
+        if !statuses.iter().all(|status| status.is_from_worker()) {
             return Ok(None);
         }
         let (mut completed, mut failed) = (Vec::with_capacity(statuses.len()), Vec::new());
+        let mut released = Vec::new();
         for status in statuses {
             match &status.status {
                 ReportedStatus::Completed => completed.push(status.order_id),
                 ReportedStatus::Failed(reason) => failed.push((status.order_id, reason.as_str())),
+                ReportedStatus::Released => released.push(status.order_id),
+                ReportedStatus::Cancelled(_) => return Ok(None),
             }
         }
         completed.sort_unstable();
         failed.sort_unstable();
+        released.sort_unstable();
+        // The worker repeats this status, and once is as good as twice.
+        released.dedup();
+        if orders < completed.len() + failed.len() + released.len() {
+            return Ok(None);
+        }
         let refusals: Vec<_> = failed.iter().map(|(id, reason)| (hex(*id), reason)).collect();
         Ok(Some(Self {
             completed: completed.len(),
             completed_ids: order_ids(completed)?,
             failed: failed.len(),
             refusals: json(&refusals)?,
+            released_ids: if released.is_empty() { None } else { Some(order_ids(released)?) },
         }))
     }
 
@@ -169,65 +175,115 @@ impl FirstDecisions {
             expect_rows("pending orders moved", count, written.rows_affected())?;
             moved.push((state, count));
         }
+        if let Some(released) = &self.released_ids {
+            releases::end(conn, released).await?;
+        }
         Ok(moved)
     }
 }
 
-/// What a batch of statuses means for the orders as they stand: at most one move and one release an order.
+/// What a batch of statuses means for the orders as they stand: at most one move an order, and what its last status says of its release.
 struct Plan {
     /// The order, its state before, its state after, and the index of the status that moved it last.
     moves: Vec<(OrderId, OrderState, OrderState, usize)>,
-    releases: Vec<OrderId>,
+    /// Orders whose release is owed from now on.
+    owed: Vec<OrderId>,
+    /// Orders whose release is done.
+    ended: Vec<OrderId>,
     unknown: Vec<OrderId>,
     too_late: Vec<OrderId>,
 }
 
 impl Plan {
     fn new(statuses: &[&OrderStatus], states: &[(OrderId, OrderState)], releasable_from: OrderId) -> Self {
-        let before: std::collections::BTreeMap<_, _> = states.iter().copied().collect();
-        let mut after = std::collections::BTreeMap::new();
-        let mut releases = std::collections::BTreeSet::new();
+        let before: BTreeMap<_, _> = states.iter().copied().collect();
+        let mut after = BTreeMap::new();
+        let mut owes = BTreeMap::new();
         let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
         for (index, status) in statuses.iter().enumerate() {
             let id = status.order_id;
-            let Some(initial) = before.get(&id) else {
-                unknown.push(id);
-                continue;
-            };
-            let (state, _) = after.get(&id).copied().unwrap_or((*initial, index));
-            let transition = state.on(status);
-            // A pending order may fail at any age: nothing that is known of is held for it.
-            if state == OrderState::Completed && transition.release && id < releasable_from {
-                too_late.push(id);
-                continue;
-            }
-            if let Some(next) = transition.next {
-                after.insert(id, (next, index));
-            }
-            if transition.release {
-                releases.insert(id);
+            let state = after.get(&id).map(|(state, _)| *state).or_else(|| before.get(&id).copied());
+            match status.effect_on(state, id >= releasable_from) {
+                Effect::Nothing => {}
+                Effect::Move { to, owes_release } => {
+                    after.insert(id, (to, index));
+                    if owes_release {
+                        owes.insert(id, true);
+                    }
+                }
+                Effect::OweRelease => drop(owes.insert(id, true)),
+                Effect::EndRelease => drop(owes.insert(id, false)),
+                Effect::TooLate => too_late.push(id),
+                Effect::UnknownOrder => unknown.push(id),
             }
         }
         let moves = after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
-        Self { moves, releases: releases.into_iter().collect(), unknown, too_late }
+        let (owed, ended): (Vec<_>, Vec<_>) = owes.into_iter().partition(|(_, owed)| *owed);
+        let ids = |orders: Vec<(OrderId, bool)>| orders.into_iter().map(|(id, _)| id).collect();
+        Self { moves, owed: ids(owed), ended: ids(ended), unknown, too_late }
+    }
+
+    /// Writes which releases are owed and which are done. Answers the events of the former.
+    async fn write_releases(
+        &self,
+        conn: &mut MySqlConnection,
+        now: DateTime<Utc>,
+        lease: Duration,
+    ) -> Result<Vec<OrderEvent>, StoreError> {
+        if !self.ended.is_empty() {
+            releases::end(conn, &order_ids(self.ended.iter().copied())?).await?;
+        }
+        if self.owed.is_empty() {
+            return Ok(Vec::new());
+        }
+        releases::owe(conn, self.owed.iter().copied(), now, now + lease).await?;
+        releases::read_events(conn, &order_ids(self.owed.iter().copied())?).await
     }
 
     fn moves<'a>(&self, statuses: &'a [&OrderStatus]) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
         let row = |(id, before, after, index): &(OrderId, OrderState, OrderState, usize)| {
-            let reason = match &statuses[*index].status {
-                ReportedStatus::Completed => None,
-                ReportedStatus::Failed(reason) => Some(Reason::as_str(reason)),
-            };
+            let reason = statuses[*index].status.reason().map(Reason::as_str);
             (hex(*id), before.as_str(), after.as_str(), reason)
         };
         self.moves.iter().map(row).collect()
     }
 
     fn count_moves(&self) -> Vec<(OrderState, usize)> {
-        [OrderState::Completed, OrderState::Failed]
+        [OrderState::Completed, OrderState::Failed, OrderState::Cancelled]
             .into_iter()
             .map(|state| (state, self.moves.iter().filter(|(_, _, next, _)| *next == state).count()))
             .filter(|(_, count)| *count > 0)
             .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::WORKER_SOURCE;
+
+    fn is_fast(said: &[(OrderId, ReportedStatus, &str)]) -> bool {
+        let status = |(order_id, status, source): &(OrderId, ReportedStatus, &str)| OrderStatus {
+            order_id: *order_id,
+            status: status.clone(),
+            source: (*source).to_owned(),
+            occurred_at: DateTime::UNIX_EPOCH,
+        };
+        let statuses: Vec<_> = said.iter().map(status).collect();
+        let orders: std::collections::BTreeSet<_> = said.iter().map(|(id, ..)| *id).collect();
+        FirstDecisions::new(&statuses.iter().collect::<Vec<_>>(), orders.len()).unwrap().is_some()
+    }
+
+    #[test]
+    fn releases_that_are_done_leave_a_batch_of_first_decisions_fast() {
+        let [one, two, three] = [(); 3].map(|()| OrderId::generate());
+        let completed = |id| (id, ReportedStatus::Completed, WORKER_SOURCE);
+        let released = |id| (id, ReportedStatus::Released, WORKER_SOURCE);
+        let failed = |id, source| (id, ReportedStatus::Failed(Reason::InsufficientStock), source);
+        assert!(is_fast(&[completed(one), failed(two, WORKER_SOURCE), released(three), released(three)]));
+        assert!(is_fast(&[released(one), released(two)]));
+        assert!(!is_fast(&[completed(one), released(one)]), "it was decided, and then released");
+        assert!(!is_fast(&[completed(one), completed(one), released(two)]));
+        assert!(!is_fast(&[released(one), failed(two, "payments")]));
     }
 }

@@ -32,6 +32,8 @@ pub struct Metrics {
     pub outbox_oldest: Gauge,
     pub pending_oldest: Gauge,
     pub pending_orders: IntCounterVec,
+    pub releases_owed: IntGauge,
+    pub owed_releases: IntCounterVec,
     pub compensations: IntCounterVec,
     pub retention_deleted: IntCounterVec,
     pub retries: IntCounterVec,
@@ -107,6 +109,15 @@ impl Metrics {
                 "Orders pending for too long: produced again, or too old for it.",
                 &["result"],
             )?,
+            releases_owed: make.gauge(
+                "stocklock_releases_owed",
+                "Failed and cancelled orders whose release no worker has reported as done.",
+            )?,
+            owed_releases: make.counters(
+                "stocklock_owed_releases_total",
+                "Releases owed for too long: produced again, or too old for it.",
+                &["result"],
+            )?,
             compensations: make.counters(
                 "stocklock_compensations_total",
                 "Orders moved by the compensator.",
@@ -133,8 +144,9 @@ impl Metrics {
             (&self.orders_ingested, &["accepted", "invalid", "rejected"]),
             (&self.lock_failures, &["contended", "unavailable", "lost"]),
             (&self.rebalances, &["assign", "revoke", "lost"]),
-            (&self.compensations, &["completed", "failed", "released"]),
+            (&self.compensations, &["completed", "failed", "cancelled", "released", "release_done"]),
             (&self.pending_orders, &["produced", "expired"]),
+            (&self.owed_releases, &["produced", "expired"]),
             (&self.retention_deleted, &["order_outcomes", "stock_movements", "orders", "idempotency_keys"]),
         ];
         for (counter, values) in known {

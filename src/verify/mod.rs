@@ -1,16 +1,22 @@
 //! Checks the invariants over both stores and the locks. The stock store is checked in one snapshot, exactly; the two stores together by
 //! reading the order store first and waiting for what is in flight.
 
+mod releases;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
+use chrono::Utc;
 use serde::Serialize;
 
+pub use releases::{LostReleases, find_lost_releases};
+use releases::{Release, judge_overdue};
+
 use crate::{
-    config::{self, LockStrategy},
-    domain::{OrderId, OrderState, fold::Outcome},
+    config::{self, Config, LockStrategy},
+    domain::{Horizon, OrderId, OrderState, fold::Outcome},
     lock::{Overlong, overlong_keys},
     store::{Found, OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
 };
@@ -51,6 +57,8 @@ type Open = BTreeMap<OrderId, InFlight>;
 enum InFlight {
     Decision,
     Release,
+    /// Its release has been owed for long.
+    OverdueRelease,
     /// What was read of the order may be older than what was read of its outcome.
     SecondLook,
 }
@@ -59,7 +67,7 @@ impl InFlight {
     fn as_str(self) -> &'static str {
         match self {
             Self::Decision => "not decided yet",
-            Self::Release => "its stock is not released yet",
+            Self::Release | Self::OverdueRelease => "its stock is not released yet",
             Self::SecondLook => "completed, and its stock was released",
         }
     }
@@ -73,20 +81,28 @@ enum Verdict {
     Violated(u8, String),
 }
 
+/// Both stores, and how far back the ledger reaches.
+#[derive(Clone, Copy)]
+struct Stores<'a> {
+    orders: &'a OrderStore,
+    stock: &'a StockStore,
+    horizon: Horizon,
+}
+
 /// Checks both stores and what is locked; waits up to `settle` for orders in flight.
 pub async fn verify(
     orders: &OrderStore,
     stock: &StockStore,
-    lock: &config::Lock,
-    redis: &config::Redis,
+    config: &Config,
     settle: Duration,
 ) -> Result<Report, StoreError> {
     let mut report = Report::default();
-    let mut open = check_orders(orders, stock, &mut report).await?;
+    let stores = Stores { orders, stock, horizon: config.retention.horizon };
+    let mut open = check_orders(stores, &mut report).await?;
     check_stock(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
-    check_locks(lock, redis, &mut report).await;
-    check_transactions(stock, lock.ttl, &mut report).await?;
+    check_locks(&config.lock, &config.redis, &mut report).await;
+    check_transactions(stock, config.lock.ttl, &mut report).await?;
     let deadline = Instant::now() + settle;
     while !open.is_empty() && Instant::now() < deadline {
         tokio::time::sleep(ASK_AGAIN).await;
@@ -97,10 +113,15 @@ pub async fn verify(
             for id in missing(orders, ids, &page).await? {
                 report.violated(3, id, "has vanished from the order store");
             }
-            check_page(stock, &page, &before, &mut open, &mut report).await?;
+            check_page(stores, &page, &before, &mut open, &mut report).await?;
         }
     }
-    report.unsettled = open.into_iter().map(|(id, lack)| (id.to_string(), lack.as_str().to_owned())).collect();
+    let overdue: Vec<_> = open.extract_if(.., |_, lack| *lack == InFlight::OverdueRelease).map(|(id, _)| id).collect();
+    if !overdue.is_empty() {
+        judge_overdue(&config.kafka, overdue, &mut report).await;
+    }
+    let unsettled = open.into_iter().map(|(id, lack)| (id.to_string(), lack.as_str().to_owned()));
+    report.unsettled.extend(unsettled);
     Ok(report)
 }
 
@@ -135,13 +156,13 @@ async fn check_transactions(stock: &StockStore, ttl: Duration, report: &mut Repo
 }
 
 /// Every order against its outcome. Answers those in flight.
-async fn check_orders(orders: &OrderStore, stock: &StockStore, report: &mut Report) -> Result<Open, StoreError> {
+async fn check_orders(stores: Stores<'_>, report: &mut Report) -> Result<Open, StoreError> {
     let (mut open, mut after) = (BTreeMap::new(), None);
     loop {
-        let page = orders.page_of_orders(after, PAGE).await?;
+        let page = stores.orders.page_of_orders(after, PAGE).await?;
         after = page.last().map(|(id, _)| *id);
         report.orders += page.len() as u64;
-        check_page(stock, &page, &Open::new(), &mut open, report).await?;
+        check_page(stores, &page, &Open::new(), &mut open, report).await?;
         if page.len() < PAGE as usize {
             return Ok(open);
         }
@@ -149,24 +170,36 @@ async fn check_orders(orders: &OrderStore, stock: &StockStore, report: &mut Repo
 }
 
 async fn check_page(
-    stock: &StockStore,
+    Stores { orders, stock, horizon }: Stores<'_>,
     page: &[Found<OrderRow>],
     before: &Open,
     open: &mut Open,
     report: &mut Report,
 ) -> Result<(), StoreError> {
     let ids: Vec<_> = page.iter().map(|(id, _)| *id).collect();
+    // Read between the orders and their outcomes: a release that is no longer owed was done before.
+    let owed = orders.find_owed_releases(&ids).await?;
     let outcomes: HashMap<_, _> = stock.find_outcomes(&ids).await?;
     // Read after the outcomes: one that was purged before they were read is not missing.
     let purged_below = stock.purged_below().await?;
+    let decidable_from = horizon.decidable(Utc::now()).start.max(purged_below);
     for (id, order) in page {
         let verdict = match (order, outcomes.get(id)) {
             (Err(damage), _) => Verdict::Violated(3, damage.clone()),
             // What is damaged in the stock store, its snapshot tells.
             (_, Some(Err(_))) => Verdict::Holds,
-            (Ok(order), Some(Ok(outcome))) => judge(order, Some(outcome)),
-            (Ok(order), None) if *id < purged_below => judge_forgotten(order),
-            (Ok(order), None) => judge(order, None),
+            (Ok(order), outcome) => {
+                let outcome = outcome.and_then(|outcome| outcome.as_ref().ok());
+                let is_forgotten = outcome.is_none() && *id < purged_below;
+                let verdict = if is_forgotten { judge_forgotten(order) } else { judge(order, outcome) };
+                let release = Release { order_id: *id, state: order.status, outcome, owed: owed.get(id) };
+                match (verdict, release.judge(decidable_from, Utc::now())) {
+                    (violated @ Verdict::Violated(..), _) => violated,
+                    (_, Some(verdict)) => verdict,
+                    (Verdict::InFlight(InFlight::Release), None) => Verdict::Holds,
+                    (verdict, None) => verdict,
+                }
+            }
         };
         match verdict {
             Verdict::Holds => {}

@@ -129,10 +129,7 @@ impl OrderStatusCodec {
 
     /// The value in single-object encoding.
     pub fn encode(&self, status: &OrderStatus) -> Vec<u8> {
-        let (name, reason) = match &status.status {
-            ReportedStatus::Completed => ("COMPLETED", None),
-            ReportedStatus::Failed(reason) => ("FAILED", Some(reason.as_str())),
-        };
+        let (name, reason) = (status.status.as_str(), status.status.reason().map(Reason::as_str));
         let begun = self.0.begin().string(&status.order_id.to_string()).string(name).optional_string(reason);
         begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
     }
@@ -140,7 +137,7 @@ impl OrderStatusCodec {
     /// Reads a status in Avro or as a JSON object. One that does not say when it occurred did so at `written_at`, the time of
     /// its message.
     ///
-    /// Besides a malformed value, refuses a `COMPLETED` from anyone but a worker: only a worker deducts stock.
+    /// Besides a malformed value, refuses a status that its source may not report.
     pub fn decode(&self, bytes: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
         if let Some(text) = json::object(bytes) {
             return read_object(text, written_at);
@@ -173,16 +170,10 @@ fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
     if !(1..=MAX_SOURCE_CHARS).contains(&record.source.chars().count()) {
         return Err(Invalid(format!("source has 1 to {MAX_SOURCE_CHARS} characters")).into());
     }
-    let status = match record.status.as_str() {
-        "COMPLETED" => ReportedStatus::Completed,
-        "FAILED" => ReportedStatus::Failed(Reason::parse(record.reason.as_deref().unwrap_or("UNSPECIFIED"))),
-        other => return Err(Invalid(format!("status {other:?} is neither COMPLETED nor FAILED")).into()),
-    };
+    let status = ReportedStatus::parse(&record.status, record.reason.as_deref())?;
     let occurred_at = timestamp(record.occurred_at)?;
     let status = OrderStatus { order_id, status, source: record.source, occurred_at };
-    if status.status == ReportedStatus::Completed && !status.is_from_worker() {
-        return Err(Invalid(format!("{:?} reports COMPLETED, which only a worker may", status.source)).into());
-    }
+    status.check_source()?;
     Ok(status)
 }
 

@@ -30,6 +30,8 @@ mod poison;
 mod rebalance;
 mod redlock;
 mod refused;
+mod releases;
+mod releases_lost;
 mod retention;
 mod row_locks;
 mod stall;

@@ -18,12 +18,12 @@ use crate::harness::{
 fn relay(world: &World) -> Relay {
     let producer = Producer::new(&world.config.kafka).expect("a producer");
     let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
-    Relay::new(world.order_store(), producer, &world.config.topics.orders, codec)
+    Relay::new(world.order_store(), producer, &world.config.topics.orders, codec, world.config.ingest.pending_after)
 }
 
 /// A watch with the settings of the world, which is 5 minutes of patience.
 fn watch(world: &World, metrics: &Metrics) -> PendingWatch {
-    PendingWatch::new(relay(world), world.config.ingest.pending_after, world.config.retention.horizon, metrics.clone())
+    PendingWatch::new(relay(world), world.config.retention.horizon, metrics.clone())
 }
 
 /// Saves orders of one unit of `a` whose events are lost: neither on the topic nor in the outbox.

@@ -251,7 +251,12 @@ on_each_database! {
         assert_eq!((&open["violations"], &open["holds"]), (&json!([]), &json!(false)));
         // A failed order whose release never comes would keep its stock for ever.
         world.tamper_with_orders("UPDATE orders SET status = 'FAILED', reason = 'payment'").await;
+        let violations = &report(&world, "0s", 1)["violations"];
+        assert!(violations[0]["detail"].to_string().contains("is FAILED, and its release is neither done nor owed"), "{violations}");
+        let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at) SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
+        world.tamper_with_orders(owe).await;
         assert_eq!(report(&world, "0s", 2)["unsettled"], json!([[id, "its stock is not released yet"]]));
+        world.tamper_with_orders("DELETE FROM owed_releases").await;
         world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED', reason = NULL").await;
         let violations = &report(&world, "0s", 1)["violations"];
         assert_eq!((&violations[0]["invariant"], &violations[0]["subject"]), (&json!(3), &json!(format!("order {id}"))));

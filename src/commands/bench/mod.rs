@@ -256,7 +256,7 @@ impl Bench<'_> {
         run.mode = self.args.mode.as_str();
         run.history = self.args.history;
         run.tell_latencies(&latencies);
-        let report = verify(&orders, &stock, &scratch.config.lock, &scratch.config.redis, SETTLE).await?;
+        let report = verify(&orders, &stock, &scratch.config, SETTLE).await?;
         run.verified = report.violations.is_empty() && report.unsettled.is_empty() && report.unchecked.is_empty();
         Ok(run)
     }

@@ -118,8 +118,20 @@ fn a_release_gives_back_what_the_ledger_shows_once() {
 #[test]
 fn a_release_before_its_order_makes_the_order_do_nothing() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
-    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), []);
+    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), [(order_id(1), ReportedStatus::Released)]);
     assert_eq!(ledger.run(&[placed(1, &[("a", 2)])]), []);
+    assert_eq!(ledger.available[&product("a")], 3);
+}
+
+#[test]
+fn every_release_is_reported_whatever_became_of_its_order() {
+    let released = |order| (order_id(order), ReportedStatus::Released);
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    ledger.run(&[placed(1, &[("a", 2)]), placed(2, &[("a", 2)])]);
+    let all = [1, 2, 3].map(|order| release(order, &[("a", 2)]));
+    for _ in 0..2 {
+        assert_eq!(ledger.run(&all), [released(1), released(2), released(3)], "completed, refused, never seen");
+    }
     assert_eq!(ledger.available[&product("a")], 3);
 }
 

@@ -256,12 +256,29 @@ fn values_outside_the_domain_are_invalid() {
 }
 
 #[test]
-fn only_a_worker_reports_a_completion() {
+fn only_a_worker_reports_a_completion_or_a_release() {
     let codec = OrderStatusCodec::new().unwrap();
-    let reported_by =
-        |source: &str| codec.decode(&codec.encode(&status(source, ReportedStatus::Completed)), WRITTEN_AT);
-    assert!(reported_by("worker").is_ok());
-    assert_eq!(reported_by("payments").unwrap_err().class(), "invalid");
+    for reported in [ReportedStatus::Completed, ReportedStatus::Released] {
+        let reported_by = |source: &str| codec.decode(&codec.encode(&status(source, reported.clone())), WRITTEN_AT);
+        assert!(reported_by("worker").is_ok());
+        assert_eq!(reported_by("payments").unwrap_err().class(), "invalid");
+    }
+}
+
+#[test]
+fn every_status_is_read_as_it_was_written() {
+    let codec = OrderStatusCodec::new().unwrap();
+    let reason = || Reason::Reported("the customer's wish".into());
+    for reported in [
+        ReportedStatus::Completed,
+        ReportedStatus::Failed(reason()),
+        ReportedStatus::Cancelled(None),
+        ReportedStatus::Cancelled(Some(reason())),
+        ReportedStatus::Released,
+    ] {
+        let written = status("worker", reported);
+        assert_eq!(codec.decode(&codec.encode(&written), WRITTEN_AT).unwrap(), written);
+    }
 }
 
 #[test]

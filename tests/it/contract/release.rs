@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use rdkafka::Message as _;
 use stocklock::{
-    domain::{EventKind, OrderId, OrderState, Reason, ReportedStatus, WORKER_SOURCE},
+    domain::{EventKind, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE},
     store::StoredOrder,
 };
 
@@ -66,6 +66,7 @@ on_every_stack! {
         assert_eq!(kinds, [EventKind::Placed, EventKind::Release]);
         // The worker comes to the order only now, and to its release in the same batch.
         world.replay_orders(&worker).await;
+        world.replay_statuses(&compensator).await;
         check_given_back(&world, placed[0].order_id).await;
         world.replay_statuses(&compensator).await;
         world.replay_orders(&worker).await;
@@ -83,7 +84,10 @@ on_every_stack! {
             assert_eq!(deliver(&worker, &placed).await, 0);
             assert_eq!(deliver(&worker, &[placed[0].clone(), release(&placed[0])]).await, 0);
         }
-        assert!(world.read_statuses().iter().all(|status| !status.is_from_worker()), "there is nothing to report");
+        let of_worker: Vec<_> = world.read_statuses().into_iter().filter(OrderStatus::is_from_worker).collect();
+        assert_eq!(of_worker.len(), 3, "one of each release");
+        assert!(of_worker.iter().all(|status| status.status == ReportedStatus::Released), "{of_worker:?}");
+        world.replay_statuses(&compensator).await;
         check_given_back(&world, placed[0].order_id).await;
     }
 
@@ -104,6 +108,7 @@ on_every_stack! {
         compensator.relay.drain().await;
         assert_eq!((releases, world.read_events().len()), (1, 2), "the completion releases it too");
         world.replay_orders(&worker).await;
+        world.replay_statuses(&compensator).await;
         check_given_back(&world, placed[0].order_id).await;
     }
 }

@@ -43,7 +43,7 @@ impl World {
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
         Compensator {
             store: self.order_store(),
-            relay: Relay::new(self.order_store(), producer, &config.topics.orders, codec),
+            relay: Relay::new(self.order_store(), producer, &config.topics.orders, codec, config.ingest.pending_after),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
             horizon: config.retention.horizon,
             metrics: metrics.clone(),

@@ -118,6 +118,44 @@ impl World {
         groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
     }
 
+    /// How many messages of a topic the broker still has.
+    pub fn count_retained(&self, topic: &str) -> i64 {
+        let reader = self.reader("reader");
+        let retained = |partition| {
+            let (low, high) = answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT));
+            high - low
+        };
+        (0..self.config.topics.partitions).map(retained).sum()
+    }
+
+    /// Has the broker forget all messages of a topic, as a retention does.
+    pub async fn truncate_topic(&self, topic: &str) {
+        let mut all = TopicPartitionList::new();
+        for (partition, end) in self.ends(&self.reader("reader"), topic) {
+            all.add_partition_offset(topic, partition, Offset::Offset(end)).expect("a partition");
+        }
+        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let deleted = admin.delete_records(&all, &AdminOptions::new()).await.expect("the broker");
+        assert!(deleted.elements().iter().all(|element| element.error().is_ok()), "{deleted:?}");
+        assert_eq!(self.count_retained(topic), 0);
+    }
+
+    /// Deletes a topic and creates it again.
+    pub async fn recreate_topic(&self, topic: &str) {
+        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("the broker");
+        assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+        let begun = Instant::now();
+        loop {
+            self.cli(&["setup"]).succeeds();
+            if self.count_messages(topic) == 0 {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{topic} is not deleted");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
+
     /// Waits until the group has committed all that is in the topic.
     pub async fn caught_up(&self, group_id: &str, topic: &str) {
         let begun = Instant::now();
