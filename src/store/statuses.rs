@@ -3,13 +3,13 @@
 use std::{borrow::Borrow, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, Row};
+use sqlx::MySqlConnection;
 
 use super::{
     OrderStore, StoreError,
     database::transaction,
     orders::event,
-    rows::{expect_rows, hex, json, order_id, order_ids, wanted_orders},
+    rows::{ascii, expect_rows, hex, json, order_id, order_ids, wanted_orders},
 };
 use crate::{
     crash_point::crash_point,
@@ -106,7 +106,7 @@ pub(super) async fn lock_states(
     ids: &str,
 ) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
     let rows = sqlx::query(LOCK_STATES).bind(ids).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?))).collect()
+    rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?))).collect()
 }
 
 /// Puts a release event of each order into the outbox.
