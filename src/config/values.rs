@@ -195,7 +195,7 @@ impl<'a> Values<'a> {
         };
         let url = self.read(url, mysql);
         let migrate_url = self.read(migrate_url, |text| if text.is_empty() { Ok(url.clone()) } else { mysql(text) });
-        Store { url, migrate_url, pool_max: self.within(pool_max, 1, 1000) }
+        Store { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
     }
 
     pub fn topics(&mut self) -> Topics {

@@ -71,6 +71,7 @@ impl OrderStore {
         let mut histogram =
             Histogram::new_with_max(LONGEST_MICROS, 3).map_err(|e| StoreError::Refused(e.to_string()))?;
         let mut in_use = self.db.acquire().await?;
+        in_use.without_limit().await?;
         let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders WHERE order_id >= ?";
         let mut rows = sqlx::query(sql).bind(first.as_bytes().as_slice()).fetch(in_use.conn());
         while let Some(row) = rows.try_next().await? {
@@ -78,8 +79,7 @@ impl OrderStore {
             histogram.saturating_record(micros.max(0).unsigned_abs());
         }
         drop(rows);
-        in_use.give_back();
-        Ok(histogram)
+        in_use.end(Ok(histogram))
     }
 }
 

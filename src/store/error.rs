@@ -29,6 +29,8 @@ pub enum StoreError {
 const DUPLICATE_KEY: u16 = 1062;
 const LOCK_WAIT_TIMEOUT: u16 = 1205;
 const DEADLOCK: u16 = 1213;
+/// Group Replication, at the commit: another member was first.
+const ROLLED_BACK_DURING_COMMIT: u16 = 3101;
 /// MariaDB, `innodb_snapshot_isolation`: the row has changed since it was read.
 const RECORD_CHANGED: u16 = 1020;
 /// Values that a column does not take, where the SQLSTATE does not say so: of an enumeration, of a character set.
@@ -50,7 +52,7 @@ impl From<sqlx::Error> for StoreError {
             return Self::Unavailable(text);
         };
         match (refusal.number(), refusal.code()) {
-            (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED, _) => Self::Conflict(text),
+            (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED | ROLLED_BACK_DURING_COMMIT, _) => Self::Conflict(text),
             (DUPLICATE_KEY, _) => Self::Duplicate(text),
             (DATA_TRUNCATED | INCORRECT_VALUE | CHECK_VIOLATED | CONSTRAINT_FAILED, _) => Self::Refused(text),
             (_, Some(state)) if CLASSES_OF_DATA.iter().any(|class| state.starts_with(class)) => Self::Refused(text),

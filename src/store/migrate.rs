@@ -1,11 +1,23 @@
-use sqlx::{Connection, MySqlConnection, migrate::Migrator};
+use std::time::Duration;
 
-use super::StoreError;
+use sqlx::{
+    Connection, Executor as _, MySqlConnection,
+    migrate::{MigrateError, Migrator},
+};
+use tokio::time::sleep;
+
+use super::{StoreError, charsets::name_charsets, rows::ascii, sessions::logs_statements};
 use crate::config::SecretUrl;
 
 /// How long one `setup` waits for another, in seconds.
 const LOCK_WAIT_SECONDS: u32 = 60;
 const LOCK: &str = "stocklock_migrations";
+
+/// An ALTER that waits for a table keeps all others from it: it waits for a second at most, and tries again later.
+const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1, sql_safe_updates = 0, \
+                       lock_wait_timeout = 1, innodb_lock_wait_timeout = 1";
+const MAX_ATTEMPTS: u32 = 20;
+const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Brings the order store's tables up to date. Idempotent.
 pub async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreError> {
@@ -26,20 +38,47 @@ async fn migrate(url: &SecretUrl, mut migrator: Migrator) -> Result<(), StoreErr
     if locked != Some(1) {
         return Err(StoreError::Unavailable(format!("another setup has been migrating for {LOCK_WAIT_SECONDS} s")));
     }
+    conn.execute(SESSION).await?;
     check_json_table(&mut conn).await?;
-    forget_interrupted(&mut conn).await?;
+    if logs_statements(&mut conn).await? {
+        let why = "binlog_format is STATEMENT, by which InnoDB cannot log READ COMMITTED: set it to ROW";
+        return Err(StoreError::Refused(why.into()));
+    }
     migrator.set_locking(false);
     migrator.set_ignore_missing(true);
-    migrator.run_direct(&mut conn).await.map_err(|e| StoreError::Refused(e.to_string()))?;
+    run(&mut conn, &migrator).await?;
+    name_charsets(&mut conn).await?;
     conn.close().await?;
     Ok(())
+}
+
+/// Runs what was not run yet, again where a table was busy.
+async fn run(conn: &mut MySqlConnection, migrator: &Migrator) -> Result<(), StoreError> {
+    let mut attempts = 0;
+    loop {
+        forget_interrupted(conn).await?;
+        let why = match migrator.run_direct(conn).await {
+            Ok(()) => return Ok(()),
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => match error.into() {
+                StoreError::Conflict(why) => why,
+                error => return Err(error),
+            },
+            Err(error) => return Err(StoreError::Refused(error.to_string())),
+        };
+        attempts += 1;
+        if attempts == MAX_ATTEMPTS {
+            return Err(StoreError::Unavailable(why));
+        }
+        tracing::warn!(attempts, why, "a table is busy, migrating again");
+        sleep(RETRY_DELAY).await;
+    }
 }
 
 /// Before 10.11.10, `MariaDB` keeps the escapes of a JSON string (MDEV-27412): what our statements write would be garbled.
 async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
     let sql = r#"SELECT v FROM JSON_TABLE('["a\\"b"]', '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) AS t"#;
-    let read: String = sqlx::query_scalar(sql).fetch_one(conn).await?;
-    if read == "a\"b" {
+    let row = sqlx::query(sql).fetch_one(conn).await?;
+    if ascii(&row, "v")? == "a\"b" {
         return Ok(());
     }
     Err(StoreError::Refused("the server's JSON_TABLE garbles strings: MySQL 8.4 or MariaDB 10.11.10 is needed".into()))

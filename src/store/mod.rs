@@ -4,7 +4,9 @@
 //! The tables it joins are always read by their primary key: left to itself, MariaDB scans, and locks, all of a small table.
 
 mod bench;
+mod charsets;
 mod database;
+mod ender;
 mod error;
 mod migrate;
 mod orders;
@@ -15,6 +17,7 @@ mod products;
 mod releases;
 mod retention;
 mod rows;
+mod sessions;
 mod statuses;
 mod stock;
 mod verify;

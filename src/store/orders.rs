@@ -6,7 +6,7 @@ use sqlx::{Row, mysql::MySqlRow};
 use super::{
     Database, StoreError,
     database::{on_connection, transaction},
-    rows::{ascii, hex, json, order_id, order_ids, parse_json, wanted_orders},
+    rows::{ascii, hex, json, order_id, order_ids, parse_json, text, wanted_orders},
     statuses::lock_states,
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
@@ -111,10 +111,10 @@ impl OrderStore {
         row.map(|row| {
             Ok(StoredOrder {
                 order_id: id,
-                status: OrderState::parse(row.try_get("status")?)?,
-                reason: row.try_get("reason")?,
-                reference: row.try_get("reference")?,
-                customer_id: row.try_get("customer_id")?,
+                status: OrderState::parse(ascii(&row, "status")?)?,
+                reason: text(&row, "reason")?,
+                reference: text(&row, "reference")?,
+                customer_id: text(&row, "customer_id")?,
                 lines: parse_json("orders.lines", ascii(&row, "lines")?)?,
                 created_at: row.try_get("created_at")?,
                 updated_at: row.try_get("updated_at")?,
@@ -131,7 +131,7 @@ impl OrderStore {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter()
-            .map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?, row.try_get("reason")?)))
+            .map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?, text(row, "reason")?)))
             .collect()
     }
 }

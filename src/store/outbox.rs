@@ -7,7 +7,7 @@ use super::{
     OrderStore, StoreError,
     database::{on_connection, transaction},
     orders::readable_events,
-    rows::{hex, json, order_id},
+    rows::{ascii, hex, json, order_id},
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
 
@@ -70,11 +70,11 @@ impl OrderStore {
             if due.is_empty() {
                 return Ok(Vec::new());
             }
-            let keys = due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(row.try_get("kind")?)?)));
+            let keys = due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(ascii(row, "kind")?)?)));
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
-            Ok(readable_events(&rows, |row| Ok(EventKind::parse(row.try_get("kind")?)?)))
+            Ok(readable_events(&rows, |row| Ok(EventKind::parse(ascii(row, "kind")?)?)))
         })
     }
 

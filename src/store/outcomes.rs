@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
+use sqlx::{MySqlConnection, mysql::MySqlRow};
 
 use super::{
     StoreError,
     retention::purged_below,
-    rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, wanted_orders},
+    rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, text, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 
@@ -44,10 +44,10 @@ pub(super) async fn read(
 
 pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
     let lines = || parse_json("order_outcomes.lines", ascii(row, "lines")?);
-    match row.try_get("outcome")? {
+    match ascii(row, "outcome")? {
         "COMPLETED" => Ok(Outcome::Completed(lines()?)),
         "RELEASED" => Ok(Outcome::Released(lines()?)),
-        "FAILED" => Ok(Outcome::Failed(Reason::parse(row.try_get::<Option<&str>, _>("reason")?.unwrap_or_default()))),
+        "FAILED" => Ok(Outcome::Failed(Reason::parse(text::<Option<&str>>(row, "reason")?.unwrap_or_default()))),
         other => Err(StoreError::Damaged(format!("order_outcomes.outcome: {other:?}"))),
     }
 }

@@ -8,7 +8,7 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     StockStore, StoreError,
     database::{on_connection, transaction},
-    rows::{ascii, expect_rows, json, product_ids, wanted_products},
+    rows::{ascii, expect_rows, json, product_ids, text, wanted_products},
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
 
@@ -143,7 +143,7 @@ impl StockStore {
 fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
     Ok(Product {
         product_id: ProductId::parse(ascii(row, "product_id")?)?,
-        name: row.try_get("name")?,
+        name: text(row, "name")?,
         available: row.try_get("available")?,
     })
 }

@@ -1,7 +1,7 @@
 //! Domain values ↔ columns and JSON parameters.
 
 use serde::{Serialize, de::DeserializeOwned};
-use sqlx::{Row as _, mysql::MySqlRow};
+use sqlx::{Decode, MySql, Row as _, mysql::MySqlRow};
 
 use super::StoreError;
 use crate::domain::{Invalid, OrderId, ProductId};
@@ -49,8 +49,14 @@ pub fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
     Ok(OrderId::from_slice(row.try_get("order_id")?)?)
 }
 
-/// The text of a column of ours whose collation is binary, which sqlx would take for bytes.
+/// The text of a column of ours that is ASCII, a name of a state among them.
 pub fn ascii<'r>(row: &'r MySqlRow, column: &str) -> Result<&'r str, sqlx::Error> {
+    text(row, column)
+}
+
+/// A text, or an optional one, whatever the column's collation: sqlx takes the text of a binary collation for bytes, and a
+/// database's default may be one.
+pub fn text<'r, T: Decode<'r, MySql>>(row: &'r MySqlRow, column: &str) -> Result<T, sqlx::Error> {
     row.try_get_unchecked(column)
 }
 

@@ -3,13 +3,13 @@
 use std::{borrow::Borrow, collections::BTreeMap, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, Row};
+use sqlx::MySqlConnection;
 
 use super::{
     OrderStore, StoreError,
     database::transaction,
     releases,
-    rows::{expect_rows, hex, json, order_id, order_ids, wanted_orders},
+    rows::{ascii, expect_rows, hex, json, order_id, order_ids, wanted_orders},
 };
 use crate::{
     crash_point::crash_point,
@@ -111,7 +111,7 @@ pub(super) async fn lock_states(
     ids: &str,
 ) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
     let rows = sqlx::query(LOCK_STATES).bind(ids).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(row.try_get("status")?)?))).collect()
+    rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?))).collect()
 }
 
 /// A batch as nearly all are: a worker's first word on each of its orders, and releases that are done. It is applied as long as the

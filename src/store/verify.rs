@@ -75,10 +75,10 @@ async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result
     let Some(in_transactions) = in_transactions(conn).await? else { return Ok(None) };
     let mut silent = Vec::new();
     for session in sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(conn).await? {
-        let database: Option<String> = session.try_get("db")?;
+        let database: Option<String> = session.try_get_unchecked("db")?;
         let id = session.try_get_unchecked("Id")?;
         let since: Option<i64> = session.try_get_unchecked("Time")?;
-        let sleeps = session.try_get::<String, _>("Command")? == "Sleep";
+        let sleeps = session.try_get_unchecked::<String, _>("Command")? == "Sleep";
         let holds_one = in_transactions.iter().any(|(ours, holder)| *holder == id && database.as_ref() == Some(ours));
         silent
             .extend(since.filter(|since| sleeps && holds_one && *since > i64::from(seconds)).map(|since| (id, since)));
@@ -129,7 +129,7 @@ fn found<T>(row: &MySqlRow, read: Result<T, StoreError>) -> Result<Found<T>, Sto
 
 fn order_row(row: &MySqlRow) -> Result<OrderRow, StoreError> {
     Ok(OrderRow {
-        status: OrderState::parse(row.try_get("status")?)?,
+        status: OrderState::parse(ascii(row, "status")?)?,
         lines: parse_json("orders.lines", ascii(row, "lines")?)?,
     })
 }
@@ -157,13 +157,13 @@ impl StockStore {
     /// Reads the whole store in one consistent snapshot, which takes no locks.
     pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
         let mut in_use = self.db.acquire().await?;
+        in_use.without_limit().await?;
         let begin =
             "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
         sqlx::raw_sql(begin).execute(in_use.conn()).await?;
         let snapshot = read_snapshot(in_use.conn()).await?;
         sqlx::raw_sql("COMMIT").execute(in_use.conn()).await?;
-        in_use.give_back();
-        Ok(snapshot)
+        in_use.end(Ok(snapshot))
     }
 }
 

@@ -8,6 +8,7 @@ mod masters;
 mod process;
 mod proxy;
 mod rival;
+mod servers;
 mod steps;
 mod tamper;
 mod topics;
@@ -21,6 +22,7 @@ pub use masters::Masters;
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
 pub use rival::Rival;
+pub use servers::Server;
 pub use steps::{
     acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders, release, try_step,
 };

@@ -1,4 +1,8 @@
-use std::{io, time::Duration};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, copy},
@@ -17,6 +21,7 @@ enum Way {
 /// A way to a server that can be cut, or hang.
 pub struct Proxy {
     way: watch::Sender<Way>,
+    server: Arc<Mutex<String>>,
 }
 
 impl Proxy {
@@ -32,8 +37,14 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
         let (way, watching) = watch::channel(Way::Open);
-        tokio::spawn(accept(listener, server.to_owned(), delay, watching));
-        (Self { way }, url.replacen(server, &address, 1))
+        let leads_to = Arc::new(Mutex::new(server.to_owned()));
+        tokio::spawn(accept(listener, Arc::clone(&leads_to), delay, watching));
+        (Self { way, server: leads_to }, url.replacen(server, &address, 1))
+    }
+
+    /// Lets new connections go to another server; those that are open stay where they are.
+    pub fn lead_to(&self, server: &str) {
+        server.clone_into(&mut self.server.lock().expect("no panic"));
     }
 
     /// Ends all connections, and every new one at once, as a server does that is shut down.
@@ -52,9 +63,10 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: String, delay: Duration, way: watch::Receiver<Way>) {
+async fn accept(listener: TcpListener, server: Arc<Mutex<String>>, delay: Duration, way: watch::Receiver<Way>) {
     while let Ok((client, _)) = listener.accept().await {
-        tokio::spawn(carry(client, server.clone(), delay, way.clone()));
+        let server = server.lock().expect("no panic").clone();
+        tokio::spawn(carry(client, server, delay, way.clone()));
     }
 }
 

@@ -46,18 +46,22 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 impl World {
     /// Sets up both stores, in two databases, and the topics.
     pub async fn new(database: Database, strategy: Strategy) -> Self {
+        let world = Self::on(&server_url(database), strategy).await;
+        world.cli(&["setup"]).succeeds();
+        world
+    }
+
+    /// The same on a server of the test's choice, without `setup`.
+    pub async fn on(server_url: &str, strategy: Strategy) -> Self {
         let name = format!("it_{}", &Uuid::now_v7().simple().to_string()[20..]);
-        let server_url = server_url(database);
-        let mut server = MySqlConnection::connect(&server_url).await.expect("the database server");
+        let mut server = MySqlConnection::connect(server_url).await.expect("the database server");
         for store in ["orders", "stock"] {
             let create = format!("CREATE DATABASE {name}_{store}");
             sqlx::raw_sql(&create).execute(&mut server).await.expect("CREATE DATABASE");
         }
-        let env = environment(&name, &server_url, strategy);
+        let env = environment(&name, server_url, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
-        let world = Self { env, config, strategy, server_url, name };
-        world.cli(&["setup"]).succeeds();
-        world
+        Self { env, config, strategy, server_url: server_url.to_owned(), name }
     }
 
     /// Runs a command to its end.
