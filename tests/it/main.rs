@@ -6,6 +6,8 @@
 
 mod admin;
 mod api;
+mod api_clients;
+mod api_limits;
 mod api_outages;
 mod api_refusals;
 mod architecture;
@@ -20,6 +22,7 @@ mod crash;
 mod flow;
 mod harness;
 mod horizon;
+mod hostile;
 mod lanes;
 mod masters;
 mod outage;

@@ -6,6 +6,7 @@ mod load;
 mod masters;
 mod process;
 mod proxy;
+mod raw;
 mod rival;
 mod steps;
 mod tamper;
@@ -18,6 +19,7 @@ pub use load::{body, place_all};
 pub use masters::Masters;
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
+pub use raw::Raw;
 pub use rival::Rival;
 pub use steps::{
     acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders, release, try_step,
