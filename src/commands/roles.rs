@@ -13,6 +13,7 @@ use crate::{
     compensate::Compensator,
     config::{Config, Topics},
     deduct::Worker,
+    http,
     ingest::{self, Api, Catalog, Committer, Desk},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
@@ -131,8 +132,12 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
     let relay = shared.relay(orders.clone());
-    let (committer, mut committing) =
-        Committer::start(orders.clone(), relay.clone(), config.ingest.groups, metrics.clone());
+    let (committer, mut committing) = Committer::start(
+        orders.clone(),
+        relay.clone(),
+        (config.ingest.groups, config.ingest.deadline),
+        metrics.clone(),
+    );
     let desk = Desk::new(orders.clone(), shutdown.clone());
     let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = tokio::spawn(desk.clone().run());
@@ -143,6 +148,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
+        max_connections: http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max),
         metrics: metrics.clone(),
         orders: orders.clone(),
         stock: stock.clone(),

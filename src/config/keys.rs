@@ -99,6 +99,7 @@ pub const KEYS: &[Key] = &[
     key("compensator.linger", "5ms", "a batch that is not full closes no sooner than this after the one before"),
     key("ingest.linger", "15ms", "a group that is not full is committed no sooner than this after the one before"),
     key("ingest.group_max", "500", "most orders that share a commit"),
+    key("ingest.deadline", "5s", "how long an order may wait for its transaction to begin; then ingest answers 503"),
     key("ingest.outbox_max", "100000", "unpublished orders beyond which ingest answers 503"),
     key("ingest.pending_after", "5m", "how long an order may be pending before it is produced again"),
     key("retention.outcomes", "30d", "how long an order may be decided and given back; more than topics.retention"),

@@ -120,6 +120,8 @@ pub struct Batches {
 #[derive(Debug, Clone)]
 pub struct Ingest {
     pub groups: Batches,
+    /// After which no transaction is begun for an order.
+    pub deadline: Duration,
     pub outbox_max: u64,
     pub pending_after: Duration,
 }
@@ -189,6 +191,7 @@ impl Config {
             },
             ingest: Ingest {
                 groups: values.batches("ingest.group_max", "ingest.linger"),
+                deadline: values.between("ingest.deadline", Duration::from_millis(100), Duration::from_secs(60)),
                 outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
                 pending_after: values.between(
                     "ingest.pending_after",

@@ -3,14 +3,14 @@ use std::{collections::BTreeSet, sync::Arc, time::Instant};
 use axum::{
     Router,
     body::Body,
-    extract::{MatchedPath, Path, Request, State, rejection::PathRejection},
+    extract::{Extension, MatchedPath, Path, Request, State, rejection::PathRejection},
     http::{HeaderMap, HeaderName, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
 use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
 use super::{
@@ -19,13 +19,15 @@ use super::{
 };
 use crate::{
     domain::{OrderId, OrderState, ProductId},
-    http,
+    http::{self, Connection},
     lifecycle::Shutdown,
     store::{NewOrder, OrderStore, StockStore, StoredOrder},
     telemetry::Metrics,
 };
 
 const OPENAPI: &str = include_str!("openapi.json");
+/// The label of a request that no route takes.
+const OTHER_ROUTE: &str = "other";
 
 /// What the handlers work with.
 #[derive(Clone)]
@@ -37,12 +39,14 @@ pub struct Api {
     pub desk: Desk,
     /// Unpublished orders beyond which no more are taken.
     pub outbox_max: u64,
+    pub max_connections: usize,
     pub metrics: Metrics,
 }
 
-/// Serves the API until a stop is requested; requests in hand are answered.
+/// Serves the API until a stop is requested; requests in flight are answered.
 pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
-    let metrics = api.metrics.clone();
+    let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
+    begin_at_zero(&metrics);
     let app = Router::new()
         .route("/v1/orders", post(place_order))
         .route("/v1/orders/{id}", get(show_order))
@@ -54,20 +58,41 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
         })
         .layer(middleware::from_fn_with_state(metrics, measure))
         .with_state(Arc::new(api));
-    http::serve(listener, app, shutdown).await;
+    http::serve(listener, app, max_connections, shutdown).await;
+}
+
+/// A rate needs a first value: shows every answer that the API's document names.
+fn begin_at_zero(metrics: &Metrics) {
+    let document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
+    for (route, methods) in document["paths"].as_object().into_iter().flatten() {
+        metrics.http_request_seconds.with_label_values(&[route]);
+        metrics.http_requests.with_label_values(&[route, "405"]);
+        for (_, operation) in methods.as_object().into_iter().flatten() {
+            for status in operation["responses"].as_object().into_iter().flat_map(Map::keys) {
+                metrics.http_requests.with_label_values(&[route, status]);
+            }
+        }
+    }
+    metrics.http_requests.with_label_values(&[OTHER_ROUTE, "404"]);
+    metrics.http_request_seconds.with_label_values(&[OTHER_ROUTE]);
 }
 
 async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or("other", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or(OTHER_ROUTE, MatchedPath::as_str).to_owned();
     let response = next.run(request).await;
     metrics.http_requests.with_label_values(&[&route, response.status().as_str()]).inc();
     metrics.http_request_seconds.with_label_values(&[&route]).observe(begun.elapsed().as_secs_f64());
     response
 }
 
-async fn place_order(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body) -> Result<Response, Problem> {
-    let placed = api.place(&headers, body).await;
+async fn place_order(
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    let placed = api.place(&headers, body, &connection).await;
     let result = match &placed {
         Ok(_) => "accepted",
         Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => "invalid",
@@ -83,12 +108,16 @@ async fn place_order(State(api): State<Arc<Api>>, headers: HeaderMap, body: Body
 }
 
 impl Api {
-    async fn place(&self, headers: &HeaderMap, body: Body) -> Result<OrderId, Problem> {
+    async fn place(&self, headers: &HeaderMap, body: Body, connection: &Connection) -> Result<OrderId, Problem> {
+        body::check_content_type(headers)?;
         if headers.contains_key("idempotency-key") {
             let detail = "Idempotency-Key is not supported yet; nothing was saved";
             return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
         }
-        let request = OrderRequest::parse(&body::read(body).await?)?;
+        let body = body::read(headers, body, connection).await?;
+        let request = OrderRequest::parse(&body.bytes)?;
+        let at_present = |rejected: Rejected| Problem::unavailable(format!("{rejected}; nothing was saved"));
+        self.committer.check_store().map_err(at_present)?;
         self.refuse_unknown_products(&request).await?;
         if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
             return Err(Problem::unavailable("the broker lags behind; nothing was saved"));
@@ -122,7 +151,7 @@ impl Api {
 
 fn not_saved(order_id: OrderId, rejected: &Rejected) -> Problem {
     match rejected {
-        Rejected::Overloaded | Rejected::Unavailable => Problem::unavailable(rejected.to_string()),
+        Rejected::Overloaded | Rejected::Unavailable | Rejected::TooLate => Problem::unavailable(rejected.to_string()),
         Rejected::Unknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, rejected.to_string())
             .with("order_id", order_id.to_string())
             .header(header::LOCATION, location(order_id).1),
@@ -154,10 +183,9 @@ fn decided(id: OrderId, state: OrderState, reason: Option<String>) -> Response {
         return answer(StatusCode::CREATED, vec![location(id), applied], &body);
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
-    // The order's status stands where RFC 9457 allows the response's, which the status line has.
     Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
         .with("order_id", id.to_string())
-        .with("status", state.as_str())
+        .with("order_status", state.as_str())
         .with("reason", reason)
         .header(header::LOCATION, location(id).1)
         .header(applied.0, applied.1)

@@ -1,37 +1,102 @@
 use std::time::Duration;
 
 use axum::{
-    body::{Body, BodyDataStream},
-    http::StatusCode,
+    body::{Body, BodyDataStream, HttpBody as _},
+    http::{HeaderMap, StatusCode, header},
 };
 use futures::StreamExt;
+use tokio::time::timeout;
 
 use super::{MAX_BODY_BYTES, problem::Problem};
+use crate::http::{Connection, Held};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of a body that is too large is read on, and for how long.
+/// How long a client may send nothing of a body.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How much of a refused body is read on, and for how long.
 const DISCARD_BYTES: usize = 64 << 20;
 const DISCARD_TIME: Duration = Duration::from_secs(5);
+const FIRST_BYTES: usize = 1 << 10;
 
-/// Reads a body of at most [`MAX_BODY_BYTES`]. A larger one is read on for a while and thrown away: a client that is cut off
-/// while it sends sees a broken connection, not the answer.
-pub async fn read(body: Body) -> Result<Vec<u8>, Problem> {
-    let too_slow = |_| Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive; nothing was saved");
-    tokio::time::timeout(TIMEOUT, read_all(body)).await.map_err(too_slow)?
+/// Fails with 415 where the content type is given and is not JSON. A web page of another origin may
+/// send forms and texts, but no JSON.
+pub fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    if given.all(|value| value.to_str().is_ok_and(is_json)) {
+        return Ok(());
+    }
+    let detail = "the content type is not application/json; nothing was saved";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).header(header::ACCEPT, "application/json"))
 }
 
-async fn read_all(body: Body) -> Result<Vec<u8>, Problem> {
-    let (mut chunks, mut bytes) = (body.into_data_stream(), Vec::new());
-    while let Some(chunk) = chunks.next().await {
+/// `application/json` or a type of the suffix `+json` (RFC 6839), whatever its parameters.
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    match essence.strip_prefix("application/") {
+        Some(subtype) => subtype == "json" || subtype.strip_suffix("+json").is_some_and(|name| !name.is_empty()),
+        None => false,
+    }
+}
+
+/// A body that was read, and the memory that it holds.
+pub struct Read {
+    pub bytes: Vec<u8>,
+    _held: Held,
+}
+
+/// Reads a body of at most [`MAX_BODY_BYTES`].
+///
+/// Fails with 408 for a body that arrives too slowly, 413 for one that is too large, and 503 where
+/// all bodies together hold too much memory. The rest of a refused body is read on for a while: a
+/// client that is cut off while it sends sees a broken connection, not the answer.
+pub async fn read(headers: &HeaderMap, body: Body, connection: &Connection) -> Result<Read, Problem> {
+    let may_continue = !headers.contains_key(header::EXPECT);
+    let announced = body.size_hint().lower();
+    let mut chunks = body.into_data_stream();
+    let refused = if announced > MAX_BODY_BYTES as u64 {
+        too_large()
+    } else {
+        match timeout(TIMEOUT, read_all(&mut chunks, connection)).await {
+            Ok(Ok(read)) => {
+                connection.request_read();
+                return Ok(read);
+            }
+            Ok(Err(refused)) => refused,
+            Err(_) => too_slow(),
+        }
+    };
+    if may_continue {
+        tokio::spawn(timeout(DISCARD_TIME, discard(chunks)));
+    }
+    Err(refused)
+}
+
+async fn read_all(chunks: &mut BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
+    let (mut bytes, mut held) = (Vec::new(), Held::default());
+    while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(|_| too_slow())? {
         let chunk = chunk.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}")))?;
-        if bytes.len() + chunk.len() > MAX_BODY_BYTES {
-            let _too_long = tokio::time::timeout(DISCARD_TIME, discard(chunks)).await;
-            let detail = format!("a body has at most {MAX_BODY_BYTES} bytes");
-            return Err(Problem::new(StatusCode::PAYLOAD_TOO_LARGE, detail));
+        let length = bytes.len() + chunk.len();
+        if length > MAX_BODY_BYTES {
+            return Err(too_large());
+        }
+        if length > bytes.capacity() {
+            let room = length.max(2 * bytes.capacity()).clamp(FIRST_BYTES, MAX_BODY_BYTES);
+            if !connection.memory().hold_body(&mut held, room) {
+                return Err(Problem::unavailable("the bodies of all requests are too large; nothing was saved"));
+            }
+            bytes.reserve_exact(room - bytes.len());
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(bytes)
+    Ok(Read { bytes, _held: held })
+}
+
+fn too_large() -> Problem {
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY_BYTES} bytes"))
+}
+
+fn too_slow() -> Problem {
+    Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive; nothing was saved")
 }
 
 async fn discard(mut chunks: BodyDataStream) {
@@ -40,6 +105,25 @@ async fn discard(mut chunks: BodyDataStream) {
         discarded += chunk.len();
         if discarded > DISCARD_BYTES {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_told_from_what_a_web_page_may_send() {
+        for json in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.shop.order+json"] {
+            assert!(is_json(json), "{json}");
+        }
+        for other in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"]
+        {
+            assert!(!is_json(other), "{other}");
+        }
+        for other in ["text/json", "application/+json", "application/jsonp", "application/json, text/plain"] {
+            assert!(!is_json(other), "{other}");
         }
     }
 }

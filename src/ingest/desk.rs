@@ -1,7 +1,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::sync::{Notify, oneshot};
@@ -15,8 +15,14 @@ use crate::{
 
 /// How often the order store is asked about the orders that clients wait for; all of them in one query.
 const ASK_EVERY: Duration = Duration::from_millis(4);
+/// A query about more orders than these is followed by a rest: a multiple of the time that it took.
+const MANY: usize = 256;
+const REST: u32 = 4;
+const MAX_REST: Duration = Duration::from_millis(500);
 /// Orders that one query asks about.
 const ASK_MAX: usize = 2_000;
+/// Clients that wait; others are answered at once.
+const MAX_WAITING: usize = 2_000;
 
 /// Where an order's final state comes in: the state and its reason.
 pub type Decided = (OrderState, Option<String>);
@@ -38,10 +44,17 @@ impl Desk {
         Self { store, waiting: Arc::default(), arrived: Arc::default(), shutdown }
     }
 
-    /// Waits up to `patience` for an order to leave `PENDING`, or until the process is to stop.
+    /// Waits up to `patience` for an order to leave `PENDING`, or until the process is to stop. Does
+    /// not wait where too many others do.
     pub async fn wait(&self, id: OrderId, patience: Duration) -> Option<Decided> {
         let (sender, decided) = oneshot::channel();
-        self.lock().insert(id, sender);
+        {
+            let mut waiting = self.lock();
+            if waiting.len() >= MAX_WAITING {
+                return None;
+            }
+            waiting.insert(id, sender);
+        }
         let _seat = Seat { desk: self, id };
         self.arrived.notify_one();
         tokio::select! {
@@ -58,14 +71,19 @@ impl Desk {
         while !self.shutdown.is_requested() {
             let (ids, following) = self.next_to_ask(next);
             next = following;
+            let mut rest = ASK_EVERY;
             if ids.is_empty() {
                 tokio::select! {
                     () = self.arrived.notified() => {}
                     () = self.shutdown.requested() => return,
                 }
             } else {
+                let asked = Instant::now();
                 match self.store.find_decided(&ids).await {
                     Ok(decided) => {
+                        if ids.len() > MANY {
+                            rest = (asked.elapsed() * REST).clamp(ASK_EVERY, MAX_REST);
+                        }
                         failures = Backoff::default();
                         self.answer(decided);
                     }
@@ -75,7 +93,7 @@ impl Desk {
                     }
                 }
             }
-            tokio::time::sleep(ASK_EVERY).await;
+            tokio::time::sleep(rest).await;
         }
     }
 
@@ -142,6 +160,15 @@ mod tests {
         assert_eq!(desk.next_to_ask(None).0.len(), 1);
         drop(request);
         assert_eq!(desk.next_to_ask(None).0, []);
+    }
+
+    #[tokio::test]
+    async fn a_client_does_not_wait_where_too_many_others_do() {
+        let desk = desk();
+        desk.lock().extend((0..MAX_WAITING).map(|_| (OrderId::generate(), oneshot::channel().0)));
+        let mut request = Box::pin(desk.wait(OrderId::generate(), Duration::from_secs(60)));
+        assert!(futures::poll!(request.as_mut()).is_ready());
+        assert_eq!(desk.lock().len(), MAX_WAITING);
     }
 
     #[tokio::test]

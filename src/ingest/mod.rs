@@ -5,6 +5,7 @@ mod body;
 mod catalog;
 mod committer;
 mod desk;
+mod json;
 mod prefer;
 mod problem;
 mod request;

@@ -6,6 +6,9 @@ use axum::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+/// The most fields that one answer blames.
+pub const MAX_ERRORS: usize = 20;
+
 /// An error as RFC 9457 has it.
 #[derive(Debug, Clone)]
 pub struct Problem {
@@ -32,8 +35,9 @@ impl Problem {
         Self { status, members, headers: Vec::new() }
     }
 
-    /// 422 with the fields that are to blame.
+    /// 422 with the fields that are to blame, the first [`MAX_ERRORS`] of them.
     pub fn invalid(errors: &[FieldError]) -> Self {
+        let errors = errors.get(..MAX_ERRORS).unwrap_or(errors);
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved")
             .with("errors", json!(errors))
     }
@@ -49,7 +53,7 @@ impl Problem {
         self
     }
 
-    /// Sets a member, one of our own or one that is there.
+    /// Sets a member of our own.
     #[must_use]
     pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.members.insert(name.to_owned(), value.into());

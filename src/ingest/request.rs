@@ -1,11 +1,13 @@
 use axum::http::StatusCode;
-use serde_json::{Map, Value};
+use serde::de::DeserializeSeed as _;
 
-use super::problem::{FieldError, Problem};
-use crate::domain::{Line, Lines, MAX_LINES, MAX_QUANTITY, ProductId};
+use super::{
+    json::{Draft, Errors, OrderSeed},
+    problem::Problem,
+};
+use crate::domain::Lines;
 
 pub const MAX_BODY_BYTES: usize = 1 << 20;
-const MAX_TEXT_CHARS: usize = 128;
 
 /// An order as a client asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -16,109 +18,24 @@ pub struct OrderRequest {
 }
 
 impl OrderRequest {
-    /// Fails with 400 where the body is no JSON, and with 422 and every field that is to blame where it is no order.
+    /// Fails with 400 where the body is no JSON. Fails with 422 and the fields that are to blame, 20
+    /// at most, where it is no order.
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let value: Value = serde_json::from_slice(body)
-            .map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {e}")))?;
-        let Value::Object(object) = value else {
-            return Err(Problem::invalid(&[error("", "must be an object with lines")]));
+        let errors = Errors::default();
+        let mut json = serde_json::Deserializer::from_slice(body);
+        let read = OrderSeed(&errors).deserialize(&mut json).and_then(|draft| json.end().map(|()| draft));
+        let draft = match read {
+            Err(error) if !errors.are_enough() => {
+                return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")));
+            }
+            read => read.unwrap_or_default(),
         };
-        let mut fields = Fields { object, errors: Vec::new() };
-        let (reference, customer_id) = (fields.text("reference"), fields.text("customer_id"));
-        let lines = fields.lines();
-        fields.refuse_others();
-        match lines {
-            Some(lines) if fields.errors.is_empty() => Ok(Self { reference, customer_id, lines }),
-            _ => Err(Problem::invalid(&fields.errors)),
+        let Draft { reference, customer_id, lines } = draft;
+        match (errors.into_inner().as_slice(), Lines::new(lines)) {
+            ([], Ok(lines)) => Ok(Self { reference, customer_id, lines }),
+            (errors, _) => Err(Problem::invalid(errors)),
         }
     }
-}
-
-fn error(pointer: impl Into<String>, detail: impl Into<String>) -> FieldError {
-    FieldError { pointer: pointer.into(), detail: detail.into() }
-}
-
-/// Takes the known fields out of an object and gathers what is wrong with them.
-struct Fields {
-    object: Map<String, Value>,
-    errors: Vec<FieldError>,
-}
-
-impl Fields {
-    fn text(&mut self, name: &str) -> Option<String> {
-        match self.object.remove(name)? {
-            Value::Null => None,
-            Value::String(text) if (1..=MAX_TEXT_CHARS).contains(&text.chars().count()) => Some(text),
-            _ => {
-                let detail = format!("must be a string of 1 to {MAX_TEXT_CHARS} characters");
-                self.errors.push(error(format!("/{name}"), detail));
-                None
-            }
-        }
-    }
-
-    /// Answers none where anything is wrong with them, which is among the errors then.
-    fn lines(&mut self) -> Option<Lines> {
-        let expected = format!("must be an array of 1 to {MAX_LINES} lines");
-        let lines = match self.object.remove("lines") {
-            Some(Value::Array(lines)) if (1..=MAX_LINES).contains(&lines.len()) => lines,
-            Some(Value::Array(lines)) => {
-                self.errors.push(error("/lines", format!("{expected}, not {}", lines.len())));
-                return None;
-            }
-            Some(_) => {
-                self.errors.push(error("/lines", expected));
-                return None;
-            }
-            None => {
-                self.errors.push(error("/lines", format!("is missing; {expected}")));
-                return None;
-            }
-        };
-        let parsed: Vec<_> = lines.into_iter().enumerate().map(|(index, line)| self.line(index, line)).collect();
-        Lines::new(parsed.into_iter().collect::<Option<_>>()?).ok()
-    }
-
-    fn line(&mut self, index: usize, line: Value) -> Option<Line> {
-        let pointer = format!("/lines/{index}");
-        let Value::Object(mut line) = line else {
-            self.errors.push(error(pointer, "must be an object with product_id and quantity"));
-            return None;
-        };
-        let product_id = match line.remove("product_id") {
-            Some(Value::String(id)) => ProductId::parse(&id).map_err(|e| e.to_string()),
-            Some(_) => Err("must be a string".to_owned()),
-            None => Err("is missing".to_owned()),
-        };
-        let quantity = match line.remove("quantity") {
-            Some(value) => value
-                .as_i64()
-                .filter(|n| (1..=MAX_QUANTITY).contains(n))
-                .ok_or_else(|| format!("must be a whole number from 1 to {MAX_QUANTITY}, not {value:.40}")),
-            None => Err(format!("is missing; must be a whole number from 1 to {MAX_QUANTITY}")),
-        };
-        for name in line.keys() {
-            self.errors.push(error(
-                format!("{pointer}/{}", escape(name)),
-                "unknown field; a line has product_id and quantity",
-            ));
-        }
-        let product_id = product_id.map_err(|e| self.errors.push(error(format!("{pointer}/product_id"), e)));
-        let quantity = quantity.map_err(|e| self.errors.push(error(format!("{pointer}/quantity"), e)));
-        Line::new(product_id.ok()?, quantity.ok()?).ok()
-    }
-
-    fn refuse_others(&mut self) {
-        for name in self.object.keys() {
-            let detail = "unknown field; an order has reference, customer_id and lines";
-            self.errors.push(error(format!("/{}", escape(name)), detail));
-        }
-    }
-}
-
-/// A name within a JSON pointer (RFC 6901, section 3).
-fn escape(name: &str) -> String {
-    name.replace('~', "~0").replace('/', "~1")
 }
 
 #[cfg(test)]
@@ -148,7 +65,7 @@ mod tests {
         assert_eq!(blamed(r#"{"lines":[7]}"#), ["/lines/0"]);
         let bad_line =
             r#"{"lines":[{"product_id":"a","quantity":1},{"product_id":"a b","quantity":0,"x/y":1}],"extra":1}"#;
-        assert_eq!(blamed(bad_line), ["/lines/1/x~1y", "/lines/1/product_id", "/lines/1/quantity", "/extra"]);
+        assert_eq!(blamed(bad_line), ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]);
         for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
             assert_eq!(blamed(&body), ["/lines/0/quantity"], "{quantity}");
@@ -161,6 +78,58 @@ mod tests {
     fn too_many_lines_are_counted() {
         let lines = vec![r#"{"product_id":"a","quantity":1}"#; 101].join(",");
         assert_eq!(blamed(&format!(r#"{{"lines":[{lines}]}}"#)), ["/lines"]);
+    }
+
+    #[test]
+    fn a_repeated_field_is_refused_wherever_it_stands() {
+        let line = r#"{"product_id":"a","quantity":1}"#;
+        assert_eq!(blamed(&format!(r#"{{"lines":[{line}],"lines":[{line}]}}"#)), ["/lines"]);
+        assert_eq!(blamed(&format!(r#"{{"reference":"r","lines":[{line}],"reference":"r"}}"#)), ["/reference"]);
+        let repeated = r#"{"lines":[{"product_id":"a","quantity":1,"quantity":2}]}"#;
+        assert_eq!(blamed(repeated), ["/lines/0/quantity"]);
+        // An escape does not hide it.
+        let escaped = r#"{"lines":[{"product_id":"a","quantity":1,"qu\u0061ntity":2}]}"#;
+        assert_eq!(blamed(escaped), ["/lines/0/quantity"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_shown_cut_and_twenty_times_at_most() {
+        let unknown: Vec<_> = (0..131_071).map(|n| format!(r#""{n}":0"#)).collect();
+        for body in [
+            format!("{{{}}}", unknown.join(",")),
+            format!(r#"{{"lines":[{}]}}"#, vec!["{}"; 100].join(",")),
+            format!(r#"{{"lines":[{}]}}"#, vec!["7"; 100_000].join(",")),
+        ] {
+            assert_eq!(blamed(&body).len(), 20);
+        }
+        let long = "x".repeat(1_000_000);
+        for body in [
+            format!(r#"{{"{long}":1}}"#),
+            format!(r#"{{"reference":"{long}"}}"#),
+            format!(r#"{{"lines":[{{"product_id":"{long}","quantity":"{long}","{long}":1}}]}}"#),
+            format!(r#"{{"lines":[{{"product_id":"a","quantity":{}}}]}}"#, "1".repeat(300)),
+        ] {
+            let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
+            let shown = problem.body().to_string();
+            assert!(shown.len() < 1_500, "{} bytes", shown.len());
+        }
+    }
+
+    #[test]
+    fn values_of_any_kind_in_any_place_are_told_from_json_that_breaks() {
+        let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
+        for value in ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{}", "[[1],{\"a\":[2]}]", &nested] {
+            for body in [
+                format!(r#"{{"x":{value}}}"#),
+                format!(r#"{{"lines":[{{"product_id":"a","quantity":1,"x":{value}}}]}}"#),
+            ] {
+                assert!(!blamed(&body).is_empty(), "{body:.80}");
+            }
+        }
+        for value in ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{\"a\":1}"] {
+            assert_eq!(blamed(&format!(r#"{{"lines":[{value}]}}"#))[0].split('/').nth(1), Some("lines"), "{value}");
+            assert_ne!(blamed(value), [""; 0], "{value}");
+        }
     }
 
     #[test]

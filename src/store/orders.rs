@@ -1,7 +1,12 @@
-use std::time::Duration;
+use std::{
+    pin::pin,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row, mysql::MySqlRow};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Database, StoreError,
@@ -10,6 +15,9 @@ use super::{
     statuses::lock_states,
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
+
+/// How long a COMMIT that was sent before the deadline may take beyond it.
+const COMMIT_GRACE: Duration = Duration::from_secs(1);
 
 /// The orders as clients placed them, and the outbox of what the `orders` topic still lacks.
 #[derive(Debug, Clone)]
@@ -72,15 +80,51 @@ impl OrderStore {
     /// Orders that an earlier attempt wrote after all are left as they are: an id is never given to two orders. Fails with
     /// [`StoreError::CommitUnknown`] where they may be written.
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
-        let written = self.insert(orders, lease).await;
+        self.place_noting(orders, lease, &AtomicBool::new(false)).await
+    }
+
+    /// The same until a deadline, after which no COMMIT is sent. A COMMIT that was sent before it is
+    /// awaited for a second more.
+    pub async fn place_by(&self, orders: &[NewOrder], lease: Duration, deadline: Instant) -> Result<(), StoreError> {
+        let is_commit_sent = AtomicBool::new(false);
+        let mut placing = pin!(self.place_noting(orders, lease, &is_commit_sent));
+        if let Ok(placed) = timeout_at(deadline, &mut placing).await {
+            return placed;
+        }
+        if !is_commit_sent.load(Ordering::Relaxed) {
+            return Err(StoreError::Unavailable("not saved by the deadline".into()));
+        }
+        let late = |_| StoreError::CommitUnknown("not answered by the deadline".into());
+        timeout(COMMIT_GRACE, placing).await.map_err(late)?
+    }
+
+    /// Fails unless the store answers and takes writes. Writes nothing.
+    pub async fn probe(&self) -> Result<(), StoreError> {
+        let query = sqlx::query("DELETE FROM outbox WHERE order_id = ?").bind([0_u8; 16].as_slice());
+        on_connection!(self.db, |conn| query.execute(conn).await).map(drop)
+    }
+
+    async fn place_noting(
+        &self,
+        orders: &[NewOrder],
+        lease: Duration,
+        is_commit_sent: &AtomicBool,
+    ) -> Result<(), StoreError> {
+        let written = self.insert(orders, lease, is_commit_sent).await;
         let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else { return written };
         let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else { return Err(doubt) };
         let is_missing = |order: &&NewOrder| !present.iter().any(|(id, _)| *id == order.order_id);
         let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
-        if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease).await }
+        if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease, is_commit_sent).await }
     }
 
-    async fn insert(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
+    /// Notes whether the outcome depends on a COMMIT.
+    async fn insert(
+        &self,
+        orders: &[NewOrder],
+        lease: Duration,
+        is_commit_sent: &AtomicBool,
+    ) -> Result<(), StoreError> {
         let rows = orders.iter().map(|order| {
             let created_at = order.accepted_at.format("%F %T%.3f").to_string();
             Ok((hex(order.order_id), &order.reference, &order.customer_id, json(&order.lines)?, created_at))
@@ -88,8 +132,11 @@ impl OrderStore {
         let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
         let ids = order_ids(orders.iter().map(|o| o.order_id))?;
         transaction!(self.db, "place", |conn, _| {
+            is_commit_sent.store(false, Ordering::Relaxed);
             sqlx::query(INSERT_ORDERS).bind(&rows).execute(&mut *conn).await?;
-            super::outbox::insert(conn, &ids, EventKind::Placed, lease).await
+            super::outbox::insert(conn, &ids, EventKind::Placed, lease).await?;
+            is_commit_sent.store(true, Ordering::Relaxed);
+            Ok(())
         })
     }
 

@@ -12,6 +12,9 @@ use tokio::net::TcpListener;
 use super::{Health, Metrics};
 use crate::{http, lifecycle::Shutdown};
 
+/// Connections at once: probes and scrapes are few. Their file descriptors are reserved.
+const MAX_CONNECTIONS: usize = 64;
+
 /// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
 pub async fn serve_admin(listener: TcpListener, health: Health, metrics: Metrics, shutdown: Shutdown) {
     let app = Router::new()
@@ -25,7 +28,7 @@ pub async fn serve_admin(listener: TcpListener, health: Health, metrics: Metrics
         )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));
-    http::serve(listener, app, shutdown).await;
+    http::serve(listener, app, MAX_CONNECTIONS, shutdown).await;
 }
 
 fn verdict(complaints: &[String]) -> (StatusCode, String) {

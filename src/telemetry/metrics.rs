@@ -141,7 +141,7 @@ impl Metrics {
     /// A rate needs a first value: what may happen is shown before it does.
     fn begin_at_zero(&self) {
         let known: [(_, &[_]); _] = [
-            (&self.orders_ingested, &["accepted", "invalid", "rejected"]),
+            (&self.orders_ingested, &["accepted", "invalid", "rejected", "abandoned"]),
             (&self.lock_failures, &["contended", "unavailable", "lost"]),
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (&self.compensations, &["completed", "failed", "cancelled", "released", "release_done"]),

@@ -47,7 +47,10 @@ async fn an_outcome_is_answered_once_every_replica_shows_it() {
             assert_eq!((shown["status"].as_str(), shown.get("reason")), (Some("COMPLETED"), None));
         } else {
             let refused = answer.problem(409).body;
-            assert_eq!((&refused["status"], &refused["reason"]), (&json!("FAILED"), &json!("INSUFFICIENT_STOCK")));
+            assert_eq!(
+                (&refused["order_status"], &refused["reason"]),
+                (&json!("FAILED"), &json!("INSUFFICIENT_STOCK"))
+            );
             assert_eq!((&shown["status"], &shown["reason"]), (&json!("FAILED"), &json!("INSUFFICIENT_STOCK")));
         }
     }

@@ -19,7 +19,7 @@ const RESERVED: [(&str, &[&str]); 5] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
-    ("axum", &["ingest/", "telemetry/", "http.rs"]),
+    ("axum", &["ingest/", "telemetry/", "http/"]),
     ("std::env", &["config/", "commands/", "main.rs", "crash_point.rs"]),
 ];
 

@@ -21,7 +21,7 @@ on_every_stack! {
         let (status, completed) = place(&all.http, &lines(&[("a", 2), ("b", 1)]), Some(30)).await;
         assert_eq!((status, completed["status"].as_str()), (StatusCode::CREATED, Some("COMPLETED")));
         let (status, refused) = place(&all.http, &lines(&[("a", 1), ("b", 1)]), Some(30)).await;
-        assert_eq!((status, refused["status"].as_str()), (StatusCode::CONFLICT, Some("FAILED")));
+        assert_eq!((status, refused["order_status"].as_str()), (StatusCode::CONFLICT, Some("FAILED")));
         assert_eq!(refused["reason"], "INSUFFICIENT_STOCK");
         let shown = world.cli(&["--output", "json", "order", "show", refused["order_id"].as_str().unwrap(),
                                 "--set", &format!("client.url={}", all.http)]).succeeds().json();

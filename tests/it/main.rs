@@ -6,6 +6,8 @@
 
 mod admin;
 mod api;
+mod api_clients;
+mod api_limits;
 mod api_outages;
 mod api_refusals;
 mod architecture;
@@ -23,6 +25,7 @@ mod failover;
 mod flow;
 mod harness;
 mod horizon;
+mod hostile;
 mod lanes;
 mod masters;
 mod other_languages;

@@ -35,7 +35,7 @@ class Client:
         except urllib.error.HTTPError as error:
             status, content = error.code, json.load(error)
         milliseconds = (time.monotonic() - started) * 1000
-        wanted = {key: content[key] for key in ("order_id", "status", "reason") if content.get(key)}
+        wanted = {key: content[key] for key in ("order_id", "status", "order_status", "reason") if content.get(key)}
         say(f"     -> {status} {json.dumps(wanted)}  after {milliseconds:.0f} ms")
         return status, content
 
@@ -60,7 +60,7 @@ def synchronous(client, plenty, scarce):
     check(client.get(f"/v1/orders/{order['order_id']}")["status"] == "COMPLETED", "and GET says the same")
     status, refused = client.place(scarce.id, scarce.available() + 1, prefer="wait=10")
     check(
-        (status, refused.get("status"), refused.get("reason")) == (409, "FAILED", "INSUFFICIENT_STOCK"),
+        (status, refused.get("order_status"), refused.get("reason")) == (409, "FAILED", "INSUFFICIENT_STOCK"),
         "there was not enough: the answer is 409 INSUFFICIENT_STOCK",
     )
     check(client.get(f"/v1/orders/{refused['order_id']}")["status"] == "FAILED", "and GET says the same")

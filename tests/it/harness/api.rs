@@ -106,6 +106,7 @@ impl Answer {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let (kind, title, detail) = (&self.body["type"], &self.body["title"], &self.body["detail"]);
         assert!(kind.is_string() && title.is_string() && detail.is_string(), "{self:?}");
+        assert_eq!(self.body["status"], status, "{self:?}");
         self.is(status)
     }
 

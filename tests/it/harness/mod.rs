@@ -7,6 +7,7 @@ mod load;
 mod masters;
 mod process;
 mod proxy;
+mod raw;
 mod rival;
 mod servers;
 mod steps;
@@ -21,6 +22,7 @@ pub use load::{body, place_all};
 pub use masters::Masters;
 pub use process::{Cli, Role, free_address};
 pub use proxy::Proxy;
+pub use raw::Raw;
 pub use rival::Rival;
 pub use servers::Server;
 pub use steps::{

@@ -71,10 +71,24 @@ impl Cli {
 
 impl Role {
     pub fn spawn(env: &BTreeMap<String, String>, role: &str, settings: &[(&str, &str)]) -> Self {
+        let mut command = command(env);
+        command.arg(role);
+        Self::start(command, settings)
+    }
+
+    /// The same with a hard limit of open files.
+    pub fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
+        let stocklock = command(env);
+        let mut shell = Command::new("bash");
+        shell.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\"")).arg(stocklock.get_program()).arg(role);
+        shell.env_clear().envs(stocklock.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        Self::start(shell, &[])
+    }
+
+    fn start(mut command: Command, settings: &[(&str, &str)]) -> Self {
         let (http, admin) = (free_address(), free_address());
         let log = tempfile::NamedTempFile::new().expect("a file");
-        let child = command(env)
-            .arg(role)
+        let child = command
             .env("STOCKLOCK__HTTP__LISTEN", &http)
             .env("STOCKLOCK__ADMIN__LISTEN", &admin)
             .envs(settings.iter().copied())
@@ -118,6 +132,13 @@ impl Role {
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are small and count up")]
     pub async fn count(&self, name: &str, labels: &str) -> u64 {
         self.metric(name, labels).await as u64
+    }
+
+    /// The most memory that it had resident, in KiB.
+    pub fn peak_memory_kib(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
+        peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// Ends it as `kill -9` does.

@@ -1,0 +1,126 @@
+//! HTTP as every role serves it, with bounds on what clients can hold: connections, memory and time.
+
+mod connection;
+mod files;
+mod memory;
+mod room;
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    server::graceful::GracefulShutdown,
+    service::TowerToHyperService,
+};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+pub use connection::Connection;
+pub use files::connections_beside;
+pub use memory::{Held, Memory};
+
+use crate::lifecycle::Shutdown;
+use connection::Io;
+use room::Room;
+
+/// A head of this size or above is answered with 431.
+pub const MAX_HEAD_BYTES: usize = 16 << 10;
+/// How much the server reads ahead, and how much of its answers waits for the client.
+const MAX_BUFFER_BYTES: usize = 16 << 10;
+/// How long a client may take for a request's head, and how long a connection may be idle.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long requests in flight may take at a stop before their connections are cut.
+const STOP_DEADLINE: Duration = Duration::from_secs(10);
+/// After the system refused a connection, for instance as there are no more file descriptors.
+const ACCEPT_DELAY: Duration = Duration::from_millis(100);
+
+/// Serves until a stop is requested. Requests in flight are then answered, for 10 s at most.
+///
+/// A connection above `max_connections` takes the place of the connection that waits longest for
+/// its client. It is answered with 503 where the server works for every client.
+pub async fn serve(listener: TcpListener, app: Router, max_connections: usize, shutdown: Shutdown) {
+    let (room, memory) = (Arc::new(Room::new(max_connections)), Memory::default());
+    let graceful = GracefulShutdown::new();
+    let mut connections = JoinSet::new();
+    loop {
+        let stream = tokio::select! {
+            () = shutdown.requested() => break,
+            Some(_ended) = connections.join_next() => continue,
+            accepted = accept(&listener) => match accepted {
+                Some(stream) => stream,
+                None => continue,
+            },
+        };
+        let connection = Connection::new(stream, memory.clone());
+        let Some(place) = room.admit(&connection) else {
+            connection.refuse();
+            continue;
+        };
+        let served = graceful.watch(serve_connection(&connection, app.clone()));
+        connections.spawn(async move {
+            tokio::select! {
+                served = served => {
+                    if let Err(error) = served {
+                        tracing::debug!(%error, "connection ended");
+                        connection.linger().await;
+                    }
+                }
+                () = connection.cut() => tracing::debug!("connection cut, others need its place"),
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    if timeout(STOP_DEADLINE, graceful.shutdown()).await.is_err() {
+        tracing::warn!("connections are cut, their requests were not finished in time");
+    }
+    connections.shutdown().await;
+}
+
+async fn accept(listener: &TcpListener) -> Option<TcpStream> {
+    match listener.accept().await {
+        Ok((stream, _)) => Some(stream),
+        Err(error) => {
+            tracing::warn!(%error, "connection not accepted");
+            sleep(ACCEPT_DELAY).await;
+            None
+        }
+    }
+}
+
+type Served<S> = http1::Connection<TokioIo<Io>, S>;
+
+fn serve_connection(
+    connection: &Connection,
+    app: Router,
+) -> Served<
+    impl hyper::service::Service<
+        Request<Incoming>,
+        Response = axum::response::Response,
+        Error = connection::Gone,
+        Future: Send,
+    > + use<>,
+> {
+    let (app, connection) = (TowerToHyperService::new(app), connection.clone());
+    let io = TokioIo::new(Io::new(connection.clone()));
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        let (connection, version) = (connection.clone(), request.version());
+        connection.head_read(request.body());
+        request.extensions_mut().insert(connection.clone());
+        let answering = hyper::service::Service::call(&app, request);
+        async move { connection.answer(version, answering).await }
+    });
+    http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .max_header_size(MAX_HEAD_BYTES)
+        .max_buf_size(MAX_BUFFER_BYTES)
+        // `Connection` tells a client that has gone from one that has only finished sending.
+        .half_close(true)
+        .serve_connection(io, service)
+}
