@@ -1,5 +1,7 @@
 //! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
 
+mod ages;
+mod backlog;
 mod breaker;
 mod client;
 mod consumer;
@@ -10,15 +12,18 @@ mod lane;
 mod member;
 mod partitions;
 mod pipeline;
+mod probe;
 mod producer;
 mod publishing;
 mod topics;
 mod watchdog;
 
+pub use backlog::BacklogWatch;
 pub use client::client_config;
 pub use consumer::{Consumer, Subscription};
 pub use dead_letters::DeadLetters;
 pub use handler::{Done, Fate, Handler, Refusal};
 pub use lane::{Batch, Lane};
+pub use probe::KafkaProbe;
 pub use producer::{Message, Producer};
 pub use topics::{TopicReport, delete_topics, ensure_topics};

@@ -179,6 +179,7 @@ impl<H: Handler> Step<H> {
             let tried = tried_up_to..messages.len().min(tried_up_to + size);
             match self.handler.handle(&messages[tried.clone()]).await {
                 Ok(done) => {
+                    self.health.alive();
                     left_behind.extend(done.left_behind.into_iter().map(|number| tried.start + number));
                     parts.push(Part { end: tried.end - left_behind.len(), result: Ok(done.handled) });
                     if !left_behind.is_empty() {

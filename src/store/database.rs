@@ -83,6 +83,11 @@ impl Database {
         }
     }
 
+    /// For the probe, which tells why the pool has no connection.
+    pub(super) fn pool(&self) -> &MySqlPool {
+        &self.pool
+    }
+
     /// Updates the gauges of the pool's connections.
     pub fn observe_pool(&self) {
         let idle = i64::try_from(self.pool.num_idle()).unwrap_or(i64::MAX);
