@@ -1,13 +1,33 @@
 //! Signals → drain → stop, as a value that is passed along.
 
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 const SECOND_SIGNAL_STATUS: i32 = 130;
+/// The exit status of a stop that cut work off.
+const CUT_OFF_STATUS: i32 = 2;
+/// Work that hangs is cut off after this part of the stop's deadline. The rest is for leaving the
+/// consumer groups and closing connections.
+const CUT_OFF_AFTER: f64 = 0.75;
 
-/// Asks a process to stop. Whoever holds it finishes what it has begun and returns.
+/// Asks a process to stop. Its holder finishes what it has begun and returns.
 #[derive(Debug, Clone, Default)]
-pub struct Shutdown(CancellationToken);
+pub struct Shutdown {
+    requested: CancellationToken,
+    overdue: CancellationToken,
+    work: Arc<Mutex<Work>>,
+}
+
+#[derive(Debug, Default)]
+struct Work {
+    unfinished: Vec<&'static str>,
+    cut_off: Vec<&'static str>,
+}
 
 impl Shutdown {
     /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
@@ -20,7 +40,7 @@ impl Shutdown {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, "stopping: no new work is taken, work in hand is finished");
+            tracing::info!(signal = name, "stopping: no new work is taken, work in flight is finished");
             requested.request();
             tokio::select! {
                 _ = terminate.recv() => {}
@@ -32,16 +52,145 @@ impl Shutdown {
         Ok(shutdown)
     }
 
+    /// Bounds the stop: three quarters of `deadline` after the request, [`Shutdown::finish`] cuts
+    /// work off; at the deadline the process ends with status 2, whatever hangs. `complaints`
+    /// answers what the process lacks, for the log.
+    pub fn enforce(&self, deadline: Duration, complaints: impl Fn() -> Vec<String> + Send + 'static) {
+        let shutdown = self.clone();
+        tokio::spawn(async move {
+            shutdown.requested().await;
+            let bounded = shutdown.clone();
+            // A thread of its own: the runtime's may all be blocked.
+            let ending = std::thread::Builder::new().name("stop-deadline".into()).spawn(move || {
+                std::thread::sleep(deadline);
+                let (left, lacks) = (bounded.lock().left(), complaints());
+                tracing::error!(
+                    ?left,
+                    ?lacks,
+                    ?deadline,
+                    "stop deadline passed, the process ends with work unfinished"
+                );
+                std::process::exit(CUT_OFF_STATUS);
+            });
+            if let Err(error) = ending {
+                tracing::error!(%error, "the stop has no deadline");
+            }
+            tokio::time::sleep(deadline.mul_f64(CUT_OFF_AFTER)).await;
+            shutdown.overdue.cancel();
+        });
+    }
+
+    /// Awaits work until it ends, or until the stop is overdue: then the work is dropped, and the
+    /// answer is `None`.
+    pub async fn finish<T>(&self, name: &'static str, work: impl Future<Output = T>) -> Option<T> {
+        let unfinished = Unfinished::new(self, name);
+        tokio::select! {
+            biased;
+            done = work => Some(done),
+            () = self.overdue() => {
+                tracing::error!(work = name, "cut off, as the stop deadline is near");
+                unfinished.cut_off();
+                None
+            }
+        }
+    }
+
+    /// Awaits work that is not cut off before the process ends, such as leaving a consumer group.
+    pub async fn close<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+        let _unfinished = Unfinished::new(self, name);
+        work.await
+    }
+
+    /// What was cut off so far.
+    pub fn cut_off(&self) -> Vec<&'static str> {
+        self.lock().cut_off.clone()
+    }
+
     pub fn request(&self) {
-        self.0.cancel();
+        self.requested.cancel();
     }
 
     pub fn is_requested(&self) -> bool {
-        self.0.is_cancelled()
+        self.requested.is_cancelled()
     }
 
     /// Returns once a stop is requested.
     pub async fn requested(&self) {
-        self.0.cancelled().await;
+        self.requested.cancelled().await;
+    }
+
+    /// Returns once work that hangs is cut off.
+    pub async fn overdue(&self) {
+        self.overdue.cancelled().await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Work {
+    /// Each name once.
+    fn left(&self) -> Vec<&'static str> {
+        let mut left = [self.cut_off.as_slice(), &self.unfinished].concat();
+        left.sort_unstable();
+        left.dedup();
+        left
+    }
+}
+
+/// Work that is listed as unfinished until this is dropped.
+struct Unfinished<'a> {
+    shutdown: &'a Shutdown,
+    name: &'static str,
+}
+
+impl<'a> Unfinished<'a> {
+    fn new(shutdown: &'a Shutdown, name: &'static str) -> Self {
+        shutdown.lock().unfinished.push(name);
+        Self { shutdown, name }
+    }
+
+    fn cut_off(self) {
+        self.shutdown.lock().cut_off.push(self.name);
+    }
+}
+
+impl Drop for Unfinished<'_> {
+    fn drop(&mut self) {
+        let mut work = self.shutdown.lock();
+        if let Some(index) = work.unfinished.iter().position(|name| *name == self.name) {
+            work.unfinished.swap_remove(index);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn work_that_ends_is_not_cut_off_and_work_that_hangs_is() {
+        let shutdown = Shutdown::default();
+        shutdown.overdue.cancel();
+
+        let done = shutdown.finish("quick", async { 1 }).await;
+        let hung = shutdown.finish("hung", std::future::pending::<()>()).await;
+
+        assert_eq!((done, hung, shutdown.cut_off()), (Some(1), None, vec!["hung"]));
+        assert_eq!(shutdown.lock().left(), ["hung"]);
+    }
+
+    #[tokio::test]
+    async fn work_in_flight_is_left_until_it_ends() {
+        let shutdown = Shutdown::default();
+        let mut work = Box::pin(shutdown.close("group", std::future::pending::<()>()));
+
+        let is_pending = futures::poll!(work.as_mut()).is_pending();
+
+        assert!(is_pending);
+        assert_eq!(shutdown.lock().left(), ["group"]);
+        drop(work);
+        assert_eq!(shutdown.lock().left(), [""; 0]);
     }
 }

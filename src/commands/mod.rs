@@ -2,6 +2,7 @@
 
 mod bench;
 mod config;
+mod dependencies;
 mod import;
 mod order;
 mod process;

@@ -1,12 +1,10 @@
 //! The long-running roles, each wired from the same parts.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use tokio::{
-    net::TcpListener,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Answer, process};
 use crate::{
@@ -20,12 +18,15 @@ use crate::{
     lock::{Lease, Locks},
     relay::{PendingWatch, Relay, ReleaseWatch},
     retention::{Kept, Retention},
-    store::OrderStore,
-    telemetry::{Health, Metrics, serve_admin},
+    store::{Database, OrderStore},
+    telemetry::{Health, MeasuredBy, Metrics, serve_admin},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-#[derive(Debug, Clone, Copy)]
+/// How long closing the connections to a store may take.
+const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     Ingest,
     Worker,
@@ -34,29 +35,23 @@ pub enum Role {
 
 /// What the roles of a process share.
 #[derive(Clone)]
-struct Shared {
-    config: Arc<Config>,
-    metrics: Metrics,
-    health: Health,
-    shutdown: Shutdown,
+pub(super) struct Shared {
+    roles: Arc<[Role]>,
+    pub config: Arc<Config>,
+    pub metrics: Metrics,
+    pub health: Health,
+    pub shutdown: Shutdown,
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
 }
 
-/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order.
+/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within `stop.deadline`. Fails where
+/// a role fails, and where the stop cut work off.
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
-    let metrics = process::metrics()?;
-    let (events, statuses) = process::codecs(&config)?;
-    let shared = Shared {
-        producer: Producer::new(&config.kafka).context("kafka")?,
-        metrics,
-        health: Health::default(),
-        shutdown: Shutdown::on_signals()?,
-        events: Arc::new(events),
-        statuses: Arc::new(statuses),
-        config: Arc::new(config),
-    };
+    let shared = Shared::new(config, roles)?;
+    let health = shared.health.clone();
+    shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());
     tokio::spawn(fit_batches(shared.producer.clone(), Arc::clone(&shared.config)));
     let admin = listen("admin.listen", shared.config.admin.listen).await?;
     let (health, metrics) = (shared.health.clone(), shared.metrics.clone());
@@ -71,6 +66,7 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
             Role::Compensator => drop(tasks.spawn(compensator(shared.clone()))),
         }
     }
+    shared.watch_servers().context("dependencies")?;
     let admin_stop = Shutdown::default();
     let admin = tokio::spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
     tracing::info!(?roles, admin = %shared.config.admin.listen, "started");
@@ -82,9 +78,12 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
         }
         shared.shutdown.request();
     }
-    shared.producer.flush().await;
+    shared.shutdown.finish("messages to Kafka", shared.producer.flush()).await;
     admin_stop.request();
-    admin.await?;
+    shared.shutdown.close("admin requests", admin).await?;
+    if failed.is_none() && !shared.shutdown.cut_off().is_empty() {
+        anyhow::bail!("the stop cut off what hung: {}", shared.shutdown.cut_off().join(", "));
+    }
     failed.map_or(Ok(Answer::Done), Err)
 }
 
@@ -101,17 +100,41 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
 }
 
 impl Shared {
+    fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
+        let runs = |role| roles.contains(&role);
+        let (events, statuses) = process::codecs(&config)?;
+        let measured_by =
+            MeasuredBy { ingest: runs(Role::Ingest), worker: runs(Role::Worker), compensator: runs(Role::Compensator) };
+        Ok(Self {
+            roles: roles.into(),
+            producer: Producer::new(&config.kafka).context("kafka")?,
+            metrics: process::metrics()?.measured_by(measured_by),
+            health: Health::default(),
+            shutdown: Shutdown::on_signals()?,
+            events: Arc::new(events),
+            statuses: Arc::new(statuses),
+            config: Arc::new(config),
+        })
+    }
+
+    pub(super) fn runs(&self, role: Role) -> bool {
+        self.roles.contains(&role)
+    }
+
     fn relay(&self, store: OrderStore) -> Relay {
         let Config { topics, ingest, .. } = &*self.config;
         Relay::new(store, self.producer.clone(), &topics.orders, Arc::clone(&self.events), ingest.pending_after)
     }
 
     /// Deletes what is old in a store, until the process stops.
-    fn purge(&self, store: Kept) -> anyhow::Result<JoinHandle<()>> {
-        let name = match store {
-            Kept::Orders(_) => "retention of orders",
-            Kept::Stock(_) => "retention of stock",
+    fn purge(&self, store: Kept) -> anyhow::Result<AbortOnDropHandle<()>> {
+        let (name, tables) = match store {
+            Kept::Orders(_) => ("retention of orders", ["orders", "idempotency_keys"]),
+            Kept::Stock(_) => ("retention of stock", ["order_outcomes", "stock_movements"]),
         };
+        for table in tables {
+            self.metrics.retention_deleted.with_label_values(&[table]);
+        }
         let config = &self.config;
         let retention = Retention {
             store,
@@ -119,7 +142,21 @@ impl Shared {
             lease: Lease::new(&config.lock, &config.redis, name)?,
             metrics: self.metrics.clone(),
         };
-        Ok(tokio::spawn(retention.run(self.health.register(name), self.shutdown.clone())))
+        Ok(spawn(retention.run(self.health.register(name), self.shutdown.clone())))
+    }
+
+    /// Leaves the group. Fails where the consumer could not go on.
+    async fn leave(&self, group: &'static str, consumer: Consumer) -> anyhow::Result<()> {
+        Ok(self.shutdown.close(group, consumer.stopped()).await?)
+    }
+
+    /// Closes the connections to stores; those that do not close in time are dropped.
+    async fn disconnect(&self, databases: &[&Database]) {
+        let closing = futures::future::join_all(databases.iter().map(|database| database.close()));
+        let closed = tokio::time::timeout(CLOSE_DEADLINE, closing);
+        if self.shutdown.close("connections to stores", closed).await.is_err() {
+            tracing::warn!("connections to stores do not close, they are dropped");
+        }
     }
 
     fn dead_letters(&self, topic: &str) -> DeadLetters {
@@ -127,24 +164,27 @@ impl Shared {
     }
 }
 
+/// A task that is aborted where its handle is dropped.
+fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
+    AbortOnDropHandle::new(tokio::spawn(task))
+}
+
 async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
+    shared.watch_order_store(Role::Ingest, &orders);
+    shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
-    let (committer, mut committing) = Committer::start(
-        orders.clone(),
-        relay.clone(),
-        (config.ingest.groups, config.ingest.deadline),
-        metrics.clone(),
-    );
+    let limits = (config.ingest.groups, config.ingest.deadline);
+    let (committer, committing) = Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
     let desk = Desk::new(orders.clone(), shutdown.clone());
-    let relaying = tokio::spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
-    let asking = tokio::spawn(desk.clone().run());
+    let relaying = spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
+    let asking = spawn(desk.clone().run());
     let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let watching = tokio::spawn(watch.run(health.register("pending orders"), shutdown.clone()));
+    let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
     let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let releasing = tokio::spawn(watch.run(health.register("owed releases"), shutdown.clone()));
+    let releasing = spawn(watch.run(health.register("owed releases"), shutdown.clone()));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
@@ -156,21 +196,25 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         desk,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
-    ingest::serve(listener, api, shutdown.clone()).await;
-    while committing.join_next().await.is_some() {}
-    asking.await?;
-    relaying.await?;
-    watching.await?;
-    releasing.await?;
-    relay.drain().await;
-    orders.database().close().await;
-    stock.database().close().await;
+    shutdown.finish("HTTP requests", ingest::serve(listener, api, shutdown.clone())).await;
+    shutdown.finish("orders to save", ended(committing)).await;
+    shutdown.finish("answers to clients that wait", asking).await.transpose()?;
+    shutdown.finish("the outbox", relaying).await.transpose()?;
+    shutdown.finish("pending orders", watching).await.transpose()?;
+    shutdown.finish("owed releases", releasing).await.transpose()?;
+    shutdown.finish("events to Kafka", relay.drain()).await;
+    shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+async fn ended(mut tasks: JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 async fn worker(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
     let store = process::open_stock_store(config, metrics)?;
+    shared.watch_stock_store(Role::Worker, &store);
     let subscription =
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
     let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
@@ -193,18 +237,24 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         let dead_letters = shared.dead_letters(&config.topics.orders_dlq);
         running.spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
     }
-    while let Some(ended) = running.join_next().await {
-        ended.context("a lane panicked")?;
-    }
-    consumer.stopped().await?;
-    purging.await?;
-    store.database().close().await;
+    let deducting = async {
+        while let Some(ended) = running.join_next().await {
+            ended.context("a lane panicked")?;
+        }
+        anyhow::Ok(())
+    };
+    shutdown.finish("batches of orders", deducting).await.transpose()?;
+    running.shutdown().await;
+    shared.leave("the group of workers", consumer).await?;
+    shutdown.finish("retention of stock", purging).await.transpose()?;
+    shared.disconnect(&[store.database()]).await;
     Ok(())
 }
 
 async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
     let store = process::open_order_store(config, metrics)?;
+    shared.watch_order_store(Role::Compensator, &store);
     let compensator = Compensator {
         relay: shared.relay(store.clone()),
         store: store.clone(),
@@ -222,11 +272,12 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));
         let dead_letters = shared.dead_letters(&config.topics.order_status_dlq);
-        lane.run(compensator.clone(), dead_letters, config.compensator.batches, metrics, health).await;
+        let running = lane.run(compensator.clone(), dead_letters, config.compensator.batches, metrics, health);
+        shutdown.finish("batches of statuses", running).await;
     }
-    compensator.relay.drain().await;
-    consumer.stopped().await?;
-    purging.await?;
-    store.database().close().await;
+    shutdown.finish("events to Kafka", compensator.relay.drain()).await;
+    shared.leave("the group of compensators", consumer).await?;
+    shutdown.finish("retention of orders", purging).await.transpose()?;
+    shared.disconnect(&[store.database()]).await;
     Ok(())
 }

@@ -106,6 +106,7 @@ pub const KEYS: &[Key] = &[
     key("retention.movements", "90d", "how long movements of stock are kept; then their sums are"),
     key("retention.orders", "90d", "how long orders are kept that are not pending; not less than retention.outcomes"),
     key("retention.idempotency_keys", "7d", "how long an Idempotency-Key stands for its order"),
+    key("stop.deadline", "20s", "a stop ends within this time, whatever hangs; work that hangs is cut off"),
     key("http.listen", "127.0.0.1:8080", "address of the HTTP API"),
     key("admin.listen", "127.0.0.1:9464", "address of /livez, /readyz and /metrics"),
     key("client.url", "http://127.0.0.1:8080", "where the order commands find the HTTP API"),

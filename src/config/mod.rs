@@ -28,6 +28,7 @@ pub struct Config {
     pub compensator: Compensator,
     pub ingest: Ingest,
     pub retention: Retention,
+    pub stop: Stop,
     pub http: Listen,
     pub admin: Listen,
     pub client: Client,
@@ -137,6 +138,12 @@ pub struct Retention {
 }
 
 #[derive(Debug, Clone)]
+pub struct Stop {
+    /// From the request until the end of the process.
+    pub deadline: Duration,
+}
+
+#[derive(Debug, Clone)]
 pub struct Listen {
     pub listen: SocketAddr,
 }
@@ -201,6 +208,7 @@ impl Config {
             },
             retention: values.retention(&topics),
             topics,
+            stop: Stop { deadline: values.between("stop.deadline", Duration::from_secs(1), Duration::from_secs(3600)) },
             http: Listen { listen: values.get("http.listen") },
             admin: Listen { listen: values.get("admin.listen") },
             client: Client { url: values.get("client.url") },

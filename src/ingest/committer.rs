@@ -20,7 +20,7 @@ use crate::{
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
-    store::{NewOrder, OrderStore, StoreError},
+    store::{NewOrder, OrderStore, StoreError, Work},
     telemetry::Metrics,
 };
 
@@ -216,7 +216,7 @@ impl Task {
     /// Asks a store that is away until it is back, or nobody places orders any more.
     async fn wait_for_store(&self) {
         while self.is_away.load(Ordering::Relaxed) && self.alive.strong_count() > 0 {
-            match timeout(PROBE_TIMEOUT, self.store.probe()).await {
+            match timeout(PROBE_TIMEOUT, self.store.probe(&[Work::Place])).await {
                 Ok(Ok(())) => {
                     if self.is_away.swap(false, Ordering::Relaxed) {
                         tracing::info!("the order store is back");

@@ -190,6 +190,9 @@ impl Poller {
         let lane = self.partitions.lane(message.partition());
         self.watchdog.heard(message.partition());
         self.partitions.throttle.count(message.partition());
+        if let Some(produced_at) = message.timestamp().to_millis() {
+            self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
+        }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {

@@ -2,11 +2,12 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicI64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use chrono::Utc;
 use rdkafka::{
     ClientContext, Statistics,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance},
@@ -15,8 +16,13 @@ use rdkafka::{
     topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
 };
 
-use super::partitions::Partitions;
-use crate::telemetry::{Component, Metrics};
+use super::{ages::Ages, partitions::Partitions};
+use crate::telemetry::{Component, Metrics, STARTING};
+
+/// Why a member is not ready whose session was over.
+const LOST: &str = "partitions lost";
+/// Requests by which a member under KIP-848 joins and stays in its group: the second follows an answer to the first.
+const HEARTBEAT: &str = "ConsumerGroupHeartbeat";
 
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
@@ -39,8 +45,24 @@ pub struct Context {
     pub health: Component,
     max_poll_interval: Duration,
     fetched: Mutex<HashMap<i32, Fetched>>,
+    pub ages: Ages,
+    heartbeats: Heartbeats,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
+}
+
+/// How many heartbeats a client has sent, as of the last statistics, and as of the loss of its partitions.
+#[derive(Debug, Default)]
+struct Heartbeats {
+    sent: AtomicI64,
+    before_loss: AtomicI64,
+}
+
+impl Heartbeats {
+    fn lose(&self) {
+        // What was sent since the last statistics may be one or two more: the next ones have to show some beyond.
+        self.before_loss.store(self.sent.load(Ordering::SeqCst) + 2, Ordering::SeqCst);
+    }
 }
 
 /// How far a partition is fetched, as of the last statistics.
@@ -66,6 +88,8 @@ impl Context {
             metrics: metrics.clone(),
             health: health.clone(),
             fetched: Mutex::default(),
+            ages: Ages::default(),
+            heartbeats: Heartbeats::default(),
             retired: AtomicBool::new(false),
         }
     }
@@ -78,7 +102,33 @@ impl Context {
     /// Shows no lag of partitions that are another's now.
     pub fn forget_lag(&self, partitions: &[i32]) {
         for partition in partitions {
-            let _absent = self.metrics.consumer_lag.remove_label_values(&[&self.topic, &partition.to_string()]);
+            self.metrics.forget_lag(&self.topic, *partition);
+            self.ages.forget(*partition);
+        }
+    }
+
+    /// Shows the age of the first message that is not handled.
+    fn show_age(&self, partition: i32, state: &statistics::Partition, lag: i64) {
+        let known = [state.stored_offset, state.committed_offset, state.lo_offset];
+        let age = match known.into_iter().find(|offset| *offset >= 0) {
+            Some(next) if lag > 0 => self.ages.of(partition, next, Utc::now().timestamp_millis(), Instant::now()),
+            _ => {
+                self.ages.forget(partition);
+                Duration::ZERO
+            }
+        };
+        let gauge = &self.metrics.consumer_lag_seconds;
+        gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(age.as_secs_f64());
+    }
+
+    /// A member that gets no partition is not called back where the broker assigns (KIP-848). It is ready once the
+    /// coordinator has answered a heartbeat.
+    fn note_membership(&self, statistics: &Statistics) {
+        let sent = statistics.brokers.values().filter_map(|broker| broker.req.get(HEARTBEAT)).sum();
+        self.heartbeats.sent.store(sent, Ordering::SeqCst);
+        let is_joined = statistics.cgrp.as_ref().is_some_and(|group| group.state == "up");
+        if is_joined && sent >= self.heartbeats.before_loss.load(Ordering::SeqCst) + 2 {
+            self.health.clear(&[STARTING, LOST]);
         }
     }
 
@@ -98,6 +148,7 @@ impl ClientContext for Context {
         if self.retired.load(Ordering::SeqCst) {
             return;
         }
+        self.note_membership(&statistics);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         for (partition, state) in &topic.partitions {
@@ -105,6 +156,7 @@ impl ClientContext for Context {
             if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
                 let gauge = &self.metrics.consumer_lag;
                 gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
+                self.show_age(*partition, state, lag);
             }
         }
     }
@@ -142,7 +194,8 @@ impl ConsumerContext for Context {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
                 if is_lost {
-                    self.health.not_ready("partitions lost");
+                    self.heartbeats.lose();
+                    self.health.not_ready(LOST);
                 }
                 tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
                 self.metrics.rebalances.with_label_values(&[kind]).inc();

@@ -2,6 +2,7 @@
 
 mod lease;
 mod master;
+mod probe;
 mod redlock;
 mod survey;
 mod turns;
@@ -18,6 +19,7 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 pub use lease::Lease;
+pub use probe::MastersProbe;
 pub use redlock::Redlock;
 pub use survey::{Overlong, overlong_keys};
 

@@ -57,6 +57,11 @@ impl Database {
         self.sessions.limits().work
     }
 
+    /// For the probe, which tells why there is no session.
+    pub(super) fn sessions(&self) -> &Sessions {
+        &self.sessions
+    }
+
     /// Updates the gauges of the pool's connections.
     pub fn observe_pool(&self) {
         let (idle, used) = self.sessions.count();

@@ -98,12 +98,6 @@ impl OrderStore {
         timeout(COMMIT_GRACE, placing).await.map_err(late)?
     }
 
-    /// Fails unless the store answers and takes writes. Writes nothing.
-    pub async fn probe(&self) -> Result<(), StoreError> {
-        let query = sqlx::query("DELETE FROM outbox WHERE order_id = ?").bind([0_u8; 16].as_slice());
-        on_connection!(self.db, |conn| query.execute(conn).await).map(drop)
-    }
-
     async fn place_noting(
         &self,
         orders: &[NewOrder],

@@ -161,6 +161,20 @@ impl Sessions {
         (idle, (self.shared.size as usize).saturating_sub(self.shared.permits.available_permits()))
     }
 
+    /// Whether none is free.
+    pub fn are_in_use(&self) -> bool {
+        self.shared.permits.available_permits() == 0
+    }
+
+    pub fn options(&self) -> &MySqlConnectOptions {
+        &self.shared.options
+    }
+
+    /// A session beside the pool.
+    pub async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
+        self.shared.dial_plainly().await
+    }
+
     /// Closes all; waits up to 5 s for those that are in use.
     pub async fn close(&self) {
         let _still_in_use = timeout(CLOSE_TIMEOUT, self.shared.permits.acquire_many(self.shared.size)).await;

@@ -3,19 +3,27 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A loop at work that does not report for this long is taken for stuck, and `/livez` says so. Longer than the deadlines of one
-/// batch together: its locks, its transaction's attempts and its statuses.
+/// A loop at work that does not report for this long is stuck, and `/livez` says so, unless a
+/// dependency was down or slow meanwhile: a restart does not mend that.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
+
+/// Why a component is not ready before its first report.
+pub const STARTING: &str = "starting";
 
 /// What the loops of a process say of themselves.
 #[derive(Debug, Clone, Default)]
-pub struct Health(Arc<Mutex<Vec<Component>>>);
+pub struct Health {
+    components: Arc<Mutex<Vec<Component>>>,
+    excused: Arc<Mutex<Option<Instant>>>,
+}
 
 /// One loop's report: it is alive whenever it reports, and ready unless it says why not.
 #[derive(Debug, Clone)]
 pub struct Component {
     name: &'static str,
     state: Arc<Mutex<State>>,
+    /// When a dependency of the process was last seen down or slow.
+    excused: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
@@ -29,9 +37,9 @@ struct State {
 impl Health {
     /// A new component, not ready until it reports.
     pub fn register(&self, name: &'static str) -> Component {
-        let state = State { reported: Instant::now(), waiting: false, not_ready: Some("starting".into()) };
-        let component = Component { name, state: Arc::new(Mutex::new(state)) };
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(component.clone());
+        let state = State { reported: Instant::now(), waiting: false, not_ready: Some(STARTING.into()) };
+        let component = Component { name, state: Arc::new(Mutex::new(state)), excused: Arc::clone(&self.excused) };
+        self.components.lock().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
     }
 
@@ -40,8 +48,13 @@ impl Health {
         self.each(|component, state| state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name)))
     }
 
-    /// Each component that is at work and has not reported for three minutes.
+    /// Each component that is at work and has not reported for three minutes. None where a
+    /// dependency was down or slow in these three minutes: the loops may wait for it.
     pub fn stuck(&self, now: Instant) -> Vec<String> {
+        let excused = *self.excused.lock().unwrap_or_else(PoisonError::into_inner);
+        if excused.is_some_and(|excused| now.saturating_duration_since(excused) <= STUCK_AFTER) {
+            return Vec::new();
+        }
         self.each(|component, state| {
             let silent = now.saturating_duration_since(state.reported);
             (silent > STUCK_AFTER && !state.waiting)
@@ -50,18 +63,35 @@ impl Health {
     }
 
     fn each(&self, say: impl Fn(&Component, &State) -> Option<String>) -> Vec<String> {
-        let components = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
         components.iter().filter_map(|c| say(c, &c.lock())).collect()
     }
 }
 
 impl Component {
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
     pub fn ready(&self) {
         self.report(None);
     }
 
     pub fn not_ready(&self, why: impl Into<String>) {
         self.report(Some(why.into()));
+    }
+
+    /// Ready, if it was not for one of these reasons alone.
+    pub fn clear(&self, reasons: &[&str]) {
+        let mut state = self.lock();
+        if state.not_ready.as_deref().is_some_and(|why| reasons.contains(&why)) {
+            state.not_ready = None;
+        }
+    }
+
+    /// Says that a dependency is down or slow, so that no loop of the process counts as stuck.
+    pub fn excuse(&self) {
+        *self.excused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Alive, and as ready as before.
@@ -102,5 +132,28 @@ mod tests {
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         assert!(idle.as_mut().poll(&mut context).is_pending());
         assert_eq!(health.stuck(later), [""; 0]);
+    }
+
+    #[test]
+    fn a_loop_that_waits_for_a_slow_dependency_is_not_stuck() {
+        let (health, begun) = (Health::default(), Instant::now());
+        let (lane, store) = (health.register("lane"), health.register("store"));
+        lane.ready();
+        store.excuse();
+
+        assert_eq!(health.stuck(begun + STUCK_AFTER + Duration::from_nanos(1)), [""; 0]);
+        assert_eq!(health.stuck(begun + 2 * STUCK_AFTER).len(), 2);
+    }
+
+    #[test]
+    fn a_reason_is_cleared_without_another() {
+        let health = Health::default();
+        let member = health.register("orders");
+        member.clear(&[STARTING]);
+        assert_eq!(health.not_ready(), [""; 0]);
+
+        member.not_ready("no right to read");
+        member.clear(&[STARTING]);
+        assert_eq!(health.not_ready(), ["orders: no right to read"]);
     }
 }

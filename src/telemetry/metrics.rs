@@ -1,7 +1,11 @@
+use std::time::Duration;
+
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
 };
+
+use super::MeasuredBy;
 
 const FAST_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
@@ -13,6 +17,7 @@ const BATCH_SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
+    measured_by: MeasuredBy,
     pub orders_ingested: IntCounterVec,
     pub orders_decided: IntCounterVec,
     pub order_latency: Histogram,
@@ -24,6 +29,9 @@ pub struct Metrics {
     pub lock_fallback: IntGauge,
     pub stale_writes_rejected: IntCounter,
     pub consumer_lag: IntGaugeVec,
+    pub consumer_lag_seconds: GaugeVec,
+    pub dependency_up: IntGaugeVec,
+    pub redis_master_up: IntGaugeVec,
     pub rebalances: IntCounterVec,
     pub consumer_recreations: IntCounterVec,
     pub dead_letters: IntCounterVec,
@@ -88,6 +96,21 @@ impl Metrics {
                 "Messages not yet handled.",
                 &["topic", "partition"],
             )?,
+            consumer_lag_seconds: make.float_gauges(
+                "stocklock_consumer_lag_seconds",
+                "Age of the oldest message not yet handled.",
+                &["topic", "partition"],
+            )?,
+            dependency_up: make.gauges(
+                "stocklock_dependency_up",
+                "Whether the dependency can be used as the role needs it: 1 or 0.",
+                &["dependency"],
+            )?,
+            redis_master_up: make.gauges(
+                "stocklock_redis_master_up",
+                "Whether the Redis master locks keys: 1 or 0.",
+                &["master"],
+            )?,
             rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
             consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
@@ -133,9 +156,16 @@ impl Metrics {
             http_requests: make.counters("stocklock_http_requests_total", "HTTP requests.", &["route", "status"])?,
             http_request_seconds: make.histograms("stocklock_http_request_seconds", "Time to answer.", &["route"])?,
             registry: registry.clone(),
+            measured_by: MeasuredBy::ALL,
         };
         metrics.begin_at_zero();
         Ok(metrics)
+    }
+
+    /// The same metrics, of which only what these roles measure is exposed.
+    #[must_use]
+    pub fn measured_by(self, measured_by: MeasuredBy) -> Self {
+        Self { measured_by, ..self }
     }
 
     /// A rate needs a first value: what may happen is shown before it does.
@@ -147,7 +177,6 @@ impl Metrics {
             (&self.compensations, &["completed", "failed", "cancelled", "released", "release_done"]),
             (&self.pending_orders, &["produced", "expired"]),
             (&self.owed_releases, &["produced", "expired"]),
-            (&self.retention_deleted, &["order_outcomes", "stock_movements", "orders", "idempotency_keys"]),
         ];
         for (counter, values) in known {
             for value in values {
@@ -156,10 +185,28 @@ impl Metrics {
         }
     }
 
-    /// The text format that Prometheus scrapes.
+    /// Shows a partition's lag in messages, and in ms where it is known.
+    pub fn set_lag(&self, topic: &str, partition: i32, messages: i64, age_ms: Option<i64>) {
+        let labels = [topic, &partition.to_string()];
+        self.consumer_lag.with_label_values(&labels).set(messages);
+        if let Some(age) = age_ms.and_then(|age| u64::try_from(age).ok()) {
+            self.consumer_lag_seconds.with_label_values(&labels).set(Duration::from_millis(age).as_secs_f64());
+        }
+    }
+
+    /// Shows no lag of a partition that is not measured any more.
+    pub fn forget_lag(&self, topic: &str, partition: i32) {
+        let labels = [topic, &partition.to_string()];
+        let _absent = self.consumer_lag.remove_label_values(&labels);
+        let _absent = self.consumer_lag_seconds.remove_label_values(&labels);
+    }
+
+    /// The text format that Prometheus scrapes, of what the process measures.
     pub fn exposition(&self) -> Vec<u8> {
         let mut text = Vec::new();
-        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+        let mut families = self.registry.gather();
+        families.retain(|family| self.measured_by.measures(family.name()));
+        if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
             tracing::error!(%error, "metrics do not encode");
         }
         text
@@ -184,6 +231,10 @@ impl Maker<'_> {
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntGaugeVec> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+        self.register(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn float_gauge(&self, name: &str, help: &str) -> prometheus::Result<Gauge> {

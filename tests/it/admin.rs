@@ -11,18 +11,6 @@ async fn ask(role: &Role, path: &str) -> (u16, String) {
     (answer.status().as_u16(), answer.text().await.expect("a text"))
 }
 
-/// Waits until a role is not ready for this reason.
-async fn complains(role: &Role, of: &str) {
-    let begun = Instant::now();
-    loop {
-        match ask(role, "/readyz").await {
-            (503, why) if why.contains(of) => return,
-            other => assert!(begun.elapsed() < PATIENCE, "it does not complain of {of}: {other:?}"),
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
-}
-
 /// Waits for a metric: what it counts may happen after the client had its answer.
 async fn comes_to(role: &Role, name: &str, labels: &str, value: f64) {
     let begun = Instant::now();
@@ -144,7 +132,7 @@ async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
     api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
     store.cut();
     let waiting = api.place(&lines(&[("a", 1)])).await.is(202);
-    complains(&worker, "deducting: the database is unavailable").await;
+    worker.complains("deducting: the database is unavailable").await;
     assert_eq!(ask(&worker, "/livez").await.0, 200, "a restart would not help");
     assert!(worker.metric("stocklock_retries_total", "stock_store").await > 0.0);
     store.mend();
@@ -165,7 +153,7 @@ async fn a_role_that_starts_without_its_dependency_lives_and_says_what_it_waits_
     ] {
         let started = Role::spawn(&world.env, role, &[(key, value)]);
         started.listening().await;
-        complains(&started, reason).await;
+        started.complains(reason).await;
         assert_eq!(ask(&started, "/livez").await.0, 200, "{role}");
     }
 }

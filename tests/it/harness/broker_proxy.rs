@@ -2,8 +2,9 @@ use std::{
     collections::HashSet,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use tokio::{
@@ -30,6 +31,7 @@ struct State {
     /// Connections before this one get no answers to their fetches.
     deaf: AtomicUsize,
     swallowed: AtomicUsize,
+    is_hung: AtomicBool,
 }
 
 impl BrokerProxy {
@@ -41,6 +43,7 @@ impl BrokerProxy {
             connections: AtomicUsize::new(0),
             deaf: AtomicUsize::new(0),
             swallowed: AtomicUsize::new(0),
+            is_hung: AtomicBool::new(false),
         });
         tokio::spawn(accept(listener, broker.to_owned(), Arc::clone(&state)));
         Self { address, state }
@@ -51,9 +54,27 @@ impl BrokerProxy {
         self.state.deaf.store(self.state.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
+    /// Takes connections and lets nothing through any more, as a broker does that is stopped.
+    pub fn hang(&self) {
+        self.state.is_hung.store(true, Ordering::SeqCst);
+    }
+
+    /// Lets through what was held up, and all that comes.
+    pub fn mend(&self) {
+        self.state.is_hung.store(false, Ordering::SeqCst);
+    }
+
     /// How many answers were swallowed.
     pub fn swallowed(&self) -> usize {
         self.state.swallowed.load(Ordering::SeqCst)
+    }
+}
+
+impl State {
+    async fn let_through(&self) {
+        while self.is_hung.load(Ordering::SeqCst) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
     }
 }
 
@@ -72,7 +93,7 @@ async fn accept(listener: TcpListener, broker: String, state: Arc<State>) {
         let (asked, state) = (Arc::clone(&fetches), Arc::clone(&state));
         tokio::spawn(async move {
             tokio::select! {
-                _closed = carry_requests(from_client, to_server, &asked) => {}
+                _closed = carry_requests(from_client, to_server, &asked, &state) => {}
                 _closed = carry_answers(from_server, to_client, &fetches, number, &state) => {}
             }
         });
@@ -96,9 +117,11 @@ async fn carry_requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
     fetches: &Mutex<HashSet<Vec<u8>>>,
+    state: &State,
 ) -> std::io::Result<()> {
     loop {
         let request = read(&mut from).await?;
+        state.let_through().await;
         if request[..2] == FETCH {
             fetches.lock().expect("the fetches").insert(request[4..8].to_vec());
         }
@@ -115,6 +138,7 @@ async fn carry_answers(
 ) -> std::io::Result<()> {
     loop {
         let mut answer = read(&mut from).await?;
+        state.let_through().await;
         let is_fetched = fetches.lock().expect("the fetches").remove(&answer[..4]);
         if is_fetched && connection < state.deaf.load(Ordering::SeqCst) {
             state.swallowed.fetch_add(1, Ordering::SeqCst);

@@ -112,6 +112,38 @@ impl Role {
         }
     }
 
+    /// Waits until it is not ready for this reason, and answers all that it says.
+    pub async fn complains(&self, of: &str) -> String {
+        let begun = Instant::now();
+        loop {
+            let answer = reqwest::get(format!("{}/readyz", self.admin)).await.expect("an answer");
+            let (status, why) = (answer.status().as_u16(), answer.text().await.expect("a text"));
+            if status == 503 && why.contains(of) {
+                return why;
+            }
+            assert!(begun.elapsed() < PATIENCE, "it does not complain of {of}: {status} {why}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Waits until a metric, over all its labels that contain `labels`, is as it should be.
+    pub async fn shows(&self, name: &str, labels: &str, is_right: impl Fn(f64) -> bool) {
+        let begun = Instant::now();
+        loop {
+            let found = self.metric(name, labels).await;
+            if is_right(found) {
+                return;
+            }
+            assert!(begun.elapsed() < PATIENCE, "{name}{{{labels}}} is {found}\n{}", self.log());
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// All metrics, as text.
+    pub async fn metrics(&self) -> String {
+        reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text")
+    }
+
     /// Waits for `/livez`: it runs, ready or not.
     pub async fn listening(&self) {
         let begun = Instant::now();
@@ -172,6 +204,11 @@ impl Role {
             assert!(begun.elapsed() < PATIENCE, "it goes on:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
+    }
+
+    /// Asks it to stop, as an orchestrator does.
+    pub fn terminate(&self) {
+        self.signal(Signal::SIGTERM);
     }
 
     /// Ends it as an orchestrator does, and fails the test unless it ends well.

@@ -1,0 +1,64 @@
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+/// Messages that arrive within this time of each other count as one.
+const SAMPLE_EVERY_MS: i64 = 100;
+/// Samples of a partition; further messages count as the last of them.
+const SAMPLES_MAX: usize = 10_000;
+
+/// When the messages of each partition were produced that are not handled yet.
+#[derive(Debug, Default)]
+pub struct Ages(Mutex<HashMap<i32, Partition>>);
+
+#[derive(Debug, Default)]
+struct Partition {
+    /// Some of the messages: their offsets, and when they were produced, Unix time in ms.
+    produced_at_ms: BTreeMap<i64, i64>,
+    /// The next message to handle as of the last look, and since when it is that.
+    stood_at: Option<(i64, Instant)>,
+}
+
+impl Ages {
+    /// A message has arrived.
+    pub fn arrived(&self, partition: i32, offset: i64, produced_at_ms: i64) {
+        let mut partitions = self.lock();
+        let samples = &mut partitions.entry(partition).or_default().produced_at_ms;
+        let is_news = samples.last_key_value().is_none_or(|(last, at)| {
+            offset > *last && produced_at_ms >= at + SAMPLE_EVERY_MS && samples.len() < SAMPLES_MAX
+        });
+        if is_news {
+            samples.insert(offset, produced_at_ms);
+        }
+    }
+
+    /// Age of the message at offset `next`, the first that is not handled: exact to a tenth of a second where it has arrived.
+    /// Otherwise how long it has been the next one, which is less.
+    pub fn of(&self, partition: i32, next: i64, now_ms: i64, now: Instant) -> Duration {
+        let mut partitions = self.lock();
+        let partition = partitions.entry(partition).or_default();
+        // The last sample at or before it is as old, or a little older.
+        if let Some((sample, _)) = partition.produced_at_ms.range(..=next).next_back().map(|(a, b)| (*a, *b)) {
+            partition.produced_at_ms = partition.produced_at_ms.split_off(&sample);
+        }
+        let stood_since = match partition.stood_at {
+            Some((offset, since)) if offset == next => since,
+            _ => now,
+        };
+        partition.stood_at = Some((next, stood_since));
+        let produced_at_ms = partition.produced_at_ms.first_key_value().map(|(_, at)| *at);
+        let age = produced_at_ms.map(|at| Duration::from_millis(u64::try_from(now_ms - at).unwrap_or(0)));
+        age.unwrap_or_default().max(now.duration_since(stood_since))
+    }
+
+    /// The partition is handled up to its end, or is another's now.
+    pub fn forget(&self, partition: i32) {
+        self.lock().remove(&partition);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Partition>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,94 @@
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use rdkafka::{
+    ClientContext,
+    config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+};
+
+use super::client_config;
+use crate::{config::Kafka, telemetry::Lack};
+
+/// How long a broker may take to answer. A broker that does not is asked no more.
+pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+
+/// A client beside the role's own, which asks brokers about topics and about the offsets of a group that it does
+/// not join.
+#[derive(Clone)]
+pub struct KafkaProbe {
+    brokers: Arc<str>,
+    pub(super) client: Arc<BaseConsumer<Observed>>,
+}
+
+/// Keeps the client's last error, which says why no broker answers, instead of logging it: the role's own clients do.
+#[derive(Debug, Default)]
+pub(super) struct Observed(Mutex<Option<String>>);
+
+impl ClientContext for Observed {
+    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "kafka, as asked by the probe");
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        }
+    }
+}
+
+impl ConsumerContext for Observed {}
+
+impl KafkaProbe {
+    /// Fails where the configuration is refused; brokers that cannot be reached are asked again and again.
+    pub fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+        let mut config = client_config(kafka);
+        config
+            .set("group.id", group_id)
+            .set("enable.auto.commit", "false")
+            .set("socket.timeout.ms", ANSWERS_WITHIN.as_millis().to_string());
+        let client = BaseConsumer::from_config_and_context(&config, Observed::default())?;
+        Ok(Self { brokers: kafka.brokers.as_str().into(), client: Arc::new(client) })
+    }
+
+    /// Asks for each of the topics, one request each. Fails where no broker answers, or where a topic is absent, not ours to
+    /// see, or without any leader.
+    pub async fn find(&self, topics: &[String]) -> Result<(), Lack> {
+        let (probe, topics) = (self.clone(), topics.to_vec());
+        let found = tokio::task::spawn_blocking(move || topics.iter().try_for_each(|topic| probe.find_topic(topic)));
+        found.await.unwrap_or_else(|error| Err(Lack::unreachable(error.to_string())))
+    }
+
+    fn find_topic(&self, topic: &str) -> Result<(), Lack> {
+        // Nothing is consumed: polling serves the callbacks.
+        while self.client.poll(Duration::ZERO).is_some() {}
+        let metadata = match self.client.fetch_metadata(Some(topic), ANSWERS_WITHIN) {
+            Ok(metadata) => metadata,
+            Err(error) => return Err(self.unreachable(&error)),
+        };
+        let Some(found) = metadata.topics().first() else {
+            return Err(self.refused(topic, "the brokers do not answer about it"));
+        };
+        if let Some(error) = found.error() {
+            return Err(self.refused(topic, &RDKafkaErrorCode::from(error).to_string()));
+        }
+        if found.partitions().iter().all(|partition| partition.leader() < 0) {
+            return Err(Lack::unreachable(format!("{}: topic {topic}: no partition has a leader", self.brokers)));
+        }
+        Ok(())
+    }
+
+    fn refused(&self, topic: &str, why: &str) -> Lack {
+        Lack::refused(format!("{}: topic {topic}: {why}", self.brokers))
+    }
+
+    fn unreachable(&self, error: &KafkaError) -> Lack {
+        while self.client.poll(Duration::ZERO).is_some() {}
+        let cause = self.client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let why = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
+        let is_refusal = why.contains("uthentication");
+        Lack { why: format!("{}: {why}", self.brokers), is_refusal }
+    }
+}

@@ -1,0 +1,66 @@
+/// What the roles of a process measure. A role shows no zeros for what another role measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MeasuredBy {
+    pub ingest: bool,
+    pub worker: bool,
+    pub compensator: bool,
+}
+
+// Beginnings of names. A metric that begins with none of them is every role's.
+const OF_INGEST: [&str; 4] =
+    ["stocklock_orders_ingested_", "stocklock_outbox_", "stocklock_pending_", "stocklock_http_"];
+const OF_WORKER: [&str; 5] = [
+    "stocklock_orders_decided_",
+    "stocklock_order_latency_",
+    "stocklock_batch_",
+    "stocklock_lock_",
+    "stocklock_stale_writes_",
+];
+const OF_COMPENSATOR: [&str; 1] = ["stocklock_compensations_"];
+const OF_CONSUMERS: [&str; 6] = [
+    "stocklock_rebalances_",
+    "stocklock_consumer_recreations_",
+    "stocklock_poll_errors_",
+    "stocklock_dead_letters_",
+    "stocklock_lanes_stopped",
+    "stocklock_retention_",
+];
+
+impl MeasuredBy {
+    pub const ALL: Self = Self { ingest: true, worker: true, compensator: true };
+
+    /// Whether one of the roles measures the metric of this name.
+    pub fn measures(self, name: &str) -> bool {
+        let lists: [(&[&str], bool); 4] = [
+            (&OF_INGEST, self.ingest),
+            (&OF_WORKER, self.worker),
+            (&OF_COMPENSATOR, self.compensator),
+            (&OF_CONSUMERS, self.worker || self.compensator),
+        ];
+        let mut owners = lists.iter().filter(|(names, _)| names.iter().any(|begin| name.starts_with(begin)));
+        owners.next().is_none_or(|(_, is_measured)| *is_measured)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_metric_is_shown_by_the_roles_that_measure_it() {
+        let ingest = MeasuredBy { ingest: true, worker: false, compensator: false };
+        let worker = MeasuredBy { ingest: false, worker: true, compensator: false };
+
+        for (name, by_ingest, by_worker) in [
+            ("stocklock_outbox_pending", true, false),
+            ("stocklock_stale_writes_rejected_total", false, true),
+            ("stocklock_compensations_total", false, false),
+            ("stocklock_dead_letters_total", false, true),
+            ("stocklock_retries_total", true, true),
+            ("process_cpu_seconds_total", true, true),
+        ] {
+            assert_eq!((ingest.measures(name), worker.measures(name)), (by_ingest, by_worker), "{name}");
+            assert!(MeasuredBy::ALL.measures(name), "{name}");
+        }
+    }
+}
