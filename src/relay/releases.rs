@@ -19,15 +19,16 @@ const TURN_EVERY: Duration = Duration::from_secs(1);
 const REST: u32 = 4;
 /// Releases that a turn publishes at most.
 const CLAIM_MAX: u32 = 2_000;
-/// A release that was published so often, and is owed still, is likely to be refused each time. Of those few are published in a
-/// period, so that they do not fill a lane's allowance of dead letters.
+/// A release that was published so often, and is owed still, is likely to be refused each time. Of
+/// those few are published in a period, so that they do not fill a lane's allowance of dead
+/// letters.
 const STUBBORN_AFTER: u32 = 3;
 const STUBBORN_MAX: usize = 50;
 const STUBBORN_PERIOD: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// Publishes releases that are owed since a moment ago. Where it fails, the [`ReleaseWatch`] publishes them when their lease has
-    /// run out.
+    /// Publishes releases that are owed since a moment ago. Where it fails, the [`ReleaseWatch`]
+    /// publishes them when their lease has run out.
     pub fn release_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| {
@@ -39,8 +40,9 @@ impl Relay {
     }
 }
 
-/// Publishes the events of owed releases again, until a worker has reported each as done: what the broker forgot costs time and no
-/// stock. Any number of processes may do so at once: each takes others.
+/// Publishes the events of owed releases again, until a worker has reported each as done: what the
+/// broker forgot costs time and no stock. Any number of processes may do so at once: each takes
+/// others.
 pub struct ReleaseWatch {
     relay: Relay,
     horizon: Horizon,
@@ -75,7 +77,8 @@ impl ReleaseWatch {
                 () = shutdown.requested() => return,
             }
             let begun = Instant::now();
-            // A turn that is broken off has done no harm: what it was publishing may be published again.
+            // A turn that is broken off has done no harm: what it was publishing may be published
+            // again.
             let turn = tokio::select! {
                 turn = self.turn(Utc::now()) => turn,
                 () = shutdown.requested() => return,
@@ -89,7 +92,8 @@ impl ReleaseWatch {
         }
     }
 
-    /// One turn: publishes releases that are due, as many as a turn may, gives up those beyond the horizon, and keeps the gauge.
+    /// One turn: publishes releases that are due, as many as a turn may, gives up those beyond the
+    /// horizon, and keeps the gauge.
     pub async fn turn(&mut self, now: DateTime<Utc>) -> Result<ReleaseTurn, RelayError> {
         let store = &self.relay.store;
         let mut claimed = store.claim_releases(now, now + SWEEP_LEASE, CLAIM_MAX).await?;
@@ -124,8 +128,8 @@ impl ReleaseWatch {
         Ok(ReleaseTurn { published, postponed, expired })
     }
 
-    /// Divides claimed releases into those to be published and the schedules of stubborn ones that have to wait: for one period more
-    /// each time that the allowance of a period is used up.
+    /// Divides claimed releases into those to be published and the schedules of stubborn ones that
+    /// have to wait: for one period more each time that the allowance of a period is used up.
     fn choose(&mut self, claimed: Vec<(OrderId, u32)>, now: DateTime<Utc>) -> (Vec<(OrderId, u32)>, Vec<Schedule>) {
         if self.period_ends_at <= now {
             (self.stubborn_left, self.period_ends_at) = (STUBBORN_MAX, now + STUBBORN_PERIOD);

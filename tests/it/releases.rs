@@ -193,7 +193,8 @@ async fn a_batch_of_statuses_owes_what_they_would_owe_one_by_one() {
     assert_eq!((expired.status, expired.reason.as_deref()), (OrderState::Cancelled, Some("EXPIRED")));
 }
 
-/// Every status of our own roles meets an order in every state, and none of an order that is not there or too old.
+/// Every status of our own roles meets an order in every state, and none of an order that is not
+/// there or too old.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_status_of_our_own_roles_is_dead_lettered() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
