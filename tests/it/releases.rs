@@ -1,6 +1,9 @@
 //! A release is owed until a worker has reported that it is done, and published again until then.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use stocklock::{
@@ -108,15 +111,20 @@ on_each_database! {
         assert_eq!(turn(181).await, published(0));
     }
 
-    async fn two_watches_publish_no_release_twice(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let (mut one, mut other) = (watch(&world, &metrics), watch(&world, &metrics));
-        failed(&world, (0..3_000).map(|_| OrderId::generate()).collect()).await;
-        let (one_did, other_did) = tokio::join!(one.turn(now), other.turn(now));
-        let sum = one_did.expect("a turn").published + other_did.expect("a turn").published;
-        let rest = one.turn(now).await.expect("a turn").published;
-        assert_eq!((sum + rest, on_topic(&world)), (3_000, 3_000));
-        assert_eq!(metrics.releases_owed.get(), 3_000);
+    async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
+        let (store, now) = (world.order_store(), Utc::now());
+        failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
+        let claim = async |seconds: i64| {
+            let now = now + TimeDelta::seconds(seconds);
+            let claimed = store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
+            assert_eq!(claimed.owed.len(), claimed.events.len());
+            claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+        };
+        let (first, second) = (claim(0).await, claim(1).await);
+        assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));
+        assert_eq!(claim(14).await.len(), 0);
+        assert_eq!(claim(15).await, first);
+        assert_eq!(store.count_owed_releases().await.expect("a count"), 300);
     }
 
     async fn a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it(world: World) {
