@@ -24,7 +24,7 @@ use crate::{
 };
 
 pub use pending::{PendingWatch, Turn};
-pub use releases::{ReleaseTurn, ReleaseWatch};
+pub use releases::{ReleasePass, ReleaseWatch};
 
 /// How long whoever commits an event has to publish it before a sweep does.
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);

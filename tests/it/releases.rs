@@ -9,7 +9,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use stocklock::{
     domain::{EventKind, OrderEvent, OrderId, OrderState, Reason, ReportedStatus, WORKER_SOURCE},
     kafka::Producer,
-    relay::{Relay, ReleaseTurn, ReleaseWatch},
+    relay::{Relay, ReleasePass, ReleaseWatch},
     store::OwedRelease,
     telemetry::Metrics,
     wire::OrderEventCodec,
@@ -49,8 +49,8 @@ fn on_topic(world: &World) -> usize {
     events.len()
 }
 
-fn published(published: usize) -> ReleaseTurn {
-    ReleaseTurn { published, ..ReleaseTurn::default() }
+fn published(published: usize) -> ReleasePass {
+    ReleasePass { published, ..ReleasePass::default() }
 }
 
 on_each_database! {
@@ -85,8 +85,8 @@ on_each_database! {
         let mut watch = watch(&world, &metrics);
         failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
         for (minutes, expected) in [(0, 2), (4, 0), (5, 2), (14, 0), (15, 2), (34, 0), (35, 2), (74, 0), (75, 2)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(turn, published(expected), "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(pass, published(expected), "after {minutes} minutes");
         }
         assert_eq!(on_topic(&world), 10);
         assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
@@ -101,14 +101,14 @@ on_each_database! {
         failed(&world, (0..170).map(|_| OrderId::generate()).collect()).await;
         world.tamper_with_orders("UPDATE owed_releases SET sent = 3").await;
         failed(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
-        let mut turn = async |seconds: i64| watch.turn(now + TimeDelta::seconds(seconds)).await.expect("a turn");
-        assert_eq!(turn(0).await, ReleaseTurn { published: 70, postponed: 120, expired: 0 });
-        assert_eq!(turn(59).await, published(0));
-        assert_eq!(turn(60).await, published(50));
-        assert_eq!(turn(61).await, published(0));
-        assert_eq!(turn(120).await, published(50));
-        assert_eq!(turn(180).await, published(20));
-        assert_eq!(turn(181).await, published(0));
+        let mut pass = async |seconds: i64| watch.pass(now + TimeDelta::seconds(seconds)).await.expect("a pass");
+        assert_eq!(pass(0).await, ReleasePass { published: 70, postponed: 120, expired: 0 });
+        assert_eq!(pass(59).await, published(0));
+        assert_eq!(pass(60).await, published(50));
+        assert_eq!(pass(61).await, published(0));
+        assert_eq!(pass(120).await, published(50));
+        assert_eq!(pass(180).await, published(20));
+        assert_eq!(pass(181).await, published(0));
     }
 
     async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
@@ -134,8 +134,8 @@ on_each_database! {
         let orders = failed(&world, vec![made_ago(kept + TimeDelta::minutes(1)), made_ago(kept - TimeDelta::hours(1))]).await;
         let [old, young] = [0, 1].map(|index: usize| orders[index].order_id);
         for (days, expected) in [(0, (1, 1)), (0, (0, 0)), (1, (0, 1)), (40, (0, 0))] {
-            let turn = watch.turn(now + TimeDelta::days(days)).await.expect("a turn");
-            assert_eq!((turn.published, turn.expired), expected, "after {days} days");
+            let pass = watch.pass(now + TimeDelta::days(days)).await.expect("a pass");
+            assert_eq!((pass.published, pass.expired), expected, "after {days} days");
         }
         assert_eq!(metrics.owed_releases.with_label_values(&["expired"]).get(), 2);
         assert_eq!((metrics.releases_owed.get(), on_topic(&world)), (0, 1));
@@ -159,8 +159,8 @@ on_each_database! {
         let damage = format!("UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')", damaged.uuid().simple());
         world.tamper_with_orders(&damage).await;
         for (minutes, expected) in [(0, 1), (1, 0), (5, 1)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(turn, published(expected), "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(pass, published(expected), "after {minutes} minutes");
         }
         assert_eq!(owed(&world).await[&damaged].sent, 2, "it waits ever longer too");
     }
