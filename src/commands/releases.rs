@@ -19,8 +19,8 @@ const PAGE: u32 = 1_000;
 pub enum ReleasesCommand {
     /// List releases that are owed: of orders whose stock no worker has reported as released
     List,
-    /// Owe lost releases again: of orders that failed or were cancelled, whose stock was not released, and whose release is not owed;
-    /// exit status 1 where one of them is too old
+    /// Owe lost releases again: of orders that failed or were cancelled, whose stock was not
+    /// released, and whose release is not owed; exit status 1 where one of them is too old
     Owe {
         /// Only list those orders
         #[arg(long)]

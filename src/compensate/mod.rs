@@ -60,14 +60,16 @@ impl Handler for Compensator {
         let mut releases = std::mem::take(&mut applied.events);
         self.metrics.compensations.with_label_values(&["released"]).inc_by(releases.len() as u64);
         self.metrics.compensations.with_label_values(&["release_done"]).inc_by(applied.released as u64);
-        // A release beyond the horizon would be a dead letter: the watch of owed releases counts it.
+        // A release beyond the horizon would be a dead letter: the watch of owed releases counts
+        // it.
         releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
         self.relay.release_in_background(releases);
         self.store.database().observe_pool();
         Ok(Done { handled: applied, left_behind: Vec::new() })
     }
 
-    /// Besides poison, statuses of unknown orders are dead-lettered, and failures that come too late.
+    /// Besides poison, statuses of unknown orders are dead-lettered, and failures that come too
+    /// late.
     fn refusal(&self, status: &Self::Decoded, applied: &Applied) -> Option<Refusal> {
         let is = |status: &OrderStatus, state, effect, orders: &[OrderId]| {
             orders.contains(&status.order_id) && status.effect_on(state, false) == effect

@@ -27,8 +27,8 @@ pub struct Decisions {
     pub released: BTreeSet<OrderId>,
     /// What is available afterwards, of every product on which a decision of this batch rests.
     pub available: BTreeMap<ProductId, i64>,
-    /// What to report, in the order of the events: of an order placed its outcome, unless that is released; of each release that
-    /// it is done, whatever the order's outcome.
+    /// What to report, in the order of the events: of an order placed its outcome, unless that is
+    /// released; of each release that it is done, whatever the order's outcome.
     pub statuses: Vec<(OrderId, ReportedStatus)>,
     /// Orders that were left alone, as they are not decidable.
     pub untimely: BTreeSet<OrderId>,
@@ -105,7 +105,8 @@ impl Fold<'_> {
         Outcome::Completed(demand)
     }
 
-    /// Releases what the ledger holds of the order, if anything. The status says in each case that the release is done.
+    /// Releases what the ledger holds of the order, if anything. The status says in each case that
+    /// the release is done.
     fn release(&mut self, order_id: OrderId) {
         self.statuses.push((order_id, ReportedStatus::Released));
         let held = match self.outcome(order_id) {

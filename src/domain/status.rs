@@ -136,7 +136,8 @@ impl OrderStatus {
         [INGEST_SOURCE, COMPENSATOR_SOURCE].contains(&self.source.as_str())
     }
 
-    /// Fails where the source may not report this status: only a worker takes stock and releases it.
+    /// Fails where the source may not report this status: only a worker takes stock and releases
+    /// it.
     pub fn check_source(&self) -> Result<(), Invalid> {
         let is_allowed = match self.status {
             ReportedStatus::Completed => self.is_from_worker() || self.is_announced(),
@@ -151,28 +152,30 @@ impl OrderStatus {
 
     /// What this status does to its order: the table of `docs/order-lifecycle.md`.
     ///
-    /// `state` is the order's present state, `None` where the order store does not have it. `is_releasable` says whether a release
-    /// of the order still has the time to reach a worker. A release too many does no harm: the worker releases what its ledger holds,
-    /// once.
+    /// `state` is the order's present state, `None` where the order store does not have it.
+    /// `is_releasable` says whether a release of the order still has the time to reach a worker. A
+    /// release too many does no harm: the worker releases what its ledger holds, once.
     pub fn effect_on(&self, state: Option<OrderState>, is_releasable: bool) -> Effect {
         use OrderState::{Cancelled, Completed, Failed, Pending};
         match (&self.status, state) {
             (ReportedStatus::Released, _) => Effect::EndRelease,
-            (ReportedStatus::Completed, _) if self.is_announced() => Effect::Nothing,
-            (ReportedStatus::Cancelled(_), None) if self.is_announced() => Effect::Nothing,
+            (ReportedStatus::Completed, _) | (ReportedStatus::Cancelled(_), None) if self.is_announced() => {
+                Effect::Nothing
+            }
             (_, None) => Effect::UnknownOrder,
             (ReportedStatus::Completed, Some(Pending)) => Effect::Move { to: Completed, owes_release: false },
             (ReportedStatus::Completed, Some(Failed | Cancelled)) => Effect::OweRelease,
             (ReportedStatus::Completed, Some(Completed))
             | (ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_), Some(Failed | Cancelled)) => Effect::Nothing,
+            (ReportedStatus::Cancelled(_), Some(Completed)) if !is_releasable && self.is_announced() => Effect::Nothing,
+            (_, Some(Completed)) if !is_releasable => Effect::TooLate,
             (ReportedStatus::Failed(_), Some(Pending)) => {
                 Effect::Move { to: Failed, owes_release: !self.is_from_worker() }
             }
-            (ReportedStatus::Cancelled(_), Some(Pending)) => Effect::Move { to: Cancelled, owes_release: true },
-            (ReportedStatus::Cancelled(_), Some(Completed)) if !is_releasable && self.is_announced() => Effect::Nothing,
-            (_, Some(Completed)) if !is_releasable => Effect::TooLate,
             (ReportedStatus::Failed(_), Some(Completed)) => Effect::Move { to: Failed, owes_release: true },
-            (ReportedStatus::Cancelled(_), Some(Completed)) => Effect::Move { to: Cancelled, owes_release: true },
+            (ReportedStatus::Cancelled(_), Some(Pending | Completed)) => {
+                Effect::Move { to: Cancelled, owes_release: true }
+            }
         }
     }
 }

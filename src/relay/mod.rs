@@ -1,5 +1,6 @@
-//! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or an outage came between. The same for
-//! releases, which are owed until a worker has reported them as done.
+//! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or
+//! an outage came between. The same for releases, which are owed until a worker has reported them
+//! as done.
 
 mod pending;
 mod releases;
@@ -24,7 +25,7 @@ use crate::{
 };
 
 pub use pending::{PendingWatch, Turn};
-pub use releases::{ReleaseTurn, ReleaseWatch};
+pub use releases::{ReleasePass, ReleaseWatch};
 
 /// How long whoever commits an event has to publish it before a sweep does.
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
@@ -68,7 +69,8 @@ struct Produced<'e> {
 }
 
 impl Relay {
-    /// An event is published again when it is without its effect for `again_after`, and then after twice as long each time.
+    /// An event is published again when it is without its effect for `again_after`, and then after
+    /// twice as long each time.
     pub fn new(
         store: OrderStore,
         producer: Producer,
@@ -138,7 +140,8 @@ impl Relay {
         Produced { acknowledged, result }
     }
 
-    /// How long to wait after an event was published `times` times: each time twice as long, a day at most.
+    /// How long to wait after an event was published `times` times: each time twice as long, a day
+    /// at most.
     fn wait_after(&self, times: u32) -> Duration {
         let doublings = times.saturating_sub(1).min(30);
         self.again_after.saturating_mul(1 << doublings).min(LONGEST_WAIT.max(self.again_after))

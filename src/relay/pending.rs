@@ -57,7 +57,8 @@ struct Watched {
 }
 
 impl Watched {
-    /// When the order is to be produced again: after its making, and after each time, twice as long as before it.
+    /// When the order is to be produced again: after its making, and after each time, twice as long
+    /// as before it.
     fn due_at(&self, id: OrderId, relay: &Relay) -> DateTime<Utc> {
         self.produced_at.unwrap_or(id.made_at()) + relay.wait_after(self.times)
     }

@@ -14,21 +14,22 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// Between turns; more where a turn takes long.
-const TURN_EVERY: Duration = Duration::from_secs(1);
-/// How much longer than its last turn the watch rests.
+/// Between passes; more where a pass takes long.
+const PASS_EVERY: Duration = Duration::from_secs(1);
+/// How much longer than its last pass the watch rests.
 const REST: u32 = 4;
-/// Releases that a turn publishes at most.
+/// Releases that a pass publishes at most.
 const CLAIM_MAX: u32 = 2_000;
-/// A release that was published so often, and is owed still, is likely to be refused each time. Of those few are published in a
-/// period, so that they do not fill a lane's allowance of dead letters.
+/// A release that was published so often, and is owed still, is likely to be refused each time. Of
+/// those few are published in a period, so that they do not fill a lane's allowance of dead
+/// letters.
 const STUBBORN_AFTER: u32 = 3;
 const STUBBORN_MAX: usize = 50;
 const STUBBORN_PERIOD: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// Publishes releases that are owed since a moment ago. Where it fails, the [`ReleaseWatch`] publishes them when their lease has
-    /// run out.
+    /// Publishes releases that have just become owed. Where it fails, the [`ReleaseWatch`]
+    /// publishes them when their lease has run out.
     pub fn release_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| {
@@ -43,8 +44,9 @@ impl Relay {
     }
 }
 
-/// Publishes the events of owed releases again, until a worker has reported each as done: what the broker forgot costs time and no
-/// stock. Any number of processes may do so at once: each takes others.
+/// Publishes the events of owed releases again, until a worker has reported each as done: what the
+/// broker forgot costs time and no stock. Any number of processes may do so at once: each takes
+/// others.
 pub struct ReleaseWatch {
     relay: Relay,
     horizon: Horizon,
@@ -54,9 +56,9 @@ pub struct ReleaseWatch {
     period_ends_at: DateTime<Utc>,
 }
 
-/// What a turn did.
+/// What a pass did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ReleaseTurn {
+pub struct ReleasePass {
     pub published: usize,
     /// Stubborn releases that have to wait.
     pub postponed: usize,
@@ -69,9 +71,9 @@ impl ReleaseWatch {
         Self { relay, horizon, metrics, stubborn_left: STUBBORN_MAX, period_ends_at: DateTime::UNIX_EPOCH }
     }
 
-    /// Takes turns until a stop is requested.
+    /// Makes passes until a stop is requested.
     pub async fn run(mut self, health: Component, shutdown: Shutdown) {
-        let mut delay = TURN_EVERY;
+        let mut delay = PASS_EVERY;
         loop {
             health.ready();
             tokio::select! {
@@ -79,13 +81,14 @@ impl ReleaseWatch {
                 () = shutdown.requested() => return,
             }
             let begun = Instant::now();
-            // A turn that is broken off has done no harm: what it was publishing may be published again.
-            let turn = tokio::select! {
-                turn = self.turn(Utc::now()) => turn,
+            // A pass that is broken off has done no harm: what it was publishing may be published
+            // again.
+            let pass = tokio::select! {
+                pass = self.pass(Utc::now()) => pass,
                 () = shutdown.requested() => return,
             };
-            delay = TURN_EVERY.max(begun.elapsed() * REST);
-            if let Err(error) = turn {
+            delay = PASS_EVERY.max(begun.elapsed() * REST);
+            if let Err(error) = pass {
                 tracing::warn!(%error, "owed releases were not published");
                 let dependency = if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
                 self.metrics.retries.with_label_values(&[dependency]).inc();
@@ -93,8 +96,9 @@ impl ReleaseWatch {
         }
     }
 
-    /// One turn: publishes releases that are due, as many as a turn may, gives up those beyond the horizon, and keeps the gauge.
-    pub async fn turn(&mut self, now: DateTime<Utc>) -> Result<ReleaseTurn, RelayError> {
+    /// One pass: publishes releases that are due, as many as a pass may, gives up those beyond the
+    /// horizon, and keeps the gauge.
+    pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
         let store = &self.relay.store;
         let mut claimed = store.claim_releases(now, now + SWEEP_LEASE, CLAIM_MAX).await?;
         let decidable_from = self.horizon.decidable(now).start;
@@ -129,11 +133,11 @@ impl ReleaseWatch {
             self.metrics.owed_releases.with_label_values(&["produced"]).inc_by(published as u64);
             tracing::warn!(orders = published, owed, "releases published again, as they are still owed");
         }
-        Ok(ReleaseTurn { published, postponed, expired })
+        Ok(ReleasePass { published, postponed, expired })
     }
 
-    /// Divides claimed releases into those to be published and the schedules of stubborn ones that have to wait: for one period more
-    /// each time that the allowance of a period is used up.
+    /// Divides claimed releases into those to be published and the schedules of stubborn ones that
+    /// have to wait: for one period more each time that the allowance of a period is used up.
     fn choose(&mut self, claimed: Vec<(OrderId, u32)>, now: DateTime<Utc>) -> (Vec<(OrderId, u32)>, Vec<Schedule>) {
         if self.period_ends_at <= now {
             (self.stubborn_left, self.period_ends_at) = (STUBBORN_MAX, now + STUBBORN_PERIOD);

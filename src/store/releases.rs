@@ -1,4 +1,5 @@
-//! Releases that are owed: the stock of these orders must come back, and no worker has reported yet that it did.
+//! Releases that are owed: the stock of these orders must come back, and no worker has reported yet
+//! that it did.
 
 use std::collections::HashMap;
 
@@ -93,7 +94,8 @@ const FIND: &str = concat!(
     " STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = wanted.order_id",
 );
 
-/// Owes the releases of orders that the transaction moves. They are due at `due_at`, unless they are owed already.
+/// Owes the releases of orders that the transaction moves. They are due at `due_at`, unless they
+/// are owed already.
 pub(super) async fn owe(
     conn: &mut MySqlConnection,
     ids: impl IntoIterator<Item = OrderId>,
@@ -117,7 +119,8 @@ pub(super) async fn read_events(conn: &mut MySqlConnection, ids: &str) -> Result
 }
 
 impl OrderStore {
-    /// Takes up to `limit` releases that are due, and leases them to the caller until `until`. No two callers get the same.
+    /// Takes up to `limit` releases that are due, and leases them to the caller until `until`. No
+    /// two callers get the same.
     pub async fn claim_releases(
         &self,
         now: DateTime<Utc>,
@@ -138,7 +141,8 @@ impl OrderStore {
         })
     }
 
-    /// Says when releases are published next. Those that are done meanwhile, or expired, are passed over.
+    /// Says when releases are published next. Those that are done meanwhile, or expired, are passed
+    /// over.
     pub async fn schedule_releases(&self, mut schedules: Vec<Schedule>) -> Result<(), StoreError> {
         schedules.sort_unstable_by_key(|schedule| schedule.order_id);
         let row = |s: &Schedule| (hex(s.order_id), s.sent, s.due_at.format("%F %T%.3f").to_string());
@@ -149,8 +153,8 @@ impl OrderStore {
         })
     }
 
-    /// Gives up releases of orders beyond the horizon: they stay as rows and are never due again. Answers how many were not given up
-    /// before.
+    /// Gives up releases of orders beyond the horizon: they stay as rows and are never due again.
+    /// Answers how many were not given up before.
     pub async fn expire_releases(&self, ids: &[OrderId]) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, "expire releases", |conn, _| {
@@ -186,7 +190,8 @@ impl OrderStore {
         rows.iter().map(owed_release).collect()
     }
 
-    /// Owes releases again, due at once, of those of the orders that are failed or cancelled. Answers how many those are.
+    /// Owes releases again, due at once, of those of the orders that are failed or cancelled.
+    /// Answers how many those are.
     pub async fn owe_releases(&self, ids: &[OrderId], now: DateTime<Utc>) -> Result<usize, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, "owe releases", |conn, _| {
@@ -197,8 +202,8 @@ impl OrderStore {
         })
     }
 
-    /// Forgets releases that are owed, as their orders' stock came back in another way. Only orders below `below` are touched.
-    /// Answers how many releases were owed.
+    /// Forgets releases that are owed, as their orders' stock came back in another way. Only orders
+    /// below `below` are touched. Answers how many releases were owed.
     pub async fn dismiss_releases(&self, ids: &[OrderId], below: OrderId) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied().filter(|id| *id < below))?;
         transaction!(self.db, "dismiss releases", |conn, _| {

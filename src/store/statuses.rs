@@ -62,8 +62,9 @@ const FAIL_PENDING: &str = "
     SET o.status = 'FAILED', o.reason = refused.reason, o.updated_at = ? WHERE o.status = 'PENDING'";
 
 impl OrderStore {
-    /// Brings statuses back to their orders, as if one by one in their order, in one transaction. Releases that are owed then are leased
-    /// to the caller for `lease`. Orders below `releasable_from` do not fail any more once they are completed.
+    /// Brings statuses back to their orders, as if one by one in their order, in one transaction.
+    /// Releases that are owed then are leased to the caller for `lease`. Orders below
+    /// `releasable_from` do not fail any more once they are completed.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
@@ -100,7 +101,8 @@ impl OrderStore {
     }
 }
 
-/// Whether a status has an effect on any order. An announcement of what the order store holds already has none.
+/// Whether a status has an effect on any order. An announcement of what the order store holds
+/// already has none.
 fn may_matter(status: &OrderStatus) -> bool {
     OrderState::ALL.into_iter().any(|state| status.effect_on(Some(state), true) != Effect::Nothing)
 }
@@ -114,8 +116,9 @@ pub(super) async fn lock_states(
     rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?))).collect()
 }
 
-/// A batch as nearly all are: a worker's first word on each of its orders, and releases that are done. It is applied as long as the
-/// orders decided all are pending, without a look at them before.
+/// A batch as nearly all are: a worker's first word on each of its orders, and releases that are
+/// done. It is applied as long as the orders decided all are pending, without a look at them
+/// before.
 struct FirstDecisions {
     completed: usize,
     completed_ids: String,
@@ -126,7 +129,8 @@ struct FirstDecisions {
 }
 
 impl FirstDecisions {
-    /// `None` where an order has more than one status, or somebody else reports one. `orders` is the number of distinct orders.
+    /// `None` where an order has more than one status, or somebody else reports one. `orders` is
+    /// the number of distinct orders.
     fn new(statuses: &[&OrderStatus], orders: usize) -> Result<Option<Self>, StoreError> {
         if !statuses.iter().all(|status| status.is_from_worker()) {
             return Ok(None);
@@ -182,7 +186,8 @@ impl FirstDecisions {
     }
 }
 
-/// What a batch of statuses means for the orders as they stand: at most one move an order, and what its last status says of its release.
+/// What a batch of statuses means for the orders as they stand: at most one move an order, and what
+/// its last status says of its release.
 struct Plan {
     /// The order, its state before, its state after, and the index of the status that moved it last.
     moves: Vec<(OrderId, OrderState, OrderState, usize)>,
@@ -198,7 +203,7 @@ impl Plan {
     fn new(statuses: &[&OrderStatus], states: &[(OrderId, OrderState)], releasable_from: OrderId) -> Self {
         let before: BTreeMap<_, _> = states.iter().copied().collect();
         let mut after = BTreeMap::new();
-        let mut owes = BTreeMap::new();
+        let mut releases = BTreeMap::new();
         let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
         for (index, status) in statuses.iter().enumerate() {
             let id = status.order_id;
@@ -208,17 +213,17 @@ impl Plan {
                 Effect::Move { to, owes_release } => {
                     after.insert(id, (to, index));
                     if owes_release {
-                        owes.insert(id, true);
+                        releases.insert(id, true);
                     }
                 }
-                Effect::OweRelease => drop(owes.insert(id, true)),
-                Effect::EndRelease => drop(owes.insert(id, false)),
+                Effect::OweRelease => drop(releases.insert(id, true)),
+                Effect::EndRelease => drop(releases.insert(id, false)),
                 Effect::TooLate => too_late.push(id),
                 Effect::UnknownOrder => unknown.push(id),
             }
         }
         let moves = after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
-        let (owed, ended): (Vec<_>, Vec<_>) = owes.into_iter().partition(|(_, owed)| *owed);
+        let (owed, ended): (Vec<_>, Vec<_>) = releases.into_iter().partition(|(_, owed)| *owed);
         let ids = |orders: Vec<(OrderId, bool)>| orders.into_iter().map(|(id, _)| id).collect();
         Self { moves, owed: ids(owed), ended: ids(ended), unknown, too_late }
     }

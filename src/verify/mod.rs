@@ -194,10 +194,8 @@ async fn check_page(
                 let verdict = if is_forgotten { judge_forgotten(order) } else { judge(order, outcome) };
                 let release = Release { order_id: *id, state: order.status, outcome, owed: owed.get(id) };
                 match (verdict, release.judge(decidable_from, Utc::now())) {
-                    (violated @ Verdict::Violated(..), _) => violated,
-                    (_, Some(verdict)) => verdict,
                     (Verdict::InFlight(InFlight::Release), None) => Verdict::Holds,
-                    (verdict, None) => verdict,
+                    (verdict @ Verdict::Violated(..), _) | (_, Some(verdict)) | (verdict, None) => verdict,
                 }
             }
         };

@@ -24,8 +24,9 @@ pub(super) struct Release<'a> {
 }
 
 impl Release<'_> {
-    /// Whether the order failed or was cancelled, no worker released its stock, and no release is owed: read what is owed after the
-    /// order and before its outcome. An order that was not decided and can be decided no longer holds nothing.
+    /// Whether the order failed or was cancelled, no worker released its stock, and no release is
+    /// owed: read what is owed after the order and before its outcome. An order that was not
+    /// decided and can be decided no longer holds nothing.
     fn is_lost(&self, decidable_from: OrderId) -> bool {
         let is_final = matches!(self.state, OrderState::Failed | OrderState::Cancelled);
         let is_open = match self.outcome {
@@ -36,7 +37,8 @@ impl Release<'_> {
         is_final && is_open && self.owed.is_none()
     }
 
-    /// `None` where the release decides nothing. No order below `decidable_from` can be decided or released any more.
+    /// `None` where the release decides nothing. No order below `decidable_from` can be decided or
+    /// released any more.
     pub fn judge(&self, decidable_from: OrderId, now: DateTime<Utc>) -> Option<Verdict> {
         let is_expired = self.order_id < decidable_from;
         let restock = "`stocklock stock restock` returns its units, `stocklock releases dismiss` closes the release";

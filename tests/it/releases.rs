@@ -1,12 +1,15 @@
 //! A release is owed until a worker has reported that it is done, and published again until then.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use chrono::{DateTime, TimeDelta, Utc};
 use stocklock::{
     domain::{EventKind, OrderEvent, OrderId, OrderState, Reason, ReportedStatus, WORKER_SOURCE},
     kafka::Producer,
-    relay::{Relay, ReleaseTurn, ReleaseWatch},
+    relay::{Relay, ReleasePass, ReleaseWatch},
     store::OwedRelease,
     telemetry::Metrics,
     wire::OrderEventCodec,
@@ -46,8 +49,8 @@ fn on_topic(world: &World) -> usize {
     events.len()
 }
 
-fn published(published: usize) -> ReleaseTurn {
-    ReleaseTurn { published, ..ReleaseTurn::default() }
+fn published(published: usize) -> ReleasePass {
+    ReleasePass { published, ..ReleasePass::default() }
 }
 
 on_each_database! {
@@ -82,8 +85,8 @@ on_each_database! {
         let mut watch = watch(&world, &metrics);
         failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
         for (minutes, expected) in [(0, 2), (4, 0), (5, 2), (14, 0), (15, 2), (34, 0), (35, 2), (74, 0), (75, 2)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(turn, published(expected), "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(pass, published(expected), "after {minutes} minutes");
         }
         assert_eq!(on_topic(&world), 10);
         assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
@@ -98,25 +101,30 @@ on_each_database! {
         failed(&world, (0..170).map(|_| OrderId::generate()).collect()).await;
         world.tamper_with_orders("UPDATE owed_releases SET sent = 3").await;
         failed(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
-        let mut turn = async |seconds: i64| watch.turn(now + TimeDelta::seconds(seconds)).await.expect("a turn");
-        assert_eq!(turn(0).await, ReleaseTurn { published: 70, postponed: 120, expired: 0 });
-        assert_eq!(turn(59).await, published(0));
-        assert_eq!(turn(60).await, published(50));
-        assert_eq!(turn(61).await, published(0));
-        assert_eq!(turn(120).await, published(50));
-        assert_eq!(turn(180).await, published(20));
-        assert_eq!(turn(181).await, published(0));
+        let mut pass = async |seconds: i64| watch.pass(now + TimeDelta::seconds(seconds)).await.expect("a pass");
+        assert_eq!(pass(0).await, ReleasePass { published: 70, postponed: 120, expired: 0 });
+        assert_eq!(pass(59).await, published(0));
+        assert_eq!(pass(60).await, published(50));
+        assert_eq!(pass(61).await, published(0));
+        assert_eq!(pass(120).await, published(50));
+        assert_eq!(pass(180).await, published(20));
+        assert_eq!(pass(181).await, published(0));
     }
 
-    async fn two_watches_publish_no_release_twice(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let (mut one, mut other) = (watch(&world, &metrics), watch(&world, &metrics));
-        failed(&world, (0..3_000).map(|_| OrderId::generate()).collect()).await;
-        let (one_did, other_did) = tokio::join!(one.turn(now), other.turn(now));
-        let sum = one_did.expect("a turn").published + other_did.expect("a turn").published;
-        let rest = one.turn(now).await.expect("a turn").published;
-        assert_eq!((sum + rest, on_topic(&world)), (3_000, 3_000));
-        assert_eq!(metrics.releases_owed.get(), 3_000);
+    async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
+        let (store, now) = (world.order_store(), Utc::now());
+        failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
+        let claim = async |seconds: i64| {
+            let now = now + TimeDelta::seconds(seconds);
+            let claimed = store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
+            assert_eq!(claimed.owed.len(), claimed.events.len());
+            claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+        };
+        let (first, second) = (claim(0).await, claim(1).await);
+        assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));
+        assert_eq!(claim(14).await.len(), 0);
+        assert_eq!(claim(15).await, first);
+        assert_eq!(store.count_owed_releases().await.expect("a count"), 300);
     }
 
     async fn a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it(world: World) {
@@ -126,8 +134,8 @@ on_each_database! {
         let orders = failed(&world, vec![made_ago(kept + TimeDelta::minutes(1)), made_ago(kept - TimeDelta::hours(1))]).await;
         let [old, young] = [0, 1].map(|index: usize| orders[index].order_id);
         for (days, expected) in [(0, (1, 1)), (0, (0, 0)), (1, (0, 1)), (40, (0, 0))] {
-            let turn = watch.turn(now + TimeDelta::days(days)).await.expect("a turn");
-            assert_eq!((turn.published, turn.expired), expected, "after {days} days");
+            let pass = watch.pass(now + TimeDelta::days(days)).await.expect("a pass");
+            assert_eq!((pass.published, pass.expired), expected, "after {days} days");
         }
         assert_eq!(metrics.owed_releases.with_label_values(&["expired"]).get(), 2);
         assert_eq!((metrics.releases_owed.get(), on_topic(&world)), (0, 1));
@@ -151,8 +159,8 @@ on_each_database! {
         let damage = format!("UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')", damaged.uuid().simple());
         world.tamper_with_orders(&damage).await;
         for (minutes, expected) in [(0, 1), (1, 0), (5, 1)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(turn, published(expected), "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(pass, published(expected), "after {minutes} minutes");
         }
         assert_eq!(owed(&world).await[&damaged].sent, 2, "it waits ever longer too");
     }
@@ -193,7 +201,8 @@ async fn a_batch_of_statuses_owes_what_they_would_owe_one_by_one() {
     assert_eq!((expired.status, expired.reason.as_deref()), (OrderState::Cancelled, Some("EXPIRED")));
 }
 
-/// Every status of our own roles meets an order in every state, and none of an order that is not there or too old.
+/// Every status of our own roles meets an order in every state, and none of an order that is not
+/// there or too old.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_status_of_our_own_roles_is_dead_lettered() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;

@@ -1,4 +1,5 @@
-//! What the broker or an earlier version lost of releases comes back, and `verify` says what is missing.
+//! What the broker or an earlier version lost of releases comes back, and `verify` says what is
+//! missing.
 
 use std::time::Instant;
 
@@ -16,7 +17,8 @@ async fn comes_back(world: &World, available: i64) {
     }
 }
 
-/// Completes orders, fails all but the first while no worker runs, and has the broker lose their releases.
+/// Completes orders, fails all but the first while no worker runs, and has the broker lose their
+/// releases.
 async fn lose_releases(world: &World, lose: impl AsyncFnOnce()) {
     world.import(&[("a", 10)]);
     let all = world.start("all").await;

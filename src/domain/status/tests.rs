@@ -21,7 +21,8 @@ const REFUSED: Effect = Effect::Move { to: OrderState::Failed, owes_release: fal
 const FAILED: Effect = Effect::Move { to: OrderState::Failed, owes_release: true };
 const CANCELLED: Effect = Effect::Move { to: OrderState::Cancelled, owes_release: true };
 
-/// A row of the table: a status, who reports it, and what it does in each of [`STATES`] to an order that can be released.
+/// A row of the table: a status, who reports it, and what it does in each of [`STATES`] to an order
+/// that can be released.
 type Row = (&'static str, &'static str, [Effect; 5]);
 
 const TABLE: [Row; 12] = [

@@ -147,7 +147,8 @@ on_every_stack! {
         rival.commit().await;
         let decisions = decision.await.unwrap();
         assert!(!decisions.outcomes.contains_key(&id));
-        assert_eq!(decisions.statuses, [(id, ReportedStatus::Failed(Reason::InsufficientStock))]);
+        let refused = ReportedStatus::Failed(Reason::InsufficientStock);
+        assert_eq!(decisions.statuses, [(id, refused), (other[0].order_id, ReportedStatus::Released)]);
         let retries = metrics.retries.with_label_values(&["stock_store"]).get();
         assert_eq!(retries, 0, "it needs no second run to see it");
         assert_eq!(world.available("a"), 6);
