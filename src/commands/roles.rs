@@ -11,7 +11,7 @@ use tokio::{
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::Config,
+    config::{Config, LockFallback, LockStrategy},
     deduct::Worker,
     http,
     ingest::{self, Api, Catalog, Committer, Desk},
@@ -118,6 +118,7 @@ impl Shared {
 
 async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
     let relay = shared.relay(orders.clone());
@@ -157,6 +158,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
 
 async fn worker(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    begin_worker_at_zero(config, metrics);
     let store = process::open_stock_store(config, metrics)?;
     let subscription =
         Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
@@ -189,8 +191,22 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
+    let row = LockStrategy::Row.as_str();
+    let (strategies, dependencies): (&[_], &[_]) = match (config.lock.strategy, config.lock.fallback) {
+        (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
+        (redlock, LockFallback::None) => (&[redlock.as_str()], &["stock_store", "kafka", "redis"]),
+        (redlock, LockFallback::Row) => (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"]),
+    };
+    metrics.begin_dead_letters(&config.topics.orders);
+    metrics.begin_retries(dependencies);
+    metrics.begin_decisions(strategies);
+}
+
 async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    metrics.begin_dead_letters(&config.topics.order_status);
+    metrics.begin_retries(&["order_store", "kafka"]);
     let store = process::open_order_store(config, metrics)?;
     let compensator = Compensator {
         relay: shared.relay(store.clone()),

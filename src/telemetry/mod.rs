@@ -4,6 +4,7 @@ mod admin;
 mod health;
 mod logging;
 mod metrics;
+mod zeros;
 
 pub use admin::serve_admin;
 pub use health::{Component, Health};
