@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::{Config, Topics},
+    config::{Config, LockFallback, LockStrategy, Topics},
     deduct::Worker,
     http,
     ingest::{self, Api, Catalog, Committer, Desk},
@@ -171,6 +171,7 @@ fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> A
 
 async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
     shared.watch_order_store(Role::Ingest, &orders);
@@ -213,6 +214,7 @@ async fn ended(mut tasks: JoinSet<()>) {
 
 async fn worker(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    begin_worker_at_zero(config, metrics);
     let store = process::open_stock_store(config, metrics)?;
     shared.watch_stock_store(Role::Worker, &store);
     let subscription =
@@ -251,8 +253,22 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
+    let row = LockStrategy::Row.as_str();
+    let (strategies, dependencies): (&[_], &[_]) = match (config.lock.strategy, config.lock.fallback) {
+        (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
+        (redlock, LockFallback::None) => (&[redlock.as_str()], &["stock_store", "kafka", "redis"]),
+        (redlock, LockFallback::Row) => (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"]),
+    };
+    metrics.begin_dead_letters(&config.topics.orders);
+    metrics.begin_retries(dependencies);
+    metrics.begin_decisions(strategies);
+}
+
 async fn compensator(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
+    metrics.begin_dead_letters(&config.topics.order_status);
+    metrics.begin_retries(&["order_store", "kafka"]);
     let store = process::open_order_store(config, metrics)?;
     shared.watch_order_store(Role::Compensator, &store);
     let compensator = Compensator {

@@ -40,16 +40,19 @@ const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: appl
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
     \"detail\":\"too many connections; nothing was saved\"}";
 
+/// Counts by its status what is answered to a request that reaches no route.
+pub type CountRefusal = Arc<dyn Fn(&str) + Send + Sync>;
+
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A client's connection, as the server's parts share it. Cheap to clone.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Connection(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     stream: TcpStream,
     memory: Memory,
+    count_refusal: CountRefusal,
     /// Milliseconds since [`BEGUN`] from which on the server waits for the client.
     idle_since: AtomicU64,
     /// Requests whose head was read.
@@ -67,10 +70,11 @@ struct Inner {
 pub struct Gone;
 
 impl Connection {
-    pub(super) fn new(stream: TcpStream, memory: Memory) -> Self {
+    pub(super) fn new(stream: TcpStream, memory: Memory, count_refusal: CountRefusal) -> Self {
         Self(Arc::new(Inner {
             stream,
             memory,
+            count_refusal,
             idle_since: AtomicU64::new(now()),
             heads: AtomicU32::new(0),
             is_head: AtomicBool::new(true),
@@ -113,7 +117,7 @@ impl Connection {
 
     /// Answers 503 as far as the socket takes it at once.
     pub(super) fn refuse(&self) {
-        tracing::debug!("connection refused, the server works for every other");
+        (self.0.count_refusal)("503");
         let _taken = self.0.stream.try_write(NO_PLACE);
     }
 
@@ -252,9 +256,9 @@ impl AsyncRead for Io {
     }
 }
 
-/// What hyper answers by itself has no body: answers the problem document (RFC 9457) of the same
-/// status instead, which ends the connection as well.
-fn problem_instead_of(bytes: &[u8]) -> Option<String> {
+/// What hyper answers by itself has no body: answers its status, and the response with a problem
+/// document (RFC 9457) to send instead, which ends the connection as well.
+fn problem_instead_of(bytes: &[u8]) -> Option<(&str, String)> {
     let status = std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
     let (title, detail) = match status {
         "400" => ("Bad Request", "the request is no HTTP/1.1"),
@@ -269,12 +273,13 @@ fn problem_instead_of(bytes: &[u8]) -> Option<String> {
          content-length: {}\r\n\r\n",
         body.len()
     );
-    is_empty.then_some(head + &body)
+    is_empty.then_some((status, head + &body))
 }
 
 impl AsyncWrite for Io {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(problem) = problem_instead_of(bytes) {
+        if let Some((status, problem)) = problem_instead_of(bytes) {
+            (self.connection.0.count_refusal)(status);
             // The socket's buffer has room, unless the client reads none of its answers.
             let _taken = self.connection.0.stream.try_write(problem.as_bytes());
             return Poll::Ready(Ok(bytes.len()));

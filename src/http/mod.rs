@@ -20,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use connection::Connection;
+pub use connection::{Connection, CountRefusal};
 pub use files::connections_beside;
 pub use memory::{Held, Memory};
 
@@ -43,7 +43,13 @@ const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 ///
 /// A connection above `max_connections` takes the place of the connection that waits longest for
 /// its client. It is answered with 503 where the server works for every client.
-pub async fn serve(listener: TcpListener, app: Router, max_connections: usize, shutdown: Shutdown) {
+pub async fn serve(
+    listener: TcpListener,
+    app: Router,
+    max_connections: usize,
+    count_refusal: CountRefusal,
+    shutdown: Shutdown,
+) {
     let (room, memory) = (Arc::new(Room::new(max_connections)), Memory::default());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -56,7 +62,7 @@ pub async fn serve(listener: TcpListener, app: Router, max_connections: usize, s
                 None => continue,
             },
         };
-        let connection = Connection::new(stream, memory.clone());
+        let connection = Connection::new(stream, memory.clone(), Arc::clone(&count_refusal));
         let Some(place) = room.admit(&connection) else {
             connection.refuse();
             continue;

@@ -9,20 +9,18 @@ use super::Connection;
 const CUT_AT_ONCE: usize = 32;
 
 /// The connections of a listener, a bounded number.
-#[derive(Debug)]
 pub struct Room {
     max: usize,
     connections: Mutex<Connections>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct Connections {
     by_number: HashMap<u64, Connection>,
     next_number: u64,
 }
 
 /// One connection's place; it is free when this is dropped.
-#[derive(Debug)]
 pub struct Place {
     room: Arc<Room>,
     number: u64,

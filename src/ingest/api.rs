@@ -28,6 +28,8 @@ use crate::{
 const OPENAPI: &str = include_str!("openapi.json");
 /// The label of a request that no route takes.
 const OTHER_ROUTE: &str = "other";
+/// Answers to requests that reach no route.
+const REFUSALS: [&str; 2] = ["414", "431"];
 
 /// What the handlers work with.
 #[derive(Clone)]
@@ -47,6 +49,7 @@ pub struct Api {
 pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
+    let requests = metrics.http_requests.clone();
     let app = Router::new()
         .route("/v1/orders", post(place_order))
         .route("/v1/orders/{id}", get(show_order))
@@ -58,7 +61,8 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
         })
         .layer(middleware::from_fn_with_state(metrics, measure))
         .with_state(Arc::new(api));
-    http::serve(listener, app, max_connections, shutdown).await;
+    let count_refusal = move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
+    http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
 }
 
 /// A rate needs a first value: shows every answer that the API's document names.
@@ -68,12 +72,15 @@ fn begin_at_zero(metrics: &Metrics) {
         metrics.http_request_seconds.with_label_values(&[route]);
         metrics.http_requests.with_label_values(&[route, "405"]);
         for (_, operation) in methods.as_object().into_iter().flatten() {
-            for status in operation["responses"].as_object().into_iter().flat_map(Map::keys) {
+            let statuses = operation["responses"].as_object().into_iter().flat_map(Map::keys);
+            for status in statuses.filter(|status| !REFUSALS.contains(&status.as_str())) {
                 metrics.http_requests.with_label_values(&[route, status]);
             }
         }
     }
-    metrics.http_requests.with_label_values(&[OTHER_ROUTE, "404"]);
+    for status in REFUSALS.iter().chain(&["400", "404", "503"]) {
+        metrics.http_requests.with_label_values(&[OTHER_ROUTE, *status]);
+    }
     metrics.http_request_seconds.with_label_values(&[OTHER_ROUTE]);
 }
 

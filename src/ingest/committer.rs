@@ -28,8 +28,8 @@ use crate::{
 const QUEUE: usize = 10_000;
 /// Groups on their way at once: while one is being committed, the next gathers.
 const COMMITTERS: usize = 2;
-/// Attempts in a row that fail before the store counts as away.
-const FAILURES: u32 = 2;
+/// How long attempts fail before the store counts as away.
+const AWAY_AFTER: Duration = Duration::from_secs(1);
 /// How often a store that is away is asked whether it is back, and for how long.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
@@ -258,7 +258,7 @@ impl Task {
     /// Places a group in one transaction, and tries again up to the last deadline of the group.
     /// Between attempts, orders leave it whose deadline has passed or whose client has gone.
     async fn place(&self, group: &mut Vec<Waiting>) -> Result<Vec<NewOrder>, Rejected> {
-        let (mut failures, mut exhausted) = (Backoff::default(), Rejected::Unavailable);
+        let (mut failures, mut exhausted, begun) = (Backoff::default(), Rejected::Unavailable, Instant::now());
         while let Some(deadline) = group.iter().map(|waiting| waiting.deadline).max() {
             let orders: Vec<_> = group.iter().map(|waiting| waiting.order.clone()).collect();
             let error = match self.store.place_by(&orders, COMMITTER_LEASE, deadline).await {
@@ -272,7 +272,7 @@ impl Task {
             self.metrics.retries.with_label_values(&["order_store"]).inc();
             let delay = failures.next_delay();
             let is_over = Instant::now() + delay >= deadline;
-            if is_over || failures.failures() >= FAILURES {
+            if is_over || begun.elapsed() >= AWAY_AFTER {
                 self.is_away.store(true, Ordering::Relaxed);
             }
             tracing::warn!(orders = orders.len(), %error, "orders not saved");

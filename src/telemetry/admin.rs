@@ -1,4 +1,4 @@
-use std::time::Instant;
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -28,7 +28,7 @@ pub async fn serve_admin(listener: TcpListener, health: Health, metrics: Metrics
         )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));
-    http::serve(listener, app, MAX_CONNECTIONS, shutdown).await;
+    http::serve(listener, app, MAX_CONNECTIONS, Arc::new(|_| ()), shutdown).await;
 }
 
 fn verdict(complaints: &[String]) -> (StatusCode, String) {

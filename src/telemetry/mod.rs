@@ -6,6 +6,7 @@ mod health;
 mod logging;
 mod measured;
 mod metrics;
+mod zeros;
 
 pub use admin::serve_admin;
 pub use dependency::{Dependency, Lack, Need};

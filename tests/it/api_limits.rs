@@ -82,6 +82,7 @@ async fn a_head_that_is_too_large_is_answered_with_431() {
         let body: Value = serde_json::from_str(answer.split("\r\n\r\n").nth(1).expect("a body")).expect("JSON");
         assert_eq!(body["status"], status);
     }
+    assert_eq!(ingest.count("stocklock_http_requests_total", r#"route="other",status="431""#).await, 3);
 }
 
 /// Bodies of 100 clients that never end hold more than all bodies may.
@@ -150,4 +151,42 @@ async fn silent_connections_do_not_silence_the_admin_address() {
     assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     assert!(!ingest.log().contains("connection not accepted"), "{}", ingest.log());
     silent[0].is_closed().await;
+}
+
+/// Else `increase()` does not see the first error.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_role_may_count_is_shown_before_it_happens() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    let (orders, statuses) = (&world.config.topics.orders, &world.config.topics.order_status);
+    let letters = |topic: &str| {
+        ["undecodable", "unknown_schema", "invalid", "unknown_order", "expired", "refused", "damaged"]
+            .map(|class| format!("stocklock_dead_letters_total{{class=\"{class}\",topic=\"{topic}\"}} 0"))
+    };
+    let retries = |dependency: &str| format!("stocklock_retries_total{{dependency=\"{dependency}\"}} ");
+    let mut of_worker = letters(orders).to_vec();
+    of_worker.extend(["stock_store", "kafka", "redis"].map(retries));
+    of_worker.extend(
+        ["COMPLETED", "FAILED", "RELEASED"]
+            .map(|outcome| format!("stocklock_orders_decided_total{{outcome=\"{outcome}\",strategy=\"redlock\"}} 0")),
+    );
+    let mut of_compensator = letters(statuses).to_vec();
+    of_compensator.extend(["order_store", "kafka"].map(retries));
+    let mut of_ingest = ["order_store", "kafka"].map(retries).to_vec();
+    of_ingest.extend(
+        [201, 202, 400, 405, 408, 409, 413, 415, 422, 500, 503, 504]
+            .map(|status| format!("stocklock_http_requests_total{{route=\"/v1/orders\",status=\"{status}\"}} 0")),
+    );
+    of_ingest.push("stocklock_http_requests_total{route=\"/v1/orders/{id}\",status=\"404\"} 0".to_owned());
+    of_ingest.extend(
+        [400, 404, 414, 431, 503]
+            .map(|status| format!("stocklock_http_requests_total{{route=\"other\",status=\"{status}\"}} 0")),
+    );
+    for (role, shown) in [("worker", of_worker), ("compensator", of_compensator), ("ingest", of_ingest)] {
+        let started = world.start(role).await;
+        let metrics = reqwest::get(format!("{}/metrics", started.admin)).await.expect("metrics");
+        let metrics = metrics.text().await.expect("a text");
+        for series in shown {
+            assert!(metrics.lines().any(|line| line.starts_with(&series)), "{role}: {series} is missing in\n{metrics}");
+        }
+    }
 }

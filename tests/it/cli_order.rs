@@ -33,7 +33,7 @@ async fn an_order_is_placed_and_shown_and_the_exit_status_is_its_outcome() {
     assert_eq!(shown["lines"], lines(&[("a", 2), ("b=1", 1), ("a", 1)])["lines"]);
 
     let refused = order(&world, &all, &["place", "a=3", "--wait", "30", "--output", "json"]).exits(1).json();
-    assert_eq!((text(&refused, "status"), text(&refused, "reason")), ("FAILED", "INSUFFICIENT_STOCK"));
+    assert_eq!((text(&refused, "order_status"), text(&refused, "reason")), ("FAILED", "INSUFFICIENT_STOCK"));
     let invalid = order(&world, &all, &["place", "unknown=1", "--output", "json"]).exits(1).json();
     assert_eq!(invalid["errors"][0]["pointer"], "/lines/0/product_id");
     let accepted = order(&world, &all, &["place", "a=1"]).succeeds().stdout();

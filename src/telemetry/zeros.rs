@@ -1,0 +1,82 @@
+use super::Metrics;
+
+/// Every class of dead letters; a test compares it with the source.
+const DEAD_LETTER_CLASSES: [&str; 8] = [
+    "undecodable",
+    "unknown_schema",
+    "unregistered_schema",
+    "invalid",
+    "unknown_order",
+    "expired",
+    "refused",
+    "damaged",
+];
+const OUTCOMES: [&str; 3] = ["COMPLETED", "FAILED", "RELEASED"];
+
+/// Shows at 0 what a role may count, so that `rate()` and `increase()` see the first increment.
+impl Metrics {
+    /// The dead letters of a topic that the process consumes.
+    pub fn begin_dead_letters(&self, topic: &str) {
+        for class in DEAD_LETTER_CLASSES {
+            self.dead_letters.with_label_values(&[topic, class]);
+        }
+    }
+
+    /// The attempts that a role repeats where one of these fails.
+    pub fn begin_retries(&self, dependencies: &[&str]) {
+        for dependency in dependencies {
+            self.retries.with_label_values(&[*dependency]);
+        }
+    }
+
+    /// The decisions of a worker under each of these lock strategies.
+    pub fn begin_decisions(&self, strategies: &[&str]) {
+        for (strategy, outcome) in strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome))) {
+            self.orders_decided.with_label_values(&[outcome, *strategy]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        collections::BTreeSet,
+        path::{Path, PathBuf},
+    };
+
+    use super::*;
+
+    fn sources(folder: &Path, found: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).unwrap() {
+            let path: PathBuf = entry.unwrap().path();
+            if path.is_dir() {
+                sources(&path, found);
+            } else {
+                found.push(std::fs::read_to_string(path).unwrap());
+            }
+        }
+    }
+
+    /// The first text in quotes after each occurrence of `before`.
+    fn quoted_after<'a>(source: &'a str, before: &str) -> Vec<&'a str> {
+        source.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
+    }
+
+    #[test]
+    fn every_class_of_dead_letters_in_the_source_begins_at_zero() {
+        let (mut texts, mut used) = (Vec::new(), BTreeSet::new());
+        sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
+        for text in &texts {
+            used.extend(quoted_after(text, "Refusal { class: \""));
+            used.extend(quoted_after(text, "Fate::Refused(\""));
+            for function in text.split("fn class(&self) -> &'static str {").skip(1) {
+                let body = function.split("\n    }\n").next().unwrap();
+                used.extend(quoted_after(body, "=> \""));
+            }
+        }
+        assert!(used.len() >= 7, "{used:?}");
+        for class in used {
+            assert!(DEAD_LETTER_CLASSES.contains(&class), "{class} does not begin at 0");
+        }
+    }
+}
