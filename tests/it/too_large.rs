@@ -88,6 +88,13 @@ async fn a_refused_batch_is_produced_again_down_to_single_messages() {
     let Err(ProduceError::TooLarge { numbers, .. }) = result else { panic!("{result:?}") };
     assert_eq!(numbers, [77]);
     assert_eq!(world.count_messages(topic) - before, 499);
+
+    // It asked a moment ago, so now it can only try.
+    world.limit_message_bytes(topic, SMALL / 4).await;
+    takes_no_more(&world, topic, SMALL / 4).await;
+    let before = world.count_messages(topic);
+    producer.produce(topic, (0..500).map(|_| incompressible(900)).collect()).await.expect("each alone");
+    assert_eq!(world.count_messages(topic) - before, 500);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
