@@ -1,5 +1,5 @@
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     time::{Duration, Instant},
 };
 
@@ -30,7 +30,9 @@ impl BatchLimits {
         let mut asked = self.asked.lock().await;
         let now = Instant::now();
         asked.retain(|_, at| now.duration_since(*at) < ASK_EVERY);
-        let due: Vec<_> = topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
+        // The broker refuses to describe a topic twice.
+        let due: BTreeSet<_> = topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
+        let due: Vec<_> = due.into_iter().collect();
         if due.is_empty() {
             return None;
         }

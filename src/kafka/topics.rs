@@ -60,28 +60,30 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
     let names: Vec<_> = reports.iter().map(|report| report.name.clone()).collect();
     let layouts = layouts(kafka, names.clone()).await?;
     let names: Vec<_> = names.iter().map(String::as_str).collect();
-    let mut described = TopicSettings::describe(&admin, &names, TIMEOUT).await?;
+    let unknown = TopicSettings::default();
+    let described = TopicSettings::describe(&admin, &names, TIMEOUT).await;
     for (report, layout) in reports.iter_mut().zip(layouts) {
-        let found = described.remove(&report.name).unwrap_or_default();
-        inspect(report, &layout, &found, topics.partitions, &settings[report.name.as_str()]);
+        if !report.created && i32::try_from(layout.partitions) != Ok(topics.partitions) {
+            report.differences.push(format!("partitions: {}, configured {}", layout.partitions, topics.partitions));
+        }
+        match &described {
+            Ok(described) => {
+                let found = described.get(&report.name).unwrap_or(&unknown);
+                report.problems = found.problems(layout.replicas);
+                compare(report, found, &settings[report.name.as_str()]);
+            }
+            Err(error) => {
+                report.problems.push(format!("its settings cannot be read ({error}); allow setup DescribeConfigs"));
+            }
+        }
     }
     Ok(reports)
 }
 
-/// Reports what is wrong with a topic, and how one that existed differs from what is configured.
-fn inspect(
-    report: &mut TopicReport,
-    layout: &Layout,
-    found: &TopicSettings,
-    partitions: i32,
-    settings: &[(&str, &str)],
-) {
-    report.problems = found.problems(layout.replicas);
+/// Reports how the settings of a topic that existed differ from what is configured.
+fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &str)]) {
     if report.created {
         return;
-    }
-    if i32::try_from(layout.partitions) != Ok(partitions) {
-        report.differences.push(format!("partitions: {}, configured {partitions}", layout.partitions));
     }
     for (key, configured) in settings {
         let found = found.get(key).unwrap_or("unknown");

@@ -113,7 +113,8 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
     assert!((1..orders.len()).contains(&others), "{others} are in other partitions");
 
     let begun = Instant::now();
-    let compensator = world.start("compensator").await;
+    let debug = [("STOCKLOCK__LOG__LEVEL", "info,stocklock::kafka::throttle=debug")];
+    let compensator = world.start_with("compensator", &debug).await;
     let letters = completed(&world, others, &compensator).await;
     let others_took = begun.elapsed();
     completed(&world, orders.len(), &compensator).await;
@@ -122,6 +123,8 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
 
     eprintln!("{others} orders after {others_took:?} and {letters} letters, all after {all_took:?} and {BAD}");
     assert!(letters < BAD as u64, "orders of other partitions waited for all {letters} letters");
+    let log = compensator.log();
+    assert!(log.contains("partitions with dead letters paused"), "its rate was not bounded:\n{log}");
     let least = Duration::from_secs(1) * u32::try_from(BAD - AT_ONCE).unwrap() / u32::try_from(RATE).unwrap();
     assert!(all_took > least, "{BAD} letters passed in {all_took:?}");
     let found = world.read_topic(&topics.order_status_dlq);

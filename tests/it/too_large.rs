@@ -48,25 +48,26 @@ async fn waits_for(role: &Role, metric: &str, labels: &str, value: f64) {
     }
 }
 
-/// The topics may be found small at the start, or become so while the roles run.
+/// The worker finds the topic large as it starts, and the compensator finds it small.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn all_orders_become_final_on_topics_that_take_only_small_batches() {
+async fn all_orders_become_final_on_a_topic_that_takes_only_small_batches() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topics = &world.config.topics;
     world.import(&[("a", 100_000)]);
     let worker = world.start_with("worker", &[("STOCKLOCK__WORKER__LINGER", "500ms")]).await;
-    for topic in [&topics.orders, &topics.order_status] {
-        world.limit_message_bytes(topic, SMALL).await;
-    }
+    worker.freeze();
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); ORDERS]).await).await;
+    world.limit_message_bytes(&topics.order_status, SMALL).await;
     takes_no_more(&world, &topics.order_status, SMALL).await;
-    let orders = world.save(&vec![order_lines(&[("a", 1)]); ORDERS]).await;
 
-    world.produce_events(&orders).await;
+    worker.thaw();
     let compensator = world.start("compensator").await;
     world.settled().await;
 
     assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(ORDERS).unwrap());
-    assert!(worker.log().contains("the producer's batches are limited"), "{}", worker.log());
+    for role in [&worker, &compensator] {
+        assert!(role.log().contains("the producer's batches are limited"), "{}", role.log());
+    }
     worker.stop();
     compensator.stop();
 }
@@ -87,6 +88,13 @@ async fn a_refused_batch_is_produced_again_down_to_single_messages() {
     let Err(ProduceError::TooLarge { numbers, .. }) = result else { panic!("{result:?}") };
     assert_eq!(numbers, [77]);
     assert_eq!(world.count_messages(topic) - before, 499);
+
+    // It asked a moment ago, so now it can only try.
+    world.limit_message_bytes(topic, SMALL / 4).await;
+    takes_no_more(&world, topic, SMALL / 4).await;
+    let before = world.count_messages(topic);
+    producer.produce(topic, (0..500).map(|_| incompressible(900)).collect()).await.expect("each alone");
+    assert_eq!(world.count_messages(topic) - before, 500);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
