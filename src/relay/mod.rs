@@ -1,5 +1,6 @@
 //! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or an outage came between.
 
+mod oldest;
 mod pending;
 
 use std::{
