@@ -1,7 +1,7 @@
 //! Signals → drain → stop, as a value that is passed along.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
     time::Duration,
 };
 
@@ -14,6 +14,8 @@ const CUT_OFF_STATUS: i32 = 2;
 /// Work that hangs is cut off after this part of the stop's deadline. The rest is for leaving the
 /// consumer groups and closing connections.
 const CUT_OFF_AFTER: f64 = 0.75;
+/// How long the last line of the log may take: who reads the log may hang too.
+const LOG_DEADLINE: Duration = Duration::from_millis(500);
 
 /// Asks a process to stop. Its holder finishes what it has begun and returns.
 #[derive(Debug, Clone, Default)]
@@ -40,8 +42,8 @@ impl Shutdown {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::info!(signal = name, "stopping: no new work is taken, work in flight is finished");
             requested.request();
+            tracing::info!(signal = name, "stopping: no new work is taken, work in flight is finished");
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -63,13 +65,13 @@ impl Shutdown {
             // A thread of its own: the runtime's may all be blocked.
             let ending = std::thread::Builder::new().name("stop-deadline".into()).spawn(move || {
                 std::thread::sleep(deadline);
-                let (left, lacks) = (bounded.lock().left(), complaints());
-                tracing::error!(
-                    ?left,
-                    ?lacks,
-                    ?deadline,
-                    "stop deadline passed, the process ends with work unfinished"
-                );
+                let (logged, logging) = mpsc::channel();
+                std::thread::spawn(move || {
+                    let (left, lacks) = (bounded.lock().left(), complaints());
+                    tracing::error!(?left, ?lacks, ?deadline, "stop deadline passed, work is unfinished");
+                    drop(logged.send(()));
+                });
+                let _logged = logging.recv_timeout(LOG_DEADLINE);
                 std::process::exit(CUT_OFF_STATUS);
             });
             if let Err(error) = ending {

@@ -23,6 +23,8 @@ use crate::{
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
+/// How long admin requests in flight may take at the end of a stop.
+const ADMIN_DEADLINE: Duration = Duration::from_secs(1);
 /// How long closing the connections to a store may take.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -68,7 +70,7 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     }
     shared.watch_servers().context("dependencies")?;
     let admin_stop = Shutdown::default();
-    let admin = tokio::spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
+    let admin = spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
     tracing::info!(?roles, admin = %shared.config.admin.listen, "started");
     let mut failed = None;
     while let Some(ended) = tasks.join_next().await {
@@ -80,7 +82,10 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     }
     shared.shutdown.finish("messages to Kafka", shared.producer.flush()).await;
     admin_stop.request();
-    shared.shutdown.close("admin requests", admin).await?;
+    let answered = tokio::time::timeout(ADMIN_DEADLINE, admin);
+    if let Ok(answered) = shared.shutdown.close("admin requests", answered).await {
+        answered?;
+    }
     if failed.is_none() && !shared.shutdown.cut_off().is_empty() {
         anyhow::bail!("the stop cut off what hung: {}", shared.shutdown.cut_off().join(", "));
     }

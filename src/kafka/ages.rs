@@ -62,3 +62,31 @@ impl Ages {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_age_is_that_of_the_first_message_that_is_not_handled() {
+        let (ages, now) = (Ages::default(), Instant::now());
+        for (offset, produced_at_ms) in [(5, 1_000), (6, 1_010), (7, 4_000)] {
+            ages.arrived(0, offset, produced_at_ms);
+        }
+
+        let age = |next| ages.of(0, next, 10_000, now).as_millis();
+
+        assert_eq!((age(5), age(6), age(7)), (9_000, 9_000, 6_000));
+    }
+
+    #[test]
+    fn a_message_that_has_not_arrived_is_at_least_as_old_as_its_turn() {
+        let (ages, begun) = (Ages::default(), Instant::now());
+        assert_eq!(ages.of(0, 5, 10_000, begun), Duration::ZERO);
+
+        let later = begun + Duration::from_secs(30);
+
+        assert_eq!(ages.of(0, 5, 40_000, later), Duration::from_secs(30));
+        assert_eq!(ages.of(0, 6, 40_000, later), Duration::ZERO);
+    }
+}

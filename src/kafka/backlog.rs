@@ -5,9 +5,8 @@ use std::{
 
 use chrono::Utc;
 use rdkafka::{
-    Offset, TopicPartitionList,
-    consumer::Consumer as _,
-    error::{KafkaError, KafkaResult},
+    Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaResult, metadata::MetadataPartition,
+    topic_partition_list::TopicPartitionListElem,
 };
 
 use super::probe::{ANSWERS_WITHIN, KafkaProbe};
@@ -126,7 +125,7 @@ impl BacklogWatch {
         if asked.count() == 0 {
             return Ok(Vec::new());
         }
-        let ids: Vec<_> = found.iter().map(|partition| partition.id()).collect();
+        let ids: Vec<_> = found.iter().map(MetadataPartition::id).collect();
         let begins = self.offsets(ids.iter().map(|id| (*id, Offset::Beginning)))?;
         let ends = self.offsets(ids.iter().map(|id| (*id, Offset::End)))?;
         let committed = by_partition(&client.committed_offsets(asked, ANSWERS_WITHIN)?);
@@ -164,7 +163,7 @@ impl BacklogWatch {
             list.add_partition_offset(&self.topic, partition, offset)?;
         }
         let found = self.probe.client.offsets_for_times(list, ANSWERS_WITHIN)?;
-        found.elements().iter().try_for_each(|element| element.error().map_err(KafkaError::from))?;
+        found.elements().iter().try_for_each(TopicPartitionListElem::error)?;
         Ok(by_partition(&found))
     }
 

@@ -21,8 +21,10 @@ use crate::telemetry::{Component, Metrics, STARTING};
 
 /// Why a member is not ready whose session was over.
 const LOST: &str = "partitions lost";
-/// Requests by which a member under KIP-848 joins and stays in its group: the second follows an answer to the first.
-const HEARTBEAT: &str = "ConsumerGroupHeartbeat";
+/// How the reasons begin for which a client is replaced.
+const REPLACED: &str = "the consumer is replaced";
+/// How the statistics call the broker that coordinates the group.
+const COORDINATOR: &str = "GroupCoordinator";
 
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
@@ -51,18 +53,24 @@ pub struct Context {
     retired: AtomicBool,
 }
 
-/// How many heartbeats a client has sent, as of the last statistics, and as of the loss of its partitions.
+/// How many heartbeats the coordinator has answered, as of the last statistics, and as of the loss of the partitions.
 #[derive(Debug, Default)]
 struct Heartbeats {
-    sent: AtomicI64,
+    answered: AtomicI64,
     before_loss: AtomicI64,
 }
 
 impl Heartbeats {
     fn lose(&self) {
-        // What was sent since the last statistics may be one or two more: the next ones have to show some beyond.
-        self.before_loss.store(self.sent.load(Ordering::SeqCst) + 2, Ordering::SeqCst);
+        // One or two may have been answered since the last statistics: the next ones have to be beyond.
+        self.before_loss.store(self.answered.load(Ordering::SeqCst) + 2, Ordering::SeqCst);
     }
+}
+
+/// Answers of the coordinator to a member under KIP-848. The statistics count all requests, and apart those of each kind but this one.
+fn heartbeats_answered(coordinator: &statistics::Broker) -> i64 {
+    let of_other_kinds: i64 = coordinator.req.values().sum();
+    i64::try_from(coordinator.rx).unwrap_or(i64::MAX) - of_other_kinds
 }
 
 /// How far a partition is fetched, as of the last statistics.
@@ -124,11 +132,11 @@ impl Context {
     /// A member that gets no partition is not called back where the broker assigns (KIP-848). It is ready once the
     /// coordinator has answered a heartbeat.
     fn note_membership(&self, statistics: &Statistics) {
-        let sent = statistics.brokers.values().filter_map(|broker| broker.req.get(HEARTBEAT)).sum();
-        self.heartbeats.sent.store(sent, Ordering::SeqCst);
+        let answered = statistics.brokers.get(COORDINATOR).map_or(0, heartbeats_answered);
+        self.heartbeats.answered.store(answered, Ordering::SeqCst);
         let is_joined = statistics.cgrp.as_ref().is_some_and(|group| group.state == "up");
-        if is_joined && sent >= self.heartbeats.before_loss.load(Ordering::SeqCst) + 2 {
-            self.health.clear(&[STARTING, LOST]);
+        if is_joined && answered >= self.heartbeats.before_loss.load(Ordering::SeqCst) + 2 {
+            self.health.clear(&[STARTING, LOST, REPLACED]);
         }
     }
 

@@ -26,15 +26,24 @@ pub struct KafkaProbe {
 
 /// Keeps the client's last error, which says why no broker answers, instead of logging it: the role's own clients do.
 #[derive(Debug, Default)]
-pub(super) struct Observed(Mutex<Option<String>>);
+pub(super) struct Observed(Mutex<Option<Cause>>);
+
+#[derive(Debug)]
+struct Cause {
+    text: String,
+    is_refusal: bool,
+}
 
 impl ClientContext for Observed {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "kafka, as asked by the probe");
-        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::AllBrokersDown) {
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(reason.to_owned());
+        let code = error.rdkafka_error_code();
+        if code != Some(RDKafkaErrorCode::AllBrokersDown) {
+            let is_refusal = code == Some(RDKafkaErrorCode::Authentication);
+            let cause = Cause { text: reason.to_owned(), is_refusal };
+            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
         }
     }
 }
@@ -87,8 +96,8 @@ impl KafkaProbe {
     fn unreachable(&self, error: &KafkaError) -> Lack {
         while self.client.poll(Duration::ZERO).is_some() {}
         let cause = self.client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let why = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {cause}"));
-        let is_refusal = why.contains("uthentication");
+        let is_refusal = cause.as_ref().is_some_and(|cause| cause.is_refusal);
+        let why = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {}", cause.text));
         Lack { why: format!("{}: {why}", self.brokers), is_refusal }
     }
 }

@@ -90,14 +90,13 @@ impl Probed {
     }
 
     async fn lock_and_unlock(&self, connection: &mut Option<MultiplexedConnection>, key: &str) -> RedisResult<()> {
-        let connection = match connection {
-            Some(connection) => connection,
-            None => {
-                let settings = AsyncConnectionConfig::new()
-                    .set_connection_timeout(Some(ANSWERS_WITHIN))
-                    .set_response_timeout(Some(ANSWERS_WITHIN));
-                connection.insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
-            }
+        let connection = if let Some(connection) = connection {
+            connection
+        } else {
+            let settings = AsyncConnectionConfig::new()
+                .set_connection_timeout(Some(ANSWERS_WITHIN))
+                .set_response_timeout(Some(ANSWERS_WITHIN));
+            connection.insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
         };
         LOCK_AND_UNLOCK.key(key).arg("probe").invoke_async(connection).await
     }

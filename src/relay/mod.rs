@@ -2,6 +2,7 @@
 //! an outage came between. The same for releases, which are owed until a worker has reported them
 //! as done.
 
+mod oldest;
 mod pending;
 mod releases;
 

@@ -3,9 +3,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 
-use super::{Relay, RelayError};
+use super::{
+    Relay, RelayError,
+    oldest::{LOOK_EVERY, Oldest},
+};
 use crate::{
     domain::{Horizon, OrderId},
     lifecycle::Shutdown,
@@ -48,6 +51,7 @@ pub struct PendingWatch {
     scanned: OrderId,
     /// Pending orders, and what was done about each.
     watched: BTreeMap<OrderId, Watched>,
+    oldest: Oldest,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -78,7 +82,8 @@ impl PendingWatch {
     /// Watches orders that are pending for longer than the relay's `again_after`.
     pub fn new(relay: Relay, horizon: Horizon, metrics: Metrics) -> Self {
         let scanned = OrderId::first_of(DateTime::UNIX_EPOCH);
-        Self { relay, horizon, metrics, scanned, watched: BTreeMap::new() }
+        let oldest = Oldest::new(metrics.pending_oldest.clone());
+        Self { relay, horizon, metrics, scanned, watched: BTreeMap::new(), oldest }
     }
 
     /// Takes turns until a stop is requested.
@@ -88,7 +93,7 @@ impl PendingWatch {
         loop {
             health.ready();
             tokio::select! {
-                () = tokio::time::sleep(delay.mul_f64(0.5 + fastrand::f64())) => {}
+                () = self.rest(delay.mul_f64(0.5 + fastrand::f64())) => {}
                 () = shutdown.requested() => return,
             }
             // A turn that is broken off has done no harm: what it was producing may be produced again.
@@ -109,17 +114,33 @@ impl PendingWatch {
         }
     }
 
+    /// Waits between turns, and looks after the age of the oldest pending order meanwhile.
+    async fn rest(&mut self, rest: Duration) {
+        let ends_at = Instant::now() + rest;
+        loop {
+            let left = ends_at.saturating_duration_since(Instant::now());
+            tokio::time::sleep(left.min(LOOK_EVERY)).await;
+            if left <= LOOK_EVERY {
+                return;
+            }
+            let (watched, now) = (self.watched.keys().copied(), Utc::now());
+            let decidable = self.horizon.decidable(now).start;
+            if let Err(error) = self.oldest.look(&self.relay.store, watched, decidable, now).await {
+                tracing::debug!(%error, "the oldest pending order is not known");
+            }
+        }
+    }
+
     /// One turn: reads the orders that came since the last, and produces again what is due, as much as a turn may.
     pub async fn turn(&mut self, now: DateTime<Utc>) -> Result<Turn, RelayError> {
         self.forget_decided().await?;
         let expired = self.forget_expired(now);
         let is_complete = self.scan(now).await?;
-        let oldest = match self.watched.keys().next() {
+        let (oldest, from) = match self.watched.keys().next() {
             None if is_complete => self.find_young().await?,
-            oldest => oldest.copied(),
+            oldest => (oldest.copied(), self.scanned),
         };
-        let age = oldest.map_or(TimeDelta::zero(), |oldest| now - oldest.made_at());
-        self.metrics.pending_oldest.set(age.as_seconds_f64().max(0.0));
+        self.oldest.found(oldest, from, now);
         let produced = self.produce_due(now).await?;
         Ok(Turn { produced, expired, is_complete })
     }
@@ -168,8 +189,8 @@ impl PendingWatch {
         Ok(false)
     }
 
-    /// The oldest pending order among those that are too young to be watched.
-    async fn find_young(&self) -> Result<Option<OrderId>, StoreError> {
+    /// The oldest pending order among those that are too young to be watched, and up to where all were read.
+    async fn find_young(&self) -> Result<(Option<OrderId>, OrderId), StoreError> {
         let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
         let scanning = Instant::now();
         for _ in 0..CHUNKS_MAX {
@@ -179,10 +200,10 @@ impl PendingWatch {
             let scan = self.relay.store.scan_pending(from, end, CHUNK, 1).await?;
             match (scan.pending.first(), scan.last) {
                 (None, Some(last)) => from = last,
-                (oldest, _) => return Ok(oldest.copied()),
+                (oldest, _) => return Ok((oldest.copied(), from)),
             }
         }
-        Ok(None)
+        Ok((None, from))
     }
 
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {

@@ -70,6 +70,10 @@ impl StockStore {
 }
 
 async fn probe(db: &Database, work: &[Work]) -> Result<(), Lack> {
+    // The role itself has closed it, at its stop.
+    if db.sessions().are_closed() {
+        return Ok(());
+    }
     let tried = try_work(db, work).await;
     let Err(failed) = tried else { return Ok(()) };
     let Failure { why, is_refusal } = if failed.is_refusal { failed } else { cause(db, failed).await };

@@ -166,6 +166,10 @@ impl Sessions {
         self.shared.permits.available_permits() == 0
     }
 
+    pub fn are_closed(&self) -> bool {
+        self.shared.permits.is_closed()
+    }
+
     pub fn options(&self) -> &MySqlConnectOptions {
         &self.shared.options
     }

@@ -81,10 +81,10 @@ impl Component {
         self.report(Some(why.into()));
     }
 
-    /// Ready, if it was not for one of these reasons alone.
+    /// Ready, if the reason against it begins with one of these.
     pub fn clear(&self, reasons: &[&str]) {
         let mut state = self.lock();
-        if state.not_ready.as_deref().is_some_and(|why| reasons.contains(&why)) {
+        if state.not_ready.as_deref().is_some_and(|why| reasons.iter().any(|reason| why.starts_with(reason))) {
             state.not_ready = None;
         }
     }
