@@ -21,14 +21,12 @@ use uuid::Uuid;
 
 use super::{
     LockError, Patience, Wanted,
-    master::{Answer, Claim, Master, Unlock},
+    client::clients,
+    master::{Claim, Master, Unlock},
+    scripts::Answer,
     turns::Turns,
 };
-use crate::{
-    config::{self, SecretUrl},
-    domain::ProductId,
-    telemetry::Metrics,
-};
+use crate::{config, domain::ProductId, telemetry::Metrics};
 
 /// A claim that was refused is made again at its turn, and after half this time to all of it in any case: keys that expire, or that
 /// others than stocklock release, give no sign.
@@ -54,15 +52,13 @@ pub struct Redlock {
 }
 
 impl Redlock {
-    /// Connects to nothing yet. Fails where a URL does not parse.
-    pub fn new(lock: &config::Lock, urls: &[SecretUrl], metrics: &Metrics) -> Result<Self, LockError> {
-        let (mut masters, mut clients) = (Vec::new(), Vec::new());
-        for url in urls {
-            let bad_url = |error| LockError::BadUrl(format!("{url}: {error}"));
-            let client = Master::client(url.expose()).map_err(bad_url)?;
-            masters.push(Master::new(&client, lock.node_timeout).map_err(bad_url)?);
-            clients.push(client);
-        }
+    /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is none.
+    pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
+        let clients = clients(redis)?;
+        let opened = clients.iter().zip(&redis.urls).map(|(client, url)| {
+            Master::new(client, lock.node_timeout).map_err(|error| LockError::BadUrl(format!("{url}: {error}")))
+        });
+        let masters = opened.collect::<Result<_, _>>()?;
         let (prefix, waiter) = (Arc::from(lock.prefix.as_str()), Arc::from(Uuid::now_v7().simple().to_string()));
         Ok(Self {
             masters,
