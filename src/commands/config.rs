@@ -42,7 +42,8 @@ pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     Answer::Done
 }
 
-/// What the clients of the dependencies refuse themselves, such as a file that is missing. Connects to nothing.
+/// What the clients of the dependencies refuse themselves, such as a file that is missing. Connects
+/// to nothing.
 async fn refused_by_clients(mut config: Config) -> Vec<String> {
     config.lock.strategy = LockStrategy::Redlock;
     let opening = async {

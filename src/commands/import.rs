@@ -21,7 +21,8 @@ use crate::{backoff::Backoff, config::Config};
 
 /// Attempts at an order while the server says that it is overloaded.
 const MAX_ATTEMPTS: u32 = 20;
-/// Attempts at an order while nobody listens at the server's address: some seconds, for a server that restarts.
+/// Attempts at an order while nobody listens at the server's address: some seconds, for a server
+/// that restarts.
 const MAX_CONNECTIONS: u32 = 6;
 /// Errors that are printed; the others are counted.
 const SHOWN: u64 = 10;
@@ -82,7 +83,8 @@ struct Import<'a> {
     is_server_away: bool,
 }
 
-/// Places the orders of a file. A line that the server cannot take stops nobody; without a server, the rest of the file is only counted.
+/// Places the orders of a file. A line that the server cannot take stops nobody; without a server,
+/// the rest of the file is only counted.
 pub async fn run(args: &ImportArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let file = File::open(&args.file).await.with_context(|| args.file.display().to_string())?;
     let style = ProgressStyle::with_template("{spinner} {pos} orders answered, {per_sec}, {elapsed}  {msg}")?;
@@ -145,7 +147,8 @@ impl Import<'_> {
     }
 }
 
-/// Places one order. An order that was surely not saved, as the server was overloaded or away, is tried again.
+/// Places one order. An order that was surely not saved, as the server was overloaded or away, is
+/// tried again.
 async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> Reply {
     let (mut failures, mut absences) = (Backoff::default(), Backoff::default());
     loop {

@@ -74,7 +74,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
-    /// Ask a role on its admin address whether it is live or ready: exit status 0 it is, 1 it is not, 2 no answer
+    /// Ask a role on its admin address whether it is live or ready: exit status 0 it is, 1 it is
+    /// not, 2 no answer
     Probe(probe::ProbeArgs),
 }
 
@@ -88,7 +89,8 @@ enum Answer {
 }
 
 impl Cli {
-    /// Reads the arguments of this process. Where they are wrong, or ask for help alone, that is printed: the exit status.
+    /// Reads the arguments of this process. Where they are wrong, or ask for help alone, that is
+    /// printed: the exit status.
     pub fn read() -> Result<Self, ExitCode> {
         Self::try_parse().map_err(|error| {
             let arguments: Vec<_> = std::env::args_os().collect();

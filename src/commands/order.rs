@@ -40,7 +40,8 @@ pub enum OrderCommand {
     Import(import::ImportArgs),
     /// Report that an order failed, as a downstream system does
     ///
-    /// The report goes to the order-status topic. Whether there is such an order, and whether it may still fail, is decided after that.
+    /// The report goes to the order-status topic. Whether there is such an order, and whether it
+    /// may still fail, is decided after that.
     Fail {
         /// The order's id
         id: OrderId,

@@ -1,5 +1,5 @@
-//! What commands print: results on standard output, errors on standard error. A reader that is gone, as `head` is, ends a command in
-//! silence.
+//! What commands print: results on standard output, errors on standard error. A reader that is
+//! gone, as `head` is, ends a command in silence.
 
 use std::{
     fmt,
@@ -15,12 +15,14 @@ use super::Output;
 const BROKEN_PIPE_STATUS: i32 = 141;
 const FAILED_STATUS: i32 = 2;
 
-/// Prints a line of a result. It hides the standard library's macro in this room, which panics where the reader is gone.
+/// Prints a line of a result. It hides the standard library's macro in this room, which panics
+/// where the reader is gone.
 macro_rules! println {
     ($($line:tt)+) => { $crate::commands::print::line(format_args!($($line)+)) };
 }
 
-/// Prints a line on standard error. It hides the standard library's macro in this room, which panics where the reader is gone.
+/// Prints a line on standard error. It hides the standard library's macro in this room, which
+/// panics where the reader is gone.
 macro_rules! eprintln {
     ($($line:tt)+) => { $crate::commands::print::error_line(format_args!($($line)+)) };
 }

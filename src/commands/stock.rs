@@ -13,9 +13,11 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub enum StockCommand {
-    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and `available`
+    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and
+    /// `available`
     ///
-    /// The columns may be in any order. Where a row is wrong, each wrong row is reported and nothing is imported.
+    /// The columns may be in any order. Where a row is wrong, each wrong row is reported and
+    /// nothing is imported.
     Import {
         /// The file, or /dev/stdin
         file: PathBuf,
@@ -95,7 +97,7 @@ async fn restock(store: &StockStore, id: &ProductId, quantity: i64, output: Outp
             return Ok(Answer::No);
         }
         Err(StoreError::Refused(why)) => {
-            complaint(&why.to_string(), output);
+            complaint(&why, output);
             return Ok(Answer::No);
         }
         Err(error) => return Err(error.into()),

@@ -25,7 +25,8 @@ const MAX_NAME_CHARS: usize = 255;
 const MAX_ERRORS: usize = 20;
 const COLUMNS: [&str; 3] = ["product_id", "name", "available"];
 
-/// Reads the file twice: a row that is wrong anywhere in it must not leave half of it imported. Fails with a line for each wrong row.
+/// Reads the file twice: a row that is wrong anywhere in it must not leave half of it imported.
+/// Fails with a line for each wrong row.
 pub async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Result<Answer> {
     let mut file = open(path).with_context(|| path.display().to_string())?;
     let rows = check(path, &file)?;

@@ -1,4 +1,5 @@
-//! What the text of a value may be, where its type alone does not say it. Each fails with what is wrong, without the value.
+//! What the text of a value may be, where its type alone does not say it. Each fails with what is
+//! wrong, without the value.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -103,7 +104,8 @@ pub(super) fn redis_urls(text: &str) -> Result<Vec<SecretUrl>, String> {
     }
 }
 
-/// The server that a URL names, written the same way however the URL writes it. A name that resolves to another's address is not seen.
+/// The server that a URL names, written the same way however the URL writes it. A name that
+/// resolves to another's address is not seen.
 fn redis_server(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no list of URLs: {error}"))?;
     if url.fragment().is_some() {

@@ -28,7 +28,8 @@ impl Key {
     }
 
     /// The key that a variable was meant to set which is not read: its underscores are not those of
-    /// [`Self::environment_name`], or its letters are small. `None` for variables that have nothing to do with it.
+    /// [`Self::environment_name`], or its letters are small. `None` for variables that have nothing
+    /// to do with it.
     pub fn meant_by(variable: &str) -> Option<&'static Self> {
         let name = variable.to_lowercase().replace(['.', '-'], "_");
         let name = name.strip_prefix("stocklock_")?;

@@ -8,16 +8,18 @@ use redis::{
 use super::LockError;
 use crate::config::{self, SecretUrl};
 
-/// How long a request is waited for before the connection counts as broken, and data without acknowledgement before it is.
+/// How long a request is waited for before the connection counts as broken, and data without
+/// acknowledgement before it is.
 pub(super) const BROKEN_AFTER: Duration = Duration::from_secs(2);
 
 /// What a PEM file has in it.
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// A client of each master, in the order of `redis.urls`. Connects to nothing yet. Fails where a URL does not parse, or where a file of
-/// certificates is missing or is none.
+/// A client of each master, in the order of `redis.urls`. Connects to nothing yet. Fails where a
+/// URL does not parse, or where a file of certificates is missing or is none.
 pub(super) fn clients(redis: &config::Redis) -> Result<Vec<Client>, LockError> {
-    // The cryptography of rustls is the process's. Without this line it would depend on the features that other crates give it.
+    // The cryptography of rustls is the process's. Without this line it would depend on the
+    // features that other crates give it.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     let tls = certificates(redis)?;
     let opened = redis

@@ -223,8 +223,9 @@ impl Master {
         Ok(refused)
     }
 
-    /// Unlocks what of the claim is locked, and tries all of it. Fails where the master cannot be reached or deletes nothing; the keys
-    /// then expire. That nobody is told whose turn it is, is a warning alone.
+    /// Unlocks what of the claim is locked, and tries all of it. Fails where the master cannot be
+    /// reached or deletes nothing; the keys then expire. That nobody is told whose turn it is, is a
+    /// warning alone.
     pub async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
         let mut unlocked = Ok(());
         for chunk in chunks(claim) {

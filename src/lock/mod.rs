@@ -86,7 +86,8 @@ pub enum Held {
 }
 
 impl Locks {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
+    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
+    /// is none.
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
         if lock.strategy == LockStrategy::Row {
             return Ok(Self::Row);

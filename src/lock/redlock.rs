@@ -52,7 +52,8 @@ pub struct Redlock {
 }
 
 impl Redlock {
-    /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is none.
+    /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is
+    /// none.
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
         let clients = clients(redis)?;
         let opened = clients.iter().zip(&redis.urls).map(|(client, url)| {
@@ -153,7 +154,14 @@ impl Redlock {
     async fn peek(&self, wanted: &Wanted) -> Vec<BTreeSet<ProductId>> {
         let claim = self.claim(wanted);
         let patience = Master::patience(&claim, self.node_timeout);
-        let asked = self.masters.iter().map(|master| async { timeout(patience, master.peek(&claim)).await.ok()?.ok() });
+        let asked = self.masters.iter().map(|master| async {
+            // One whose last answer is overdue is asked nothing, so that requests cannot pile up at
+            // it.
+            if !master.is_settled() {
+                return None;
+            }
+            timeout(patience, master.peek(&claim)).await.ok()?.ok()
+        });
         let answers = hear(asked, self.quorum(), |answer| answer.as_ref().map(|_| true)).await;
         let answers: Vec<_> = answers.into_iter().flatten().flatten().collect();
         let mut refusals = HashMap::new();

@@ -1,19 +1,22 @@
-//! What a master is asked, as scripts. docs/locking.md lists the commands in them, since a user of Redis needs the right to each.
+//! What a master is asked, as scripts. docs/locking.md lists the commands in them, since a user of
+//! Redis needs the right to each.
 
 use std::sync::LazyLock;
 
 use redis::{FromRedisValue, ParsingError, Script, Value};
 
-/// Where whose turn it is gets published, after the prefix of the keys. No product's id has a space in it, so neither this nor any other
-/// of our names is a product's key.
+/// Where whose turn it is gets published, after the prefix of the keys. No product's id has a space
+/// in it, so neither this nor any other of our names is a product's key.
 pub(super) const TURNS: &str = " turns";
 
 /// What all scripts have in common.
 ///
-/// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has waited, reckoned by the master's own
-/// clock. To be there still, each has a key that lives for `PLACE_LASTS`. A set names the keys that have queues.
+/// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has
+/// waited, reckoned by the master's own clock. To be there still, each has a key that lives for
+/// `PLACE_LASTS`. A set names the keys that have queues.
 ///
-/// The error of a command that the user has no right to names the command: Redis itself does not, within a script.
+/// The error of a command that the user has no right to names the command: Redis itself does not,
+/// within a script.
 macro_rules! script {
     ($($body:tt)+) => {
         LazyLock::new(|| {
@@ -23,7 +26,8 @@ macro_rules! script {
                  local command, subject, failure
                  local function failed(why)
                    why = type(why) == 'table' and why.err or tostring(why)
-                   if string.find(why, 'NOPERM') or string.find(why, 'ACL') or string.find(why, 'The user executing') then
+                   if string.find(why, 'NOPERM') or string.find(why, 'ACL')
+                       or string.find(why, 'The user executing') then
                      why = 'NOPERM ' .. command .. ': ' .. why .. ' (' .. tostring(subject) .. ')'
                    end
                    failure = failure or string.gsub(why, '[\\r\\n]', ' ')
@@ -89,8 +93,9 @@ macro_rules! asking_script {
     };
 }
 
-/// Locks all keys or none, and answers as [`Answer`] has it. Where another holds one, or has waited for it for longer, the claimant gets
-/// a place in its queue, and keeps those that it has in others'.
+/// Locks all keys or none, and answers as [`Answer`] has it. Where another holds one, or has waited
+/// for it for longer, the claimant gets a place in its queue, and keeps those that it has in
+/// others'.
 pub(super) static LOCK: LazyLock<Script> = asking_script!(
     "for i, key in ipairs(KEYS) do
        local its_turn = is_its_turn(key)
@@ -106,7 +111,8 @@ pub(super) static LOCK: LazyLock<Script> = asking_script!(
      return 0"
 );
 
-/// Answers the numbers of the keys that would be refused, and keeps the claimant's places in queues.
+/// Answers the numbers of the keys that would be refused, and keeps the claimant's places in
+/// queues.
 pub(super) static PEEK: LazyLock<Script> = asking_script!(
     "local refused = {}
      for i, key in ipairs(KEYS) do
@@ -124,10 +130,11 @@ pub(super) static EXTEND: LazyLock<Script> = script!(
      return extended"
 );
 
-/// Deletes the keys that are still held, and no others, whatever else fails. Then the caller leaves their queues where it is done with
-/// them, and the first in each is told that it is its turn.
+/// Deletes the keys that are still held, and no others, whatever else fails. Then the caller leaves
+/// their queues where it is done with them, and the first in each is told that it is its turn.
 ///
-/// Fails where a key could not be deleted, after it has tried all. Answers what failed of the rest, or nothing.
+/// Fails where a key could not be deleted, after it has tried all. Answers what failed of the rest,
+/// or nothing.
 pub(super) static UNLOCK: LazyLock<Script> = script!(
     "local is_done, released, told = ARGV[5], {}, {}
      for _, key in ipairs(KEYS) do

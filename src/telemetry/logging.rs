@@ -19,8 +19,8 @@ use tracing_subscriber::{
 
 use crate::config::{Log, LogFormat};
 
-/// Logs go to standard error; lines that cannot be written there are lost. Fails where `log.level` is neither a level nor a list of
-/// directives.
+/// Logs go to standard error; lines that cannot be written there are lost. Fails where `log.level`
+/// is neither a level nor a list of directives.
 pub fn init_logging(log: &Log) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.level).map_err(|e| anyhow::anyhow!("log.level = {:?}: {e}", log.level))?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
@@ -31,7 +31,8 @@ pub fn init_logging(log: &Log) -> anyhow::Result<()> {
     initialised.map_err(|e| anyhow::anyhow!("logging: {e}"))
 }
 
-/// An object a line: `timestamp`, `level`, `message` and the other fields, `target`. A list is an array.
+/// An object a line: `timestamp`, `level`, `message` and the other fields, `target`. A list is an
+/// array.
 struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -102,8 +103,8 @@ impl<M: SerializeMap> Visit for Fields<M> {
     }
 }
 
-/// The list of a text that the alternate form of `Debug` made: an item a line. `None` for all else, and for lists of what takes more than
-/// a line.
+/// The list of a text that the alternate form of `Debug` made: an item a line. `None` for all else,
+/// and for lists of what takes more than a line.
 fn list(text: &str) -> Option<Value> {
     if text == "[]" {
         return Some(Value::Array(Vec::new()));

@@ -13,7 +13,8 @@ use stocklock::commands::Cli as Arguments;
 
 use crate::harness::{Cli, Database, Strategy, World};
 
-/// Runs a command whose reader takes so many lines and goes, and answers its exit status and standard error.
+/// Runs a command whose reader takes so many lines and goes, and answers its exit status and
+/// standard error.
 fn read_in_part(env: &BTreeMap<String, String>, args: &[&str], lines: usize) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
     command.args(args).envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

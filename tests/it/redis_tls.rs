@@ -28,7 +28,8 @@ fn certificates() -> TempDir {
     dir
 }
 
-/// A master with a port for TLS, which takes no connection without the client's certificate where that is asked for.
+/// A master with a port for TLS, which takes no connection without the client's certificate where
+/// that is asked for.
 async fn master(dir: &Path, asks_for_certificate: &str) -> Masters {
     let file = |name: &str| dir.join(name).display().to_string();
     let (ca, certificate, key) = (file("ca.crt"), file("tls.crt"), file("tls.key"));

@@ -56,10 +56,11 @@ fn what_is_no_list_stays_what_it_is() {
     let line = logged(|| {
         let nested = vec![vec![1], vec![2]];
         let address = "[::1]";
-        tracing::warn!(?nested, %address, text = "[1, 2]", number = 1.5, count = 3, yes = true, kind = ?Kind::Beta, "[x] y");
+        let text = "[1, 2]";
+        tracing::warn!(?nested, %address, text, number = 1.5, count = 3, yes = true, kind = ?Kind::Beta, "[x] y");
     });
 
-    let expected = json!({"level": "WARN", "message": "[x] y", "nested": "[[1], [2]]", "address": "[::1]", "text": "[1, 2]",
-                          "number": 1.5, "count": 3, "yes": true, "kind": "Beta", "target": line["target"]});
+    let expected = json!({"level": "WARN", "message": "[x] y", "nested": "[[1], [2]]", "address": "[::1]",
+                          "text": "[1, 2]", "number": 1.5, "count": 3, "yes": true, "kind": "Beta", "target": line["target"]});
     assert_eq!(line, expected);
 }

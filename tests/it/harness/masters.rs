@@ -38,7 +38,8 @@ impl Masters {
         masters
     }
 
-    /// A master that speaks TLS at an address of its own, and without TLS at that of [`Self::urls`].
+    /// A master that speaks TLS at an address of its own, and without TLS at that of
+    /// [`Self::urls`].
     pub async fn start_with_tls(settings: &[&str]) -> Self {
         let tls = free_address();
         let (_, port) = tls.rsplit_once(':').expect("host:port");
