@@ -3,7 +3,8 @@
 FROM rust:1.95-bookworm AS build
 WORKDIR /src
 COPY . .
-RUN cargo build --release --locked
+# Without debug information, which is four fifths of the binary; the names of functions stay, for backtraces.
+RUN cargo build --release --locked && strip --strip-debug target/release/stocklock
 
 FROM debian:12-slim
 RUN apt-get update \
@@ -16,7 +17,6 @@ USER 10001
 ENV STOCKLOCK__HTTP__LISTEN=0.0.0.0:8080 \
     STOCKLOCK__ADMIN__LISTEN=0.0.0.0:9464
 EXPOSE 8080 9464
-# The image has no HTTP client, and bash can speak enough of it.
-HEALTHCHECK --interval=5s --timeout=3s --start-period=30s --retries=3 CMD ["bash", "-c", \
-    "exec 3<>/dev/tcp/127.0.0.1/9464 && printf 'GET /readyz HTTP/1.0\\r\\n\\r\\n' >&3 && head -n 1 <&3 | grep -q ' 200 '"]
+# Asks the address that admin.listen names.
+HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["stocklock", "probe", "ready"]
 ENTRYPOINT ["stocklock"]

@@ -2,14 +2,16 @@
 
 use std::{process::ExitCode, time::Duration};
 
-use clap::Parser;
 use stocklock::commands::Cli;
 
 /// How long what still blocks a thread may hold up the end of the process, such as a client of brokers that are away.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::read() {
+        Ok(cli) => cli,
+        Err(status) => return status,
+    };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

@@ -108,6 +108,7 @@ missing_packages() {
     tools)
       unless kcat kcat
       unless curl curl
+      unless openssl openssl
       unless python3 python3
       ;;
     kafka)

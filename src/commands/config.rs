@@ -1,8 +1,15 @@
+use std::fs::File;
+
+use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{Answer, Output};
-use crate::config::{Config, KEYS, Key, Layers, SecretUrl};
+use super::{Answer, Output, print, process};
+use crate::{
+    config::{Config, ConfigError, KEYS, Key, Layers, LockStrategy, SecretUrl},
+    kafka::Producer,
+    lock::{Lease, Locks},
+};
 
 #[derive(Debug, Args)]
 pub struct ConfigArgs {
@@ -11,18 +18,47 @@ pub struct ConfigArgs {
     check: bool,
 }
 
-pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
+pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }
-    if let Err(errors) = Config::resolve(layers) {
-        eprintln!("{errors}");
+    let errors = match Config::resolve(layers) {
+        Err(ConfigError(errors)) => errors,
+        Ok(config) if args.check => refused_by_clients(config).await,
+        Ok(_) => Vec::new(),
+    };
+    if !errors.is_empty() {
+        match output {
+            Output::Text => errors.iter().for_each(|error| eprintln!("{error}")),
+            Output::Json => print::failure(&super::wrong_configuration(errors).into(), output),
+        }
         return Answer::No;
     }
-    if args.check {
-        println!("the configuration is valid");
+    match (args.check, output) {
+        (true, Output::Text) => println!("the configuration is valid"),
+        (true, Output::Json) => println!("{}", json!({"valid": true})),
+        (false, _) => {}
     }
     Answer::Done
+}
+
+/// What the clients of the dependencies refuse themselves, such as a file that is missing. Connects
+/// to nothing.
+async fn refused_by_clients(mut config: Config) -> Vec<String> {
+    config.lock.strategy = LockStrategy::Redlock;
+    let opening = async {
+        let metrics = process::metrics()?;
+        process::open_order_store(&config, &metrics)?;
+        process::open_stock_store(&config, &metrics)?;
+        for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location")) {
+            File::open(file).with_context(|| format!("kafka.{}: {file}", name.replace('.', "_")))?;
+        }
+        Locks::new(&config.lock, &config.redis, &metrics)?;
+        Lease::new(&config.lock, &config.redis, "check")?;
+        Producer::new(&config.kafka).context("kafka")?;
+        anyhow::Ok(())
+    };
+    opening.await.err().map(|error| format!("{error:#}")).into_iter().collect()
 }
 
 fn show(layers: &Layers, output: Output) {

@@ -16,101 +16,177 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Answer, Output};
+use super::{Answer, Output, order::MAX_WAIT_SECONDS};
 use crate::{backoff::Backoff, config::Config};
 
 /// Attempts at an order while the server says that it is overloaded.
 const MAX_ATTEMPTS: u32 = 20;
+/// Attempts at an order while nobody listens at the server's address: some seconds, for a server
+/// that restarts.
+const MAX_CONNECTIONS: u32 = 6;
 /// Errors that are printed; the others are counted.
 const SHOWN: u64 = 10;
 
 #[derive(Debug, Args)]
 pub struct ImportArgs {
+    /// The file, or /dev/stdin
     file: PathBuf,
     /// Requests at once
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
     /// Wait up to so many seconds for each outcome
-    #[arg(long, value_name = "SECONDS")]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
     wait: Option<u64>,
 }
 
-/// How one order was answered.
+/// What became of one line.
 enum Reply {
     Accepted,
     Completed,
     Refused(String),
     Invalid,
+    /// The server does not take it: it is no order.
     Error(String),
+    /// The server takes no orders now.
+    Overloaded(String),
+    /// There is no server.
+    Unreachable(String),
+    /// The order may be placed or not: its answer never came.
+    Unknown(String),
 }
 
+/// How many lines there are of each kind. Those of the first four kinds are placed.
 #[derive(Default)]
 struct Tally {
-    placed: u64,
+    read: u64,
     accepted: u64,
     completed: u64,
     failed: BTreeMap<String, u64>,
     invalid: u64,
     errors: u64,
+    /// They were not sent, or the server took no orders.
+    unplaced: u64,
+    unknown: u64,
+    complaints: u64,
 }
 
+/// An import under way.
+struct Import<'a> {
+    args: &'a ImportArgs,
+    client: Client,
+    url: String,
+    requests: JoinSet<(u64, Reply, Duration)>,
+    tally: Tally,
+    latencies: Histogram<u64>,
+    progress: ProgressBar,
+    /// The rest of the file is counted, and not sent.
+    is_server_away: bool,
+}
+
+/// Places the orders of a file. A line that the server cannot take stops nobody; without a server,
+/// the rest of the file is only counted.
 pub async fn run(args: &ImportArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let file = File::open(&args.file).await.with_context(|| args.file.display().to_string())?;
-    let mut lines = BufReader::with_capacity(1 << 16, file).lines();
-    let client = Client::builder().pool_max_idle_per_host(args.concurrency.into()).build()?;
-    let url = format!("{}/v1/orders", config.client.url);
-    let style = ProgressStyle::with_template("{spinner} {pos} orders placed, {per_sec}, {elapsed}  {msg}")?;
-    let progress = ProgressBar::new_spinner().with_style(style);
-    let mut tally = Tally::default();
-    let mut latencies = Histogram::<u64>::new_with_max(600_000_000, 3)?;
-    let mut requests = JoinSet::new();
+    let style = ProgressStyle::with_template("{spinner} {pos} orders answered, {per_sec}, {elapsed}  {msg}")?;
+    let mut import = Import {
+        args,
+        client: Client::builder().pool_max_idle_per_host(args.concurrency.into()).build()?,
+        url: format!("{}/v1/orders", config.client.url),
+        requests: JoinSet::new(),
+        tally: Tally::default(),
+        latencies: Histogram::new_with_max(600_000_000, 3)?,
+        progress: ProgressBar::new_spinner().with_style(style),
+        is_server_away: false,
+    };
     let begun = Instant::now();
-    let mut exhausted = false;
-    while !exhausted || !requests.is_empty() {
-        while !exhausted && requests.len() < args.concurrency.into() {
-            match lines.next_line().await.with_context(|| args.file.display().to_string())? {
-                Some(line) if line.trim().is_empty() => {}
-                Some(line) => drop(requests.spawn(place(client.clone(), url.clone(), line, args.wait))),
-                None => exhausted = true,
-            }
-        }
-        let Some(answered) = requests.join_next().await else { break };
-        let (reply, latency) = answered?;
-        latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
-        tally.add(reply, &progress);
-        progress.inc(1);
-    }
-    progress.finish_and_clear();
-    tally.print(begun.elapsed(), &latencies, output);
-    Ok(if tally.errors == 0 { Answer::Done } else { Answer::No })
+    let read = import.place_all(file).await;
+    import.progress.finish_and_clear();
+    import.tally.print(begun.elapsed(), &import.latencies, output);
+    read.with_context(|| format!("{}: line {}", args.file.display(), import.tally.read + 1))?;
+    Ok(import.tally.answer())
 }
 
-/// Places one order. An order that was surely not saved, as the server was overloaded, is tried again.
-async fn place(client: Client, url: String, body: String, wait: Option<u64>) -> (Reply, Duration) {
-    let begun = Instant::now();
-    let mut failures = Backoff::default();
+impl Import<'_> {
+    /// Fails where the file cannot be read, once the lines before are answered.
+    async fn place_all(&mut self, file: File) -> anyhow::Result<()> {
+        // In bytes: a line that is not UTF-8 is wrong by itself alone.
+        let mut lines = BufReader::with_capacity(1 << 16, file).split(b'\n');
+        let (mut number, mut exhausted) = (0, None);
+        while exhausted.is_none() || !self.requests.is_empty() {
+            while exhausted.is_none() && self.requests.len() < self.args.concurrency.into() {
+                number += 1;
+                match lines.next_segment().await {
+                    Ok(Some(line)) if line.iter().all(u8::is_ascii_whitespace) => {}
+                    Ok(Some(line)) => self.send(number, line),
+                    Ok(None) => exhausted = Some(Ok(())),
+                    Err(error) => exhausted = Some(Err(error)),
+                }
+            }
+            let Some(answered) = self.requests.join_next().await else { continue };
+            let (number, reply, latency) = answered?;
+            self.latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            self.is_server_away |= matches!(reply, Reply::Unreachable(_));
+            self.tally.add(number, reply, &self.progress);
+            self.progress.inc(1);
+        }
+        Ok(exhausted.unwrap_or(Ok(()))?)
+    }
+
+    fn send(&mut self, number: u64, line: Vec<u8>) {
+        self.tally.read += 1;
+        if self.is_server_away {
+            self.tally.unplaced += 1;
+            return;
+        }
+        let (client, url, wait) = (self.client.clone(), self.url.clone(), self.args.wait);
+        self.requests.spawn(async move {
+            let begun = Instant::now();
+            let reply = place(&client, &url, line, wait).await;
+            (number, reply, begun.elapsed())
+        });
+    }
+}
+
+/// Places one order. An order that was surely not saved, as the server was overloaded or away, is
+/// tried again.
+async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> Reply {
+    let (mut failures, mut absences) = (Backoff::default(), Backoff::default());
     loop {
-        let mut request = client.post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
+        let mut request = client.post(url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
         if let Some(seconds) = wait {
             request = request.header("prefer", format!("wait={seconds}"));
         }
-        let reply = match request.header("content-type", "application/json").body(body.clone()).send().await {
-            Err(error) => Reply::Error(format!("{:#}", anyhow::Error::new(error))),
-            Ok(response) => match response.status() {
-                StatusCode::ACCEPTED => Reply::Accepted,
-                StatusCode::CREATED => Reply::Completed,
-                StatusCode::CONFLICT => Reply::Refused(reason(response).await),
-                StatusCode::UNPROCESSABLE_ENTITY => Reply::Invalid,
-                StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS
-                    if failures.failures() < MAX_ATTEMPTS =>
-                {
+        let response = match request.header("content-type", "application/json").body(body.clone()).send().await {
+            Ok(response) => response,
+            Err(error) if error.is_connect() && absences.failures() + 1 < MAX_CONNECTIONS => {
+                tokio::time::sleep(absences.next_delay()).await;
+                continue;
+            }
+            Err(error) => {
+                let is_away = error.is_connect();
+                let why = format!("{:#}", anyhow::Error::new(error));
+                return if is_away { Reply::Unreachable(why) } else { Reply::Unknown(why) };
+            }
+        };
+        match response.status() {
+            StatusCode::ACCEPTED => return Reply::Accepted,
+            StatusCode::CREATED => return Reply::Completed,
+            StatusCode::CONFLICT => return Reply::Refused(reason(response).await),
+            StatusCode::UNPROCESSABLE_ENTITY => return Reply::Invalid,
+            status => {
+                let is_overloaded = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status);
+                if is_overloaded && failures.failures() < MAX_ATTEMPTS {
                     tokio::time::sleep(failures.next_delay()).await;
                     continue;
                 }
-                status => Reply::Error(format!("{status}: {}", response.text().await.unwrap_or_default())),
-            },
-        };
-        return (reply, begun.elapsed());
+                let why = format!("{status}: {}", response.text().await.unwrap_or_default());
+                return match status {
+                    _ if is_overloaded => Reply::Overloaded(why),
+                    _ if status.is_server_error() => Reply::Unknown(why),
+                    _ => Reply::Error(why),
+                };
+            }
+        }
     }
 }
 
@@ -120,19 +196,33 @@ async fn reason(response: reqwest::Response) -> String {
 }
 
 impl Tally {
-    fn add(&mut self, reply: Reply, progress: &ProgressBar) {
-        self.placed += 1;
-        match reply {
-            Reply::Accepted => self.accepted += 1,
-            Reply::Completed => self.completed += 1,
-            Reply::Refused(reason) => *self.failed.entry(reason).or_default() += 1,
-            Reply::Invalid => self.invalid += 1,
-            Reply::Error(error) => {
-                self.errors += 1;
-                if self.errors <= SHOWN {
-                    progress.suspend(|| eprintln!("order {}: {error}", self.placed));
-                }
+    fn add(&mut self, number: u64, reply: Reply, progress: &ProgressBar) {
+        let (count, complaint) = match reply {
+            Reply::Accepted => (&mut self.accepted, None),
+            Reply::Completed => (&mut self.completed, None),
+            Reply::Refused(reason) => (self.failed.entry(reason).or_default(), None),
+            Reply::Invalid => (&mut self.invalid, None),
+            Reply::Error(why) => (&mut self.errors, Some(why)),
+            Reply::Overloaded(why) | Reply::Unreachable(why) => {
+                (&mut self.unplaced, Some(format!("not placed: {why}")))
             }
+            Reply::Unknown(why) => (&mut self.unknown, Some(format!("perhaps placed: {why}"))),
+        };
+        *count += 1;
+        if let Some(why) = complaint {
+            self.complaints += 1;
+            if self.complaints <= SHOWN {
+                progress.suspend(|| eprintln!("line {number}: {why}"));
+            }
+        }
+    }
+
+    /// Unknown where an order could not be placed for want of the server, or perhaps was.
+    fn answer(&self) -> Answer {
+        match (self.unplaced + self.unknown, self.errors) {
+            (0, 0) => Answer::Done,
+            (0, _) => Answer::No,
+            _ => Answer::Unknown,
         }
     }
 
@@ -142,22 +232,30 @@ impl Tally {
             (f64::from(micros) / 1000.0 * 100.0).round() / 100.0
         };
         let (p50, p99, seconds) = (millis(0.5), millis(0.99), elapsed.as_secs_f64());
+        let failed: u64 = self.failed.values().sum();
+        let placed = self.accepted + self.completed + failed;
         if output == Output::Json {
             println!(
                 "{}",
-                json!({"placed": self.placed, "accepted": self.accepted, "completed": self.completed, "failed": self.failed,
-                       "invalid": self.invalid, "errors": self.errors, "seconds": (seconds * 1000.0).round() / 1000.0,
-                       "p50_ms": p50, "p99_ms": p99})
+                json!({"read": self.read, "placed": placed, "accepted": self.accepted, "completed": self.completed,
+                       "failed": self.failed, "invalid": self.invalid, "errors": self.errors, "unplaced": self.unplaced,
+                       "unknown": self.unknown, "seconds": (seconds * 1000.0).round() / 1000.0, "p50_ms": p50,
+                       "p99_ms": p99})
             );
             return;
         }
-        let failed: u64 = self.failed.values().sum();
         println!(
-            "{} orders placed in {seconds:.1} s: {} accepted, {} completed, {failed} failed, {} invalid, {} errors",
-            self.placed, self.accepted, self.completed, self.invalid, self.errors
+            "{placed} of {} orders placed in {seconds:.1} s: {} accepted, {} completed, {failed} failed",
+            self.read, self.accepted, self.completed
         );
         for (reason, count) in &self.failed {
             println!("  failed {count:>8}  {reason}");
+        }
+        if placed < self.read {
+            println!(
+                "  the others: {} invalid, {} errors, {} not placed, {} perhaps placed",
+                self.invalid, self.errors, self.unplaced, self.unknown
+            );
         }
         println!("  answered in p50 {p50} ms, p99 {p99} ms");
     }

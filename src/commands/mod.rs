@@ -1,15 +1,20 @@
 //! The command line, a file per subcommand; the only place that wires the rooms together.
 
+#[macro_use]
+mod print;
+
 mod bench;
 mod config;
 mod dependencies;
 mod import;
 mod order;
+mod probe;
 mod process;
 mod releases;
 mod roles;
 mod setup;
 mod stock;
+mod stock_import;
 mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -30,10 +35,10 @@ pub struct Cli {
     /// A TOML file of settings; `stocklock config` shows them all
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Sets one key, over the file and the environment
+    /// Set one key, over the file and the environment
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// How results are printed
+    /// How results and errors are printed
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
     #[command(subcommand)]
@@ -74,6 +79,9 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
+    /// Ask a role on its admin address whether it is live or ready: exit status 0 it is, 1 it is
+    /// not, 2 no answer
+    Probe(probe::ProbeArgs),
 }
 
 /// Done, or the answer is no. (What keeps a command from its answer is an error.)
@@ -86,11 +94,28 @@ enum Answer {
 }
 
 impl Cli {
+    /// Reads the arguments of this process. Where they are wrong, or ask for help alone, that is
+    /// printed: the exit status.
+    pub fn read() -> Result<Self, ExitCode> {
+        Self::try_parse().map_err(|error| {
+            let arguments: Vec<_> = std::env::args_os().collect();
+            let asks_for_json = arguments.iter().any(|argument| argument == "--output=json")
+                || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
+            if error.use_stderr() && asks_for_json {
+                let text = error.render().to_string();
+                print::failure(&anyhow::anyhow!("{}", text.trim_start_matches("error: ").trim_end()), Output::Json);
+            } else {
+                let _nobody_reads_it = error.print();
+            }
+            ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
+        })
+    }
+
     /// Runs the command and answers its exit status. Errors are printed on standard error.
     pub async fn run(self) -> ExitCode {
-        let layers = Layers::read(self.config.as_deref(), std::env::vars(), &self.set);
+        let layers = Layers::read(self.config.as_deref(), Layers::variables(), &self.set);
         let answer = match self.command {
-            Command::Config(args) => Ok(config::run(&args, &layers, self.output)),
+            Command::Config(args) => Ok(config::run(&args, &layers, self.output).await),
             command => match start(&layers) {
                 Ok(config) => command.run(config, &layers, self.output).await,
                 Err(error) => Err(error),
@@ -101,7 +126,7 @@ impl Cli {
             Ok(Answer::No) => ExitCode::from(1),
             Ok(Answer::Unknown) => ExitCode::from(2),
             Err(error) => {
-                eprintln!("stocklock: {error:#}");
+                print::failure(&error, self.output);
                 ExitCode::from(2)
             }
         }
@@ -109,10 +134,13 @@ impl Cli {
 }
 
 fn start(layers: &Layers) -> anyhow::Result<Config> {
-    let config = Config::resolve(layers)
-        .map_err(|ConfigError(errors)| anyhow::anyhow!("the configuration is wrong:\n  {}", errors.join("\n  ")))?;
+    let config = Config::resolve(layers).map_err(|ConfigError(errors)| wrong_configuration(errors))?;
     init_logging(&config.log)?;
     Ok(config)
+}
+
+fn wrong_configuration(errors: Vec<String>) -> print::Faults {
+    print::Faults { what: "the configuration is wrong".to_owned(), errors }
 }
 
 impl Command {
@@ -130,6 +158,7 @@ impl Command {
             Self::Releases(command) => releases::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
+            Self::Probe(args) => probe::run(&args, &config, output).await,
             Self::Config(_) => unreachable!("the configuration is shown without being resolved first"),
         }
     }

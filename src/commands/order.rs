@@ -14,6 +14,9 @@ use crate::{
     wire::OrderStatusCodec,
 };
 
+/// The longest that the API waits for an outcome.
+pub(super) const MAX_WAIT_SECONDS: u64 = 60;
+
 #[derive(Debug, Subcommand)]
 pub enum OrderCommand {
     /// Place one order
@@ -22,23 +25,30 @@ pub enum OrderCommand {
         #[arg(required = true, value_name = "ID=QUANTITY", value_parser = parse_line)]
         lines: Vec<Line>,
         /// Wait up to so many seconds for the outcome; exit status 1 where the order is refused
-        #[arg(long, value_name = "SECONDS")]
+        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
         wait: Option<u64>,
         /// The caller's own name for the order
         #[arg(long)]
         reference: Option<String>,
     },
     /// Show an order
-    Show { id: OrderId },
+    Show {
+        /// The order's id
+        id: OrderId,
+    },
     /// Place the orders of an NDJSON file, one request body a line; invalid ones are counted and passed over
     Import(import::ImportArgs),
     /// Report that an order failed, as a downstream system does
+    ///
+    /// The report goes to the order-status topic. Whether there is such an order, and whether it
+    /// may still fail, is decided after that.
     Fail {
+        /// The order's id
         id: OrderId,
-        /// Why
+        /// Why it failed, which the order keeps
         #[arg(long)]
         reason: String,
-        /// Who says so
+        /// The system that reports it
         #[arg(long, default_value = "stocklock-cli")]
         source: String,
     },
@@ -73,7 +83,7 @@ async fn place(
         body["reference"] = json!(reference);
     }
     let url = format!("{}/v1/orders", config.client.url);
-    let mut request = Client::new().post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
+    let mut request = Client::builder().build()?.post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
     if let Some(seconds) = wait {
         request = request.header("prefer", format!("wait={seconds}"));
     }
@@ -89,8 +99,13 @@ async fn place(
 
 async fn show(config: &Config, id: OrderId, output: Output) -> anyhow::Result<Answer> {
     let url = format!("{}/v1/orders/{id}", config.client.url);
-    let response =
-        Client::new().get(&url).timeout(Duration::from_secs(30)).send().await.with_context(|| url.clone())?;
+    let response = Client::builder()
+        .build()?
+        .get(&url)
+        .timeout(Duration::from_secs(30))
+        .send()
+        .await
+        .with_context(|| url.clone())?;
     let (status, body) = (response.status(), body_of(response).await);
     print(&body, output);
     match status {
@@ -133,6 +148,11 @@ async fn fail(
     let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;
     producer.produce(topic, vec![message]).await.with_context(|| format!("brokers {}", config.kafka.brokers))?;
-    print(&json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic}), output);
+    let reported =
+        json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic, "outcome": "unknown"});
+    print(&reported, output);
+    if output == Output::Text {
+        println!("Whether this order exists, and now fails, this command cannot know: stocklock order show {order_id}");
+    }
     Ok(Answer::Done)
 }

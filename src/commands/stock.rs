@@ -1,34 +1,39 @@
-use std::{collections::HashSet, path::PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context as _, bail};
 use chrono::Utc;
 use clap::Subcommand;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::json;
 
-use super::{Answer, Output, process};
+use super::{Answer, Output, print::complaint, process, stock_import};
 use crate::{
     config::Config,
     domain::{MAX_AVAILABLE, ProductId},
-    store::{ImportSummary, Product, StockStore, StoreError},
+    store::{Product, StockStore, StoreError},
 };
-
-const CHUNK: usize = 1_000;
-const MAX_NAME_CHARS: usize = 255;
 
 #[derive(Debug, Subcommand)]
 pub enum StockCommand {
-    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and `available`
-    Import { file: PathBuf },
+    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and
+    /// `available`
+    ///
+    /// The columns may be in any order. Where a row is wrong, each wrong row is reported and
+    /// nothing is imported.
+    Import {
+        /// The file, or /dev/stdin
+        file: PathBuf,
+    },
     /// Show products, all of them unless some are named
     Show {
+        /// The products to show
         #[arg(value_parser = ProductId::parse)]
         ids: Vec<ProductId>,
     },
     /// Add units of a product
     Restock {
+        /// The product, which exists
         #[arg(value_parser = ProductId::parse)]
         id: ProductId,
+        /// How many units come to those that are there
         #[arg(value_parser = clap::value_parser!(i64).range(1..=MAX_AVAILABLE))]
         quantity: i64,
     },
@@ -37,75 +42,9 @@ pub enum StockCommand {
 pub async fn run(command: StockCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let store = process::open_stock_store(config, &process::metrics()?)?;
     match command {
-        StockCommand::Import { file } => import(&store, &file, output).await,
+        StockCommand::Import { file } => stock_import::run(&store, &file, output).await,
         StockCommand::Show { ids } => show(&store, &ids, output).await,
         StockCommand::Restock { id, quantity } => restock(&store, &id, quantity, output).await,
-    }
-}
-
-/// Reads the file twice: a row that is wrong anywhere in it must not leave half of it imported.
-async fn import(store: &StockStore, file: &PathBuf, output: Output) -> anyhow::Result<Answer> {
-    let rows = check(file).with_context(|| format!("{}: nothing was imported", file.display()))?;
-    let style = ProgressStyle::with_template("importing {bar:40} {pos}/{len} products, {per_sec}")?;
-    let progress = ProgressBar::new(rows as u64).with_style(style);
-    let mut summary = ImportSummary::default();
-    let mut products = read(file)?.map(|row| row.map(|(_, product)| product));
-    loop {
-        let chunk = products.by_ref().take(CHUNK).collect::<anyhow::Result<Vec<_>>>()?;
-        if chunk.is_empty() {
-            break;
-        }
-        let done = store.import(&chunk, Utc::now()).await?;
-        summary.added += done.added;
-        summary.changed += done.changed;
-        summary.unchanged += done.unchanged;
-        progress.inc(chunk.len() as u64);
-    }
-    progress.finish_and_clear();
-    let ImportSummary { added, changed, unchanged } = summary;
-    match output {
-        Output::Json => println!("{}", json!({"added": added, "changed": changed, "unchanged": unchanged})),
-        Output::Text => println!("{added} products added, {changed} changed, {unchanged} unchanged"),
-    }
-    Ok(Answer::Done)
-}
-
-/// Answers how many rows there are. Fails at the first that is wrong.
-fn check(file: &PathBuf) -> anyhow::Result<usize> {
-    let mut seen = HashSet::new();
-    for row in read(file)? {
-        let (line, product) = row?;
-        if let Some(twice) = seen.replace(product.product_id) {
-            bail!("line {line}: product {twice} stands twice");
-        }
-    }
-    Ok(seen.len())
-}
-
-/// The products of a file, each with its line.
-fn read(file: &PathBuf) -> anyhow::Result<impl Iterator<Item = anyhow::Result<(u64, Product)>>> {
-    let mut reader = csv::Reader::from_path(file).with_context(|| file.display().to_string())?;
-    let expected = ["product_id", "name", "available"];
-    if reader.headers()?.iter().ne(expected) {
-        bail!("line 1: the columns must be {}", expected.join(","));
-    }
-    Ok(reader.into_records().map(|record| {
-        let record = record?;
-        let line = record.position().map_or(0, csv::Position::line);
-        let product = parse(&record).with_context(|| format!("line {line}"))?;
-        Ok((line, product))
-    }))
-}
-
-fn parse(record: &csv::StringRecord) -> anyhow::Result<Product> {
-    let product_id = ProductId::parse(&record[0])?;
-    let name = record[1].to_owned();
-    if name.chars().count() > MAX_NAME_CHARS {
-        bail!("the name of {product_id} has more than {MAX_NAME_CHARS} characters");
-    }
-    match record[2].parse() {
-        Ok(available @ 0..=MAX_AVAILABLE) => Ok(Product { product_id, name, available }),
-        _ => bail!("available {:?} of {product_id} is not a whole number from 0 to {MAX_AVAILABLE}", &record[2]),
     }
 }
 
@@ -125,7 +64,7 @@ async fn show(store: &StockStore, ids: &[ProductId], output: Output) -> anyhow::
         }
     }
     for id in ids.iter().filter(|id| !products.iter().any(|p| p.product_id == **id)) {
-        eprintln!("no product {id}");
+        complaint(&format!("no product {id}"), output);
     }
     let all_found = sorted(ids).len() <= products.len();
     Ok(if all_found { Answer::Done } else { Answer::No })
@@ -154,11 +93,11 @@ async fn restock(store: &StockStore, id: &ProductId, quantity: i64, output: Outp
     let available = match store.restock(id, quantity, Utc::now()).await {
         Ok(Some(available)) => available,
         Ok(None) => {
-            eprintln!("no product {id}");
+            complaint(&format!("no product {id}"), output);
             return Ok(Answer::No);
         }
         Err(StoreError::Refused(why)) => {
-            eprintln!("{why}");
+            complaint(&why, output);
             return Ok(Answer::No);
         }
         Err(error) => return Err(error.into()),

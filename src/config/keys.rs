@@ -22,9 +22,23 @@ impl Key {
     }
 
     /// The known key that is written most like `name`.
-    pub fn nearest(name: &str) -> &'static str {
+    pub fn nearest(name: &str) -> &'static Self {
         let nearest = KEYS.iter().min_by_key(|key| strsim::damerau_levenshtein(key.name, name));
-        nearest.map_or("", |key| key.name)
+        nearest.unwrap_or(&KEYS[0])
+    }
+
+    /// The key that a variable was meant to set which is not read: its underscores are not those of
+    /// [`Self::environment_name`], or its letters are small. `None` for variables that have nothing
+    /// to do with it.
+    pub fn meant_by(variable: &str) -> Option<&'static Self> {
+        let name = variable.to_lowercase().replace(['.', '-'], "_");
+        let name = name.strip_prefix("stocklock_")?;
+        let plain = |text: &str| {
+            text.replace('.', "_").split('_').filter(|word| !word.is_empty()).collect::<Vec<_>>().join("_")
+        };
+        let meant = KEYS.iter().find(|key| plain(key.name) == plain(name));
+        // Nobody but us has two underscores in a name that begins so.
+        meant.or_else(|| name.contains("__").then(|| Self::nearest(&name.trim_start_matches('_').replace("__", "."))))
     }
 
     /// `STOCKLOCK__SECTION__KEY`
@@ -77,6 +91,9 @@ pub const KEYS: &[Key] = &[
         "redis://127.0.0.1:6379",
         "1, 3 or 5 independent masters, comma separated; redlock alone uses them",
     ),
+    key("redis.ssl_ca_location", "", "file of the certificate authorities of rediss:// masters; not set: the system's"),
+    key("redis.ssl_certificate_location", "", "file of the client's certificate"),
+    key("redis.ssl_key_location", "", "file of the client's private key"),
     key("lock.strategy", "row", "row (MySQL row locks) or redlock (a multi-lock in Redis)"),
     key("lock.ttl", "10s", "a lock that nobody renews, in Redis or in a database, is free after this time"),
     key("lock.node_timeout", "100ms", "how long one Redis master may take to connect or to answer"),

@@ -1,4 +1,4 @@
-use std::{collections::BTreeMap, fmt, path::Path};
+use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
 
 use super::{KEYS, Key};
 
@@ -35,6 +35,13 @@ pub struct Layers {
 }
 
 impl Layers {
+    /// The environment. What is not UTF-8 is in it with replacement characters, which
+    /// [`super::Config::resolve`] reports.
+    pub fn variables() -> impl Iterator<Item = (String, String)> {
+        let text = |text: OsString| text.to_string_lossy().into_owned();
+        std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
+    }
+
     /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`. What is wrong is kept
     /// for [`super::Config::resolve`] to report.
     pub fn read(file: Option<&Path>, env: impl Iterator<Item = (String, String)>, flags: &[String]) -> Self {
@@ -45,6 +52,8 @@ impl Layers {
         for (name, value) in env {
             if let Some(key) = name.strip_prefix("STOCKLOCK__") {
                 layers.set(&key.replace("__", ".").to_lowercase(), value, Origin::Environment, &name);
+            } else if let Some(meant) = Key::meant_by(&name) {
+                layers.errors.push(format!("{name}: is not read; did you mean {}?", meant.environment_name()));
             }
         }
         for flag in flags {
@@ -108,10 +117,20 @@ impl Layers {
 
     fn set(&mut self, name: &str, value: String, origin: Origin, place: &str) {
         match Key::find(name) {
+            Some(_) if value.contains(char::REPLACEMENT_CHARACTER) => {
+                self.errors.push(format!("{place}: the value of {name} is not UTF-8"));
+            }
             Some(key) => {
                 self.set.insert(key.name, (value, origin));
             }
-            None => self.errors.push(format!("{place}: unknown key {name}; did you mean {}?", Key::nearest(name))),
+            None => {
+                let nearest = Key::nearest(name);
+                let variable = match origin {
+                    Origin::Environment => format!(" Its variable is {}.", nearest.environment_name()),
+                    _ => String::new(),
+                };
+                self.errors.push(format!("{place}: unknown key {name}; did you mean {}?{variable}", nearest.name));
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The configuration, and the only reader of the environment: defaults, then a TOML file, then `STOCKLOCK__SECTION__KEY`,
 //! then flags.
 
+mod formats;
 mod keys;
 mod layers;
 mod values;
@@ -85,6 +86,10 @@ pub struct Store {
 pub struct Redis {
     /// 1, 3 or 5 independent masters.
     pub urls: Vec<SecretUrl>,
+    /// The authorities that sign the masters' certificates; `None`: the system's.
+    pub ssl_ca: Option<PathBuf>,
+    /// The files of the client's certificate and of its private key.
+    pub ssl_client: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Clone)]
@@ -165,11 +170,12 @@ impl Config {
         let mut values = values::Values::new(layers);
         let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
         let topics = values.topics();
+        let ([http, admin], [worker_group, compensator_group]) = (values.listeners(), values.groups());
         let lock_ttl = values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
         let config = Self {
             kafka: Kafka {
-                brokers: values.get("kafka.brokers"),
-                group_id: values.get("kafka.group_id"),
+                brokers: values.read("kafka.brokers", formats::brokers),
+                group_id: worker_group,
                 group_instance_id: values.optional("kafka.group_instance_id"),
                 group_protocol: values.get("kafka.group_protocol"),
                 session_timeout,
@@ -179,7 +185,7 @@ impl Config {
             },
             order_store: values.store("order_store.url", "order_store.migrate_url", "order_store.pool_max"),
             stock_store: values.store("stock_store.url", "stock_store.migrate_url", "stock_store.pool_max"),
-            redis: Redis { urls: values.redis_urls() },
+            redis: values.redis(),
             lock: Lock {
                 strategy: values.get("lock.strategy"),
                 ttl: lock_ttl,
@@ -193,7 +199,7 @@ impl Config {
                 lanes: values.within("worker.lanes", 1, 64),
             },
             compensator: Compensator {
-                group_id: values.get("compensator.group_id"),
+                group_id: compensator_group,
                 batches: values.batches("compensator.batch_max", "compensator.linger"),
             },
             ingest: Ingest {
@@ -209,10 +215,10 @@ impl Config {
             retention: values.retention(&topics),
             topics,
             stop: Stop { deadline: values.between("stop.deadline", Duration::from_secs(1), Duration::from_secs(3600)) },
-            http: Listen { listen: values.get("http.listen") },
-            admin: Listen { listen: values.get("admin.listen") },
-            client: Client { url: values.get("client.url") },
-            log: Log { format: values.get("log.format"), level: values.get("log.level") },
+            http,
+            admin,
+            client: Client { url: values.read("client.url", formats::http_url) },
+            log: Log { format: values.get("log.format"), level: values.read("log.level", formats::log_level) },
         };
         values.finish()?;
         Ok(config)

@@ -107,3 +107,155 @@ fn writer_schemas_are_files_that_may_have_an_id_each() {
         assert!(error.contains("topics.writer_schemas"), "{error}");
     }
 }
+
+/// Sets one key to values that cannot work, each alone, and to values that can.
+fn check(key: &str, refused: &[&str], taken: &[&str]) {
+    for value in refused {
+        let resolved = resolve(&[], &[&format!("{key}={value}")]);
+        let ConfigError(errors) = resolved.expect_err(&format!("{key}={value} is taken"));
+        assert!(errors.len() == 1 && errors[0].starts_with(&format!("{key} = ")), "{key}={value}: {errors:?}");
+    }
+    for value in taken {
+        let resolved = resolve(&[], &[&format!("{key}={value}")]);
+        assert!(resolved.is_ok(), "{key}={value}: {resolved:?}");
+    }
+}
+
+#[test]
+fn brokers_are_hosts_with_ports() {
+    check(
+        "kafka.brokers",
+        &["host:port", "host:0", "host:65536", ":9092", "a:1,,b:2", "a b:1", "[::1:9092", "http:", "host:1:2"],
+        &["host", "host:9092", "a:1, b:2", "[::1]:9092", "[::1]", "SASL_SSL://kafka_1.shop:9093", "10.0.0.1:1"],
+    );
+}
+
+#[test]
+fn kafka_security_is_what_the_client_has() {
+    check("kafka.security_protocol", &["sasl_ssk", "tls", ""], &["ssl", "SSL", "PLAINTEXT"]);
+    check("kafka.sasl_mechanism", &["GSSAPI", "SCRAM"], &["plain", "SCRAM-SHA-512", ""]);
+    let sasl = ["kafka.security_protocol=SASL_SSL", "kafka.sasl_mechanism=plain", "kafka.sasl_username=u"];
+    let ConfigError(errors) = resolve(&[], &sasl).unwrap_err();
+    assert!(errors.len() == 1 && errors[0].starts_with("kafka.sasl_password = \"\""), "{errors:?}");
+    let config = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "x")], &sasl).unwrap();
+    let expected = [("security.protocol", "sasl_ssl"), ("sasl.mechanism", "PLAIN")];
+    for (name, value) in expected {
+        assert!(config.kafka.security.contains(&(name, value.to_owned())), "{:?}", config.kafka.security);
+    }
+    for (one, other) in [
+        ("kafka.ssl_certificate_location", "kafka.ssl_key_location"),
+        ("redis.ssl_key_location", "redis.ssl_certificate_location"),
+    ] {
+        let ConfigError(errors) = resolve(&[], &[&format!("{one}=/file")]).unwrap_err();
+        assert!(errors.len() == 1 && errors[0].starts_with(other), "{errors:?}");
+    }
+}
+
+#[test]
+fn topics_have_names_of_their_own_that_kafka_takes() {
+    let (long, longest) = ("x".repeat(250), "x".repeat(249));
+    for key in ["topics.orders", "topics.order_status", "topics.orders_dlq", "topics.order_status_dlq"] {
+        check(key, &["a/b", "a b", "é", ".", "..", "", &long], &["a.B_c-9", &longest]);
+    }
+    for (flags, named) in [
+        (["topics.orders=x", "topics.order_status=x"], "topics.order_status"),
+        (["topics.orders=x.y", "topics.orders_dlq=x_y"], "topics.orders_dlq"),
+        (["kafka.group_id=x", "compensator.group_id=x"], "compensator.group_id"),
+        (["http.listen=0.0.0.0:80", "admin.listen=127.0.0.1:80"], "admin.listen"),
+    ] {
+        let ConfigError(errors) = resolve(&[], &flags).unwrap_err();
+        assert!(errors.len() == 1 && errors[0].starts_with(named), "{errors:?}");
+    }
+    assert!(resolve(&[], &["http.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0"]).is_ok());
+    check("topics.replication", &["0", "-2"], &["-1", "3"]);
+    check("topics.retention", &["0s", "7"], &["1d"]);
+}
+
+#[test]
+fn urls_name_a_server_and_no_parameter_is_ignored() {
+    for key in ["order_store.url", "stock_store.url", "stock_store.migrate_url"] {
+        check(
+            key,
+            &[
+                "mysql://u:p@host:port/shop",
+                "mysql://u:p@host:0/shop",
+                "mysql://u:p@host/",
+                "mysql:///shop",
+                "mysql://host/a/b",
+                "mysql://host/shop?ssl_mode=REQUIRED",
+                "mysql://host/shop?ssl-mode=REQUIERD",
+                "postgres://host/shop",
+            ],
+            &[
+                "mysql://u:p@host/shop?ssl-mode=required&ssl-ca=/ca.crt",
+                "mysql://[::1]:3306/shop",
+                "mysql:///a?socket=/s",
+            ],
+        );
+    }
+    check(
+        "client.url",
+        &["foo", "ftp://host", "http://", "http://host:port", "http://host?x=1", "127.0.0.1:8080"],
+        &["http://127.0.0.1:8080", "https://shop.example.com/stock/"],
+    );
+    assert_eq!(resolve(&[], &["client.url=http://host:1/"]).unwrap().client.url, "http://host:1");
+    check("http.listen", &["localhost:80", "127.0.0.1:port", "80"], &["[::]:80"]);
+}
+
+#[test]
+fn masters_are_different_servers() {
+    check(
+        "redis.urls",
+        &[
+            "redis://a,redis://b,redis://a",
+            "redis://a,redis://b,redis://u:p@A:6379/1",
+            "redis://127.0.0.1,redis://b,rediss://localhost",
+            "redis://[::1]:1,redis://[0:0:0:0:0:0:0:1]:1,redis://b",
+            "unix:///r,unix:///r,unix:///s",
+            "redis://a,redis://b",
+            "redis://a:port",
+            "redis://a/shop",
+            "redis://",
+            "rediss://a#insecure",
+            "http://a",
+            "a:6379",
+            "",
+        ],
+        &["redis://a", "rediss://u:p@a:6380/2", "redis://a:1, redis://a:2, redis://a:3", "valkey://a", "unix:///r"],
+    );
+}
+
+#[test]
+fn a_log_level_is_a_level_or_directives() {
+    check(
+        "log.level",
+        &["inof", "blah=foo", "info,stocklok", ""],
+        &["WARN", "info,stocklock=debug", "off", "rdkafka=off"],
+    );
+}
+
+#[test]
+fn a_variable_that_is_not_read_is_named_with_the_one_that_is() {
+    for (variable, right) in [
+        ("STOCKLOCK_KAFKA__BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
+        ("STOCKLOCK_KAFKA_BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
+        ("STOCKLOCK__KAFKA_BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
+        ("STOCKLOCK___KAFKA__BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
+        ("stocklock__kafka__brokers", "STOCKLOCK__KAFKA__BROKERS"),
+        ("Stocklock.Order-Store.Url", "STOCKLOCK__ORDER_STORE__URL"),
+        ("STOCKLOCK_KAFKA__BROKER", "STOCKLOCK__KAFKA__BROKERS"),
+    ] {
+        let ConfigError(errors) = resolve(&[(variable, "x:1")], &[]).expect_err(variable);
+        assert!(errors.len() == 1 && errors[0].contains(variable) && errors[0].contains(right), "{errors:?}");
+    }
+    // What orchestrators and the tests set.
+    for other in ["STOCKLOCK_SERVICE_HOST", "STOCKLOCK_PORT_80_TCP", "STOCKLOCK_CRASH_AT", "STOCKLOCKED__A", "PATH"] {
+        assert!(resolve(&[(other, "x")], &[]).is_ok(), "{other}");
+    }
+}
+
+#[test]
+fn a_value_that_is_not_utf8_is_refused() {
+    let ConfigError(errors) = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "p\u{fffd}x")], &[]).unwrap_err();
+    assert!(errors.len() == 1 && errors[0].contains("not UTF-8") && !errors[0].contains("p\u{fffd}"), "{errors:?}");
+}

@@ -1,7 +1,9 @@
-use std::{fmt, net::SocketAddr, str::FromStr, time::Duration};
+use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Batches, ConfigError, Key, Layers, Retention, SchemaSource, Store, Topics};
+use super::{Batches, ConfigError, Key, Layers, Listen, Redis, Retention, SchemaSource, Store, Topics, formats};
 use crate::domain::Horizon;
+
+const LONGEST_AGE: Duration = Duration::from_secs(3650 * 86_400);
 
 /// How a worker keeps others off the products of its batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -99,12 +101,6 @@ impl Value for SocketAddr {
     }
 }
 
-impl Value for SecretUrl {
-    fn read(text: &str) -> Result<Self, String> {
-        if text.contains("://") { Ok(Self::new(text)) } else { Err("is not a URL".into()) }
-    }
-}
-
 impl Value for LockStrategy {
     fn read(text: &str) -> Result<Self, String> {
         match text {
@@ -186,28 +182,38 @@ impl<'a> Values<'a> {
     }
 
     pub fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
-        let mysql = |text: &str| {
-            if text.starts_with("mysql://") {
-                Ok(SecretUrl::new(text))
-            } else {
-                Err("is not a mysql:// URL".to_owned())
-            }
-        };
-        let url = self.read(url, mysql);
-        let migrate_url = self.read(migrate_url, |text| if text.is_empty() { Ok(url.clone()) } else { mysql(text) });
+        let url = self.read(url, formats::mysql_url);
+        let or_url = |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
+        let migrate_url = self.read(migrate_url, or_url);
         Store { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
     }
 
     pub fn topics(&mut self) -> Topics {
+        const NAMES: [&str; 4] =
+            ["topics.orders", "topics.order_status", "topics.orders_dlq", "topics.order_status_dlq"];
+        let [orders, order_status, orders_dlq, order_status_dlq] =
+            NAMES.map(|name| (name, self.read(name, formats::topic)));
+        let named = [&orders, &order_status, &orders_dlq, &order_status_dlq];
+        for (number, (name, topic)) in named.into_iter().enumerate() {
+            // Kafka counts two names as one where they differ in dots and underscores alone.
+            let is_same = |other: &str| other.replace('.', "_") == topic.replace('.', "_");
+            if let Some((other, _)) = named.into_iter().take(number).find(|(_, other)| is_same(other)) {
+                self.refuse(name, &format!("is the topic of {other} already"));
+            }
+        }
+        let replication = self.within("topics.replication", -1, 100);
+        if replication == 0 {
+            self.refuse("topics.replication", "is no number of replicas");
+        }
         Topics {
-            orders: self.get("topics.orders"),
-            order_status: self.get("topics.order_status"),
-            orders_dlq: self.get("topics.orders_dlq"),
-            order_status_dlq: self.get("topics.order_status_dlq"),
+            orders: orders.1,
+            order_status: order_status.1,
+            orders_dlq: orders_dlq.1,
+            order_status_dlq: order_status_dlq.1,
             writer_schemas: self.read("topics.writer_schemas", schema_sources),
             partitions: self.within("topics.partitions", 1, 10_000),
-            replication: self.within("topics.replication", -1, 100),
-            retention: self.get("topics.retention"),
+            replication,
+            retention: self.between("topics.retention", Duration::from_secs(60), LONGEST_AGE),
         }
     }
 
@@ -218,7 +224,7 @@ impl<'a> Values<'a> {
 
     /// The horizon is longer than any event waits on its topic, and an order outlives all that refers to it.
     pub fn retention(&mut self, topics: &Topics) -> Retention {
-        let mut age = |name| self.between(name, Duration::from_secs(60), Duration::from_secs(3650 * 86_400));
+        let mut age = |name| self.between(name, Duration::from_secs(60), LONGEST_AGE);
         let (outcomes, movements, orders) =
             (age("retention.outcomes"), age("retention.movements"), age("retention.orders"));
         let idempotency_keys = age("retention.idempotency_keys");
@@ -237,18 +243,37 @@ impl<'a> Values<'a> {
         Retention { horizon, movements, orders, idempotency_keys }
     }
 
-    pub fn redis_urls(&mut self) -> Vec<SecretUrl> {
-        self.read("redis.urls", |text| {
-            let urls = text.split(',').map(|url| SecretUrl::read(url.trim())).collect::<Result<Vec<_>, _>>()?;
-            match urls.len() {
-                1 | 3 | 5 => Ok(urls),
-                n => Err(format!("names {n} masters; 1, 3 or 5 make a majority that is worth having")),
-            }
-        })
+    pub fn redis(&mut self) -> Redis {
+        const NAMES: [&str; 3] = ["redis.ssl_ca_location", "redis.ssl_certificate_location", "redis.ssl_key_location"];
+        let [ssl_ca, certificate, key] = NAMES.map(|name| self.optional(name).map(PathBuf::from));
+        self.go_together(NAMES[1], NAMES[2]);
+        Redis { urls: self.read("redis.urls", formats::redis_urls), ssl_ca, ssl_client: certificate.zip(key) }
+    }
+
+    /// The two addresses, which may not be one.
+    pub fn listeners(&mut self) -> [Listen; 2] {
+        let [http, admin]: [SocketAddr; 2] = ["http.listen", "admin.listen"].map(|name| self.get(name));
+        let is_every = http.ip().is_unspecified() || admin.ip().is_unspecified();
+        if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip()) {
+            self.refuse("admin.listen", "has the port of http.listen");
+        }
+        [http, admin].map(|listen| Listen { listen })
+    }
+
+    /// The two groups, of which no process may be in both under one name.
+    pub fn groups(&mut self) -> [String; 2] {
+        let [workers, compensators]: [String; 2] =
+            ["kafka.group_id", "compensator.group_id"].map(|name| self.get(name));
+        if workers == compensators {
+            self.refuse("compensator.group_id", "is kafka.group_id: workers and compensators are two groups");
+        }
+        [workers, compensators]
     }
 
     /// The keys that librdkafka knows under the same name with dots.
     pub fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
+        const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
+        const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
         const NAMES: [(&str, &str); 8] = [
             ("kafka.security_protocol", "security.protocol"),
             ("kafka.sasl_mechanism", "sasl.mechanism"),
@@ -259,8 +284,32 @@ impl<'a> Values<'a> {
             ("kafka.ssl_key_location", "ssl.key.location"),
             ("kafka.ssl_key_password", "ssl.key.password"),
         ];
-        let all = NAMES.map(|(ours, theirs)| (theirs, self.read(ours, |text| Ok(text.to_owned()))));
+        let all = NAMES.map(|(ours, theirs)| {
+            let value = self.read(ours, |text| match ours {
+                "kafka.security_protocol" => formats::one_of(text, &PROTOCOLS).map(str::to_owned),
+                "kafka.sasl_mechanism" if !text.is_empty() => formats::one_of(text, &MECHANISMS).map(str::to_owned),
+                _ => Ok(text.to_owned()),
+            });
+            (theirs, value)
+        });
+        if all[0].1.starts_with("sasl_") {
+            for ((ours, _), (_, value)) in NAMES.iter().zip(&all).skip(1).take(3) {
+                if value.is_empty() {
+                    self.refuse(ours, &format!("is needed with kafka.security_protocol = {}", all[0].1));
+                }
+            }
+        }
+        self.go_together("kafka.ssl_certificate_location", "kafka.ssl_key_location");
         all.into_iter().filter(|(_, value)| !value.is_empty()).collect()
+    }
+
+    /// Refuses one of two keys without the other.
+    fn go_together(&mut self, first: &str, second: &str) {
+        for (name, other) in [(first, second), (second, first)] {
+            if self.optional(name).is_none() && self.optional(other).is_some() {
+                self.refuse(name, &format!("is needed with {other}"));
+            }
+        }
     }
 
     /// Adds an error to a key whose value goes ill with another's.
@@ -274,7 +323,7 @@ impl<'a> Values<'a> {
         clippy::panic,
         reason = "a key that KEYS lacks, or a default that does not parse, is a bug that a test finds"
     )]
-    fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    pub fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(key) = Key::find(name) else { panic!("no key {name}") };
         let (text, origin) = self.layers.value(key);
         match parse(text) {

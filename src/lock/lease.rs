@@ -3,7 +3,7 @@ use std::time::Duration;
 use rslock::{Lock, LockManager};
 use tokio::time::timeout;
 
-use super::LockError;
+use super::{LockError, client::clients};
 use crate::config;
 
 /// Keeps a job that one process at a time suffices for from being done by several, as far as Redis can: the job must bear it where
@@ -20,16 +20,13 @@ pub enum Lease {
 }
 
 impl Lease {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse.
+    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
+    /// is none.
     pub fn new(lock: &config::Lock, redis: &config::Redis, job: &str) -> Result<Self, LockError> {
         if lock.strategy == config::LockStrategy::Row {
             return Ok(Self::None);
         }
-        let clients = redis
-            .urls
-            .iter()
-            .map(|url| redis::Client::open(url.expose()).map_err(|error| LockError::BadUrl(format!("{url}: {error}"))));
-        let mut masters = LockManager::from_clients(clients.collect::<Result<_, _>>()?);
+        let mut masters = LockManager::from_clients(clients(redis)?);
         masters.set_retry(1, Duration::from_millis(1));
         // No product's id has a space, so that this is no product's key.
         let key = format!("{}job {job}", lock.prefix);

@@ -1,21 +1,26 @@
 use std::{
+    collections::BTreeSet,
     io::{self, ErrorKind},
     ops::Range,
     sync::{
-        Arc, LazyLock, Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
 use redis::{
-    Client, FromRedisValue, IntoConnectionInfo as _, ParsingError, RedisError, RedisResult, Script, Value,
+    Client, FromRedisValue, RedisError, RedisResult, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
-    io::tcp::TcpSettings,
 };
 use tokio::{
     sync::oneshot,
     time::{sleep, timeout},
+};
+
+use super::{
+    client::{BROKEN_AFTER, lacks_a_right},
+    scripts::{Answer, EXTEND, LOCK, PEEK, UNLOCK},
 };
 
 /// The keys of a batch, and what tells them from anybody else's.
@@ -35,144 +40,12 @@ pub(super) struct Claim {
 /// Keys of one script. A master serves nobody else while it runs, less than 3 ms.
 const KEYS_AT_A_TIME: usize = 1_000;
 
-/// How long a request is waited for before the connection counts as broken, and data without acknowledgement before it is.
-const BROKEN_AFTER: Duration = Duration::from_secs(2);
-
 /// How often a master that did not answer is asked to forget what it was asked before.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
 /// How long one stays in a key's queue without asking for it again: longer than a batch usually takes, since whoever goes on with less
 /// asks for the rest with the next one.
 const PLACE_LASTS: Duration = Duration::from_secs(2);
-
-/// Where whose turn it is gets published, after the prefix of the keys. No product's id has a space in it, so neither this nor any other
-/// of our names is a product's key.
-pub(super) const TURNS: &str = " turns";
-
-/// What all scripts have in common.
-///
-/// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has waited, reckoned by the master's own
-/// clock. To be there still, each has a key that lives for [`PLACE_LASTS`]. A set names the keys that have queues.
-macro_rules! script {
-    ($($body:tt)+) => {
-        LazyLock::new(|| {
-            Script::new(concat!(
-                "local token, ttl, prefix, waiter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-                 local queues, has_queue = prefix .. ' queues', {}
-                 for i, yes in ipairs(redis.call('SMISMEMBER', queues, unpack(KEYS))) do has_queue[KEYS[i]] = yes == 1 end
-                 local function first_in_queue(key)
-                   while true do
-                     local first = redis.call('ZRANGE', key .. ' queue', 0, 0, 'WITHSCORES')
-                     if #first == 0 then
-                       redis.call('SREM', queues, key)
-                       return nil
-                     end
-                     if redis.call('EXISTS', key .. ' place ' .. first[1]) == 1 then return first[1], tonumber(first[2]) end
-                     redis.call('ZREM', key .. ' queue', first[1])
-                   end
-                 end\n",
-                $($body)+
-            ))
-        })
-    };
-}
-
-/// The same for scripts that ask for keys.
-macro_rules! asking_script {
-    ($body:literal) => {
-        script!(concat!(
-            "local waited, place_lasts = ARGV[5], ARGV[6]
-             local time = redis.call('TIME')
-             local since = time[1] * 1000 + math.floor(time[2] / 1000) - waited
-             local function take_place(key)
-               redis.call('ZADD', key .. ' queue', since, waiter)
-               redis.call('SET', key .. ' place ' .. waiter, '', 'PX', place_lasts)
-               redis.call('PEXPIRE', key .. ' queue', ttl)
-               redis.call('PEXPIRE', queues, ttl)
-             end
-             local function is_its_turn(key)
-               if not has_queue[key] then return true end
-               if redis.call('ZSCORE', key .. ' queue', waiter) then take_place(key) end
-               local first, first_since = first_in_queue(key)
-               return not first or first == waiter or first_since > since
-             end\n",
-            $body
-        ))
-    };
-}
-
-/// Locks all keys or none, and answers as [`Answer`] has it. Where another holds one, or has waited for it for longer, the claimant gets
-/// a place in its queue, and keeps those that it has in others'.
-static LOCK: LazyLock<Script> = asking_script!(
-    "for i, key in ipairs(KEYS) do
-       local its_turn = is_its_turn(key)
-       if not (its_turn and redis.call('SET', key, token, 'NX', 'PX', ttl)) then
-         for granted = 1, i - 1 do redis.call('DEL', KEYS[granted]) end
-         redis.call('SADD', queues, key)
-         take_place(key)
-         for later = i + 1, #KEYS do is_its_turn(KEYS[later]) end
-         return its_turn and 1 or 2
-       end
-     end
-     return 0"
-);
-
-/// Answers the numbers of the keys that would be refused, and keeps the claimant's places in queues.
-static PEEK: LazyLock<Script> = asking_script!(
-    "local refused = {}
-     for i, key in ipairs(KEYS) do
-       if not is_its_turn(key) or redis.call('EXISTS', key) == 1 then refused[#refused + 1] = i end
-     end
-     return refused"
-);
-
-/// Answers how many keys were still held, and are now for another TTL.
-static EXTEND: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        "local token, ttl, extended = ARGV[1], ARGV[2], 0
-         for _, key in ipairs(KEYS) do
-           if redis.call('GET', key) == token then extended = extended + redis.call('PEXPIRE', key, ttl) end
-         end
-         return extended",
-    )
-});
-
-/// Deletes the keys that are still held, and no others, and tells whose turn it is now. Who is done with them leaves their queues.
-static UNLOCK: LazyLock<Script> = script!(
-    "local is_done, told = ARGV[5], {}
-     for _, key in ipairs(KEYS) do
-       if has_queue[key] and is_done == '1' then redis.call('ZREM', key .. ' queue', waiter) end
-       if redis.call('GET', key) == token then
-         redis.call('DEL', key)
-         local first = has_queue[key] and first_in_queue(key)
-         if first and first ~= waiter and not told[first] then
-           redis.call('PUBLISH', prefix .. ' turns', first)
-           told[first] = true
-         end
-       end
-     end"
-);
-
-/// What a master makes of a claim.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
-    Granted,
-    /// Another holds one of the keys.
-    Held,
-    /// Another has waited for one of them for longer.
-    OthersTurn,
-}
-
-impl FromRedisValue for Answer {
-    fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
-        match usize::from_redis_value(value)? {
-            0 => Ok(Self::Granted),
-            1 => Ok(Self::Held),
-            2 => Ok(Self::OthersTurn),
-            other => Err(format!("no answer to a claim: {other}").into()),
-        }
-    }
-}
 
 /// What becomes of the places in the queues of keys that are unlocked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -194,6 +67,8 @@ pub(super) struct Master {
     unsettled: Arc<AtomicUsize>,
     /// Since the last claim that it answered it has failed.
     is_failing: Arc<AtomicBool>,
+    /// What an operator was warned of, each thing once.
+    warned_of: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Master {
@@ -206,13 +81,14 @@ impl Master {
             .set_response_timeout(Some(broken_after));
         let connection = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
         let connection = Arc::new(Mutex::new(connection));
-        Ok(Self { client: client.clone(), settings, connection, unsettled: Arc::default(), is_failing: Arc::default() })
-    }
-
-    /// Fails where the URL does not parse.
-    pub fn client(url: &str) -> RedisResult<Client> {
-        let tcp = TcpSettings::default().set_nodelay(true).set_user_timeout(BROKEN_AFTER);
-        Client::open(url.into_connection_info()?.set_tcp_settings(tcp))
+        Ok(Self {
+            client: client.clone(),
+            settings,
+            connection,
+            unsettled: Arc::default(),
+            is_failing: Arc::default(),
+            warned_of: Arc::default(),
+        })
     }
 
     /// Claims all keys or none. `None` where it does not answer in time or cannot lock anything. What
@@ -229,6 +105,9 @@ impl Master {
             match locked.unwrap_or_else(|_| Err(io::Error::from(ErrorKind::TimedOut).into())) {
                 Ok(answered) => {
                     master.works();
+                    if answered == Answer::Repeated {
+                        master.is_repeated();
+                    }
                     let (heard, is_heard) = oneshot::channel::<()>();
                     // Where nobody waits for it any more, it comes back and ends here.
                     drop(answer.send((answered, heard)));
@@ -267,10 +146,30 @@ impl Master {
     }
 
     fn fails(&self, error: &RedisError) {
-        if !self.is_failing.swap(true, Ordering::SeqCst) {
+        // Of a right that lacks the operator was warned.
+        if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
             let master = self.client.get_connection_info().addr();
             tracing::warn!(%master, %error, "a Redis master does not lock anything");
         }
+    }
+
+    /// Warns once of each command, which the text begins with.
+    fn lacks(&self, error: &str) {
+        if self.is_news(error.split(':').next().unwrap_or_default()) {
+            let master = self.client.get_connection_info().addr();
+            tracing::warn!(%master, error, "the Redis user lacks a right; docs/locking.md lists the rights");
+        }
+    }
+
+    fn is_repeated(&self) {
+        if self.is_news("repeated") {
+            let master = self.client.get_connection_info().addr();
+            tracing::error!(%master, "two URLs of redis.urls name one Redis server, which then has one vote");
+        }
+    }
+
+    fn is_news(&self, of: &str) -> bool {
+        self.warned_of.lock().unwrap_or_else(PoisonError::into_inner).insert(of.to_owned())
     }
 
     fn works(&self) {
@@ -324,12 +223,20 @@ impl Master {
         Ok(refused)
     }
 
-    /// Unlocks what of the claim is locked. Fails where the master cannot be reached; the keys then expire.
+    /// Unlocks what of the claim is locked, and tries all of it. Fails where the master cannot be
+    /// reached or deletes nothing; the keys then expire. That nobody is told whose turn it is, is a
+    /// warning alone.
     pub async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
+        let mut unlocked = Ok(());
         for chunk in chunks(claim) {
-            self.run::<()>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)]).await?;
+            match self.run::<Option<String>>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)]).await {
+                Ok(None) => {}
+                Ok(Some(error)) => self.lacks(error.trim_start_matches("NOPERM ")),
+                Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => unlocked = Err(error),
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
+        unlocked
     }
 
     /// Extends the locks, and answers whether all of them are still held.
@@ -360,7 +267,13 @@ impl Master {
         }
         invocation.arg(&claim.token).arg(millis(claim.ttl)).arg(&*claim.prefix).arg(&*claim.waiter).arg(more);
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        invocation.invoke_async(&mut connection).await
+        let answered = invocation.invoke_async(&mut connection).await;
+        if let Err(error) = &answered
+            && lacks_a_right(error)
+        {
+            self.lacks(error.detail().unwrap_or_default());
+        }
+        answered
     }
 }
 

@@ -1,9 +1,11 @@
 //! The two ways to keep other workers off a batch's products, and a lease on jobs. The only user of Redis.
 
+mod client;
 mod lease;
 mod master;
 mod probe;
 mod redlock;
+mod scripts;
 mod survey;
 mod turns;
 
@@ -41,6 +43,8 @@ pub enum LockError {
     Unanswered(String),
     #[error("redis.urls: {0}")]
     BadUrl(String),
+    #[error("{0}")]
+    BadTls(String),
 }
 
 /// What is to be locked.
@@ -84,12 +88,13 @@ pub enum Held {
 }
 
 impl Locks {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse.
+    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
+    /// is none.
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
         if lock.strategy == LockStrategy::Row {
             return Ok(Self::Row);
         }
-        let redlock = Arc::new(Redlock::new(lock, &redis.urls, metrics)?);
+        let redlock = Arc::new(Redlock::new(lock, redis, metrics)?);
         let fallback = (lock.fallback == LockFallback::Row)
             .then(|| Fallback { lanes: metrics.lock_fallback.clone(), is_on: AtomicBool::new(false) });
         Ok(Self::Redlock { redlock, fallback })

@@ -7,7 +7,7 @@ use prometheus::IntGauge;
 use redis::{AsyncConnectionConfig, Client, RedisResult, Script, aio::MultiplexedConnection};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{LockError, master::Master};
+use super::{LockError, client::clients};
 use crate::{
     config,
     telemetry::{Lack, Metrics},
@@ -41,18 +41,16 @@ struct Probed {
 }
 
 impl MastersProbe {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse.
+    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
     pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
-        let masters = redis.urls.iter().map(|url| {
-            let bad_url = |error| LockError::BadUrl(format!("{url}: {error}"));
-            let client: Client = Master::client(url.expose()).map_err(bad_url)?;
+        let masters = clients(redis)?.into_iter().map(|client| {
             let address = client.get_connection_info().addr().to_string();
             let up = metrics.redis_master_up.with_label_values(&[&address]);
-            Ok(Probed { address, client, connection: Mutex::default(), up })
+            Probed { address, client, connection: Mutex::default(), up }
         });
         // No product's id has a space in it, so that this is no product's key.
         let key = format!("{} probe {}", lock.prefix, uuid::Uuid::now_v7().simple()).into();
-        Ok(Self { masters: masters.collect::<Result<_, _>>()?, key })
+        Ok(Self { masters: masters.collect(), key })
     }
 
     /// Asks every master. Fails where no majority of them locks a key.

@@ -21,14 +21,12 @@ use uuid::Uuid;
 
 use super::{
     LockError, Patience, Wanted,
-    master::{Answer, Claim, Master, Unlock},
+    client::clients,
+    master::{Claim, Master, Unlock},
+    scripts::Answer,
     turns::Turns,
 };
-use crate::{
-    config::{self, SecretUrl},
-    domain::ProductId,
-    telemetry::Metrics,
-};
+use crate::{config, domain::ProductId, telemetry::Metrics};
 
 /// A claim that was refused is made again at its turn, and after half this time to all of it in any case: keys that expire, or that
 /// others than stocklock release, give no sign.
@@ -54,15 +52,14 @@ pub struct Redlock {
 }
 
 impl Redlock {
-    /// Connects to nothing yet. Fails where a URL does not parse.
-    pub fn new(lock: &config::Lock, urls: &[SecretUrl], metrics: &Metrics) -> Result<Self, LockError> {
-        let (mut masters, mut clients) = (Vec::new(), Vec::new());
-        for url in urls {
-            let bad_url = |error| LockError::BadUrl(format!("{url}: {error}"));
-            let client = Master::client(url.expose()).map_err(bad_url)?;
-            masters.push(Master::new(&client, lock.node_timeout).map_err(bad_url)?);
-            clients.push(client);
-        }
+    /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is
+    /// none.
+    pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
+        let clients = clients(redis)?;
+        let opened = clients.iter().zip(&redis.urls).map(|(client, url)| {
+            Master::new(client, lock.node_timeout).map_err(|error| LockError::BadUrl(format!("{url}: {error}")))
+        });
+        let masters = opened.collect::<Result<_, _>>()?;
         let (prefix, waiter) = (Arc::from(lock.prefix.as_str()), Arc::from(Uuid::now_v7().simple().to_string()));
         Ok(Self {
             masters,
@@ -157,7 +154,14 @@ impl Redlock {
     async fn peek(&self, wanted: &Wanted) -> Vec<BTreeSet<ProductId>> {
         let claim = self.claim(wanted);
         let patience = Master::patience(&claim, self.node_timeout);
-        let asked = self.masters.iter().map(|master| async { timeout(patience, master.peek(&claim)).await.ok()?.ok() });
+        let asked = self.masters.iter().map(|master| async {
+            // One whose last answer is overdue is asked nothing, so that requests cannot pile up at
+            // it.
+            if !master.is_settled() {
+                return None;
+            }
+            timeout(patience, master.peek(&claim)).await.ok()?.ok()
+        });
         let answers = hear(asked, self.quorum(), |answer| answer.as_ref().map(|_| true)).await;
         let answers: Vec<_> = answers.into_iter().flatten().flatten().collect();
         let mut refusals = HashMap::new();

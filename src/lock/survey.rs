@@ -3,7 +3,7 @@ use std::time::Duration;
 use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio::time::timeout;
 
-use super::LockError;
+use super::{LockError, client::clients};
 use crate::config;
 
 const KEYS_AT_A_TIME: usize = 1_000;
@@ -22,8 +22,7 @@ pub struct Overlong {
 /// Keys of ours, on any master, that live for longer than the TTL. Fails where a master does not answer.
 pub async fn overlong_keys(lock: &config::Lock, redis: &config::Redis) -> Result<Vec<Overlong>, LockError> {
     let mut overlong = Vec::new();
-    for (master, url) in redis.urls.iter().enumerate() {
-        let client = Client::open(url.expose()).map_err(|error| LockError::BadUrl(format!("{url}: {error}")))?;
+    for (master, (client, url)) in clients(redis)?.into_iter().zip(&redis.urls).enumerate() {
         let found = timeout(ANSWERS_WITHIN, survey(&client, lock)).await;
         let found = found.map_err(|_| "no answer".to_owned()).and_then(|found| found.map_err(|e| e.to_string()));
         let found = found.map_err(|why| LockError::Unanswered(format!("{url}: {why}")))?;

@@ -11,7 +11,7 @@ use tokio::{
     time::{error::Elapsed, sleep, timeout},
 };
 
-use super::master::TURNS;
+use super::{client::lacks_a_right, scripts::TURNS};
 
 const CONNECTS_WITHIN: Duration = Duration::from_secs(2);
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
@@ -48,18 +48,30 @@ impl Turns {
                 .map(|client| {
                     let (client, channel) = (client.clone(), self.channel.clone());
                     let (waiter, has_come) = (Arc::clone(&self.waiter), Arc::clone(&self.has_come));
-                    async move {
-                        loop {
-                            if let Err(error) = listen(&client, &channel, &waiter, &has_come).await {
-                                tracing::debug!(%error, "a Redis master does not tell whose turn it is");
-                                sleep(CONNECT_AGAIN).await;
-                            }
-                        }
-                    }
+                    async move { listen_always(&client, &channel, &waiter, &has_come).await }
                 })
                 .collect()
         });
         self.has_come.notified().await;
+    }
+}
+
+async fn listen_always(client: &Client, channel: &str, waiter: &str, has_come: &Notify) {
+    let mut was_warned_of = false;
+    loop {
+        let Err(error) = listen(client, channel, waiter, has_come).await else { continue };
+        let lacks_it = matches!(&error, Deaf::Refused(error) if lacks_a_right(error));
+        if lacks_it && !was_warned_of {
+            was_warned_of = true;
+            let master = client.get_connection_info().addr();
+            tracing::warn!(
+                %master, error = %format!("SUBSCRIBE: {error} ({channel})"),
+                "the Redis user lacks a right; docs/locking.md lists the rights"
+            );
+        } else {
+            tracing::debug!(%error, "a Redis master does not tell whose turn it is");
+        }
+        sleep(CONNECT_AGAIN).await;
     }
 }
 

@@ -15,10 +15,11 @@ const FLOORS: [&[&str]; 5] = [
 ];
 
 /// What only the rooms named may use; a path within `src`, or the beginning of one.
-const RESERVED: [(&str, &[&str]); 5] = [
+const RESERVED: [(&str, &[&str]); 6] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
+    ("rustls::", &["lock/"]),
     ("axum", &["ingest/", "telemetry/", "http/"]),
     ("std::env", &["config/", "commands/", "main.rs", "crash_point.rs"]),
 ];

@@ -19,7 +19,7 @@ fn run_with(env: &[(&str, &str)], args: &[&str]) -> Cli {
 #[test]
 fn every_command_has_help() {
     let commands = "|setup|ingest|worker|compensator|all|stock|stock import|stock show|stock restock|\
-                    order|order place|order show|order import|order fail|verify|bench|config";
+                    order|order place|order show|order import|order fail|verify|bench|config|probe";
     for command in commands.split('|') {
         let args: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = run(&args).succeeds().stdout();
@@ -49,6 +49,10 @@ fn bad_usage_exits_2() {
         "order show 7",
         "order fail 7 --reason r",
         "order import",
+        "order place a=1 --wait 61",
+        "order import file --wait 61",
+        "probe",
+        "probe dead",
         "verify --settle soon",
         "--output xml config",
     ] {
@@ -58,6 +62,14 @@ fn bad_usage_exits_2() {
         let error = refused.stderr();
         assert!(error.contains("--help"), "{bad}: {error}");
     }
+}
+
+/// A file of so many orders.
+fn orders(count: usize) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let lines = vec![crate::harness::lines(&[("a", 1)]).to_string(); count];
+    std::fs::write(file.path(), lines.join("\n")).expect("written");
+    file
 }
 
 #[test]
@@ -71,7 +83,11 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
     ];
     let id = uuid::Uuid::now_v7().to_string();
     let http = "http://127.0.0.1:9/v1/orders";
-    let commands: [(&[&str], &str); 6] = [
+    let file = orders(3);
+    let import = ["order", "import", &file.path().display().to_string()];
+    let commands: [(&[&str], &str); 8] = [
+        (&["probe", "ready", "--set", "admin.listen=127.0.0.1:9"], "http://127.0.0.1:9/readyz"),
+        (&import, http),
         (&["setup"], store),
         (&["stock", "show"], "unavailable: stock_store: "),
         (&["verify", "--settle", "0s"], "unavailable: order_store: "),
@@ -89,6 +105,20 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
             });
         }
     });
+}
+
+#[test]
+fn an_import_without_a_server_counts_what_it_could_not_place() {
+    let file = orders(500);
+    let path = file.path().display().to_string();
+    let args = ["--output", "json", "order", "import", &path, "--set", "client.url=http://127.0.0.1:9"];
+
+    let failed = run(&args).exits(2);
+
+    let counted = failed.json();
+    assert_eq!((&counted["read"], &counted["placed"], &counted["unplaced"]), (&500.into(), &0.into(), &500.into()));
+    assert_eq!((&counted["errors"], &counted["unknown"]), (&0.into(), &0.into()), "{counted}");
+    assert_eq!(failed.stderr().lines().filter(|line| line.contains("not placed: ")).count(), 10);
 }
 
 #[test]
@@ -184,6 +214,16 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
             assert!(error.contains(expected), "{expected} is missing: {error}");
         }
         assert_eq!(refused.stdout().lines().count(), if args == &config { KEYS.len() } else { 0 });
+    }
+    for set in ["topics.orders=a/b", "kafka.security_protocol=sasl_ssk", "log.level=blah=foo", "client.url=foo"] {
+        run(&["config", "--check", "--set", set]).exits(1);
+    }
+    let misspelt = run_with(&[("STOCKLOCK_KAFKA__BROKERS", "kafka:9092")], &["config", "--check"]).exits(1).stderr();
+    assert!(misspelt.contains("did you mean STOCKLOCK__KAFKA__BROKERS?"), "{misspelt}");
+    // What only the clients themselves find out.
+    for set in ["kafka.ssl_ca_location=/nowhere/ca.crt", "redis.ssl_ca_location=/nowhere/ca.crt"] {
+        let refused = run(&["config", "--check", "--set", "kafka.security_protocol=ssl", "--set", set]).exits(1);
+        assert!(refused.stderr().contains("/nowhere/ca.crt"), "{}", refused.stderr());
     }
     assert_eq!(run(&["config", "--check"]).succeeds().stdout(), "the configuration is valid\n");
     let missing = run(&["--config", "/nowhere/stocklock.toml", "config", "--check"]).exits(1);

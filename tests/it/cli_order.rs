@@ -51,6 +51,10 @@ async fn a_failure_that_is_reported_late_fails_the_order_and_returns_its_stock()
     let id = placed.order_id();
     let reported = order(&world, &all, &["fail", id, "--reason", "payment declined ✗", "--output", "json"]).succeeds();
     assert_eq!((text(&reported.json(), "order_id"), text(&reported.json(), "reported")), (id, "FAILED"));
+    assert_eq!(text(&reported.json(), "outcome"), "unknown");
+    let unknown =
+        order(&world, &all, &["fail", &uuid::Uuid::now_v7().to_string(), "--reason", "r"]).succeeds().stdout();
+    assert!(unknown.contains("this command cannot know"), "{unknown}");
     // `verify` waits until the stock is back.
     let begun = std::time::Instant::now();
     while api.get(&format!("/v1/orders/{id}")).await.body["status"] != "FAILED" {
@@ -78,16 +82,20 @@ async fn an_import_counts_how_its_orders_were_answered() {
         assert!(summary[measured].as_f64().is_some_and(|value| value > 0.0), "{summary}");
         summary.as_object_mut().expect("an object").remove(measured);
     }
-    let expected = json!({"placed": 5, "accepted": 0, "completed": 2, "failed": {"INSUFFICIENT_STOCK": 1}, "invalid": 2,
-                          "errors": 0});
+    let expected = json!({"read": 5, "placed": 3, "accepted": 0, "completed": 2, "failed": {"INSUFFICIENT_STOCK": 1},
+                          "invalid": 2, "errors": 0, "unplaced": 0, "unknown": 0});
     assert_eq!(summary, expected);
     assert_eq!(world.available("a"), 1);
 
-    std::fs::write(file.path(), format!("{two}\nnot JSON\n{none}")).expect("written");
+    std::fs::write(file.path(), [two.to_string().as_bytes(), b"\n\xff\n", none.to_string().as_bytes()].concat())
+        .expect("written");
     let faulty = order(&world, &all, &["import", &path]).exits(1);
     let (said, complaint) = (faulty.stdout(), faulty.stderr());
-    assert!(said.contains("3 orders placed") && said.contains("1 accepted"), "{said}");
-    assert!(said.contains("1 invalid, 1 errors") && complaint.contains("not JSON"), "{said}{complaint}");
+    assert!(said.contains("1 of 3 orders placed") && said.contains("1 accepted"), "{said}");
+    assert!(
+        said.contains("1 invalid, 1 errors, 0 not placed") && complaint.starts_with("line 2: 400"),
+        "{said}{complaint}"
+    );
     let missing = order(&world, &all, &["import", "/nowhere/orders.ndjson"]).exits(2).stderr();
     assert!(missing.contains("/nowhere/orders.ndjson"), "{missing}");
     world.verify();

@@ -6,10 +6,15 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cli, Database, Strategy, World, on_each_database};
 
-/// Runs `stock import` with a file of this content. Answers its path too.
-fn import(world: &World, csv: &str) -> (Cli, String) {
+fn written(csv: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".csv").tempfile().expect("a file");
     std::fs::write(file.path(), csv).expect("written");
+    file
+}
+
+/// Runs `stock import` with a file of this content. Answers its path too.
+fn import(world: &World, csv: &str) -> (Cli, String) {
+    let file = written(csv);
     let path = file.path().display().to_string();
     (world.cli(&["--output", "json", "stock", "import", &path]), path)
 }
@@ -93,7 +98,7 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
         (",A,1", "product id"),
         ("a,A", "2 fields"),
         ("a,A,1,1", "4 fields"),
-        ("p7,A,1", "p7"),
+        ("p7,A,1", "product p7 is on line 9 already"),
         (long_name.as_str(), "255 characters"),
     ] {
         let (refused, path) = import(&world, &format!("product_id,name,available\n{many}{row}\n"));
@@ -102,12 +107,15 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
             assert!(error.contains(expected), "{row}: {expected} is missing: {error}");
         }
     }
-    let (refused, path) = import(&world, "name,product_id,available\nA,a,1\n");
-    let error = refused.exits(2).stderr();
-    assert!(
-        error.contains(&path) && error.contains("line 1: the columns must be product_id,name,available"),
-        "{error}"
-    );
+    for header in
+        ["name,available", "name,product_id,available,price", "name,name,available", "product_id;name;available"]
+    {
+        let (refused, path) = import(&world, &format!("{header}\nA,a,1\n"));
+        let error = refused.exits(2).stderr();
+        let expected =
+            [&path, "line 1: the columns must be product_id, name, available", header.split(',').next().unwrap()];
+        assert!(expected.iter().all(|text| error.contains(text)), "{error}");
+    }
     let missing = world.cli(&["stock", "import", "/nowhere/stock.csv"]).exits(2).stderr();
     assert!(missing.contains("/nowhere/stock.csv"), "{missing}");
     assert_eq!(stock(&world), json!([]));
@@ -131,4 +139,54 @@ on_each_database! {
         assert_eq!(world.available("b"), 5);
         world.verify();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_takes_its_columns_in_any_order_and_trims_them() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let expected = json!([{"product_id": "a", "name": "Green Apple", "available": 5}]);
+    for csv in [
+        " available, product_id ,name\n 5 ,\ta, Green Apple \n",
+        "name,available,product_id\r\nGreen Apple,5,a\r\n",
+        // As spreadsheets begin a file.
+        "\u{feff}product_id,name,available\n\na,Green Apple,5\n",
+    ] {
+        import(&world, csv).0.succeeds();
+        assert_eq!(stock(&world), expected, "{csv}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_names_every_wrong_row_up_to_a_bound() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let mut csv = "product_id,name,available\na,A,1\n".to_owned();
+    for n in 0..30 {
+        writeln!(csv, "b{n},B,-1").expect("a string takes it");
+    }
+
+    let text = world.cli(&["stock", "import", &written(&csv).path().display().to_string()]).exits(2).stderr();
+    let (refused, path) = import(&world, &csv);
+
+    assert_eq!(text.lines().filter(|line| line.starts_with("  line ")).count(), 20, "{text}");
+    assert!(text.contains("line 3: ") && text.ends_with("and 10 lines more\n"), "{text}");
+    let error: Value = serde_json::from_str(&refused.exits(2).stderr()).expect("JSON");
+    assert_eq!(error["error"], format!("{path}: nothing was imported"));
+    assert_eq!(error["errors"].as_array().map(Vec::len), Some(21), "{error}");
+    assert_eq!(stock(&world), json!([]));
+}
+
+/// A pipe can be read once.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_import_from_a_pipe_is_imported() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let pipe = tempfile::tempdir().expect("a folder");
+    let path = pipe.path().join("stock.csv");
+    assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
+    let writer = path.clone();
+    let writing = std::thread::spawn(move || std::fs::write(writer, "product_id,name,available\na,A,5\n"));
+
+    let imported = world.cli(&["--output", "json", "stock", "import", &path.display().to_string()]).succeeds().json();
+
+    writing.join().expect("no panic").expect("written");
+    assert_eq!(imported, json!({"added": 1, "changed": 0, "unchanged": 0}));
 }

@@ -9,7 +9,7 @@ use stocklock::{
     telemetry::Metrics,
 };
 
-use crate::harness::{Database, PATIENCE, Proxy, Strategy, World, acquire};
+use crate::harness::{Database, Masters, PATIENCE, Proxy, Strategy, World, acquire};
 
 /// Locks over the world's masters, each behind a proxy.
 async fn locks_behind_proxies(world: &mut World, metrics: &Metrics) -> (Locks, Vec<Proxy>) {
@@ -82,4 +82,40 @@ async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_rele
     let begun = Instant::now();
     Held::release(held).await;
     assert!(begun.elapsed() < Duration::from_secs(5), "the release took {:?}", begun.elapsed());
+}
+
+/// How many scripts a master has run.
+async fn scripts_run(masters: &Masters, number: usize) -> usize {
+    let stats = masters.command::<String>("INFO commandstats").await.swap_remove(number);
+    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+    calls.map_or(0, |calls| calls.parse().expect("a number"))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_whose_answer_is_overdue_is_asked_nothing_more() {
+    let masters = Masters::start(3).await;
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    masters.serve(&mut world);
+    world.config.lock.node_timeout = Duration::from_secs(5);
+    let theirs = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    world.config.lock.node_timeout = Duration::from_millis(100);
+    world.config.lock.wait = Duration::from_millis(10);
+    let ours = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let held = acquire(&theirs, &products(5)).await.expect("free");
+    let before = scripts_run(&masters, 2).await;
+
+    // Refused by the others, each attempt looks at what it could have instead.
+    masters.freeze(2).await;
+    acquire(&ours, &products(5)).await.expect_err("they hold it");
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    for _ in 0..40 {
+        acquire(&ours, &products(5)).await.expect_err("they hold it");
+    }
+    masters.thaw(2).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+
+    let asked = scripts_run(&masters, 2).await - before;
+    assert!(asked > 0, "it was asked at first");
+    assert!(asked < 30, "{asked} scripts piled up at it");
+    held.release().await;
 }

@@ -68,6 +68,43 @@ helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace 
 STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end -}}
 
+{{/* Fails where values that are right by themselves cannot work together. */}}
+{{- define "stocklock.check" -}}
+{{- $partitions := int (dig "topics" "partitions" 12 .Values.config) -}}
+{{- range $role := list "worker" "compensator" -}}
+{{- $replicas := int (index $.Values $role).replicas -}}
+{{- if gt $replicas $partitions -}}
+{{- fail (printf "%s.replicas is %d, and a topic has %d partitions (config.topics.partitions): the others would find no work" $role $replicas $partitions) -}}
+{{- end -}}
+{{- end -}}
+{{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
+{{- $least := int (include "stocklock.seconds" $deadline) | add 10 | int -}}
+{{- if lt (int .Values.terminationGracePeriodSeconds) $least -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, and a stop takes up to %d s: config.stop.deadline (%s) and 10 s" (int .Values.terminationGracePeriodSeconds) $least $deadline) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The seconds of a duration that is one number and one unit, or several of them; what is less than a second counts as one. */}}
+{{- define "stocklock.seconds" -}}
+{{- $seconds := 0 -}}
+{{- range $part := regexFindAll "[0-9]+ *[a-zA-Z]+" . -1 -}}
+{{- $number := int (regexFind "[0-9]+" $part) -}}
+{{- $unit := regexFind "[a-zA-Z]+" $part -}}
+{{- if regexMatch "^(n|us|mil|ms)" $unit -}}
+{{- $seconds = add $seconds 1 -}}
+{{- else if hasPrefix "s" $unit -}}
+{{- $seconds = add $seconds $number -}}
+{{- else if hasPrefix "m" $unit -}}
+{{- $seconds = add $seconds (mul $number 60) -}}
+{{- else if hasPrefix "h" $unit -}}
+{{- $seconds = add $seconds (mul $number 3600) -}}
+{{- else -}}
+{{- $seconds = add $seconds (mul $number 86400) -}}
+{{- end -}}
+{{- end -}}
+{{- $seconds -}}
+{{- end -}}
+
 {{/* What every container has in common. */}}
 {{- define "stocklock.container" -}}
 image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}

@@ -37,6 +37,7 @@ const SETTLE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
 pub struct BenchArgs {
+    /// Orders of a run
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     orders: u32,
     /// Products that the orders are drawn from
@@ -54,11 +55,13 @@ pub struct BenchArgs {
     /// Share of the demand that the stock can serve
     #[arg(long, default_value_t = 0.95, value_parser = share)]
     fill: f64,
+    /// The same seed draws the same orders
     #[arg(long, default_value_t = 42)]
     seed: u64,
     /// drain: from a backlog on the topic; end-to-end: from the HTTP request. Both: to the final status in the order store
     #[arg(long, value_enum, default_value_t = Mode::Drain)]
     mode: Mode,
+    /// The lock strategies that are measured
     #[arg(long, value_enum, default_value_t = Strategies::Both)]
     strategy: Strategies,
     /// Most orders of a transaction, instead of `worker.batch_max` and `compensator.batch_max`

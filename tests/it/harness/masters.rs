@@ -20,6 +20,7 @@ use super::{PATIENCE, World, free_address};
 /// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed when they are dropped.
 pub struct Masters {
     masters: Vec<Master>,
+    tls: Option<String>,
 }
 
 struct Master {
@@ -30,15 +31,48 @@ struct Master {
 
 impl Masters {
     pub async fn start(count: usize) -> Self {
-        let masters = Self { masters: (0..count).map(|_| Master::start(free_address())).collect() };
+        let masters = Self { masters: (0..count).map(|_| Master::start(free_address())).collect(), tls: None };
         for number in 0..count {
             masters.answers(number).await;
         }
         masters
     }
 
+    /// A master that speaks TLS at an address of its own, and without TLS at that of
+    /// [`Self::urls`].
+    pub async fn start_with_tls(settings: &[&str]) -> Self {
+        let tls = free_address();
+        let (_, port) = tls.rsplit_once(':').expect("host:port");
+        let settings = [&["--tls-port", port][..], settings].concat();
+        let masters = Self { masters: vec![Master::start_with(free_address(), &settings)], tls: Some(tls) };
+        masters.answers(0).await;
+        masters
+    }
+
+    pub fn tls_urls(&self) -> Vec<SecretUrl> {
+        self.tls.iter().map(|address| SecretUrl::new(format!("rediss://{address}"))).collect()
+    }
+
+    /// Has each master run a command, as its owner.
+    pub async fn command<T: redis::FromRedisValue>(&self, command: &str) -> Vec<T> {
+        let mut answers = Vec::new();
+        for master in &self.masters {
+            let mut words = command.split(' ');
+            let mut asked = redis::cmd(words.next().expect("a command"));
+            let mut connection = connect(&master.url()).await.expect("a connection");
+            answers.push(asked.arg(words.collect::<Vec<_>>()).query_async(&mut connection).await.expect(command));
+        }
+        answers
+    }
+
     pub fn urls(&self) -> Vec<SecretUrl> {
         self.masters.iter().map(|master| SecretUrl::new(master.url())).collect()
+    }
+
+    /// As a user of each, with the password `secret`.
+    pub fn urls_as(&self, user: &str) -> Vec<SecretUrl> {
+        let with_user = |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address));
+        self.masters.iter().map(with_user).collect()
     }
 
     pub fn urls_with(&self, password: &str) -> Vec<SecretUrl> {
@@ -118,12 +152,17 @@ impl Masters {
 
 impl Master {
     fn start(address: String) -> Self {
+        Self::start_with(address, &[])
+    }
+
+    fn start_with(address: String, settings: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (_, port) = address.rsplit_once(':').expect("host:port");
         let program = std::env::var("STOCKLOCK_TEST_REDIS_SERVER").expect("STOCKLOCK_TEST_REDIS_SERVER: run dev/test");
         fs::write(dir.path().join("clock"), "0").expect("written");
         let server = Command::new(program)
             .args(["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no"])
+            .args(settings)
             .current_dir(dir.path())
             .env("LD_PRELOAD", clock_library())
             .env("CLOCK", dir.path().join("clock"))

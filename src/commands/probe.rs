@@ -1,0 +1,54 @@
+use std::{net::Ipv4Addr, net::Ipv6Addr, time::Duration};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use reqwest::Client;
+use serde_json::json;
+
+use super::{Answer, Output};
+use crate::config::Config;
+
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// What is asked
+    #[arg(value_enum)]
+    what: Probe,
+    /// How long the role may take to answer
+    #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
+    timeout: Duration,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Probe {
+    /// Whether the role makes progress
+    Live,
+    /// Whether the role can do its work
+    Ready,
+}
+
+/// Asks the role that listens on `admin.listen`. No answer, or none in time, is an error.
+pub async fn run(args: &ProbeArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
+    let mut address = config.admin.listen;
+    // Where a role listens on every address, it is asked on the loopback.
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+    }
+    let path = match args.what {
+        Probe::Live => "livez",
+        Probe::Ready => "readyz",
+    };
+    let url = format!("http://{address}/{path}");
+    // The role is on this machine: no proxy is between.
+    let client = Client::builder().no_proxy().timeout(args.timeout).build()?;
+    let answered = client.get(&url).send().await.with_context(|| url.clone())?;
+    let is_well = answered.status().is_success();
+    let text = answered.text().await.with_context(|| url.clone())?;
+    match output {
+        Output::Text => println!("{}", text.trim_end()),
+        Output::Json => {
+            let complaints: Vec<_> = if is_well { Vec::new() } else { text.lines().collect() };
+            println!("{}", json!({"ok": is_well, "complaints": complaints}));
+        }
+    }
+    Ok(if is_well { Answer::Done } else { Answer::No })
+}
