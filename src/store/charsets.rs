@@ -7,7 +7,8 @@ use tokio::time::sleep;
 
 use super::{StoreError, rows::ascii};
 
-/// The enumerations whose character set is another. Their names are theirs, also where another program reads them.
+/// The enumerations whose character set is another. Their names are theirs, also where another
+/// program reads them.
 const FIND: &str = "
     SELECT LOWER(table_name) AS table_name, column_name AS column_name, column_type AS column_type,
            column_default AS column_default, is_nullable AS is_nullable
@@ -20,8 +21,9 @@ const MAX_COPIED_ROWS: u32 = 10_000;
 const MAX_ATTEMPTS: u32 = 5;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Brings enumerations to `ascii_general_ci` where that blocks no write for more than a second. `MySQL` changes what it knows of the
-/// column, and no row. `MariaDB` would copy the table: a large one stays as it is. What reads the columns does not depend on it.
+/// Brings enumerations to `ascii_general_ci` where that blocks no write for more than a second.
+/// `MySQL` changes what it knows of the column, and no row. `MariaDB` would copy the table: a large
+/// one stays as it is. What reads the columns does not depend on it.
 pub(super) async fn name_charsets(conn: &mut MySqlConnection) -> Result<(), StoreError> {
     for row in conn.fetch_all(FIND).await? {
         let (table, column) = (ascii(&row, "table_name")?, ascii(&row, "column_name")?);

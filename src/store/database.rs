@@ -39,10 +39,12 @@ pub struct Database {
 }
 
 impl Database {
-    /// Opens no connection yet. A session is READ COMMITTED, UTC and strict, whatever the server's defaults are.
+    /// Opens no connection yet. A session is READ COMMITTED, UTC and strict, whatever the server's
+    /// defaults are.
     ///
-    /// No session keeps a row locked for longer than `lock_limit` (2 s at least, in whole seconds). The server ends a session that is
-    /// silent for as long. An attempt at a transaction that takes longer is given up, and the server is told to end its session.
+    /// No session keeps a row locked for longer than `lock_limit` (2 s at least, in whole seconds).
+    /// The server ends a session that is silent for as long. An attempt at a transaction that takes
+    /// longer is given up, and the server is told to end its session.
     pub fn open(store: &config::Store, role: Role, lock_limit: Duration, metrics: Metrics) -> Result<Self, StoreError> {
         Ok(Self { sessions: Sessions::new(store, role.as_str(), lock_limit)?, role, metrics })
     }
@@ -99,11 +101,13 @@ macro_rules! on_connection {
 }
 pub(super) use on_connection;
 
-/// Runs a block in a transaction and commits it: `transaction!(db, "name", |conn, attempt| { …; Ok(value) })`.
+/// Runs a block in a transaction and commits it: `transaction!(db, "name", |conn, attempt| { …;
+/// Ok(value) })`.
 ///
 /// A conflict with another transaction runs the block again, up to 10 attempts, numbered from 0. Is
-/// [`StoreError::CommitUnknown`] where the commit was not answered: it may have happened. An attempt takes no longer than the pool's
-/// lock limit. (A macro, since a future that borrows from an async closure cannot be shown to be `Send`.)
+/// [`StoreError::CommitUnknown`] where the commit was not answered: it may have happened. An
+/// attempt takes no longer than the pool's lock limit. (A macro, since a future that borrows from
+/// an async closure cannot be shown to be `Send`.)
 macro_rules! transaction {
     ($database:expr, $name:literal, |$conn:ident, $attempt:pat_param| $work:expr) => {{
         let mut attempts = $database.attempts($name);
@@ -172,7 +176,8 @@ impl Attempts<'_> {
     }
 }
 
-/// A conflict where the server answers that it rolled back: in a cluster, conflicts are found at the commit.
+/// A conflict where the server answers that it rolled back: in a cluster, conflicts are found at
+/// the commit.
 async fn commit(mut in_use: InUse, limit: Duration) -> Result<(), StoreError> {
     match timeout(limit, in_use.conn().execute("COMMIT")).await {
         Ok(Ok(_)) => in_use.end(Ok(())),

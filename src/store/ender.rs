@@ -16,8 +16,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_secs(1);
 const NO_SUCH_SESSION: u16 = 1094;
 
-/// Has one session of its own, while there is something to end. It finds a session by the user-level lock that it holds: its number
-/// could be another's on a server that took over.
+/// Has one session of its own, while there is something to end. It finds a session by the
+/// user-level lock that it holds: its number could be another's on a server that took over.
 pub(super) struct Ender {
     received: mpsc::UnboundedReceiver<Ending>,
     conn: Option<MySqlConnection>,

@@ -13,7 +13,8 @@ use crate::config::SecretUrl;
 const LOCK_WAIT_SECONDS: u32 = 60;
 const LOCK: &str = "stocklock_migrations";
 
-/// An ALTER that waits for a table keeps all others from it: it waits for a second at most, and tries again later.
+/// An ALTER that waits for a table keeps all others from it: it waits for a second at most, and
+/// tries again later.
 const SESSION: &str = "SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', autocommit = 1, sql_safe_updates = 0, \
                        lock_wait_timeout = 1, innodb_lock_wait_timeout = 1";
 const MAX_ATTEMPTS: u32 = 20;

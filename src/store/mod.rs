@@ -8,6 +8,7 @@ mod charsets;
 mod database;
 mod ender;
 mod error;
+mod limits;
 mod migrate;
 mod orders;
 mod outbox;

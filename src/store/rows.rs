@@ -54,8 +54,8 @@ pub fn ascii<'r>(row: &'r MySqlRow, column: &str) -> Result<&'r str, sqlx::Error
     text(row, column)
 }
 
-/// A text, or an optional one, whatever the column's collation: sqlx takes the text of a binary collation for bytes, and a
-/// database's default may be one.
+/// A text, or an optional one, whatever the column's collation: sqlx takes the text of a binary
+/// collation for bytes, and a database's default may be one.
 pub fn text<'r, T: Decode<'r, MySql>>(row: &'r MySqlRow, column: &str) -> Result<T, sqlx::Error> {
     row.try_get_unchecked(column)
 }

@@ -17,64 +17,25 @@ use tokio::{
 use url::Url;
 use uuid::Uuid;
 
-use super::{StoreError, ender::Ender};
+use super::{StoreError, ender::Ender, limits::Limits};
 use crate::config;
 
 /// The longest wait for a session that is free, checked or opened.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A session that was idle for longer is checked before it is used.
 const CHECK_AFTER: Duration = Duration::from_millis(500);
-/// The oldest that a session gets: a server that is no longer the primary keeps none of ours for longer.
+/// The oldest that a session gets: a server that is no longer the primary keeps none of ours for
+/// longer.
 const MAX_AGE: Duration = Duration::from_secs(60);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest that one statement outside of transactions may take, and any attempt at a transaction.
-const MAX_STATEMENT: Duration = Duration::from_secs(30);
-const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
 
-/// 1 where the server takes writes. A primary that was demoted keeps its sessions, and answers their reads with old rows.
+/// 1 where the server takes writes. A primary that was demoted keeps its sessions, and answers
+/// their reads with old rows.
 const IS_WRITABLE: &str = "
     SELECT CAST(@@global.read_only AS CHAR) IN ('0', 'OFF') AND CAST(@@global.innodb_read_only AS CHAR) IN ('0', 'OFF')";
 
-/// How long a session may do what.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Limits {
-    /// Silence, after which the server ends the session.
-    silence: Duration,
-    /// The work of one attempt at a transaction, its commit aside.
-    pub work: Duration,
-    /// The commit of it. Both together are no longer than the silence.
-    pub commit: Duration,
-    lock_wait: Duration,
-}
-
-impl Limits {
-    /// A session's row locks end within `lock_limit`, which the server counts in whole seconds: at least two of them.
-    fn within(lock_limit: Duration) -> Self {
-        let silence = Duration::from_secs(lock_limit.as_secs().max(2));
-        let work = (silence * 4 / 5).min(MAX_STATEMENT);
-        let lock_wait = Duration::from_secs((work / 2).min(MAX_LOCK_WAIT).as_secs().max(1));
-        Self { silence, work, commit: work / 4, lock_wait }
-    }
-
-    /// What a session begins with, whatever the server's defaults are. `MySQL` bounds the time of reads alone, `MariaDB` that
-    /// of every statement; each takes the other's setting for a comment.
-    fn session(&self) -> String {
-        let Self { silence, work, lock_wait, .. } = self;
-        let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());
-        format!(
-            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-             SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', autocommit = 1, \
-             completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615, \
-             innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, net_read_timeout = {silence}, \
-             net_write_timeout = {silence}, wait_timeout = {silence} \
-             /*!80000 , max_execution_time = {} */ /*M! , max_statement_time = {} */",
-            work.as_millis(),
-            work.as_secs_f64(),
-        )
-    }
-}
-
-/// The sessions of one store. At most `pool_max` exist at any time, the one that ends others among them.
+/// The sessions of one store. At most `pool_max` exist at any time, the one that ends others among
+/// them.
 #[derive(Debug, Clone)]
 pub(super) struct Sessions {
     shared: Arc<Shared>,
@@ -108,7 +69,8 @@ struct State {
 #[derive(Debug)]
 pub(super) struct Session {
     pub conn: MySqlConnection,
-    /// The user-level lock by which any other session finds this one; `None` where the server has no such locks.
+    /// The user-level lock by which any other session finds this one; `None` where the server has
+    /// no such locks.
     pub name: Option<String>,
     generation: u64,
     expires_at: Instant,
@@ -149,7 +111,8 @@ impl Sessions {
         self.shared.limits
     }
 
-    /// A session that works: an idle one, or a new one. Fails within 5 s, and says which server it is about.
+    /// A session that works: an idle one, or a new one. Fails within 5 s, and says which server it
+    /// is about.
     pub async fn acquire(&self) -> Result<InUse, StoreError> {
         let shared = &self.shared;
         shared.acquire().await.map_err(|error| StoreError::Unavailable(format!("{}: {error}", shared.name)))
@@ -235,7 +198,8 @@ impl Shared {
         Ok(self.in_use(session, permit))
     }
 
-    /// The right to have a session. Where all are to be ended, an attempt at that is made at once, and this fails with it.
+    /// The right to have a session. Where all are to be ended, an attempt at that is made at once,
+    /// and this fails with it.
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, NoSession> {
         let mut failure = self.failure.subscribe();
         let stuck = async {
@@ -372,8 +336,8 @@ fn address(url: &config::SecretUrl) -> String {
     address.unwrap_or_else(|| url.to_string())
 }
 
-/// A session at work. Unless its work came to an end, the server ends it when this is dropped: a statement may still run in
-/// it, half a transaction or half an answer may be left in it.
+/// A session at work. Unless its work came to an end, the server ends it when this is dropped: a
+/// statement may still run in it, half a transaction or half an answer may be left in it.
 #[derive(Debug)]
 pub(super) struct InUse {
     held: Option<Ending>,
@@ -390,7 +354,8 @@ impl InUse {
         }
     }
 
-    /// Ends the work. The session is used again, unless the work failed for a reason that may lie in the server.
+    /// Ends the work. The session is used again, unless the work failed for a reason that may lie
+    /// in the server.
     pub fn end<T>(mut self, worked: Result<T, StoreError>) -> Result<T, StoreError> {
         match &worked {
             Err(StoreError::Unavailable(_) | StoreError::CommitUnknown(_)) => self.shared.distrust(),
@@ -424,21 +389,6 @@ impl Drop for InUse {
             self.shared.give_back(held.session);
         } else {
             let _no_ender = self.shared.ending.send(held);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn row_locks_end_within_the_limit_that_the_server_can_count() {
-        for seconds in [1, 2, 3, 10, 600] {
-            let limits = Limits::within(Duration::from_secs(seconds));
-
-            assert!(limits.work + limits.commit <= Duration::from_secs(seconds.max(2)));
-            assert!(limits.lock_wait < limits.work);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Servers whose defaults are others than ours: the whole flow works on them, or `setup` says what is wrong.
+//! Servers whose defaults are others than ours: the whole flow works on them, or `setup` says what
+//! is wrong.
 
 use std::time::{Duration, Instant};
 
@@ -101,7 +102,8 @@ async fn enumerations(world: &World) -> Vec<(String, String)> {
     found
 }
 
-/// Gives text columns, as far as their type begins so, a binary collation, as a database's default may do.
+/// Gives text columns, as far as their type begins so, a binary collation, as a database's default
+/// may do.
 async fn make_binary(world: &World, kinds: &str) {
     let sql = format!(
         "SELECT CAST(CONCAT('ALTER TABLE ', table_name, ' MODIFY `', column_name, '` ', column_type,

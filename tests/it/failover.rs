@@ -14,8 +14,8 @@ const LEASE: Duration = Duration::from_secs(60);
 /// Sooner than a session ends for its age alone.
 const SOON: Duration = Duration::from_secs(30);
 
-/// Errors of a server that cannot do the work and stays connected: shut down, read-only in four ways, offline, a member of a
-/// cluster or a group that is not ready.
+/// Errors of a server that cannot do the work and stays connected: shut down, read-only in four
+/// ways, offline, a member of a cluster or a group that is not ready.
 const UNFIT: [u16; 12] = [1047, 1053, 1290, 1792, 1836, 1874, 3032, 3098, 3100, 3168, 3796, 3797];
 
 async fn fail_over(database: Database) {

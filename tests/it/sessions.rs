@@ -1,4 +1,5 @@
-//! However long the database makes us wait: few sessions, and no row lock for longer than `lock.ttl`.
+//! However long the database makes us wait: few sessions, and no row lock for longer than
+//! `lock.ttl`.
 
 use std::time::{Duration, Instant};
 

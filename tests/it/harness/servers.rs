@@ -87,7 +87,8 @@ impl Server {
         self.admin().await.execute(sql.as_str()).await.expect("it follows");
     }
 
-    /// Makes this server read-only and promotes another, which follows it, once that has all of its changes. Sessions stay open.
+    /// Makes this server read-only and promotes another, which follows it, once that has all of its
+    /// changes. Sessions stay open.
     pub async fn hand_over_to(&self, replica: &Server) {
         let mut old = self.admin().await;
         old.execute("SET GLOBAL read_only = ON").await.expect("read-only");

@@ -1,0 +1,59 @@
+use std::time::Duration;
+
+/// The longest that one statement outside of transactions may take, and any attempt at a transaction.
+const MAX_STATEMENT: Duration = Duration::from_secs(30);
+const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
+
+/// How long a session may do what.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Limits {
+    /// Silence, after which the server ends the session.
+    pub silence: Duration,
+    /// The work of one attempt at a transaction, its commit aside.
+    pub work: Duration,
+    /// The commit of it. Both together are no longer than the silence.
+    pub commit: Duration,
+    lock_wait: Duration,
+}
+
+impl Limits {
+    /// A session's row locks end within `lock_limit`, which the server counts in whole seconds: at least two of them.
+    pub fn within(lock_limit: Duration) -> Self {
+        let silence = Duration::from_secs(lock_limit.as_secs().max(2));
+        let work = (silence * 4 / 5).min(MAX_STATEMENT);
+        let lock_wait = Duration::from_secs((work / 2).min(MAX_LOCK_WAIT).as_secs().max(1));
+        Self { silence, work, commit: work / 4, lock_wait }
+    }
+
+    /// What a session begins with, whatever the server's defaults are. `MySQL` bounds the time of reads alone, `MariaDB` that
+    /// of every statement; each takes the other's setting for a comment.
+    pub fn session(&self) -> String {
+        let Self { silence, work, lock_wait, .. } = self;
+        let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());
+        format!(
+            "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
+             SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', autocommit = 1, \
+             completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615, \
+             innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, net_read_timeout = {silence}, \
+             net_write_timeout = {silence}, wait_timeout = {silence} \
+             /*!80000 , max_execution_time = {} */ /*M! , max_statement_time = {} */",
+            work.as_millis(),
+            work.as_secs_f64(),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn row_locks_end_within_the_limit_that_the_server_can_count() {
+        for seconds in [1, 2, 3, 10, 600] {
+            let limits = Limits::within(Duration::from_secs(seconds));
+
+            assert!(limits.work + limits.commit <= Duration::from_secs(seconds.max(2)));
+            assert!(limits.lock_wait < limits.work);
+        }
+    }
+}
