@@ -6,7 +6,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 const SMALL_BYTES: usize = 16 << 10;
 /// What the small parts of all bodies take together.
 const MAX_SMALL_BYTES: usize = 32 << 20;
-/// What the rest of all bodies takes together. Apart, so that large bodies do not displace small ones.
+/// What the rest of all bodies takes together, so that large bodies do not displace small ones.
 const MAX_LARGE_BYTES: usize = 16 << 20;
 /// What large heads take together.
 const MAX_HEADS_BYTES: usize = 16 << 20;
@@ -42,14 +42,14 @@ impl Memory {
         let Some(small) = take(&self.small, then.saturating_sub(now)) else { return false };
         let (now, then) = (held.bytes.saturating_sub(SMALL_BYTES), bytes.saturating_sub(SMALL_BYTES));
         let Some(large) = take(&self.large, then.saturating_sub(now)) else { return false };
-        held.add([small, large], bytes);
+        held.add([Some(small), Some(large)], bytes);
         true
     }
 
     /// The same for a head.
     pub fn hold_head(&self, held: &mut Held, bytes: usize) -> bool {
         let Some(more) = take(&self.heads, bytes.saturating_sub(held.bytes)) else { return false };
-        held.add([more, None], bytes);
+        held.add([Some(more), None], bytes);
         true
     }
 }
@@ -67,13 +67,8 @@ impl Held {
     }
 }
 
-/// Nothing is always to be had: `Some(None)`.
-fn take(memory: &Arc<Semaphore>, bytes: usize) -> Option<Option<OwnedSemaphorePermit>> {
-    if bytes == 0 {
-        return Some(None);
-    }
-    let permit = Arc::clone(memory).try_acquire_many_owned(u32::try_from(bytes).ok()?);
-    permit.ok().map(Some)
+fn take(memory: &Arc<Semaphore>, bytes: usize) -> Option<OwnedSemaphorePermit> {
+    Arc::clone(memory).try_acquire_many_owned(u32::try_from(bytes).ok()?).ok()
 }
 
 #[cfg(test)]

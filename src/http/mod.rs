@@ -1,4 +1,4 @@
-//! HTTP as every role serves it, with bounds on what clients can hold: connections, memory and time.
+//! HTTP as every role serves it. What clients can hold is bounded: connections, memory and time.
 
 mod connection;
 mod files;

@@ -61,7 +61,8 @@ impl Catalog {
         }
     }
 
-    /// Those of the products that do not exist. With the stock store away, none: the worker then decides.
+    /// Those of the products that do not exist. None while the stock store is away: then the worker
+    /// decides.
     pub async fn unknown(&self, products: &BTreeSet<ProductId>) -> BTreeSet<ProductId> {
         let (mut unknown, mut wanted) = (BTreeSet::new(), Vec::new());
         for id in products.iter().filter(|id| self.known.get(*id).is_none()) {

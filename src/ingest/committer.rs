@@ -94,7 +94,8 @@ impl Drop for Client {
 }
 
 impl Committer {
-    /// Starts the tasks that commit; they end when the last clone of the committer is dropped and the queue is empty.
+    /// Starts the tasks that commit. They end once the last clone of the committer is dropped and the
+    /// queue is empty.
     pub fn start(
         store: OrderStore,
         relay: Relay,

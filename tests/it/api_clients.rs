@@ -30,9 +30,10 @@ async fn blocked(world: &World, statements: i64) {
     let mut conn = connect(world).await;
     let begun = Instant::now();
     let sql = "SELECT COUNT(*) FROM information_schema.processlist
-               WHERE db = DATABASE() AND state LIKE 'Waiting for table metadata lock' AND info LIKE '%INSERT INTO orders%'";
+               WHERE db = DATABASE() AND state = 'Waiting for table metadata lock'";
     loop {
-        let found: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.expect("a count");
+        // MySQL shows no list in which another test's statement has bytes that are no text.
+        let found: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap_or(0);
         if found >= statements {
             return;
         }
@@ -57,7 +58,7 @@ async fn count_all(world: &World) -> i64 {
     sqlx::query_scalar("SELECT COUNT(*) FROM orders").fetch_one(&mut connect(world).await).await.expect("a count")
 }
 
-/// Ingest whose every order has a transaction of its own: two are under way at once, the others wait.
+/// Ingest that saves one order a transaction: two are under way at once, the others wait.
 async fn one_order_a_group(world: &World, deadline: &str) -> Role {
     world.import(&[("a", 500)]);
     let settings = [("STOCKLOCK__INGEST__GROUP_MAX", "1"), ("STOCKLOCK__INGEST__DEADLINE", deadline)];
@@ -133,7 +134,7 @@ on_each_database! {
             assert!(answer.problem(503).header("retry-after").parse::<u64>().is_ok());
         }
 
-        // The store is known to be away: had each waited for its deadline, it would have taken 100 s.
+        // The store is known to be away: if each waited for its deadline, it would take 100 s.
         let begun = Instant::now();
         for _ in 0..100 {
             api.place(&order).await.problem(503);
@@ -159,7 +160,7 @@ async fn taken_again(api: &Api, order: &serde_json::Value) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_store_that_is_away_is_answered_with_503_by_the_deadline_and_then_at_once() {
+async fn without_a_store_503_comes_by_the_deadline_and_then_at_once() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 500)]);
     let (store, url) = Proxy::before(world.config.order_store.url.expose()).await;
@@ -171,9 +172,9 @@ async fn a_store_that_is_away_is_answered_with_503_by_the_deadline_and_then_at_o
         taken_again(&api, &order).await;
         saved += 1;
         if hangs {
-            store.hang()
+            store.hang();
         } else {
-            store.cut()
+            store.cut();
         }
         let begun = Instant::now();
         api.place(&order).await.problem(503);

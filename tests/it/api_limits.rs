@@ -1,10 +1,11 @@
-//! What one client may hold, and how a request that is too large, too slow or of another kind is answered.
+//! What clients may hold, and how ingest answers requests that are too large or of another kind.
 
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
+use sqlx::{Connection as _, MySqlConnection};
 
-use crate::harness::{Api, Database, PATIENCE, Raw, Role, Strategy, World, lines};
+use crate::harness::{Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines};
 
 async fn ingest() -> (World, Role) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -69,7 +70,7 @@ async fn a_head_that_is_too_large_is_answered_with_431() {
     let (_world, ingest) = ingest().await;
     let api = Api::of(&ingest);
     api.send(reqwest::Method::GET, "/v1/products/a", &[("x", &"x".repeat(15 << 10))], "").await.is(200);
-    // One that is complete, one that never ends, one of too many fields, and what is no HTTP at all.
+    // A complete head, one without an end, one of too many fields, and no HTTP at all.
     let complete = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(16 << 10));
     let endless = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64 << 10));
     let many = format!("GET / HTTP/1.1\r\n{}\r\n", "x: y\r\n".repeat(200));
@@ -100,8 +101,8 @@ async fn the_sum_of_all_bodies_is_bounded_and_small_orders_pass() {
     }
     let refused = r#"route="/v1/orders",status="503""#;
     assert!(ingest.count("stocklock_http_requests_total", refused).await >= 40, "the bound was not reached");
-    let held = ingest.peak_memory_kib();
-    assert!(held < 160 << 10, "{held} KiB");
+    let peak = ingest.peak_memory_kib();
+    assert!(peak < 160 << 10, "{peak} KiB");
     let large = format!("{}{}", lines(&[("a", 1)]), " ".repeat(1 << 19));
     assert!(!api.post(&large, &[]).await.problem(503).header("retry-after").is_empty());
     api.place(&lines(&[("a", 1)])).await.is(202);
@@ -151,6 +152,27 @@ async fn silent_connections_do_not_silence_the_admin_address() {
     assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     assert!(!ingest.log().contains("connection not accepted"), "{}", ingest.log());
     silent[0].is_closed().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn unknown_products_of_many_orders_share_one_query() {
+    let world = World::new(Database::MariaDb, Strategy::Row).await;
+    let way = Duration::from_millis(20);
+    let (_store, url) = Proxy::before_distant(world.config.stock_store.url.expose(), way).await;
+    let settings = [("STOCKLOCK__STOCK_STORE__URL", url.as_str()), ("STOCKLOCK__STOCK_STORE__POOL_MAX", "32")];
+    let ingest = world.start_with("ingest", &settings).await;
+    let api = Api::of(&ingest);
+    let orders: Vec<_> = (0..200).map(|number| lines(&[(&format!("unknown-{number}"), 1)])).collect();
+    let answers = futures::future::join_all(orders.iter().map(|order| api.place(order))).await;
+    let refused = answers.iter().filter(|answer| answer.status == 422).count();
+    // Where the stock store takes its time, orders are taken unchecked.
+    assert!(refused == 200 || ingest.log().contains("products not looked up"), "{refused} were refused");
+
+    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("the stock store");
+    let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+    let sessions: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.expect("a count");
+    // The pool opens another session where the last one is still on its way back.
+    assert!(sessions <= 6, "{sessions} sessions looked products up");
 }
 
 /// Else `increase()` does not see the first error.

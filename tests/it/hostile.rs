@@ -1,5 +1,5 @@
-//! Hostile clients at ingest: they cost the good ones little, and no more memory than the chart allows.
-//! STOCKLOCK_TEST_HOSTILE=full brings 15,000 of them instead of 3,000.
+//! Hostile clients at ingest cost the good ones little, and no more memory than the chart allows.
+//! `STOCKLOCK_TEST_HOSTILE=full` brings 15,000 of them instead of 3,000.
 
 use std::{
     path::Path,
@@ -22,22 +22,22 @@ const MEASURED: Duration = Duration::from_secs(4);
 /// Measurements; one of them has to be within the bound, since the machine has other work too.
 const ROUNDS: usize = 3;
 const WORST_RATIO: f64 = 3.0;
-/// Below it a percentile is good whatever its ratio: both are then within the time slices of a busy machine.
+/// Below it a percentile is good whatever its ratio: a busy machine's time slices are as long.
 const GOOD_MS: f64 = 50.0;
 
 /// How many hostile clients there are of each kind.
 struct Crowd {
     silent: usize,
     slow: usize,
-    deaf: usize,
+    not_reading: usize,
     waiting: usize,
 }
 
 impl Crowd {
     fn of_this_run() -> Self {
         match std::env::var("STOCKLOCK_TEST_HOSTILE").as_deref() {
-            Ok("full") => Self { silent: 2_000, slow: 2_000, deaf: 1_000, waiting: 10_000 },
-            _ => Self { silent: 400, slow: 400, deaf: 200, waiting: 2_500 },
+            Ok("full") => Self { silent: 2_000, slow: 2_000, not_reading: 1_000, waiting: 10_000 },
+            _ => Self { silent: 400, slow: 400, not_reading: 200, waiting: 2_500 },
         }
     }
 }
@@ -51,7 +51,7 @@ fn memory_limit_kib() -> u64 {
     limit.parse::<u64>().expect("MiB") << 10
 }
 
-/// Places orders at a steady rate and answers the 99th percentile of what they took, in milliseconds.
+/// Places orders at a steady rate. Answers the 99th percentile of their latency in milliseconds.
 async fn percentile_of_good_clients(ingest: &Role) -> f64 {
     let (client, url) = (reqwest::Client::new(), format!("{}/v1/orders", ingest.http));
     let order = lines(&[("a", 1)]);
@@ -73,17 +73,17 @@ async fn percentile_of_good_clients(ingest: &Role) -> f64 {
     took[took.len() * 99 / 100].as_secs_f64() * 1e3
 }
 
-/// Connects hostile clients, and keeps the slow ones and those with large bodies at work until `is_over`.
+/// Connects hostile clients. The slow ones and those with large bodies work until `is_over`.
 async fn besiege(http: &str, crowd: &Crowd, is_over: &Arc<AtomicBool>) -> (Vec<Raw>, JoinSet<()>) {
     let order = lines(&[("a", 1)]).to_string();
     let connected = |count: usize| stream::iter(0..count).map(|_| Raw::connect(http)).buffer_unordered(64);
     let mut held: Vec<_> = connected(crowd.silent).collect().await;
-    let mut deaf = connected(crowd.deaf).collect::<Vec<_>>().await;
+    let mut not_reading = connected(crowd.not_reading).collect::<Vec<_>>().await;
     let pipelined = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
-    for client in &mut deaf {
+    for client in &mut not_reading {
         client.send_for(pipelined.as_bytes(), Duration::from_millis(5)).await;
     }
-    held.append(&mut deaf);
+    held.append(&mut not_reading);
     let mut waiting = connected(crowd.waiting).collect::<Vec<_>>().await;
     for client in &mut waiting {
         client.place(&order, "prefer: wait=60\r\n").await;
@@ -103,7 +103,7 @@ async fn accepted(ingest: &Role) -> u64 {
     ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await
 }
 
-/// Waits until the orders of the waiting clients are saved, which takes a while whoever places them.
+/// Waits until the orders of the waiting clients are saved, which takes a while.
 async fn all_placed(ingest: &Role, orders: u64) {
     let begun = Instant::now();
     while accepted(ingest).await < orders {
