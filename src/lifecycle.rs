@@ -69,7 +69,7 @@ impl Shutdown {
                 std::thread::spawn(move || {
                     let (left, lacks) = (bounded.lock().left(), complaints());
                     tracing::error!(?left, ?lacks, ?deadline, "stop deadline passed, work is unfinished");
-                    drop(logged.send(()));
+                    let _nobody_waits = logged.send(());
                 });
                 let _logged = logging.recv_timeout(LOG_DEADLINE);
                 std::process::exit(CUT_OFF_STATUS);
