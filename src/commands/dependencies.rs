@@ -63,7 +63,8 @@ impl Shared {
         is_first.then(|| running.into_iter().map(|(_, work)| work).collect())
     }
 
-    /// Asks the brokers for the topics that the roles read or write. Ingest alone can do without brokers: the outbox keeps its events.
+    /// Asks the brokers for the topics that the roles read or write. Ingest alone can do without
+    /// brokers: the outbox keeps its events.
     fn watch_kafka(&self) -> anyhow::Result<()> {
         let topics = &self.config.topics;
         let mut wanted = vec![topics.orders.clone()];

@@ -48,8 +48,8 @@ pub(super) struct Shared {
     statuses: Arc<OrderStatusCodec>,
 }
 
-/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within `stop.deadline`. Fails where
-/// a role fails, and where the stop cut work off.
+/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within
+/// `stop.deadline`. Fails where a role fails, and where the stop cut work off.
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     let shared = Shared::new(config, roles)?;
     let health = shared.health.clone();

@@ -34,8 +34,8 @@ impl Ages {
         }
     }
 
-    /// Age of the message at offset `next`, the first that is not handled: exact to a tenth of a second where it has arrived.
-    /// Otherwise how long it has been the next one, which is less.
+    /// Age of the message at offset `next`, the first that is not handled: exact to a tenth of a
+    /// second where it has arrived. Otherwise how long it has been the next one, which is less.
     pub fn of(&self, partition: i32, next: i64, now_ms: i64, now: Instant) -> Duration {
         let mut partitions = self.lock();
         let partition = partitions.entry(partition).or_default();

@@ -51,7 +51,8 @@ impl Backlog {
 }
 
 impl BacklogWatch {
-    /// Watches what `group_id` has not committed of a topic. Fails where the configuration is refused.
+    /// Watches what `group_id` has not committed of a topic. Fails where the configuration is
+    /// refused.
     pub fn new(kafka: &Kafka, group_id: &str, topic: &str, metrics: Metrics) -> KafkaResult<Self> {
         let probe = KafkaProbe::new(kafka, group_id)?;
         let (backlogs, shown) = (HashMap::new(), HashSet::new());
@@ -112,7 +113,8 @@ impl BacklogWatch {
         Ok(())
     }
 
-    /// Each partition that has messages that are not committed: the offset of the first, and how many there are.
+    /// Each partition that has messages that are not committed: the offset of the first, and how
+    /// many there are.
     fn left_to_read(&self) -> KafkaResult<Vec<(i32, i64, i64)>> {
         let client = &self.probe.client;
         while client.poll(Duration::ZERO).is_some() {}
@@ -156,7 +158,8 @@ impl BacklogWatch {
         Ok(bounds.into_iter().map(|(partition, (low, _))| (partition, low)).collect())
     }
 
-    /// Of each partition the offset at its beginning, at its end, or of the first message that is not older than a time in ms.
+    /// Of each partition the offset at its beginning, at its end, or of the first message that is
+    /// not older than a time in ms.
     fn offsets(&self, asked: impl Iterator<Item = (i32, Offset)>) -> KafkaResult<HashMap<i32, i64>> {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in asked {

@@ -53,7 +53,8 @@ pub struct Context {
     retired: AtomicBool,
 }
 
-/// How many heartbeats the coordinator has answered, as of the last statistics, and as of the loss of the partitions.
+/// How many heartbeats the coordinator has answered, as of the last statistics, and as of the loss
+/// of the partitions.
 #[derive(Debug, Default)]
 struct Heartbeats {
     answered: AtomicI64,
@@ -62,12 +63,14 @@ struct Heartbeats {
 
 impl Heartbeats {
     fn lose(&self) {
-        // One or two may have been answered since the last statistics: the next ones have to be beyond.
+        // One or two may have been answered since the last statistics: the next ones have to be
+        // beyond.
         self.before_loss.store(self.answered.load(Ordering::SeqCst) + 2, Ordering::SeqCst);
     }
 }
 
-/// Answers of the coordinator to a member under KIP-848. The statistics count all requests, and apart those of each kind but this one.
+/// Answers of the coordinator to a member under KIP-848. The statistics count all requests, and
+/// apart those of each kind but this one.
 fn heartbeats_answered(coordinator: &statistics::Broker) -> i64 {
     let of_other_kinds: i64 = coordinator.req.values().sum();
     i64::try_from(coordinator.rx).unwrap_or(i64::MAX) - of_other_kinds
@@ -129,8 +132,8 @@ impl Context {
         gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(age.as_secs_f64());
     }
 
-    /// A member that gets no partition is not called back where the broker assigns (KIP-848). It is ready once the
-    /// coordinator has answered a heartbeat.
+    /// A member that gets no partition is not called back where the broker assigns (KIP-848). It is
+    /// ready once the coordinator has answered a heartbeat.
     fn note_membership(&self, statistics: &Statistics) {
         let answered = statistics.brokers.get(COORDINATOR).map_or(0, heartbeats_answered);
         self.heartbeats.answered.store(answered, Ordering::SeqCst);

@@ -16,15 +16,16 @@ use crate::{config::Kafka, telemetry::Lack};
 /// How long a broker may take to answer. A broker that does not is asked no more.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 
-/// A client beside the role's own, which asks brokers about topics and about the offsets of a group that it does
-/// not join.
+/// A client beside the role's own, which asks brokers about topics and about the offsets of a group
+/// that it does not join.
 #[derive(Clone)]
 pub struct KafkaProbe {
     brokers: Arc<str>,
     pub(super) client: Arc<BaseConsumer<Observed>>,
 }
 
-/// Keeps the client's last error, which says why no broker answers, instead of logging it: the role's own clients do.
+/// Keeps the client's last error, which says why no broker answers, instead of logging it: the
+/// role's own clients do.
 #[derive(Debug, Default)]
 pub(super) struct Observed(Mutex<Option<Cause>>);
 
@@ -51,7 +52,8 @@ impl ClientContext for Observed {
 impl ConsumerContext for Observed {}
 
 impl KafkaProbe {
-    /// Fails where the configuration is refused; brokers that cannot be reached are asked again and again.
+    /// Fails where the configuration is refused; brokers that cannot be reached are asked again and
+    /// again.
     pub fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut config = client_config(kafka);
         config
@@ -62,8 +64,8 @@ impl KafkaProbe {
         Ok(Self { brokers: kafka.brokers.as_str().into(), client: Arc::new(client) })
     }
 
-    /// Asks for each of the topics, one request each. Fails where no broker answers, or where a topic is absent, not ours to
-    /// see, or without any leader.
+    /// Asks for each of the topics, one request each. Fails where no broker answers, or where a
+    /// topic is absent, not ours to see, or without any leader.
     pub async fn find(&self, topics: &[String]) -> Result<(), Lack> {
         let (probe, topics) = (self.clone(), topics.to_vec());
         let found = tokio::task::spawn_blocking(move || topics.iter().try_for_each(|topic| probe.find_topic(topic)));

@@ -16,7 +16,8 @@ use crate::{
 /// How long a master may take to connect and to answer.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Locks and unlocks a key of ours. A master that is read-only, is full or denies the right refuses it.
+/// Locks and unlocks a key of ours. A master that is read-only, is full or denies the right refuses
+/// it.
 static LOCK_AND_UNLOCK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', 1000)

@@ -20,7 +20,8 @@ const CHUNKS_MAX: usize = 2;
 #[derive(Debug)]
 pub struct Oldest {
     age_seconds: Gauge,
-    /// Where a look begins that knows of no pending order. Orders below were decided, but for those that were committed late.
+    /// Where a look begins that knows of no pending order. Orders below were decided, but for those
+    /// that were committed late.
     from: OrderId,
 }
 
@@ -36,8 +37,9 @@ impl Oldest {
         self.age_seconds.set(age.max(0.0));
     }
 
-    /// Asks whether the oldest of the watched orders are still pending, or else looks among the young ones, none below `decidable`. Its work is bounded, so that
-    /// it may be behind where orders come fast; the next turn finds out.
+    /// Asks whether the oldest of the watched orders are still pending, or else looks among the
+    /// young ones, none below `decidable`. Its work is bounded, so that it may be behind where
+    /// orders come fast; the next turn finds out.
     pub async fn look(
         &mut self,
         store: &OrderStore,

@@ -189,7 +189,8 @@ impl PendingWatch {
         Ok(false)
     }
 
-    /// The oldest pending order among those that are too young to be watched, and up to where all were read.
+    /// The oldest pending order among those that are too young to be watched, and up to where all
+    /// were read.
     async fn find_young(&self) -> Result<(Option<OrderId>, OrderId), StoreError> {
         let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
         let scanning = Instant::now();

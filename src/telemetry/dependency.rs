@@ -163,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_role_can_do_without_only_holds_up_a_rollout_that_is_configured_wrongly() {
+    fn what_a_role_can_do_without_only_holds_up_a_wrong_rollout() {
         let health = Health::default();
         let (mut store, up) = dependency(&health, Need::Rollout);
 

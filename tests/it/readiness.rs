@@ -1,4 +1,5 @@
-//! `/readyz` is true: a role is ready once it has tried what its work needs, and says what it lacks and why.
+//! `/readyz` is true: a role is ready once it has tried what its work needs, and says what it lacks
+//! and why.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +15,8 @@ const NOWHERE: &str = "127.0.0.1:9";
 const STOCK_STORE: &str = "STOCKLOCK__STOCK_STORE__URL";
 const ORDER_STORE: &str = "STOCKLOCK__ORDER_STORE__URL";
 
-/// Starts a role with one setting, and fails the test unless it lives, is not ready, and comes to say why in all these words.
+/// Starts a role with one setting, and fails the test unless it lives, is not ready, and comes to
+/// say why in all these words.
 async fn lacks(world: &World, role: &str, setting: (&str, &str), why: &[&str]) -> Role {
     let started = Role::spawn(&world.env, role, &[setting]);
     started.listening().await;

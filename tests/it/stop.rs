@@ -85,7 +85,8 @@ async fn ingest_ends_at_the_deadline_although_its_store_hangs() {
     store.hang();
     let placing = reqwest::Client::new().post(format!("{}/v1/orders", ingest.http)).json(&lines(&[("a", 1)])).send();
     let placing = tokio::spawn(placing);
-    // The request, or a sweep of the outbox, waits for a connection by then, and would for longer than the deadline.
+    // The request, or a sweep of the outbox, waits for a connection by then, and would for longer
+    // than the deadline.
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     is_cut_off(ingest, "").await;
