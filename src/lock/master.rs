@@ -146,7 +146,7 @@ impl Master {
     }
 
     fn fails(&self, error: &RedisError) {
-        // Of a right that lacks the operator was warned.
+        // The operator was warned of a missing right.
         if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
             let master = self.client.get_connection_info().addr();
             tracing::warn!(%master, %error, "a Redis master does not lock anything");

@@ -11,19 +11,18 @@ pub(super) const TURNS: &str = " turns";
 
 /// What all scripts have in common.
 ///
-/// Whoever is refused a key gets a place in its queue, a sorted set by the time since when each has
-/// waited, reckoned by the master's own clock. To be there still, each has a key that lives for
-/// `PLACE_LASTS`. A set names the keys that have queues.
+/// A claimant that is refused a key gets a place in its queue. The queue is a sorted set by the time
+/// since when each has waited, reckoned by the master's own clock. A place also has a key of its own,
+/// which lives for `PLACE_LASTS`. A set names the keys that have queues.
 ///
-/// The error of a command that the user has no right to names the command: Redis itself does not,
-/// within a script.
+/// Within a script Redis does not say which command the user has no right to. These scripts do.
 macro_rules! script {
     ($($body:tt)+) => {
         LazyLock::new(|| {
             Script::new(concat!(
                 "local token, ttl, prefix, waiter = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
                  local queues, has_queue = prefix .. ' queues', {}
-                 local command, subject, failure
+                 local at_once, safely, command, subject, failure = redis.call, redis.pcall
                  local function failed(why)
                    why = type(why) == 'table' and why.err or tostring(why)
                    if string.find(why, 'NOPERM') or string.find(why, 'ACL')
@@ -34,11 +33,11 @@ macro_rules! script {
                  end
                  local function call(name, key, ...)
                    command, subject = name, key
-                   return redis.call(name, key, ...)
+                   return at_once(name, key, ...)
                  end
                  local function try(name, key, ...)
                    command, subject = name, key
-                   local answer = redis.pcall(name, key, ...)
+                   local answer = safely(name, key, ...)
                    if type(answer) ~= 'table' or not answer.err then return answer end
                    failed(answer)
                  end
@@ -99,8 +98,9 @@ macro_rules! asking_script {
 pub(super) static LOCK: LazyLock<Script> = asking_script!(
     "for i, key in ipairs(KEYS) do
        local its_turn = is_its_turn(key)
-       if not (its_turn and call('SET', key, token, 'NX', 'PX', ttl)) then
-         if redis.pcall('GET', key) == token then return 3 end
+       command, subject = 'SET', key
+       if not (its_turn and at_once('SET', key, token, 'NX', 'PX', ttl)) then
+         if safely('GET', key) == token then return 3 end
          for granted = 1, i - 1 do call('DEL', KEYS[granted]) end
          call('SADD', queues, key)
          take_place(key)
@@ -125,7 +125,8 @@ pub(super) static PEEK: LazyLock<Script> = asking_script!(
 pub(super) static EXTEND: LazyLock<Script> = script!(
     "local extended = 0
      for _, key in ipairs(KEYS) do
-       if call('GET', key) == token then extended = extended + call('PEXPIRE', key, ttl) end
+       command, subject = 'GET', key
+       if at_once('GET', key) == token then extended = extended + call('PEXPIRE', key, ttl) end
      end
      return extended"
 );
@@ -139,9 +140,11 @@ pub(super) static UNLOCK: LazyLock<Script> = script!(
     "local is_done, released, told = ARGV[5], {}, {}
      for _, key in ipairs(KEYS) do
        command, subject = 'GET', key
-       local holder = redis.pcall('GET', key)
+       local holder = safely('GET', key)
        if holder == token then
-         if try('DEL', key) then released[#released + 1] = key end
+         command = 'DEL'
+         local deleted = safely('DEL', key)
+         if deleted == 1 then released[#released + 1] = key else failed(deleted) end
        elseif type(holder) == 'table' and holder.err and not string.find(holder.err, 'WRONGTYPE') then
          failed(holder)
        end

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::harness::{Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, order_lines};
 
-/// What the issue is about: all commands, all keys, and no channel.
+/// All commands, all keys, and no channel: the default of Redis 7.
 const NO_CHANNELS: &str = "ACL SETUSER mute on >secret ~* resetchannels +@all";
 
 /// Locks that live for a minute. Masters may take their time.
@@ -132,7 +132,7 @@ fn joined(urls: &[SecretUrl]) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_right_that_lacks_is_named_by_one_warning() {
+async fn a_missing_right_is_named_by_one_warning() {
     let masters = Masters::start(1).await;
     masters.command::<String>(NO_CHANNELS).await;
     let mut world = World::new(Database::MySql, Strategy::Redlock).await;
