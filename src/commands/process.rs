@@ -1,9 +1,6 @@
 //! What every command that opens a store or a broker needs.
 
-use std::{
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context as _;
 
@@ -14,19 +11,17 @@ use crate::{
     wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
 };
 
-/// How long a server keeps a silent session of a client that holds no locks.
-const IDLE_LIMIT: Duration = Duration::from_secs(60);
-
 pub fn metrics() -> anyhow::Result<Metrics> {
     Metrics::new().context("metrics")
 }
 
+/// A session that is silent for longer than the lock TTL is ended by the server, and its row locks with it.
 pub fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
-    let database = Database::open(&config.order_store, Role::OrderStore, IDLE_LIMIT, metrics.clone());
+    let database = Database::open(&config.order_store, Role::OrderStore, config.lock.ttl, metrics.clone());
     Ok(OrderStore::new(database.context("order_store.url")?))
 }
 
-/// A session that is silent for longer than the lock TTL is ended by the server, and its row locks with it.
+/// The same of the stock store.
 pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
     let database = Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
     Ok(StockStore::new(database.context("stock_store.url")?, metrics.clone(), config.retention.horizon))

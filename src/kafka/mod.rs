@@ -12,6 +12,7 @@ mod partitions;
 mod pipeline;
 mod producer;
 mod publishing;
+mod reader;
 mod topics;
 mod watchdog;
 
@@ -21,4 +22,5 @@ pub use dead_letters::DeadLetters;
 pub use handler::{Done, Fate, Handler, Refusal};
 pub use lane::{Batch, Lane};
 pub use producer::{Message, Producer};
+pub use reader::{Ends, TopicReader};
 pub use topics::{TopicReport, delete_topics, ensure_topics};

@@ -34,3 +34,4 @@ mod row_locks;
 mod stall;
 mod transactions;
 mod verify;
+mod verify_topics;
