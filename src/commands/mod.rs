@@ -63,7 +63,8 @@ enum Command {
     /// Place orders and look at them, over the HTTP API
     #[command(subcommand)]
     Order(order::OrderCommand),
-    /// Check the invariants over both stores: exit status 0 they hold, 1 one is violated, 2 not checked in full
+    /// Check the invariants over stores, locks and topics: exit status 0 they hold, 1 one is
+    /// violated, 2 not checked
     Verify(verify::VerifyArgs),
     /// Measure the pipeline on databases and topics of its own, beside what the databases can do at all
     Bench(bench::BenchArgs),

@@ -18,8 +18,8 @@ const POLL: Duration = Duration::from_millis(100);
 /// How long nothing may come of partitions that have messages.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
 
-/// Reads what a topic retains without being a member of a group. Its calls block; none of them waits for the brokers for more
-/// than 30 s.
+/// Reads what a topic retains, without joining a group. Its calls block. Each fails if the brokers
+/// say nothing for 30 s.
 pub struct TopicReader {
     client: BaseConsumer,
 }
@@ -28,7 +28,8 @@ pub struct TopicReader {
 pub type Ends = BTreeMap<i32, i64>;
 
 impl TopicReader {
-    /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can be asked for.
+    /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can
+    /// be asked for.
     pub fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
@@ -37,7 +38,7 @@ impl TopicReader {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
-            // The end of a partition is told after an empty fetch.
+            // The broker reports the end of a partition with an empty fetch.
             .set("fetch.wait.max.ms", "10");
         Ok(Self { client: client.create()? })
     }
@@ -69,8 +70,9 @@ impl TopicReader {
         self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)
     }
 
-    /// Hands over every message that is retained, each partition in its order, up to the offsets given or to the end as it is
-    /// found. Stops early, and well, once `take` answers `false`.
+    /// Hands over every message that the topic retains, up to the offsets given or to the present
+    /// end. Each partition keeps its order. Stops early, without an error, once `take` answers
+    /// `false`.
     pub fn read(
         &self,
         topic: &str,
@@ -83,10 +85,10 @@ impl TopicReader {
             assigned.add_partition_offset(topic, *partition, Offset::Beginning)?;
         }
         self.client.assign(&assigned)?;
-        let mut heard = Instant::now();
+        let mut received_at = Instant::now();
         while !ends.is_empty() {
             match self.client.poll(POLL) {
-                None if heard.elapsed() > SILENCE_MAX => {
+                None if received_at.elapsed() > SILENCE_MAX => {
                     return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::RequestTimedOut));
                 }
                 None => continue,
@@ -109,7 +111,7 @@ impl TopicReader {
                     }
                 }
             }
-            heard = Instant::now();
+            received_at = Instant::now();
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use crate::{
     store::StoreError,
 };
 
-/// What became of the events that the workers have passed.
+/// What the check found out about the events that the workers have passed.
 #[derive(Debug, Default)]
 pub(super) struct PassedEvents {
     pub count: u64,
@@ -32,8 +32,8 @@ struct Passed {
     event: Option<(OrderId, EventKind)>,
 }
 
-/// Reads the offsets first, then the events before them, then the outcomes, then the dead letters: whatever was passed when the
-/// offsets were read had its outcome, or its letter, before.
+/// Reads the offsets first, then the events before them, then the outcomes, then the dead letters.
+/// An event has its outcome or its letter before the offset is committed, so none is missed.
 pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreError> {
     let mut found = PassedEvents::default();
     let (sender, mut pages) = mpsc::channel(2);
@@ -62,7 +62,7 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     Ok(found)
 }
 
-/// Sends the passed events on in pages. Answers what is odd about the committed offsets.
+/// Sends the passed events in pages. Answers which committed offsets lie beyond the end.
 fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec<String>, KafkaError> {
     let (orders, codec) = (&topics.names.orders, Arc::clone(&topics.events));
     let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
@@ -71,7 +71,8 @@ fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec
     for (partition, offset) in std::mem::take(&mut committed) {
         let (_, end) = reader.extent(orders, partition)?;
         if offset > end {
-            // The topic was made anew, or its last messages are lost: the events before the offset are not those passed.
+            // The topic was created again, or lost its last messages. Its events are not those that
+            // were passed.
             beyond.push(format!("{orders}/{partition} ends at {end}, and the workers have committed {offset}"));
         } else {
             committed.insert(partition, offset);
@@ -92,12 +93,13 @@ fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec
     Ok(beyond)
 }
 
-/// Those of a page whose order has no outcome, though it could still be decided; or holds its stock in spite of a release.
+/// The events of a page that seem to have had no effect: an order without an outcome that could
+/// still be decided, or one that holds its stock in spite of a release.
 async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>, StoreError> {
     let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.0)).collect();
     let ids: Vec<_> = ids.into_iter().collect();
     let holds_stock = checks.stock.find_decided(&ids).await?;
-    // Read after the outcomes: one that was purged before they were read is not missing.
+    // Read after the outcomes: an outcome that was purged before is not missing.
     let purged_below = checks.stock.purged_below().await?;
     let decidable = checks.config.retention.horizon.decidable(Utc::now());
     let is_settled = |passed: &Passed| match passed.event {

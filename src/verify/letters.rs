@@ -16,7 +16,8 @@ pub(super) struct Letters {
     events: HashSet<(i32, i64)>,
     /// Why the last message of an order was dead-lettered.
     causes: HashMap<OrderId, String>,
-    /// Messages written earlier may have had letters that are not retained any more, in milliseconds since 1970.
+    /// Messages written earlier may have had letters that are no longer retained; milliseconds
+    /// since 1970.
     complete_since: i64,
 }
 
@@ -63,7 +64,8 @@ impl Letters {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a message of the `orders` topic was dead-lettered, or may have been and its letter is not retained any more.
+    /// Whether a message of the `orders` topic was dead-lettered. True too if it may have been, and
+    /// its letter is no longer retained.
     pub fn may_explain(&self, partition: i32, offset: i64, written_at_millis: Option<i64>) -> bool {
         self.events.contains(&(partition, offset)) || written_at_millis.unwrap_or(0) < self.complete_since
     }

@@ -40,12 +40,13 @@ async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
     }
 }
 
-/// The server counts in whole seconds, and ends a silent session when it gets round to it.
+/// The server counts in whole seconds, and ends a silent session up to two seconds late.
 fn silence_limit_seconds(ttl: Duration) -> u32 {
     u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(2).saturating_add(2)
 }
 
-/// Sessions of roles end when they have been silent for the TTL, so that none keeps rows locked for longer.
+/// Sessions of roles end when they have been silent for the TTL, so that none keeps rows locked for
+/// longer.
 fn add_transactions(store: Role, silent: Option<Vec<(u64, i64)>>, ttl: Duration, report: &mut Report) {
     let store = store.as_str();
     let Some(silent) = silent else {

@@ -1,5 +1,6 @@
-//! Checks the invariants over both stores, the locks and the topics. The stock store is checked in one snapshot, exactly; the two
-//! stores together by reading the order store first and waiting for what is in flight.
+//! Checks the invariants over both stores, the locks and the topics. One snapshot of the stock
+//! store is checked exactly. For the two stores together, the order store is read first, and orders
+//! in flight are awaited.
 
 mod events;
 mod letters;
@@ -46,13 +47,13 @@ pub struct Report {
     pub violations: Vec<Violation>,
     /// Orders that were still in flight when the time to settle was over.
     pub unsettled: Vec<(String, String)>,
-    /// Orders that are not final, and stay so until people see to their dead letters.
+    /// Orders that are not final until people see to their dead letters, and why.
     pub dead_lettered: Vec<(String, String)>,
     /// What could not be looked at, and why.
     pub unchecked: Vec<String>,
     /// What the user of a store may not look at.
     pub forbidden: Vec<String>,
-    /// What was not to be looked at, and why.
+    /// What was left out on purpose, and why.
     pub left_out: Vec<String>,
 }
 
@@ -122,8 +123,8 @@ impl Checks<'_> {
     }
 }
 
-/// Checks both stores, what is locked and what was passed. Fails if a store cannot be read; what else cannot be looked at is part of
-/// the report.
+/// Checks both stores, the locks, and the events that the workers have passed. Fails if a store
+/// cannot be read. Anything else that cannot be read is named in the report.
 pub async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
     if checks.is_without(7) {
         let mut report = check_stores(checks).await?;
@@ -172,7 +173,7 @@ async fn check_stores(checks: &Checks<'_>) -> Result<Report, StoreError> {
     Ok(report)
 }
 
-/// Whether any of the open orders may still settle: one that was dead-lettered waits for people.
+/// Whether any of the open orders may still settle. A dead-lettered one waits for people.
 fn in_flight(open: &Open, letters: Option<&Letters>) -> bool {
     open.keys().any(|id| letters.is_none_or(|letters| letters.cause(*id).is_none()))
 }
@@ -255,7 +256,7 @@ fn judge_forgotten(order: &OrderRow) -> Verdict {
 }
 
 impl Report {
-    /// Whether all was looked at that was to be, and every order was final or dead-lettered.
+    /// Whether every check was made that was asked for, and every order is final or dead-lettered.
     pub fn is_complete(&self) -> bool {
         self.unsettled.is_empty() && self.unchecked.is_empty() && self.forbidden.is_empty()
     }

@@ -1,6 +1,7 @@
-//! Avro bytes ↔ domain. Values are written in Avro's single-object encoding (Avro 1.12 specification, "Single-object
-//! encoding": `C3 01`, the schema's CRC-64-AVRO fingerprint, the datum). They are read with the schema that they were
-//! written with, which their header names: one of ours, or one of `topics.writer_schemas`.
+//! Avro bytes ↔ domain. Values are written in Avro's single-object encoding (Avro 1.12
+//! specification, "Single-object encoding": `C3 01`, the schema's CRC-64-AVRO fingerprint, the
+//! datum). They are read with the schema that they were written with, which their header names: one
+//! of ours, or one of `topics.writer_schemas`.
 
 mod codec;
 mod datum;

@@ -85,6 +85,11 @@ volumeMounts:
     mountPath: /etc/stocklock/tls
     readOnly: true
   {{- end }}
+  {{- if .Values.schemas.configMapName }}
+  - name: schemas
+    mountPath: /etc/stocklock/schemas
+    readOnly: true
+  {{- end }}
 {{- end -}}
 
 {{/* What every pod has in common. */}}
@@ -128,5 +133,10 @@ volumes:
     secret:
       secretName: {{ .Values.tls.secretName | quote }}
       defaultMode: 0440
+  {{- end }}
+  {{- if .Values.schemas.configMapName }}
+  - name: schemas
+    configMap:
+      name: {{ .Values.schemas.configMapName | quote }}
   {{- end }}
 {{- end -}}

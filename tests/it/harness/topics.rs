@@ -118,7 +118,8 @@ impl World {
         groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
     }
 
-    /// Commits for a group, of which no member may be there, so many messages beyond the end of each partition of a topic.
+    /// Commits for a group, of which no member may be there, so many messages beyond the end of
+    /// each partition of a topic.
     pub fn commit_beyond_the_end(&self, group_id: &str, topic: &str, messages: i64) {
         let reader = self.reader(group_id);
         let mut offsets = TopicPartitionList::new();
