@@ -26,7 +26,7 @@ public class FailOrder {
             consumer.subscribe(schemas.keySet());
             while (!missing.isEmpty() && Instant.now().isBefore(deadline)) {
                 for (var message : consumer.poll(Duration.ofSeconds(1))) {
-                    if (!orderId.equals(message.key())) continue;
+                    if (!orderId.equals(message.key()) || message.value() == null) continue;
                     Schema schema = schemas.get(message.topic());
                     var decoder = new BinaryMessageDecoder<GenericRecord>(GenericData.get(), schema);
                     System.out.println(decoder.decode(message.value()));

@@ -4,9 +4,9 @@ use apache_avro::{Schema, from_value, rabin::Rabin, reader::datum::GenericDatumR
 use serde::de::DeserializeOwned;
 
 use super::{
-    Fingerprint, WireError, WriterSchema,
+    WireError, WriterSchema,
     datum::Datum,
-    fingerprint::fingerprint,
+    fingerprint::{Fingerprint, fingerprint},
     writer_schema::{SchemaError, WrittenWith},
 };
 

@@ -13,5 +13,4 @@ mod writer_schema;
 
 pub use error::WireError;
 pub use events::{OrderEventCodec, OrderStatusCodec, check_writer_schemas};
-pub use fingerprint::Fingerprint;
 pub use writer_schema::{SchemaError, WriterSchema};
