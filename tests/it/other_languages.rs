@@ -8,7 +8,7 @@ use stocklock::{
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-use crate::harness::{Api, Database, Program, Strategy, World, header, lines, order_lines};
+use crate::harness::{Api, Database, Program, Role, Strategy, World, header, lines, order_lines};
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
@@ -173,8 +173,8 @@ async fn a_role_does_not_start_with_a_schema_that_it_cannot_use() {
     let unreadable = file.path().display().to_string();
 
     for (schemas, what) in [(unreadable.as_str(), "order_id"), ("/nowhere.avsc", "No such file")] {
-        let refused = world.cli(&["compensator", "--set", &format!("topics.writer_schemas={schemas}")]).exits(2);
-        let error = refused.stderr();
+        let role = Role::spawn(&world.env, "compensator", &[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", schemas)]);
+        let error = role.ended(2).await;
         assert!(error.contains("topics.writer_schemas") && error.contains(schemas) && error.contains(what), "{error}");
     }
 }
