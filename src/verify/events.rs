@@ -62,15 +62,16 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     Ok(found)
 }
 
-/// Sends the passed events in pages. Answers which committed offsets lie beyond the end.
+/// Sends the passed events in pages. Answers which committed offsets lie beyond the end of a
+/// partition that retains messages.
 fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec<String>, KafkaError> {
     let (orders, codec) = (&topics.names.orders, Arc::clone(&topics.events));
     let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
     let mut committed = reader.committed(orders)?;
     let mut beyond = Vec::new();
     for (partition, offset) in std::mem::take(&mut committed) {
-        let (_, end) = reader.extent(orders, partition)?;
-        if offset > end {
+        let (start, end) = reader.extent(orders, partition)?;
+        if start < end && offset > end {
             // The topic was created again, or lost its last messages. Its events are not those that
             // were passed.
             beyond.push(format!("{orders}/{partition} ends at {end}, and the workers have committed {offset}"));
