@@ -26,8 +26,9 @@ public class FailOrder {
             consumer.subscribe(schemas.keySet());
             while (!missing.isEmpty() && Instant.now().isBefore(deadline)) {
                 for (var message : consumer.poll(Duration.ofSeconds(1))) {
-                    if (!orderId.equals(message.key())) continue;
-                    var decoder = new BinaryMessageDecoder<GenericRecord>(GenericData.get(), schemas.get(message.topic()));
+                    if (!orderId.equals(message.key()) || message.value() == null) continue;
+                    Schema schema = schemas.get(message.topic());
+                    var decoder = new BinaryMessageDecoder<GenericRecord>(GenericData.get(), schema);
                     System.out.println(decoder.decode(message.value()));
                     missing.remove(message.topic());
                 }
@@ -43,7 +44,8 @@ public class FailOrder {
         var value = new BinaryMessageEncoder<GenericRecord>(GenericData.get(), schemas.get(statuses)).encode(status);
         byte[] bytes = new byte[value.remaining()];
         value.get(bytes);
-        try (var producer = new KafkaProducer<>(Map.of("bootstrap.servers", brokers), new StringSerializer(), new ByteArraySerializer())) {
+        Map<String, Object> address = Map.of("bootstrap.servers", brokers);
+        try (var producer = new KafkaProducer<>(address, new StringSerializer(), new ByteArraySerializer())) {
             producer.send(new ProducerRecord<>(statuses, orderId, bytes)).get();
         }
     }

@@ -32,7 +32,7 @@ while missing:
     if message is None or message.error():
         sys.exit(f"no message of the order: {message and message.error()}")
     schema, header = schemas[message.topic()]
-    if message.key() == order_id.encode() and message.value().startswith(header):
+    if message.key() == order_id.encode() and (message.value() or b"").startswith(header):
         print(json.dumps(fastavro.schemaless_reader(io.BytesIO(message.value()[10:]), schema), default=str))
         missing.discard(message.topic())
 consumer.close()

@@ -73,7 +73,8 @@ enum Command {
     /// Look at releases that are owed, and owe lost ones again
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
-    /// Check the invariants over both stores: exit status 0 they hold, 1 one is violated, 2 not checked in full
+    /// Check the invariants over stores, locks and topics: exit status 0 they hold, 1 one is
+    /// violated, 2 not checked in full
     Verify(verify::VerifyArgs),
     /// Measure the pipeline on databases and topics of its own, beside what the databases can do at all
     Bench(bench::BenchArgs),

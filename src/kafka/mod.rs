@@ -17,6 +17,7 @@ mod pipeline;
 mod probe;
 mod producer;
 mod publishing;
+mod reader;
 mod throttle;
 mod topic_settings;
 mod topics;
@@ -31,6 +32,6 @@ pub use handler::{Blame, Done, Fate, Handler, Refusal, Unpublished};
 pub use lane::{Batch, Lane};
 pub use probe::KafkaProbe;
 pub use producer::{Message, ProduceError, Producer};
+pub use reader::{Ends, TopicReader};
 pub use topic_settings::MIN_MESSAGE_BYTES;
-
 pub use topics::{TopicReport, delete_topics, ensure_topics};

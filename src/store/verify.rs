@@ -61,6 +61,19 @@ const CANNOT_CONVERT: u16 = 3854;
 const ASK_AGAIN: u32 = 60;
 const ASK_AGAIN_AFTER: Duration = Duration::from_millis(250);
 
+const FIND_DECIDED: &str = concat!(
+    "SELECT b.order_id, b.outcome = 'COMPLETED' AS holds FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN order_outcomes AS b FORCE INDEX (PRIMARY) ON b.order_id = wanted.order_id",
+);
+
+impl OrderStore {
+    /// The same as [`StockStore::silent_transactions`], of the order store.
+    pub async fn silent_transactions(&self, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
+        on_connection!(self.db, |conn| silent_transactions(conn, seconds).await)
+    }
+}
+
 impl StockStore {
     /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
     /// `None` where the user may not see that.
@@ -143,6 +156,13 @@ impl StockStore {
         let query = sqlx::query(outcomes::READ).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(|row| found(row, outcome(row))).collect()
+    }
+
+    /// Those of the orders that were decided, and whether each holds stock.
+    pub async fn find_decided(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, bool>, StoreError> {
+        let query = sqlx::query(FIND_DECIDED).bind(order_ids(ids.iter().copied())?);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(|row| Ok((order_id(row)?, row.try_get("holds")?))).collect()
     }
 
     /// Up to `limit` orders that were decided, after `after`, in the order of their ids.

@@ -143,7 +143,7 @@ impl Metrics {
             )?,
             compensations: make.counters(
                 "stocklock_compensations_total",
-                "Orders moved by the compensator.",
+                "Orders moved by the compensator, and tombstones passed over.",
                 &["kind"],
             )?,
             retention_deleted: make.counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,

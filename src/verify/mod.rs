@@ -1,10 +1,16 @@
-//! Checks the invariants over both stores and the locks. The stock store is checked in one snapshot, exactly; the two stores together by
-//! reading the order store first and waiting for what is in flight.
+//! Checks the invariants over both stores, the locks and the topics. One snapshot of the stock
+//! store is checked exactly. For the two stores together, the order store is read first, and orders
+//! in flight are awaited.
+
+mod events;
+mod letters;
+mod locks;
 
 mod releases;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,11 +21,13 @@ pub use releases::{LostReleases, find_lost_releases};
 use releases::{Release, judge_overdue};
 
 use crate::{
-    config::{self, Config, LockStrategy},
+    config::{self, Config},
     domain::{Horizon, OrderId, OrderState, fold::Outcome},
-    lock::{Overlong, overlong_keys},
     store::{Found, OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
+    wire::{OrderEventCodec, OrderStatusCodec},
 };
+
+use letters::Letters;
 
 const PAGE: u32 = 5_000;
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -40,13 +48,19 @@ pub struct Report {
     pub products: usize,
     pub outcomes: u64,
     pub orders: u64,
+    /// Events that the workers have passed, as far as the topic retains them.
+    pub events: u64,
     pub violations: Vec<Violation>,
     /// Orders that were still in flight when the time to settle was over.
     pub unsettled: Vec<(String, String)>,
+    /// Orders that are not final until people see to their dead letters, and why.
+    pub dead_lettered: Vec<(String, String)>,
     /// What could not be looked at, and why.
     pub unchecked: Vec<String>,
     /// What the user of a store may not look at.
     pub forbidden: Vec<String>,
+    /// What was left out on purpose, and why.
+    pub left_out: Vec<String>,
 }
 
 /// Orders in flight.
@@ -89,22 +103,70 @@ struct Stores<'a> {
     horizon: Horizon,
 }
 
-/// Checks both stores and what is locked; waits up to `settle` for orders in flight.
-pub async fn verify(
-    orders: &OrderStore,
-    stock: &StockStore,
-    config: &Config,
-    settle: Duration,
-) -> Result<Report, StoreError> {
+/// What is checked, and how.
+pub struct Checks<'a> {
+    pub orders: &'a OrderStore,
+    pub stock: &'a StockStore,
+    pub config: &'a Config,
+    pub events: Arc<OrderEventCodec>,
+    pub statuses: Arc<OrderStatusCodec>,
+    /// The invariants that are left out knowingly: 6 and 7 may be.
+    pub without: &'a [u8],
+    /// How long orders in flight are waited for, at most.
+    pub settle: Duration,
+}
+
+/// What it takes to read the topics, on a thread of its own.
+struct Topics {
+    kafka: config::Kafka,
+    names: config::Topics,
+    events: Arc<OrderEventCodec>,
+    statuses: Arc<OrderStatusCodec>,
+}
+
+impl Checks<'_> {
+    fn is_without(&self, invariant: u8) -> bool {
+        self.without.contains(&invariant)
+    }
+
+    fn topics(&self) -> Topics {
+        Topics {
+            kafka: self.config.kafka.clone(),
+            names: self.config.topics.clone(),
+            events: Arc::clone(&self.events),
+            statuses: Arc::clone(&self.statuses),
+        }
+    }
+}
+
+/// Checks both stores, the locks, and the events that the workers have passed. Fails if a store
+/// cannot be read. Anything else that cannot be read is named in the report.
+pub async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
+    if checks.is_without(7) {
+        let mut report = check_stores(checks).await?;
+        report.left_out.push("invariant 7, the committed offsets, and the dead letters: --without 7".to_owned());
+        return Ok(report);
+    }
+    let (mut report, passed) = tokio::try_join!(check_stores(checks), events::check(checks))?;
+    report.events = passed.count;
+    report.violations.extend(passed.violations);
+    report
+        .unchecked
+        .extend(passed.unchecked.into_iter().map(|why| format!("invariant 7, the committed offsets: {why}")));
+    Ok(report)
+}
+
+async fn check_stores(checks: &Checks<'_>) -> Result<Report, StoreError> {
+    let Checks { orders, stock, settle, .. } = *checks;
     let mut report = Report::default();
-    let stores = Stores { orders, stock, horizon: config.retention.horizon };
+    let stores = Stores { orders, stock, horizon: checks.config.retention.horizon };
     let mut open = check_orders(stores, &mut report).await?;
     check_stock(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
-    check_locks(&config.lock, &config.redis, &mut report).await;
-    check_transactions(stock, config.lock.ttl, &mut report).await?;
+    locks::check(checks, &mut report).await?;
+    let mut letters = if open.is_empty() { None } else { Letters::read(checks).await };
     let deadline = Instant::now() + settle;
-    while !open.is_empty() && Instant::now() < deadline {
+    while in_flight(&open, letters.as_ref()) && Instant::now() < deadline {
         tokio::time::sleep(ASK_AGAIN).await;
         let before = std::mem::take(&mut open);
         let ids: Vec<_> = before.keys().copied().collect();
@@ -116,43 +178,26 @@ pub async fn verify(
             check_page(stores, &page, &before, &mut open, &mut report).await?;
         }
     }
-    let overdue: Vec<_> = open.extract_if(.., |_, lack| *lack == InFlight::OverdueRelease).map(|(id, _)| id).collect();
-    if !overdue.is_empty() {
-        judge_overdue(&config.kafka, overdue, &mut report).await;
+    if letters.is_some() && in_flight(&open, letters.as_ref()) {
+        letters = Letters::read(checks).await;
     }
-    let unsettled = open.into_iter().map(|(id, lack)| (id.to_string(), lack.as_str().to_owned()));
-    report.unsettled.extend(unsettled);
+    let mut overdue = Vec::new();
+    for (id, lack) in open {
+        match letters.as_ref().and_then(|letters| letters.cause(id)) {
+            Some(cause) => report.dead_lettered.push((id.to_string(), format!("{}; {cause}", lack.as_str()))),
+            None if lack == InFlight::OverdueRelease => overdue.push(id),
+            None => report.unsettled.push((id.to_string(), lack.as_str().to_owned())),
+        }
+    }
+    if !overdue.is_empty() {
+        judge_overdue(&checks.config.kafka, overdue, &mut report).await;
+    }
     Ok(report)
 }
 
-async fn check_locks(lock: &config::Lock, redis: &config::Redis, report: &mut Report) {
-    if lock.strategy == LockStrategy::Row {
-        return;
-    }
-    match overlong_keys(lock, redis).await {
-        Ok(overlong) => report.violations.extend(overlong.into_iter().map(|Overlong { key, master, left }| {
-            let left = left.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
-            let detail = format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
-            Violation { invariant: 6, subject: format!("key {key}"), detail }
-        })),
-        Err(error) => report.unchecked.push(format!("the locks in Redis: {error}")),
-    }
-}
-
-/// Sessions of workers end when they have been silent for the TTL, so that none keeps rows locked for longer.
-async fn check_transactions(stock: &StockStore, ttl: Duration, report: &mut Report) -> Result<(), StoreError> {
-    // The server counts in whole seconds, and looks when it gets round to it.
-    let limit = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(2).saturating_add(2);
-    let Some(silent) = stock.silent_transactions(limit).await? else {
-        let privilege = "the user of stock_store.url lacks the privilege PROCESS";
-        report.forbidden.push(format!("transactions left open in the stock store: {privilege}"));
-        return Ok(());
-    };
-    report.violations.extend(silent.into_iter().map(|(session, seconds)| {
-        let detail = format!("has been silent for {seconds} s in a transaction, and lock.ttl is {ttl:?}");
-        Violation { invariant: 6, subject: format!("session {session}"), detail }
-    }));
-    Ok(())
+/// Whether any of the open orders may still settle. A dead-lettered one waits for people.
+fn in_flight(open: &Open, letters: Option<&Letters>) -> bool {
+    open.keys().any(|id| letters.is_none_or(|letters| letters.cause(*id).is_none()))
 }
 
 /// Every order against its outcome. Answers those in flight.
@@ -243,6 +288,11 @@ fn judge_forgotten(order: &OrderRow) -> Verdict {
 }
 
 impl Report {
+    /// Whether every check was made that was asked for, and every order is final or dead-lettered.
+    pub fn is_complete(&self) -> bool {
+        self.unsettled.is_empty() && self.unchecked.is_empty() && self.forbidden.is_empty()
+    }
+
     fn violated(&mut self, invariant: u8, order_id: OrderId, detail: impl Into<String>) {
         self.violations.push(Violation { invariant, subject: format!("order {order_id}"), detail: detail.into() });
     }

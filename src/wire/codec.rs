@@ -4,9 +4,9 @@ use apache_avro::{Schema, from_value, rabin::Rabin, reader::datum::GenericDatumR
 use serde::de::DeserializeOwned;
 
 use super::{
-    Fingerprint, WireError, WriterSchema,
+    WireError, WriterSchema,
     datum::Datum,
-    fingerprint::fingerprint,
+    fingerprint::{Fingerprint, fingerprint},
     writer_schema::{SchemaError, WrittenWith},
 };
 
@@ -29,7 +29,8 @@ enum Framed<'b> {
     Foreign(&'b WrittenWith, &'b [u8]),
 }
 
-/// Reads the values of one schema, whatever schema that is known they were written with; begins a value of its own.
+/// Reads values of one schema, and of all known schemas that resolve to it. Begins values of its
+/// own schema.
 ///
 /// Every schema is resolved once. Values of this crate are read without an intermediate value.
 pub(super) struct Codec {
@@ -41,7 +42,8 @@ pub(super) struct Codec {
 }
 
 impl Codec {
-    /// `writers` are the schemas of other systems; those that the own schema cannot read are passed over.
+    /// `writers` are the schemas of other systems. Those that do not resolve to the own schema are
+    /// ignored.
     ///
     /// Fails if the own schema does not resolve, which a test of the embedded schemas rules out.
     pub fn new(own: &'static OwnSchema, writers: &[WriterSchema]) -> Result<Self, SchemaError> {
@@ -71,7 +73,7 @@ impl Codec {
         Datum::after(&self.header)
     }
 
-    /// The value that these bytes are. Fails if they are no Avro in a known framing, of a known schema, from end to end.
+    /// Fails unless all of the bytes are one value in a known framing, of a known schema.
     pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
         let (value, rest) = match self.unframe(bytes)? {
             Framed::Ours(mut datum) => (self.own.read_deser(&mut datum).map_err(undecodable)?, datum),
@@ -115,7 +117,8 @@ fn header(fingerprint: Fingerprint) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
     header
 }
 
-/// The header that versions before the specification's fingerprint wrote. Their values may still be on the topics.
+/// The header that versions before the specification's fingerprint wrote. Their values may still be
+/// on the topics.
 fn former_header(schema: &Schema) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
     let mut header = header(Fingerprint::default());
     for (byte, former) in header[2..].iter_mut().zip(schema.fingerprint::<Rabin>().bytes) {

@@ -1,5 +1,5 @@
-/// A value in the making: fields of a record in the order of its schema, in Avro's binary encoding (Avro 1.12
-/// specification, "Binary Encoding"). No field can fail to be written.
+/// A value to which the fields of a record are added one by one, in the order of the schema and in
+/// Avro's binary encoding (Avro 1.12 specification, "Binary Encoding"). Adding a field cannot fail.
 pub(super) struct Datum(Vec<u8>);
 
 impl Datum {

@@ -79,12 +79,14 @@ pub fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError>
 pub struct OrderEventCodec(Codec);
 
 impl OrderEventCodec {
-    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the embedded schemas rules out.
+    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the
+    /// embedded schemas rules out.
     pub fn new() -> Result<Self, SchemaError> {
         Self::reading(&[])
     }
 
-    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of them does not resolve.
+    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
+    /// them does not resolve.
     pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
@@ -117,12 +119,14 @@ impl OrderEventCodec {
 pub struct OrderStatusCodec(Codec);
 
 impl OrderStatusCodec {
-    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the embedded schemas rules out.
+    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the
+    /// embedded schemas rules out.
     pub fn new() -> Result<Self, SchemaError> {
         Self::reading(&[])
     }
 
-    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of them does not resolve.
+    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
+    /// them does not resolve.
     pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_STATUS, writers).map(Self)
     }
@@ -134,8 +138,8 @@ impl OrderStatusCodec {
         begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
     }
 
-    /// Reads a status in Avro or as a JSON object. One that does not say when it occurred did so at `written_at`, the time of
-    /// its message.
+    /// Reads a status in Avro or as a JSON object. One that does not say when it occurred did so at
+    /// `written_at`, the time of its message.
     ///
     /// Besides a malformed value, refuses a status that its source may not report.
     pub fn decode(&self, bytes: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {

@@ -8,11 +8,12 @@ const EMPTY: u64 = 0xC15D_213A_A4D7_A795;
 
 const PRIMITIVES: [&str; 8] = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"];
 
-/// The fingerprint of the Avro 1.12 specification ("Schema Fingerprints"): CRC-64-AVRO, little-endian, over the schema's
-/// Parsing Canonical Form. The schema must be a valid one.
+/// The fingerprint of the Avro 1.12 specification ("Schema Fingerprints"): CRC-64-AVRO,
+/// little-endian, over the schema's Parsing Canonical Form. The schema must be a valid one.
 ///
-/// The library `apache-avro` does not reduce `{"type":"string","logicalType":"uuid"}` to `"string"`, as the rules STRIP and
-/// PRIMITIVES together ask for, so it computes another fingerprint for such a schema.
+/// The library `apache-avro` does not reduce `{"type":"string","logicalType":"uuid"}` to
+/// `"string"`, as the rules STRIP and PRIMITIVES together ask for, so it computes another
+/// fingerprint for such a schema.
 pub fn fingerprint(schema: &Value) -> Fingerprint {
     let mut canonical = String::new();
     write_schema(schema, "", &mut canonical);
@@ -130,7 +131,8 @@ mod tests {
             {"name":"f","type":{"size":16,"type":"fixed","name":"c.f"}},
             {"name":"m","type":{"type":"map","values":{"type":"array","items":"c.f"}}},
             {"name":"again","type":["null","e","r"]},
-            {"name":"inner","type":{"type":"record","name":"i","namespace":"","fields":[{"name":"j","type":"long"}]}}]}"#;
+            {"name":"inner","type":{"type":"record","name":"i","namespace":"",
+                "fields":[{"name":"j","type":"long"}]}}]}"#;
         let expected = concat!(
             r#"{"name":"a.b.r","type":"record","fields":[{"name":"id","type":"string"},"#,
             r#"{"name":"e","type":["null",{"name":"a.b.e","type":"enum","symbols":["X","Y"]}]},"#,

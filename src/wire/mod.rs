@@ -1,6 +1,7 @@
-//! Avro bytes ↔ domain. Values are written in Avro's single-object encoding (Avro 1.12 specification, "Single-object
-//! encoding": `C3 01`, the schema's CRC-64-AVRO fingerprint, the datum). They are read with the schema that they were
-//! written with, which their header names: one of ours, or one of `topics.writer_schemas`.
+//! Avro bytes ↔ domain. Values are written in Avro's single-object encoding (Avro 1.12
+//! specification, "Single-object encoding": `C3 01`, the schema's CRC-64-AVRO fingerprint, the
+//! datum). They are read with the schema that they were written with, which their header names: one
+//! of ours, or one of `topics.writer_schemas`.
 
 mod codec;
 mod datum;
@@ -12,5 +13,4 @@ mod writer_schema;
 
 pub use error::WireError;
 pub use events::{OrderEventCodec, OrderStatusCodec, check_writer_schemas};
-pub use fingerprint::Fingerprint;
 pub use writer_schema::{SchemaError, WriterSchema};

@@ -25,7 +25,8 @@ pub struct WriterSchema {
 }
 
 impl WriterSchema {
-    /// Parses the text of an `.avsc` file. Keeps its memory until the process ends. Fails if it is no Avro schema.
+    /// Parses the text of an `.avsc` file. Keeps its memory until the process ends. Fails if it is
+    /// no Avro schema.
     pub fn parse(name: &str, registered_id: Option<u32>, text: &str) -> Result<Self, SchemaError> {
         let json = serde_json::from_str(text).map_err(|error| SchemaError::NoJson(name.to_owned(), error))?;
         let schema = Schema::parse(&json).map_err(|error| SchemaError::NoSchema(name.to_owned(), Box::new(error)))?;

@@ -4,8 +4,8 @@ import org.apache.kafka.common.MetricName;
 import org.apache.kafka.common.serialization.*;
 
 /**
- * Produces the messages on standard input, a line each: the codec, the topic, the key, the value in hexadecimal. Each gets a
- * header of zeros, so that there is something to compress. Prints each codec and the ratio that it reached.
+ * Produces the messages on standard input, a line each: the codec, the topic, the key, the value in hexadecimal.
+ * Each gets a header of zeros, so that there is something to compress. Prints each codec and its compression ratio.
  */
 public class Produce {
     public static void main(String[] args) throws Exception {

@@ -19,7 +19,8 @@ pathlib.Path(sys.argv[1]).write_text(json.dumps(schema))
 canonical_form = fastavro.schema.to_parsing_canonical_form(schema)
 fingerprint = fastavro.schema.fingerprint(canonical_form, "CRC-64-AVRO")
 for order_id in sys.argv[2:]:
-    status = {"order_id": order_id, "status": "FAILED", "terminal": "till 7", "reason": "extended", "source": "payments"}
+    status = {"order_id": order_id, "status": "FAILED", "terminal": "till 7", "reason": "extended"}
+    status |= {"source": "payments", "occurred_at": int(time.time() * 1000)}
     datum = io.BytesIO()
-    fastavro.schemaless_writer(datum, fastavro.parse_schema(schema), status | {"occurred_at": int(time.time() * 1000)})
+    fastavro.schemaless_writer(datum, fastavro.parse_schema(schema), status)
     print(fingerprint, datum.getvalue().hex())

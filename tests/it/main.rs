@@ -51,3 +51,4 @@ mod stop;
 mod too_large;
 mod transactions;
 mod verify;
+mod verify_topics;

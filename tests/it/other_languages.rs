@@ -8,7 +8,7 @@ use stocklock::{
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-use crate::harness::{Api, Database, Program, Strategy, World, header, lines, order_lines};
+use crate::harness::{Api, Database, Program, Role, Strategy, World, header, lines, order_lines};
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
@@ -53,7 +53,7 @@ async fn a_java_program_reads_both_topics_and_fails_an_order() {
 
 /// The lines that `Produce.java` takes.
 fn produced(codec: &str, topic: &str, id: OrderId, value: &[u8]) -> String {
-    let hex: String = value.iter().map(|byte| format!("{byte:02x}")).collect();
+    let hex = value.iter().fold(String::new(), |hex, byte| hex + &format!("{byte:02x}"));
     format!("{codec} {topic} {id} {hex}\n")
 }
 
@@ -121,7 +121,8 @@ async fn bury(world: &World, topic: &str, id: OrderId) {
     Producer::new(&world.config.kafka).expect("a producer").produce(topic, vec![tombstone]).await.expect("produced");
 }
 
-/// JSON, a schema with one more field told by its fingerprint and by a registry's id, a tombstone; and what cannot be known.
+/// JSON, a tombstone, and a schema with one more field, named by fingerprint or by id. Two values
+/// that nobody can know.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_status_is_read_in_every_form_that_can_be_known() {
     let mut world = World::new(Database::MySql, Strategy::Row).await;
@@ -172,8 +173,8 @@ async fn a_role_does_not_start_with_a_schema_that_it_cannot_use() {
     let unreadable = file.path().display().to_string();
 
     for (schemas, what) in [(unreadable.as_str(), "order_id"), ("/nowhere.avsc", "No such file")] {
-        let refused = world.cli(&["compensator", "--set", &format!("topics.writer_schemas={schemas}")]).exits(2);
-        let error = refused.stderr();
+        let role = Role::spawn(&world.env, "compensator", &[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", schemas)]);
+        let error = role.ended(2).await;
         assert!(error.contains("topics.writer_schemas") && error.contains(schemas) && error.contains(what), "{error}");
     }
 }

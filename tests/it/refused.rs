@@ -45,11 +45,12 @@ fn check_letter(world: &World, topic: &str, letters_topic: &str, culprit: OrderI
     assert_eq!(header("original.offset"), origin.offset().to_string());
 }
 
-/// Fails the test unless `verify` names this order as undecided, and nothing else.
-fn check_only_unsettled(world: &World, culprit: OrderId) {
-    let report = world.cli(&["--output", "json", "verify", "--settle", "1s"]).exits(2).json();
-    assert_eq!(report["unsettled"], json!([[culprit.to_string(), "not decided yet"]]));
-    assert_eq!(report["violations"], json!([]));
+/// Fails the test unless `verify` lists this order as dead-lettered, and finds nothing else.
+fn check_only_dead_lettered(world: &World, culprit: OrderId) {
+    let report = world.cli(&["--output", "json", "verify", "--settle", "60s"]).exits(0).json();
+    assert_eq!((&report["unsettled"], &report["violations"]), (&json!([]), &json!([])));
+    let apart = report["dead_lettered"].as_array().expect("a list");
+    assert_eq!((apart.len(), &apart[0][0]), (1, &json!(culprit.to_string())), "{apart:?}");
 }
 
 /// A constraint of a table that one order breaks.
@@ -105,7 +106,7 @@ on_each_database! {
         world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
         all_done(&world).await;
         assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (319, 661));
-        check_only_unsettled(&world, culprit);
+        check_only_dead_lettered(&world, culprit);
         worker.stop();
         compensator.stop();
     }
@@ -128,7 +129,7 @@ on_each_database! {
         world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
         all_done(&world).await;
         assert_eq!(world.count_orders("COMPLETED").await, 319);
-        check_only_unsettled(&world, culprit);
+        check_only_dead_lettered(&world, culprit);
         worker.stop();
         compensator.stop();
     }

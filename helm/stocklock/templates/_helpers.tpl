@@ -122,6 +122,11 @@ volumeMounts:
     mountPath: /etc/stocklock/tls
     readOnly: true
   {{- end }}
+  {{- if .Values.schemas.configMapName }}
+  - name: schemas
+    mountPath: /etc/stocklock/schemas
+    readOnly: true
+  {{- end }}
 {{- end -}}
 
 {{/* What every pod has in common. */}}
@@ -165,5 +170,10 @@ volumes:
     secret:
       secretName: {{ .Values.tls.secretName | quote }}
       defaultMode: 0440
+  {{- end }}
+  {{- if .Values.schemas.configMapName }}
+  - name: schemas
+    configMap:
+      name: {{ .Values.schemas.configMapName | quote }}
   {{- end }}
 {{- end -}}

@@ -10,7 +10,7 @@ mod scratch;
 mod stopwatch;
 mod workload;
 
-use std::{fs::File, ops::RangeInclusive, path::PathBuf, time::Duration};
+use std::{fs::File, ops::RangeInclusive, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, anyhow};
 use chrono::Utc;
@@ -29,7 +29,8 @@ use crate::{
     domain::{MAX_LINES, OrderId},
     lifecycle::Shutdown,
     telemetry::Metrics,
-    verify::verify,
+    verify::{Checks, verify},
+    wire::{OrderEventCodec, OrderStatusCodec},
 };
 
 const SHORTEST_CHURN: Duration = Duration::from_millis(500);
@@ -259,7 +260,16 @@ impl Bench<'_> {
         run.mode = self.args.mode.as_str();
         run.history = self.args.history;
         run.tell_latencies(&latencies);
-        let report = verify(&orders, &stock, &scratch.config, SETTLE).await?;
+        let report = verify(&Checks {
+            orders: &orders,
+            stock: &stock,
+            config: &scratch.config,
+            events: Arc::new(OrderEventCodec::new()?),
+            statuses: Arc::new(OrderStatusCodec::new()?),
+            without: &[],
+            settle: SETTLE,
+        })
+        .await?;
         run.verified = report.violations.is_empty() && report.unsettled.is_empty() && report.unchecked.is_empty();
         Ok(run)
     }

@@ -25,7 +25,8 @@ impl Program {
         Self(command)
     }
 
-    /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended with status 0.
+    /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended
+    /// with status 0.
     pub fn run(mut self, args: &[&str], input: &str) -> String {
         let command = self.0.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());

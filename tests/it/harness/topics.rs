@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use rdkafka::{
     Message as _, Offset, Timestamp, TopicPartitionList,
     admin::{AdminClient, AdminOptions, AlterConfig, ResourceSpecifier},
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::KafkaResult,
     message::{Headers as _, OwnedMessage},
 };
@@ -116,6 +116,17 @@ impl World {
         let reader = self.reader("reader");
         let groups = answer("groups", || reader.fetch_group_list(Some(group_id), TIMEOUT));
         groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
+    }
+
+    /// Commits for a group, of which no member may be there, so many messages beyond the end of
+    /// each partition of a topic.
+    pub fn commit_beyond_the_end(&self, group_id: &str, topic: &str, messages: i64) {
+        let reader = self.reader(group_id);
+        let mut offsets = TopicPartitionList::new();
+        for (partition, end) in self.ends(&reader, topic) {
+            offsets.add_partition_offset(topic, partition, Offset::Offset(end + messages)).expect("a partition");
+        }
+        reader.commit(&offsets, CommitMode::Sync).expect("committed");
     }
 
     /// How many messages of a topic the broker still has.

@@ -1,0 +1,136 @@
+//! Invariant 7: a committed offset never passes an order that is neither decided nor dead-lettered.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use chrono::Utc;
+use rdkafka::{Message as _, error::KafkaError};
+use tokio::sync::mpsc;
+
+use super::{Checks, PAGE, Topics, Violation, letters::Letters};
+use crate::{
+    domain::{EventKind, OrderId},
+    kafka::TopicReader,
+    store::StoreError,
+};
+
+/// What the check found out about the events that the workers have passed.
+#[derive(Debug, Default)]
+pub(super) struct PassedEvents {
+    pub count: u64,
+    pub violations: Vec<Violation>,
+    /// What could not be looked at, and why.
+    pub unchecked: Vec<String>,
+}
+
+/// An event before the offset that the workers have committed.
+#[derive(Debug, Clone, Copy)]
+struct Passed {
+    partition: i32,
+    offset: i64,
+    written_at_millis: Option<i64>,
+    /// `None` where it is no order event.
+    event: Option<(OrderId, EventKind)>,
+}
+
+/// Reads the offsets first, then the events before them, then the outcomes, then the dead letters.
+/// An event has its outcome or its letter before the offset is committed, so none is missed.
+pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreError> {
+    let mut found = PassedEvents::default();
+    let (sender, mut pages) = mpsc::channel(2);
+    let topics = checks.topics();
+    let reading = tokio::task::spawn_blocking(move || read_passed(&topics, &sender));
+    let mut suspects = Vec::new();
+    while let Some(page) = pages.recv().await {
+        found.count += page.len() as u64;
+        suspects.extend(undecided(checks, page).await?);
+    }
+    let read = reading.await.map_err(|error| error.to_string());
+    match read.and_then(|read| read.map_err(|error| error.to_string())) {
+        Ok(beyond) => found.unchecked.extend(beyond),
+        Err(error) => found.unchecked.push(format!("{error} (or run it with --without 7)")),
+    }
+    if suspects.is_empty() {
+        return Ok(found);
+    }
+    let Some(letters) = Letters::read(checks).await else {
+        found.unchecked.push("the dead letters cannot be read".to_owned());
+        return Ok(found);
+    };
+    suspects.retain(|passed| !letters.may_explain(passed.partition, passed.offset, passed.written_at_millis));
+    let mut named = BTreeSet::new();
+    found.violations = suspects.iter().filter(|passed| named.insert(passed.subject())).map(Passed::violation).collect();
+    Ok(found)
+}
+
+/// Sends the passed events in pages. Answers which committed offsets lie beyond the end of a
+/// partition that retains messages.
+fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec<String>, KafkaError> {
+    let (orders, codec) = (&topics.names.orders, Arc::clone(&topics.events));
+    let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
+    let mut committed = reader.committed(orders)?;
+    let mut beyond = Vec::new();
+    for (partition, offset) in std::mem::take(&mut committed) {
+        let (start, end) = reader.extent(orders, partition)?;
+        if start < end && offset > end {
+            // The topic was created again, or lost its last messages. Its events are not those that
+            // were passed.
+            beyond.push(format!("{orders}/{partition} ends at {end}, and the workers have committed {offset}"));
+        } else {
+            committed.insert(partition, offset);
+        }
+    }
+    let mut page = Vec::new();
+    reader.read(orders, committed, |message| {
+        let event = message.payload().and_then(|payload| codec.decode(payload).ok());
+        page.push(Passed {
+            partition: message.partition(),
+            offset: message.offset(),
+            written_at_millis: message.timestamp().to_millis(),
+            event: event.map(|event| (event.order_id, event.kind)),
+        });
+        page.len() < PAGE as usize || pages.blocking_send(std::mem::take(&mut page)).is_ok()
+    })?;
+    let _nobody_waits = pages.blocking_send(page);
+    Ok(beyond)
+}
+
+/// The events of a page that seem to have had no effect: an order without an outcome that could
+/// still be decided, or one that holds its stock in spite of a release.
+async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>, StoreError> {
+    let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.0)).collect();
+    let ids: Vec<_> = ids.into_iter().collect();
+    let holds_stock = checks.stock.find_decided(&ids).await?;
+    // Read after the outcomes: an outcome that was purged before is not missing.
+    let purged_below = checks.stock.purged_below().await?;
+    let decidable = checks.config.retention.horizon.decidable(Utc::now());
+    let is_settled = |passed: &Passed| match passed.event {
+        None => false,
+        Some((id, _)) if id < purged_below.max(decidable.start) => true,
+        Some((id, kind)) => match holds_stock.get(&id) {
+            None => false,
+            Some(holds) => kind == EventKind::Placed || !holds,
+        },
+    };
+    Ok(page.into_iter().filter(|passed| !is_settled(passed)).collect())
+}
+
+impl Passed {
+    fn subject(&self) -> String {
+        match self.event {
+            Some((id, _)) => format!("order {id}"),
+            None => format!("message {}/{}", self.partition, self.offset),
+        }
+    }
+
+    fn violation(&self) -> Violation {
+        let place = format!("offset {} of partition {}", self.offset, self.partition);
+        let detail = match self.event {
+            Some((_, EventKind::Placed)) => format!("was passed at {place}, and is neither decided nor dead-lettered"),
+            Some((_, EventKind::Release)) => {
+                format!("its release was passed at {place}, and its stock is not released")
+            }
+            None => format!("was passed at {place}, is no order event, and is not dead-lettered"),
+        };
+        Violation { invariant: 7, subject: self.subject(), detail }
+    }
+}
