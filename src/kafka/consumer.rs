@@ -9,7 +9,7 @@ use prometheus::IntCounter;
 use rdkafka::{
     Message as _,
     consumer::{CommitMode, Consumer as _},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Headers, OwnedMessage},
     topic_partition_list::TopicPartitionList,
 };
@@ -21,6 +21,7 @@ use super::{
     lane::{Offsets, Received},
     member::{Client, Member},
     partitions::Partitions,
+    renewal::{Pauses, Probe},
     watchdog::Watchdog,
 };
 use crate::{
@@ -99,7 +100,10 @@ impl Consumer {
             watchdog: Watchdog::default(),
             watched: Instant::now(),
             stall_timeout: kafka.stall_timeout,
+            pauses: Pauses::default(),
+            probe: Probe::default(),
             recreations: metrics.consumer_recreations.with_label_values(&[subscription.topic]),
+            poll_errors: metrics.poll_errors.with_label_values(&[subscription.topic]),
             health,
             shutdown,
             runtime: tokio::runtime::Handle::current(),
@@ -145,7 +149,10 @@ struct Poller {
     /// When the partitions were last looked at.
     watched: Instant,
     stall_timeout: Duration,
+    pauses: Pauses,
+    probe: Probe,
     recreations: IntCounter,
+    poll_errors: IntCounter,
     health: Component,
     shutdown: Shutdown,
     runtime: tokio::runtime::Handle,
@@ -167,14 +174,16 @@ impl Poller {
                     failures = Backoff::default();
                     self.deliver(message.detach());
                 }
-                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                    tracing::error!(%error, "the group cannot be consumed");
-                    self.health.not_ready(error.to_string());
-                    self.shutdown.request();
-                    polled = Err(error);
-                }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "poll failed");
+                    self.poll_errors.inc();
+                    if let Some((code, reason)) = self.fence() {
+                        tracing::error!(%code, reason, "the group cannot be consumed");
+                        self.health.not_ready(reason);
+                        self.shutdown.request();
+                        polled = Err(KafkaError::MessageConsumptionFatal(code));
+                    }
+                    // The context has written it.
+                    self.client.context().condition.poll_failed(&error);
                     std::thread::sleep(failures.next_delay().min(POLL));
                 }
             }
@@ -183,7 +192,16 @@ impl Poller {
         polled
     }
 
+    /// The error of a client that is shut out of its group, since another process has its `kafka.group_instance_id`.
+    fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
+        let is_fence = |code| matches!(code, RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::UnreleasedInstanceId);
+        self.client.client().fatal_error().filter(|(code, _)| is_fence(*code))
+    }
+
     fn deliver(&mut self, message: OwnedMessage) {
+        if !self.partitions.polled(message.partition(), message.offset()) {
+            self.rewind(&message);
+        }
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
         self.watchdog.heard(message.partition());
@@ -203,6 +221,15 @@ impl Poller {
         inlet.waiting.push_back(Waiting { message, assignment });
         tracing::debug!(lane, waiting = inlet.waiting.len(), "the lane is full, its partitions are paused");
         self.set_paused(lane, true);
+    }
+
+    fn rewind(&self, message: &OwnedMessage) {
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        tracing::warn!(topic, partition, offset, "the partition was truncated, its messages are read again");
+        if let Err(error) = self.member.rewind(&self.partitions, topic, partition, offset) {
+            tracing::warn!(topic, partition, offset, %error, "the committed offset did not go back");
+        }
+        self.partitions.polled(partition, offset);
     }
 
     fn retry_waiting(&mut self) {
@@ -238,42 +265,62 @@ impl Poller {
         }
     }
 
-    /// Replaces a client of which nothing comes although there is something, and although its lane has room.
+    /// Replaces a client that does not recover by itself: its topic is another one, it has failed for good, it reaches no broker
+    /// although a new client would, or it fetches nothing although there is something and its lane has room.
     fn watch(&mut self) {
         let now = Instant::now();
         if now.duration_since(self.watched) < WATCH {
             return;
         }
-        let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
-        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
-        for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
-            let context = self.client.context();
-            // A broker that does not answer is away, and no other client would help; nothing is polled while it is asked.
-            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
-                self.watchdog.is_stalled(partition, false);
-                break;
-            };
-            let is_behind = context.is_behind(partition, end);
-            if self.watchdog.is_stalled(partition, is_behind) {
-                tracing::warn!(
-                    topic = context.topic,
-                    partition,
-                    "nothing comes although there is something: the consumer is replaced"
-                );
-                self.recreate();
-                break;
+        let context = Arc::clone(self.client.context());
+        if context.condition.is_well() {
+            self.pauses.reset();
+        }
+        if context.log.is_topic_replaced() {
+            self.recreate("the topic was replaced by another one of its name", None);
+        } else if self.pauses.is_over(now) {
+            let unreachable_for = context.condition.unreachable_for(now);
+            if let Some((code, reason)) = self.client.client().fatal_error() {
+                self.recreate(&format!("{code}: {reason}"), None);
+            } else if self.probe.reaches(self.member.probe_config(), &context.topic, unreachable_for) {
+                self.recreate("it reaches no broker, and a new one does", None);
+            } else if let Some(partition) = self.find_stalled(&context, now) {
+                self.recreate(&format!("partition {partition} stalled"), Some(partition));
             }
         }
         self.watched = Instant::now();
     }
 
-    fn recreate(&mut self) {
-        self.health.not_ready("the consumer is replaced, as a partition has stalled");
+    /// A partition of which nothing comes although the broker has messages of it.
+    fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
+        let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
+        for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
+            // A broker that does not answer is away, which is no stall; nothing is polled while it is asked.
+            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
+                self.watchdog.is_stalled(partition, false);
+                context.condition.unanswered(now.checked_sub(self.stall_timeout / 2));
+                return None;
+            };
+            context.condition.unanswered(None);
+            if self.watchdog.is_stalled(partition, context.is_behind(partition, end)) {
+                return Some(partition);
+            }
+        }
+        None
+    }
+
+    fn recreate(&mut self, why: &str, stalled: Option<i32>) {
+        let context = Arc::clone(self.client.context());
+        tracing::warn!(topic = context.topic, why, replacements = self.pauses.replacements(), "the consumer is replaced");
+        context.condition.replaced(why, stalled);
         self.recreations.inc();
-        self.watchdog = Watchdog::default();
+        self.pauses.replaced(Instant::now());
+        (self.watchdog, self.probe) = (Watchdog::default(), Probe::default());
+        drop(context);
         match self.member.replace(&mut self.client, &self.partitions) {
             Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
-            // The former client goes on, or another stall brings the next attempt.
+            // The former client goes on, or the next pass tries again.
             Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
         }
     }

@@ -4,43 +4,41 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
-    ClientContext, Statistics,
+    ClientContext, Offset, Statistics,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance},
     error::KafkaError,
     statistics,
     topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
 };
 
-use super::partitions::Partitions;
+use super::{client::ClientLog, condition::Condition, partitions::Partitions};
 use crate::telemetry::{Component, Metrics};
 
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
 /// their offsets are not taken any more.
 const LONGEST_DRAIN: Duration = Duration::from_secs(15);
-
-/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
-/// it begins at the earliest.
-fn lag(partition: &statistics::Partition) -> Option<i64> {
-    let (low, high) = (partition.lo_offset, partition.hi_offset);
-    let all = (low >= 0 && high >= low).then(|| high - low);
-    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
-}
+/// How long after a topic was replaced the committed offsets are not trusted: a member may have committed one of the former topic.
+const DISTRUST: Duration = Duration::from_secs(60);
 
 /// What librdkafka calls back on the poll thread.
 pub struct Context {
     pub topic: String,
     pub partitions: Arc<Partitions>,
     pub metrics: Metrics,
-    pub health: Component,
+    pub condition: Arc<Condition>,
+    pub log: ClientLog,
     max_poll_interval: Duration,
     fetched: Mutex<HashMap<i32, Fetched>>,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
+    /// Until then, partitions are read from their beginning.
+    from_beginning_until: Option<Instant>,
 }
 
 /// How far a partition is fetched, as of the last statistics.
@@ -64,18 +62,32 @@ impl Context {
             max_poll_interval,
             partitions: Arc::clone(partitions),
             metrics: metrics.clone(),
-            health: health.clone(),
+            condition: Arc::new(Condition::new(topic, health)),
+            log: ClientLog::default(),
             fetched: Mutex::default(),
             retired: AtomicBool::new(false),
+            from_beginning_until: None,
         }
     }
 
-    /// The context of a client that takes over.
+    /// The context of a client that takes over. Where the topic is another one now, its partitions are read from their beginning.
     pub fn successor(&self) -> Self {
-        Self::new(&self.topic, self.max_poll_interval, &self.partitions, &self.metrics, &self.health)
+        let from_beginning_until =
+            if self.log.is_topic_replaced() { Some(Instant::now() + DISTRUST) } else { self.from_beginning_until };
+        Self {
+            topic: self.topic.clone(),
+            max_poll_interval: self.max_poll_interval,
+            partitions: Arc::clone(&self.partitions),
+            metrics: self.metrics.clone(),
+            condition: Arc::clone(&self.condition),
+            log: ClientLog::default(),
+            fetched: Mutex::default(),
+            retired: AtomicBool::new(false),
+            from_beginning_until,
+        }
     }
 
-    /// Shows no lag of partitions that are another's now.
+    /// Shows no lag of partitions that are another's now, or of which nothing is known.
     pub fn forget_lag(&self, partitions: &[i32]) {
         for partition in partitions {
             let _absent = self.metrics.consumer_lag.remove_label_values(&[&self.topic, &partition.to_string()]);
@@ -86,32 +98,57 @@ impl Context {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a partition that ends at this offset has messages that were not polled.
+    /// Whether a partition that ends at this offset has messages that were not polled. A client beyond the end fetches nothing either.
     pub fn is_behind(&self, partition: i32, end: i64) -> bool {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        fetched.get(&partition).is_some_and(|fetched| fetched.next_offset < end || fetched.queued > 0)
+        fetched.get(&partition).is_none_or(|fetched| fetched.next_offset != end || fetched.queued > 0)
+    }
+
+    /// Messages that are left to read and to handle. A log may end with records that are no messages, as those of transactions.
+    fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
+        let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
+        if is_fetched && self.partitions.is_all_done(partition) {
+            return Some(0);
+        }
+        if seen.consumer_lag >= 0 {
+            return Some(seen.consumer_lag);
+        }
+        // A group that has committed nothing begins at the earliest message.
+        let (low, high) = (seen.lo_offset, seen.hi_offset);
+        (low >= 0 && high >= low).then(|| high - low)
     }
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.log.line(level, facility, line);
+    }
+
     fn stats(&self, statistics: Statistics) {
         if self.retired.load(Ordering::SeqCst) {
             return;
         }
+        let owned = self.partitions.owned();
+        let known = self.condition.observe(&statistics, &owned, Instant::now());
+        let unknown: Vec<_> = owned.into_iter().filter(|partition| !known.contains(partition)).collect();
+        self.forget_lag(&unknown);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.clear();
         for (partition, state) in &topic.partitions {
             fetched.insert(*partition, Fetched { next_offset: state.next_offset, queued: state.fetchq_cnt });
-            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
-                let gauge = &self.metrics.consumer_lag;
-                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
-            }
+        }
+        drop(fetched);
+        for partition in known {
+            let Some(lag) = topic.partitions.get(&partition).and_then(|state| self.lag(partition, state)) else { continue };
+            let gauge = &self.metrics.consumer_lag;
+            gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.metrics.retries.with_label_values(&["kafka"]).inc();
-        tracing::warn!(%error, reason, "kafka");
+        self.log.error(&error, reason);
     }
 }
 
@@ -123,10 +160,14 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = ids(list);
-                tracing::info!(topic = self.topic, ?partitions, "partitions assigned");
+                let from_beginning = self.from_beginning_until.is_some_and(|until| Instant::now() < until);
+                if from_beginning && let Err(error) = begin_at_beginning(list) {
+                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions begin at their committed offsets");
+                }
+                tracing::info!(topic = self.topic, ?partitions, from_beginning, "partitions assigned");
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 self.partitions.assign(&partitions);
-                self.health.ready();
+                self.condition.joined();
             }
             Rebalance::Revoke(list) => {
                 let is_lost = consumer.assignment_lost();
@@ -141,8 +182,9 @@ impl ConsumerContext for Context {
                 if let Err(error) = consumer.resume(list) {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
+                self.condition.revoked(&partitions);
                 if is_lost {
-                    self.health.not_ready("partitions lost");
+                    self.condition.left("partitions lost");
                 }
                 tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
@@ -155,4 +197,9 @@ impl ConsumerContext for Context {
 
 fn ids(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(TopicPartitionListElem::partition).collect()
+}
+
+/// Sets the offsets from which the partitions that are about to be assigned are read.
+fn begin_at_beginning(list: &TopicPartitionList) -> Result<(), KafkaError> {
+    list.elements().iter_mut().try_for_each(|partition| partition.set_offset(Offset::Beginning))
 }

@@ -2,6 +2,7 @@
 
 mod breaker;
 mod client;
+mod condition;
 mod consumer;
 mod context;
 mod dead_letters;
@@ -12,6 +13,8 @@ mod partitions;
 mod pipeline;
 mod producer;
 mod publishing;
+mod renewal;
+mod seldom;
 mod topics;
 mod watchdog;
 

@@ -1,17 +1,20 @@
 use std::{
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
+    sync::{Arc, Mutex, PoisonError, RwLock},
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientConfig, ClientContext,
-    config::FromClientConfigAndContext,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
 };
 
-use super::client_config;
+use super::{
+    client::{ClientLog, client_config, report_topic_ids},
+    renewal::ProducerRenewal,
+};
 use crate::config::Kafka;
 
 /// The largest message, bytes: what a broker takes by default, and as much again for the headers of a dead letter.
@@ -25,7 +28,15 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
-    client: Arc<RwLock<FutureProducer<Context>>>,
+    client: Arc<RwLock<Client>>,
+    renewal: Arc<Mutex<ProducerRenewal>>,
+}
+
+/// The client that produces at present, and what it says.
+#[derive(Clone)]
+struct Client {
+    producer: FutureProducer<Context>,
+    log: Arc<ClientLog>,
 }
 
 /// What is to be produced. The topic is the caller's.
@@ -37,11 +48,28 @@ pub struct Message {
 }
 
 #[derive(Clone)]
-struct Context;
+struct Context(Arc<ClientLog>);
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.0.line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka");
+        self.0.error(&error, reason);
+    }
+}
+
+impl Client {
+    fn new(config: &ClientConfig) -> KafkaResult<Self> {
+        let log = Arc::<ClientLog>::default();
+        Ok(Self { producer: FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?, log })
+    }
+
+    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its last seconds, never delivers
+    /// again. One whose topic was replaced has a sequence that the new topic does not know.
+    fn must_go(&self) -> bool {
+        self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced()
     }
 }
 
@@ -59,36 +87,42 @@ impl Producer {
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", MAX_MESSAGE_BYTES)
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
-        let producer = FutureProducer::from_config_and_context(&client, Context)?;
-        Ok(Self { config: Arc::new(client), client: Arc::new(RwLock::new(producer)) })
+        report_topic_ids(&mut client);
+        let connected = Arc::new(RwLock::new(Client::new(&client)?));
+        Ok(Self { config: Arc::new(client), client: connected, renewal: Arc::default() })
     }
 
     /// Produces all messages and waits until the broker has acknowledged each. Fails where one of them could not be delivered;
     /// others may have been.
     pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> KafkaResult<()> {
         let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let produced = deliver(&client, topic, &messages).await;
-        if produced.is_err() && client.client().fatal_error().is_some() {
-            self.replace_failed()?;
+        let began = Instant::now();
+        let produced = deliver(&client.producer, topic, &messages).await;
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_failing = renewal.is_due(&produced, began, Instant::now());
+        drop(renewal);
+        if is_failing || client.must_go() {
+            self.replace(is_failing)?;
         }
         produced
     }
 
-    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its last seconds, never delivers again.
-    fn replace_failed(&self) -> KafkaResult<()> {
+    /// Replaces the client where it must go, or where it `is_failing`, unless another call has replaced it meanwhile.
+    fn replace(&self, is_failing: bool) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((error, reason)) = client.client().fatal_error() {
-            tracing::warn!(%error, reason, "the producer is replaced");
-            let failed =
-                std::mem::replace(&mut *client, FutureProducer::from_config_and_context(&self.config, Context)?);
-            tokio::task::spawn_blocking(move || drop(failed));
+        if is_failing || client.must_go() {
+            let fatal = client.producer.client().fatal_error();
+            let topic_replaced = client.log.is_topic_replaced();
+            tracing::warn!(?fatal, topic_replaced, is_failing, "the producer is replaced");
+            let former = std::mem::replace(&mut *client, Client::new(&self.config)?);
+            tokio::task::spawn_blocking(move || drop(former));
         }
         Ok(())
     }
 
     /// Waits a bounded time for what is still on its way.
     pub async fn flush(&self) {
-        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let client = self.client.read().unwrap_or_else(PoisonError::into_inner).producer.clone();
         let flushed = tokio::task::spawn_blocking(move || client.flush(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "messages were not delivered before the stop");

@@ -20,6 +20,7 @@ mod crash;
 mod flow;
 mod harness;
 mod horizon;
+mod kafka_life;
 mod lanes;
 mod masters;
 mod outage;

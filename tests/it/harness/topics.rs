@@ -55,6 +55,13 @@ impl World {
         (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
     }
 
+    /// Where each of so many partitions of a topic ends.
+    pub fn read_partitions(&self, topic: &str, partitions: i32) -> Vec<i64> {
+        let reader = self.reader("reader");
+        let end = |partition| answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1;
+        (0..partitions).map(end).collect()
+    }
+
     /// Everything that is in a topic, each partition in its order.
     pub fn read_topic(&self, topic: &str) -> Vec<OwnedMessage> {
         let reader = self.reader("reader");

@@ -46,6 +46,11 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 impl World {
     /// Sets up both stores, in two databases, and the topics.
     pub async fn new(database: Database, strategy: Strategy) -> Self {
+        Self::on_brokers(database, strategy, &inherited("STOCKLOCK__KAFKA__BROKERS")).await
+    }
+
+    /// The same on other brokers than those of the stack.
+    pub async fn on_brokers(database: Database, strategy: Strategy, brokers: &str) -> Self {
         let name = format!("it_{}", &Uuid::now_v7().simple().to_string()[20..]);
         let server_url = server_url(database);
         let mut server = MySqlConnection::connect(&server_url).await.expect("the database server");
@@ -53,7 +58,7 @@ impl World {
             let create = format!("CREATE DATABASE {name}_{store}");
             sqlx::raw_sql(&create).execute(&mut server).await.expect("CREATE DATABASE");
         }
-        let env = environment(&name, &server_url, strategy);
+        let env = environment(&name, &server_url, brokers, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
         let world = Self { env, config, strategy, server_url, name };
         world.cli(&["setup"]).succeeds();
@@ -197,8 +202,11 @@ fn server_url(database: Database) -> String {
     url.unwrap_or_else(|| panic!("STOCKLOCK_TEST_DATABASES names no {name}")).to_owned()
 }
 
-fn environment(name: &str, server_url: &str, strategy: Strategy) -> BTreeMap<String, String> {
-    let inherited = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"));
+fn inherited(key: &str) -> String {
+    std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"))
+}
+
+fn environment(name: &str, server_url: &str, brokers: &str, strategy: Strategy) -> BTreeMap<String, String> {
     let database = |store: &str| {
         let (server, query) = server_url.split_once("/?").expect("a URL with /?");
         format!("{server}/{name}_{store}?{query}")
@@ -208,7 +216,7 @@ fn environment(name: &str, server_url: &str, strategy: Strategy) -> BTreeMap<Str
         Strategy::Redlock => "redlock",
     };
     let settings = [
-        ("KAFKA__BROKERS", inherited("STOCKLOCK__KAFKA__BROKERS")),
+        ("KAFKA__BROKERS", brokers.to_owned()),
         ("REDIS__URLS", inherited("STOCKLOCK__REDIS__URLS")),
         ("ORDER_STORE__URL", database("orders")),
         ("STOCK_STORE__URL", database("stock")),
