@@ -276,6 +276,12 @@ impl Poller {
         if context.condition.is_well() {
             self.pauses.reset();
         }
+        for (partition, offset) in context.find_committed_too_far() {
+            tracing::warn!(topic = context.topic, partition, offset, "the committed offset goes back, as the partition was truncated");
+            if let Err(error) = self.member.commit(&context.topic, partition, offset) {
+                tracing::warn!(topic = context.topic, partition, offset, %error, "the committed offset did not go back");
+            }
+        }
         if context.log.is_topic_replaced() {
             self.recreate("the topic was replaced by another one of its name", None);
         } else if self.pauses.is_over(now) {

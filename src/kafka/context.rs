@@ -47,6 +47,7 @@ struct Fetched {
     next_offset: i64,
     /// Messages that are fetched and were not polled yet.
     queued: i64,
+    committed: i64,
 }
 
 impl Context {
@@ -104,6 +105,15 @@ impl Context {
         fetched.get(&partition).is_none_or(|fetched| fetched.next_offset != end || fetched.queued > 0)
     }
 
+    /// Partitions whose committed offset is beyond what was polled of them, each with the offset to commit.
+    pub fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
+        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_far = |(partition, fetched): (&i32, &Fetched)| {
+            Some((*partition, self.partitions.committed_too_far(*partition, fetched.committed)?))
+        };
+        fetched.iter().filter_map(too_far).collect()
+    }
+
     /// Messages that are left to read and to handle. A log may end with records that are no messages, as those of transactions.
     fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
         let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
@@ -136,7 +146,8 @@ impl ClientContext for Context {
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.clear();
         for (partition, state) in &topic.partitions {
-            fetched.insert(*partition, Fetched { next_offset: state.next_offset, queued: state.fetchq_cnt });
+            let (next_offset, queued, committed) = (state.next_offset, state.fetchq_cnt, state.committed_offset);
+            fetched.insert(*partition, Fetched { next_offset, queued, committed });
         }
         drop(fetched);
         for partition in known {

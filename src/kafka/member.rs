@@ -66,6 +66,13 @@ impl Member {
         client.commit(&offsets, CommitMode::Async)
     }
 
+    /// Commits an offset also where it is lower than the committed one, which the client does not do by itself.
+    pub fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        self.client().commit(&offsets, CommitMode::Async)
+    }
+
     /// What a client of this member is made with, but for its group.
     pub fn probe_config(&self) -> &ClientConfig {
         &self.probe_config

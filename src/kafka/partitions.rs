@@ -85,6 +85,13 @@ impl Partitions {
         true
     }
 
+    /// The offset to commit where the `committed` one is beyond all that was polled: the log was truncated before this assignment.
+    pub fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
+        let state = self.lock();
+        let owned = state.owned.get(&partition)?;
+        (owned.stored_up_to > 0 && committed > owned.polled_up_to).then_some(owned.stored_up_to)
+    }
+
     /// Whether every message that was polled of the partition is done.
     pub fn is_all_done(&self, partition: i32) -> bool {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.stored_up_to >= owned.polled_up_to)
@@ -239,9 +246,12 @@ mod tests {
 
         let after = partitions.assignment(0).unwrap();
         assert!(!partitions.is_all_done(0));
+        assert_eq!(partitions.committed_too_far(0, 100), None, "nothing is done yet");
         assert_eq!(partitions.done(0, before, 100, None), None, "its messages are gone");
         assert_eq!(partitions.done(0, after, 11, None), Some(11));
         assert!(partitions.is_all_done(0));
+        assert_eq!(partitions.committed_too_far(0, 100), Some(11));
+        assert_eq!(partitions.committed_too_far(0, 11), None);
     }
 
     #[test]
