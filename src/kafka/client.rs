@@ -62,11 +62,14 @@ impl ClientLog {
             self.topic_replaced.store(true, Ordering::SeqCst);
             return;
         }
-        if matches!(level, RDKafkaLogLevel::Debug | RDKafkaLogLevel::Info) {
-            return;
-        }
-        if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
-            tracing::warn!(facility, line, unsaid, "librdkafka");
+        match level {
+            RDKafkaLogLevel::Debug => tracing::trace!(facility, line, "librdkafka"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::debug!(facility, line, "librdkafka"),
+            _ => {
+                if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
+                    tracing::warn!(facility, line, unsaid, "librdkafka");
+                }
+            }
         }
     }
 

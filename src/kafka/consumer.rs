@@ -102,6 +102,7 @@ impl Consumer {
             stall_timeout: kafka.stall_timeout,
             pauses: Pauses::default(),
             probe: Probe::default(),
+            unanswered: None,
             recreations: metrics.consumer_recreations.with_label_values(&[subscription.topic]),
             poll_errors: metrics.poll_errors.with_label_values(&[subscription.topic]),
             health,
@@ -151,6 +152,8 @@ struct Poller {
     stall_timeout: Duration,
     pauses: Pauses,
     probe: Probe,
+    /// The partition whose broker did not answer when it was last asked.
+    unanswered: Option<i32>,
     recreations: IntCounter,
     poll_errors: IntCounter,
     health: Component,
@@ -301,13 +304,19 @@ impl Poller {
     fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
         let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
+        if self.unanswered.is_some_and(|partition| self.watchdog.has_heard(partition) || !expected.contains(&partition)) {
+            self.unanswered = None;
+            context.condition.unanswered(None);
+        }
         for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
             // A broker that does not answer is away, which is no stall; nothing is polled while it is asked.
             let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
                 self.watchdog.is_stalled(partition, false);
+                self.unanswered = Some(partition);
                 context.condition.unanswered(now.checked_sub(self.stall_timeout / 2));
                 return None;
             };
+            self.unanswered = None;
             context.condition.unanswered(None);
             if self.watchdog.is_stalled(partition, context.is_behind(partition, end)) {
                 return Some(partition);
@@ -322,7 +331,7 @@ impl Poller {
         context.condition.replaced(why, stalled);
         self.recreations.inc();
         self.pauses.replaced(Instant::now());
-        (self.watchdog, self.probe) = (Watchdog::default(), Probe::default());
+        (self.watchdog, self.probe, self.unanswered) = (Watchdog::default(), Probe::default(), None);
         drop(context);
         match self.member.replace(&mut self.client, &self.partitions) {
             Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),

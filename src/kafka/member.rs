@@ -19,7 +19,7 @@ use super::{
 use crate::config::{GroupProtocol, Kafka};
 
 /// How long a client that is replaced may take to leave its group before the next one joins.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
 /// How often a client says how far its partitions are fetched, milliseconds.
 const STATISTICS_INTERVAL_MS: &str = "2000";
