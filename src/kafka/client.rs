@@ -10,13 +10,15 @@ use crate::config::Kafka;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";
-/// How long a client without metadata waits before it asks the bootstrap servers again, milliseconds.
+/// How long a client without metadata waits before it asks the bootstrap servers again,
+/// milliseconds.
 const BOOTSTRAP_AGAIN_MS: &str = "10000";
 /// How long a broker may take to accept a connection, milliseconds.
 const CONNECT_TIMEOUT_MS: &str = "10000";
 /// How long a broker may take to answer a request, milliseconds.
 const REQUEST_TIMEOUT_MS: &str = "20000";
-/// What librdkafka 2.12 logs where a topic was deleted and created again, in its debug context `metadata`. No call returns the id.
+/// What librdkafka 2.12 logs where a topic was deleted and created again, in its debug context
+/// `metadata`. No call returns the id.
 const TOPIC_REPLACED: &str = " changed id from ";
 /// A topic id of zeros, which a client has before the first metadata.
 const NO_TOPIC_ID: &str = " from AAAAAAAAAAAAAAAAAAAAAA";

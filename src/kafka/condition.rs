@@ -16,10 +16,12 @@ use crate::telemetry::Component;
 const CONFIRMATIONS: u32 = 2;
 /// States of a broker in which it answers.
 const STATES_UP: [&str; 2] = ["UP", "REAUTH"];
-/// The request by which a member of the broker's protocol (KIP-848) joins its group and stays in it.
+/// The request by which a member of the broker's protocol (KIP-848) joins its group and stays in
+/// it.
 const HEARTBEAT: &str = "ConsumerGroupHeartbeat";
 
-/// Whether a member of a group can do its work, for `/readyz`: it has joined, its brokers answer, its partitions are fetched.
+/// Whether a member of a group can do its work, for `/readyz`: it has joined, its brokers answer,
+/// its partitions are fetched.
 #[derive(Debug)]
 pub struct Condition {
     topic: String,
@@ -34,6 +36,8 @@ struct State {
     has_joined: bool,
     /// The last error of a poll, until the statistics show that every partition is fetched again.
     error: Option<String>,
+    /// What the brokers say of the topic as a whole, where it is not there or may not be seen.
+    topic_error: Option<String>,
     fault: Option<Standing>,
     /// Since when a broker has left questions unanswered that is taken for connected.
     unanswered_since: Option<Instant>,
@@ -88,7 +92,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// Another client takes over. A partition that stalled stays a complaint until it makes progress.
+    /// Another client takes over. A partition that stalled stays a complaint until it makes
+    /// progress.
     pub fn replaced(&self, why: &str, stalled: Option<i32>) {
         let mut state = self.lock();
         (state.has_joined, state.outside) = (false, Some(format!("the consumer is replaced: {why}")));
@@ -107,7 +112,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// A poll failed. What a single connection says means nothing: the statistics show whether brokers are away.
+    /// A poll failed. What a single connection says means nothing: the statistics show whether
+    /// brokers are away.
     pub fn poll_failed(&self, error: &KafkaError) {
         let is_of_connection = matches!(
             error.rdkafka_error_code(),
@@ -126,6 +132,13 @@ impl Condition {
         }
     }
 
+    /// The brokers say this of the topic, or that it is there where it is `None`.
+    pub fn topic_is(&self, error: Option<String>) {
+        let mut state = self.lock();
+        state.topic_error = error;
+        self.report(&state);
+    }
+
     /// A broker leaves questions unanswered since then, or answers where it is `None`.
     pub fn unanswered(&self, since: Option<Instant>) {
         let mut state = self.lock();
@@ -135,7 +148,8 @@ impl Condition {
         }
     }
 
-    /// Takes what the client's statistics say of the partitions `owned`. Returns those that are fetched at present.
+    /// Takes what the client's statistics say of the partitions `owned`. Returns those that are
+    /// fetched at present.
     pub fn observe(&self, statistics: &Statistics, owned: &[i32], now: Instant) -> Vec<i32> {
         let mut state = self.lock();
         let fetched = owned.iter().filter(|p| find_fault(statistics, &self.topic, **p).is_none());
@@ -213,6 +227,7 @@ impl State {
             self.outside.clone(),
             fault.map(|standing| standing.fault.text().to_owned()),
             self.unanswered_since.map(|_| "a broker does not answer".to_owned()),
+            self.topic_error.clone(),
             self.error.clone(),
             self.stalled.first().map(|partition| format!("partition {partition} makes no progress")),
         ];
@@ -225,8 +240,8 @@ fn is_same_kind(one: &Fault, other: &Fault) -> bool {
     std::mem::discriminant(one) == std::mem::discriminant(other)
 }
 
-/// Whether the client is in its group. Under the broker's protocol librdkafka says nothing of a member without a partition; a
-/// second heartbeat is only sent where the first was answered well.
+/// Whether the client is in its group. Under the broker's protocol librdkafka says nothing of a
+/// member without a partition; a second heartbeat is only sent where the first was answered well.
 fn is_member(statistics: &Statistics) -> bool {
     let heartbeats = statistics.brokers.values().filter_map(|broker| broker.req.get(HEARTBEAT)).sum::<i64>();
     let group = statistics.cgrp.as_ref().filter(|group| group.state == "up");
@@ -261,7 +276,8 @@ fn find_fault(statistics: &Statistics, topic: &str, partition: i32) -> Option<Fa
         return Some(Fault::Unreachable(format!("the leader of partition {partition} of {topic} is not reachable")));
     }
     // A broker that refuses a fetch says -1 instead of where the partition ends.
-    (seen.hi_offset == -1).then(|| Fault::Refused(format!("the broker refuses fetches of partition {partition} of {topic}")))
+    (seen.hi_offset == -1)
+        .then(|| Fault::Refused(format!("the broker refuses fetches of partition {partition} of {topic}")))
 }
 
 #[cfg(test)]

@@ -1,9 +1,6 @@
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+mod supervision;
+
+use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
 
 use prometheus::IntCounter;
 use rdkafka::{
@@ -13,6 +10,7 @@ use rdkafka::{
     message::{Headers, OwnedMessage},
     topic_partition_list::TopicPartitionList,
 };
+use supervision::Supervision;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -21,8 +19,6 @@ use super::{
     lane::{Offsets, Received},
     member::{Client, Member},
     partitions::Partitions,
-    renewal::{Pauses, Probe},
-    watchdog::Watchdog,
 };
 use crate::{
     backoff::Backoff,
@@ -36,10 +32,6 @@ const LANE_BYTES: usize = 8 << 20;
 /// What a waiting message costs besides its payload, bytes.
 const MESSAGE_OVERHEAD: usize = 256;
 const POLL: Duration = Duration::from_millis(100);
-/// How often the partitions are looked at.
-const WATCH: Duration = Duration::from_secs(1);
-/// How long the broker may take to say where a partition ends.
-const ASK_END: Duration = Duration::from_millis(500);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
 /// fetched of them, the first partition first. Where there are other lanes, they wait too.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
@@ -97,13 +89,7 @@ impl Consumer {
             member,
             partitions,
             inlets,
-            watchdog: Watchdog::default(),
-            watched: Instant::now(),
-            stall_timeout: kafka.stall_timeout,
-            pauses: Pauses::default(),
-            probe: Probe::default(),
-            unanswered: None,
-            recreations: metrics.consumer_recreations.with_label_values(&[subscription.topic]),
+            supervision: Supervision::new(kafka.stall_timeout, subscription.topic, metrics),
             poll_errors: metrics.poll_errors.with_label_values(&[subscription.topic]),
             health,
             shutdown,
@@ -146,15 +132,7 @@ struct Poller {
     client: Client,
     partitions: Arc<Partitions>,
     inlets: Vec<Inlet>,
-    watchdog: Watchdog,
-    /// When the partitions were last looked at.
-    watched: Instant,
-    stall_timeout: Duration,
-    pauses: Pauses,
-    probe: Probe,
-    /// The partition whose broker did not answer when it was last asked.
-    unanswered: Option<i32>,
-    recreations: IntCounter,
+    supervision: Supervision,
     poll_errors: IntCounter,
     health: Component,
     shutdown: Shutdown,
@@ -169,7 +147,7 @@ impl Poller {
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
-            self.watch();
+            self.supervise();
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
@@ -195,10 +173,15 @@ impl Poller {
         polled
     }
 
-    /// The error of a client that is shut out of its group, since another process has its `kafka.group_instance_id`.
+    /// The error of a client that is shut out of its group, since another process has its
+    /// `kafka.group_instance_id`.
     fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
-        let is_fence = |code| matches!(code, RDKafkaErrorCode::FencedInstanceId | RDKafkaErrorCode::UnreleasedInstanceId);
-        self.client.client().fatal_error().filter(|(code, _)| is_fence(*code))
+        self.client.client().fatal_error().filter(|(code, _)| match code {
+            RDKafkaErrorCode::FencedInstanceId => true,
+            // The name may still be that of the client that this one replaced.
+            RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
+            _ => false,
+        })
     }
 
     fn deliver(&mut self, message: OwnedMessage) {
@@ -207,7 +190,7 @@ impl Poller {
         }
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
-        self.watchdog.heard(message.partition());
+        self.supervision.heard(message.partition());
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
@@ -265,78 +248,6 @@ impl Poller {
         let done = if paused { self.client.pause(&of_lane) } else { self.client.resume(&of_lane) };
         if let Err(error) = done {
             tracing::warn!(lane, paused, %error, "partitions not paused or resumed");
-        }
-    }
-
-    /// Replaces a client that does not recover by itself: its topic is another one, it has failed for good, it reaches no broker
-    /// although a new client would, or it fetches nothing although there is something and its lane has room.
-    fn watch(&mut self) {
-        let now = Instant::now();
-        if now.duration_since(self.watched) < WATCH {
-            return;
-        }
-        let context = Arc::clone(self.client.context());
-        if context.condition.is_well() {
-            self.pauses.reset();
-        }
-        for (partition, offset) in context.find_committed_too_far() {
-            tracing::warn!(topic = context.topic, partition, offset, "the committed offset goes back, as the partition was truncated");
-            if let Err(error) = self.member.commit(&context.topic, partition, offset) {
-                tracing::warn!(topic = context.topic, partition, offset, %error, "the committed offset did not go back");
-            }
-        }
-        if context.log.is_topic_replaced() {
-            self.recreate("the topic was replaced by another one of its name", None);
-        } else if self.pauses.is_over(now) {
-            let unreachable_for = context.condition.unreachable_for(now);
-            if let Some((code, reason)) = self.client.client().fatal_error() {
-                self.recreate(&format!("{code}: {reason}"), None);
-            } else if self.probe.reaches(self.member.probe_config(), &context.topic, unreachable_for) {
-                self.recreate("it reaches no broker, and a new one does", None);
-            } else if let Some(partition) = self.find_stalled(&context, now) {
-                self.recreate(&format!("partition {partition} stalled"), Some(partition));
-            }
-        }
-        self.watched = Instant::now();
-    }
-
-    /// A partition of which nothing comes although the broker has messages of it.
-    fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
-        let has_room = |partition: &i32| self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
-        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
-        if self.unanswered.is_some_and(|partition| self.watchdog.has_heard(partition) || !expected.contains(&partition)) {
-            self.unanswered = None;
-            context.condition.unanswered(None);
-        }
-        for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
-            // A broker that does not answer is away, which is no stall; nothing is polled while it is asked.
-            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
-                self.watchdog.is_stalled(partition, false);
-                self.unanswered = Some(partition);
-                context.condition.unanswered(now.checked_sub(self.stall_timeout / 2));
-                return None;
-            };
-            self.unanswered = None;
-            context.condition.unanswered(None);
-            if self.watchdog.is_stalled(partition, context.is_behind(partition, end)) {
-                return Some(partition);
-            }
-        }
-        None
-    }
-
-    fn recreate(&mut self, why: &str, stalled: Option<i32>) {
-        let context = Arc::clone(self.client.context());
-        tracing::warn!(topic = context.topic, why, replacements = self.pauses.replacements(), "the consumer is replaced");
-        context.condition.replaced(why, stalled);
-        self.recreations.inc();
-        self.pauses.replaced(Instant::now());
-        (self.watchdog, self.probe, self.unanswered) = (Watchdog::default(), Probe::default(), None);
-        drop(context);
-        match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
-            // The former client goes on, or the next pass tries again.
-            Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
         }
     }
 

@@ -23,7 +23,8 @@ use crate::telemetry::{Component, Metrics};
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
 /// their offsets are not taken any more.
 const LONGEST_DRAIN: Duration = Duration::from_secs(15);
-/// How long after a topic was replaced the committed offsets are not trusted: a member may have committed one of the former topic.
+/// How long after a topic was replaced the committed offsets are not trusted: a member may have
+/// committed one of the former topic.
 const DISTRUST: Duration = Duration::from_secs(60);
 
 /// What librdkafka calls back on the poll thread.
@@ -71,7 +72,8 @@ impl Context {
         }
     }
 
-    /// The context of a client that takes over. Where the topic is another one now, its partitions are read from their beginning.
+    /// The context of a client that takes over. Where the topic is another one now, its partitions
+    /// are read from their beginning.
     pub fn successor(&self) -> Self {
         let from_beginning_until =
             if self.log.is_topic_replaced() { Some(Instant::now() + DISTRUST) } else { self.from_beginning_until };
@@ -99,13 +101,15 @@ impl Context {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a partition that ends at this offset has messages that were not polled. A client beyond the end fetches nothing either.
+    /// Whether a partition that ends at this offset has messages that were not polled. A client
+    /// beyond the end fetches nothing either.
     pub fn is_behind(&self, partition: i32, end: i64) -> bool {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.get(&partition).is_none_or(|fetched| fetched.next_offset != end || fetched.queued > 0)
     }
 
-    /// Partitions whose committed offset is beyond what was polled of them, each with the offset to commit.
+    /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
+    /// commit.
     pub fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         let too_far = |(partition, fetched): (&i32, &Fetched)| {
@@ -114,7 +118,8 @@ impl Context {
         fetched.iter().filter_map(too_far).collect()
     }
 
-    /// Messages that are left to read and to handle. A log may end with records that are no messages, as those of transactions.
+    /// Messages that are left to read and to handle. A log may end with records that are no
+    /// messages, as those of transactions.
     fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
         let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
         if is_fetched && self.partitions.is_all_done(partition) {
@@ -151,7 +156,9 @@ impl ClientContext for Context {
         }
         drop(fetched);
         for partition in known {
-            let Some(lag) = topic.partitions.get(&partition).and_then(|state| self.lag(partition, state)) else { continue };
+            let Some(lag) = topic.partitions.get(&partition).and_then(|state| self.lag(partition, state)) else {
+                continue;
+            };
             let gauge = &self.metrics.consumer_lag;
             gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
         }

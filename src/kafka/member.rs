@@ -54,8 +54,8 @@ impl Member {
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
     }
 
-    /// Begins a partition again from an offset that is lower than before, since its log was truncated: what was stored and
-    /// committed beyond it is of messages that are gone.
+    /// Begins a partition again from an offset that is lower than before, since its log was
+    /// truncated: what was stored and committed beyond it is of messages that are gone.
     pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
         // No lane may store an offset in between.
         let client = self.current.write().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +66,8 @@ impl Member {
         client.commit(&offsets, CommitMode::Async)
     }
 
-    /// Commits an offset also where it is lower than the committed one, which the client does not do by itself.
+    /// Commits an offset also where it is lower than the committed one, which the client does not
+    /// do by itself.
     pub fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;

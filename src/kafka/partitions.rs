@@ -61,8 +61,8 @@ impl Partitions {
         }
     }
 
-    /// Begins a new assignment of a partition whose log was truncated: offsets come again that are of other messages now.
-    /// Messages of the former assignment are dropped.
+    /// Begins a new assignment of a partition whose log was truncated: offsets come again that are
+    /// of other messages now. Messages of the former assignment are dropped.
     pub fn restart(&self, partition: i32) {
         let mut state = self.lock();
         state.assignments += 1;
@@ -74,7 +74,8 @@ impl Partitions {
         self.settled.notify_all();
     }
 
-    /// Notes that a message was polled. Returns false where a later one was polled before: the log was truncated in between.
+    /// Notes that a message was polled. Returns false where a later one was polled before: the log
+    /// was truncated in between.
     pub fn polled(&self, partition: i32, offset: i64) -> bool {
         let mut state = self.lock();
         let Some(owned) = state.owned.get_mut(&partition) else { return true };
@@ -85,7 +86,8 @@ impl Partitions {
         true
     }
 
-    /// The offset to commit where the `committed` one is beyond all that was polled: the log was truncated before this assignment.
+    /// The offset to commit where the `committed` one is beyond all that was polled: the log was
+    /// truncated before this assignment.
     pub fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
         let state = self.lock();
         let owned = state.owned.get(&partition)?;
@@ -161,8 +163,9 @@ impl Partitions {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
     }
 
-    /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not. Returns the offset to store, or `None`
-    /// where the partition is not owned since that assignment any more, so that no offset of it may be stored.
+    /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not.
+    /// Returns the offset to store, or `None` where the partition is not owned since that
+    /// assignment any more, so that no offset of it may be stored.
     pub fn done(&self, partition: i32, assignment: u64, up_to: i64, first_undone: Option<i64>) -> Option<i64> {
         let mut state = self.lock();
         let owned = state.owned.get_mut(&partition).filter(|owned| owned.assignment == assignment)?;

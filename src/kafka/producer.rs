@@ -66,8 +66,9 @@ impl Client {
         Ok(Self { producer: FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?, log })
     }
 
-    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its last seconds, never delivers
-    /// again. One whose topic was replaced has a sequence that the new topic does not know.
+    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its
+    /// last seconds, never delivers again. One whose topic was replaced has a sequence that the new
+    /// topic does not know.
     fn must_go(&self) -> bool {
         self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced()
     }
@@ -107,7 +108,8 @@ impl Producer {
         produced
     }
 
-    /// Replaces the client where it must go, or where it `is_failing`, unless another call has replaced it meanwhile.
+    /// Replaces the client where it must go, or where it `is_failing`, unless another call has
+    /// replaced it meanwhile.
     fn replace(&self, is_failing: bool) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if is_failing || client.must_go() {

@@ -11,14 +11,16 @@ use rdkafka::{
     producer::{BaseProducer, Producer as _},
 };
 
-/// How long a client may fail before it is replaced. It recovers by itself from most failures, and a replacement takes time too.
+/// How long a client may fail before it is replaced. It recovers by itself from most failures, and
+/// a replacement takes time too.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest time between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a new client may take to connect and to answer a question.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pauses between replacements that do not help: each is twice as long as the one before, from 15 s to 5 min.
+/// The pauses between replacements that do not help: each is twice as long as the one before, from
+/// 15 s to 5 min.
 #[derive(Debug, Default)]
 pub struct Pauses {
     replacements: u32,
@@ -52,7 +54,8 @@ impl Pauses {
 pub struct Probe(Option<mpsc::Receiver<bool>>);
 
 impl Probe {
-    /// Returns true once a new client has reached a leader of the topic, and asks on a thread of its own until then.
+    /// Returns true once a new client has reached a leader of the topic, and asks on a thread of
+    /// its own until then.
     pub fn reaches(&mut self, config: &ClientConfig, topic: &str, unreachable_for: Option<Duration>) -> bool {
         if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
             self.0 = None;
@@ -98,7 +101,8 @@ pub struct ProducerRenewal {
 }
 
 impl ProducerRenewal {
-    /// Takes the result of a delivery that `began` then. Returns true where the producer is to be replaced now.
+    /// Takes the result of a delivery that `began` then. Returns true where the producer is to be
+    /// replaced now.
     pub fn is_due(&mut self, delivered: &KafkaResult<()>, began: Instant, now: Instant) -> bool {
         match delivered {
             Ok(()) => {

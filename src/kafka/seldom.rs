@@ -22,7 +22,8 @@ struct Said {
 }
 
 impl Seldom {
-    /// Returns how many lines about `subject` were dropped since the last one, or `None` where this one is to be dropped too.
+    /// Returns how many lines about `subject` were dropped since the last one, or `None` where this
+    /// one is to be dropped too.
     pub fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subject = if said.len() < MAX_SUBJECTS || said.contains_key(subject) { subject } else { OTHERS };

@@ -1,4 +1,5 @@
-//! What happens to brokers and topics while the roles run: partitions are added, topics made anew, data lost, addresses changed.
+//! What happens to brokers and topics while the roles run: partitions are added, topics made anew,
+//! data lost, addresses changed.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,8 @@ const PROTOCOL: &str = "STOCKLOCK__KAFKA__GROUP_PROTOCOL";
 async fn says(role: &Role, expected: &str) {
     let begun = Instant::now();
     loop {
-        let answer = reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").text().await.expect("text");
+        let answer =
+            reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").text().await.expect("text");
         if answer.contains(expected) {
             return;
         }
@@ -100,7 +102,8 @@ async fn partitions_that_are_added_are_read_under_the_broker_s_protocol_too() {
     partitions_are_added("consumer").await;
 }
 
-/// The new topic has more messages than the old one when the clients notice: an offset of the old one is within the new one.
+/// The new topic has more messages than the old one when the clients notice: an offset of the old
+/// one is within the new one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -129,6 +132,25 @@ async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
     for role in [worker, compensator, ingest] {
         role.stop();
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_topic_that_is_gone_makes_its_readers_unready_until_it_is_back() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 1000)]);
+    let consumer = [(PROTOCOL, "consumer")];
+    let (worker, compensator) = (world.start("worker").await, world.start_with("compensator", &consumer).await);
+
+    delete_topics(&world.config.kafka, &world.config.topics).await.unwrap();
+    tokio::join!(says(&worker, "Unknown topic"), says(&compensator, "Unknown topic"));
+    shows_lag(&worker, &world.config.topics.orders, None).await;
+
+    world.cli(&["setup"]).succeeds();
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 20]).await).await;
+    completed(&world, 20).await;
+    tokio::join!(worker.ready(), compensator.ready());
+    worker.stop();
+    compensator.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -236,7 +258,8 @@ async fn a_broker_that_is_away_is_reported_once_and_not_for_ever() {
     compensator.stop();
 }
 
-/// librdkafka takes some answers to a heartbeat for the end of the client, which a new client is not.
+/// librdkafka takes some answers to a heartbeat for the end of the client, which a new client is
+/// not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_ends_by_a_fatal_error_is_replaced() {
     const INVALID_REQUEST: i16 = 42;

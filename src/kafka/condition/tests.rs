@@ -6,8 +6,7 @@ use crate::telemetry::Health;
 /// A group with one partition, whose leader is broker 1.
 fn statistics(broker: &str, group: &str, partition: statistics::Partition) -> Statistics {
     let broker = statistics::Broker { nodeid: 1, state: broker.to_owned(), ..Default::default() };
-    let topic =
-        statistics::Topic { partitions: HashMap::from([(0, partition)]), ..statistics::Topic::default() };
+    let topic = statistics::Topic { partitions: HashMap::from([(0, partition)]), ..statistics::Topic::default() };
     let (state, join_state) = (group.to_owned(), "steady".to_owned());
     Statistics {
         brokers: HashMap::from([("broker".to_owned(), broker)]),

@@ -17,7 +17,8 @@ use tokio::{
 
 const FETCH: i16 = 1;
 const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
-/// Where an answer to a heartbeat has its error: after a number, no tags, and the time of a throttle.
+/// Where an answer to a heartbeat has its error: after a number, no tags, and the time of a
+/// throttle.
 const HEARTBEAT_ERROR: std::ops::Range<usize> = 9..11;
 
 /// A way to a broker whose answers can be swallowed, changed or withheld.
@@ -29,7 +30,8 @@ pub struct BrokerProxy {
 }
 
 struct State {
-    /// The host and the port that the broker goes by in its answers, and those that clients are to know.
+    /// The host and the port that the broker goes by in its answers, and those that clients are to
+    /// know.
     theirs: Vec<u8>,
     ours: Mutex<Vec<u8>>,
     connections: AtomicUsize,
@@ -67,8 +69,8 @@ impl BrokerProxy {
         Self { address, broker: broker.to_owned(), state }
     }
 
-    /// Gives the broker a new address behind the same bootstrap address. Connections to its former addresses hang from then on,
-    /// as those to a machine that is gone.
+    /// Gives the broker a new address behind the same bootstrap address. Connections to its former
+    /// addresses hang from then on, as those to a machine that is gone.
     pub async fn move_broker(&self) {
         let (listener, address) = listen().await;
         let number = *self.state.present.borrow() + 1;

@@ -67,7 +67,8 @@ impl PrivateKafka {
 
     /// Starts the broker again with the data that it has, and waits until it answers.
     pub fn go_on(&mut self) {
-        let log = std::fs::File::options().create(true).append(true).open(self.dir.path().join("output")).expect("a log");
+        let log =
+            std::fs::File::options().create(true).append(true).open(self.dir.path().join("output")).expect("a log");
         let mut java = self.java(&["-Xms256m", "-Xmx256m"]);
         java.arg("kafka.Kafka").arg(self.dir.path().join("server.properties"));
         self.child = Some(java.stdout(log.try_clone().expect("the log")).stderr(log).spawn().expect("java"));
