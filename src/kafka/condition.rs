@@ -10,21 +10,25 @@ use rdkafka::{
     statistics,
 };
 
-use crate::telemetry::Component;
+use crate::{config::GroupProtocol, telemetry::Component};
 
 /// Statistics in a row that must agree: a single one may be of a connection that is being renewed.
 const CONFIRMATIONS: u32 = 2;
 /// States of a broker in which it answers.
 const STATES_UP: [&str; 2] = ["UP", "REAUTH"];
-/// The request by which a member of the broker's protocol (KIP-848) joins its group and stays in
-/// it.
-const HEARTBEAT: &str = "ConsumerGroupHeartbeat";
+/// How long a member of the broker's protocol without a partition talks to its coordinator before
+/// it counts as joined, milliseconds.
+const IDLE_MEMBER_AFTER_MS: i64 = 3000;
+/// The same of a client that replaced another one, whose partitions come to it when the broker has
+/// missed the former one for long enough, milliseconds.
+const IDLE_REPLACEMENT_AFTER_MS: i64 = 60_000;
 
 /// Whether a member of a group can do its work, for `/readyz`: it has joined, its brokers answer,
 /// its partitions are fetched.
 #[derive(Debug)]
 pub struct Condition {
     topic: String,
+    protocol: GroupProtocol,
     health: Component,
     state: Mutex<State>,
 }
@@ -34,6 +38,7 @@ struct State {
     /// Why the member is out of its group, or `None` while it is in it.
     outside: Option<String>,
     has_joined: bool,
+    is_replacement: bool,
     /// The last error of a poll, until the statistics show that every partition is fetched again.
     error: Option<String>,
     /// What the brokers say of the topic as a whole, where it is not there or may not be seen.
@@ -74,8 +79,8 @@ impl Fault {
 }
 
 impl Condition {
-    pub fn new(topic: &str, health: &Component) -> Self {
-        Self { topic: topic.to_owned(), health: health.clone(), state: Mutex::default() }
+    pub fn new(topic: &str, protocol: GroupProtocol, health: &Component) -> Self {
+        Self { topic: topic.to_owned(), protocol, health: health.clone(), state: Mutex::default() }
     }
 
     /// The group has admitted the member, with or without partitions.
@@ -97,6 +102,7 @@ impl Condition {
     pub fn replaced(&self, why: &str, stalled: Option<i32>) {
         let mut state = self.lock();
         (state.has_joined, state.outside) = (false, Some(format!("the consumer is replaced: {why}")));
+        state.is_replacement = true;
         (state.fault, state.unanswered_since, state.statistics_in_order) = (None, None, 0);
         state.positions.clear();
         if let Some(partition) = stalled.filter(|partition| !state.stalled.contains(partition)) {
@@ -154,7 +160,7 @@ impl Condition {
         let mut state = self.lock();
         let fetched = owned.iter().filter(|p| find_fault(statistics, &self.topic, **p).is_none());
         let fetched: Vec<_> = fetched.copied().collect();
-        let is_member = is_member(statistics);
+        let is_member = is_member(statistics, self.protocol, state.is_replacement);
         if is_member {
             (state.has_joined, state.outside) = (true, None);
         }
@@ -241,11 +247,16 @@ fn is_same_kind(one: &Fault, other: &Fault) -> bool {
 }
 
 /// Whether the client is in its group. Under the broker's protocol librdkafka says nothing of a
-/// member without a partition; a second heartbeat is only sent where the first was answered well.
-fn is_member(statistics: &Statistics) -> bool {
-    let heartbeats = statistics.brokers.values().filter_map(|broker| broker.req.get(HEARTBEAT)).sum::<i64>();
+/// member without a partition. It may also wait until members of the classic protocol have left the
+/// group. An error of such a member is fatal, or one of its topic, which others look for.
+fn is_member(statistics: &Statistics, protocol: GroupProtocol, is_replacement: bool) -> bool {
+    let idle_after_ms = if is_replacement { IDLE_REPLACEMENT_AFTER_MS } else { IDLE_MEMBER_AFTER_MS };
     let group = statistics.cgrp.as_ref().filter(|group| group.state == "up");
-    group.is_some_and(|group| group.join_state == "steady" || group.join_state == "init" && heartbeats >= 2)
+    group.is_some_and(|group| match (&*group.join_state, protocol) {
+        ("steady", _) => true,
+        ("init", GroupProtocol::Consumer) => group.stateage >= idle_after_ms,
+        _ => false,
+    })
 }
 
 fn is_up(broker: &statistics::Broker) -> bool {

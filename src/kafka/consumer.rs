@@ -64,7 +64,7 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context::new(subscription.topic, kafka.max_poll_interval, &partitions, metrics, &health);
+        let context = Context::new(subscription.topic, kafka, &partitions, metrics, &health);
         let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {

@@ -17,7 +17,10 @@ use rdkafka::{
 };
 
 use super::{client::ClientLog, condition::Condition, partitions::Partitions};
-use crate::telemetry::{Component, Metrics};
+use crate::{
+    config::Kafka,
+    telemetry::{Component, Metrics},
+};
 
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
@@ -54,17 +57,17 @@ struct Fetched {
 impl Context {
     pub fn new(
         topic: &str,
-        max_poll_interval: Duration,
+        kafka: &Kafka,
         partitions: &Arc<Partitions>,
         metrics: &Metrics,
         health: &Component,
     ) -> Self {
         Self {
             topic: topic.to_owned(),
-            max_poll_interval,
+            max_poll_interval: kafka.max_poll_interval,
             partitions: Arc::clone(partitions),
             metrics: metrics.clone(),
-            condition: Arc::new(Condition::new(topic, health)),
+            condition: Arc::new(Condition::new(topic, kafka.group_protocol, health)),
             log: ClientLog::default(),
             fetched: Mutex::default(),
             retired: AtomicBool::new(false),
@@ -180,7 +183,7 @@ impl ConsumerContext for Context {
                 let partitions = ids(list);
                 let from_beginning = self.from_beginning_until.is_some_and(|until| Instant::now() < until);
                 if from_beginning && let Err(error) = begin_at_beginning(list) {
-                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions begin at their committed offsets");
+                    tracing::warn!(?partitions, %error, "partitions begin at their committed offsets");
                 }
                 tracing::info!(topic = self.topic, ?partitions, from_beginning, "partitions assigned");
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();

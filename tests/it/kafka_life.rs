@@ -68,6 +68,15 @@ async fn shows_lag(role: &Role, topic: &str, expected: Option<f64>) {
     }
 }
 
+/// Waits until a role has replaced its consumer.
+async fn replaced(role: &Role, topic: &str) {
+    let begun = Instant::now();
+    while role.count("stocklock_consumer_recreations_total", topic).await == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it is not replaced:\n{}", role.log());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 async fn partitions_are_added(protocol: &str) {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 1000)]);
@@ -122,7 +131,10 @@ async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
     }
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 100]).await).await;
 
-    tokio::join!(says(&worker, "the consumer is replaced"), says(&compensator, "the consumer is replaced"));
+    for role in [&worker, &compensator] {
+        replaced(role, "").await;
+        assert!(role.log().contains("the topic was replaced"), "{}", role.log());
+    }
     completed(&world, 120).await;
     place(&ingest, 20).await;
     completed(&world, 140).await;
@@ -265,17 +277,14 @@ async fn a_client_that_ends_by_a_fatal_error_is_replaced() {
     const INVALID_REQUEST: i16 = 42;
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 1000)]);
+    world.shorten_sessions().await;
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
     let settings = [("STOCKLOCK__KAFKA__BROKERS", &*proxy.address), (PROTOCOL, "consumer")];
     let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
     let topic = &world.config.topics.orders;
 
     proxy.fail_heartbeat(INVALID_REQUEST);
-    let begun = Instant::now();
-    while worker.count("stocklock_consumer_recreations_total", topic).await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it is not replaced:\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    replaced(&worker, topic).await;
     assert!(proxy.has_failed_heartbeat(), "the fault never fired");
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 20]).await).await;
     completed(&world, 20).await;

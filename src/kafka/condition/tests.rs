@@ -22,7 +22,7 @@ fn partition(next_offset: i64, end: i64) -> statistics::Partition {
 
 fn condition() -> (Health, Condition) {
     let health = Health::default();
-    let condition = Condition::new("orders", &health.register("orders"));
+    let condition = Condition::new("orders", GroupProtocol::Consumer, &health.register("orders"));
     (health, condition)
 }
 
@@ -34,6 +34,18 @@ fn a_member_is_ready_once_it_has_joined_with_or_without_partitions() {
     assert_eq!(health.not_ready(), ["orders: starting"]);
     condition.observe(&statistics("UP", "up", partition(0, 0)), &[], Instant::now());
     assert_eq!(health.not_ready(), [""; 0]);
+}
+
+#[test]
+fn a_member_of_the_broker_s_protocol_is_ready_without_a_partition() {
+    let (health, condition) = condition();
+    let mut statistics = statistics("UP", "up", partition(0, 0));
+    for (stateage, complaints) in [(1000, 1), (3000, 0)] {
+        let group = statistics.cgrp.as_mut().unwrap();
+        (group.join_state, group.stateage) = ("init".to_owned(), stateage);
+        condition.observe(&statistics, &[], Instant::now());
+        assert_eq!(health.not_ready().len(), complaints);
+    }
 }
 
 #[test]

@@ -84,7 +84,7 @@ impl Poller {
                 "the committed offset goes back, as the partition was truncated"
             );
             if let Err(error) = self.member.commit(&context.topic, partition, offset) {
-                tracing::warn!(topic = context.topic, partition, offset, %error, "the committed offset did not go back");
+                tracing::warn!(partition, offset, %error, "the committed offset did not go back");
             }
         }
         if context.log.is_topic_replaced() {

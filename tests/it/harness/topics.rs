@@ -151,6 +151,16 @@ impl World {
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     }
 
+    /// Has the broker miss a KIP-848 member of the workers' group after six seconds of silence.
+    pub async fn shorten_sessions(&self) {
+        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let group = ResourceSpecifier::Group(&self.config.kafka.group_id);
+        let change = AlterConfig::new(group).set("consumer.session.timeout.ms", "6000");
+        let change = change.set("consumer.heartbeat.interval.ms", "1000");
+        let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
+        assert!(altered.iter().all(Result::is_ok), "{altered:?}");
+    }
+
     /// Puts values into a topic as they are.
     pub async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
         let message = |(id, payload): (OrderId, _)| Message {
