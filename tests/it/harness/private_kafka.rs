@@ -53,6 +53,7 @@ impl PrivateKafka {
         std::fs::write(dir.path().join("server.properties"), properties).expect("written");
         let mut kafka = Self { address, dir, child: None };
         kafka.format();
+        copy(&kafka.log(), &kafka.formatted());
         kafka.go_on();
         kafka
     }
@@ -69,7 +70,7 @@ impl PrivateKafka {
     pub fn go_on(&mut self) {
         let log =
             std::fs::File::options().create(true).append(true).open(self.dir.path().join("output")).expect("a log");
-        let mut java = self.java(&["-Xms256m", "-Xmx256m"]);
+        let mut java = Self::java(&["-Xms256m", "-Xmx256m"]);
         java.arg("kafka.Kafka").arg(self.dir.path().join("server.properties"));
         self.child = Some(java.stdout(log.try_clone().expect("the log")).stderr(log).spawn().expect("java"));
         let client: BaseConsumer =
@@ -84,7 +85,7 @@ impl PrivateKafka {
     /// Forgets all topics and groups. The broker must have crashed.
     pub fn lose_disk(&self) {
         std::fs::remove_dir_all(self.log()).expect("removed");
-        self.format();
+        copy(&self.formatted(), &self.log());
     }
 
     /// Forgets all messages of a topic, which stays the same topic. The broker must have crashed.
@@ -150,15 +151,20 @@ impl PrivateKafka {
         self.dir.path().join("log")
     }
 
+    /// The log of a broker that was never started.
+    fn formatted(&self) -> PathBuf {
+        self.dir.path().join("formatted")
+    }
+
     fn format(&self) {
         let id = &uuid::Uuid::now_v7().simple().to_string()[..22];
-        let mut java = self.java(&["-XX:TieredStopAtLevel=1"]);
+        let mut java = Self::java(&["-XX:TieredStopAtLevel=1"]);
         java.args(["kafka.tools.StorageTool", "format", "--cluster-id", id, "--config"]);
         let formatted = java.arg(self.dir.path().join("server.properties")).output().expect("java");
         assert!(formatted.status.success(), "{formatted:?}");
     }
 
-    fn java(&self, options: &[&str]) -> Command {
+    fn java(options: &[&str]) -> Command {
         let home = std::env::var("STOCKLOCK_TEST_KAFKA_HOME").expect("STOCKLOCK_TEST_KAFKA_HOME: run dev/test");
         let mut java = Command::new("java");
         java.args(["-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]);
@@ -171,6 +177,15 @@ impl PrivateKafka {
 impl Drop for PrivateKafka {
     fn drop(&mut self) {
         self.crash();
+    }
+}
+
+/// Copies a folder of files.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("a folder");
+    for file in std::fs::read_dir(from).expect("a folder") {
+        let file = file.expect("a file");
+        std::fs::copy(file.path(), to.join(file.file_name())).expect("copied");
     }
 }
 
