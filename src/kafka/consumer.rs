@@ -18,7 +18,7 @@ use super::{
     context::Context,
     lane::{Offsets, Received},
     member::{Client, Member},
-    partitions::Partitions,
+    partitions::{Partitions, Polled},
 };
 use crate::{
     backoff::Backoff,
@@ -185,10 +185,17 @@ impl Poller {
     }
 
     fn deliver(&mut self, message: OwnedMessage) {
-        if !self.partitions.polled(message.partition(), message.offset()) {
-            self.rewind(&message);
-        }
-        let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
+        let assignment = match self.partitions.polled(message.partition(), message.offset()) {
+            Polled::InOrder(assignment) => assignment,
+            Polled::Truncated => {
+                self.rewind(&message);
+                let Polled::InOrder(assignment) = self.partitions.polled(message.partition(), message.offset()) else {
+                    return;
+                };
+                assignment
+            }
+            Polled::Unowned => return,
+        };
         let lane = self.partitions.lane(message.partition());
         self.supervision.heard(message.partition());
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
@@ -215,7 +222,6 @@ impl Poller {
         if let Err(error) = self.member.rewind(&self.partitions, topic, partition, offset) {
             tracing::warn!(topic, partition, offset, %error, "the committed offset did not go back");
         }
-        self.partitions.polled(partition, offset);
     }
 
     fn retry_waiting(&mut self) {

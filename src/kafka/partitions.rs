@@ -36,6 +36,17 @@ struct Owned {
     stored_up_to: i64,
 }
 
+/// What a polled message is to its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    /// The partition is another consumer's.
+    Unowned,
+    /// It belongs to this assignment.
+    InOrder(u64),
+    /// A later message was polled before: the log was truncated in between.
+    Truncated,
+}
+
 impl Owned {
     fn since(assignment: u64) -> Self {
         Self { assignment, draining: false, batches_in_hand: 0, polled_up_to: 0, done_up_to: 0, stored_up_to: 0 }
@@ -74,16 +85,15 @@ impl Partitions {
         self.settled.notify_all();
     }
 
-    /// Notes that a message was polled. Returns false where a later one was polled before: the log
-    /// was truncated in between.
-    pub fn polled(&self, partition: i32, offset: i64) -> bool {
+    /// Notes that a message was polled.
+    pub fn polled(&self, partition: i32, offset: i64) -> Polled {
         let mut state = self.lock();
-        let Some(owned) = state.owned.get_mut(&partition) else { return true };
+        let Some(owned) = state.owned.get_mut(&partition) else { return Polled::Unowned };
         if offset < owned.polled_up_to {
-            return false;
+            return Polled::Truncated;
         }
         owned.polled_up_to = offset + 1;
-        true
+        Polled::InOrder(owned.assignment)
     }
 
     /// The offset to commit where the `committed` one is beyond all that was polled: the log was
@@ -138,6 +148,7 @@ impl Partitions {
     }
 
     /// The present assignment of a partition, by which its messages are marked.
+    #[cfg(test)]
     pub fn assignment(&self, partition: i32) -> Option<u64> {
         self.lock().owned.get(&partition).map(|owned| owned.assignment)
     }
@@ -239,15 +250,15 @@ mod tests {
         let partitions = Partitions::new(1);
         partitions.assign(&[0]);
         let before = partitions.assignment(0).unwrap();
-        assert!(partitions.polled(0, 99));
+        assert_eq!(partitions.polled(0, 99), Polled::InOrder(before));
         assert_eq!(partitions.done(0, before, 100, None), Some(100));
         assert!(partitions.is_all_done(0));
 
-        assert!(!partitions.polled(0, 10), "a lower offset comes after a truncation alone");
+        assert_eq!(partitions.polled(0, 10), Polled::Truncated);
         partitions.restart(0);
-        assert!(partitions.polled(0, 10));
-
         let after = partitions.assignment(0).unwrap();
+        assert_eq!(partitions.polled(0, 10), Polled::InOrder(after));
+
         assert!(!partitions.is_all_done(0));
         assert_eq!(partitions.committed_too_far(0, 100), None, "nothing is done yet");
         assert_eq!(partitions.done(0, before, 100, None), None, "its messages are gone");
@@ -262,7 +273,9 @@ mod tests {
         let partitions = Partitions::new(1);
         partitions.assign(&[0]);
         let assignment = partitions.assignment(0).unwrap();
-        assert!(partitions.polled(0, 0) && partitions.polled(0, 1));
+        for offset in [0, 1] {
+            assert_eq!(partitions.polled(0, offset), Polled::InOrder(assignment));
+        }
         assert_eq!(partitions.done(0, assignment, 2, Some(0)), Some(0));
         assert!(!partitions.is_all_done(0));
         assert_eq!(partitions.done(0, assignment, 1, None), Some(2));

@@ -321,6 +321,10 @@ async fn the_group_protocol_is_changed_by_a_rolling_restart() {
     world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
     let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
     let mut workers = vec![world.start("worker").await, world.start("worker").await];
+    // Members of the classic protocol that own partitions keep others out.
+    for worker in &workers {
+        shows_lag(worker, &world.config.topics.orders, Some(0.0)).await;
+    }
     let mut placed = 0;
     for protocol in ["consumer", "classic"] {
         for _ in 0..2 {
