@@ -59,7 +59,7 @@ pub const KEYS: &[Key] = &[
     key("kafka.group_protocol", "classic", "classic, or consumer (KIP-848, brokers from 4.0)"),
     key("kafka.session_timeout", "6s", "silence after which a member is out of its group; classic protocol alone"),
     key("kafka.max_poll_interval", "5m", "time without a poll after which a member leaves its group"),
-    key("kafka.stall_timeout", "60s", "silence of a partition that has messages after which the consumer is replaced"),
+    key("kafka.stall_timeout", "20s", "silence of a partition that has messages after which the consumer is replaced"),
     key("kafka.security_protocol", "plaintext", "plaintext, ssl, sasl_plaintext or sasl_ssl"),
     key("kafka.sasl_mechanism", "", "PLAIN, SCRAM-SHA-256 or SCRAM-SHA-512"),
     key("kafka.sasl_username", "", "SASL user"),

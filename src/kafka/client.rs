@@ -1,6 +1,27 @@
-use rdkafka::ClientConfig;
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Instant,
+};
 
+use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
+
+use super::seldom::Seldom;
 use crate::config::Kafka;
+
+/// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
+const METADATA_REFRESH_MS: &str = "5000";
+/// How long a client without metadata waits before it asks the bootstrap servers again,
+/// milliseconds.
+const BOOTSTRAP_AGAIN_MS: &str = "10000";
+/// How long a broker may take to accept a connection, milliseconds.
+const CONNECT_TIMEOUT_MS: &str = "10000";
+/// How long a broker may take to answer a request, milliseconds.
+const REQUEST_TIMEOUT_MS: &str = "20000";
+/// What librdkafka 2.12 logs where a topic was deleted and created again, in its debug context
+/// `metadata`. No call returns the id.
+const TOPIC_REPLACED: &str = " changed id from ";
+/// A topic id of zeros, which a client has before the first metadata.
+const NO_TOPIC_ID: &str = " from AAAAAAAAAAAAAAAAAAAAAA";
 
 /// What every client of the cluster has in common.
 pub fn client_config(kafka: &Kafka) -> ClientConfig {
@@ -8,10 +29,78 @@ pub fn client_config(kafka: &Kafka) -> ClientConfig {
     client
         .set("bootstrap.servers", &kafka.brokers)
         .set("client.id", "stocklock")
+        .set("allow.auto.create.topics", "false")
+        .set("topic.metadata.refresh.interval.ms", METADATA_REFRESH_MS)
+        .set("topic.metadata.propagation.max.ms", METADATA_REFRESH_MS)
+        .set("metadata.recovery.strategy", "rebootstrap")
+        .set("metadata.recovery.rebootstrap.trigger.ms", BOOTSTRAP_AGAIN_MS)
+        .set("socket.connection.setup.timeout.ms", CONNECT_TIMEOUT_MS)
+        .set("socket.timeout.ms", REQUEST_TIMEOUT_MS)
         .set("reconnect.backoff.max.ms", "2000")
         .set("socket.keepalive.enable", "true");
     for (name, value) in &kafka.security {
         client.set(*name, value);
     }
     client
+}
+
+/// Makes the client report a topic's new id to its [`ClientLog`].
+pub(super) fn report_topic_ids(client: &mut ClientConfig) {
+    client.set("debug", "metadata").set_log_level(RDKafkaLogLevel::Debug);
+}
+
+/// What a client says in its log and by its errors, written seldom.
+#[derive(Debug, Default)]
+pub struct ClientLog {
+    seldom: Seldom,
+    topic_replaced: AtomicBool,
+}
+
+impl ClientLog {
+    /// Writes a line of librdkafka's log, and looks for topics whose id changed.
+    pub fn line(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        if is_topic_replaced(line) {
+            tracing::warn!(line, "a topic was replaced by another one of its name");
+            self.topic_replaced.store(true, Ordering::SeqCst);
+            return;
+        }
+        match level {
+            RDKafkaLogLevel::Debug => tracing::trace!(facility, line, "librdkafka"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::debug!(facility, line, "librdkafka"),
+            _ => {
+                if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
+                    tracing::warn!(facility, line, unsaid, "librdkafka");
+                }
+            }
+        }
+    }
+
+    /// Writes an error of the client.
+    pub fn error(&self, error: &KafkaError, reason: &str) {
+        if let Some(unsaid) = self.seldom.is_due(&error.to_string(), Instant::now()) {
+            tracing::warn!(%error, reason, unsaid, "kafka");
+        }
+    }
+
+    /// Whether a topic that the client uses was deleted and created again.
+    pub fn is_topic_replaced(&self) -> bool {
+        self.topic_replaced.load(Ordering::SeqCst)
+    }
+}
+
+fn is_topic_replaced(line: &str) -> bool {
+    line.contains(TOPIC_REPLACED) && !line.contains(NO_TOPIC_ID)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_topic_that_had_an_id_counts_as_replaced() {
+        let first = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to pXu3w6cwSqmKGR2xm7a9Gg";
+        let second = "[thrd:main]: Topic orders changed id from pXu3w6cwSqmKGR2xm7a9Gg to Qd3H1vKeTnO7xSkyq1Wd0g";
+        assert!(!is_topic_replaced(first));
+        assert!(is_topic_replaced(second));
+    }
 }

@@ -1,18 +1,16 @@
-use std::{
-    collections::VecDeque,
-    sync::Arc,
-    thread::JoinHandle,
-    time::{Duration, Instant},
-};
+mod supervision;
+
+use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
 
 use prometheus::IntCounter;
 use rdkafka::{
     Message as _,
     consumer::{CommitMode, Consumer as _},
-    error::{KafkaError, KafkaResult},
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::{Headers, OwnedMessage},
     topic_partition_list::TopicPartitionList,
 };
+use supervision::Supervision;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::{
@@ -20,8 +18,7 @@ use super::{
     context::Context,
     lane::{Offsets, Received},
     member::{Client, Member},
-    partitions::Partitions,
-    watchdog::Watchdog,
+    partitions::{Partitions, Polled},
 };
 use crate::{
     backoff::Backoff,
@@ -35,10 +32,6 @@ const LANE_BYTES: usize = 8 << 20;
 /// What a waiting message costs besides its payload, bytes.
 const MESSAGE_OVERHEAD: usize = 256;
 const POLL: Duration = Duration::from_millis(100);
-/// How often the partitions are looked at.
-const WATCH: Duration = Duration::from_secs(1);
-/// How long the broker may take to say where a partition ends.
-const ASK_END: Duration = Duration::from_millis(500);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
 /// fetched of them, the first partition first. Where there are other lanes, they wait too.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
@@ -71,7 +64,7 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context::new(subscription.topic, kafka.max_poll_interval, &partitions, metrics, &health);
+        let context = Context::new(subscription.topic, kafka, &partitions, metrics, &health);
         let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
@@ -96,10 +89,8 @@ impl Consumer {
             member,
             partitions,
             inlets,
-            watchdog: Watchdog::default(),
-            watched: Instant::now(),
-            stall_timeout: kafka.stall_timeout,
-            recreations: metrics.consumer_recreations.with_label_values(&[subscription.topic]),
+            supervision: Supervision::new(kafka.stall_timeout, subscription.topic, metrics),
+            poll_errors: metrics.poll_errors.with_label_values(&[subscription.topic]),
             health,
             shutdown,
             runtime: tokio::runtime::Handle::current(),
@@ -141,11 +132,8 @@ struct Poller {
     client: Client,
     partitions: Arc<Partitions>,
     inlets: Vec<Inlet>,
-    watchdog: Watchdog,
-    /// When the partitions were last looked at.
-    watched: Instant,
-    stall_timeout: Duration,
-    recreations: IntCounter,
+    supervision: Supervision,
+    poll_errors: IntCounter,
     health: Component,
     shutdown: Shutdown,
     runtime: tokio::runtime::Handle,
@@ -159,7 +147,7 @@ impl Poller {
         while !self.shutdown.is_requested() {
             self.health.alive();
             self.retry_waiting();
-            self.watch();
+            self.supervise();
             let may_come = |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
             self.partitions.throttle.apply(&self.client, &self.client.context().topic, may_come);
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
@@ -169,14 +157,16 @@ impl Poller {
                     failures = Backoff::default();
                     self.deliver(message.detach());
                 }
-                Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => {
-                    tracing::error!(%error, "the group cannot be consumed");
-                    self.health.not_ready(error.to_string());
-                    self.shutdown.request();
-                    polled = Err(error);
-                }
                 Some(Err(error)) => {
-                    tracing::warn!(%error, "poll failed");
+                    self.poll_errors.inc();
+                    if let Some((code, reason)) = self.fence() {
+                        tracing::error!(%code, reason, "the group cannot be consumed");
+                        self.health.not_ready(reason);
+                        self.shutdown.request();
+                        polled = Err(KafkaError::MessageConsumptionFatal(code));
+                    }
+                    // The context has written it.
+                    self.client.context().condition.poll_failed(&error);
                     std::thread::sleep(failures.next_delay().min(POLL));
                 }
             }
@@ -185,10 +175,31 @@ impl Poller {
         polled
     }
 
+    /// The error of a client that is shut out of its group, since another process has its
+    /// `kafka.group_instance_id`.
+    fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
+        self.client.client().fatal_error().filter(|(code, _)| match code {
+            RDKafkaErrorCode::FencedInstanceId => true,
+            // The name may still be that of the client that this one replaced.
+            RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
+            _ => false,
+        })
+    }
+
     fn deliver(&mut self, message: OwnedMessage) {
-        let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
+        let assignment = match self.partitions.polled(message.partition(), message.offset()) {
+            Polled::InOrder(assignment) => assignment,
+            Polled::Truncated => {
+                self.rewind(&message);
+                let Polled::InOrder(assignment) = self.partitions.polled(message.partition(), message.offset()) else {
+                    return;
+                };
+                assignment
+            }
+            Polled::Unowned => return,
+        };
         let lane = self.partitions.lane(message.partition());
-        self.watchdog.heard(message.partition());
+        self.supervision.heard(message.partition());
         self.partitions.throttle.count(message.partition());
         if let Some(produced_at) = message.timestamp().to_millis() {
             self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
@@ -209,6 +220,14 @@ impl Poller {
         inlet.waiting.push_back(Waiting { message, assignment });
         tracing::debug!(lane, waiting = inlet.waiting.len(), "the lane is full, its partitions are paused");
         self.set_paused(lane, true);
+    }
+
+    fn rewind(&self, message: &OwnedMessage) {
+        let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+        tracing::warn!(topic, partition, offset, "the partition was truncated, its messages are read again");
+        if let Err(error) = self.member.rewind(&self.partitions, topic, partition, offset) {
+            tracing::warn!(topic, partition, offset, %error, "the committed offset did not go back");
+        }
     }
 
     fn retry_waiting(&mut self) {
@@ -242,49 +261,6 @@ impl Poller {
         let done = if paused { self.client.pause(&of_lane) } else { self.client.resume(&of_lane) };
         if let Err(error) = done {
             tracing::warn!(lane, paused, %error, "partitions not paused or resumed");
-        }
-    }
-
-    /// Replaces a client of which nothing comes although there is something, and although its lane has room.
-    fn watch(&mut self) {
-        let now = Instant::now();
-        if now.duration_since(self.watched) < WATCH {
-            return;
-        }
-        let has_room = |partition: &i32| {
-            let inlet = &self.inlets[self.partitions.lane(*partition)];
-            inlet.waiting.is_empty() && !self.partitions.throttle.is_paused(*partition)
-        };
-        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
-        for partition in self.watchdog.silent(&expected, self.stall_timeout, now) {
-            let context = self.client.context();
-            // A broker that does not answer is away, and no other client would help; nothing is polled while it is asked.
-            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
-                self.watchdog.is_stalled(partition, false);
-                break;
-            };
-            let is_behind = context.is_behind(partition, end);
-            if self.watchdog.is_stalled(partition, is_behind) {
-                tracing::warn!(
-                    topic = context.topic,
-                    partition,
-                    "nothing comes although there is something: the consumer is replaced"
-                );
-                self.recreate();
-                break;
-            }
-        }
-        self.watched = Instant::now();
-    }
-
-    fn recreate(&mut self) {
-        self.health.not_ready("the consumer is replaced, as a partition has stalled");
-        self.recreations.inc();
-        self.watchdog = Watchdog::default();
-        match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
-            // The former client goes on, or another stall brings the next attempt.
-            Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
         }
     }
 

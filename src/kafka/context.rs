@@ -2,78 +2,49 @@ use std::{
     collections::HashMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicI64, Ordering},
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
 
 use chrono::Utc;
 use rdkafka::{
-    ClientContext, Statistics,
+    ClientContext, Offset, Statistics,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance},
     error::KafkaError,
     statistics,
     topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
 };
 
-use super::{ages::Ages, partitions::Partitions};
-use crate::telemetry::{Component, Metrics, STARTING};
-
-/// Why a member is not ready whose session was over.
-const LOST: &str = "partitions lost";
-/// How the reasons begin for which a client is replaced.
-const REPLACED: &str = "the consumer is replaced";
-/// How the statistics call the broker that coordinates the group.
-const COORDINATOR: &str = "GroupCoordinator";
+use super::{ages::Ages, client::ClientLog, condition::Condition, partitions::Partitions};
+use crate::{
+    config::Kafka,
+    telemetry::{Component, Metrics},
+};
 
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
 /// their offsets are not taken any more.
 const LONGEST_DRAIN: Duration = Duration::from_secs(15);
-
-/// Messages not yet handled. While a group has committed nothing, which librdkafka calls a lag of -1, that is all there are:
-/// it begins at the earliest.
-fn lag(partition: &statistics::Partition) -> Option<i64> {
-    let (low, high) = (partition.lo_offset, partition.hi_offset);
-    let all = (low >= 0 && high >= low).then(|| high - low);
-    if partition.consumer_lag >= 0 { Some(partition.consumer_lag) } else { all }
-}
+/// How long after a topic was replaced the committed offsets are not trusted: a member may have
+/// committed one of the former topic.
+const DISTRUST: Duration = Duration::from_secs(60);
 
 /// What librdkafka calls back on the poll thread.
 pub struct Context {
     pub topic: String,
     pub partitions: Arc<Partitions>,
     pub metrics: Metrics,
-    pub health: Component,
+    pub condition: Arc<Condition>,
+    pub log: ClientLog,
     max_poll_interval: Duration,
     fetched: Mutex<HashMap<i32, Fetched>>,
     pub ages: Ages,
-    heartbeats: Heartbeats,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
-}
-
-/// How many heartbeats the coordinator has answered, as of the last statistics, and as of the loss
-/// of the partitions.
-#[derive(Debug, Default)]
-struct Heartbeats {
-    answered: AtomicI64,
-    before_loss: AtomicI64,
-}
-
-impl Heartbeats {
-    fn lose(&self) {
-        // One or two may have been answered since the last statistics: the next ones have to be
-        // beyond.
-        self.before_loss.store(self.answered.load(Ordering::SeqCst) + 2, Ordering::SeqCst);
-    }
-}
-
-/// Answers of the coordinator to a member under KIP-848. The statistics count all requests, and
-/// apart those of each kind but this one.
-fn heartbeats_answered(coordinator: &statistics::Broker) -> i64 {
-    let of_other_kinds: i64 = coordinator.req.values().sum();
-    i64::try_from(coordinator.rx).unwrap_or(i64::MAX) - of_other_kinds
+    /// Until then, partitions are read from their beginning.
+    from_beginning_until: Option<Instant>,
 }
 
 /// How far a partition is fetched, as of the last statistics.
@@ -82,35 +53,51 @@ struct Fetched {
     next_offset: i64,
     /// Messages that are fetched and were not polled yet.
     queued: i64,
+    committed: i64,
 }
 
 impl Context {
     pub fn new(
         topic: &str,
-        max_poll_interval: Duration,
+        kafka: &Kafka,
         partitions: &Arc<Partitions>,
         metrics: &Metrics,
         health: &Component,
     ) -> Self {
         Self {
             topic: topic.to_owned(),
-            max_poll_interval,
+            max_poll_interval: kafka.max_poll_interval,
             partitions: Arc::clone(partitions),
             metrics: metrics.clone(),
-            health: health.clone(),
+            condition: Arc::new(Condition::new(topic, kafka.group_protocol, health)),
+            log: ClientLog::default(),
             fetched: Mutex::default(),
             ages: Ages::default(),
-            heartbeats: Heartbeats::default(),
             retired: AtomicBool::new(false),
+            from_beginning_until: None,
         }
     }
 
-    /// The context of a client that takes over.
+    /// The context of a client that takes over. Where the topic is another one now, its partitions
+    /// are read from their beginning.
     pub fn successor(&self) -> Self {
-        Self::new(&self.topic, self.max_poll_interval, &self.partitions, &self.metrics, &self.health)
+        let from_beginning_until =
+            if self.log.is_topic_replaced() { Some(Instant::now() + DISTRUST) } else { self.from_beginning_until };
+        Self {
+            topic: self.topic.clone(),
+            max_poll_interval: self.max_poll_interval,
+            partitions: Arc::clone(&self.partitions),
+            metrics: self.metrics.clone(),
+            condition: Arc::clone(&self.condition),
+            log: ClientLog::default(),
+            fetched: Mutex::default(),
+            ages: Ages::default(),
+            retired: AtomicBool::new(false),
+            from_beginning_until,
+        }
     }
 
-    /// Shows no lag of partitions that are another's now.
+    /// Shows no lag of partitions that are another's now, or of which nothing is known.
     pub fn forget_lag(&self, partitions: &[i32]) {
         for partition in partitions {
             self.metrics.forget_lag(&self.topic, *partition);
@@ -132,49 +119,76 @@ impl Context {
         gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(age.as_secs_f64());
     }
 
-    /// A member that gets no partition is not called back where the broker assigns (KIP-848). It is
-    /// ready once the coordinator has answered a heartbeat.
-    fn note_membership(&self, statistics: &Statistics) {
-        let answered = statistics.brokers.get(COORDINATOR).map_or(0, heartbeats_answered);
-        self.heartbeats.answered.store(answered, Ordering::SeqCst);
-        let is_joined = statistics.cgrp.as_ref().is_some_and(|group| group.state == "up");
-        if is_joined && answered >= self.heartbeats.before_loss.load(Ordering::SeqCst) + 2 {
-            self.health.clear(&[STARTING, LOST, REPLACED]);
-        }
-    }
-
     pub fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a partition that ends at this offset has messages that were not polled.
+    /// Whether a partition that ends at this offset has messages that were not polled. A client
+    /// beyond the end fetches nothing either.
     pub fn is_behind(&self, partition: i32, end: i64) -> bool {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        fetched.get(&partition).is_some_and(|fetched| fetched.next_offset < end || fetched.queued > 0)
+        fetched.get(&partition).is_none_or(|fetched| fetched.next_offset != end || fetched.queued > 0)
+    }
+
+    /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
+    /// commit.
+    pub fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
+        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_far = |(partition, fetched): (&i32, &Fetched)| {
+            Some((*partition, self.partitions.committed_too_far(*partition, fetched.committed)?))
+        };
+        fetched.iter().filter_map(too_far).collect()
+    }
+
+    /// Messages that are left to read and to handle. A log may end with records that are no
+    /// messages, as those of transactions.
+    fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
+        let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
+        if is_fetched && self.partitions.is_all_done(partition) {
+            return Some(0);
+        }
+        if seen.consumer_lag >= 0 {
+            return Some(seen.consumer_lag);
+        }
+        // A group that has committed nothing begins at the earliest message.
+        let (low, high) = (seen.lo_offset, seen.hi_offset);
+        (low >= 0 && high >= low).then(|| high - low)
     }
 }
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.log.line(level, facility, line);
+    }
+
     fn stats(&self, statistics: Statistics) {
         if self.retired.load(Ordering::SeqCst) {
             return;
         }
-        self.note_membership(&statistics);
+        let owned = self.partitions.owned();
+        let known = self.condition.observe(&statistics, &owned, Instant::now());
+        let unknown: Vec<_> = owned.into_iter().filter(|partition| !known.contains(partition)).collect();
+        self.forget_lag(&unknown);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        fetched.clear();
         for (partition, state) in &topic.partitions {
-            fetched.insert(*partition, Fetched { next_offset: state.next_offset, queued: state.fetchq_cnt });
-            if let Some(lag) = lag(state).filter(|_| self.partitions.assignment(*partition).is_some()) {
-                let gauge = &self.metrics.consumer_lag;
-                gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
-                self.show_age(*partition, state, lag);
-            }
+            let (next_offset, queued, committed) = (state.next_offset, state.fetchq_cnt, state.committed_offset);
+            fetched.insert(*partition, Fetched { next_offset, queued, committed });
+        }
+        drop(fetched);
+        for partition in known {
+            let Some(state) = topic.partitions.get(&partition) else { continue };
+            let Some(lag) = self.lag(partition, state) else { continue };
+            let gauge = &self.metrics.consumer_lag;
+            gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(lag);
+            self.show_age(partition, state, lag);
         }
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
         self.metrics.retries.with_label_values(&["kafka"]).inc();
-        tracing::warn!(%error, reason, "kafka");
+        self.log.error(&error, reason);
     }
 }
 
@@ -186,10 +200,14 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = ids(list);
-                tracing::info!(topic = self.topic, ?partitions, "partitions assigned");
+                let from_beginning = self.from_beginning_until.is_some_and(|until| Instant::now() < until);
+                if from_beginning && let Err(error) = begin_at_beginning(list) {
+                    tracing::warn!(?partitions, %error, "partitions begin at their committed offsets");
+                }
+                tracing::info!(topic = self.topic, ?partitions, from_beginning, "partitions assigned");
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 self.partitions.assign(&partitions);
-                self.health.ready();
+                self.condition.joined();
             }
             Rebalance::Revoke(list) => {
                 let is_lost = consumer.assignment_lost();
@@ -204,9 +222,9 @@ impl ConsumerContext for Context {
                 if let Err(error) = consumer.resume(list) {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
+                self.condition.revoked(&partitions);
                 if is_lost {
-                    self.heartbeats.lose();
-                    self.health.not_ready(LOST);
+                    self.condition.left("partitions lost");
                 }
                 tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
@@ -219,4 +237,9 @@ impl ConsumerContext for Context {
 
 fn ids(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(TopicPartitionListElem::partition).collect()
+}
+
+/// Sets the offsets from which the partitions that are about to be assigned are read.
+fn begin_at_beginning(list: &TopicPartitionList) -> Result<(), KafkaError> {
+    list.elements().iter_mut().try_for_each(|partition| partition.set_offset(Offset::Beginning))
 }

@@ -112,10 +112,9 @@ impl Offsets {
         let stored = self.member.store_offsets(|| {
             let mut offsets = TopicPartitionList::new();
             for (topic, partition, last) in batch.last_offsets(done) {
-                let Some(done_up_to) = self.partitions.done(partition, batch.taken[&partition], last + 1) else {
-                    continue;
-                };
-                let offset = batch.first_undone(partition, done).unwrap_or(done_up_to);
+                let first_undone = batch.first_undone(partition, done);
+                let stored = self.partitions.done(partition, batch.taken[&partition], last + 1, first_undone);
+                let Some(offset) = stored else { continue };
                 if let Err(error) = offsets.add_partition_offset(topic, partition, Offset::Offset(offset)) {
                     tracing::error!(topic, partition, offset, %error, "offset not stored");
                 }

@@ -4,23 +4,32 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig, TopicPartitionList,
+    ClientConfig, Offset, TopicPartitionList,
     config::FromClientConfigAndContext,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::{BaseConsumer, CommitMode, Consumer as _},
     error::KafkaResult,
 };
 
-use super::{Subscription, client_config, context::Context, partitions::Partitions};
+use super::{
+    Subscription,
+    client::{client_config, report_topic_ids},
+    context::Context,
+    partitions::Partitions,
+};
 use crate::config::{GroupProtocol, Kafka};
 
 /// How long a client that is replaced may take to leave its group before the next one joins.
-const CLOSE_DEADLINE: Duration = Duration::from_secs(10);
+const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
+
+/// How often a client says how far its partitions are fetched, milliseconds.
+const STATISTICS_INTERVAL_MS: &str = "2000";
 
 pub(super) type Client = Arc<BaseConsumer<Context>>;
 
 /// A member of a group: the client that is it at present.
 pub struct Member {
     config: ClientConfig,
+    probe_config: ClientConfig,
     current: RwLock<Client>,
 }
 
@@ -30,7 +39,7 @@ impl Member {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
         client.subscribe(&[subscription.topic])?;
-        Ok(Self { config, current: RwLock::new(client) })
+        Ok(Self { config, probe_config: client_config(kafka), current: RwLock::new(client) })
     }
 
     pub fn client(&self) -> Client {
@@ -43,6 +52,31 @@ impl Member {
         let client = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let offsets = offsets();
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
+    }
+
+    /// Begins a partition again from an offset that is lower than before, since its log was
+    /// truncated: what was stored and committed beyond it is of messages that are gone.
+    pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+        // No lane may store an offset in between.
+        let client = self.current.write().unwrap_or_else(PoisonError::into_inner);
+        partitions.restart(partition);
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        client.store_offsets(&offsets)?;
+        client.commit(&offsets, CommitMode::Async)
+    }
+
+    /// Commits an offset also where it is lower than the committed one, which the client does not
+    /// do by itself.
+    pub fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+        let mut offsets = TopicPartitionList::new();
+        offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
+        self.client().commit(&offsets, CommitMode::Async)
+    }
+
+    /// What a client of this member is made with, but for its group.
+    pub fn probe_config(&self) -> &ClientConfig {
+        &self.probe_config
     }
 
     /// Leaves the group and joins it with a new client; fences the partitions first. Only the caller holds `client`, the one at
@@ -86,7 +120,8 @@ fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
         .set("fetch.max.bytes", "4194304")
         .set("fetch.wait.max.ms", "50")
         .set("fetch.queue.backoff.ms", "10")
-        .set("statistics.interval.ms", "5000");
+        .set("statistics.interval.ms", STATISTICS_INTERVAL_MS);
+    report_topic_ids(&mut client);
     if let Some(id) = &kafka.group_instance_id {
         client.set("group.instance.id", id);
     }

@@ -32,8 +32,29 @@ struct Owned {
     assignment: u64,
     draining: bool,
     batches_in_hand: usize,
+    /// Next offset after the last message that was polled; 0 before the first.
+    polled_up_to: i64,
     /// Behind the last message that is done. Some before it may have been left behind.
     done_up_to: i64,
+    /// The last offset that was stored; every message before it is done.
+    stored_up_to: i64,
+}
+
+/// What a polled message is to its partition.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Polled {
+    /// The partition is another consumer's.
+    Unowned,
+    /// It belongs to this assignment.
+    InOrder(u64),
+    /// A later message was polled before: the log was truncated in between.
+    Truncated,
+}
+
+impl Owned {
+    fn since(assignment: u64) -> Self {
+        Self { assignment, draining: false, batches_in_hand: 0, polled_up_to: 0, done_up_to: 0, stored_up_to: 0 }
+    }
 }
 
 impl Partitions {
@@ -52,8 +73,45 @@ impl Partitions {
         state.assignments += 1;
         let assignment = state.assignments;
         for partition in partitions {
-            state.owned.insert(*partition, Owned { assignment, draining: false, batches_in_hand: 0, done_up_to: 0 });
+            state.owned.insert(*partition, Owned::since(assignment));
         }
+    }
+
+    /// Begins a new assignment of a partition whose log was truncated: offsets come again that are
+    /// of other messages now. Messages of the former assignment are dropped.
+    pub fn restart(&self, partition: i32) {
+        let mut state = self.lock();
+        state.assignments += 1;
+        let assignment = state.assignments;
+        if let Some(owned) = state.owned.get_mut(&partition) {
+            *owned = Owned { draining: owned.draining, ..Owned::since(assignment) };
+        }
+        drop(state);
+        self.settled.notify_all();
+    }
+
+    /// Notes that a message was polled.
+    pub fn polled(&self, partition: i32, offset: i64) -> Polled {
+        let mut state = self.lock();
+        let Some(owned) = state.owned.get_mut(&partition) else { return Polled::Unowned };
+        if offset < owned.polled_up_to {
+            return Polled::Truncated;
+        }
+        owned.polled_up_to = offset + 1;
+        Polled::InOrder(owned.assignment)
+    }
+
+    /// The offset to commit where the `committed` one is beyond all that was polled: the log was
+    /// truncated before this assignment.
+    pub fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
+        let state = self.lock();
+        let owned = state.owned.get(&partition)?;
+        (owned.stored_up_to > 0 && committed > owned.polled_up_to).then_some(owned.stored_up_to)
+    }
+
+    /// Whether every message that was polled of the partition is done.
+    pub fn is_all_done(&self, partition: i32) -> bool {
+        self.lock().owned.get(&partition).is_some_and(|owned| owned.stored_up_to >= owned.polled_up_to)
     }
 
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
@@ -96,6 +154,7 @@ impl Partitions {
     }
 
     /// The present assignment of a partition, by which its messages are marked.
+    #[cfg(test)]
     pub fn assignment(&self, partition: i32) -> Option<u64> {
         self.lock().owned.get(&partition).map(|owned| owned.assignment)
     }
@@ -121,13 +180,15 @@ impl Partitions {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
     }
 
-    /// Messages up to this offset, exclusive, are done. Answers up to where any are, or `None` where the partition is not owned since that
+    /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not.
+    /// Returns the offset to store, or `None` where the partition is not owned since that
     /// assignment any more, so that no offset of it may be stored.
-    pub fn done(&self, partition: i32, assignment: u64, up_to: i64) -> Option<i64> {
+    pub fn done(&self, partition: i32, assignment: u64, up_to: i64, first_undone: Option<i64>) -> Option<i64> {
         let mut state = self.lock();
         let owned = state.owned.get_mut(&partition).filter(|owned| owned.assignment == assignment)?;
         owned.done_up_to = owned.done_up_to.max(up_to);
-        Some(owned.done_up_to)
+        owned.stored_up_to = first_undone.unwrap_or(owned.done_up_to);
+        Some(owned.stored_up_to)
     }
 
     /// Undoes [`Partitions::take`].
@@ -188,6 +249,43 @@ mod tests {
             assert!(revoked.join().unwrap());
         });
         assert!(!partitions.revoke(&[0], Duration::from_millis(1)), "the other lane goes on");
+    }
+
+    #[test]
+    fn a_truncated_partition_stores_offsets_from_where_it_begins_again() {
+        let partitions = Partitions::new(1);
+        partitions.assign(&[0]);
+        let before = partitions.assignment(0).unwrap();
+        assert_eq!(partitions.polled(0, 99), Polled::InOrder(before));
+        assert_eq!(partitions.done(0, before, 100, None), Some(100));
+        assert!(partitions.is_all_done(0));
+
+        assert_eq!(partitions.polled(0, 10), Polled::Truncated);
+        partitions.restart(0);
+        let after = partitions.assignment(0).unwrap();
+        assert_eq!(partitions.polled(0, 10), Polled::InOrder(after));
+
+        assert!(!partitions.is_all_done(0));
+        assert_eq!(partitions.committed_too_far(0, 100), None, "nothing is done yet");
+        assert_eq!(partitions.done(0, before, 100, None), None, "its messages are gone");
+        assert_eq!(partitions.done(0, after, 11, None), Some(11));
+        assert!(partitions.is_all_done(0));
+        assert_eq!(partitions.committed_too_far(0, 100), Some(11));
+        assert_eq!(partitions.committed_too_far(0, 11), None);
+    }
+
+    #[test]
+    fn a_partition_with_a_deferred_message_is_not_all_done() {
+        let partitions = Partitions::new(1);
+        partitions.assign(&[0]);
+        let assignment = partitions.assignment(0).unwrap();
+        for offset in [0, 1] {
+            assert_eq!(partitions.polled(0, offset), Polled::InOrder(assignment));
+        }
+        assert_eq!(partitions.done(0, assignment, 2, Some(0)), Some(0));
+        assert!(!partitions.is_all_done(0));
+        assert_eq!(partitions.done(0, assignment, 1, None), Some(2));
+        assert!(partitions.is_all_done(0));
     }
 
     #[test]

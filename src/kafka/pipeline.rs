@@ -225,7 +225,9 @@ impl<H: Handler> Step<H> {
         backoff: &mut Backoff,
     ) -> Option<()> {
         let delay = backoff.next_delay();
-        tracing::warn!(messages, failures = backoff.failures(), %error, ?delay, "batch failed");
+        if backoff.failures().is_power_of_two() {
+            tracing::warn!(messages, failures = backoff.failures(), %error, ?delay, "batch failed");
+        }
         if let Fate::Unavailable(dependency) = fate {
             self.metrics.retries.with_label_values(&[dependency]).inc();
             self.health.not_ready(error.to_string());

@@ -1,14 +1,14 @@
 use std::{
     sync::{
-        Arc, PoisonError, RwLock,
+        Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientConfig, ClientContext,
-    config::FromClientConfigAndContext,
+    config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
@@ -16,7 +16,8 @@ use rdkafka::{
 
 use super::{
     batch_size::{BatchLimits, MAX_BATCH_BYTES, MIN_BATCH_BYTES},
-    client_config,
+    client::{ClientLog, client_config, report_topic_ids},
+    renewal::ProducerRenewal,
 };
 use crate::config::Kafka;
 
@@ -31,13 +32,18 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
-    client: Arc<RwLock<Client>>,
+    client: Arc<RwLock<Arc<Client>>>,
+    renewal: Arc<Mutex<ProducerRenewal>>,
     /// What the client's batches may have.
     batch_bytes: Arc<AtomicUsize>,
     limits: Arc<BatchLimits>,
 }
 
-type Client = Arc<FutureProducer<Context>>;
+/// The client that produces at present, and what it says.
+struct Client {
+    producer: FutureProducer<Context>,
+    log: Arc<ClientLog>,
+}
 
 /// Why messages were not produced.
 #[derive(Debug, thiserror::Error)]
@@ -59,11 +65,30 @@ pub struct Message {
 }
 
 #[derive(Clone)]
-struct Context;
+struct Context(Arc<ClientLog>);
 
 impl ClientContext for Context {
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.0.line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::warn!(%error, reason, "kafka");
+        self.0.error(&error, reason);
+    }
+}
+
+impl Client {
+    fn new(config: &ClientConfig) -> KafkaResult<Arc<Self>> {
+        let log = Arc::<ClientLog>::default();
+        let producer = FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?;
+        Ok(Arc::new(Self { producer, log }))
+    }
+
+    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its
+    /// last seconds, never delivers again. One whose topic was replaced has a sequence that the new
+    /// topic does not know.
+    fn must_go(&self) -> bool {
+        self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced()
     }
 }
 
@@ -81,9 +106,11 @@ impl Producer {
             .set("queue.buffering.max.kbytes", "65536")
             .set("message.max.bytes", MAX_MESSAGE_BYTES)
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
+        report_topic_ids(&mut client);
         let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
-        let first = Arc::new(FutureProducer::from_config_and_context(&client, Context)?);
-        Ok(Self { config: Arc::new(client), client: Arc::new(RwLock::new(first)), batch_bytes, limits: Arc::default() })
+        let first = Arc::new(RwLock::new(Client::new(&client)?));
+        let config = Arc::new(client);
+        Ok(Self { config, client: first, renewal: Arc::default(), batch_bytes, limits: Arc::default() })
     }
 
     /// Produces all messages and waits until the broker has acknowledged each. Those of a batch
@@ -92,9 +119,11 @@ impl Producer {
     pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> Result<(), ProduceError> {
         let client = self.current();
         let all: Vec<_> = (0..messages.len()).collect();
-        let mut produced = deliver(&client, topic, &messages, &all).await;
-        if produced.is_err() && client.client().fatal_error().is_some() {
-            self.replace_failed()?;
+        let began = Instant::now();
+        let mut produced = deliver(&client.producer, topic, &messages, &all).await;
+        let is_failing = self.is_failing(&produced, began);
+        if is_failing || client.must_go() {
+            self.replace(&client, is_failing)?;
         }
         if let Ok(refused) = &produced
             && !refused.is_empty()
@@ -124,21 +153,21 @@ impl Producer {
         topic: &str,
         messages: &[Message],
         refused: &[usize],
-        refused_by: &Client,
+        refused_by: &Arc<Client>,
     ) -> KafkaResult<Vec<usize>> {
         self.fit_batches_to(&[topic]).await?;
         let mut refused = refused.to_vec();
         let client = self.current();
         if !Arc::ptr_eq(&client, refused_by) {
-            refused = deliver(&client, topic, messages, &refused).await?;
+            refused = deliver(&client.producer, topic, messages, &refused).await?;
             if refused.is_empty() {
                 return Ok(refused);
             }
         }
         let mut config = (*self.config).clone();
         config.set("batch.num.messages", "1");
-        let alone = Arc::new(FutureProducer::from_config_and_context(&config, Context)?);
-        let too_large = deliver(&alone, topic, messages, &refused).await;
+        let alone = Client::new(&config)?;
+        let too_large = deliver(&alone.producer, topic, messages, &refused).await;
         release(alone);
         let too_large = too_large?;
         if too_large.len() < refused.len() {
@@ -148,7 +177,7 @@ impl Producer {
     }
 
     /// Lowers the limit of batches, unless another client than `present` has taken over meanwhile.
-    fn limit_batches(&self, bytes: usize, present: &Client) -> KafkaResult<()> {
+    fn limit_batches(&self, bytes: usize, present: &Arc<Client>) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         let (former, bytes) = (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
         if bytes >= former || !Arc::ptr_eq(&client, present) {
@@ -160,21 +189,29 @@ impl Producer {
         Ok(())
     }
 
-    fn new_client(&self) -> KafkaResult<Client> {
+    fn new_client(&self) -> KafkaResult<Arc<Client>> {
         let mut config = (*self.config).clone();
         config.set("batch.size", self.batch_bytes.load(Ordering::Relaxed).to_string());
-        FutureProducer::from_config_and_context(&config, Context).map(Arc::new)
+        Client::new(&config)
     }
 
-    fn current(&self) -> Client {
+    fn current(&self) -> Arc<Client> {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its last seconds, never delivers again.
-    fn replace_failed(&self) -> KafkaResult<()> {
+    /// Whether deliveries have failed for so long that another client may help.
+    fn is_failing(&self, produced: &KafkaResult<Vec<usize>>, began: Instant) -> bool {
+        let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        renewal.is_due(produced.as_ref().err(), began, Instant::now())
+    }
+
+    /// Replaces the client `present`, unless another call has replaced it meanwhile.
+    fn replace(&self, present: &Arc<Client>, is_failing: bool) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        if let Some((error, reason)) = client.client().fatal_error() {
-            tracing::warn!(%error, reason, "the producer is replaced");
+        if Arc::ptr_eq(&client, present) {
+            let fatal = client.producer.client().fatal_error();
+            let topic_replaced = client.log.is_topic_replaced();
+            tracing::warn!(?fatal, topic_replaced, is_failing, "the producer is replaced");
             release(std::mem::replace(&mut *client, self.new_client()?));
         }
         Ok(())
@@ -183,7 +220,7 @@ impl Producer {
     /// Waits a bounded time for what is still on its way.
     pub async fn flush(&self) {
         let client = self.current();
-        let flushed = tokio::task::spawn_blocking(move || client.flush(FLUSH_TIMEOUT)).await;
+        let flushed = tokio::task::spawn_blocking(move || client.producer.flush(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "messages were not delivered before the stop");
         }
@@ -191,7 +228,7 @@ impl Producer {
 }
 
 /// Gives a client back. The last one to do so ends it, which may take half a second.
-fn release(client: Client) {
+fn release(client: Arc<Client>) {
     if Arc::strong_count(&client) == 1 {
         drop(tokio::task::spawn_blocking(move || drop(client)));
     }

@@ -18,6 +18,11 @@ impl Watchdog {
         self.heard.insert(partition);
     }
 
+    /// Whether a message came since the last look.
+    pub fn has_heard(&self, partition: i32) -> bool {
+        self.heard.contains(&partition)
+    }
+
     /// Those of the partitions `expected` to be fetched of which nothing came for half of `limit`; again after the other half.
     pub fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
         let heard = std::mem::take(&mut self.heard);

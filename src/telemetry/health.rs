@@ -7,9 +7,6 @@ use std::{
 /// dependency was down or slow meanwhile: a restart does not mend that.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
-/// Why a component is not ready before its first report.
-pub const STARTING: &str = "starting";
-
 /// What the loops of a process say of themselves.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
@@ -37,7 +34,7 @@ struct State {
 impl Health {
     /// A new component, not ready until it reports.
     pub fn register(&self, name: &'static str) -> Component {
-        let state = State { reported: Instant::now(), waiting: false, not_ready: Some(STARTING.into()) };
+        let state = State { reported: Instant::now(), waiting: false, not_ready: Some("starting".into()) };
         let component = Component { name, state: Arc::new(Mutex::new(state)), excused: Arc::clone(&self.excused) };
         self.components.lock().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
@@ -79,14 +76,6 @@ impl Component {
 
     pub fn not_ready(&self, why: impl Into<String>) {
         self.report(Some(why.into()));
-    }
-
-    /// Ready, if the reason against it begins with one of these.
-    pub fn clear(&self, reasons: &[&str]) {
-        let mut state = self.lock();
-        if state.not_ready.as_deref().is_some_and(|why| reasons.iter().any(|reason| why.starts_with(reason))) {
-            state.not_ready = None;
-        }
     }
 
     /// Says that a dependency is down or slow, so that no loop of the process counts as stuck.
@@ -143,17 +132,5 @@ mod tests {
 
         assert_eq!(health.stuck(begun + STUCK_AFTER + Duration::from_nanos(1)), [""; 0]);
         assert_eq!(health.stuck(begun + 2 * STUCK_AFTER).len(), 2);
-    }
-
-    #[test]
-    fn a_reason_is_cleared_without_another() {
-        let health = Health::default();
-        let member = health.register("orders");
-        member.clear(&[STARTING]);
-        assert_eq!(health.not_ready(), [""; 0]);
-
-        member.not_ready("no right to read");
-        member.clear(&[STARTING]);
-        assert_eq!(health.not_ready(), ["orders: no right to read"]);
     }
 }

@@ -34,6 +34,7 @@ pub struct Metrics {
     pub redis_master_up: IntGaugeVec,
     pub rebalances: IntCounterVec,
     pub consumer_recreations: IntCounterVec,
+    pub poll_errors: IntCounterVec,
     pub dead_letters: IntCounterVec,
     pub lanes_stopped: IntGaugeVec,
     pub outbox_pending: IntGauge,
@@ -114,9 +115,10 @@ impl Metrics {
             rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
             consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
-                "Consumers replaced, as one of their partitions had stalled.",
+                "Consumers replaced, as they made no progress or their topic was another one.",
                 &["topic"],
             )?,
+            poll_errors: make.counters("stocklock_poll_errors_total", "Polls of a topic that failed.", &["topic"])?,
             dead_letters: make.counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
             lanes_stopped: make.gauges(
                 "stocklock_lanes_stopped",

@@ -10,7 +10,7 @@ mod zeros;
 
 pub use admin::serve_admin;
 pub use dependency::{Dependency, Lack, Need};
-pub use health::{Component, Health, STARTING};
+pub use health::{Component, Health};
 pub use logging::init_logging;
 pub use measured::MeasuredBy;
 pub use metrics::Metrics;

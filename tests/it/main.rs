@@ -29,6 +29,7 @@ mod flow;
 mod harness;
 mod horizon;
 mod hostile;
+mod kafka_life;
 mod lanes;
 mod masters;
 mod other_languages;

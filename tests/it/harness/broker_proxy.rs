@@ -1,8 +1,8 @@
 use std::{
-    collections::HashSet,
+    collections::HashMap,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicBool, AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicI16, AtomicUsize, Ordering},
     },
     time::Duration,
 };
@@ -13,45 +13,79 @@ use tokio::{
         TcpListener, TcpStream,
         tcp::{OwnedReadHalf, OwnedWriteHalf},
     },
+    sync::watch,
 };
 
-const FETCH: [u8; 2] = 1_i16.to_be_bytes();
+const FETCH: i16 = 1;
+const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
+/// Where an answer to a heartbeat has its error: after a number, no tags, and the time of a
+/// throttle.
+const HEARTBEAT_ERROR: std::ops::Range<usize> = 9..11;
 
-/// A way to a broker on which the answers to fetches can be swallowed, and nothing else is.
+/// A way to a broker whose answers can be swallowed, changed or withheld.
 pub struct BrokerProxy {
     /// As for `kafka.brokers`.
     pub address: String,
+    broker: String,
     state: Arc<State>,
 }
 
 struct State {
-    /// The host and the port that the broker goes by in its answers, and ours.
-    addresses: [Vec<u8>; 2],
+    /// The host and the port that the broker goes by in its answers, and those that clients are to
+    /// know.
+    theirs: Vec<u8>,
+    ours: Mutex<Vec<u8>>,
     connections: AtomicUsize,
     /// Connections before this one get no answers to their fetches.
     deaf: AtomicUsize,
     swallowed: AtomicUsize,
     is_hung: AtomicBool,
+    /// The error that the next heartbeat is answered with, or 0.
+    heartbeat_error: AtomicI16,
+    /// Connections to addresses before this one hang.
+    present: watch::Sender<usize>,
+    is_cut: watch::Sender<bool>,
+}
+
+/// What a connection leads to: the bootstrap address, or an address of the broker.
+#[derive(Clone, Copy)]
+enum Address {
+    Bootstrap,
+    Broker(usize),
 }
 
 impl BrokerProxy {
     pub async fn before(broker: &str) -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
-        let address = listener.local_addr().expect("an address").to_string();
+        let (listener, address) = listen().await;
         let state = Arc::new(State {
-            addresses: [broker, &address].map(as_answered),
+            theirs: as_answered(broker),
+            ours: Mutex::new(as_answered(&address)),
             connections: AtomicUsize::new(0),
             deaf: AtomicUsize::new(0),
             swallowed: AtomicUsize::new(0),
             is_hung: AtomicBool::new(false),
+            heartbeat_error: AtomicI16::new(0),
+            present: watch::Sender::new(0),
+            is_cut: watch::Sender::new(false),
         });
-        tokio::spawn(accept(listener, broker.to_owned(), Arc::clone(&state)));
-        Self { address, state }
+        tokio::spawn(accept(listener, Address::Bootstrap, broker.to_owned(), Arc::clone(&state)));
+        Self { address, broker: broker.to_owned(), state }
     }
 
-    /// Swallows the answers to fetches on all connections that there are. New ones work.
-    pub fn swallow_fetches(&self) {
-        self.state.deaf.store(self.state.connections.load(Ordering::SeqCst), Ordering::SeqCst);
+    /// Gives the broker a new address behind the same bootstrap address. Connections to its former
+    /// addresses hang from then on, as those to a machine that is gone.
+    pub async fn move_broker(&self) {
+        let (listener, address) = listen().await;
+        let number = *self.state.present.borrow() + 1;
+        let state = Arc::clone(&self.state);
+        tokio::spawn(accept(listener, Address::Broker(number), self.broker.clone(), state));
+        *self.state.ours.lock().expect("the address") = as_answered(&address);
+        self.state.present.send_replace(number);
+    }
+
+    /// Ends all connections, and every new one at once.
+    pub fn cut(&self) {
+        self.state.is_cut.send_replace(true);
     }
 
     /// Takes connections and lets nothing through any more, as a broker does that is stopped.
@@ -62,12 +96,34 @@ impl BrokerProxy {
     /// Lets through what was held up, and all that comes.
     pub fn mend(&self) {
         self.state.is_hung.store(false, Ordering::SeqCst);
+        self.state.is_cut.send_replace(false);
+    }
+
+    /// Swallows the answers to fetches on all connections that there are. New ones work.
+    pub fn swallow_fetches(&self) {
+        self.state.deaf.store(self.state.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// How many answers were swallowed.
     pub fn swallowed(&self) -> usize {
         self.state.swallowed.load(Ordering::SeqCst)
     }
+
+    /// Answers the next heartbeat of a KIP-848 member with this error.
+    pub fn fail_heartbeat(&self, error: i16) {
+        self.state.heartbeat_error.store(error, Ordering::SeqCst);
+    }
+
+    /// Whether that heartbeat has been answered.
+    pub fn has_failed_heartbeat(&self) -> bool {
+        self.state.heartbeat_error.load(Ordering::SeqCst) == 0
+    }
+}
+
+async fn listen() -> (TcpListener, String) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+    let address = listener.local_addr().expect("an address").to_string();
+    (listener, address)
 }
 
 impl State {
@@ -84,20 +140,33 @@ fn as_answered(address: &str) -> Vec<u8> {
     [host.as_bytes(), &port.parse::<i32>().expect("a port").to_be_bytes()].concat()
 }
 
-async fn accept(listener: TcpListener, broker: String, state: Arc<State>) {
+async fn accept(listener: TcpListener, address: Address, broker: String, state: Arc<State>) {
     while let Ok((client, _)) = listener.accept().await {
-        let Ok(server) = TcpStream::connect(&broker).await else { continue };
-        let number = state.connections.fetch_add(1, Ordering::SeqCst);
-        let fetches = Arc::new(Mutex::new(HashSet::new()));
-        let ((from_client, to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
-        let (asked, state) = (Arc::clone(&fetches), Arc::clone(&state));
-        tokio::spawn(async move {
-            tokio::select! {
-                _closed = carry_requests(from_client, to_server, &asked, &state) => {}
-                _closed = carry_answers(from_server, to_client, &fetches, number, &state) => {}
-            }
-        });
+        tokio::spawn(carry(client, address, broker.clone(), Arc::clone(&state)));
     }
+}
+
+async fn carry(client: TcpStream, address: Address, broker: String, state: Arc<State>) {
+    let (mut present, mut is_cut) = (state.present.subscribe(), state.is_cut.subscribe());
+    let Ok(server) = TcpStream::connect(&broker).await else { return };
+    let number = state.connections.fetch_add(1, Ordering::SeqCst);
+    let requests = Mutex::new(HashMap::new());
+    let ((from_client, mut to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let gone = async |present: &mut watch::Receiver<usize>| match address {
+        Address::Bootstrap => std::future::pending().await,
+        Address::Broker(number) => drop(present.wait_for(|present| *present > number).await),
+    };
+    let hangs = tokio::select! {
+        _closed = carry_requests(from_client, to_server, &requests, &state) => false,
+        // The client's half is kept, so that the connection stays open.
+        _closed = carry_answers(from_server, &mut to_client, &requests, number, &state) => false,
+        () = gone(&mut present) => true,
+        _cut = is_cut.wait_for(|is_cut| *is_cut) => false,
+    };
+    if hangs {
+        std::future::pending::<()>().await;
+    }
+    drop(to_client);
 }
 
 /// A request or an answer without its length.
@@ -116,39 +185,50 @@ async fn write(to: &mut OwnedWriteHalf, frame: &[u8]) -> std::io::Result<()> {
 async fn carry_requests(
     mut from: OwnedReadHalf,
     mut to: OwnedWriteHalf,
-    fetches: &Mutex<HashSet<Vec<u8>>>,
+    kinds: &Mutex<HashMap<Vec<u8>, i16>>,
     state: &State,
 ) -> std::io::Result<()> {
     loop {
         let request = read(&mut from).await?;
         state.let_through().await;
-        if request[..2] == FETCH {
-            fetches.lock().expect("the fetches").insert(request[4..8].to_vec());
-        }
+        let kind = i16::from_be_bytes([request[0], request[1]]);
+        kinds.lock().expect("the requests").insert(request[4..8].to_vec(), kind);
         write(&mut to, &request).await?;
     }
 }
 
 async fn carry_answers(
     mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    fetches: &Mutex<HashSet<Vec<u8>>>,
+    to: &mut OwnedWriteHalf,
+    kinds: &Mutex<HashMap<Vec<u8>, i16>>,
     connection: usize,
     state: &State,
 ) -> std::io::Result<()> {
     loop {
         let mut answer = read(&mut from).await?;
         state.let_through().await;
-        let is_fetched = fetches.lock().expect("the fetches").remove(&answer[..4]);
-        if is_fetched && connection < state.deaf.load(Ordering::SeqCst) {
-            state.swallowed.fetch_add(1, Ordering::SeqCst);
-            continue;
+        let kind = kinds.lock().expect("the requests").remove(&answer[..4]);
+        match kind {
+            Some(FETCH) => {
+                if connection < state.deaf.load(Ordering::SeqCst) {
+                    state.swallowed.fetch_add(1, Ordering::SeqCst);
+                    continue;
+                }
+            }
+            Some(CONSUMER_GROUP_HEARTBEAT) => {
+                let error = state.heartbeat_error.swap(0, Ordering::SeqCst);
+                if error != 0 {
+                    answer[HEARTBEAT_ERROR].copy_from_slice(&error.to_be_bytes());
+                }
+            }
+            // Else the client would go to the broker itself from then on.
+            _ => {
+                let (theirs, ours) = (&state.theirs, state.ours.lock().expect("the address"));
+                if let Some(start) = answer.windows(theirs.len()).position(|bytes| bytes == theirs) {
+                    answer[start..start + ours.len()].copy_from_slice(&ours);
+                }
+            }
         }
-        // Else the client would go to the broker itself from then on.
-        let [theirs, ours] = &state.addresses;
-        if !is_fetched && let Some(start) = answer.windows(theirs.len()).position(|bytes| bytes == theirs) {
-            answer[start..start + ours.len()].copy_from_slice(ours);
-        }
-        write(&mut to, &answer).await?;
+        write(to, &answer).await?;
     }
 }

@@ -55,6 +55,13 @@ impl World {
         (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
     }
 
+    /// Where each of so many partitions of a topic ends.
+    pub fn read_partitions(&self, topic: &str, partitions: i32) -> Vec<i64> {
+        let reader = self.reader("reader");
+        let end = |partition| answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1;
+        (0..partitions).map(end).collect()
+    }
+
     /// Everything that is in a topic, each partition in its order.
     pub fn read_topic(&self, topic: &str) -> Vec<OwnedMessage> {
         let reader = self.reader("reader");
@@ -189,6 +196,16 @@ impl World {
     pub async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
         let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
+        let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
+        assert!(altered.iter().all(Result::is_ok), "{altered:?}");
+    }
+
+    /// Has the broker miss a KIP-848 member of the workers' group after six seconds of silence.
+    pub async fn shorten_sessions(&self) {
+        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let group = ResourceSpecifier::Group(&self.config.kafka.group_id);
+        let change = AlterConfig::new(group).set("consumer.session.timeout.ms", "6000");
+        let change = change.set("consumer.heartbeat.interval.ms", "1000");
         let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     }

@@ -46,20 +46,29 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 impl World {
     /// Sets up both stores, in two databases, and the topics.
     pub async fn new(database: Database, strategy: Strategy) -> Self {
-        let world = Self::on(&server_url(database), strategy).await;
+        Self::on_brokers(database, strategy, &inherited("STOCKLOCK__KAFKA__BROKERS")).await
+    }
+
+    /// The same on other brokers than those of the stack.
+    pub async fn on_brokers(database: Database, strategy: Strategy, brokers: &str) -> Self {
+        let world = Self::on_servers(&server_url(database), brokers, strategy).await;
         world.cli(&["setup"]).succeeds();
         world
     }
 
-    /// The same on a server of the test's choice, without `setup`.
+    /// The same on a database server of the test's choice, without `setup`.
     pub async fn on(server_url: &str, strategy: Strategy) -> Self {
+        Self::on_servers(server_url, &inherited("STOCKLOCK__KAFKA__BROKERS"), strategy).await
+    }
+
+    async fn on_servers(server_url: &str, brokers: &str, strategy: Strategy) -> Self {
         let name = format!("it_{}", &Uuid::now_v7().simple().to_string()[20..]);
         let mut server = MySqlConnection::connect(server_url).await.expect("the database server");
         for store in ["orders", "stock"] {
             let create = format!("CREATE DATABASE {name}_{store}");
             sqlx::raw_sql(&create).execute(&mut server).await.expect("CREATE DATABASE");
         }
-        let env = environment(&name, server_url, strategy);
+        let env = environment(&name, server_url, brokers, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
         Self { env, config, strategy, server_url: server_url.to_owned(), name }
     }
@@ -201,8 +210,11 @@ fn server_url(database: Database) -> String {
     url.unwrap_or_else(|| panic!("STOCKLOCK_TEST_DATABASES names no {name}")).to_owned()
 }
 
-fn environment(name: &str, server_url: &str, strategy: Strategy) -> BTreeMap<String, String> {
-    let inherited = |key: &str| std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"));
+fn inherited(key: &str) -> String {
+    std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"))
+}
+
+fn environment(name: &str, server_url: &str, brokers: &str, strategy: Strategy) -> BTreeMap<String, String> {
     let database = |store: &str| {
         let (server, query) = server_url.split_once("/?").expect("a URL with /?");
         format!("{server}/{name}_{store}?{query}")
@@ -212,7 +224,7 @@ fn environment(name: &str, server_url: &str, strategy: Strategy) -> BTreeMap<Str
         Strategy::Redlock => "redlock",
     };
     let settings = [
-        ("KAFKA__BROKERS", inherited("STOCKLOCK__KAFKA__BROKERS")),
+        ("KAFKA__BROKERS", brokers.to_owned()),
         ("REDIS__URLS", inherited("STOCKLOCK__REDIS__URLS")),
         ("ORDER_STORE__URL", database("orders")),
         ("STOCK_STORE__URL", database("stock")),

@@ -1,0 +1,173 @@
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use prometheus::IntCounter;
+use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::MetadataTopic};
+
+use super::Poller;
+use crate::{
+    kafka::{
+        context::Context,
+        renewal::{Pauses, Probe},
+        watchdog::Watchdog,
+    },
+    telemetry::Metrics,
+};
+
+/// How often the client is looked at.
+const WATCH: Duration = Duration::from_secs(1);
+/// How often a member without a partition asks after its topic.
+const ASK_TOPIC_EVERY: Duration = Duration::from_secs(5);
+/// How long the broker may take to say where a partition ends.
+const ASK_END: Duration = Duration::from_millis(500);
+
+/// What decides whether a client is replaced.
+pub(super) struct Supervision {
+    watchdog: Watchdog,
+    /// When the client was last looked at.
+    watched: Instant,
+    stall_timeout: Duration,
+    pauses: Pauses,
+    probe: Probe,
+    /// The partition whose broker did not answer when it was last asked.
+    unanswered: Option<i32>,
+    topic_asked: Instant,
+    recreations: IntCounter,
+}
+
+impl Supervision {
+    pub fn new(stall_timeout: Duration, topic: &str, metrics: &Metrics) -> Self {
+        Self {
+            watchdog: Watchdog::default(),
+            watched: Instant::now(),
+            stall_timeout,
+            pauses: Pauses::default(),
+            probe: Probe::default(),
+            unanswered: None,
+            topic_asked: Instant::now(),
+            recreations: metrics.consumer_recreations.with_label_values(&[topic]),
+        }
+    }
+
+    /// A message of the partition came.
+    pub fn heard(&mut self, partition: i32) {
+        self.watchdog.heard(partition);
+    }
+
+    /// Whether the client was replaced, and the new one is not well yet.
+    pub fn has_replaced(&self) -> bool {
+        self.pauses.replacements() > 0
+    }
+}
+
+impl Poller {
+    /// Replaces a client that does not recover by itself: its topic is another one, it has failed
+    /// for good, it reaches no broker although a new client would, or it fetches nothing although
+    /// there is something and its lane has room.
+    pub(super) fn supervise(&mut self) {
+        let now = Instant::now();
+        if now.duration_since(self.supervision.watched) < WATCH {
+            return;
+        }
+        let context = Arc::clone(self.client.context());
+        if context.condition.is_well() {
+            self.supervision.pauses.reset();
+        }
+        self.look_after_topic(&context, now);
+        for (partition, offset) in context.find_committed_too_far() {
+            tracing::warn!(
+                topic = context.topic,
+                partition,
+                offset,
+                "the committed offset goes back, as the partition was truncated"
+            );
+            if let Err(error) = self.member.commit(&context.topic, partition, offset) {
+                tracing::warn!(partition, offset, %error, "the committed offset did not go back");
+            }
+        }
+        if context.log.is_topic_replaced() {
+            self.recreate("the topic was replaced by another one of its name", None);
+        } else if self.supervision.pauses.is_over(now) {
+            let unreachable_for = context.condition.unreachable_for(now);
+            if let Some((code, reason)) = self.client.client().fatal_error() {
+                self.recreate(&format!("{code}: {reason}"), None);
+            } else if self.supervision.probe.reaches(self.member.probe_config(), &context.topic, unreachable_for) {
+                self.recreate("it reaches no broker, and a new one does", None);
+            } else if let Some(partition) = self.find_stalled(&context, now) {
+                self.recreate(&format!("partition {partition} stalled"), Some(partition));
+            }
+        }
+        self.supervision.watched = Instant::now();
+    }
+
+    /// Asks after the topic where the member has no partition of it, for then nothing else shows
+    /// that it is gone.
+    fn look_after_topic(&mut self, context: &Context, now: Instant) {
+        if now.duration_since(self.supervision.topic_asked) < ASK_TOPIC_EVERY {
+            return;
+        }
+        self.supervision.topic_asked = now;
+        if !self.partitions.owned().is_empty() {
+            return context.condition.topic_is(None);
+        }
+        let Ok(metadata) = self.client.fetch_metadata(Some(&context.topic), ASK_END) else { return };
+        let error = metadata.topics().first().and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+        context.condition.topic_is(error.map(|error| format!("topic {}: {error}", context.topic)));
+    }
+
+    /// A partition of which nothing comes although the broker has messages of it.
+    fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
+        let has_room = |partition: &i32| {
+            let is_full = !self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+            !is_full && !self.partitions.throttle.is_paused(*partition)
+        };
+        let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
+        if self
+            .supervision
+            .unanswered
+            .is_some_and(|partition| self.supervision.watchdog.has_heard(partition) || !expected.contains(&partition))
+        {
+            self.supervision.unanswered = None;
+            context.condition.unanswered(None);
+        }
+        for partition in self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now) {
+            // A broker that does not answer is away, which is no stall; nothing is polled while it
+            // is asked.
+            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
+                self.supervision.watchdog.is_stalled(partition, false);
+                self.supervision.unanswered = Some(partition);
+                context.condition.unanswered(now.checked_sub(self.supervision.stall_timeout / 2));
+                return None;
+            };
+            self.supervision.unanswered = None;
+            context.condition.unanswered(None);
+            if self.supervision.watchdog.is_stalled(partition, context.is_behind(partition, end)) {
+                return Some(partition);
+            }
+        }
+        None
+    }
+
+    fn recreate(&mut self, why: &str, stalled: Option<i32>) {
+        let context = Arc::clone(self.client.context());
+        tracing::warn!(
+            topic = context.topic,
+            why,
+            replacements = self.supervision.pauses.replacements(),
+            "the consumer is replaced"
+        );
+        context.condition.replaced(why, stalled);
+        self.supervision.recreations.inc();
+        self.supervision.pauses.replaced(Instant::now());
+        (self.supervision.watchdog, self.supervision.probe, self.supervision.unanswered) =
+            (Watchdog::default(), Probe::default(), None);
+        drop(context);
+        match self.member.replace(&mut self.client, &self.partitions) {
+            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
+            // The former client goes on, or the next pass tries again.
+            Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
+        }
+    }
+}

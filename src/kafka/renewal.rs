@@ -1,0 +1,171 @@
+//! When a client of the cluster is to be replaced by a new one.
+
+use std::{
+    sync::mpsc::{self, TryRecvError},
+    time::{Duration, Instant},
+};
+
+use rdkafka::{
+    ClientConfig,
+    error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+    producer::{BaseProducer, Producer as _},
+};
+
+/// How long a client may fail before it is replaced. It recovers by itself from most failures, and
+/// a replacement takes time too.
+const PATIENCE: Duration = Duration::from_secs(15);
+/// The longest time between two replacements that did not help.
+const MAX_PAUSE: Duration = Duration::from_secs(300);
+/// How long a new client may take to connect and to answer a question.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The pauses between replacements that do not help: each is twice as long as the one before, from
+/// 15 s to 5 min.
+#[derive(Debug, Default)]
+pub struct Pauses {
+    replacements: u32,
+    last: Option<Instant>,
+}
+
+impl Pauses {
+    /// Whether the pause after the last replacement is over.
+    pub fn is_over(&self, now: Instant) -> bool {
+        let pause = PATIENCE.saturating_mul(1 << self.replacements.saturating_sub(1).min(10)).min(MAX_PAUSE);
+        self.last.is_none_or(|last| now.duration_since(last) >= pause)
+    }
+
+    pub fn replaced(&mut self, now: Instant) {
+        (self.replacements, self.last) = (self.replacements.saturating_add(1), Some(now));
+    }
+
+    /// How many replacements did not help so far.
+    pub fn replacements(&self) -> u32 {
+        self.replacements
+    }
+
+    /// The client works.
+    pub fn reset(&mut self) {
+        *self = Self::default();
+    }
+}
+
+/// Asks by a new client whether a topic can be reached, where the present client cannot reach it.
+#[derive(Debug, Default)]
+pub struct Probe(Option<mpsc::Receiver<bool>>);
+
+impl Probe {
+    /// Returns true once a new client has reached a leader of the topic, and asks on a thread of
+    /// its own until then.
+    pub fn reaches(&mut self, config: &ClientConfig, topic: &str, unreachable_for: Option<Duration>) -> bool {
+        if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
+            self.0 = None;
+            return false;
+        }
+        match self.0.as_ref().map(mpsc::Receiver::try_recv) {
+            Some(Err(TryRecvError::Empty)) => false,
+            Some(Ok(true)) => {
+                self.0 = None;
+                true
+            }
+            None | Some(Ok(false) | Err(TryRecvError::Disconnected)) => {
+                let (answer, answered) = mpsc::channel();
+                let (config, topic) = (config.clone(), topic.to_owned());
+                std::thread::spawn(move || {
+                    let reached = reach(&config, &topic);
+                    tracing::debug!(topic, error = ?reached.as_ref().err(), "asked whether the topic is reachable");
+                    let _nobody_waits = answer.send(reached.is_ok());
+                });
+                self.0 = Some(answered);
+                false
+            }
+        }
+    }
+}
+
+fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
+    let client: BaseProducer = config.create()?;
+    let metadata = client.client().fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
+    let found = metadata.topics().first().filter(|found| found.error().is_none());
+    let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition);
+    let partition = found.and_then(|found| found.partitions().first()).ok_or(unknown)?;
+    client.client().fetch_watermarks(topic, partition.id(), PROBE_TIMEOUT)?;
+    Ok(())
+}
+
+/// Decides when a producer is replaced, by what comes of its deliveries.
+#[derive(Debug, Default)]
+pub struct ProducerRenewal {
+    /// When the first delivery began of those that failed since the last success.
+    failing_since: Option<Instant>,
+    pauses: Pauses,
+}
+
+impl ProducerRenewal {
+    /// Takes the error of a delivery that `began` then, or `None` where it succeeded. Returns true
+    /// where the producer is to be replaced now.
+    pub fn is_due(&mut self, error: Option<&KafkaError>, began: Instant, now: Instant) -> bool {
+        match error {
+            None => {
+                self.failing_since = None;
+                self.pauses.reset();
+                return false;
+            }
+            Some(error) if !is_of_client(error) => return false,
+            Some(_) => {}
+        }
+        let since = *self.failing_since.get_or_insert(began);
+        let is_due = now.duration_since(since) >= PATIENCE && self.pauses.is_over(now);
+        if is_due {
+            self.pauses.replaced(now);
+            self.failing_since = None;
+        }
+        is_due
+    }
+}
+
+/// Whether another client might deliver what this one did not.
+fn is_of_client(error: &KafkaError) -> bool {
+    !matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::MessageSizeTooLarge
+                | RDKafkaErrorCode::InvalidRecord
+                | RDKafkaErrorCode::InvalidTopic
+                | RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::ClusterAuthorizationFailed
+                | RDKafkaErrorCode::PolicyViolation
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn failed(code: RDKafkaErrorCode) -> KafkaError {
+        KafkaError::MessageProduction(code)
+    }
+
+    #[test]
+    fn a_producer_that_fails_for_long_is_replaced_ever_more_seldom() {
+        let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
+        let mut replaced_after = Vec::new();
+        for second in (10..200).step_by(10) {
+            let (began, now) = (start + Duration::from_secs(second - 10), start + Duration::from_secs(second));
+            if renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), began, now) {
+                replaced_after.push(second);
+            }
+        }
+        assert_eq!(replaced_after, [20, 40, 70, 130]);
+    }
+
+    #[test]
+    fn a_producer_that_delivers_or_whose_messages_are_refused_stays() {
+        let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
+        let after = |seconds| start + Duration::from_secs(seconds);
+        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), start, after(10)));
+        assert!(!renewal.is_due(None, after(10), after(11)));
+        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), after(11), after(21)));
+        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageSizeTooLarge)), after(21), after(60)));
+    }
+}
