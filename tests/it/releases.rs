@@ -5,7 +5,7 @@ use std::{
     sync::Arc,
 };
 
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use stocklock::{
     domain::{EventKind, OrderEvent, OrderId, OrderState, Reason, ReportedStatus, WORKER_SOURCE},
     kafka::Producer,
@@ -112,7 +112,8 @@ on_each_database! {
     }
 
     async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
-        let (store, now) = (world.order_store(), Utc::now());
+        // The store keeps milliseconds.
+        let (store, now) = (world.order_store(), Utc::now().trunc_subsecs(3));
         failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
         let claim = async |seconds: i64| {
             let now = now + TimeDelta::seconds(seconds);
