@@ -73,8 +73,8 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
     let http = "http://127.0.0.1:9/v1/orders";
     let commands: [(&[&str], &str); 6] = [
         (&["setup"], store),
-        (&["stock", "show"], "unavailable: stock_store: "),
-        (&["verify", "--settle", "0s"], "unavailable: order_store: "),
+        (&["stock", "show"], "unavailable: stock_store at 127.0.0.1:9: "),
+        (&["verify", "--settle", "0s"], "unavailable: order_store at 127.0.0.1:9: "),
         (&["order", "place", "a=1"], http),
         (&["order", "show", &id], http),
         (&["order", "fail", &id, "--reason", "r"], "127.0.0.1:9"),
