@@ -189,7 +189,7 @@ impl Poller {
         let Some(assignment) = self.partitions.assignment(message.partition()) else { return };
         let lane = self.partitions.lane(message.partition());
         self.watchdog.heard(message.partition());
-        self.partitions.throttle.count(message.partition());
+        self.partitions.throttle.add_message(message.partition());
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
