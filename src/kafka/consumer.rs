@@ -200,7 +200,7 @@ impl Poller {
         };
         let lane = self.partitions.lane(message.partition());
         self.supervision.heard(message.partition());
-        self.partitions.throttle.count(message.partition());
+        self.partitions.throttle.add_message(message.partition());
         if let Some(produced_at) = message.timestamp().to_millis() {
             self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
         }

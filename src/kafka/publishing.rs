@@ -60,9 +60,8 @@ impl<H: Handler> Publishing<H> {
         Some(Unpublished::new())
     }
 
-    /// Sets aside those messages of a part that are refused, up to the one at which the breaker opens; that one, and all behind it, wait.
-    /// Partitions with
-    /// letters that are blamed on their writer become suspect.
+    /// Dead-letters those messages of a part that are refused, up to the one at which the breaker
+    /// opens; that one, and all behind it, wait. The throttle gets the letters of bad writers.
     async fn set_aside(
         &mut self,
         batch: &Batch<H::Decoded>,
@@ -99,7 +98,7 @@ impl<H: Handler> Publishing<H> {
         }
         self.deliver(batch, letters).await?;
         for (partition, letters) in writers {
-            self.offsets.partitions.throttle.suspect(partition, letters, Instant::now());
+            self.offsets.partitions.throttle.add_letters(partition, letters, Instant::now());
         }
         Some(())
     }

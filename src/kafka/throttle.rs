@@ -8,23 +8,33 @@ use rdkafka::{consumer::Consumer as _, error::KafkaResult, topic_partition_list:
 
 use super::member::Client;
 
-/// Messages of a suspect partition that may come in a second.
-const MESSAGES_PER_SECOND: u32 = 2000;
-/// How far a partition may be ahead of that rate before it is paused.
+/// Dead letters that may pass of a partition in a second, and messages that come of it once it is
+/// limited.
+const PER_SECOND: u32 = 2000;
+/// How far a partition may be ahead of that rate.
 const AHEAD: Duration = Duration::from_millis(500);
-/// How long after its last dead letter a partition is suspect.
-const SUSPECT_FOR: Duration = Duration::from_secs(10);
+/// A limit ends this long after the last batch with many letters.
+const LIMITED_FOR: Duration = Duration::from_secs(10);
 
-/// Bounds the rate of dead letters that no repetition mends: while a partition has any, its
-/// messages come at a bounded rate. The client pauses it meanwhile; the others go on.
+/// Bounds the rate of dead letters that no repetition mends. A partition whose letters are ahead of
+/// the rate is limited: its messages come at that rate too, good or bad. The client pauses it
+/// meanwhile; the others go on.
 #[derive(Debug, Default)]
 pub(super) struct Throttle(Mutex<HashMap<i32, Suspect>>);
 
+/// A partition with dead letters.
 #[derive(Debug)]
 struct Suspect {
+    /// When the letters so far would have passed at the rate.
+    letters_due_at: Instant,
+    limit: Option<Limit>,
+}
+
+#[derive(Debug)]
+struct Limit {
     until: Instant,
     /// When the messages so far would have come at the rate.
-    due_at: Instant,
+    messages_due_at: Instant,
     is_paused: bool,
 }
 
@@ -36,24 +46,32 @@ struct Changes {
 }
 
 impl Throttle {
-    /// Notes that a partition had dead letters. The first ones count as messages that came now;
-    /// later ones were counted when they came.
-    pub fn suspect(&self, partition: i32, letters: u32, now: Instant) {
+    /// Counts dead letters of a partition, those of one batch.
+    pub fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
         let mut suspects = self.lock();
-        let new = || Suspect { until: now, due_at: now + time_of(letters), is_paused: false };
-        suspects.entry(partition).or_insert_with(new).until = now + SUSPECT_FOR;
+        let suspect = suspects.entry(partition).or_insert(Suspect { letters_due_at: now, limit: None });
+        suspect.letters_due_at = suspect.letters_due_at.max(now) + time_of(letters);
+        let ahead = suspect.letters_due_at.saturating_duration_since(now);
+        match &mut suspect.limit {
+            Some(limit) if ahead > AHEAD / 4 => limit.until = now + LIMITED_FOR,
+            None if ahead > AHEAD => {
+                let (until, messages_due_at) = (now + LIMITED_FOR, suspect.letters_due_at);
+                suspect.limit = Some(Limit { until, messages_due_at, is_paused: false });
+            }
+            _ => {}
+        }
     }
 
     /// Counts a message that came.
-    pub fn count(&self, partition: i32) {
-        if let Some(suspect) = self.lock().get_mut(&partition) {
-            suspect.due_at = suspect.due_at.max(Instant::now()) + time_of(1);
+    pub fn add_message(&self, partition: i32) {
+        if let Some(limit) = self.lock().get_mut(&partition).and_then(|suspect| suspect.limit.as_mut()) {
+            limit.messages_due_at = limit.messages_due_at.max(Instant::now()) + time_of(1);
         }
     }
 
     /// Whether nothing comes of the partition, as it is paused.
     pub fn is_paused(&self, partition: i32) -> bool {
-        self.lock().get(&partition).is_some_and(|suspect| suspect.is_paused)
+        self.lock().get(&partition).and_then(|suspect| suspect.limit.as_ref()).is_some_and(|limit| limit.is_paused)
     }
 
     /// Forgets partitions that are assigned anew: the client has not paused them.
@@ -77,15 +95,16 @@ impl Throttle {
     fn changes(&self, now: Instant, may_come: impl Fn(i32) -> bool) -> Changes {
         let mut changes = Changes { pause: Vec::new(), resume: Vec::new() };
         self.lock().retain(|partition, suspect| {
-            let ahead = suspect.due_at.saturating_duration_since(now);
-            if !suspect.is_paused && ahead > AHEAD {
-                suspect.is_paused = true;
+            let Some(limit) = &mut suspect.limit else { return suspect.letters_due_at > now };
+            let ahead = limit.messages_due_at.saturating_duration_since(now);
+            if !limit.is_paused && ahead > AHEAD {
+                limit.is_paused = true;
                 changes.pause.push(*partition);
-            } else if suspect.is_paused && ahead.is_zero() && may_come(*partition) {
-                suspect.is_paused = false;
+            } else if limit.is_paused && ahead.is_zero() && may_come(*partition) {
+                limit.is_paused = false;
                 changes.resume.push(*partition);
             }
-            suspect.is_paused || now < suspect.until
+            limit.is_paused || now < limit.until
         });
         changes
     }
@@ -97,7 +116,7 @@ impl Throttle {
 
 /// How long so many messages take at the rate.
 fn time_of(messages: u32) -> Duration {
-    Duration::from_secs(1) * messages / MESSAGES_PER_SECOND
+    Duration::from_secs(1) * messages / PER_SECOND
 }
 
 fn list(topic: &str, partitions: &[i32]) -> TopicPartitionList {
@@ -124,11 +143,11 @@ mod tests {
     }
 
     #[test]
-    fn a_partition_with_letters_is_paused_until_its_messages_are_due() {
+    fn a_partition_ahead_of_the_rate_is_paused_until_its_letters_are_due() {
         let (throttle, start) = (Throttle::default(), Instant::now());
         let after = |millis| start + Duration::from_millis(millis);
-        throttle.suspect(0, 4 * MESSAGES_PER_SECOND, start);
-        throttle.suspect(1, MESSAGES_PER_SECOND / 4, start);
+        throttle.add_letters(0, 4 * PER_SECOND, start);
+        throttle.add_letters(1, PER_SECOND / 4, start);
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]), "a few of one partition may pass at once");
         assert!(throttle.is_paused(0) && !throttle.is_paused(1));
         assert_eq!(throttle.changes(after(3999), |_| true), changes(&[], &[]));
@@ -137,33 +156,42 @@ mod tests {
     }
 
     #[test]
-    fn messages_of_suspect_partitions_alone_are_counted() {
+    fn messages_of_limited_partitions_alone_are_counted() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.suspect(0, 1, start);
-        for _ in 0..2 * MESSAGES_PER_SECOND {
-            throttle.count(0);
-            throttle.count(1);
-        }
+        throttle.add_letters(0, PER_SECOND, start);
+        throttle.add_letters(1, 1, start);
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]));
-        throttle.suspect(0, 100 * MESSAGES_PER_SECOND, start);
-        let resumed = throttle.changes(start + Duration::from_secs(9), |_| true);
-        assert_eq!(resumed, changes(&[], &[0]), "letters count as they come, and not again");
+        assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[], &[0]));
+        for _ in 0..9 * PER_SECOND {
+            throttle.add_message(0);
+            throttle.add_message(1);
+        }
+        throttle.add_letters(1, 1, start + Duration::from_secs(2));
+        assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[0], &[]));
+        throttle.add_letters(0, 100 * PER_SECOND, start + Duration::from_secs(2));
+        let resumed = throttle.changes(start + Duration::from_secs(12), |_| true);
+        assert_eq!(resumed, changes(&[], &[0]), "letters of a limited partition do not count again");
     }
 
     #[test]
-    fn a_partition_is_no_longer_suspect_ten_seconds_after_its_last_letter() {
+    fn a_trickle_of_letters_limits_nothing_and_prolongs_no_limit() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.suspect(0, 1, start);
-        throttle.changes(start + Duration::from_millis(9999), |_| true);
-        assert_eq!(throttle.lock().len(), 1);
-        throttle.changes(start + SUSPECT_FOR, |_| true);
+        throttle.add_letters(0, PER_SECOND, start);
+        for second in 0..20 {
+            for partition in [0, 1] {
+                throttle.add_letters(partition, PER_SECOND / 100, start + Duration::from_secs(second));
+            }
+            throttle.changes(start + Duration::from_secs(second), |_| true);
+        }
+        assert!(throttle.lock().values().all(|suspect| suspect.limit.is_none()));
+        throttle.changes(start + Duration::from_secs(60), |_| true);
         assert!(throttle.lock().is_empty());
     }
 
     #[test]
     fn a_partition_that_is_assigned_anew_is_not_paused() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.suspect(0, 4 * MESSAGES_PER_SECOND, start);
+        throttle.add_letters(0, 4 * PER_SECOND, start);
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]));
         throttle.forget(&[0]);
         assert_eq!(throttle.changes(start + Duration::from_secs(9), |_| true), changes(&[], &[]));
