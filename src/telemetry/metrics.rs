@@ -53,6 +53,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// A registry of its own. Fails only where two metrics bear one name, which a test rules out.
+    #[expect(clippy::too_many_lines, reason = "it is the list of all metrics")]
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
