@@ -1,7 +1,7 @@
 use super::Metrics;
 
 /// Every class of dead letters; a test compares it with the source.
-const DEAD_LETTER_CLASSES: [&str; 8] = [
+const DEAD_LETTER_CLASSES: [&str; 9] = [
     "undecodable",
     "unknown_schema",
     "unregistered_schema",
@@ -10,6 +10,7 @@ const DEAD_LETTER_CLASSES: [&str; 8] = [
     "expired",
     "refused",
     "damaged",
+    "too_large",
 ];
 const OUTCOMES: [&str; 3] = ["COMPLETED", "FAILED", "RELEASED"];
 

@@ -79,8 +79,8 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
 {{- $least := int (include "stocklock.seconds" $deadline) | add 10 | int -}}
-{{- if lt (int .Values.terminationGracePeriodSeconds) $least -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, and a stop takes up to %d s: config.stop.deadline (%s) and 10 s" (int .Values.terminationGracePeriodSeconds) $least $deadline) -}}
+{{- if lt (int (include "stocklock.gracePeriod" .)) $least -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, and a stop takes up to %d s: config.stop.deadline (%s) and 10 s" (int (include "stocklock.gracePeriod" .)) $least $deadline) -}}
 {{- end -}}
 {{- end -}}
 
@@ -103,6 +103,12 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end -}}
 {{- end -}}
 {{- $seconds -}}
+{{- end -}}
+
+{{/* How long Kubernetes waits for a pod: as configured, or the stop's deadline, and 10 s for what comes before and after it. */}}
+{{- define "stocklock.gracePeriod" -}}
+{{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
+{{- .Values.terminationGracePeriodSeconds | default (include "stocklock.seconds" $deadline | int | add 10) | int -}}
 {{- end -}}
 
 {{/* What every container has in common. */}}
