@@ -3,9 +3,9 @@
 //! in flight are awaited.
 
 mod events;
+mod ledger;
 mod letters;
 mod locks;
-
 mod releases;
 
 use std::{
@@ -23,7 +23,7 @@ use releases::{Release, judge_overdue};
 use crate::{
     config::{self, Config},
     domain::{Horizon, OrderId, OrderState, fold::Outcome},
-    store::{Found, OrderRow, OrderStore, StockSnapshot, StockStore, StoreError},
+    store::{Found, OrderRow, OrderStore, StockStore, StoreError},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
@@ -161,7 +161,7 @@ async fn check_stores(checks: &Checks<'_>) -> Result<Report, StoreError> {
     let mut report = Report::default();
     let stores = Stores { orders, stock, horizon: checks.config.retention.horizon };
     let mut open = check_orders(stores, &mut report).await?;
-    check_stock(&stock.snapshot().await?, &mut report);
+    ledger::check(&stock.snapshot().await?, &mut report);
     check_decided(orders, stock, &mut report).await?;
     locks::check(checks, &mut report).await?;
     let mut letters = if open.is_empty() { None } else { Letters::read(checks).await };
@@ -321,29 +321,6 @@ async fn missing(orders: &OrderStore, ids: &[OrderId], found: &[Found<OrderRow>]
     Ok(ids.iter().filter(|id| !found.contains(id) && **id >= purged_below).copied().collect())
 }
 
-fn check_stock(snapshot: &StockSnapshot, report: &mut Report) {
-    report.products = snapshot.available.len();
-    report.outcomes = snapshot.outcomes;
-    let mut violated = |invariant, subject, detail| report.violations.push(Violation { invariant, subject, detail });
-    for (id, available) in &snapshot.available {
-        let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);
-        let (supplied, held) = (sum(&snapshot.supplied), sum(&snapshot.held));
-        if *available < 0 {
-            violated(1, format!("product {id}"), format!("{available} are available"));
-        }
-        if supplied - held != *available {
-            let detail = format!("{supplied} were supplied and {held} are held, but {available} are available");
-            violated(2, format!("product {id}"), detail);
-        }
-    }
-    for id in snapshot.held.keys().chain(snapshot.supplied.keys()).filter(|id| !snapshot.available.contains_key(id)) {
-        violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
-    }
-    for (id, detail) in &snapshot.damaged {
-        violated(4, format!("order {id}"), detail.clone());
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,20 +361,5 @@ mod tests {
         assert_eq!(judge_forgotten(&order(OrderState::Completed)), Verdict::Holds);
         assert_eq!(judge_forgotten(&order(OrderState::Failed)), Verdict::Holds);
         assert!(matches!(judge_forgotten(&order(OrderState::Pending)), Verdict::Violated(3, _)));
-    }
-
-    #[test]
-    fn what_the_ledger_does_not_explain_names_the_product() {
-        let id = crate::domain::ProductId::parse("sku-1").unwrap();
-        let one = |n| BTreeMap::from([(id.clone(), n)]);
-        let check = |available, supplied, held| {
-            let (available, supplied, held) = (one(available), one(supplied), one(held));
-            let mut report = Report::default();
-            check_stock(&StockSnapshot { available, supplied, held, ..StockSnapshot::default() }, &mut report);
-            report.violations.iter().map(|v| (v.invariant, v.subject.clone())).collect::<Vec<_>>()
-        };
-        assert_eq!(check(3, 5, 2), []);
-        assert_eq!(check(4, 5, 2), [(2, "product sku-1".to_owned())]);
-        assert_eq!(check(-1, 5, 6), [(1, "product sku-1".to_owned())]);
     }
 }
