@@ -108,7 +108,7 @@ pub const KEYS: &[Key] = &[
         "while no majority of the Redis masters answers: none (wait) or row (lock rows instead)",
     ),
     key("lock.prefix", "stocklock:lock:", "a product's lock key is this and its id"),
-    key("worker.batch_max", "4000", "most orders of a transaction"),
+    key("worker.batch_max", "4000", "most new orders of a transaction"),
     key("worker.linger", "5ms", "a batch that is not full closes no sooner than this after the one before"),
     key("worker.lanes", "1", "batches that a worker decides side by side"),
     key("compensator.group_id", "stocklock-compensator", "consumer group of the compensators"),
