@@ -159,9 +159,13 @@ async fn die_at_random(world: &World, role: &str, http: &str, seed: u64, has_ach
     let mut random = fastrand::Rng::with_seed(seed);
     for life in 0..LIVES {
         let group = format!("{}-{seed}-{life}", world.config.kafka.group_id);
-        let groups =
-            ["STOCKLOCK__KAFKA__GROUP_ID", "STOCKLOCK__COMPENSATOR__GROUP_ID"].map(|key| (key, group.as_str()));
-        let running = Role::spawn(&world.env, role, &[groups[0], groups[1], ("STOCKLOCK__HTTP__LISTEN", http)]);
+        let of_compensators = format!("{group}-compensator");
+        let settings = [
+            ("STOCKLOCK__KAFKA__GROUP_ID", group.as_str()),
+            ("STOCKLOCK__COMPENSATOR__GROUP_ID", of_compensators.as_str()),
+            ("STOCKLOCK__HTTP__LISTEN", http),
+        ];
+        let running = Role::spawn(&world.env, role, &settings);
         // The moment is what is random here; there is no condition to wait for.
         tokio::time::sleep(Duration::from_millis(random.u64(1000..5000))).await;
         let begun = Instant::now();

@@ -234,6 +234,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
         name[0],
         ("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer"),
         ("STOCKLOCK__KAFKA__GROUP_ID", &world.env["STOCKLOCK__COMPENSATOR__GROUP_ID"]),
+        ("STOCKLOCK__COMPENSATOR__GROUP_ID", &world.env["STOCKLOCK__KAFKA__GROUP_ID"]),
     ];
     let first = world.start_with("worker", &broker_s).await;
     let log = Role::spawn(&world.env, "worker", &broker_s).ended(2).await;
@@ -285,8 +286,9 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     world.import(&[("a", 100)]);
     let orders = world.save(&vec![order_lines(&[("a", 1)]); 10]).await;
     world.produce_events(&orders).await;
-    // No broker takes a topic of this name.
-    let mute = Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", "no such topic")]);
+    // The broker makes no topic whose name collides with that of another one.
+    let colliding = world.config.topics.order_status.replace('.', "_");
+    let mute = Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
     mute.listening().await;
     let begun = Instant::now();
     while mute.count("stocklock_retries_total", "kafka").await == 0 {

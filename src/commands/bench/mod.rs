@@ -216,7 +216,9 @@ impl Bench<'_> {
     async fn ceiling(&self) -> anyhow::Result<f64> {
         let mut best: f64 = 0.0;
         for connections in ceiling::CONNECTIONS {
-            let pools = ["order_store.pool_max", "stock_store.pool_max"].map(|key| (key, connections.to_string()));
+            // One more, which ends others.
+            let pool_max = (connections + 1).to_string();
+            let pools = ["order_store.pool_max", "stock_store.pool_max"].map(|key| (key, pool_max.clone()));
             let measured = self.on_scratch(&pools, async |scratch| {
                 let (orders, stock) = scratch.stores(&Metrics::new()?)?;
                 scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;

@@ -1,0 +1,51 @@
+//! Invariants 1, 2 and 4: what the stock store's ledger explains of its stock.
+
+use std::collections::BTreeMap;
+
+use super::{Report, Violation};
+use crate::store::StockSnapshot;
+
+/// The snapshot alone, exactly.
+pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
+    report.products = snapshot.available.len();
+    report.outcomes = snapshot.outcomes;
+    let mut violated = |invariant, subject, detail| report.violations.push(Violation { invariant, subject, detail });
+    for (id, available) in &snapshot.available {
+        let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);
+        let (supplied, held) = (sum(&snapshot.supplied), sum(&snapshot.held));
+        if *available < 0 {
+            violated(1, format!("product {id}"), format!("{available} are available"));
+        }
+        if supplied - held != *available {
+            let detail = format!("{supplied} were supplied and {held} are held, but {available} are available");
+            violated(2, format!("product {id}"), detail);
+        }
+    }
+    for id in snapshot.held.keys().chain(snapshot.supplied.keys()).filter(|id| !snapshot.available.contains_key(id)) {
+        violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
+    }
+    for (id, detail) in &snapshot.damaged {
+        violated(4, format!("order {id}"), detail.clone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::ProductId;
+
+    #[test]
+    fn what_the_ledger_does_not_explain_names_the_product() {
+        let id = ProductId::parse("sku-1").unwrap();
+        let one = |n| BTreeMap::from([(id.clone(), n)]);
+        let check = |available, supplied, held| {
+            let (available, supplied, held) = (one(available), one(supplied), one(held));
+            let mut report = Report::default();
+            super::check(&StockSnapshot { available, supplied, held, ..StockSnapshot::default() }, &mut report);
+            report.violations.iter().map(|v| (v.invariant, v.subject.clone())).collect::<Vec<_>>()
+        };
+        assert_eq!(check(3, 5, 2), []);
+        assert_eq!(check(4, 5, 2), [(2, "product sku-1".to_owned())]);
+        assert_eq!(check(-1, 5, 6), [(1, "product sku-1".to_owned())]);
+    }
+}
