@@ -13,4 +13,5 @@ CREATE TABLE IF NOT EXISTS owed_releases (
 INSERT IGNORE INTO owed_releases (order_id, owed_at, due_at)
 SELECT order_id, created_at, visible_at FROM outbox WHERE kind = 'RELEASE';
 
-DELETE FROM outbox WHERE kind = 'RELEASE';
+-- Those alone that were copied: another may be committed meanwhile.
+DELETE b FROM outbox AS b JOIN owed_releases AS r ON r.order_id = b.order_id WHERE b.kind = 'RELEASE';

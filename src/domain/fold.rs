@@ -87,7 +87,7 @@ impl Fold<'_> {
             self.changed.insert(event.order_id, outcome);
             status
         };
-        self.statuses.extend(status.map(|status| (event.order_id, status)));
+        self.statuses.push((event.order_id, status));
     }
 
     fn decide(&mut self, demand: Demand) -> Outcome {
@@ -152,12 +152,12 @@ impl Fold<'_> {
     }
 }
 
-/// What a worker says of an order, if anything.
-fn reported(outcome: &Outcome) -> Option<ReportedStatus> {
+/// What a worker says of an order.
+fn reported(outcome: &Outcome) -> ReportedStatus {
     match outcome {
-        Outcome::Completed(_) => Some(ReportedStatus::Completed),
-        Outcome::Failed(reason) => Some(ReportedStatus::Failed(reason.clone())),
-        Outcome::Released(_) => None,
+        Outcome::Completed(_) => ReportedStatus::Completed,
+        Outcome::Failed(reason) => ReportedStatus::Failed(reason.clone()),
+        Outcome::Released(_) => ReportedStatus::Released,
     }
 }
 

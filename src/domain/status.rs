@@ -158,6 +158,8 @@ impl OrderStatus {
     pub fn effect_on(&self, state: Option<OrderState>, is_releasable: bool) -> Effect {
         use OrderState::{Cancelled, Completed, Failed, Pending};
         match (&self.status, state) {
+            // A release is published after its order has moved, so the store has lost that move.
+            (ReportedStatus::Released, Some(Pending)) => Effect::Move { to: Cancelled, owes_release: false },
             (ReportedStatus::Released, _) => Effect::EndRelease,
             (ReportedStatus::Completed, _) | (ReportedStatus::Cancelled(_), None) if self.is_announced() => {
                 Effect::Nothing

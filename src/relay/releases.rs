@@ -18,6 +18,7 @@ use crate::{
 const PASS_EVERY: Duration = Duration::from_secs(1);
 /// How much longer than its last pass the watch rests.
 const REST: u32 = 4;
+const MAX_REST: Duration = Duration::from_secs(5);
 /// Releases that a pass publishes at most.
 const CLAIM_MAX: u32 = 2_000;
 /// A release that was published so often, and is owed still, is likely to be refused each time. Of
@@ -87,7 +88,7 @@ impl ReleaseWatch {
                 pass = self.pass(Utc::now()) => pass,
                 () = shutdown.requested() => return,
             };
-            delay = PASS_EVERY.max(begun.elapsed() * REST);
+            delay = (begun.elapsed() * REST).clamp(PASS_EVERY, MAX_REST);
             if let Err(error) = pass {
                 tracing::warn!(%error, "owed releases were not published");
                 let dependency = if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
@@ -100,6 +101,8 @@ impl ReleaseWatch {
     /// horizon, and keeps the gauge.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
         let store = &self.relay.store;
+        let owed = store.count_owed_releases().await?;
+        self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
         let mut claimed = store.claim_releases(now, now + SWEEP_LEASE, CLAIM_MAX).await?;
         let decidable_from = self.horizon.decidable(now).start;
         let expired = claimed.owed.iter().map(|(id, _)| *id).filter(|id| *id < decidable_from).collect::<Vec<_>>();
@@ -126,8 +129,6 @@ impl ReleaseWatch {
         if !schedules.is_empty() {
             store.schedule_releases(schedules).await?;
         }
-        let owed = store.count_owed_releases().await?;
-        self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
         let published = claimed.events.len();
         if published > 0 {
             self.metrics.owed_releases.with_label_values(&["produced"]).inc_by(published as u64);
@@ -164,7 +165,7 @@ async fn give_up(store: &OrderStore, ids: &[OrderId], metrics: &Metrics) -> Resu
     let Some(oldest) = ids.first() else { return Ok(0) };
     let expired = store.expire_releases(ids).await?;
     if expired > 0 {
-        tracing::error!(orders = expired, %oldest, "releases are still owed and too old to be done, restock their units");
+        tracing::error!(orders = expired, %oldest, "releases are still owed and too old to be done, `stocklock verify` names their orders");
         metrics.owed_releases.with_label_values(&["expired"]).inc_by(expired);
     }
     Ok(expired)

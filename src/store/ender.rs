@@ -3,10 +3,13 @@
 use std::{sync::Weak, time::Duration};
 
 use futures::future::BoxFuture;
-use sqlx::{Connection as _, Executor as _, MySqlConnection, mysql::MySqlDatabaseError};
-use tokio::{sync::mpsc, time::timeout};
+use sqlx::{Connection as _, Executor as _, MySqlConnection};
+use tokio::{
+    sync::mpsc,
+    time::{sleep, timeout},
+};
 
-use super::sessions::{Ending, Shared};
+use super::sessions::{Ending, Failure, Shared};
 
 /// How long one pass over the sessions may take.
 const PASS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -14,7 +17,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(10);
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);
 /// How often idle sessions are looked at, and how long the ender's own stays open without work.
 const REST: Duration = Duration::from_secs(1);
-const NO_SUCH_SESSION: u16 = 1094;
 
 /// Has one session of its own, while there is something to end. It finds a session by the
 /// user-level lock that it holds: its number could be another's on a server that took over.
@@ -51,6 +53,7 @@ impl Ender {
         while !open.is_empty() {
             while let Ok(more) = self.received.try_recv() {
                 open.push(more);
+                pause = FIRST_PAUSE;
             }
             let Some(shared) = shared.upgrade() else { return };
             let failure = match timeout(PASS_TIMEOUT, self.pass(&mut open, &shared)).await {
@@ -61,11 +64,17 @@ impl Ender {
             if failure.is_some() {
                 self.conn = None;
             }
-            shared.note_failure(failure);
+            shared.note_failure(failure.map(|why| Failure { why, sessions: open.len() }));
             shared.close_unused();
             if !open.is_empty() {
-                let _hurried = timeout(pause, shared.hurry.notified()).await;
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                tokio::select! {
+                    Some(more) = self.received.recv() => {
+                        open.push(more);
+                        pause = FIRST_PAUSE;
+                    }
+                    () = shared.hurry.notified() => {}
+                    () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                }
             }
         }
     }
@@ -100,16 +109,16 @@ async fn find(conn: &mut MySqlConnection, ending: &Ending) -> Result<Option<u64>
     sqlx::query_scalar(sql).bind(name.clone()).fetch_one(conn).await
 }
 
-/// Has the server end a session and what runs in it.
+/// Has the server end a session and what runs in it. A server that refuses, for instance since the
+/// session has gone meanwhile, keeps no other session from its end: the next look decides.
 async fn kill(conn: &mut MySqlConnection, id: u64) -> Result<(), sqlx::Error> {
     let sql = format!("KILL CONNECTION {id}");
     let killing: BoxFuture<'_, _> = conn.execute(sql.as_str());
     match killing.await {
-        Err(sqlx::Error::Database(error)) if number(&*error) == Some(NO_SUCH_SESSION) => Ok(()),
+        Err(sqlx::Error::Database(error)) => {
+            tracing::debug!(%error, "a session is not ended");
+            Ok(())
+        }
         done => done.map(drop),
     }
-}
-
-fn number(error: &(dyn sqlx::error::DatabaseError + 'static)) -> Option<u16> {
-    error.try_downcast_ref::<MySqlDatabaseError>().map(MySqlDatabaseError::number)
 }

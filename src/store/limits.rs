@@ -3,6 +3,8 @@ use std::time::Duration;
 /// The longest that one statement outside of transactions may take, and any attempt at a transaction.
 const MAX_STATEMENT: Duration = Duration::from_secs(30);
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
+/// The longest that a commit may take: replicas and disks have their pauses.
+const MAX_COMMIT: Duration = Duration::from_secs(5);
 
 /// How long a session may do what.
 #[derive(Debug, Clone, Copy)]
@@ -20,9 +22,10 @@ impl Limits {
     /// A session's row locks end within `lock_limit`, which the server counts in whole seconds: at least two of them.
     pub fn within(lock_limit: Duration) -> Self {
         let silence = Duration::from_secs(lock_limit.as_secs().max(2));
-        let work = (silence * 4 / 5).min(MAX_STATEMENT);
+        let commit = (silence * 2 / 5).min(MAX_COMMIT);
+        let work = (silence - commit).min(MAX_STATEMENT);
         let lock_wait = Duration::from_secs((work / 2).min(MAX_LOCK_WAIT).as_secs().max(1));
-        Self { silence, work, commit: work / 4, lock_wait }
+        Self { silence, work, commit, lock_wait }
     }
 
     /// What a session begins with, whatever the server's defaults are. `MySQL` bounds the time of reads alone, `MariaDB` that

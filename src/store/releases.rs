@@ -107,9 +107,8 @@ pub(super) async fn owe(
 }
 
 /// Strikes out releases that are done. Those that are not owed, or no longer, are passed over.
-pub(super) async fn end(conn: &mut MySqlConnection, ids: &str) -> Result<(), StoreError> {
-    sqlx::query(END).bind(ids).execute(conn).await?;
-    Ok(())
+pub(super) async fn end(conn: &mut MySqlConnection, ids: &str) -> Result<u64, StoreError> {
+    Ok(sqlx::query(END).bind(ids).execute(conn).await?.rows_affected())
 }
 
 /// The release events of those orders that can be read.

@@ -85,10 +85,13 @@ const RAISE_BALANCES: &str = "
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
 /// What is pending stays, what still has to be published, and what owes a release, expired or not.
+/// The bounds stand in each part: a server may read all that a part asks for before it compares.
 const DELETE_ORDERS: &str = "
     DELETE FROM orders WHERE order_id >= ? AND order_id < ? AND status <> 'PENDING'
-    AND NOT EXISTS (SELECT 1 FROM outbox WHERE outbox.order_id = orders.order_id)
-    AND NOT EXISTS (SELECT 1 FROM owed_releases WHERE owed_releases.order_id = orders.order_id)";
+    AND NOT EXISTS (
+        SELECT 1 FROM outbox AS b WHERE b.order_id = orders.order_id AND b.order_id >= ? AND b.order_id < ?)
+    AND NOT EXISTS (
+        SELECT 1 FROM owed_releases AS r WHERE r.order_id = orders.order_id AND r.order_id >= ? AND r.order_id < ?)";
 
 const DELETE_IDEMPOTENCY_KEYS: &str = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
 
@@ -154,7 +157,10 @@ impl OrderStore {
         transaction!(self.db, "purge orders", |conn, _| {
             let Some(from) = OF_ORDERS.claim(conn).await? else { return Ok(Purge::Busy) };
             let Some(end) = OF_ORDERS.end(conn, from, below, limit).await? else { return Ok(Purge::NOTHING) };
-            let deleting = sqlx::query(DELETE_ORDERS).bind(bytes(from)).bind(bytes(end));
+            let mut deleting = sqlx::query(DELETE_ORDERS);
+            for _part in 0..3 {
+                deleting = deleting.bind(bytes(from)).bind(bytes(end));
+            }
             let rows = deleting.execute(&mut *conn).await?.rows_affected();
             OF_ORDERS.advance(conn, end).await?;
             Ok(Purge::Done { rows, more: end < below })

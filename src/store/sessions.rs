@@ -28,6 +28,7 @@ const CHECK_AFTER: Duration = Duration::from_millis(500);
 /// longer.
 const MAX_AGE: Duration = Duration::from_secs(60);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// 1 where the server takes writes. A primary that was demoted keeps its sessions, and answers
 /// their reads with old rows.
@@ -52,8 +53,8 @@ pub(super) struct Shared {
     permits: Arc<Semaphore>,
     state: Mutex<State>,
     ending: mpsc::UnboundedSender<Ending>,
-    /// Why no session can be ended at present; sent again with each attempt.
-    failure: watch::Sender<Option<String>>,
+    /// Why sessions cannot be ended at present; sent again with each attempt.
+    failure: watch::Sender<Option<Failure>>,
     /// Has the next attempt made at once.
     pub hurry: Notify,
 }
@@ -151,6 +152,14 @@ impl Sessions {
     }
 }
 
+/// An attempt at ending sessions that failed.
+#[derive(Debug, Clone)]
+pub(super) struct Failure {
+    pub why: String,
+    /// How many are still to be ended.
+    pub sessions: usize,
+}
+
 /// Why there is no session.
 #[derive(Debug, thiserror::Error)]
 enum NoSession {
@@ -192,7 +201,7 @@ impl Shared {
                     }
                 }
             }
-            tokio::spawn(session.close());
+            self.close_aside(session);
         }
         let session = timeout_at(deadline, self.dial()).await.map_err(|_| NoSession::Silent)??;
         Ok(self.in_use(session, permit))
@@ -202,13 +211,15 @@ impl Shared {
     /// and this fails with it.
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, NoSession> {
         let mut failure = self.failure.subscribe();
+        let all_stuck = |failure: &Option<Failure>| {
+            failure.as_ref().filter(|failure| failure.sessions >= self.size as usize).map(|failure| failure.why.clone())
+        };
         let stuck = async {
-            while failure.borrow_and_update().is_some() {
+            if all_stuck(&failure.borrow_and_update()).is_some() {
                 self.hurry.notify_one();
-                if failure.changed().await.is_err() {
-                    break;
-                }
-                if let Some(why) = failure.borrow().clone() {
+            }
+            while failure.changed().await.is_ok() {
+                if let Some(why) = all_stuck(&failure.borrow_and_update()) {
                     return why;
                 }
             }
@@ -266,7 +277,7 @@ impl Shared {
     }
 
     /// Notes whether sessions can be ended at present.
-    pub fn note_failure(&self, failure: Option<String>) {
+    pub fn note_failure(&self, failure: Option<Failure>) {
         self.failure.send_replace(failure);
     }
 
@@ -275,9 +286,17 @@ impl Shared {
         let (now, unused) = (Instant::now(), self.limits.silence / 2);
         let is_used =
             |session: &mut Session| now < session.expires_at && now.duration_since(session.idle_since) < unused;
-        for session in self.state().idle.extract_if(.., |session| !is_used(session)) {
-            tokio::spawn(session.close());
-        }
+        let unused: Vec<_> = self.state().idle.extract_if(.., |session| !is_used(session)).collect();
+        unused.into_iter().for_each(|session| self.close_aside(session));
+    }
+
+    /// Closes an idle session. Its place, where one is free, stays taken until it is closed.
+    fn close_aside(&self, session: Session) {
+        let place = Arc::clone(&self.permits).try_acquire_owned();
+        tokio::spawn(async move {
+            session.close().await;
+            drop(place);
+        });
     }
 
     /// Uses no session again that exists now: what one of them met may await the others.
@@ -287,12 +306,10 @@ impl Shared {
             state.generation += 1;
             std::mem::take(&mut state.idle)
         };
-        for session in idle {
-            tokio::spawn(session.close());
-        }
+        idle.into_iter().for_each(|session| self.close_aside(session));
     }
 
-    fn give_back(&self, mut session: Session) {
+    fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
         let now = Instant::now();
         session.idle_since = now;
         {
@@ -302,7 +319,10 @@ impl Shared {
                 return;
             }
         }
-        tokio::spawn(session.close());
+        tokio::spawn(async move {
+            session.close().await;
+            drop(place);
+        });
     }
 }
 
@@ -314,8 +334,9 @@ impl Session {
         })
     }
 
+    /// Says goodbye to the server, which takes no answer.
     async fn close(self) {
-        let _closed = timeout(CLOSE_TIMEOUT, self.conn.close()).await;
+        let _closed = timeout(GOODBYE_TIMEOUT, self.conn.close()).await;
     }
 }
 
@@ -386,7 +407,7 @@ impl Drop for InUse {
     fn drop(&mut self) {
         let Some(held) = self.held.take() else { return };
         if self.is_clean {
-            self.shared.give_back(held.session);
+            self.shared.give_back(held);
         } else {
             let _no_ender = self.shared.ending.send(held);
         }

@@ -124,8 +124,8 @@ struct FirstDecisions {
     completed_ids: String,
     failed: usize,
     refusals: String,
-    /// `None` where no release is done.
-    released_ids: Option<String>,
+    released: usize,
+    released_ids: String,
 }
 
 impl FirstDecisions {
@@ -159,11 +159,13 @@ impl FirstDecisions {
             completed_ids: order_ids(completed)?,
             failed: failed.len(),
             refusals: json(&refusals)?,
-            released_ids: if released.is_empty() { None } else { Some(order_ids(released)?) },
+            released: released.len(),
+            released_ids: order_ids(released)?,
         }))
     }
 
-    /// A conflict where one of the orders is not pending, or not there.
+    /// A conflict where one of the orders is not pending, or not there, or where a release that is
+    /// done was not owed.
     async fn apply(
         &self,
         conn: &mut MySqlConnection,
@@ -179,8 +181,9 @@ impl FirstDecisions {
             expect_rows("pending orders moved", count, written.rows_affected())?;
             moved.push((state, count));
         }
-        if let Some(released) = &self.released_ids {
-            releases::end(conn, released).await?;
+        if self.released > 0 {
+            let ended = releases::end(conn, &self.released_ids).await?;
+            expect_rows("releases ended", self.released, ended)?;
         }
         Ok(moved)
     }

@@ -43,6 +43,13 @@ impl Release<'_> {
         let is_expired = self.order_id < decidable_from;
         let restock = "`stocklock stock restock` returns its units, `stocklock releases dismiss` closes the release";
         match self.owed {
+            // It was released before: a repeated status owed it again.
+            Some(owed)
+                if (is_expired || owed.due_at.is_none())
+                    && matches!(self.outcome, Some(Outcome::Failed(_) | Outcome::Released(_))) =>
+            {
+                None
+            }
             Some(owed) if is_expired || owed.due_at.is_none() => {
                 Some(Verdict::Violated(3, format!("its release was still owed when it passed the horizon: {restock}")))
             }

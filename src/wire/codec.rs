@@ -1,6 +1,6 @@
 use std::{collections::HashMap, sync::LazyLock};
 
-use apache_avro::{Schema, from_value, rabin::Rabin, reader::datum::GenericDatumReader};
+use apache_avro::{Schema, from_value, reader::datum::GenericDatumReader};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -35,7 +35,6 @@ enum Framed<'b> {
 /// Every schema is resolved once. Values of this crate are read without an intermediate value.
 pub(super) struct Codec {
     header: [u8; SINGLE_OBJECT_HEADER_BYTES],
-    former_header: [u8; SINGLE_OBJECT_HEADER_BYTES],
     own: GenericDatumReader<'static>,
     by_fingerprint: HashMap<Fingerprint, WrittenWith>,
     by_registered_id: HashMap<u32, WrittenWith>,
@@ -52,13 +51,15 @@ impl Codec {
         let reader = GenericDatumReader::builder(schema).build();
         let mut codec = Self {
             header: header(fingerprint(&json)),
-            former_header: former_header(schema),
             own: reader.map_err(|error| SchemaError::NoSchema("our own".to_owned(), Box::new(error)))?,
             by_fingerprint: HashMap::new(),
             by_registered_id: HashMap::new(),
         };
         let earlier = own.earlier.iter().map(|text| WriterSchema::parse("an earlier version", None, text));
         let earlier = earlier.collect::<Result<Vec<_>, _>>()?;
+        for writer in &earlier {
+            codec.by_fingerprint.insert(writer.former_fingerprint(), writer.resolve(schema)?);
+        }
         for writer in earlier.iter().chain(writers).filter(|writer| writer.is_read_by(schema)) {
             codec.by_fingerprint.insert(writer.fingerprint, writer.resolve(schema)?);
             if let Some(id) = writer.registered_id {
@@ -87,7 +88,7 @@ impl Codec {
 
     fn unframe<'b>(&'b self, bytes: &'b [u8]) -> Result<Framed<'b>, WireError> {
         if let Some((header, datum)) = bytes.split_first_chunk::<SINGLE_OBJECT_HEADER_BYTES>() {
-            if *header == self.header || *header == self.former_header {
+            if *header == self.header {
                 return Ok(Framed::Ours(datum));
             }
             if let [0xC3, 0x01, fingerprint @ ..] = header {
@@ -114,15 +115,5 @@ fn header(fingerprint: Fingerprint) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
     let mut header = [0; SINGLE_OBJECT_HEADER_BYTES];
     header[..2].copy_from_slice(&SINGLE_OBJECT_MARKER);
     header[2..].copy_from_slice(&fingerprint);
-    header
-}
-
-/// The header that versions before the specification's fingerprint wrote. Their values may still be
-/// on the topics.
-fn former_header(schema: &Schema) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {
-    let mut header = header(Fingerprint::default());
-    for (byte, former) in header[2..].iter_mut().zip(schema.fingerprint::<Rabin>().bytes) {
-        *byte = former;
-    }
     header
 }

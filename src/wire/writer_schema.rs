@@ -1,4 +1,6 @@
-use apache_avro::{Schema, reader::datum::GenericDatumReader, schema_compatibility::SchemaCompatibility, types::Value};
+use apache_avro::{
+    Schema, rabin::Rabin, reader::datum::GenericDatumReader, schema_compatibility::SchemaCompatibility, types::Value,
+};
 
 use super::fingerprint::{Fingerprint, fingerprint};
 
@@ -44,6 +46,16 @@ impl WriterSchema {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What versions before the specification's fingerprint wrote for it. Their values may still be
+    /// on the topics.
+    pub(super) fn former_fingerprint(&self) -> Fingerprint {
+        let mut fingerprint = Fingerprint::default();
+        for (byte, former) in fingerprint.iter_mut().zip(self.schema.fingerprint::<Rabin>().bytes) {
+            *byte = former;
+        }
+        fingerprint
     }
 
     pub(super) fn is_read_by(&self, reader: &Schema) -> bool {

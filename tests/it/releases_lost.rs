@@ -94,6 +94,29 @@ async fn a_lost_report_of_a_release_is_repeated() {
     }
 }
 
+/// A failover of the order store may lose a move whose release is done already.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_order_that_was_released_is_not_pending_for_ever() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 10)]);
+    let all = world.start_with("all", &AGAIN_SOON).await;
+    let api = Api::of(&all);
+    let id = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
+    world.cli(&["order", "fail", &id, "--reason", "payment"]).succeeds();
+    api.becomes(&id, "FAILED").await;
+    comes_back(&world, 10).await;
+    world.verify();
+    world.tamper_with_orders("UPDATE orders SET status = 'PENDING', reason = NULL").await;
+    all.stop();
+
+    let all = world.start_with("all", &AGAIN_SOON).await;
+
+    Api::of(&all).becomes(&id, "CANCELLED").await;
+    world.verify();
+    assert_eq!(world.available("a"), 10);
+    all.stop();
+}
+
 /// What `verify` says of a release depends on how long it is owed and on whether a worker runs.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_release_owed_for_long_is_a_violation_while_workers_run() {

@@ -118,8 +118,9 @@ fn a_release_gives_back_what_the_ledger_shows_once() {
 #[test]
 fn a_release_before_its_order_makes_the_order_do_nothing() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
-    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), [(order_id(1), ReportedStatus::Released)]);
-    assert_eq!(ledger.run(&[placed(1, &[("a", 2)])]), []);
+    let released = [(order_id(1), ReportedStatus::Released)];
+    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), released);
+    assert_eq!(ledger.run(&[placed(1, &[("a", 2)])]), released, "the order is told what became of it");
     assert_eq!(ledger.available[&product("a")], 3);
 }
 

@@ -85,7 +85,7 @@ on_every_stack! {
             assert_eq!(deliver(&worker, &[placed[0].clone(), release(&placed[0])]).await, 0);
         }
         let of_worker: Vec<_> = world.read_statuses().into_iter().filter(OrderStatus::is_from_worker).collect();
-        assert_eq!(of_worker.len(), 3, "one of each release");
+        assert_eq!(of_worker.len(), 7, "one of each event");
         assert!(of_worker.iter().all(|status| status.status == ReportedStatus::Released), "{of_worker:?}");
         world.replay_statuses(&compensator).await;
         check_given_back(&world, placed[0].order_id).await;
