@@ -23,7 +23,7 @@ impl Limits {
     pub fn within(lock_limit: Duration) -> Self {
         let silence = Duration::from_secs(lock_limit.as_secs().max(2));
         let commit = (silence * 2 / 5).min(MAX_COMMIT);
-        let work = (silence - commit).min(MAX_STATEMENT);
+        let work = silence.saturating_sub(commit).min(MAX_STATEMENT);
         let lock_wait = Duration::from_secs((work / 2).min(MAX_LOCK_WAIT).as_secs().max(1));
         Self { silence, work, commit, lock_wait }
     }

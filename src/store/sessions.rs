@@ -287,7 +287,9 @@ impl Shared {
         let is_used =
             |session: &mut Session| now < session.expires_at && now.duration_since(session.idle_since) < unused;
         let unused: Vec<_> = self.state().idle.extract_if(.., |session| !is_used(session)).collect();
-        unused.into_iter().for_each(|session| self.close_aside(session));
+        for session in unused {
+            self.close_aside(session);
+        }
     }
 
     /// Closes an idle session. Its place, where one is free, stays taken until it is closed.
@@ -306,7 +308,9 @@ impl Shared {
             state.generation += 1;
             std::mem::take(&mut state.idle)
         };
-        idle.into_iter().for_each(|session| self.close_aside(session));
+        for session in idle {
+            self.close_aside(session);
+        }
     }
 
     fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
