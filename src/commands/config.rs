@@ -18,13 +18,13 @@ pub struct ConfigArgs {
     check: bool,
 }
 
-pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
+pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }
     let errors = match Config::resolve(layers) {
         Err(ConfigError(errors)) => errors,
-        Ok(config) if args.check => refused_at_start(config).await,
+        Ok(config) if args.check => refused_at_start(config),
         Ok(_) => Vec::new(),
     };
     if !errors.is_empty() {
@@ -44,7 +44,7 @@ pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
 
 /// What a role or a client refuses when it starts, such as a file that is missing. Connects to
 /// nothing.
-async fn refused_at_start(mut config: Config) -> Vec<String> {
+fn refused_at_start(mut config: Config) -> Vec<String> {
     config.lock.strategy = LockStrategy::Redlock;
     let mut errors = match config.check_listeners() {
         Ok(()) => Vec::new(),
@@ -55,12 +55,13 @@ async fn refused_at_start(mut config: Config) -> Vec<String> {
     errors.extend(refused.map(|error| format!("{error:#}")));
     // The clients would report the same files again.
     if errors.is_empty() {
-        errors.extend(open_clients(&config).await.err().map(|error| format!("{error:#}")));
+        errors.extend(open_clients(&config).err().map(|error| format!("{error:#}")));
     }
     errors
 }
 
-async fn open_clients(config: &Config) -> anyhow::Result<()> {
+/// Opens every client within a runtime, without connecting. Fails with the first that refuses.
+fn open_clients(config: &Config) -> anyhow::Result<()> {
     let metrics = process::metrics()?;
     process::open_order_store(config, &metrics)?;
     process::open_stock_store(config, &metrics)?;
