@@ -17,6 +17,6 @@ USER 10001
 ENV STOCKLOCK__HTTP__LISTEN=0.0.0.0:8080 \
     STOCKLOCK__ADMIN__LISTEN=0.0.0.0:9464
 EXPOSE 8080 9464
-# Asks the address that admin.listen names.
+# Asks the address that the environment names as admin.listen: a file or a flag is not read here.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["stocklock", "probe", "ready"]
 ENTRYPOINT ["stocklock"]

@@ -1,4 +1,4 @@
-use std::fs::File;
+use std::{fs::File, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -18,13 +18,13 @@ pub struct ConfigArgs {
     check: bool,
 }
 
-pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
+pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }
     let errors = match Config::resolve(layers) {
         Err(ConfigError(errors)) => errors,
-        Ok(config) if args.check => refused_by_clients(config).await,
+        Ok(config) if args.check => refused_at_start(config),
         Ok(_) => Vec::new(),
     };
     if !errors.is_empty() {
@@ -42,23 +42,52 @@ pub async fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     Answer::Done
 }
 
-/// What the clients of the dependencies refuse themselves, such as a file that is missing. Connects
-/// to nothing.
-async fn refused_by_clients(mut config: Config) -> Vec<String> {
+/// What a role or a client refuses when it starts, such as a file that is missing. Connects to
+/// nothing.
+fn refused_at_start(mut config: Config) -> Vec<String> {
     config.lock.strategy = LockStrategy::Redlock;
-    let opening = async {
-        let metrics = process::metrics()?;
-        process::open_order_store(&config, &metrics)?;
-        process::open_stock_store(&config, &metrics)?;
-        for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location")) {
-            File::open(file).with_context(|| format!("kafka.{}: {file}", name.replace('.', "_")))?;
-        }
-        Locks::new(&config.lock, &config.redis, &metrics)?;
-        Lease::new(&config.lock, &config.redis, "check")?;
-        Producer::new(&config.kafka).context("kafka")?;
-        anyhow::Ok(())
+    let mut errors = match config.check_listeners() {
+        Ok(()) => Vec::new(),
+        Err(ConfigError(errors)) => errors,
     };
-    opening.await.err().map(|error| format!("{error:#}")).into_iter().collect()
+    let files = named_files(&config).into_iter().map(open);
+    let refused = files.chain([process::codecs(&config).map(drop)]).filter_map(Result::err);
+    errors.extend(refused.map(|error| format!("{error:#}")));
+    // The clients would report the same files again.
+    if errors.is_empty() {
+        errors.extend(open_clients(&config).err().map(|error| format!("{error:#}")));
+    }
+    errors
+}
+
+/// Opens every client within a runtime, without connecting. Fails with the first that refuses.
+fn open_clients(config: &Config) -> anyhow::Result<()> {
+    let metrics = process::metrics()?;
+    process::open_order_store(config, &metrics)?;
+    process::open_stock_store(config, &metrics)?;
+    Locks::new(&config.lock, &config.redis, &metrics)?;
+    Lease::new(&config.lock, &config.redis, "check")?;
+    Producer::new(&config.kafka).context("kafka")?;
+    Ok(())
+}
+
+/// The files that clients read only when they connect, each with what names it.
+fn named_files(config: &Config) -> Vec<(String, PathBuf)> {
+    let mut files = Vec::new();
+    for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location")) {
+        // With this word librdkafka looks for the system's authorities itself.
+        if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
+            files.push((format!("kafka.{}", name.replace('.', "_")), file.into()));
+        }
+    }
+    for (name, store) in [("order_store", &config.order_store), ("stock_store", &config.stock_store)] {
+        files.extend(store.tls_files().into_iter().map(|file| (name.to_owned(), file)));
+    }
+    files
+}
+
+fn open((name, file): (String, PathBuf)) -> anyhow::Result<()> {
+    File::open(&file).map(drop).with_context(|| format!("{name}: {}", file.display()))
 }
 
 fn show(layers: &Layers, output: Output) {

@@ -19,8 +19,11 @@ use tokio::{
 use super::{Answer, Output, order::MAX_WAIT_SECONDS};
 use crate::{backoff::Backoff, config::Config};
 
-/// Attempts at an order while the server says that it is overloaded.
-const MAX_ATTEMPTS: u32 = 20;
+/// How often an order is sent again after one of [`UNSAVED`].
+const MAX_REPETITIONS: u32 = 20;
+/// Answers after which an order surely was not saved, and may be sent again.
+const UNSAVED: [StatusCode; 3] =
+    [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
 /// Attempts at an order while nobody listens at the server's address: some seconds, for a server
 /// that restarts.
 const MAX_CONNECTIONS: u32 = 6;
@@ -47,11 +50,11 @@ enum Reply {
     Invalid,
     /// The server does not take it: it is no order.
     Error(String),
-    /// The server takes no orders now.
+    /// The server takes no orders now, or did not get this one in time.
     Overloaded(String),
     /// There is no server.
     Unreachable(String),
-    /// The order may be placed or not: its answer never came.
+    /// The order may be placed or not: its answer never came, or says that the server failed.
     Unknown(String),
 }
 
@@ -174,14 +177,14 @@ async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> 
             StatusCode::CONFLICT => return Reply::Refused(reason(response).await),
             StatusCode::UNPROCESSABLE_ENTITY => return Reply::Invalid,
             status => {
-                let is_overloaded = [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS].contains(&status);
-                if is_overloaded && failures.failures() < MAX_ATTEMPTS {
+                let is_unsaved = UNSAVED.contains(&status);
+                if is_unsaved && failures.failures() < MAX_REPETITIONS {
                     tokio::time::sleep(failures.next_delay()).await;
                     continue;
                 }
                 let why = format!("{status}: {}", response.text().await.unwrap_or_default());
                 return match status {
-                    _ if is_overloaded => Reply::Overloaded(why),
+                    _ if is_unsaved => Reply::Overloaded(why),
                     _ if status.is_server_error() => Reply::Unknown(why),
                     _ => Reply::Error(why),
                 };

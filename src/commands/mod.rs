@@ -116,7 +116,7 @@ impl Cli {
     pub async fn run(self) -> ExitCode {
         let layers = Layers::read(self.config.as_deref(), Layers::variables(), &self.set);
         let answer = match self.command {
-            Command::Config(args) => Ok(config::run(&args, &layers, self.output).await),
+            Command::Config(args) => Ok(config::run(&args, &layers, self.output)),
             command => match start(&layers) {
                 Ok(config) => command.run(config, &layers, self.output).await,
                 Err(error) => Err(error),

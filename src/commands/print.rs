@@ -1,5 +1,5 @@
-//! What commands print: results on standard output, errors on standard error. A reader that is
-//! gone, as `head` is, ends a command in silence.
+//! What commands print: results on standard output, errors on standard error. A reader that has
+//! left, as `head` does, changes neither what a command does nor its exit status.
 
 use std::{
     fmt,
@@ -11,8 +11,6 @@ use serde_json::json;
 
 use super::Output;
 
-/// The status of a program that SIGPIPE ends.
-const BROKEN_PIPE_STATUS: i32 = 141;
 const FAILED_STATUS: i32 = 2;
 
 /// Prints a line of a result. It hides the standard library's macro in this room, which panics
@@ -27,14 +25,15 @@ macro_rules! eprintln {
     ($($line:tt)+) => { $crate::commands::print::error_line(format_args!($($line)+)) };
 }
 
-/// Ends the process where nobody reads the line (status 141), or where it cannot be written (2).
+/// Drops the line if its reader has left. Ends the process with status 2 if the line cannot be
+/// written for another cause.
 pub(super) fn line(line: fmt::Arguments<'_>) {
-    if let Err(error) = writeln!(io::stdout().lock(), "{line}") {
-        if error.kind() == ErrorKind::BrokenPipe {
-            exit(BROKEN_PIPE_STATUS);
+    match writeln!(io::stdout().lock(), "{line}") {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            error_line(format_args!("stocklock: standard output: {error}"));
+            exit(FAILED_STATUS);
         }
-        error_line(format_args!("stocklock: standard output: {error}"));
-        exit(FAILED_STATUS);
+        Ok(()) | Err(_) => {}
     }
 }
 

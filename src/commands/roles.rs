@@ -9,7 +9,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::{Config, LockFallback, LockStrategy, Topics},
+    config::{Config, ConfigError, LockFallback, LockStrategy, Topics},
     deduct::Worker,
     http,
     ingest::{self, Api, Catalog, Committer, Desk},
@@ -51,6 +51,9 @@ pub(super) struct Shared {
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within
 /// `stop.deadline`. Fails where a role fails, and where the stop cut work off.
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
+    if roles.contains(&Role::Ingest) {
+        config.check_listeners().map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
+    }
     let shared = Shared::new(config, roles)?;
     let health = shared.health.clone();
     shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());

@@ -1,7 +1,11 @@
 //! What the text of a value may be, where its type alone does not say it. Each fails with what is
 //! wrong, without the value.
 
-use std::{collections::BTreeSet, net::IpAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::PathBuf,
+};
 
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
@@ -13,9 +17,13 @@ const REDIS_PORT: u16 = 6379;
 const MYSQL_PARAMETERS: &str =
     "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, statement-cache-capacity, socket, timezone";
 
-/// `host:port`, comma separated. Without a port it is Kafka's own, 9092.
+/// `host:port`, comma separated. Without a port it is Kafka's own, 9092. Empty entries are dropped.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
-    for broker in text.split(',').map(str::trim) {
+    let brokers: Vec<_> = text.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
+    if brokers.is_empty() {
+        return Err("names no broker; one reads host:port".to_owned());
+    }
+    for &broker in &brokers {
         // librdkafka takes a protocol before each.
         let address = broker.split_once("://").map_or(broker, |(_, address)| address);
         let is_bare_ipv6 = address.ends_with(']');
@@ -27,7 +35,7 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
             return Err(format!("{broker:?} is no broker; one reads host:port"));
         }
     }
-    Ok(text.to_owned())
+    Ok(brokers.join(","))
 }
 
 /// What Kafka takes as a topic's name.
@@ -87,6 +95,21 @@ pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
     Ok(SecretUrl::new(text))
 }
 
+/// The files of certificates and keys that the client reads for this URL when it connects.
+pub(super) fn mysql_files(url: &SecretUrl) -> Vec<PathBuf> {
+    let Ok(url) = Url::parse(url.expose()) else { return Vec::new() };
+    let pairs: Vec<_> = url.query_pairs().collect();
+    let is = |name: &str, names: &[&str]| names.contains(&name);
+    let mode = pairs.iter().rfind(|(name, _)| is(name, &["sslmode", "ssl-mode"]));
+    if mode.is_some_and(|(_, mode)| mode.eq_ignore_ascii_case("DISABLED")) {
+        return Vec::new();
+    }
+    let names = ["sslca", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
+    // The client takes a text in PEM instead of a file.
+    let files = pairs.iter().filter(|(name, value)| is(name, &names) && !value.trim().starts_with("-----BEGIN"));
+    files.map(|(_, file)| PathBuf::from(&**file)).collect()
+}
+
 /// URLs of masters that are 1, 3 or 5 different servers.
 pub(super) fn redis_urls(text: &str) -> Result<Vec<SecretUrl>, String> {
     let urls: Vec<_> = text.split(',').map(str::trim).collect();
@@ -123,7 +146,10 @@ fn redis_server(text: &str) -> Result<String, String> {
         return Err("has a URL that is not redis://USER:PASSWORD@HOST:PORT/NUMBER".to_owned());
     }
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
-    let is_here = host == "localhost" || address.is_some_and(|address| address.is_loopback());
+    // Other loopback addresses, such as 127.0.0.2, may be servers of their own.
+    let is_here = host == "localhost"
+        || address
+            .is_some_and(|address| [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address));
     let host = if is_here { "localhost".to_owned() } else { address.map_or(host, |address| address.to_string()) };
     Ok(format!("{host}:{}", url.port().unwrap_or(REDIS_PORT)))
 }

@@ -6,7 +6,7 @@ mod keys;
 mod layers;
 mod values;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::domain::Horizon;
 
@@ -80,6 +80,13 @@ pub struct Store {
     /// For `setup` alone.
     pub migrate_url: SecretUrl,
     pub pool_max: u32,
+}
+
+impl Store {
+    /// The files of certificates and keys that the two URLs name.
+    pub fn tls_files(&self) -> BTreeSet<PathBuf> {
+        [&self.url, &self.migrate_url].into_iter().flat_map(formats::mysql_files).collect()
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -170,7 +177,7 @@ impl Config {
         let mut values = values::Values::new(layers);
         let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
         let topics = values.topics();
-        let ([http, admin], [worker_group, compensator_group]) = (values.listeners(), values.groups());
+        let [worker_group, compensator_group] = values.groups();
         let lock_ttl = values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
         let config = Self {
             kafka: Kafka {
@@ -215,13 +222,24 @@ impl Config {
             retention: values.retention(&topics),
             topics,
             stop: Stop { deadline: values.between("stop.deadline", Duration::from_secs(1), Duration::from_secs(3600)) },
-            http,
-            admin,
+            http: values.get("http.listen"),
+            admin: values.get("admin.listen"),
             client: Client { url: values.read("client.url", formats::http_url) },
             log: Log { format: values.get("log.format"), level: values.read("log.level", formats::log_level) },
         };
         values.finish()?;
         Ok(config)
+    }
+
+    /// Fails if `http.listen` and `admin.listen` take the same port. Only ingest opens both.
+    pub fn check_listeners(&self) -> Result<(), ConfigError> {
+        let (http, admin) = (self.http.listen, self.admin.listen);
+        let is_every = http.ip().is_unspecified() || admin.ip().is_unspecified();
+        if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip()) {
+            let error = format!("admin.listen = \"{admin}\": has the port of http.listen, which is \"{http}\"");
+            return Err(ConfigError(vec![error]));
+        }
+        Ok(())
     }
 }
 

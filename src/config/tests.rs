@@ -125,9 +125,25 @@ fn check(key: &str, refused: &[&str], taken: &[&str]) {
 fn brokers_are_hosts_with_ports() {
     check(
         "kafka.brokers",
-        &["host:port", "host:0", "host:65536", ":9092", "a:1,,b:2", "a b:1", "[::1:9092", "http:", "host:1:2"],
-        &["host", "host:9092", "a:1, b:2", "[::1]:9092", "[::1]", "SASL_SSL://kafka_1.shop:9093", "10.0.0.1:1"],
+        &["host:port", "host:0", "host:65536", ":9092", ",", "", "a b:1", "[::1:9092", "http:", "host:1:2"],
+        &[
+            "host",
+            "host:9092",
+            "a:1, b:2",
+            "a:1,",
+            "a:1,,b:2",
+            "[::1]:9092",
+            "[::1]",
+            "SASL_SSL://kafka_1.shop:9093",
+            "10.0.0.1:1",
+        ],
     );
+}
+
+#[test]
+fn empty_entries_of_brokers_are_dropped() {
+    let config = resolve(&[], &["kafka.brokers= a:1 ,, b,"]).unwrap();
+    assert_eq!(config.kafka.brokers, "a:1,b");
 }
 
 #[test]
@@ -161,12 +177,10 @@ fn topics_have_names_of_their_own_that_kafka_takes() {
         (["topics.orders=x", "topics.order_status=x"], "topics.order_status"),
         (["topics.orders=x.y", "topics.orders_dlq=x_y"], "topics.orders_dlq"),
         (["kafka.group_id=x", "compensator.group_id=x"], "compensator.group_id"),
-        (["http.listen=0.0.0.0:80", "admin.listen=127.0.0.1:80"], "admin.listen"),
     ] {
         let ConfigError(errors) = resolve(&[], &flags).unwrap_err();
         assert!(errors.len() == 1 && errors[0].starts_with(named), "{errors:?}");
     }
-    assert!(resolve(&[], &["http.listen=127.0.0.1:0", "admin.listen=127.0.0.1:0"]).is_ok());
     check("topics.replication", &["0", "-2"], &["-1", "3"]);
     check("topics.retention", &["0s", "7"], &["1d"]);
 }
@@ -210,6 +224,7 @@ fn masters_are_different_servers() {
             "redis://a,redis://b,redis://a",
             "redis://a,redis://b,redis://u:p@A:6379/1",
             "redis://127.0.0.1,redis://b,rediss://localhost",
+            "redis://[::1],redis://b,redis://127.0.0.1",
             "redis://[::1]:1,redis://[0:0:0:0:0:0:0:1]:1,redis://b",
             "unix:///r,unix:///r,unix:///s",
             "redis://a,redis://b",
@@ -221,7 +236,14 @@ fn masters_are_different_servers() {
             "a:6379",
             "",
         ],
-        &["redis://a", "rediss://u:p@a:6380/2", "redis://a:1, redis://a:2, redis://a:3", "valkey://a", "unix:///r"],
+        &[
+            "redis://a",
+            "rediss://u:p@a:6380/2",
+            "redis://a:1, redis://a:2, redis://a:3",
+            "redis://127.0.0.1,redis://127.0.0.2,redis://127.0.0.3",
+            "valkey://a",
+            "unix:///r",
+        ],
     );
 }
 
@@ -258,4 +280,38 @@ fn a_variable_that_is_not_read_is_named_with_the_one_that_is() {
 fn a_value_that_is_not_utf8_is_refused() {
     let ConfigError(errors) = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "p\u{fffd}x")], &[]).unwrap_err();
     assert!(errors.len() == 1 && errors[0].contains("not UTF-8") && !errors[0].contains("p\u{fffd}"), "{errors:?}");
+}
+
+#[test]
+fn one_port_for_two_addresses_is_refused_to_ingest_alone() {
+    for (http, admin, is_refused) in [
+        ("0.0.0.0:80", "127.0.0.1:80", true),
+        ("127.0.0.1:80", "[::]:80", true),
+        ("127.0.0.1:80", "127.0.0.1:80", true),
+        ("127.0.0.1:80", "127.0.0.2:80", false),
+        ("127.0.0.1:80", "127.0.0.1:81", false),
+        ("127.0.0.1:0", "127.0.0.1:0", false),
+    ] {
+        let config = resolve(&[], &[&format!("http.listen={http}"), &format!("admin.listen={admin}")]).unwrap();
+        let checked = config.check_listeners();
+        assert_eq!(checked.is_err(), is_refused, "{http} and {admin}: {checked:?}");
+    }
+}
+
+#[test]
+fn the_tls_files_of_a_store_are_those_that_its_client_reads() {
+    let files = |url: &str, migrate_url: &str| {
+        let flags = [format!("order_store.url={url}"), format!("order_store.migrate_url={migrate_url}")];
+        let config = resolve(&[], &flags.each_ref().map(String::as_str)).unwrap();
+        config.order_store.tls_files().into_iter().collect::<Vec<_>>()
+    };
+    let named = "mysql://host/shop?ssl-ca=/a&sslcert=/b&ssl-key=/c%20d";
+
+    assert_eq!(files(named, ""), ["/a", "/b", "/c d"].map(PathBuf::from));
+    assert_eq!(files("mysql://host/shop", "mysql://host/shop?sslca=/e"), [PathBuf::from("/e")]);
+    for without in ["&ssl-mode=disabled", "&ssl-mode=REQUIRED&sslmode=DISABLED"] {
+        assert!(files(&format!("{named}{without}"), "").is_empty(), "{without}");
+    }
+    let inline = "mysql://host/shop?ssl-ca=-----BEGIN%20CERTIFICATE-----x-----END%20CERTIFICATE-----";
+    assert!(files(inline, "").is_empty());
 }

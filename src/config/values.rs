@@ -1,4 +1,4 @@
-use std::{fmt, net::SocketAddr, path::PathBuf, str::FromStr, time::Duration};
+use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{Batches, ConfigError, Key, Layers, Listen, Redis, Retention, SchemaSource, Store, Topics, formats};
 use crate::domain::Horizon;
@@ -95,9 +95,10 @@ impl Value for Duration {
     }
 }
 
-impl Value for SocketAddr {
+impl Value for Listen {
     fn read(text: &str) -> Result<Self, String> {
-        text.parse().map_err(|_| "is not an address such as 127.0.0.1:8080".into())
+        let listen = text.parse().map_err(|_| "is not an address such as 127.0.0.1:8080")?;
+        Ok(Self { listen })
     }
 }
 
@@ -248,16 +249,6 @@ impl<'a> Values<'a> {
         let [ssl_ca, certificate, key] = NAMES.map(|name| self.optional(name).map(PathBuf::from));
         self.go_together(NAMES[1], NAMES[2]);
         Redis { urls: self.read("redis.urls", formats::redis_urls), ssl_ca, ssl_client: certificate.zip(key) }
-    }
-
-    /// The two addresses, which may not be one.
-    pub fn listeners(&mut self) -> [Listen; 2] {
-        let [http, admin]: [SocketAddr; 2] = ["http.listen", "admin.listen"].map(|name| self.get(name));
-        let is_every = http.ip().is_unspecified() || admin.ip().is_unspecified();
-        if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip()) {
-            self.refuse("admin.listen", "has the port of http.listen");
-        }
-        [http, admin].map(|listen| Listen { listen })
     }
 
     /// The two groups, of which no process may be in both under one name.

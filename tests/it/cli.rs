@@ -220,12 +220,41 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
     }
     let misspelt = run_with(&[("STOCKLOCK_KAFKA__BROKERS", "kafka:9092")], &["config", "--check"]).exits(1).stderr();
     assert!(misspelt.contains("did you mean STOCKLOCK__KAFKA__BROKERS?"), "{misspelt}");
-    // What only the clients themselves find out.
-    for set in ["kafka.ssl_ca_location=/nowhere/ca.crt", "redis.ssl_ca_location=/nowhere/ca.crt"] {
-        let refused = run(&["config", "--check", "--set", "kafka.security_protocol=ssl", "--set", set]).exits(1);
-        assert!(refused.stderr().contains("/nowhere/ca.crt"), "{}", refused.stderr());
-    }
     assert_eq!(run(&["config", "--check"]).succeeds().stdout(), "the configuration is valid\n");
     let missing = run(&["--config", "/nowhere/stocklock.toml", "config", "--check"]).exits(1);
     assert!(missing.stderr().contains("/nowhere/stocklock.toml"), "{}", missing.stderr());
+}
+
+#[test]
+fn config_check_refuses_every_file_that_is_missing() {
+    let ssl = ["config", "--check", "--set", "kafka.security_protocol=ssl", "--set"];
+    for set in [
+        "kafka.ssl_ca_location=/nowhere/file",
+        "redis.ssl_ca_location=/nowhere/file",
+        "topics.writer_schemas=/nowhere/file",
+        "topics.writer_schemas=17=/nowhere/file",
+        "order_store.url=mysql://host/shop?ssl-ca=/nowhere/file",
+        "stock_store.migrate_url=mysql://host/shop?sslca=/nowhere/file",
+        "stock_store.url=mysql://host/shop?ssl-cert=/nowhere/file",
+        "stock_store.url=mysql://host/shop?ssl-key=/nowhere/file",
+    ] {
+        let refused = run(&[&ssl[..], &[set]].concat()).exits(1).stderr();
+        assert!(refused.lines().count() == 1 && refused.contains("/nowhere/file"), "{set}: {refused}");
+    }
+    for set in ["kafka.ssl_ca_location=probe", "order_store.url=mysql://host/shop?ssl-mode=DISABLED&ssl-ca=/nowhere"] {
+        run(&[&ssl[..], &[set]].concat()).succeeds();
+    }
+}
+
+#[test]
+fn only_roles_with_both_addresses_refuse_one_port_for_them() {
+    let env = [("STOCKLOCK__ADMIN__LISTEN", "0.0.0.0:8080"), ("STOCKLOCK__TOPICS__WRITER_SCHEMAS", "/nowhere/file")];
+    // The missing schema ends the roles that do not refuse the port.
+    for (role, is_refused) in [("ingest", true), ("all", true), ("worker", false), ("compensator", false)] {
+        let error = run_with(&env, &[role]).exits(2).stderr();
+        let found = ["has the port of http.listen", "/nowhere/file"].map(|text| error.contains(text));
+        assert_eq!(found, [is_refused, !is_refused], "{role}: {error}");
+    }
+    let checked = run_with(&env, &["config", "--check"]).exits(1).stderr();
+    assert!(checked.contains("has the port of http.listen") && checked.contains("/nowhere/file"), "{checked}");
 }

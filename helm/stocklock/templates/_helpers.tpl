@@ -70,11 +70,15 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 
 {{/* Fails where values that are right by themselves cannot work together. */}}
 {{- define "stocklock.check" -}}
-{{- $partitions := int (dig "topics" "partitions" 12 .Values.config) -}}
+{{- $partitions := int (dig "topics" "partitions" 0 .Values.config) -}}
+{{- /* Without setup, somebody else creates the topics, and only a value says how many partitions they have. */}}
+{{- if and (not $partitions) .Values.setup.enabled -}}
+{{- $partitions = 12 -}}
+{{- end -}}
 {{- range $role := list "worker" "compensator" -}}
 {{- $replicas := int (index $.Values $role).replicas -}}
-{{- if gt $replicas $partitions -}}
-{{- fail (printf "%s.replicas is %d, and a topic has %d partitions (config.topics.partitions): the others would find no work" $role $replicas $partitions) -}}
+{{- if and $partitions (gt $replicas $partitions) -}}
+{{- fail (printf "%s.replicas is %d, and a topic has %d partitions: the others would find no work. If the topics have more, set config.topics.partitions to their number" $role $replicas $partitions) -}}
 {{- end -}}
 {{- end -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
