@@ -137,7 +137,8 @@ impl Committer {
             Err(_) if client.claim.take() => return Err(Rejected::TooLate),
             Err(_) => outcome.await,
         };
-        answer.unwrap_or(Err(Rejected::Unavailable))
+        // The task is lost that had the order, or that would have taken it.
+        answer.unwrap_or_else(|_| Err(if client.claim.take() { Rejected::Unavailable } else { Rejected::Unknown }))
     }
 
     /// Fails while the store is known to be away.
