@@ -202,7 +202,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         desk,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
-    let serving = ingest::serve(listener, api, shutdown.clone());
+    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
     shutdown.finish("HTTP requests", while_committing(serving, &mut committing)).await.transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("answers to clients that wait", asking).await.transpose()?;
