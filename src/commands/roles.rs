@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -186,7 +186,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
     let limits = (config.ingest.groups, config.ingest.deadline);
-    let (committer, committing) = Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
+    let (committer, mut committing) = Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
     let desk = Desk::new(orders.clone(), shutdown.clone());
     let relaying = spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(desk.clone().run());
@@ -205,7 +205,8 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         desk,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
-    shutdown.finish("HTTP requests", ingest::serve(listener, api, shutdown.clone())).await;
+    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
+    shutdown.finish("HTTP requests", while_committing(serving, &mut committing)).await.transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("answers to clients that wait", asking).await.transpose()?;
     shutdown.finish("the outbox", relaying).await.transpose()?;
@@ -214,6 +215,18 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     shutdown.finish("events to Kafka", relay.drain()).await;
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+/// Serves requests. Fails where a task that commits ends before.
+async fn while_committing(serving: impl Future<Output = ()>, committing: &mut JoinSet<()>) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = serving => Ok(()),
+        Some(ended) = committing.join_next() => {
+            ended.context("orders are not saved any more")?;
+            bail!("orders are not saved any more")
+        }
+    }
 }
 
 async fn ended(mut tasks: JoinSet<()>) {

@@ -1,15 +1,17 @@
 use std::{
-    io,
+    io::{self, Read as _},
+    net::Shutdown,
     pin::Pin,
     sync::{
-        Arc, LazyLock,
-        atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering},
+        Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll, ready},
     time::{Duration, Instant},
 };
 
-use hyper::{Version, body::Body};
+use hyper::Version;
+use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, Interest, ReadBuf},
     net::TcpStream,
@@ -27,9 +29,12 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Asks a client of HTTP/1.1 that has finished sending whether it still reads: every such client
 /// passes over interim answers (RFC 9110, section 15.2), and a closed socket refuses the bytes.
 const ARE_YOU_THERE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// What is read on of a request that was refused, so that the client sees the answer.
+/// What is read on of a connection that ends, so that the client sees the answer.
 const LINGER_BYTES: usize = 1 << 20;
 const LINGER_TIME: Duration = Duration::from_secs(1);
+/// The same for a connection that has no place.
+const REFUSED_READS: usize = 16;
+const READ_BYTES: usize = 4096;
 /// The part of a head that every connection may have without asking.
 const FREE_HEAD_BYTES: usize = 4 << 10;
 /// For [`Inner::idle_since`]: the server works.
@@ -49,19 +54,28 @@ static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 #[derive(Clone)]
 pub struct Connection(Arc<Inner>);
 
+/// A connection that this does not keep open.
+pub(super) struct WeakConnection(Weak<Inner>);
+
 struct Inner {
     stream: TcpStream,
     memory: Memory,
     count_refusal: CountRefusal,
     /// Milliseconds since [`BEGUN`] from which on the server waits for the client.
     idle_since: AtomicU64,
-    /// Requests whose head was read.
-    heads: AtomicU32,
-    /// What the client sends belongs to a head.
+    /// What the client sends belongs to a head, not to a body.
     is_head: AtomicBool,
+    head: Mutex<Head>,
     /// Bytes of an answer may still be in the server's buffer.
     is_unflushed: AtomicBool,
     cut: Notify,
+}
+
+/// The bytes of a request's head, and the memory that they hold until the answer.
+#[derive(Default)]
+struct Head {
+    bytes: usize,
+    held: Held,
 }
 
 /// The client has closed its connection, and its request was given up.
@@ -76,8 +90,8 @@ impl Connection {
             memory,
             count_refusal,
             idle_since: AtomicU64::new(now()),
-            heads: AtomicU32::new(0),
             is_head: AtomicBool::new(true),
+            head: Mutex::default(),
             is_unflushed: AtomicBool::new(false),
             cut: Notify::new(),
         }))
@@ -98,12 +112,36 @@ impl Connection {
         Some(self.0.idle_since.load(Ordering::Relaxed)).filter(|since| *since != WORKING)
     }
 
-    pub(super) fn head_read(&self, body: &impl Body) {
-        self.0.heads.fetch_add(1, Ordering::Relaxed);
-        self.0.is_head.store(false, Ordering::Relaxed);
-        if body.is_end_stream() {
+    pub(super) fn downgrade(&self) -> WeakConnection {
+        WeakConnection(Arc::downgrade(&self.0))
+    }
+
+    pub(super) fn head_read(&self, has_body: bool) {
+        if has_body {
+            self.0.is_head.store(false, Ordering::Relaxed);
+            self.wait_for_client();
+        } else {
             self.request_read();
         }
+    }
+
+    /// A client that sends its body waits for less long than one that is silent.
+    pub(super) fn body_grew(&self) {
+        if self.idle_since().is_some() {
+            self.wait_for_client();
+        }
+    }
+
+    pub(super) fn body_ended(&self) {
+        self.0.is_head.store(true, Ordering::Relaxed);
+    }
+
+    fn wait_for_client(&self) {
+        self.0.idle_since.store(now(), Ordering::Relaxed);
+    }
+
+    fn head(&self) -> MutexGuard<'_, Head> {
+        self.0.head.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns once the server needs the connection's place for another.
@@ -115,10 +153,24 @@ impl Connection {
         self.0.cut.notify_one();
     }
 
-    /// Answers 503 as far as the socket takes it at once.
+    /// Answers 503 as far as the socket takes it at once, and ends the connection.
     pub(super) fn refuse(&self) {
         (self.0.count_refusal)("503");
-        let _taken = self.0.stream.try_write(NO_PLACE);
+        self.send_now(NO_PLACE);
+        let socket = SockRef::from(&self.0.stream);
+        let _sent = socket.shutdown(Shutdown::Write);
+        let mut bytes = [0; READ_BYTES];
+        for _ in 0..REFUSED_READS {
+            // Bytes that are left unread reset the connection.
+            if !(&*socket).read(&mut bytes).is_ok_and(|read| read > 0) {
+                return;
+            }
+        }
+    }
+
+    /// Sends what the socket takes at once. Tokio does not know yet that a new socket takes bytes.
+    fn send_now(&self, bytes: &[u8]) {
+        let _taken = SockRef::from(&self.0.stream).send(bytes);
     }
 
     /// Gives a request up once its client has gone.
@@ -132,8 +184,8 @@ impl Connection {
             answered = answering => answered.map_err(|_| Gone),
             () = self.closed(version) => Err(Gone),
         };
-        self.0.idle_since.store(now(), Ordering::Relaxed);
-        self.0.is_head.store(true, Ordering::Relaxed);
+        self.wait_for_client();
+        *self.head() = Head::default();
         answered
     }
 
@@ -160,11 +212,22 @@ impl Connection {
         let _reset = stream.ready(Interest::ERROR).await;
     }
 
-    /// Reads on for a moment: a socket that is closed with bytes unread resets the connection, and
-    /// the client would not see its answer.
+    /// Whether the client may have sent more than was read when its connection ended. An idle
+    /// connection that timed out is closed at once: what came now would be lost.
+    pub(super) fn is_answer_at_risk(&self, served: &hyper::Result<()>) -> bool {
+        match served {
+            Ok(()) => !self.0.is_head.load(Ordering::Relaxed),
+            Err(error) => !error.is_timeout(),
+        }
+    }
+
+    /// Ends what is sent, and reads on for a moment: a socket that is closed with bytes unread
+    /// resets the connection, and the client would not see its answer.
     pub(super) async fn linger(&self) {
+        self.wait_for_client();
+        let _sent = SockRef::from(&self.0.stream).shutdown(Shutdown::Write);
         let discarding = async {
-            let (mut bytes, mut discarded) = (vec![0; 4096], 0);
+            let (mut bytes, mut discarded) = (vec![0; READ_BYTES], 0);
             while discarded < LINGER_BYTES && self.0.stream.readable().await.is_ok() {
                 match self.0.stream.try_read(&mut bytes) {
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -177,6 +240,12 @@ impl Connection {
     }
 }
 
+impl WeakConnection {
+    pub(super) fn upgrade(&self) -> Option<Connection> {
+        self.0.upgrade().map(Connection)
+    }
+}
+
 fn now() -> u64 {
     u64::try_from(BEGUN.elapsed().as_millis()).unwrap_or(WORKING - 1)
 }
@@ -186,31 +255,25 @@ pub(super) struct Io {
     connection: Connection,
     /// Runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
-    /// The number of the head that is being read, its bytes so far, and the memory that they hold.
-    head: u32,
-    head_bytes: usize,
-    held: Held,
 }
 
 impl Io {
     pub fn new(connection: Connection) -> Self {
-        Self { connection, stalled: None, head: 0, head_bytes: 0, held: Held::default() }
+        Self { connection, stalled: None }
     }
 
-    /// A large head holds memory until the next one begins. Bytes of a body are counted elsewhere.
-    fn count_head(&mut self, bytes: usize) -> io::Result<()> {
+    /// A large head holds memory until its answer. Bytes of a body are counted elsewhere.
+    fn count_head(&self, bytes: usize) -> io::Result<()> {
         if !self.connection.0.is_head.load(Ordering::Relaxed) {
             return Ok(());
         }
-        let heads = self.connection.0.heads.load(Ordering::Relaxed);
-        if heads != self.head {
-            (self.head, self.head_bytes, self.held) = (heads, 0, Held::default());
-        }
-        self.head_bytes += bytes;
-        let beyond = self.head_bytes.min(super::MAX_HEAD_BYTES).saturating_sub(FREE_HEAD_BYTES);
-        if beyond == 0 || self.connection.0.memory.hold_head(&mut self.held, beyond) {
+        let mut head = self.connection.head();
+        head.bytes += bytes;
+        let beyond = head.bytes.min(super::MAX_HEAD_BYTES).saturating_sub(FREE_HEAD_BYTES);
+        if beyond == 0 || self.connection.0.memory.hold_head(&mut head.held, beyond) {
             return Ok(());
         }
+        drop(head);
         self.connection.refuse();
         Err(io::Error::other("the heads of all requests are too large together"))
     }
@@ -244,7 +307,7 @@ impl Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.connection.0.stream.poll_read_ready(cx))?;
             match self.connection.0.stream.try_read_buf(buffer) {
@@ -281,7 +344,7 @@ impl AsyncWrite for Io {
         if let Some((status, problem)) = problem_instead_of(bytes) {
             (self.connection.0.count_refusal)(status);
             // The socket's buffer has room, unless the client reads none of its answers.
-            let _taken = self.connection.0.stream.try_write(problem.as_bytes());
+            self.connection.send_now(problem.as_bytes());
             return Poll::Ready(Ok(bytes.len()));
         }
         self.poll_writing(cx, |stream| stream.try_write(bytes))

@@ -1,11 +1,12 @@
 //! HTTP as every role serves it. What clients can hold is bounded: connections, memory and time.
 
+mod body;
 mod connection;
 mod files;
 mod memory;
 mod room;
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::pin, sync::Arc, time::Duration};
 
 use axum::Router;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -25,8 +26,9 @@ pub use files::connections_beside;
 pub use memory::{Held, Memory};
 
 use crate::lifecycle::Shutdown;
+use body::RequestBody;
 use connection::Io;
-use room::Room;
+use room::{Place, Room};
 
 /// A head of this size or above is answered with 431.
 pub const MAX_HEAD_BYTES: usize = 16 << 10;
@@ -63,21 +65,14 @@ pub async fn serve(
             },
         };
         let connection = Connection::new(stream, memory.clone(), Arc::clone(&count_refusal));
-        let Some(place) = room.admit(&connection) else {
+        let Some(place) = room.admit(&connection).await else {
             connection.refuse();
             continue;
         };
         let served = graceful.watch(serve_connection(&connection, app.clone()));
         connections.spawn(async move {
-            tokio::select! {
-                served = served => {
-                    if let Err(error) = served {
-                        tracing::debug!(%error, "connection ended");
-                        connection.linger().await;
-                    }
-                }
-                () = connection.cut() => tracing::debug!("connection cut, others need its place"),
-            }
+            serve_until_cut(&connection, served, &place).await;
+            drop(connection);
             drop(place);
         });
     }
@@ -99,6 +94,34 @@ async fn accept(listener: &TcpListener) -> Option<TcpStream> {
     }
 }
 
+/// Serves a connection to its end, or until others need its place while it waits for its client.
+async fn serve_until_cut(connection: &Connection, served: impl Future<Output = hyper::Result<()>>, place: &Place) {
+    let serving = async {
+        let served = served.await;
+        if let Err(error) = &served {
+            tracing::debug!(%error, "connection ended");
+        }
+        if connection.is_answer_at_risk(&served) {
+            connection.linger().await;
+        }
+    };
+    let mut serving = pin!(serving);
+    loop {
+        tokio::select! {
+            biased;
+            () = &mut serving => return,
+            () = connection.cut() => {
+                if connection.idle_since().is_some() {
+                    tracing::debug!("connection cut, others need its place");
+                    return;
+                }
+                // Its request has arrived in the meantime.
+                place.keep();
+            }
+        }
+    }
+}
+
 type Served<S> = http1::Connection<TokioIo<Io>, S>;
 
 fn serve_connection(
@@ -114,10 +137,12 @@ fn serve_connection(
 > {
     let (app, connection) = (TowerToHyperService::new(app), connection.clone());
     let io = TokioIo::new(Io::new(connection.clone()));
-    let service = service_fn(move |mut request: Request<Incoming>| {
+    let service = service_fn(move |request: Request<Incoming>| {
         let (connection, version) = (connection.clone(), request.version());
-        connection.head_read(request.body());
-        request.extensions_mut().insert(connection.clone());
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(connection.clone());
+        let body = RequestBody::new(connection.clone(), &head.headers, body);
+        let request = Request::from_parts(head, body);
         let answering = hyper::service::Service::call(&app, request);
         async move { connection.answer(version, answering).await }
     });

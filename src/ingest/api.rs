@@ -121,7 +121,7 @@ impl Api {
             let detail = "Idempotency-Key is not supported yet; nothing was saved";
             return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
         }
-        let body = body::read(headers, body, connection).await?;
+        let body = body::read(body, connection).await?;
         let request = OrderRequest::parse(&body.bytes)?;
         let at_present = |rejected: Rejected| Problem::unavailable(format!("{rejected}; nothing was saved"));
         self.committer.check_store().map_err(at_present)?;

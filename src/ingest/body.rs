@@ -13,9 +13,6 @@ use crate::http::{Connection, Held};
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may send nothing of a body.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How much of a refused body is read on, and for how long.
-const DISCARD_BYTES: usize = 64 << 20;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
 const FIRST_BYTES: usize = 1 << 10;
 
 /// Fails with 415 where the content type is given and is not JSON. A web page of another origin may
@@ -47,31 +44,18 @@ pub struct Read {
 /// Reads a body of at most [`MAX_BODY_BYTES`].
 ///
 /// Fails with 408 for a body that arrives too slowly, 413 for one that is too large, and 503 where
-/// all bodies together hold too much memory. The rest of a refused body is read on for a while: a
-/// client that is cut off while it sends sees a broken connection, not the answer.
-pub async fn read(headers: &HeaderMap, body: Body, connection: &Connection) -> Result<Read, Problem> {
-    let may_continue = !headers.contains_key(header::EXPECT);
-    let announced = body.size_hint().lower();
-    let mut chunks = body.into_data_stream();
-    let refused = if announced > MAX_BODY_BYTES as u64 {
-        too_large()
-    } else {
-        match timeout(TIMEOUT, read_all(&mut chunks, connection)).await {
-            Ok(Ok(read)) => {
-                connection.request_read();
-                return Ok(read);
-            }
-            Ok(Err(refused)) => refused,
-            Err(_) => too_slow(),
-        }
-    };
-    if may_continue {
-        tokio::spawn(timeout(DISCARD_TIME, discard(chunks)));
+/// all bodies together hold too much memory.
+pub async fn read(body: Body, connection: &Connection) -> Result<Read, Problem> {
+    if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
+        return Err(too_large());
     }
-    Err(refused)
+    let reading = timeout(TIMEOUT, read_all(body.into_data_stream(), connection));
+    let read = reading.await.unwrap_or_else(|_| Err(too_slow()))?;
+    connection.request_read();
+    Ok(read)
 }
 
-async fn read_all(chunks: &mut BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
+async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
     let (mut bytes, mut held) = (Vec::new(), Held::default());
     while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(|_| too_slow())? {
         let chunk = chunk.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}")))?;
@@ -97,16 +81,6 @@ fn too_large() -> Problem {
 
 fn too_slow() -> Problem {
     Problem::new(StatusCode::REQUEST_TIMEOUT, "the body took too long to arrive; nothing was saved")
-}
-
-async fn discard(mut chunks: BodyDataStream) {
-    let mut discarded = 0;
-    while let Some(Ok(chunk)) = chunks.next().await {
-        discarded += chunk.len();
-        if discarded > DISCARD_BYTES {
-            return;
-        }
-    }
 }
 
 #[cfg(test)]

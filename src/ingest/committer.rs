@@ -137,7 +137,8 @@ impl Committer {
             Err(_) if client.claim.take() => return Err(Rejected::TooLate),
             Err(_) => outcome.await,
         };
-        answer.unwrap_or(Err(Rejected::Unavailable))
+        // The task is lost that had the order, or that would have taken it.
+        answer.unwrap_or_else(|_| Err(if client.claim.take() { Rejected::Unavailable } else { Rejected::Unknown }))
     }
 
     /// Fails while the store is known to be away.
@@ -296,4 +297,43 @@ impl Task {
 
 fn placed(order: NewOrder) -> OrderEvent {
     OrderEvent { order_id: order.order_id, kind: EventKind::Placed, lines: order.lines, accepted_at: order.accepted_at }
+}
+
+#[cfg(test)]
+mod tests {
+    use chrono::Utc;
+
+    use super::*;
+    use crate::domain::{Line, Lines, OrderId, ProductId};
+
+    /// What a client is answered whose order is lost with the task that committed.
+    async fn answer_of_lost_task(has_begun: bool) -> Result<(), Rejected> {
+        let (queue, mut orders) = mpsc::channel::<Waiting>(1);
+        let committer = Committer {
+            queue,
+            deadline: Duration::from_secs(60),
+            is_away: Arc::default(),
+            abandoned: IntCounter::new("abandoned", "abandoned orders").unwrap(),
+            _alive: Arc::default(),
+        };
+        let line = Line::new(ProductId::parse("a").unwrap(), 1).unwrap();
+        let order = NewOrder {
+            order_id: OrderId::generate(),
+            reference: None,
+            customer_id: None,
+            lines: Lines::new(vec![line]).unwrap(),
+            accepted_at: Utc::now(),
+        };
+        let task = async {
+            let waiting = orders.recv().await.unwrap();
+            drop(if has_begun { waiting.begin() } else { Some(waiting) });
+        };
+        tokio::join!(committer.save(order), task).0
+    }
+
+    #[tokio::test]
+    async fn an_order_of_a_lost_task_is_unknown_once_its_transaction_began() {
+        assert!(matches!(answer_of_lost_task(true).await, Err(Rejected::Unknown)));
+        assert!(matches!(answer_of_lost_task(false).await, Err(Rejected::Unavailable)));
+    }
 }

@@ -7,6 +7,7 @@
 mod admin;
 mod api;
 mod api_clients;
+mod api_connections;
 mod api_limits;
 mod api_outages;
 mod api_refusals;
