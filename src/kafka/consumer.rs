@@ -104,9 +104,9 @@ impl Consumer {
     }
 
     /// Waits until the consumer has left its group, `limit` at most; it cannot leave while the
-    /// brokers are away. Call it when the lanes are dropped. Fails where the client could not go on,
-    /// for instance because another process has its `kafka.group_instance_id`, and where the poll
-    /// thread has panicked.
+    /// brokers are away. Call it when the lanes are dropped. Fails where the client could not go
+    /// on, for instance because another process has its `kafka.group_instance_id`, and where the
+    /// poll thread has panicked.
     pub async fn stopped(self, limit: Duration) -> std::io::Result<()> {
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         match tokio::time::timeout(limit, joining).await {
@@ -242,7 +242,10 @@ impl Poller {
                 from == offset
             }
             Err(error) => {
-                self.recreate(&format!("partition {partition} was truncated, no seek to undone orders: {error}"), None);
+                self.recreate(
+                    &format!("partition {partition} was truncated, no seek to undone messages: {error}"),
+                    None,
+                );
                 false
             }
         }

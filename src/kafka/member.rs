@@ -57,9 +57,9 @@ impl Member {
     }
 
     /// Begins a partition again whose log was truncated, so that the client went back to `offset`.
-    /// What was stored and committed beyond it is of messages that are gone. Returns the offset from
-    /// which the client reads now, which is lower where earlier messages are not done. Fails where
-    /// the client cannot go back that far.
+    /// What was stored and committed beyond it is of messages that are gone. Returns the offset
+    /// from which the client reads now, which is lower where earlier messages are not done. Fails
+    /// where the client cannot go back that far.
     pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<i64> {
         // No lane may store an offset in between.
         let client = self.current.write().unwrap_or_else(PoisonError::into_inner);

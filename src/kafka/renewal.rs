@@ -54,9 +54,9 @@ impl Pauses {
 pub struct Probe(Option<mpsc::Receiver<bool>>);
 
 impl Probe {
-    /// Returns true once a new client has reached the leaders of all partitions of the topic and the
-    /// group's coordinator, and asks on a thread of its own until then. `config` names the group,
-    /// which the new client does not join.
+    /// Returns true once a new client has reached the leaders of all partitions of the topic and
+    /// the group's coordinator, and asks on a thread of its own until then. `config` names the
+    /// group, which the new client does not join.
     pub fn reaches(&mut self, config: &ClientConfig, topic: &str, unreachable_for: Option<Duration>) -> bool {
         if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
             self.0 = None;

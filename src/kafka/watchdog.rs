@@ -26,8 +26,8 @@ impl Watchdog {
         self.heard.contains(&partition)
     }
 
-    /// Those of the partitions `expected` to be fetched of which nothing came, and about which nobody
-    /// asked, for half of `limit`; the longest first.
+    /// Those of the partitions `expected` to be fetched of which nothing came, and about which
+    /// nobody asked, for half of `limit`; the longest first.
     pub fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
         let heard = std::mem::take(&mut self.heard);
         let still_silent = |partition: &i32| expected.contains(partition) && !heard.contains(partition);

@@ -168,7 +168,8 @@ impl Poller {
         None
     }
 
-    /// Asks where a silent partition ends. A broker that does not answer is away, which is no stall.
+    /// Asks where a silent partition ends. A broker that does not answer is away, which is no
+    /// stall.
     fn is_stalled(&mut self, context: &Context, partition: i32, now: Instant) -> bool {
         let asked = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
         let supervision = &mut self.supervision;
