@@ -2,7 +2,7 @@
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -14,6 +14,8 @@ const CUT_OFF_STATUS: i32 = 2;
 /// Work that hangs is cut off after this part of the stop's deadline. The rest is for leaving the
 /// consumer groups and closing connections.
 const CUT_OFF_AFTER: f64 = 0.75;
+/// The part of what is left of the stop's deadline that leaving a consumer group may take.
+const LEAVE_SHARE: f64 = 0.5;
 /// How long the last line of the log may take: who reads the log may hang too.
 const LOG_DEADLINE: Duration = Duration::from_millis(500);
 
@@ -29,6 +31,9 @@ pub struct Shutdown {
 struct Work {
     unfinished: Vec<&'static str>,
     cut_off: Vec<&'static str>,
+    requested_at: Option<Instant>,
+    /// How long after the request the process ends, where that is bounded.
+    deadline: Option<Duration>,
 }
 
 impl Shutdown {
@@ -59,6 +64,7 @@ impl Shutdown {
     /// answers what the process lacks, for the log.
     pub fn enforce(&self, deadline: Duration, complaints: impl Fn() -> Vec<String> + Send + 'static) {
         let shutdown = self.clone();
+        self.lock().deadline = Some(deadline);
         tokio::spawn(async move {
             shutdown.requested().await;
             let bounded = shutdown.clone();
@@ -108,7 +114,18 @@ impl Shutdown {
         self.lock().cut_off.clone()
     }
 
+    /// How long leaving a consumer group may take: half of what is left until the deadline. So a
+    /// process whose work is done ends in order although the brokers are away. Unbounded where work
+    /// was cut off, as the stop is no success then.
+    pub fn leave_limit(&self, now: Instant) -> Duration {
+        let work = self.lock();
+        let deadline = work.deadline.filter(|_| work.cut_off.is_empty());
+        let since = work.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(LEAVE_SHARE))
+    }
+
     pub fn request(&self) {
+        self.lock().requested_at.get_or_insert_with(Instant::now);
         self.requested.cancel();
     }
 
@@ -181,6 +198,21 @@ mod tests {
 
         assert_eq!((done, hung, shutdown.cut_off()), (Some(1), None, vec!["hung"]));
         assert_eq!(shutdown.lock().left(), ["hung"]);
+    }
+
+    #[tokio::test]
+    async fn a_group_is_left_within_half_of_what_is_left_of_the_deadline() {
+        let shutdown = Shutdown::default();
+        assert_eq!(shutdown.leave_limit(Instant::now()), Duration::MAX);
+        shutdown.enforce(Duration::from_secs(60), Vec::new);
+        let requested_at = Instant::now();
+        shutdown.lock().requested_at = Some(requested_at);
+
+        let limit = |seconds| shutdown.leave_limit(requested_at + Duration::from_secs(seconds)).as_secs();
+
+        assert_eq!((limit(0), limit(20), limit(90)), (30, 20, 0));
+        shutdown.lock().cut_off.push("batches");
+        assert_eq!(shutdown.leave_limit(requested_at), Duration::MAX);
     }
 
     #[tokio::test]

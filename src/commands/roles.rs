@@ -1,6 +1,9 @@
 //! The long-running roles, each wired from the same parts.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
@@ -155,7 +158,8 @@ impl Shared {
 
     /// Leaves the group. Fails where the consumer could not go on.
     async fn leave(&self, group: &'static str, consumer: Consumer) -> anyhow::Result<()> {
-        Ok(self.shutdown.close(group, consumer.stopped()).await?)
+        let limit = self.shutdown.leave_limit(Instant::now());
+        Ok(self.shutdown.close(group, consumer.stopped(limit)).await?)
     }
 
     /// Closes the connections to stores; those that do not close in time are dropped.

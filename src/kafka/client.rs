@@ -1,5 +1,9 @@
 use std::{
-    sync::atomic::{AtomicBool, Ordering},
+    collections::HashMap,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
@@ -20,8 +24,8 @@ const REQUEST_TIMEOUT_MS: &str = "20000";
 /// What librdkafka 2.12 logs where a topic was deleted and created again, in its debug context
 /// `metadata`. No call returns the id.
 const TOPIC_REPLACED: &str = " changed id from ";
-/// A topic id of zeros, which a client has before the first metadata.
-const NO_TOPIC_ID: &str = " from AAAAAAAAAAAAAAAAAAAAAA";
+/// A topic id of zeros, which a client has before the first metadata, or where a broker names none.
+const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 /// What every client of the cluster has in common.
 pub fn client_config(kafka: &Kafka) -> ClientConfig {
@@ -54,12 +58,17 @@ pub(super) fn report_topic_ids(client: &mut ClientConfig) {
 pub struct ClientLog {
     seldom: Seldom,
     topic_replaced: AtomicBool,
+    ids: TopicIds,
 }
+
+/// The last id of each topic that a broker named.
+#[derive(Debug, Default)]
+struct TopicIds(Mutex<HashMap<String, String>>);
 
 impl ClientLog {
     /// Writes a line of librdkafka's log, and looks for topics whose id changed.
     pub fn line(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        if is_topic_replaced(line) {
+        if self.ids.is_replacement(line) {
             tracing::warn!(line, "a topic was replaced by another one of its name");
             self.topic_replaced.store(true, Ordering::SeqCst);
             return;
@@ -88,8 +97,24 @@ impl ClientLog {
     }
 }
 
-fn is_topic_replaced(line: &str) -> bool {
-    line.contains(TOPIC_REPLACED) && !line.contains(NO_TOPIC_ID)
+impl TopicIds {
+    /// Whether a line says that a topic has another id than before. An id of zeros is none.
+    fn is_replacement(&self, line: &str) -> bool {
+        let Some((before, ids)) = line.split_once(TOPIC_REPLACED) else { return false };
+        let Some((from, to)) = ids.split_once(" to ") else { return false };
+        let topic = before.rsplit(' ').next().unwrap_or_default();
+        let to = to.trim_end();
+        if to == NO_TOPIC_ID {
+            let mut ids = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            ids.insert(topic.to_owned(), from.to_owned());
+            return false;
+        }
+        if from != NO_TOPIC_ID {
+            return true;
+        }
+        let former = self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(topic);
+        former.is_some_and(|former| former != to)
+    }
 }
 
 #[cfg(test)]
@@ -100,7 +125,23 @@ mod tests {
     fn only_a_topic_that_had_an_id_counts_as_replaced() {
         let first = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to pXu3w6cwSqmKGR2xm7a9Gg";
         let second = "[thrd:main]: Topic orders changed id from pXu3w6cwSqmKGR2xm7a9Gg to Qd3H1vKeTnO7xSkyq1Wd0g";
-        assert!(!is_topic_replaced(first));
-        assert!(is_topic_replaced(second));
+        let ids = TopicIds::default();
+        assert!(!ids.is_replacement(first));
+        assert!(ids.is_replacement(second));
+    }
+
+    #[test]
+    fn an_id_of_zeros_is_no_replacement_and_another_id_after_it_is() {
+        let line = |from, to| format!("[thrd:main]: Topic orders changed id from {from} to {to}");
+        let (ids, former, latter) = (TopicIds::default(), "pXu3w6cwSqmKGR2xm7a9Gg", "Qd3H1vKeTnO7xSkyq1Wd0g");
+        for (from, to, is_replaced) in [
+            (former, NO_TOPIC_ID, false),
+            (NO_TOPIC_ID, former, false),
+            (former, NO_TOPIC_ID, false),
+            (NO_TOPIC_ID, latter, true),
+            (NO_TOPIC_ID, latter, false),
+        ] {
+            assert_eq!(ids.is_replacement(&line(from, to)), is_replaced, "from {from} to {to}");
+        }
     }
 }

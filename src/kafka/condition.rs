@@ -14,6 +14,8 @@ use crate::{config::GroupProtocol, telemetry::Component};
 
 /// Statistics in a row that must agree: a single one may be of a connection that is being renewed.
 const CONFIRMATIONS: u32 = 2;
+/// How long questions stay unanswered before that is a complaint. One answer may be slow.
+const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 /// States of a broker in which it answers.
 const STATES_UP: [&str; 2] = ["UP", "REAUTH"];
 /// How long a member of the broker's protocol without a partition talks to its coordinator before
@@ -145,7 +147,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// A broker leaves questions unanswered since then, or answers where it is `None`.
+    /// A broker leaves questions unanswered since then, or answers where it is `None`. A later time
+    /// than the first counts for nothing.
     pub fn unanswered(&self, since: Option<Instant>) {
         let mut state = self.lock();
         if state.unanswered_since.is_some() != since.is_some() {
@@ -163,13 +166,16 @@ impl Condition {
         let is_member = is_member(statistics, self.protocol, state.is_replacement);
         if is_member {
             (state.has_joined, state.outside) = (true, None);
+            // Another member may have them now, without a revocation that this one saw.
+            state.stalled.retain(|partition| owned.contains(partition));
         }
         let mut is_in_order = is_member;
         if let Some(topic) = statistics.topics.get(&self.topic) {
             for partition in &fetched {
                 let Some(seen) = topic.partitions.get(partition) else { continue };
                 let before = state.positions.insert(*partition, seen.next_offset);
-                let is_at_end = seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
+                // `fetchq_cnt` is of all partitions together: they share the consumer's queue.
+                let is_at_end = seen.next_offset >= seen.ls_offset;
                 let moves = is_at_end || before.is_some_and(|before| before < seen.next_offset);
                 is_in_order &= moves || seen.fetchq_cnt > 0;
                 if moves {
@@ -196,10 +202,11 @@ impl Condition {
         since.map(|since| now.saturating_duration_since(since))
     }
 
-    /// Whether the member is in its group and nothing is wrong.
+    /// Whether the member is in its group, nothing is wrong, and statistics have shown it.
     pub fn is_well(&self) -> bool {
         let state = self.lock();
-        state.has_joined && state.fault.is_none() && state.complaint().is_none()
+        let is_confirmed = state.statistics_in_order >= CONFIRMATIONS && state.unanswered_since.is_none();
+        state.has_joined && is_confirmed && state.fault.is_none() && state.complaint().is_none()
     }
 
     fn report(&self, state: &State) {
@@ -229,10 +236,11 @@ impl State {
 
     fn complaint(&self) -> Option<String> {
         let fault = self.fault.as_ref().filter(|standing| standing.statistics >= CONFIRMATIONS);
+        let unanswered = self.unanswered_since.filter(|since| since.elapsed() >= UNANSWERED_AFTER);
         let parts = [
             self.outside.clone(),
             fault.map(|standing| standing.fault.text().to_owned()),
-            self.unanswered_since.map(|_| "a broker does not answer".to_owned()),
+            unanswered.map(|_| "a broker does not answer".to_owned()),
             self.topic_error.clone(),
             self.error.clone(),
             self.stalled.first().map(|partition| format!("partition {partition} makes no progress")),

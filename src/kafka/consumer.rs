@@ -1,6 +1,11 @@
 mod supervision;
 
-use std::{collections::VecDeque, sync::Arc, thread::JoinHandle, time::Duration};
+use std::{
+    collections::VecDeque,
+    sync::Arc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
 
 use prometheus::IntCounter;
 use rdkafka::{
@@ -36,8 +41,6 @@ const POLL: Duration = Duration::from_millis(100);
 /// fetched of them, the first partition first. Where there are other lanes, they wait too.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
 const ONLY_LANE_PATIENCE: Duration = Duration::from_secs(2);
-/// How long a consumer may take to leave its group, which it cannot while the brokers are away.
-const LEAVE_DEADLINE: Duration = Duration::from_secs(20);
 
 /// What to consume, and as whom.
 #[derive(Debug, Clone)]
@@ -100,11 +103,13 @@ impl Consumer {
         Ok((Self { thread }, lanes))
     }
 
-    /// Waits until the consumer has left its group, 20 s at most; call it when the lanes are dropped. Fails where the client could not go
-    /// on, for instance because another process has its `kafka.group_instance_id`, and where the poll thread has panicked.
-    pub async fn stopped(self) -> std::io::Result<()> {
+    /// Waits until the consumer has left its group, `limit` at most; it cannot leave while the
+    /// brokers are away. Call it when the lanes are dropped. Fails where the client could not go
+    /// on, for instance because another process has its `kafka.group_instance_id`, and where the
+    /// poll thread has panicked.
+    pub async fn stopped(self, limit: Duration) -> std::io::Result<()> {
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
-        match tokio::time::timeout(LEAVE_DEADLINE, joining).await {
+        match tokio::time::timeout(limit, joining).await {
             Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
             Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
             Err(_) => tracing::warn!("the group was not left in time; what was not committed comes again"),
@@ -145,17 +150,17 @@ impl Poller {
         let mut failures = Backoff::default();
         let mut polled = Ok(());
         while !self.shutdown.is_requested() {
-            self.health.alive();
+            let now = Instant::now();
             self.retry_waiting();
-            self.supervise();
+            self.supervise(now);
             let may_come = |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
-            self.partitions.throttle.apply(&self.client, &self.client.context().topic, may_come);
+            self.partitions.throttle.apply(&self.client, &self.client.context().topic, now, may_come);
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
-                    self.deliver(message.detach());
+                    self.deliver(message.detach(), now);
                 }
                 Some(Err(error)) => {
                     self.poll_errors.inc();
@@ -186,11 +191,15 @@ impl Poller {
         })
     }
 
-    fn deliver(&mut self, message: OwnedMessage) {
+    /// Gives a message to its lane; `now` is when the poll began.
+    fn deliver(&mut self, message: OwnedMessage, now: Instant) {
         let assignment = match self.partitions.polled(message.partition(), message.offset()) {
             Polled::InOrder(assignment) => assignment,
             Polled::Truncated => {
-                self.rewind(&message);
+                if !self.rewind(&message) {
+                    // It comes again.
+                    return;
+                }
                 let Polled::InOrder(assignment) = self.partitions.polled(message.partition(), message.offset()) else {
                     return;
                 };
@@ -199,8 +208,8 @@ impl Poller {
             Polled::Unowned => return,
         };
         let lane = self.partitions.lane(message.partition());
-        self.supervision.heard(message.partition());
-        self.partitions.throttle.add_message(message.partition());
+        self.supervision.heard(message.partition(), now);
+        self.partitions.throttle.add_message(message.partition(), now);
         if let Some(produced_at) = message.timestamp().to_millis() {
             self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
         }
@@ -222,11 +231,23 @@ impl Poller {
         self.set_paused(lane, true);
     }
 
-    fn rewind(&self, message: &OwnedMessage) {
+    /// Begins a truncated partition again, of which this message came. Returns whether the message
+    /// is the first to be handled.
+    fn rewind(&mut self, message: &OwnedMessage) -> bool {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-        tracing::warn!(topic, partition, offset, "the partition was truncated, its messages are read again");
-        if let Err(error) = self.member.rewind(&self.partitions, topic, partition, offset) {
-            tracing::warn!(topic, partition, offset, %error, "the committed offset did not go back");
+        self.client.context().ages.forget(partition);
+        match self.member.rewind(&self.partitions, topic, partition, offset) {
+            Ok(from) => {
+                tracing::warn!(topic, partition, offset, from, "the partition was truncated, it is read again");
+                from == offset
+            }
+            Err(error) => {
+                self.recreate(
+                    &format!("partition {partition} was truncated, no seek to undone messages: {error}"),
+                    None,
+                );
+                false
+            }
         }
     }
 

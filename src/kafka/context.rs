@@ -51,9 +51,18 @@ pub struct Context {
 #[derive(Debug, Clone, Copy)]
 struct Fetched {
     next_offset: i64,
-    /// Messages that are fetched and were not polled yet.
+    /// Messages of all partitions that are fetched and were not polled yet: the partitions share
+    /// the consumer's queue.
     queued: i64,
     committed: i64,
+}
+
+impl Fetched {
+    /// While messages are queued, the partition may have to wait until they are polled: then only
+    /// silence of all partitions counts. A client beyond the end fetches nothing either.
+    fn is_behind(self, end: i64, anything_came: bool) -> bool {
+        if self.queued > 0 { !anything_came } else { self.next_offset != end }
+    }
 }
 
 impl Context {
@@ -123,11 +132,11 @@ impl Context {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a partition that ends at this offset has messages that were not polled. A client
-    /// beyond the end fetches nothing either.
-    pub fn is_behind(&self, partition: i32, end: i64) -> bool {
+    /// Whether a partition that ends at this offset has messages that the client does not bring;
+    /// `anything_came` says whether it brought any of another partition of late.
+    pub fn is_behind(&self, partition: i32, end: i64, anything_came: bool) -> bool {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        fetched.get(&partition).is_none_or(|fetched| fetched.next_offset != end || fetched.queued > 0)
+        fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
     /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
@@ -141,7 +150,7 @@ impl Context {
     }
 
     /// Messages that are left to read and to handle. A log may end with records that are no
-    /// messages, as those of transactions.
+    /// messages, as those of transactions, which count while messages of any partition are queued.
     fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
         let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
         if is_fetched && self.partitions.is_all_done(partition) {
@@ -207,6 +216,10 @@ impl ConsumerContext for Context {
                 tracing::info!(topic = self.topic, ?partitions, from_beginning, "partitions assigned");
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 self.partitions.assign(&partitions);
+                // The partitions may have been paused in a former assignment.
+                if let Err(error) = consumer.resume(list) {
+                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
+                }
                 self.condition.joined();
             }
             Rebalance::Revoke(list) => {
@@ -242,4 +255,25 @@ fn ids(list: &TopicPartitionList) -> Vec<i32> {
 /// Sets the offsets from which the partitions that are about to be assigned are read.
 fn begin_at_beginning(list: &TopicPartitionList) -> Result<(), KafkaError> {
     list.elements().iter_mut().try_for_each(|partition| partition.set_offset(Offset::Beginning))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_partition_is_not_behind_while_messages_of_others_come() {
+        let fetched = |next_offset, queued| Fetched { next_offset, queued, committed: 0 };
+        for (next_offset, queued, anything_came, is_behind) in [
+            (9, 0, false, false),
+            (7, 0, true, true),
+            (9, 500, true, false),
+            (7, 500, true, false),
+            (7, 500, false, true),
+            (12, 0, false, true),
+        ] {
+            let answer = fetched(next_offset, queued).is_behind(9, anything_came);
+            assert_eq!(answer, is_behind, "next {next_offset}, queued {queued}, came {anything_came}");
+        }
+    }
 }

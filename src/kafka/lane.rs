@@ -203,6 +203,11 @@ impl<D> Batch<D> {
         self.partitions.is_owned(partition, self.taken[&partition])
     }
 
+    /// The assignment since which the batch has messages of a partition of its own.
+    pub(super) fn assignment(&self, partition: i32) -> u64 {
+        self.taken[&partition]
+    }
+
     /// Of each partition that is among the first messages, so many.
     fn last_offsets(&self, first: usize) -> impl Iterator<Item = (&str, i32, i64)> {
         let mut last = HashMap::new();

@@ -39,7 +39,9 @@ impl Member {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
         client.subscribe(&[subscription.topic])?;
-        Ok(Self { config, probe_config: client_config(kafka), current: RwLock::new(client) })
+        let mut probe_config = client_config(kafka);
+        probe_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
+        Ok(Self { config, probe_config, current: RwLock::new(client) })
     }
 
     pub fn client(&self) -> Client {
@@ -54,16 +56,24 @@ impl Member {
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
     }
 
-    /// Begins a partition again from an offset that is lower than before, since its log was
-    /// truncated: what was stored and committed beyond it is of messages that are gone.
-    pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+    /// Begins a partition again whose log was truncated, so that the client went back to `offset`.
+    /// What was stored and committed beyond it is of messages that are gone. Returns the offset
+    /// from which the client reads now, which is lower where earlier messages are not done. Fails
+    /// where the client cannot go back that far.
+    pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<i64> {
         // No lane may store an offset in between.
         let client = self.current.write().unwrap_or_else(PoisonError::into_inner);
-        partitions.restart(partition);
+        let from = partitions.restart(partition, offset);
+        if from < offset {
+            client.seek(topic, partition, Offset::Offset(from), Duration::ZERO)?;
+        }
         let mut offsets = TopicPartitionList::new();
-        offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
-        client.store_offsets(&offsets)?;
-        client.commit(&offsets, CommitMode::Async)
+        offsets.add_partition_offset(topic, partition, Offset::Offset(from))?;
+        let stored = client.store_offsets(&offsets);
+        if let Err(error) = stored.and_then(|()| client.commit(&offsets, CommitMode::Async)) {
+            tracing::warn!(topic, partition, offset = from, %error, "the committed offset did not go back");
+        }
+        Ok(from)
     }
 
     /// Commits an offset also where it is lower than the committed one, which the client does not
@@ -74,7 +84,7 @@ impl Member {
         self.client().commit(&offsets, CommitMode::Async)
     }
 
-    /// What a client of this member is made with, but for its group.
+    /// What a client is made with that asks about this member's group and does not join it.
     pub fn probe_config(&self) -> &ClientConfig {
         &self.probe_config
     }

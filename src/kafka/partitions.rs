@@ -1,7 +1,7 @@
 use std::{
     collections::{HashMap, HashSet},
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use super::throttle::Throttle;
@@ -32,6 +32,8 @@ struct Owned {
     assignment: u64,
     draining: bool,
     batches_in_hand: usize,
+    /// The offset at which the assignment began; 0 before the first message.
+    begun_at: i64,
     /// Next offset after the last message that was polled; 0 before the first.
     polled_up_to: i64,
     /// Behind the last message that is done. Some before it may have been left behind.
@@ -53,7 +55,20 @@ pub enum Polled {
 
 impl Owned {
     fn since(assignment: u64) -> Self {
-        Self { assignment, draining: false, batches_in_hand: 0, polled_up_to: 0, done_up_to: 0, stored_up_to: 0 }
+        Self {
+            assignment,
+            draining: false,
+            batches_in_hand: 0,
+            begun_at: 0,
+            polled_up_to: 0,
+            done_up_to: 0,
+            stored_up_to: 0,
+        }
+    }
+
+    /// Every message before this offset is done.
+    fn first_undone(&self) -> i64 {
+        if self.stored_up_to > 0 { self.stored_up_to } else { self.begun_at }
     }
 }
 
@@ -78,16 +93,21 @@ impl Partitions {
     }
 
     /// Begins a new assignment of a partition whose log was truncated: offsets come again that are
-    /// of other messages now. Messages of the former assignment are dropped.
-    pub fn restart(&self, partition: i32) {
+    /// of other messages now. Messages of the former assignment are dropped. Returns the offset
+    /// from which the partition is to be read: `offset`, to which the client went back, or that of
+    /// the first message that is not done, where that is lower.
+    pub fn restart(&self, partition: i32, offset: i64) -> i64 {
         let mut state = self.lock();
         state.assignments += 1;
         let assignment = state.assignments;
+        let mut from = offset;
         if let Some(owned) = state.owned.get_mut(&partition) {
-            *owned = Owned { draining: owned.draining, ..Owned::since(assignment) };
+            from = offset.min(owned.first_undone());
+            *owned = Owned { draining: owned.draining, begun_at: from, polled_up_to: from, ..Owned::since(assignment) };
         }
         drop(state);
         self.settled.notify_all();
+        from
     }
 
     /// Notes that a message was polled.
@@ -96,6 +116,9 @@ impl Partitions {
         let Some(owned) = state.owned.get_mut(&partition) else { return Polled::Unowned };
         if offset < owned.polled_up_to {
             return Polled::Truncated;
+        }
+        if owned.polled_up_to == 0 {
+            owned.begun_at = offset;
         }
         owned.polled_up_to = offset + 1;
         Polled::InOrder(owned.assignment)
@@ -117,7 +140,6 @@ impl Partitions {
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
     /// all was settled in time. Batches of a lane that stands still are not waited for: their offsets would not advance.
     pub fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
-        self.throttle.forget(partitions);
         let mut state = self.lock();
         for partition in partitions {
             if let Some(owned) = state.owned.get_mut(partition) {
@@ -134,6 +156,8 @@ impl Partitions {
         for partition in partitions {
             state.owned.remove(partition);
         }
+        // The batches in flight may have added letters meanwhile.
+        self.throttle.forget(partitions);
         !timeout.timed_out()
     }
 
@@ -178,6 +202,16 @@ impl Partitions {
     /// Whether the partition is still owned since that assignment, so that an offset of it may be stored.
     pub fn is_owned(&self, partition: i32, assignment: u64) -> bool {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
+    }
+
+    /// Counts dead letters of a partition for the throttle, unless the partition is not owned since
+    /// that assignment any more: the throttle would pause a partition of another consumer.
+    pub fn add_letters(&self, partition: i32, assignment: u64, letters: u32, now: Instant) {
+        // No revocation may come in between.
+        let state = self.lock();
+        if state.owned.get(&partition).is_some_and(|owned| owned.assignment == assignment) {
+            self.throttle.add_letters(partition, letters, now);
+        }
     }
 
     /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not.
@@ -261,7 +295,7 @@ mod tests {
         assert!(partitions.is_all_done(0));
 
         assert_eq!(partitions.polled(0, 10), Polled::Truncated);
-        partitions.restart(0);
+        assert_eq!(partitions.restart(0, 10), 10, "all before it is done");
         let after = partitions.assignment(0).unwrap();
         assert_eq!(partitions.polled(0, 10), Polled::InOrder(after));
 
@@ -272,6 +306,55 @@ mod tests {
         assert!(partitions.is_all_done(0));
         assert_eq!(partitions.committed_too_far(0, 100), Some(11));
         assert_eq!(partitions.committed_too_far(0, 11), None);
+    }
+
+    #[test]
+    fn a_truncated_partition_is_read_from_its_first_undone_message() {
+        let partitions = Partitions::new(1);
+        partitions.assign(&[0, 1]);
+        let before = partitions.assignment(0).unwrap();
+        for partition in [0, 1] {
+            for offset in 40..150 {
+                partitions.polled(partition, offset);
+            }
+        }
+        partitions.done(0, before, 50, None);
+        for (partition, undone) in [(0, 50), (1, 40)] {
+            assert_eq!(partitions.polled(partition, 120), Polled::Truncated);
+
+            assert_eq!(partitions.restart(partition, 120), undone);
+
+            assert!(!partitions.is_owned(partition, before), "messages of the former assignment are dropped");
+            let after = partitions.assignment(partition).unwrap();
+            assert_eq!(partitions.polled(partition, undone), Polled::InOrder(after));
+            assert_eq!(partitions.polled(partition, undone - 9), Polled::Truncated);
+            assert_eq!(partitions.restart(partition, undone - 9), undone - 9, "the log is truncated once more");
+        }
+    }
+
+    #[test]
+    fn dead_letters_of_a_partition_that_is_revoked_do_not_limit_it() {
+        let (partitions, now) = (Partitions::new(1), Instant::now());
+        partitions.assign(&[0]);
+        let assignment = partitions.assignment(0).unwrap();
+        let batch = HashMap::from([(0, assignment)]);
+        partitions.take(&batch);
+        thread::scope(|scope| {
+            let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(60)));
+            while !partitions.lock().owned[&0].draining {
+                thread::yield_now();
+            }
+            partitions.add_letters(0, assignment, 10_000, now);
+            partitions.put_back(&batch);
+            assert!(revoked.join().unwrap());
+        });
+
+        partitions.add_letters(0, assignment, 10_000, now);
+
+        assert!(!partitions.throttle.has_suspects());
+        partitions.assign(&[0]);
+        partitions.add_letters(0, partitions.assignment(0).unwrap(), 10_000, now);
+        assert!(partitions.throttle.has_suspects());
     }
 
     #[test]

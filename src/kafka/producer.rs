@@ -26,6 +26,9 @@ pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
 /// How long librdkafka tries to deliver a message before it gives up; the caller then decides.
 const DELIVERY_TIMEOUT_MS: &str = "10000";
 const QUEUE_FULL_DELAY: Duration = Duration::from_millis(5);
+/// How old a client is before it is replaced as its topic was replaced. Brokers may disagree on the
+/// topic for some seconds.
+const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Produces with `acks=all` and idempotence, and partitions as Java's default does.
@@ -43,6 +46,7 @@ pub struct Producer {
 struct Client {
     producer: FutureProducer<Context>,
     log: Arc<ClientLog>,
+    begun: Instant,
 }
 
 /// Why messages were not produced.
@@ -81,14 +85,15 @@ impl Client {
     fn new(config: &ClientConfig) -> KafkaResult<Arc<Self>> {
         let log = Arc::<ClientLog>::default();
         let producer = FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?;
-        Ok(Arc::new(Self { producer, log }))
+        Ok(Arc::new(Self { producer, log, begun: Instant::now() }))
     }
 
     /// An idempotent producer that lost track of its sequence, for instance as a broker lost its
     /// last seconds, never delivers again. One whose topic was replaced has a sequence that the new
     /// topic does not know.
     fn must_go(&self) -> bool {
-        self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced()
+        let may_follow_topic = || self.begun.elapsed() >= MIN_TOPIC_PAUSE;
+        self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced() && may_follow_topic()
     }
 }
 

@@ -98,7 +98,7 @@ impl<H: Handler> Publishing<H> {
         }
         self.deliver(batch, letters).await?;
         for (partition, letters) in writers {
-            self.offsets.partitions.throttle.add_letters(partition, letters, Instant::now());
+            self.offsets.partitions.add_letters(partition, batch.assignment(partition), letters, Instant::now());
         }
         Some(())
     }

@@ -6,9 +6,9 @@ use std::{
 };
 
 use rdkafka::{
-    ClientConfig,
+    ClientConfig, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    producer::{BaseProducer, Producer as _},
 };
 
 /// How long a client may fail before it is replaced. It recovers by itself from most failures, and
@@ -54,8 +54,9 @@ impl Pauses {
 pub struct Probe(Option<mpsc::Receiver<bool>>);
 
 impl Probe {
-    /// Returns true once a new client has reached a leader of the topic, and asks on a thread of
-    /// its own until then.
+    /// Returns true once a new client has reached the leaders of all partitions of the topic and
+    /// the group's coordinator, and asks on a thread of its own until then. `config` names the
+    /// group, which the new client does not join.
     pub fn reaches(&mut self, config: &ClientConfig, topic: &str, unreachable_for: Option<Duration>) -> bool {
         if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
             self.0 = None;
@@ -83,12 +84,19 @@ impl Probe {
 }
 
 fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
-    let client: BaseProducer = config.create()?;
-    let metadata = client.client().fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
-    let found = metadata.topics().first().filter(|found| found.error().is_none());
-    let unknown = KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition);
-    let partition = found.and_then(|found| found.partitions().first()).ok_or(unknown)?;
-    client.client().fetch_watermarks(topic, partition.id(), PROBE_TIMEOUT)?;
+    let client: BaseConsumer = config.create()?;
+    let metadata = client.fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
+    let found = metadata.topics().first().filter(|found| found.error().is_none() && !found.partitions().is_empty());
+    let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?;
+    let mut partitions = TopicPartitionList::new();
+    for partition in found.partitions() {
+        if partition.leader() < 0 {
+            return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable));
+        }
+        client.fetch_watermarks(topic, partition.id(), PROBE_TIMEOUT)?;
+        partitions.add_partition(topic, partition.id());
+    }
+    client.committed_offsets(partitions, PROBE_TIMEOUT)?;
     Ok(())
 }
 

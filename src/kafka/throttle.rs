@@ -1,6 +1,9 @@
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -20,7 +23,11 @@ const LIMITED_FOR: Duration = Duration::from_secs(10);
 /// the rate is limited: its messages come at that rate too, good or bad. The client pauses it
 /// meanwhile; the others go on.
 #[derive(Debug, Default)]
-pub(super) struct Throttle(Mutex<HashMap<i32, Suspect>>);
+pub(super) struct Throttle {
+    suspects: Mutex<HashMap<i32, Suspect>>,
+    /// Whether there are any. Most of the time there are none, and the poll thread takes no lock.
+    has_suspects: AtomicBool,
+}
 
 /// A partition with dead letters.
 #[derive(Debug)]
@@ -49,6 +56,7 @@ impl Throttle {
     /// Counts dead letters of a partition, those of one batch.
     pub fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
         let mut suspects = self.lock();
+        self.has_suspects.store(true, Ordering::Release);
         let suspect = suspects.entry(partition).or_insert(Suspect { letters_due_at: now, limit: None });
         suspect.letters_due_at = suspect.letters_due_at.max(now) + time_of(letters);
         let ahead = suspect.letters_due_at.saturating_duration_since(now);
@@ -63,26 +71,48 @@ impl Throttle {
     }
 
     /// Counts a message that came.
-    pub fn add_message(&self, partition: i32) {
+    pub fn add_message(&self, partition: i32, now: Instant) {
+        if !self.has_suspects() {
+            return;
+        }
         if let Some(limit) = self.lock().get_mut(&partition).and_then(|suspect| suspect.limit.as_mut()) {
-            limit.messages_due_at = limit.messages_due_at.max(Instant::now()) + time_of(1);
+            limit.messages_due_at = limit.messages_due_at.max(now) + time_of(1);
         }
     }
 
     /// Whether nothing comes of the partition, as it is paused.
     pub fn is_paused(&self, partition: i32) -> bool {
-        self.lock().get(&partition).and_then(|suspect| suspect.limit.as_ref()).is_some_and(|limit| limit.is_paused)
+        self.has_suspects()
+            && self
+                .lock()
+                .get(&partition)
+                .and_then(|suspect| suspect.limit.as_ref())
+                .is_some_and(|limit| limit.is_paused)
     }
 
     /// Forgets partitions that are assigned anew: the client has not paused them.
     pub fn forget(&self, partitions: &[i32]) {
-        self.lock().retain(|partition, _| !partitions.contains(partition));
+        self.retain(|partition, _| !partitions.contains(partition));
+    }
+
+    /// Whether any partition has had dead letters of late.
+    pub fn has_suspects(&self) -> bool {
+        self.has_suspects.load(Ordering::Acquire)
+    }
+
+    fn retain(&self, mut stays: impl FnMut(&i32, &mut Suspect) -> bool) {
+        let mut suspects = self.lock();
+        suspects.retain(|partition, suspect| stays(partition, suspect));
+        self.has_suspects.store(!suspects.is_empty(), Ordering::Release);
     }
 
     /// Pauses and resumes what is due, in the client. The poll thread calls it before each poll.
     /// Partitions that `may_come` denies are left to who has paused them.
-    pub fn apply(&self, client: &Client, topic: &str, may_come: impl Fn(i32) -> bool) {
-        let Changes { pause, resume } = self.changes(Instant::now(), may_come);
+    pub fn apply(&self, client: &Client, topic: &str, now: Instant, may_come: impl Fn(i32) -> bool) {
+        if !self.has_suspects() {
+            return;
+        }
+        let Changes { pause, resume } = self.changes(now, may_come);
         if !pause.is_empty() {
             tracing::debug!(topic, partitions = ?pause, "partitions with dead letters paused");
             warn_of(topic, client.pause(&list(topic, &pause)));
@@ -94,7 +124,7 @@ impl Throttle {
 
     fn changes(&self, now: Instant, may_come: impl Fn(i32) -> bool) -> Changes {
         let mut changes = Changes { pause: Vec::new(), resume: Vec::new() };
-        self.lock().retain(|partition, suspect| {
+        self.retain(|partition, suspect| {
             let Some(limit) = &mut suspect.limit else { return suspect.letters_due_at > now };
             let ahead = limit.messages_due_at.saturating_duration_since(now);
             if !limit.is_paused && ahead > AHEAD {
@@ -110,7 +140,7 @@ impl Throttle {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<i32, Suspect>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,8 +193,8 @@ mod tests {
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]));
         assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[], &[0]));
         for _ in 0..9 * PER_SECOND {
-            throttle.add_message(0);
-            throttle.add_message(1);
+            throttle.add_message(0, start + Duration::from_secs(2));
+            throttle.add_message(1, start + Duration::from_secs(2));
         }
         throttle.add_letters(1, 1, start + Duration::from_secs(2));
         assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[0], &[]));
@@ -186,6 +216,7 @@ mod tests {
         assert!(throttle.lock().values().all(|suspect| suspect.limit.is_none()));
         throttle.changes(start + Duration::from_secs(60), |_| true);
         assert!(throttle.lock().is_empty());
+        assert!(!throttle.has_suspects());
     }
 
     #[test]

@@ -19,7 +19,7 @@ use stocklock::{
     telemetry::{Health, Metrics},
 };
 
-use crate::harness::{Database, Strategy, World};
+use crate::harness::{Database, PATIENCE, Strategy, World};
 
 const MESSAGES: usize = 40;
 const PAYLOAD_BYTES: usize = 900_000;
@@ -60,7 +60,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
             break;
         }
         let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
-        batch = tokio::time::timeout(crate::harness::PATIENCE, next).await.expect("the others come").unwrap();
+        batch = tokio::time::timeout(PATIENCE, next).await.expect("the others come").unwrap();
     }
     for (partition, offsets) in offsets {
         let in_order: Vec<_> = (0..).take(offsets.len()).collect();
@@ -68,7 +68,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
     }
     shutdown.request();
     drop(lane);
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
 }
 
 /// A lane that is full holds a message back and pauses its partitions. Those that a rebalance then brings are not paused yet: their
@@ -102,7 +102,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
     drop(rival_lanes);
-    rival.stopped().await.unwrap();
+    rival.stopped(PATIENCE).await.unwrap();
     assigned(&metrics, assignments + 1).await;
     tokio::time::sleep(linger).await;
 
@@ -129,7 +129,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     }
     shutdown.request();
     drop(lane);
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
 }
 
 /// While its lane is full, a partition is paused; if it is then taken away and comes back, it must not stay paused.
@@ -169,7 +169,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
     drop(rival_lanes);
-    rival.stopped().await.unwrap();
+    rival.stopped(PATIENCE).await.unwrap();
     assigned(&metrics, assignments + 1).await;
     world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"new".to_vec())).collect()).await;
     let mut found = BTreeSet::new();
@@ -182,7 +182,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     assert_eq!(found.len(), MESSAGES, "every partition is fetched");
     shutdown.request();
     drop(lane);
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
 }
 
 /// Refuses whatever is large, and leaves the first message of a partition behind the first time it could be handled.
@@ -268,7 +268,7 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
     let running =
         lanes.pop().unwrap().run(picky.clone(), dead_letters(&world, &metrics), batches, &metrics, lane_health);
     tokio::join!(running, stop_when_done);
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
     assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
     assert!(picky.left_behind.load(Ordering::SeqCst), "a part left a message behind");
     let handled = picky.handled.lock().unwrap();
@@ -361,12 +361,12 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
         }
         rival_shutdown.request();
         drop(lane);
-        rival.stopped().await.unwrap();
+        rival.stopped(PATIENCE).await.unwrap();
         shutdown.request();
         first
     };
     let (first, (), ()) = tokio::join!(rival, producing, running);
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
     for (partition, offset) in first {
         assert_eq!(offset, 0, "of partition {partition}");
         let handled = hindered.handled.lock().unwrap().iter().filter(|(p, _)| *p == partition).count();
@@ -437,7 +437,7 @@ async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output
         until.await;
         shutdown.request();
     });
-    consumer.stopped().await.unwrap();
+    consumer.stopped(PATIENCE).await.unwrap();
     world.uncommitted(group_id, topic)
 }
 

@@ -112,3 +112,22 @@ async fn a_worker_whose_store_hangs_leaves_its_group_all_the_same() {
     world.settled().await;
     assert_eq!(world.available("a"), 4);
 }
+
+/// Only leaving the group hangs, and that loses nothing: the next owner repeats what was done.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_without_work_ends_in_order_although_the_brokers_hang() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let broker = BrokerProxy::before(&world.config.kafka.brokers).await;
+    let settings = [("STOCKLOCK__STOP__DEADLINE", "10s"), ("STOCKLOCK__KAFKA__BROKERS", &broker.address)];
+    let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
+    world.produce_events(&world.save(&[order_lines(&[("a", 1)])]).await).await;
+    world.settled().await;
+
+    broker.hang();
+    worker.terminate();
+
+    let log = worker.ended(0).await;
+    assert!(log.contains("the group was not left in time"), "the fault never fired:\n{log}");
+    assert_eq!(world.available("a"), 4);
+}

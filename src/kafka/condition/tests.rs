@@ -49,6 +49,60 @@ fn a_member_of_the_broker_s_protocol_is_ready_without_a_partition() {
 }
 
 #[test]
+fn a_partition_at_its_end_is_in_order_although_others_have_messages_queued() {
+    let (health, condition) = condition();
+    condition.replaced("partition 0 stalled", Some(0));
+    condition.joined();
+    let at_end = statistics::Partition { fetchq_cnt: 500, ..partition(7, 7) };
+
+    condition.observe(&statistics("UP", "up", at_end), &[0], Instant::now());
+
+    assert_eq!(health.not_ready(), [""; 0]);
+}
+
+#[test]
+fn a_stalled_partition_that_another_member_has_is_no_complaint() {
+    let (health, condition) = condition();
+    condition.replaced("partition 0 stalled", Some(0));
+    condition.observe(&statistics("UP", "wait-coord", partition(7, 9)), &[], Instant::now());
+    assert!(health.not_ready()[0].contains("makes no progress"), "{:?}", health.not_ready());
+
+    condition.observe(&statistics("UP", "up", partition(7, 9)), &[], Instant::now());
+
+    assert_eq!(health.not_ready(), [""; 0]);
+}
+
+#[test]
+fn one_slow_answer_is_no_complaint_and_silence_of_seconds_is() {
+    let (health, condition) = condition();
+    condition.joined();
+    let now = Instant::now();
+
+    condition.unanswered(Some(now));
+    assert_eq!((health.not_ready(), condition.is_well()), (Vec::new(), false));
+    condition.unanswered(None);
+    condition.unanswered(now.checked_sub(Duration::from_secs(5)));
+
+    assert_eq!(health.not_ready(), ["orders: a broker does not answer"]);
+    condition.unanswered(Some(now));
+    assert!(condition.unreachable_for(now) >= Some(Duration::from_secs(5)), "the first failure counts");
+}
+
+#[test]
+fn a_new_client_is_well_once_two_statistics_have_shown_it() {
+    let (_health, condition) = condition();
+    condition.replaced("it reaches no broker, and a new one does", None);
+    condition.joined();
+    for confirmed in [false, true] {
+        assert!(!condition.is_well(), "it has proved nothing yet");
+
+        condition.observe(&statistics("UP", "up", partition(7, 7)), &[0], Instant::now());
+
+        assert_eq!(condition.is_well(), confirmed);
+    }
+}
+
+#[test]
 fn a_fault_counts_when_two_statistics_show_it() {
     let (health, condition) = condition();
     let start = Instant::now();

@@ -22,6 +22,12 @@ const WATCH: Duration = Duration::from_secs(1);
 const ASK_TOPIC_EVERY: Duration = Duration::from_secs(5);
 /// How long the broker may take to say where a partition ends.
 const ASK_END: Duration = Duration::from_millis(500);
+/// No further partition is asked about in a pass that has asked for so long: nothing is polled
+/// meanwhile.
+const MAX_ASKING: Duration = Duration::from_millis(20);
+/// How soon a client may be replaced again as its topic was replaced. Brokers may disagree on the
+/// topic for some seconds.
+const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 
 /// What decides whether a client is replaced.
 pub(super) struct Supervision {
@@ -29,6 +35,10 @@ pub(super) struct Supervision {
     /// When the client was last looked at.
     watched: Instant,
     stall_timeout: Duration,
+    /// When the last message came of any partition.
+    last_heard: Option<Instant>,
+    /// When the client was last replaced.
+    replaced_at: Option<Instant>,
     pauses: Pauses,
     probe: Probe,
     /// The partition whose broker did not answer when it was last asked.
@@ -43,6 +53,8 @@ impl Supervision {
             watchdog: Watchdog::default(),
             watched: Instant::now(),
             stall_timeout,
+            last_heard: None,
+            replaced_at: None,
             pauses: Pauses::default(),
             probe: Probe::default(),
             unanswered: None,
@@ -52,8 +64,18 @@ impl Supervision {
     }
 
     /// A message of the partition came.
-    pub fn heard(&mut self, partition: i32) {
+    pub fn heard(&mut self, partition: i32, now: Instant) {
+        self.last_heard = Some(now);
         self.watchdog.heard(partition);
+    }
+
+    /// Whether a message of any partition came within half of the stall timeout.
+    fn has_anything_come(&self, now: Instant) -> bool {
+        self.last_heard.is_some_and(|heard| now.saturating_duration_since(heard) < self.stall_timeout / 2)
+    }
+
+    fn may_follow_topic(&self, now: Instant) -> bool {
+        self.replaced_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_TOPIC_PAUSE)
     }
 
     /// Whether the client was replaced, and the new one is not well yet.
@@ -66,11 +88,11 @@ impl Poller {
     /// Replaces a client that does not recover by itself: its topic is another one, it has failed
     /// for good, it reaches no broker although a new client would, or it fetches nothing although
     /// there is something and its lane has room.
-    pub(super) fn supervise(&mut self) {
-        let now = Instant::now();
+    pub(super) fn supervise(&mut self, now: Instant) {
         if now.duration_since(self.supervision.watched) < WATCH {
             return;
         }
+        self.health.alive();
         let context = Arc::clone(self.client.context());
         if context.condition.is_well() {
             self.supervision.pauses.reset();
@@ -87,7 +109,7 @@ impl Poller {
                 tracing::warn!(partition, offset, %error, "the committed offset did not go back");
             }
         }
-        if context.log.is_topic_replaced() {
+        if context.log.is_topic_replaced() && self.supervision.may_follow_topic(now) {
             self.recreate("the topic was replaced by another one of its name", None);
         } else if self.supervision.pauses.is_over(now) {
             let unreachable_for = context.condition.unreachable_for(now);
@@ -132,25 +154,47 @@ impl Poller {
             self.supervision.unanswered = None;
             context.condition.unanswered(None);
         }
-        for partition in self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now) {
-            // A broker that does not answer is away, which is no stall; nothing is polled while it
-            // is asked.
-            let Ok((_, end)) = self.client.fetch_watermarks(&context.topic, partition, ASK_END) else {
-                self.supervision.watchdog.is_stalled(partition, false);
-                self.supervision.unanswered = Some(partition);
-                context.condition.unanswered(now.checked_sub(self.supervision.stall_timeout / 2));
-                return None;
-            };
-            self.supervision.unanswered = None;
-            context.condition.unanswered(None);
-            if self.supervision.watchdog.is_stalled(partition, context.is_behind(partition, end)) {
+        let silent = self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now);
+        let began = Instant::now();
+        for partition in silent {
+            if self.is_stalled(context, partition, now) {
                 return Some(partition);
+            }
+            // Nothing is polled while a broker is asked: the next pass asks about the rest.
+            if began.elapsed() > MAX_ASKING {
+                break;
             }
         }
         None
     }
 
-    fn recreate(&mut self, why: &str, stalled: Option<i32>) {
+    /// Asks where a silent partition ends. A broker that does not answer is away, which is no
+    /// stall.
+    fn is_stalled(&mut self, context: &Context, partition: i32, now: Instant) -> bool {
+        let asked = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
+        let supervision = &mut self.supervision;
+        let is_first = supervision.unanswered.is_none_or(|unanswered| unanswered == partition);
+        supervision.watchdog.asked(partition, now);
+        let Ok((_, end)) = asked else {
+            supervision.watchdog.is_stalled(partition, false);
+            // One partition shows soon whether the broker is back.
+            if is_first {
+                supervision.unanswered = Some(partition);
+                supervision.watchdog.ask_again(partition, supervision.stall_timeout, now);
+                context.condition.unanswered(Some(now));
+            }
+            return false;
+        };
+        if is_first {
+            supervision.unanswered = None;
+            context.condition.unanswered(None);
+        }
+        let is_behind = context.is_behind(partition, end, supervision.has_anything_come(now));
+        supervision.watchdog.is_stalled(partition, is_behind)
+    }
+
+    /// Replaces the client, and says why.
+    pub(super) fn recreate(&mut self, why: &str, stalled: Option<i32>) {
         let context = Arc::clone(self.client.context());
         tracing::warn!(
             topic = context.topic,
@@ -160,7 +204,9 @@ impl Poller {
         );
         context.condition.replaced(why, stalled);
         self.supervision.recreations.inc();
-        self.supervision.pauses.replaced(Instant::now());
+        let now = Instant::now();
+        self.supervision.pauses.replaced(now);
+        (self.supervision.replaced_at, self.supervision.last_heard) = (Some(now), None);
         (self.supervision.watchdog, self.supervision.probe, self.supervision.unanswered) =
             (Watchdog::default(), Probe::default(), None);
         drop(context);
