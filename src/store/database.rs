@@ -3,10 +3,7 @@ use std::{ops::ControlFlow, time::Duration};
 use sqlx::Executor as _;
 use tokio::time::{error::Elapsed, timeout};
 
-use super::{
-    StoreError,
-    sessions::{InUse, Sessions},
-};
+use super::{StoreError, in_use::InUse, sessions::Sessions};
 use crate::{config, telemetry::Metrics};
 
 /// How long a statement that stands alone may take.

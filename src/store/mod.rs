@@ -8,6 +8,7 @@ mod charsets;
 mod database;
 mod ender;
 mod error;
+mod in_use;
 mod limits;
 mod migrate;
 mod orders;

@@ -17,7 +17,7 @@ use tokio::{
 use url::Url;
 use uuid::Uuid;
 
-use super::{StoreError, ender::Ender, limits::Limits};
+use super::{StoreError, ender::Ender, in_use::InUse, limits::Limits};
 use crate::config;
 
 /// The longest wait for a session that is free, checked or opened.
@@ -46,13 +46,13 @@ pub(super) struct Sessions {
 pub(super) struct Shared {
     options: MySqlConnectOptions,
     /// The role of the store and its server's address, for errors.
-    name: String,
+    pub name: String,
     pub limits: Limits,
     begin: String,
     size: u32,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
-    ending: mpsc::UnboundedSender<Ending>,
+    pub ending: mpsc::UnboundedSender<Ending>,
     /// Why sessions cannot be ended at present; sent again with each attempt.
     failure: watch::Sender<Option<Failure>>,
     /// Has the next attempt made at once.
@@ -74,7 +74,7 @@ pub(super) struct Session {
     /// no such locks.
     pub name: Option<String>,
     generation: u64,
-    expires_at: Instant,
+    pub expires_at: Instant,
     idle_since: Instant,
 }
 
@@ -268,7 +268,7 @@ impl Shared {
     }
 
     fn in_use(self: &Arc<Self>, session: Session, permit: OwnedSemaphorePermit) -> InUse {
-        InUse { held: Some(Ending { session, _permit: permit }), shared: Arc::clone(self), is_clean: false }
+        InUse::new(Ending { session, _permit: permit }, Arc::clone(self))
     }
 
     /// A session without the settings of the pool, by which others are ended.
@@ -302,7 +302,7 @@ impl Shared {
     }
 
     /// Uses no session again that exists now: what one of them met may await the others.
-    fn distrust(&self) {
+    pub fn distrust(&self) {
         let idle = {
             let mut state = self.state();
             state.generation += 1;
@@ -313,7 +313,7 @@ impl Shared {
         }
     }
 
-    fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
+    pub fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
         let now = Instant::now();
         session.idle_since = now;
         {
@@ -359,61 +359,4 @@ fn address(url: &config::SecretUrl) -> String {
     let parsed = Url::parse(url.expose()).ok();
     let address = parsed.and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(3306))));
     address.unwrap_or_else(|| url.to_string())
-}
-
-/// A session at work. Unless its work came to an end, the server ends it when this is dropped: a
-/// statement may still run in it, half a transaction or half an answer may be left in it.
-#[derive(Debug)]
-pub(super) struct InUse {
-    held: Option<Ending>,
-    shared: Arc<Shared>,
-    is_clean: bool,
-}
-
-impl InUse {
-    #[expect(clippy::panic, reason = "it holds its session until it is dropped")]
-    pub fn conn(&mut self) -> &mut MySqlConnection {
-        match &mut self.held {
-            Some(held) => &mut held.session.conn,
-            None => panic!("a session is used after its end"),
-        }
-    }
-
-    /// Ends the work. The session is used again, unless the work failed for a reason that may lie
-    /// in the server.
-    pub fn end<T>(mut self, worked: Result<T, StoreError>) -> Result<T, StoreError> {
-        match &worked {
-            Err(StoreError::Unavailable(_) | StoreError::CommitUnknown(_)) => self.shared.distrust(),
-            _ => self.is_clean = true,
-        }
-        worked
-    }
-
-    /// Gives the work up: the server did not answer in time.
-    pub fn give_up(self, limit: Duration) -> String {
-        self.shared.distrust();
-        format!("{}: no answer within {}", self.shared.name, humantime::format_duration(limit))
-    }
-
-    /// Lets one read take as long as it takes. The session is not used again.
-    pub async fn without_limit(&mut self) -> Result<(), StoreError> {
-        let lift =
-            "SET SESSION sql_auto_is_null = 0 /*!80000 , max_execution_time = 0 */ /*M! , max_statement_time = 0 */";
-        self.conn().execute(lift).await?;
-        if let Some(held) = &mut self.held {
-            held.session.expires_at = Instant::now();
-        }
-        Ok(())
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        let Some(held) = self.held.take() else { return };
-        if self.is_clean {
-            self.shared.give_back(held);
-        } else {
-            let _no_ender = self.shared.ending.send(held);
-        }
-    }
 }
