@@ -73,10 +73,10 @@ impl DeadLetters {
         }
         for (message, Refusal { class, text }) in letters.iter().take(MAX_LOGGED) {
             let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
-            tracing::warn!(topic, partition, offset, class, error = text, "set aside as a dead letter");
+            tracing::warn!(topic, partition, offset, class, error = text, "dead-lettered");
         }
         if letters.len() > MAX_LOGGED {
-            tracing::warn!(letters = letters.len() - MAX_LOGGED, "more were set aside as dead letters");
+            tracing::warn!(letters = letters.len() - MAX_LOGGED, "more were dead-lettered");
         }
     }
 }

@@ -113,14 +113,18 @@ impl Metrics {
                 "Whether the Redis master locks keys: 1 or 0.",
                 &["master"],
             )?,
-            rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or taken away.", &["kind"])?,
+            rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or revoked.", &["kind"])?,
             consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
                 "Consumers replaced, as they made no progress or their topic was another one.",
                 &["topic"],
             )?,
             poll_errors: make.counters("stocklock_poll_errors_total", "Polls of a topic that failed.", &["topic"])?,
-            dead_letters: make.counters("stocklock_dead_letters_total", "Messages set aside.", &["topic", "class"])?,
+            dead_letters: make.counters(
+                "stocklock_dead_letters_total",
+                "Messages dead-lettered.",
+                &["topic", "class"],
+            )?,
             lanes_stopped: make.gauges(
                 "stocklock_lanes_stopped",
                 "Lanes that stand still, as too many of their messages would be dead letters.",
