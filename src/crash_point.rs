@@ -26,7 +26,11 @@ pub fn crash_point(name: &str) {
         fn from(variable: &str) -> Option<Self> {
             let wanted = std::env::var(variable).ok()?;
             let (point, times) = wanted.split_once('@').unwrap_or((&wanted, "1"));
-            Some(Self { point: point.to_owned(), times: times.parse().unwrap_or(1), passed: AtomicU64::new(0) })
+            Some(Self {
+                point: point.to_owned(),
+                times: times.parse().unwrap_or(1),
+                passed: AtomicU64::new(0),
+            })
         }
 
         fn is_here(&self, name: &str) -> bool {

@@ -40,7 +40,8 @@ impl Shutdown {
     /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
     pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (mut terminate, mut interrupt) =
+            (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let requested = shutdown.clone();
         tokio::spawn(async move {
             let name = tokio::select! {
@@ -48,7 +49,10 @@ impl Shutdown {
                 _ = interrupt.recv() => "SIGINT",
             };
             requested.request();
-            tracing::info!(signal = name, "stopping: no new work is taken, work in flight is finished");
+            tracing::info!(
+                signal = name,
+                "stopping: no new work is taken, work in flight is finished"
+            );
             tokio::select! {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
@@ -62,24 +66,34 @@ impl Shutdown {
     /// Bounds the stop: three quarters of `deadline` after the request, [`Shutdown::finish`] cuts
     /// work off; at the deadline the process ends with status 2, whatever hangs. `complaints`
     /// answers what the process lacks, for the log.
-    pub fn enforce(&self, deadline: Duration, complaints: impl Fn() -> Vec<String> + Send + 'static) {
+    pub fn enforce(
+        &self,
+        deadline: Duration,
+        complaints: impl Fn() -> Vec<String> + Send + 'static,
+    ) {
         let shutdown = self.clone();
         self.lock().deadline = Some(deadline);
         tokio::spawn(async move {
             shutdown.requested().await;
             let bounded = shutdown.clone();
             // A thread of its own: the runtime's may all be blocked.
-            let ending = std::thread::Builder::new().name("stop-deadline".into()).spawn(move || {
-                std::thread::sleep(deadline);
-                let (logged, logging) = mpsc::channel();
-                std::thread::spawn(move || {
-                    let (left, lacks) = (bounded.lock().left(), complaints());
-                    tracing::error!(?left, ?lacks, ?deadline, "stop deadline passed, work is unfinished");
-                    let _nobody_waits = logged.send(());
+            let ending =
+                std::thread::Builder::new().name("stop-deadline".into()).spawn(move || {
+                    std::thread::sleep(deadline);
+                    let (logged, logging) = mpsc::channel();
+                    std::thread::spawn(move || {
+                        let (left, lacks) = (bounded.lock().left(), complaints());
+                        tracing::error!(
+                            ?left,
+                            ?lacks,
+                            ?deadline,
+                            "stop deadline passed, work is unfinished"
+                        );
+                        let _nobody_waits = logged.send(());
+                    });
+                    let _logged = logging.recv_timeout(LOG_DEADLINE);
+                    std::process::exit(CUT_OFF_STATUS);
                 });
-                let _logged = logging.recv_timeout(LOG_DEADLINE);
-                std::process::exit(CUT_OFF_STATUS);
-            });
             if let Err(error) = ending {
                 tracing::error!(%error, "the stop has no deadline");
             }
@@ -120,8 +134,10 @@ impl Shutdown {
     pub fn leave_limit(&self, now: Instant) -> Duration {
         let work = self.lock();
         let deadline = work.deadline.filter(|_| work.cut_off.is_empty());
-        let since = work.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
-        deadline.map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(LEAVE_SHARE))
+        let since =
+            work.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        deadline
+            .map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(LEAVE_SHARE))
     }
 
     pub fn request(&self) {
@@ -208,7 +224,8 @@ mod tests {
         let requested_at = Instant::now();
         shutdown.lock().requested_at = Some(requested_at);
 
-        let limit = |seconds| shutdown.leave_limit(requested_at + Duration::from_secs(seconds)).as_secs();
+        let limit =
+            |seconds| shutdown.leave_limit(requested_at + Duration::from_secs(seconds)).as_secs();
 
         assert_eq!((limit(0), limit(20), limit(90)), (30, 20, 0));
         shutdown.lock().cut_off.push("batches");

@@ -97,8 +97,9 @@ impl Batch {
         let mut batch = Self { orders: Orders::default(), ..self };
         for order in self.orders.iter() {
             let shares = |product: usize| batch.left_behind.demand(product) && !others_overtake;
-            let is_left =
-                (0..PRODUCTS).any(|product| DEMANDS[order][product] > 0 && (is_held(product) || shares(product)));
+            let is_left = (0..PRODUCTS).any(|product| {
+                DEMANDS[order][product] > 0 && (is_held(product) || shares(product))
+            });
             if is_left { batch.left_behind.0[order] = true } else { batch.orders.0[order] = true }
         }
         batch
@@ -181,7 +182,10 @@ fn lock(state: &mut State, worker: usize, batch: Batch) -> Option<()> {
 
 /// Those of the same partition that came before an order and want one of its products.
 fn those_before(order: usize) -> impl Iterator<Item = usize> {
-    let (first, _) = PARTITIONS.into_iter().find(|(first, end)| (*first..*end).contains(&order)).unwrap_or_default();
+    let (first, _) = PARTITIONS
+        .into_iter()
+        .find(|(first, end)| (*first..*end).contains(&order))
+        .unwrap_or_default();
     let share = |one: usize, other: usize| {
         (0..PRODUCTS).any(|product| DEMANDS[one][product] > 0 && DEMANDS[other][product] > 0)
     };
@@ -197,7 +201,13 @@ impl Protocol {
 
     /// Decides a batch over the stock as it was read, and writes what it came to over the stock as it is. `None` where the write is
     /// rejected, and nothing of it holds.
-    fn commit(&self, state: &State, Batch { orders, .. }: Batch, read: Stocks, is_locked: bool) -> Option<State> {
+    fn commit(
+        &self,
+        state: &State,
+        Batch { orders, .. }: Batch,
+        read: Stocks,
+        is_locked: bool,
+    ) -> Option<State> {
         let (mut state, current) = (state.clone(), state.stocks);
         let mut after = read;
         let (mut deducted, mut rests_on) = ([false; PRODUCTS], [false; PRODUCTS]);
@@ -213,7 +223,8 @@ impl Protocol {
             if let Some(product) = short {
                 rests_on[product] = true;
                 state.outcomes[order] = Some(Outcome::Failed);
-                let was_there = (0..PRODUCTS).all(|product| current[product].available >= demand[product]);
+                let was_there =
+                    (0..PRODUCTS).all(|product| current[product].available >= demand[product]);
                 state.refused_wrongly |= orders.iter().count() == 1 && was_there;
             } else {
                 for product in (0..PRODUCTS).filter(|&product| demand[product] > 0) {
@@ -227,14 +238,19 @@ impl Protocol {
             state.overtaken |= those_before(order).any(|earlier| state.outcomes[earlier].is_none());
         }
         for product in (0..PRODUCTS).filter(|&product| rests_on[product]) {
-            let is_guarded =
-                !self.is(if deducted[product] { Mutant::NoVersionGuard } else { Mutant::NoGuardOnRefusals });
+            let is_guarded = !self.is(if deducted[product] {
+                Mutant::NoVersionGuard
+            } else {
+                Mutant::NoGuardOnRefusals
+            });
             if is_guarded && current[product].version != read[product].version {
                 return None;
             }
             if deducted[product] || is_guarded {
-                state.stocks[product] =
-                    Stock { available: after[product].available, version: current[product].version + 1 };
+                state.stocks[product] = Stock {
+                    available: after[product].available,
+                    version: current[product].version + 1,
+                };
             }
         }
         Some(state)
@@ -273,7 +289,9 @@ impl Model for Protocol {
                         actions.extend(undone.map(|end| Action::Deliver(worker, partition, end)));
                     }
                 }
-                Step::Delivered(_) if !holds => actions.extend([Action::Lock(worker), Action::LockLess(worker)]),
+                Step::Delivered(_) if !holds => {
+                    actions.extend([Action::Lock(worker), Action::LockLess(worker)])
+                }
                 // A worker that began anew waits until its own locks of before have expired, as any other.
                 Step::Delivered(_) => {}
                 Step::Locked(_) => actions.push(Action::Read(worker)),
@@ -283,7 +301,9 @@ impl Model for Protocol {
                 Step::Reported(batch) => {
                     let (_, last) = PARTITIONS[batch.partition];
                     let collected = if batch.left_behind.is_empty() { batch.end } else { last };
-                    actions.extend((batch.end..=collected).map(|end| Action::StoreOffset(worker, end)));
+                    actions.extend(
+                        (batch.end..=collected).map(|end| Action::StoreOffset(worker, end)),
+                    );
                 }
             }
             if matches!(state.workers[worker], Step::Delivered(batch) if !batch.again.is_empty()) {
@@ -309,8 +329,13 @@ impl Model for Protocol {
             Action::Deliver(worker, partition, end) => {
                 let orders = Orders::range(state.committed_offsets[partition], end);
                 let none = Orders::default();
-                state.workers[worker] =
-                    Step::Delivered(Batch { partition, end, orders, again: none, left_behind: none });
+                state.workers[worker] = Step::Delivered(Batch {
+                    partition,
+                    end,
+                    orders,
+                    again: none,
+                    left_behind: none,
+                });
             }
             Action::Lock(worker) => {
                 let Step::Delivered(batch) = state.workers[worker] else { return None };
@@ -318,8 +343,10 @@ impl Model for Protocol {
             }
             Action::LockLess(worker) => {
                 let Step::Delivered(batch) = state.workers[worker] else { return None };
-                let less =
-                    batch.without(|product| last.locks[product].is_some(), self.is(Mutant::OthersOvertakeWhatIsLeft));
+                let less = batch.without(
+                    |product| last.locks[product].is_some(),
+                    self.is(Mutant::OthersOvertakeWhatIsLeft),
+                );
                 if less.orders.is_empty() || less.orders == batch.orders {
                     return None;
                 }
@@ -357,7 +384,11 @@ impl Model for Protocol {
             }
             Action::StoreOffset(worker, collected) => {
                 let Step::Reported(batch) = state.workers[worker] else { return None };
-                let first_left = batch.left_behind.iter().next().filter(|_| !self.is(Mutant::OffsetsPassWhatIsLeft));
+                let first_left = batch
+                    .left_behind
+                    .iter()
+                    .next()
+                    .filter(|_| !self.is(Mutant::OffsetsPassWhatIsLeft));
                 state.committed_offsets[batch.partition] = first_left.unwrap_or(batch.end);
                 let again = batch.left_behind;
                 state.workers[worker] = if again.is_empty() {
@@ -407,32 +438,48 @@ impl Model for Protocol {
             }),
             Property::always("what is available is what was not sold", |_, state: &State| {
                 (0..PRODUCTS).all(|product| {
-                    let is_sold = |order: &usize| state.outcomes[*order] == Some(Outcome::Completed);
-                    let sold: i8 = (0..ORDERS).filter(is_sold).map(|order| DEMANDS[order][product]).sum();
+                    let is_sold =
+                        |order: &usize| state.outcomes[*order] == Some(Outcome::Completed);
+                    let sold: i8 =
+                        (0..ORDERS).filter(is_sold).map(|order| DEMANDS[order][product]).sum();
                     state.stocks[product].available == state.supply(product) - sold
                 })
             }),
-            Property::always("no order is refused whose demand is there", |_, state: &State| !state.refused_wrongly),
-            Property::always("no offset passes an order that is not decided and reported", |_, state: &State| {
-                let is_done = |order: usize| state.outcomes[order].is_some() && state.reported[order];
-                let committed = PARTITIONS.iter().zip(state.committed_offsets);
-                committed.flat_map(|((first, _), committed)| *first..committed).all(is_done)
+            Property::always("no order is refused whose demand is there", |_, state: &State| {
+                !state.refused_wrongly
             }),
-            Property::always("no order overtakes another on a product", |_, state: &State| !state.overtaken),
+            Property::always(
+                "no offset passes an order that is not decided and reported",
+                |_, state: &State| {
+                    let is_done =
+                        |order: usize| state.outcomes[order].is_some() && state.reported[order];
+                    let committed = PARTITIONS.iter().zip(state.committed_offsets);
+                    committed.flat_map(|((first, _), committed)| *first..committed).all(is_done)
+                },
+            ),
+            Property::always("no order overtakes another on a product", |_, state: &State| {
+                !state.overtaken
+            }),
             Property::sometimes("an order is left behind", |_, state: &State| {
                 let left = |step: &Step| matches!(step, Step::Committed(batch) if !batch.left_behind.is_empty());
                 state.workers.iter().any(left)
             }),
-            Property::sometimes("what was left behind comes again with what came after it", |_, state: &State| {
-                let is_both = |step: &Step| matches!(step, Step::Delivered(batch) if !batch.again.is_empty() && batch.again != batch.orders);
-                state.workers.iter().any(is_both)
-            }),
+            Property::sometimes(
+                "what was left behind comes again with what came after it",
+                |_, state: &State| {
+                    let is_both = |step: &Step| matches!(step, Step::Delivered(batch) if !batch.again.is_empty() && batch.again != batch.orders);
+                    state.workers.iter().any(is_both)
+                },
+            ),
             Property::sometimes("all are decided and reported", |_, state: &State| {
-                state.committed_offsets == PARTITIONS.map(|(_, last)| last) && state.workers == [Step::Idle; WORKERS]
+                state.committed_offsets == PARTITIONS.map(|(_, last)| last)
+                    && state.workers == [Step::Idle; WORKERS]
             }),
             Property::sometimes("a write under lost locks is rejected", |_, state: &State| {
-                let is_rejected = |worker: &usize| matches!(state.workers[*worker], Step::Rejected(_));
-                (0..WORKERS).any(|worker| is_rejected(&worker) && !state.locks.contains(&Some(worker)))
+                let is_rejected =
+                    |worker: &usize| matches!(state.workers[*worker], Step::Rejected(_));
+                (0..WORKERS)
+                    .any(|worker| is_rejected(&worker) && !state.locks.contains(&Some(worker)))
             }),
         ]
     }
@@ -441,7 +488,11 @@ impl Model for Protocol {
 /// Which of the properties a mutant breaks first.
 fn found(mutant: Mutant, property: &'static str) {
     let names = std::collections::BTreeSet::from([property]);
-    let checker = Protocol(Some(mutant)).checker().finish_when(HasDiscoveries::AnyOf(names)).spawn_bfs().join();
+    let checker = Protocol(Some(mutant))
+        .checker()
+        .finish_when(HasDiscoveries::AnyOf(names))
+        .spawn_bfs()
+        .join();
     let path = checker.discovery(property).unwrap_or_else(|| panic!("{mutant:?} goes unnoticed"));
     println!("{mutant:?}: {property}: {:?}", path.into_actions());
 }
@@ -450,7 +501,11 @@ fn found(mutant: Mutant, property: &'static str) {
 fn the_protocol_holds_in_all_reachable_states() {
     let checker = Protocol(None).checker().spawn_bfs().join();
     println!("{} states, {} of them unique", checker.state_count(), checker.unique_state_count());
-    assert!(checker.is_done() && checker.unique_state_count() > 10_000, "{} states", checker.unique_state_count());
+    assert!(
+        checker.is_done() && checker.unique_state_count() > 10_000,
+        "{} states",
+        checker.unique_state_count()
+    );
     checker.assert_properties();
 }
 
@@ -476,12 +531,18 @@ fn with_offsets_stored_first_an_order_is_lost() {
 
 #[test]
 fn with_offsets_stored_past_what_is_left_behind_an_order_is_lost() {
-    found(Mutant::OffsetsPassWhatIsLeft, "no offset passes an order that is not decided and reported");
+    found(
+        Mutant::OffsetsPassWhatIsLeft,
+        "no offset passes an order that is not decided and reported",
+    );
 }
 
 #[test]
 fn with_what_was_left_behind_forgotten_when_its_partition_is_taken_away_an_order_is_lost() {
-    found(Mutant::RevocationForgetsWhatIsLeft, "no offset passes an order that is not decided and reported");
+    found(
+        Mutant::RevocationForgetsWhatIsLeft,
+        "no offset passes an order that is not decided and reported",
+    );
 }
 
 #[test]

@@ -10,7 +10,9 @@ use std::collections::BTreeSet;
 
 use chrono::DateTime;
 use stateright::{Checker, HasDiscoveries, Model, Property};
-use stocklock::domain::{Effect, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE};
+use stocklock::domain::{
+    Effect, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
+};
 
 /// A way to get the protocol wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,8 +51,14 @@ enum Message {
     Failure,
 }
 
-const MESSAGES: [Message; 6] =
-    [Message::Placed, Message::Release, Message::Completed, Message::Refused, Message::Released, Message::Failure];
+const MESSAGES: [Message; 6] = [
+    Message::Placed,
+    Message::Release,
+    Message::Completed,
+    Message::Refused,
+    Message::Released,
+    Message::Failure,
+];
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
@@ -128,7 +136,12 @@ impl Protocol {
             Message::Placed | Message::Release => return None,
         };
         let order_id = self.order_id;
-        Some(OrderStatus { order_id, status, source: source.to_owned(), occurred_at: DateTime::UNIX_EPOCH })
+        Some(OrderStatus {
+            order_id,
+            status,
+            source: source.to_owned(),
+            occurred_at: DateTime::UNIX_EPOCH,
+        })
     }
 
     fn decide(state: &mut State, has_stock: bool, dies: bool) {
@@ -166,7 +179,8 @@ impl Protocol {
         let Some(status) = self.status(message) else { return };
         match status.effect_on(Some(state.order), true) {
             Effect::Move { to, owes_release } => {
-                let is_exempt = state.order == OrderState::Pending && self.is(Mutant::PendingOwesNothing);
+                let is_exempt =
+                    state.order == OrderState::Pending && self.is(Mutant::PendingOwesNothing);
                 let is_final = matches!(state.order, OrderState::Failed | OrderState::Cancelled);
                 state.left_final |= is_final;
                 state.order = to;
@@ -183,7 +197,9 @@ impl Protocol {
     fn is_quiet(&self, state: &State) -> bool {
         let mut actions = Vec::new();
         self.actions(state, &mut actions);
-        let mut own = actions.into_iter().filter(|action| !matches!(action, Action::Lose(_) | Action::ReportFailure));
+        let mut own = actions
+            .into_iter()
+            .filter(|action| !matches!(action, Action::Lose(_) | Action::ReportFailure));
         own.all(|action| self.next_state(state, action).is_none_or(|next| next == *state))
     }
 }
@@ -269,15 +285,24 @@ impl Model for Protocol {
                 };
                 is_right || !protocol.is_quiet(state)
             }),
-            Property::sometimes("a completed order is failed, released and quiet", |protocol, state: &State| {
-                state.is_failed() && state.returned == 1 && protocol.is_quiet(state)
-            }),
-            Property::sometimes("an order that was never seen is released and quiet", |protocol, state: &State| {
-                let was_never_seen = state.outcome == Some(Outcome::Released) && state.deducted == 0;
-                state.is_failed() && was_never_seen && protocol.is_quiet(state)
-            }),
+            Property::sometimes(
+                "a completed order is failed, released and quiet",
+                |protocol, state: &State| {
+                    state.is_failed() && state.returned == 1 && protocol.is_quiet(state)
+                },
+            ),
+            Property::sometimes(
+                "an order that was never seen is released and quiet",
+                |protocol, state: &State| {
+                    let was_never_seen =
+                        state.outcome == Some(Outcome::Released) && state.deducted == 0;
+                    state.is_failed() && was_never_seen && protocol.is_quiet(state)
+                },
+            ),
             Property::sometimes("a completion meets a failed order", |_, state: &State| {
-                state.is_failed() && state.has(Message::Completed) && state.outcome == Some(Outcome::Released)
+                state.is_failed()
+                    && state.has(Message::Completed)
+                    && state.outcome == Some(Outcome::Released)
             }),
         ]
     }
@@ -286,7 +311,11 @@ impl Model for Protocol {
 /// Which of the properties a mutant breaks first.
 fn found(mutant: Mutant, property: &'static str) {
     let names = BTreeSet::from([property]);
-    let checker = Protocol::new(Some(mutant)).checker().finish_when(HasDiscoveries::AnyOf(names)).spawn_bfs().join();
+    let checker = Protocol::new(Some(mutant))
+        .checker()
+        .finish_when(HasDiscoveries::AnyOf(names))
+        .spawn_bfs()
+        .join();
     let path = checker.discovery(property).unwrap_or_else(|| panic!("{mutant:?} goes unnoticed"));
     println!("{mutant:?}: {property}: {:?}", path.into_actions());
 }
@@ -295,7 +324,11 @@ fn found(mutant: Mutant, property: &'static str) {
 fn the_protocol_of_releases_holds_in_all_reachable_states() {
     let checker = Protocol::new(None).checker().spawn_bfs().join();
     println!("{} states, {} of them unique", checker.state_count(), checker.unique_state_count());
-    assert!(checker.is_done() && checker.unique_state_count() > 200, "{} states", checker.unique_state_count());
+    assert!(
+        checker.is_done() && checker.unique_state_count() > 200,
+        "{} states",
+        checker.unique_state_count()
+    );
     checker.assert_properties();
 }
 

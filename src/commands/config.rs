@@ -74,13 +74,16 @@ fn open_clients(config: &Config) -> anyhow::Result<()> {
 /// The files that clients read only when they connect, each with what names it.
 fn named_files(config: &Config) -> Vec<(String, PathBuf)> {
     let mut files = Vec::new();
-    for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location")) {
+    for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location"))
+    {
         // With this word librdkafka looks for the system's authorities itself.
         if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
             files.push((format!("kafka.{}", name.replace('.', "_")), file.into()));
         }
     }
-    for (name, store) in [("order_store", &config.order_store), ("stock_store", &config.stock_store)] {
+    for (name, store) in
+        [("order_store", &config.order_store), ("stock_store", &config.stock_store)]
+    {
         files.extend(store.tls_files().into_iter().map(|file| (name.to_owned(), file)));
     }
     files
@@ -100,7 +103,8 @@ fn show(layers: &Layers, output: Output) {
                              "environment": environment, "help": key.help});
             println!("{row}");
         } else {
-            let default = if value == default { String::new() } else { format!("; default {default:?}") };
+            let default =
+                if value == default { String::new() } else { format!("; default {default:?}") };
             println!("{:32} = {value:<40} # {} ({origin}{default})", key.name, key.help);
         }
     }
@@ -112,7 +116,11 @@ fn shown(key: &Key, value: &str) -> String {
     }
     // A list of URLs; a comma elsewhere may be part of a password.
     if key.name == "redis.urls" {
-        return value.split(',').map(|url| SecretUrl::new(url).to_string()).collect::<Vec<_>>().join(",");
+        return value
+            .split(',')
+            .map(|url| SecretUrl::new(url).to_string())
+            .collect::<Vec<_>>()
+            .join(",");
     }
     SecretUrl::new(value).to_string()
 }

@@ -68,7 +68,8 @@ impl Shared {
     fn watch_kafka(&self) -> anyhow::Result<()> {
         let topics = &self.config.topics;
         let mut wanted = vec![topics.orders.clone()];
-        for (role, dead_letters) in [(Role::Worker, &topics.orders_dlq), (Role::Compensator, &topics.order_status_dlq)]
+        for (role, dead_letters) in
+            [(Role::Worker, &topics.orders_dlq), (Role::Compensator, &topics.order_status_dlq)]
         {
             if self.runs(role) {
                 wanted.extend([topics.order_status.clone(), dead_letters.clone()]);
@@ -88,7 +89,8 @@ impl Shared {
     /// Tries the Redis masters. Where row locks take over, they are not missed.
     fn watch_redis(&self) -> anyhow::Result<()> {
         let config = &self.config;
-        let need = if config.lock.fallback == LockFallback::Row { Need::Rollout } else { Need::Always };
+        let need =
+            if config.lock.fallback == LockFallback::Row { Need::Rollout } else { Need::Always };
         let probe = Arc::new(MastersProbe::new(&config.lock, &config.redis, &self.metrics)?);
         let attempt = move || {
             let probe = Arc::clone(&probe);

@@ -90,7 +90,9 @@ struct Import<'a> {
 /// the rest of the file is only counted.
 pub async fn run(args: &ImportArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let file = File::open(&args.file).await.with_context(|| args.file.display().to_string())?;
-    let style = ProgressStyle::with_template("{spinner} {pos} orders answered, {per_sec}, {elapsed}  {msg}")?;
+    let style = ProgressStyle::with_template(
+        "{spinner} {pos} orders answered, {per_sec}, {elapsed}  {msg}",
+    )?;
     let mut import = Import {
         args,
         client: Client::builder().pool_max_idle_per_host(args.concurrency.into()).build()?,
@@ -127,7 +129,8 @@ impl Import<'_> {
             }
             let Some(answered) = self.requests.join_next().await else { continue };
             let (number, reply, latency) = answered?;
-            self.latencies.saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
+            self.latencies
+                .saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
             self.is_server_away |= matches!(reply, Reply::Unreachable(_));
             self.tally.add(number, reply, &self.progress);
             self.progress.inc(1);
@@ -159,7 +162,12 @@ async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> 
         if let Some(seconds) = wait {
             request = request.header("prefer", format!("wait={seconds}"));
         }
-        let response = match request.header("content-type", "application/json").body(body.clone()).send().await {
+        let response = match request
+            .header("content-type", "application/json")
+            .body(body.clone())
+            .send()
+            .await
+        {
             Ok(response) => response,
             Err(error) if error.is_connect() && absences.failures() + 1 < MAX_CONNECTIONS => {
                 tokio::time::sleep(absences.next_delay()).await;

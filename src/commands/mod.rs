@@ -104,7 +104,10 @@ impl Cli {
                 || arguments.windows(2).any(|pair| pair[0] == "--output" && pair[1] == "json");
             if error.use_stderr() && asks_for_json {
                 let text = error.render().to_string();
-                print::failure(&anyhow::anyhow!("{}", text.trim_start_matches("error: ").trim_end()), Output::Json);
+                print::failure(
+                    &anyhow::anyhow!("{}", text.trim_start_matches("error: ").trim_end()),
+                    Output::Json,
+                );
             } else {
                 let _nobody_reads_it = error.print();
             }
@@ -135,7 +138,8 @@ impl Cli {
 }
 
 fn start(layers: &Layers) -> anyhow::Result<Config> {
-    let config = Config::resolve(layers).map_err(|ConfigError(errors)| wrong_configuration(errors))?;
+    let config =
+        Config::resolve(layers).map_err(|ConfigError(errors)| wrong_configuration(errors))?;
     init_logging(&config.log)?;
     Ok(config)
 }
@@ -152,7 +156,11 @@ impl Command {
             Self::Worker => roles::run(config, &[roles::Role::Worker]).await,
             Self::Compensator => roles::run(config, &[roles::Role::Compensator]).await,
             Self::All => {
-                roles::run(config, &[roles::Role::Ingest, roles::Role::Worker, roles::Role::Compensator]).await
+                roles::run(
+                    config,
+                    &[roles::Role::Ingest, roles::Role::Worker, roles::Role::Compensator],
+                )
+                .await
             }
             Self::Stock(command) => stock::run(command, &config, output).await,
             Self::Order(command) => order::run(command, &config, output).await,
@@ -160,7 +168,9 @@ impl Command {
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Probe(args) => probe::run(&args, &config, output).await,
-            Self::Config(_) => unreachable!("the configuration is shown without being resolved first"),
+            Self::Config(_) => {
+                unreachable!("the configuration is shown without being resolved first")
+            }
         }
     }
 }

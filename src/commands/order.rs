@@ -63,10 +63,14 @@ fn parse_line(text: &str) -> Result<Line, String> {
 
 pub async fn run(command: OrderCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
     match command {
-        OrderCommand::Place { lines, wait, reference } => place(config, &lines, wait, reference, output).await,
+        OrderCommand::Place { lines, wait, reference } => {
+            place(config, &lines, wait, reference, output).await
+        }
         OrderCommand::Show { id } => show(config, id, output).await,
         OrderCommand::Import(args) => import::run(&args, config, output).await,
-        OrderCommand::Fail { id, reason, source } => fail(config, id, &reason, source, output).await,
+        OrderCommand::Fail { id, reason, source } => {
+            fail(config, id, &reason, source, output).await
+        }
     }
 }
 
@@ -77,13 +81,16 @@ async fn place(
     reference: Option<String>,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let lines = lines.iter().map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
+    let lines = lines
+        .iter()
+        .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
     let mut body = json!({"lines": lines.collect::<Vec<_>>()});
     if let Some(reference) = reference {
         body["reference"] = json!(reference);
     }
     let url = format!("{}/v1/orders", config.client.url);
-    let mut request = Client::builder().build()?.post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
+    let mut request =
+        Client::builder().build()?.post(&url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
     if let Some(seconds) = wait {
         request = request.header("prefer", format!("wait={seconds}"));
     }
@@ -147,12 +154,16 @@ async fn fail(
     let message = Message { key: Some(order_id.to_string().into_bytes()), payload, headers: None };
     let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;
-    producer.produce(topic, vec![message]).await.with_context(|| format!("brokers {}", config.kafka.brokers))?;
-    let reported =
-        json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic, "outcome": "unknown"});
+    producer
+        .produce(topic, vec![message])
+        .await
+        .with_context(|| format!("brokers {}", config.kafka.brokers))?;
+    let reported = json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic, "outcome": "unknown"});
     print(&reported, output);
     if output == Output::Text {
-        println!("Whether this order exists, and now fails, this command cannot know: stocklock order show {order_id}");
+        println!(
+            "Whether this order exists, and now fails, this command cannot know: stocklock order show {order_id}"
+        );
     }
     Ok(Answer::Done)
 }

@@ -53,7 +53,9 @@ pub(super) struct Faults {
 pub(super) fn failure(error: &anyhow::Error, output: Output) {
     match (output, error.downcast_ref::<Faults>()) {
         (Output::Text, _) => eprintln!("stocklock: {error:#}"),
-        (Output::Json, Some(Faults { what, errors })) => eprintln!("{}", json!({"error": what, "errors": errors})),
+        (Output::Json, Some(Faults { what, errors })) => {
+            eprintln!("{}", json!({"error": what, "errors": errors}))
+        }
         (Output::Json, None) => eprintln!("{}", json!({"error": format!("{error:#}")})),
     }
 }

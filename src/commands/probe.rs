@@ -31,7 +31,11 @@ pub async fn run(args: &ProbeArgs, config: &Config, output: Output) -> anyhow::R
     let mut address = config.admin.listen;
     // Where a role listens on every address, it is asked on the loopback.
     if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() { Ipv4Addr::LOCALHOST.into() } else { Ipv6Addr::LOCALHOST.into() });
+        address.set_ip(if address.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        });
     }
     let path = match args.what {
         Probe::Live => "livez",

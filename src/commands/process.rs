@@ -17,14 +17,20 @@ pub fn metrics() -> anyhow::Result<Metrics> {
 
 /// No session keeps a row locked for longer than the lock TTL.
 pub fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
-    let database = Database::open(&config.order_store, Role::OrderStore, config.lock.ttl, metrics.clone());
+    let database =
+        Database::open(&config.order_store, Role::OrderStore, config.lock.ttl, metrics.clone());
     Ok(OrderStore::new(database.context("order_store.url")?))
 }
 
 /// No session keeps a row locked for longer than the lock TTL.
 pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
-    let database = Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
-    Ok(StockStore::new(database.context("stock_store.url")?, metrics.clone(), config.retention.horizon))
+    let database =
+        Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
+    Ok(StockStore::new(
+        database.context("stock_store.url")?,
+        metrics.clone(),
+        config.retention.horizon,
+    ))
 }
 
 /// The codecs of both topics, which read the values of other systems' schemas too.
@@ -37,7 +43,11 @@ pub fn codecs(config: &Config) -> anyhow::Result<(OrderEventCodec, OrderStatusCo
 fn writer_schemas(sources: &[SchemaSource]) -> anyhow::Result<Vec<WriterSchema>> {
     let mut writers = Vec::new();
     for SchemaSource { path, registered_id } in sources {
-        let files = if path.is_dir() && registered_id.is_none() { schema_files(path)? } else { vec![path.clone()] };
+        let files = if path.is_dir() && registered_id.is_none() {
+            schema_files(path)?
+        } else {
+            vec![path.clone()]
+        };
         for file in files {
             let name = file.display().to_string();
             let text = std::fs::read_to_string(&file).with_context(|| name.clone())?;

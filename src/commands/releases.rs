@@ -34,7 +34,11 @@ pub enum ReleasesCommand {
     },
 }
 
-pub async fn run(command: ReleasesCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub async fn run(
+    command: ReleasesCommand,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let orders = process::open_order_store(config, &process::metrics()?)?;
     match command {
         ReleasesCommand::List => list(&orders, config, output).await,
@@ -71,8 +75,14 @@ fn print_owed(owed: &OwedRelease, is_expired: bool, output: Output) {
             })
         ),
         Output::Text => {
-            let next = due_at.map_or_else(|| "too old to be done".to_owned(), |due_at| format!("due at {due_at}"));
-            println!("{order_id}  owed since {}, published {sent} times, {next}", rfc3339(*owed_at));
+            let next = due_at.map_or_else(
+                || "too old to be done".to_owned(),
+                |due_at| format!("due at {due_at}"),
+            );
+            println!(
+                "{order_id}  owed since {}, published {sent} times, {next}",
+                rfc3339(*owed_at)
+            );
         }
     }
 }
@@ -81,9 +91,15 @@ fn rfc3339(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-async fn owe(orders: &OrderStore, config: &Config, dry_run: bool, output: Output) -> anyhow::Result<Answer> {
+async fn owe(
+    orders: &OrderStore,
+    config: &Config,
+    dry_run: bool,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let stock = process::open_stock_store(config, &process::metrics()?)?;
-    let LostReleases { owable, expired } = find_lost_releases(orders, &stock, config.retention.horizon).await?;
+    let LostReleases { owable, expired } =
+        find_lost_releases(orders, &stock, config.retention.horizon).await?;
     let mut owed = 0;
     for ids in owable.chunks(PAGE as usize).filter(|_| !dry_run) {
         owed += orders.owe_releases(ids, Utc::now()).await?;
@@ -91,7 +107,10 @@ async fn owe(orders: &OrderStore, config: &Config, dry_run: bool, output: Output
     match output {
         Output::Json => {
             let texts = |ids: &[OrderId]| ids.iter().map(ToString::to_string).collect::<Vec<_>>();
-            println!("{}", json!({"lost": texts(&owable), "too_old": texts(&expired), "owed": owed}));
+            println!(
+                "{}",
+                json!({"lost": texts(&owable), "too_old": texts(&expired), "owed": owed})
+            );
         }
         Output::Text => {
             for id in &owable {
@@ -100,13 +119,22 @@ async fn owe(orders: &OrderStore, config: &Config, dry_run: bool, output: Output
             for id in &expired {
                 println!("{id}  too old: `stocklock stock restock` returns its units");
             }
-            println!("{} lost, {owed} owed again, {} too old", owable.len() + expired.len(), expired.len());
+            println!(
+                "{} lost, {owed} owed again, {} too old",
+                owable.len() + expired.len(),
+                expired.len()
+            );
         }
     }
     Ok(if expired.is_empty() { Answer::Done } else { Answer::No })
 }
 
-async fn dismiss(orders: &OrderStore, config: &Config, ids: &[OrderId], output: Output) -> anyhow::Result<Answer> {
+async fn dismiss(
+    orders: &OrderStore,
+    config: &Config,
+    ids: &[OrderId],
+    output: Output,
+) -> anyhow::Result<Answer> {
     let decidable_from = config.retention.horizon.decidable(Utc::now()).start;
     if let Some(young) = ids.iter().find(|id| **id >= decidable_from) {
         bail!("order {young} is not beyond the horizon: a worker will still do its release");
@@ -117,5 +145,9 @@ async fn dismiss(orders: &OrderStore, config: &Config, ids: &[OrderId], output: 
         Output::Json => println!("{}", json!({"dismissed": dismissed})),
         Output::Text => println!("{dismissed} of {named} releases were owed, and are dismissed"),
     }
-    Ok(if u64::try_from(named).is_ok_and(|named| named == dismissed) { Answer::Done } else { Answer::No })
+    Ok(if u64::try_from(named).is_ok_and(|named| named == dismissed) {
+        Answer::Done
+    } else {
+        Answer::No
+    })
 }

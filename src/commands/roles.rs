@@ -55,7 +55,9 @@ pub(super) struct Shared {
 /// `stop.deadline`. Fails where a role fails, and where the stop cut work off.
 pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     if roles.contains(&Role::Ingest) {
-        config.check_listeners().map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
+        config
+            .check_listeners()
+            .map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
     }
     let shared = Shared::new(config, roles)?;
     let health = shared.health.clone();
@@ -101,7 +103,9 @@ pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
 /// What the broker does not say now is found out when it refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
     let Topics { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
-    if let Err(error) = producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await {
+    if let Err(error) =
+        producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await
+    {
         tracing::warn!(%error, "the producer's batches are not limited");
     }
 }
@@ -114,8 +118,11 @@ impl Shared {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
         let (events, statuses) = process::codecs(&config)?;
-        let measured_by =
-            MeasuredBy { ingest: runs(Role::Ingest), worker: runs(Role::Worker), compensator: runs(Role::Compensator) };
+        let measured_by = MeasuredBy {
+            ingest: runs(Role::Ingest),
+            worker: runs(Role::Worker),
+            compensator: runs(Role::Compensator),
+        };
         Ok(Self {
             roles: roles.into(),
             producer: Producer::new(&config.kafka).context("kafka")?,
@@ -134,7 +141,13 @@ impl Shared {
 
     fn relay(&self, store: OrderStore) -> Relay {
         let Config { topics, ingest, .. } = &*self.config;
-        Relay::new(store, self.producer.clone(), &topics.orders, Arc::clone(&self.events), ingest.pending_after)
+        Relay::new(
+            store,
+            self.producer.clone(),
+            &topics.orders,
+            Arc::clone(&self.events),
+            ingest.pending_after,
+        )
     }
 
     /// Deletes what is old in a store, until the process stops.
@@ -177,7 +190,9 @@ impl Shared {
 }
 
 /// A task that is aborted where its handle is dropped.
-fn spawn<T: Send + 'static>(task: impl Future<Output = T> + Send + 'static) -> AbortOnDropHandle<T> {
+fn spawn<T: Send + 'static>(
+    task: impl Future<Output = T> + Send + 'static,
+) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
@@ -190,9 +205,11 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
     let limits = (config.ingest.groups, config.ingest.deadline);
-    let (committer, mut committing) = Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
+    let (committer, mut committing) =
+        Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
     let desk = Desk::new(orders.clone(), shutdown.clone());
-    let relaying = spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
+    let relaying =
+        spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(desk.clone().run());
     let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
     let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
@@ -201,7 +218,9 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
-        max_connections: http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max),
+        max_connections: http::connections_beside(
+            config.order_store.pool_max + config.stock_store.pool_max,
+        ),
         metrics: metrics.clone(),
         orders: orders.clone(),
         stock: stock.clone(),
@@ -210,7 +229,10 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     };
     tracing::info!(address = %config.http.listen, "taking orders");
     let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
-    shutdown.finish("HTTP requests", while_committing(serving, &mut committing)).await.transpose()?;
+    shutdown
+        .finish("HTTP requests", while_committing(serving, &mut committing))
+        .await
+        .transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("answers to clients that wait", asking).await.transpose()?;
     shutdown.finish("the outbox", relaying).await.transpose()?;
@@ -222,7 +244,10 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
 }
 
 /// Serves requests. Fails where a task that commits ends before.
-async fn while_committing(serving: impl Future<Output = ()>, committing: &mut JoinSet<()>) -> anyhow::Result<()> {
+async fn while_committing(
+    serving: impl Future<Output = ()>,
+    committing: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
     tokio::select! {
         biased;
         () = serving => Ok(()),
@@ -242,12 +267,25 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     begin_worker_at_zero(config, metrics);
     let store = process::open_stock_store(config, metrics)?;
     shared.watch_stock_store(Role::Worker, &store);
-    let subscription =
-        Subscription { group_id: &config.kafka.group_id, topic: &config.topics.orders, lanes: config.worker.lanes };
-    let consumer = Consumer::start(&config.kafka, &subscription, metrics, health.register("orders"), shutdown.clone());
+    let subscription = Subscription {
+        group_id: &config.kafka.group_id,
+        topic: &config.topics.orders,
+        lanes: config.worker.lanes,
+    };
+    let consumer = Consumer::start(
+        &config.kafka,
+        &subscription,
+        metrics,
+        health.register("orders"),
+        shutdown.clone(),
+    );
     let (consumer, lanes) = consumer.context("kafka")?;
     let purging = shared.purge(Kept::Stock(store.clone().into()))?;
-    tracing::info!(strategy = config.lock.strategy.as_str(), topic = config.topics.orders, "deducting");
+    tracing::info!(
+        strategy = config.lock.strategy.as_str(),
+        topic = config.topics.orders,
+        "deducting"
+    );
     let mut running = JoinSet::new();
     for lane in lanes {
         let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
@@ -262,7 +300,8 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         };
         let (batches, metrics) = (config.worker.batches, metrics.clone());
         let dead_letters = shared.dead_letters(&config.topics.orders_dlq);
-        running.spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
+        running
+            .spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
     }
     let deducting = async {
         while let Some(ended) = running.join_next().await {
@@ -280,11 +319,16 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
 
 fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
     let row = LockStrategy::Row.as_str();
-    let (strategies, dependencies): (&[_], &[_]) = match (config.lock.strategy, config.lock.fallback) {
-        (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
-        (redlock, LockFallback::None) => (&[redlock.as_str()], &["stock_store", "kafka", "redis"]),
-        (redlock, LockFallback::Row) => (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"]),
-    };
+    let (strategies, dependencies): (&[_], &[_]) =
+        match (config.lock.strategy, config.lock.fallback) {
+            (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
+            (redlock, LockFallback::None) => {
+                (&[redlock.as_str()], &["stock_store", "kafka", "redis"])
+            }
+            (redlock, LockFallback::Row) => {
+                (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"])
+            }
+        };
     metrics.begin_dead_letters(&config.topics.orders);
     metrics.begin_retries(dependencies);
     metrics.begin_decisions(strategies);
@@ -303,17 +347,31 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
         horizon: config.retention.horizon,
         metrics: metrics.clone(),
     };
-    let subscription =
-        Subscription { group_id: &config.compensator.group_id, topic: &config.topics.order_status, lanes: 1 };
-    let consumer =
-        Consumer::start(&config.kafka, &subscription, metrics, health.register("order-status"), shutdown.clone());
+    let subscription = Subscription {
+        group_id: &config.compensator.group_id,
+        topic: &config.topics.order_status,
+        lanes: 1,
+    };
+    let consumer = Consumer::start(
+        &config.kafka,
+        &subscription,
+        metrics,
+        health.register("order-status"),
+        shutdown.clone(),
+    );
     let (consumer, lanes) = consumer.context("kafka")?;
     let purging = shared.purge(Kept::Orders(store.clone().into()))?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));
         let dead_letters = shared.dead_letters(&config.topics.order_status_dlq);
-        let running = lane.run(compensator.clone(), dead_letters, config.compensator.batches, metrics, health);
+        let running = lane.run(
+            compensator.clone(),
+            dead_letters,
+            config.compensator.batches,
+            metrics,
+            health,
+        );
         shutdown.finish("batches of statuses", running).await;
     }
     shutdown.finish("events to Kafka", compensator.relay.drain()).await;

@@ -18,19 +18,26 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     let reports = ensure_topics(&config.kafka, &config.topics).await;
     let reports = reports.with_context(|| format!("topics, brokers {}", config.kafka.brokers))?;
     let orders = reports.iter().find(|topic| topic.name == config.topics.orders);
-    let mut warnings: Vec<_> = orders.and_then(|topic| horizon_warning(topic, config)).into_iter().collect();
+    let mut warnings: Vec<_> =
+        orders.and_then(|topic| horizon_warning(topic, config)).into_iter().collect();
     for topic in &reports {
-        warnings.extend(topic.problems.iter().map(|problem| format!("topic {}: {problem}", topic.name)));
+        warnings.extend(
+            topic.problems.iter().map(|problem| format!("topic {}: {problem}", topic.name)),
+        );
     }
     for warning in &warnings {
         eprintln!("WARNING: {warning}");
     }
     if output == Output::Json {
-        let topics =
-            reports.iter().map(|t| json!({"name": t.name, "created": t.created, "differences": t.differences}));
+        let topics = reports
+            .iter()
+            .map(|t| json!({"name": t.name, "created": t.created, "differences": t.differences}));
         let topics = topics.collect::<Vec<_>>();
         let stores = "migrated";
-        println!("{}", json!({"order_store": stores, "stock_store": stores, "topics": topics, "warnings": warnings}));
+        println!(
+            "{}",
+            json!({"order_store": stores, "stock_store": stores, "topics": topics, "warnings": warnings})
+        );
         return Ok(Answer::Done);
     }
     println!("order store  migrated");
@@ -39,7 +46,10 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
         let what = match (topic.created, topic.differences.is_empty()) {
             (true, _) => "created".to_owned(),
             (false, true) => "exists".to_owned(),
-            (false, false) => format!("exists and is left as it is, but differs: {}", topic.differences.join("; ")),
+            (false, false) => format!(
+                "exists and is left as it is, but differs: {}",
+                topic.differences.join("; ")
+            ),
         };
         println!("topic {:24} {what}", topic.name);
     }
@@ -48,7 +58,8 @@ pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
 
 /// An event that waits longer than the ledger reaches back expires, so a topic should not keep it for longer.
 fn horizon_warning(orders: &TopicReport, config: &Config) -> Option<String> {
-    let (kept, longest) = (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
+    let (kept, longest) =
+        (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
     let kept = kept.map(Duration::from_millis);
     if kept.is_some_and(|kept| kept <= longest) {
         return None;

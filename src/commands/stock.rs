@@ -49,7 +49,8 @@ pub async fn run(command: StockCommand, config: &Config, output: Output) -> anyh
 }
 
 async fn show(store: &StockStore, ids: &[ProductId], output: Output) -> anyhow::Result<Answer> {
-    let products = if ids.is_empty() { all(store).await? } else { store.find_products(&sorted(ids)).await? };
+    let products =
+        if ids.is_empty() { all(store).await? } else { store.find_products(&sorted(ids)).await? };
     match output {
         Output::Json => {
             let rows = products
@@ -89,7 +90,12 @@ async fn all(store: &StockStore) -> anyhow::Result<Vec<Product>> {
     }
 }
 
-async fn restock(store: &StockStore, id: &ProductId, quantity: i64, output: Output) -> anyhow::Result<Answer> {
+async fn restock(
+    store: &StockStore,
+    id: &ProductId,
+    quantity: i64,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let available = match store.restock(id, quantity, Utc::now()).await {
         Ok(Some(available)) => available,
         Ok(None) => {

@@ -36,7 +36,8 @@ pub async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Res
     let mut products = Rows::read(&file)?;
     let (mut summary, mut imported) = (ImportSummary::default(), 0);
     while imported < rows {
-        let partly = || format!("{imported} of {rows} products were imported; the import may be repeated");
+        let partly =
+            || format!("{imported} of {rows} products were imported; the import may be repeated");
         let chunk = products.by_ref().take(CHUNK).map(|(_, product)| product);
         let chunk = chunk.collect::<anyhow::Result<Vec<_>>>().with_context(partly)?;
         if chunk.is_empty() {
@@ -52,8 +53,12 @@ pub async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Res
     progress.finish_and_clear();
     let ImportSummary { added, changed, unchanged } = summary;
     match output {
-        Output::Json => println!("{}", json!({"added": added, "changed": changed, "unchanged": unchanged})),
-        Output::Text => println!("{added} products added, {changed} changed, {unchanged} unchanged"),
+        Output::Json => {
+            println!("{}", json!({"added": added, "changed": changed, "unchanged": unchanged}))
+        }
+        Output::Text => {
+            println!("{added} products added, {changed} changed, {unchanged} unchanged")
+        }
     }
     Ok(Answer::Done)
 }
@@ -87,7 +92,10 @@ fn check(path: &Path, file: &File) -> anyhow::Result<usize> {
                     Err(error) => complain(format!("line {line}: {error:#}")),
                     Ok(product) => match lines.get(&product.product_id) {
                         Some(first) => {
-                            complain(format!("line {line}: product {} is on line {first} already", product.product_id));
+                            complain(format!(
+                                "line {line}: product {} is on line {first} already",
+                                product.product_id
+                            ));
                         }
                         None => drop(lines.insert(product.product_id, line)),
                     },
@@ -118,10 +126,18 @@ impl<'a> Rows<'a> {
         let header: Vec<_> = reader.headers()?.iter().map(str::to_owned).collect();
         let columns = COLUMNS.map(|column| header.iter().position(|name| name == column));
         let [Some(product_id), Some(name), Some(available)] = columns else {
-            bail!("the columns must be {}, in any order, and not {}", COLUMNS.join(", "), header.join(", "));
+            bail!(
+                "the columns must be {}, in any order, and not {}",
+                COLUMNS.join(", "),
+                header.join(", ")
+            );
         };
         if header.len() != COLUMNS.len() {
-            bail!("the columns must be {} and no others, not {}", COLUMNS.join(", "), header.join(", "));
+            bail!(
+                "the columns must be {} and no others, not {}",
+                COLUMNS.join(", "),
+                header.join(", ")
+            );
         }
         Ok(Self { records: reader.into_records(), columns: [product_id, name, available] })
     }
@@ -136,8 +152,12 @@ impl<'a> Rows<'a> {
             bail!("the name of {product_id} has more than {MAX_NAME_CHARS} characters");
         }
         match available.parse() {
-            Ok(available @ 0..=MAX_AVAILABLE) => Ok(Product { product_id, name: name.to_owned(), available }),
-            _ => bail!("available {available:?} of {product_id} is not a whole number from 0 to {MAX_AVAILABLE}"),
+            Ok(available @ 0..=MAX_AVAILABLE) => {
+                Ok(Product { product_id, name: name.to_owned(), available })
+            }
+            _ => bail!(
+                "available {available:?} of {product_id} is not a whole number from 0 to {MAX_AVAILABLE}"
+            ),
         }
     }
 }

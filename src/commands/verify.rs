@@ -25,7 +25,10 @@ pub struct VerifyArgs {
 
 pub async fn run(args: &VerifyArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
     let metrics = process::metrics()?;
-    let (orders, stock) = (process::open_order_store(config, &metrics)?, process::open_stock_store(config, &metrics)?);
+    let (orders, stock) = (
+        process::open_order_store(config, &metrics)?,
+        process::open_stock_store(config, &metrics)?,
+    );
     let (events, statuses) = process::codecs(config)?;
     let report = verify(&Checks {
         orders: &orders,
@@ -59,7 +62,10 @@ fn print(report: &Report, answer: Answer) {
         "checked {orders} orders, {outcomes} outcomes, {products} products, {events} events that workers have passed"
     );
     for violation in report.violations.iter().take(SHOWN) {
-        println!("VIOLATED invariant {}: {}: {}", violation.invariant, violation.subject, violation.detail);
+        println!(
+            "VIOLATED invariant {}: {}: {}",
+            violation.invariant, violation.subject, violation.detail
+        );
     }
     for what in report.unchecked.iter().chain(&report.forbidden) {
         println!("NOT CHECKED {what}");

@@ -47,7 +47,10 @@ impl Handler for Compensator {
             return Ok(Done::default());
         }
         let now = Utc::now();
-        let mut applied = self.store.apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE).await?;
+        let mut applied = self
+            .store
+            .apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE)
+            .await?;
         crash_point("compensate.committed");
         for (state, count) in &applied.moved {
             let kind = match state {
@@ -59,7 +62,10 @@ impl Handler for Compensator {
         }
         let mut releases = std::mem::take(&mut applied.events);
         self.metrics.compensations.with_label_values(&["released"]).inc_by(releases.len() as u64);
-        self.metrics.compensations.with_label_values(&["release_done"]).inc_by(applied.released as u64);
+        self.metrics
+            .compensations
+            .with_label_values(&["release_done"])
+            .inc_by(applied.released as u64);
         // A release beyond the horizon would be a dead letter: the watch of owed releases counts
         // it.
         releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
@@ -77,10 +83,18 @@ impl Handler for Compensator {
         match status {
             Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
             Ok(Some(status)) if is(status, None, Effect::UnknownOrder, &applied.unknown) => {
-                Some(Refusal { class: "unknown_order", text: format!("no order has the id {}", status.order_id) })
+                Some(Refusal {
+                    class: "unknown_order",
+                    text: format!("no order has the id {}", status.order_id),
+                })
             }
-            Ok(Some(status)) if is(status, Some(OrderState::Completed), Effect::TooLate, &applied.too_late) => {
-                let text = format!("order {} is completed, and too old for its stock to be released", status.order_id);
+            Ok(Some(status))
+                if is(status, Some(OrderState::Completed), Effect::TooLate, &applied.too_late) =>
+            {
+                let text = format!(
+                    "order {} is completed, and too old for its stock to be released",
+                    status.order_id
+                );
                 Some(Refusal { class: "expired", text })
             }
             Ok(_) => None,

@@ -14,12 +14,12 @@ use super::SecretUrl;
 
 const MAX_TOPIC_BYTES: usize = 249;
 const REDIS_PORT: u16 = 6379;
-const MYSQL_PARAMETERS: &str =
-    "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, statement-cache-capacity, socket, timezone";
+const MYSQL_PARAMETERS: &str = "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, statement-cache-capacity, socket, timezone";
 
 /// `host:port`, comma separated. Without a port it is Kafka's own, 9092. Empty entries are dropped.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
-    let brokers: Vec<_> = text.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
+    let brokers: Vec<_> =
+        text.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
     if brokers.is_empty() {
         return Err("names no broker; one reads host:port".to_owned());
     }
@@ -41,10 +41,15 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
 /// What Kafka takes as a topic's name.
 pub(super) fn topic(text: &str) -> Result<String, String> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
-    if (1..=MAX_TOPIC_BYTES).contains(&text.len()) && text.bytes().all(is_legal) && ![".", ".."].contains(&text) {
+    if (1..=MAX_TOPIC_BYTES).contains(&text.len())
+        && text.bytes().all(is_legal)
+        && ![".", ".."].contains(&text)
+    {
         return Ok(text.to_owned());
     }
-    Err(format!("is no topic's name: 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores and hyphens"))
+    Err(format!(
+        "is no topic's name: 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores and hyphens"
+    ))
 }
 
 /// One of some words, however it is capitalised. Answers it as it is listed.
@@ -56,7 +61,10 @@ pub(super) fn one_of(text: &str, words: &[&'static str]) -> Result<&'static str,
 /// The address of an HTTP API, without a slash at its end.
 pub(super) fn http_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
-    if !["http", "https"].contains(&url.scheme()) || url.query().is_some() || url.fragment().is_some() {
+    if !["http", "https"].contains(&url.scheme())
+        || url.query().is_some()
+        || url.fragment().is_some()
+    {
         return Err("is no URL such as http://127.0.0.1:8080".to_owned());
     }
     Ok(text.trim_end_matches('/').to_owned())
@@ -82,14 +90,21 @@ pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
     for (name, value) in url.query_pairs() {
         match &*name {
             "sslmode" | "ssl-mode" => {
-                one_of(&value, &["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"])
-                    .map_err(|error| format!("ssl-mode {error}"))?;
+                one_of(
+                    &value,
+                    &["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"],
+                )
+                .map_err(|error| format!("ssl-mode {error}"))?;
             }
-            "sslca" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" | "charset" | "collation" | "socket"
-            | "timezone" | "time-zone" => {}
+            "sslca" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" | "charset"
+            | "collation" | "socket" | "timezone" | "time-zone" => {}
             "statement-cache-capacity" if value.parse::<usize>().is_ok() => {}
             // An unknown one would be ignored: ssl_mode=REQUIRED would not encrypt.
-            _ => return Err(format!("has a parameter that is not known, {name:?}; known are {MYSQL_PARAMETERS}")),
+            _ => {
+                return Err(format!(
+                    "has a parameter that is not known, {name:?}; known are {MYSQL_PARAMETERS}"
+                ));
+            }
         }
     }
     Ok(SecretUrl::new(text))
@@ -106,7 +121,9 @@ pub(super) fn mysql_files(url: &SecretUrl) -> Vec<PathBuf> {
     }
     let names = ["sslca", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
     // The client takes a text in PEM instead of a file.
-    let files = pairs.iter().filter(|(name, value)| is(name, &names) && !value.trim().starts_with("-----BEGIN"));
+    let files = pairs
+        .iter()
+        .filter(|(name, value)| is(name, &names) && !value.trim().starts_with("-----BEGIN"));
     files.map(|(_, file)| PathBuf::from(&**file)).collect()
 }
 
@@ -142,15 +159,23 @@ fn redis_server(text: &str) -> Result<String, String> {
     }
     let host = url.host_str().unwrap_or_default().to_lowercase();
     let database = url.path().trim_start_matches('/');
-    if host.is_empty() || url.port() == Some(0) || !(database.is_empty() || database.parse::<u32>().is_ok()) {
+    if host.is_empty()
+        || url.port() == Some(0)
+        || !(database.is_empty() || database.parse::<u32>().is_ok())
+    {
         return Err("has a URL that is not redis://USER:PASSWORD@HOST:PORT/NUMBER".to_owned());
     }
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
     // Other loopback addresses, such as 127.0.0.2, may be servers of their own.
     let is_here = host == "localhost"
-        || address
-            .is_some_and(|address| [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address));
-    let host = if is_here { "localhost".to_owned() } else { address.map_or(host, |address| address.to_string()) };
+        || address.is_some_and(|address| {
+            [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
+        });
+    let host = if is_here {
+        "localhost".to_owned()
+    } else {
+        address.map_or(host, |address| address.to_string())
+    };
     Ok(format!("{host}:{}", url.port().unwrap_or(REDIS_PORT)))
 }
 
@@ -158,7 +183,9 @@ fn redis_server(text: &str) -> Result<String, String> {
 pub(super) fn log_level(text: &str) -> Result<String, String> {
     const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
     // A word alone that is no level would be the name of a target, and all else would be silent.
-    for directive in text.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '['])) {
+    for directive in
+        text.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[']))
+    {
         one_of(directive, &LEVELS).map_err(|error| format!("{directive:?} {error}"))?;
     }
     EnvFilter::try_new(text).map_err(|error| error.to_string())?;

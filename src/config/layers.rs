@@ -44,16 +44,28 @@ impl Layers {
 
     /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`. What is wrong is kept
     /// for [`super::Config::resolve`] to report.
-    pub fn read(file: Option<&Path>, env: impl Iterator<Item = (String, String)>, flags: &[String]) -> Self {
+    pub fn read(
+        file: Option<&Path>,
+        env: impl Iterator<Item = (String, String)>,
+        flags: &[String],
+    ) -> Self {
         let mut layers = Self::default();
         if let Some(path) = file {
             layers.read_file(path);
         }
         for (name, value) in env {
             if let Some(key) = name.strip_prefix("STOCKLOCK__") {
-                layers.set(&key.replace("__", ".").to_lowercase(), value, Origin::Environment, &name);
+                layers.set(
+                    &key.replace("__", ".").to_lowercase(),
+                    value,
+                    Origin::Environment,
+                    &name,
+                );
             } else if let Some(meant) = Key::meant_by(&name) {
-                layers.errors.push(format!("{name}: is not read; did you mean {}?", meant.environment_name()));
+                layers.errors.push(format!(
+                    "{name}: is not read; did you mean {}?",
+                    meant.environment_name()
+                ));
             }
         }
         for flag in flags {
@@ -77,7 +89,9 @@ impl Layers {
 
     /// All that is set, as variables for another process.
     pub fn environment(&self) -> BTreeMap<String, String> {
-        let keys = KEYS.iter().filter_map(|key| Some((key.environment_name(), self.set.get(key.name)?.0.clone())));
+        let keys = KEYS
+            .iter()
+            .filter_map(|key| Some((key.environment_name(), self.set.get(key.name)?.0.clone())));
         keys.collect()
     }
 
@@ -126,10 +140,15 @@ impl Layers {
             None => {
                 let nearest = Key::nearest(name);
                 let variable = match origin {
-                    Origin::Environment => format!(" Its variable is {}.", nearest.environment_name()),
+                    Origin::Environment => {
+                        format!(" Its variable is {}.", nearest.environment_name())
+                    }
                     _ => String::new(),
                 };
-                self.errors.push(format!("{place}: unknown key {name}; did you mean {}?{variable}", nearest.name));
+                self.errors.push(format!(
+                    "{place}: unknown key {name}; did you mean {}?{variable}",
+                    nearest.name
+                ));
             }
         }
     }

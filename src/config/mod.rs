@@ -175,10 +175,15 @@ impl Config {
     /// Fails with every key that is wrong, not with the first alone.
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
         let mut values = values::Values::new(layers);
-        let session_timeout = values.between("kafka.session_timeout", Duration::from_secs(6), Duration::from_secs(300));
+        let session_timeout = values.between(
+            "kafka.session_timeout",
+            Duration::from_secs(6),
+            Duration::from_secs(300),
+        );
         let topics = values.topics();
         let [worker_group, compensator_group] = values.groups();
-        let lock_ttl = values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
+        let lock_ttl =
+            values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
         let config = Self {
             kafka: Kafka {
                 brokers: values.read("kafka.brokers", formats::brokers),
@@ -190,14 +195,30 @@ impl Config {
                 stall_timeout: values.between("kafka.stall_timeout", Duration::from_secs(5), DAY),
                 security: values.kafka_security(),
             },
-            order_store: values.store("order_store.url", "order_store.migrate_url", "order_store.pool_max"),
-            stock_store: values.store("stock_store.url", "stock_store.migrate_url", "stock_store.pool_max"),
+            order_store: values.store(
+                "order_store.url",
+                "order_store.migrate_url",
+                "order_store.pool_max",
+            ),
+            stock_store: values.store(
+                "stock_store.url",
+                "stock_store.migrate_url",
+                "stock_store.pool_max",
+            ),
             redis: values.redis(),
             lock: Lock {
                 strategy: values.get("lock.strategy"),
                 ttl: lock_ttl,
-                node_timeout: values.between("lock.node_timeout", Duration::from_millis(1), lock_ttl / 2),
-                wait: values.between("lock.wait", Duration::from_millis(10), Duration::from_secs(10)),
+                node_timeout: values.between(
+                    "lock.node_timeout",
+                    Duration::from_millis(1),
+                    lock_ttl / 2,
+                ),
+                wait: values.between(
+                    "lock.wait",
+                    Duration::from_millis(10),
+                    Duration::from_secs(10),
+                ),
                 fallback: values.get("lock.fallback"),
                 prefix: values.get("lock.prefix"),
             },
@@ -211,7 +232,11 @@ impl Config {
             },
             ingest: Ingest {
                 groups: values.batches("ingest.group_max", "ingest.linger"),
-                deadline: values.between("ingest.deadline", Duration::from_millis(100), Duration::from_secs(60)),
+                deadline: values.between(
+                    "ingest.deadline",
+                    Duration::from_millis(100),
+                    Duration::from_secs(60),
+                ),
                 outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
                 pending_after: values.between(
                     "ingest.pending_after",
@@ -221,11 +246,20 @@ impl Config {
             },
             retention: values.retention(&topics),
             topics,
-            stop: Stop { deadline: values.between("stop.deadline", Duration::from_secs(1), Duration::from_secs(3600)) },
+            stop: Stop {
+                deadline: values.between(
+                    "stop.deadline",
+                    Duration::from_secs(1),
+                    Duration::from_secs(3600),
+                ),
+            },
             http: values.get("http.listen"),
             admin: values.get("admin.listen"),
             client: Client { url: values.read("client.url", formats::http_url) },
-            log: Log { format: values.get("log.format"), level: values.read("log.level", formats::log_level) },
+            log: Log {
+                format: values.get("log.format"),
+                level: values.read("log.level", formats::log_level),
+            },
         };
         values.finish()?;
         Ok(config)
@@ -235,8 +269,11 @@ impl Config {
     pub fn check_listeners(&self) -> Result<(), ConfigError> {
         let (http, admin) = (self.http.listen, self.admin.listen);
         let is_every = http.ip().is_unspecified() || admin.ip().is_unspecified();
-        if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip()) {
-            let error = format!("admin.listen = \"{admin}\": has the port of http.listen, which is \"{http}\"");
+        if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip())
+        {
+            let error = format!(
+                "admin.listen = \"{admin}\": has the port of http.listen, which is \"{http}\""
+            );
             return Err(ConfigError(vec![error]));
         }
         Ok(())

@@ -21,17 +21,24 @@ fn a_flag_wins_over_the_environment_and_that_over_a_file() {
     write!(file, "[worker]\nbatch_max = 7\nlanes = 3\n[redis]\nurls = ['redis://a', 'redis://b', 'redis://c']")
         .unwrap();
     let env = [("STOCKLOCK__WORKER__BATCH_MAX".to_owned(), "8".to_owned())];
-    let read =
-        |flags: &[String]| Config::resolve(&Layers::read(Some(file.path()), env.clone().into_iter(), flags)).unwrap();
+    let read = |flags: &[String]| {
+        Config::resolve(&Layers::read(Some(file.path()), env.clone().into_iter(), flags)).unwrap()
+    };
     let config = read(&[]);
-    assert_eq!((config.worker.batches.max, config.worker.lanes, config.redis.urls.len()), (8, 3, 3));
+    assert_eq!(
+        (config.worker.batches.max, config.worker.lanes, config.redis.urls.len()),
+        (8, 3, 3)
+    );
     assert_eq!(read(&["worker.batch_max=9".to_owned()]).worker.batches.max, 9);
 }
 
 #[test]
 fn an_unknown_key_names_the_nearest_known_one() {
     let error = resolve(&[("STOCKLOCK__KAFKA__BROKER", "x")], &[]).unwrap_err().to_string();
-    assert!(error.contains("STOCKLOCK__KAFKA__BROKER") && error.contains("did you mean kafka.brokers?"), "{error}");
+    assert!(
+        error.contains("STOCKLOCK__KAFKA__BROKER") && error.contains("did you mean kafka.brokers?"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -49,9 +56,15 @@ fn every_wrong_key_is_reported_at_once() {
 
 #[test]
 fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
-    let config = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=30s"]).unwrap();
-    assert_eq!((config.kafka.group_protocol, config.kafka.group_instance_id), (GroupProtocol::Classic, None));
-    let error = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=29s"]).unwrap_err().to_string();
+    let config =
+        resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=30s"]).unwrap();
+    assert_eq!(
+        (config.kafka.group_protocol, config.kafka.group_instance_id),
+        (GroupProtocol::Classic, None)
+    );
+    let error = resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=29s"])
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("kafka.max_poll_interval") && error.contains("30s"), "{error}");
 }
 
@@ -67,12 +80,16 @@ fn events_may_not_outlive_the_horizon_of_the_outcomes() {
     for (topics, outcomes, is_valid) in
         [("7d", "30d", true), ("29d", "30d", true), ("30d", "30d", false), ("7d", "7d", false)]
     {
-        let flags = [format!("topics.retention={topics}"), format!("retention.outcomes={outcomes}")];
+        let flags =
+            [format!("topics.retention={topics}"), format!("retention.outcomes={outcomes}")];
         let resolved = resolve(&[], &flags.each_ref().map(String::as_str));
         assert_eq!(resolved.is_ok(), is_valid, "{flags:?}: {resolved:?}");
         if let Err(error) = resolved {
             let error = error.to_string();
-            assert!(error.contains("topics.retention") && error.contains("retention.outcomes"), "{error}");
+            assert!(
+                error.contains("topics.retention") && error.contains("retention.outcomes"),
+                "{error}"
+            );
         }
     }
 }
@@ -90,7 +107,8 @@ fn nothing_outlives_the_order_it_refers_to() {
 fn a_password_is_never_shown() {
     let url = SecretUrl::new("mysql://user:p@ss:word@host/db?x=1");
     assert_eq!(url.to_string(), "mysql://user:***@host/db?x=1");
-    let ConfigError(errors) = resolve(&[], &["order_store.url=postgres://u:hidden@h/d"]).unwrap_err();
+    let ConfigError(errors) =
+        resolve(&[], &["order_store.url=postgres://u:hidden@h/d"]).unwrap_err();
     assert!(!errors[0].contains("hidden"), "{errors:?}");
 }
 
@@ -113,7 +131,10 @@ fn check(key: &str, refused: &[&str], taken: &[&str]) {
     for value in refused {
         let resolved = resolve(&[], &[&format!("{key}={value}")]);
         let ConfigError(errors) = resolved.expect_err(&format!("{key}={value} is taken"));
-        assert!(errors.len() == 1 && errors[0].starts_with(&format!("{key} = ")), "{key}={value}: {errors:?}");
+        assert!(
+            errors.len() == 1 && errors[0].starts_with(&format!("{key} = ")),
+            "{key}={value}: {errors:?}"
+        );
     }
     for value in taken {
         let resolved = resolve(&[], &[&format!("{key}={value}")]);
@@ -125,7 +146,18 @@ fn check(key: &str, refused: &[&str], taken: &[&str]) {
 fn brokers_are_hosts_with_ports() {
     check(
         "kafka.brokers",
-        &["host:port", "host:0", "host:65536", ":9092", ",", "", "a b:1", "[::1:9092", "http:", "host:1:2"],
+        &[
+            "host:port",
+            "host:0",
+            "host:65536",
+            ":9092",
+            ",",
+            "",
+            "a b:1",
+            "[::1:9092",
+            "http:",
+            "host:1:2",
+        ],
         &[
             "host",
             "host:9092",
@@ -150,13 +182,18 @@ fn empty_entries_of_brokers_are_dropped() {
 fn kafka_security_is_what_the_client_has() {
     check("kafka.security_protocol", &["sasl_ssk", "tls", ""], &["ssl", "SSL", "PLAINTEXT"]);
     check("kafka.sasl_mechanism", &["GSSAPI", "SCRAM"], &["plain", "SCRAM-SHA-512", ""]);
-    let sasl = ["kafka.security_protocol=SASL_SSL", "kafka.sasl_mechanism=plain", "kafka.sasl_username=u"];
+    let sasl =
+        ["kafka.security_protocol=SASL_SSL", "kafka.sasl_mechanism=plain", "kafka.sasl_username=u"];
     let ConfigError(errors) = resolve(&[], &sasl).unwrap_err();
     assert!(errors.len() == 1 && errors[0].starts_with("kafka.sasl_password = \"\""), "{errors:?}");
     let config = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "x")], &sasl).unwrap();
     let expected = [("security.protocol", "sasl_ssl"), ("sasl.mechanism", "PLAIN")];
     for (name, value) in expected {
-        assert!(config.kafka.security.contains(&(name, value.to_owned())), "{:?}", config.kafka.security);
+        assert!(
+            config.kafka.security.contains(&(name, value.to_owned())),
+            "{:?}",
+            config.kafka.security
+        );
     }
     for (one, other) in [
         ("kafka.ssl_certificate_location", "kafka.ssl_key_location"),
@@ -170,7 +207,9 @@ fn kafka_security_is_what_the_client_has() {
 #[test]
 fn topics_have_names_of_their_own_that_kafka_takes() {
     let (long, longest) = ("x".repeat(250), "x".repeat(249));
-    for key in ["topics.orders", "topics.order_status", "topics.orders_dlq", "topics.order_status_dlq"] {
+    for key in
+        ["topics.orders", "topics.order_status", "topics.orders_dlq", "topics.order_status_dlq"]
+    {
         check(key, &["a/b", "a b", "é", ".", "..", "", &long], &["a.B_c-9", &longest]);
     }
     for (flags, named) in [
@@ -268,18 +307,31 @@ fn a_variable_that_is_not_read_is_named_with_the_one_that_is() {
         ("STOCKLOCK_KAFKA__BROKER", "STOCKLOCK__KAFKA__BROKERS"),
     ] {
         let ConfigError(errors) = resolve(&[(variable, "x:1")], &[]).expect_err(variable);
-        assert!(errors.len() == 1 && errors[0].contains(variable) && errors[0].contains(right), "{errors:?}");
+        assert!(
+            errors.len() == 1 && errors[0].contains(variable) && errors[0].contains(right),
+            "{errors:?}"
+        );
     }
     // What orchestrators and the tests set.
-    for other in ["STOCKLOCK_SERVICE_HOST", "STOCKLOCK_PORT_80_TCP", "STOCKLOCK_CRASH_AT", "STOCKLOCKED__A", "PATH"] {
+    for other in [
+        "STOCKLOCK_SERVICE_HOST",
+        "STOCKLOCK_PORT_80_TCP",
+        "STOCKLOCK_CRASH_AT",
+        "STOCKLOCKED__A",
+        "PATH",
+    ] {
         assert!(resolve(&[(other, "x")], &[]).is_ok(), "{other}");
     }
 }
 
 #[test]
 fn a_value_that_is_not_utf8_is_refused() {
-    let ConfigError(errors) = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "p\u{fffd}x")], &[]).unwrap_err();
-    assert!(errors.len() == 1 && errors[0].contains("not UTF-8") && !errors[0].contains("p\u{fffd}"), "{errors:?}");
+    let ConfigError(errors) =
+        resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "p\u{fffd}x")], &[]).unwrap_err();
+    assert!(
+        errors.len() == 1 && errors[0].contains("not UTF-8") && !errors[0].contains("p\u{fffd}"),
+        "{errors:?}"
+    );
 }
 
 #[test]
@@ -292,7 +344,9 @@ fn one_port_for_two_addresses_is_refused_to_ingest_alone() {
         ("127.0.0.1:80", "127.0.0.1:81", false),
         ("127.0.0.1:0", "127.0.0.1:0", false),
     ] {
-        let config = resolve(&[], &[&format!("http.listen={http}"), &format!("admin.listen={admin}")]).unwrap();
+        let config =
+            resolve(&[], &[&format!("http.listen={http}"), &format!("admin.listen={admin}")])
+                .unwrap();
         let checked = config.check_listeners();
         assert_eq!(checked.is_err(), is_refused, "{http} and {admin}: {checked:?}");
     }
@@ -301,7 +355,8 @@ fn one_port_for_two_addresses_is_refused_to_ingest_alone() {
 #[test]
 fn the_tls_files_of_a_store_are_those_that_its_client_reads() {
     let files = |url: &str, migrate_url: &str| {
-        let flags = [format!("order_store.url={url}"), format!("order_store.migrate_url={migrate_url}")];
+        let flags =
+            [format!("order_store.url={url}"), format!("order_store.migrate_url={migrate_url}")];
         let config = resolve(&[], &flags.each_ref().map(String::as_str)).unwrap();
         config.order_store.tls_files().into_iter().collect::<Vec<_>>()
     };
@@ -312,6 +367,7 @@ fn the_tls_files_of_a_store_are_those_that_its_client_reads() {
     for without in ["&ssl-mode=disabled", "&ssl-mode=REQUIRED&sslmode=DISABLED"] {
         assert!(files(&format!("{named}{without}"), "").is_empty(), "{without}");
     }
-    let inline = "mysql://host/shop?ssl-ca=-----BEGIN%20CERTIFICATE-----x-----END%20CERTIFICATE-----";
+    let inline =
+        "mysql://host/shop?ssl-ca=-----BEGIN%20CERTIFICATE-----x-----END%20CERTIFICATE-----";
     assert!(files(inline, "").is_empty());
 }

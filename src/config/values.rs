@@ -1,6 +1,9 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
-use super::{Batches, ConfigError, Key, Layers, Listen, Redis, Retention, SchemaSource, Store, Topics, formats};
+use super::{
+    Batches, ConfigError, Key, Layers, Listen, Redis, Retention, SchemaSource, Store, Topics,
+    formats,
+};
 use crate::domain::Horizon;
 
 const LONGEST_AGE: Duration = Duration::from_secs(3650 * 86_400);
@@ -61,7 +64,10 @@ impl SecretUrl {
 
 impl fmt::Display for SecretUrl {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let authority = self.0.split_once("://").and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
+        let authority = self
+            .0
+            .split_once("://")
+            .and_then(|(scheme, rest)| Some((scheme, rest.rsplit_once('@')?)));
         match authority {
             Some((scheme, (user, host))) => match user.split_once(':') {
                 Some((name, _)) => write!(f, "{scheme}://{name}:***@{host}"),
@@ -91,7 +97,8 @@ impl Value for String {
 
 impl Value for Duration {
     fn read(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text).map_err(|e| format!("{e}; a duration reads like 250ms, 10s or 7d"))
+        humantime::parse_duration(text)
+            .map_err(|e| format!("{e}; a duration reads like 250ms, 10s or 7d"))
     }
 }
 
@@ -166,7 +173,12 @@ impl<'a> Values<'a> {
         self.read(name, |text| Ok((!text.is_empty()).then(|| text.to_owned())))
     }
 
-    pub fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(&mut self, name: &str, low: T, high: T) -> T {
+    pub fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(
+        &mut self,
+        name: &str,
+        low: T,
+        high: T,
+    ) -> T {
         self.read(name, |text| match text.parse::<T>() {
             Ok(value) if low <= value && value <= high => Ok(value),
             _ => Err(format!("is not a number from {low} to {high}")),
@@ -176,29 +188,41 @@ impl<'a> Values<'a> {
     pub fn between(&mut self, name: &str, low: Duration, high: Duration) -> Duration {
         self.read(name, |text| {
             let value = Duration::read(text)?;
-            let range =
-                || format!("is outside {} to {}", humantime::format_duration(low), humantime::format_duration(high));
+            let range = || {
+                format!(
+                    "is outside {} to {}",
+                    humantime::format_duration(low),
+                    humantime::format_duration(high)
+                )
+            };
             if (low..=high).contains(&value) { Ok(value) } else { Err(range()) }
         })
     }
 
     pub fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
         let url = self.read(url, formats::mysql_url);
-        let or_url = |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
+        let or_url =
+            |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
         let migrate_url = self.read(migrate_url, or_url);
         Store { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
     }
 
     pub fn topics(&mut self) -> Topics {
-        const NAMES: [&str; 4] =
-            ["topics.orders", "topics.order_status", "topics.orders_dlq", "topics.order_status_dlq"];
+        const NAMES: [&str; 4] = [
+            "topics.orders",
+            "topics.order_status",
+            "topics.orders_dlq",
+            "topics.order_status_dlq",
+        ];
         let [orders, order_status, orders_dlq, order_status_dlq] =
             NAMES.map(|name| (name, self.read(name, formats::topic)));
         let named = [&orders, &order_status, &orders_dlq, &order_status_dlq];
         for (number, (name, topic)) in named.into_iter().enumerate() {
             // Kafka counts two names as one where they differ in dots and underscores alone.
             let is_same = |other: &str| other.replace('.', "_") == topic.replace('.', "_");
-            if let Some((other, _)) = named.into_iter().take(number).find(|(_, other)| is_same(other)) {
+            if let Some((other, _)) =
+                named.into_iter().take(number).find(|(_, other)| is_same(other))
+            {
                 self.refuse(name, &format!("is the topic of {other} already"));
             }
         }
@@ -233,22 +257,34 @@ impl<'a> Values<'a> {
         let wait = horizon.longest_wait();
         if topics.retention > wait {
             let wait = humantime::format_duration(wait);
-            let error = format!("is more than {wait}, after which an event may expire: raise retention.outcomes");
+            let error = format!(
+                "is more than {wait}, after which an event may expire: raise retention.outcomes"
+            );
             self.refuse("topics.retention", &error);
         }
-        for (name, age) in [("retention.outcomes", outcomes), ("retention.idempotency_keys", idempotency_keys)] {
+        for (name, age) in
+            [("retention.outcomes", outcomes), ("retention.idempotency_keys", idempotency_keys)]
+        {
             if age > orders {
-                self.refuse(name, "is more than retention.orders: an order outlives what refers to it");
+                self.refuse(
+                    name,
+                    "is more than retention.orders: an order outlives what refers to it",
+                );
             }
         }
         Retention { horizon, movements, orders, idempotency_keys }
     }
 
     pub fn redis(&mut self) -> Redis {
-        const NAMES: [&str; 3] = ["redis.ssl_ca_location", "redis.ssl_certificate_location", "redis.ssl_key_location"];
+        const NAMES: [&str; 3] =
+            ["redis.ssl_ca_location", "redis.ssl_certificate_location", "redis.ssl_key_location"];
         let [ssl_ca, certificate, key] = NAMES.map(|name| self.optional(name).map(PathBuf::from));
         self.go_together(NAMES[1], NAMES[2]);
-        Redis { urls: self.read("redis.urls", formats::redis_urls), ssl_ca, ssl_client: certificate.zip(key) }
+        Redis {
+            urls: self.read("redis.urls", formats::redis_urls),
+            ssl_ca,
+            ssl_client: certificate.zip(key),
+        }
     }
 
     /// The two groups, of which no process may be in both under one name.
@@ -256,7 +292,10 @@ impl<'a> Values<'a> {
         let [workers, compensators]: [String; 2] =
             ["kafka.group_id", "compensator.group_id"].map(|name| self.get(name));
         if workers == compensators {
-            self.refuse("compensator.group_id", "is kafka.group_id: workers and compensators are two groups");
+            self.refuse(
+                "compensator.group_id",
+                "is kafka.group_id: workers and compensators are two groups",
+            );
         }
         [workers, compensators]
     }
@@ -278,7 +317,9 @@ impl<'a> Values<'a> {
         let all = NAMES.map(|(ours, theirs)| {
             let value = self.read(ours, |text| match ours {
                 "kafka.security_protocol" => formats::one_of(text, &PROTOCOLS).map(str::to_owned),
-                "kafka.sasl_mechanism" if !text.is_empty() => formats::one_of(text, &MECHANISMS).map(str::to_owned),
+                "kafka.sasl_mechanism" if !text.is_empty() => {
+                    formats::one_of(text, &MECHANISMS).map(str::to_owned)
+                }
                 _ => Ok(text.to_owned()),
             });
             (theirs, value)
@@ -286,7 +327,10 @@ impl<'a> Values<'a> {
         if all[0].1.starts_with("sasl_") {
             for ((ours, _), (_, value)) in NAMES.iter().zip(&all).skip(1).take(3) {
                 if value.is_empty() {
-                    self.refuse(ours, &format!("is needed with kafka.security_protocol = {}", all[0].1));
+                    self.refuse(
+                        ours,
+                        &format!("is needed with kafka.security_protocol = {}", all[0].1),
+                    );
                 }
             }
         }
@@ -320,7 +364,11 @@ impl<'a> Values<'a> {
         match parse(text) {
             Ok(value) => value,
             Err(error) => {
-                let shown = if key.is_secret() { "***".to_owned() } else { SecretUrl::new(text).to_string() };
+                let shown = if key.is_secret() {
+                    "***".to_owned()
+                } else {
+                    SecretUrl::new(text).to_string()
+                };
                 self.errors.push(format!("{name} = {shown:?} ({origin}): {error}"));
                 match parse(key.default) {
                     Ok(value) => value,
@@ -337,7 +385,10 @@ fn schema_sources(text: &str) -> Result<Vec<SchemaSource>, String> {
     for entry in text.split(',').map(str::trim).filter(|_| !text.is_empty()) {
         let (registered_id, path) = match entry.split_once('=') {
             Some((id, path)) => {
-                let id = id.trim().parse().map_err(|_| format!("{entry:?} begins with no number: it reads ID=FILE"))?;
+                let id = id
+                    .trim()
+                    .parse()
+                    .map_err(|_| format!("{entry:?} begins with no number: it reads ID=FILE"))?;
                 (Some(id), path.trim())
             }
             None => (None, entry),
@@ -345,7 +396,9 @@ fn schema_sources(text: &str) -> Result<Vec<SchemaSource>, String> {
         if path.is_empty() {
             return Err(format!("{entry:?} names no file"));
         }
-        if registered_id.is_some() && sources.iter().any(|source| source.registered_id == registered_id) {
+        if registered_id.is_some()
+            && sources.iter().any(|source| source.registered_id == registered_id)
+        {
             return Err(format!("{entry:?} has the id of another entry"));
         }
         sources.push(SchemaSource { path: path.into(), registered_id });

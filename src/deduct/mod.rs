@@ -64,15 +64,21 @@ impl Handler for Worker {
 
     /// Decides the events in one transaction, but for those whose products others hold.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decisions>, DeductError> {
-        let (numbers, arrived): (Vec<_>, Vec<_>) =
-            messages.iter().enumerate().filter_map(|(number, message)| Some((number, message.as_ref().ok()?))).unzip();
+        let (numbers, arrived): (Vec<_>, Vec<_>) = messages
+            .iter()
+            .enumerate()
+            .filter_map(|(number, message)| Some((number, message.as_ref().ok()?)))
+            .unzip();
         if arrived.is_empty() {
             return Ok(Done::default());
         }
         let Done { handled, left_behind } = self.decide(&arrived).await?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
-        Ok(Done { handled, left_behind: left_behind.into_iter().map(|number| numbers[number]).collect() })
+        Ok(Done {
+            handled,
+            left_behind: left_behind.into_iter().map(|number| numbers[number]).collect(),
+        })
     }
 
     /// Besides poison, events of orders that are too old to be decided are set aside.
@@ -101,7 +107,9 @@ impl Handler for Worker {
 
     fn fate(error: &DeductError) -> Fate {
         match error {
-            DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => Fate::Unavailable("redis"),
+            DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => {
+                Fate::Unavailable("redis")
+            }
             DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
             DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
             DeductError::Store(_) => Fate::Unavailable("stock_store"),
@@ -114,9 +122,14 @@ impl Handler for Worker {
 fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
     let made_at = id.made_at().to_rfc3339_opts(SecondsFormat::Millis, true);
     if id.made_at() > now {
-        return Refusal { class: "invalid", text: format!("order {id} is of {made_at}, more than a day ahead") };
+        return Refusal {
+            class: "invalid",
+            text: format!("order {id} is of {made_at}, more than a day ahead"),
+        };
     }
-    let text = format!("order {id} is of {made_at}, and retention.outcomes keeps no outcomes as old as that");
+    let text = format!(
+        "order {id} is of {made_at}, and retention.outcomes keeps no outcomes as old as that"
+    );
     Refusal { class: "expired", text }
 }
 
@@ -136,7 +149,10 @@ impl Worker {
             Ok(held) => held,
             Err(LockError::Contended) => {
                 self.stage("lock", begun);
-                return Ok(Done { handled: Decisions::default(), left_behind: (0..arrived.len()).collect() });
+                return Ok(Done {
+                    handled: Decisions::default(),
+                    left_behind: (0..arrived.len()).collect(),
+                });
             }
             Err(error) => return Err(error.into()),
         };
@@ -144,9 +160,11 @@ impl Worker {
         self.stage("lock", begun);
         let begun = Instant::now();
         let mut behind = left_behind.iter().copied().peekable();
-        let chosen = arrived.iter().enumerate().filter(|(number, _)| behind.next_if_eq(number).is_none());
+        let chosen =
+            arrived.iter().enumerate().filter(|(number, _)| behind.next_if_eq(number).is_none());
         let events: Vec<_> = chosen.map(|(_, arrived)| &arrived.event).collect();
-        let decided = self.store.decide_while(|| !held.is_lost(), &events, held.guard(), Utc::now()).await;
+        let decided =
+            self.store.decide_while(|| !held.is_lost(), &events, held.guard(), Utc::now()).await;
         self.stage("transaction", begun);
         let begun = Instant::now();
         let strategy = held.strategy();
@@ -161,23 +179,37 @@ impl Worker {
         let occurred_at = Utc::now();
         let messages = statuses.iter().map(|(order_id, status)| {
             let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
-            let payload = self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
-            Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
+            let payload =
+                self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
+            Message {
+                key: Some(order_id.to_string().into_bytes()),
+                payload: Some(payload),
+                headers: None,
+            }
         });
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
         produced.map_err(|source| match &source {
             ProduceError::TooLarge { numbers, .. } => {
-                let keys = numbers.iter().map(|number| statuses[*number].0.to_string().into_bytes());
+                let keys =
+                    numbers.iter().map(|number| statuses[*number].0.to_string().into_bytes());
                 DeductError::TooLarge { unpublished: keys.collect(), source }
             }
             ProduceError::Kafka(_) => source.into(),
         })
     }
 
-    fn count(&self, events: &[&OrderEvent], outcomes: &BTreeMap<OrderId, Outcome>, strategy: LockStrategy) {
-        self.metrics.batch_orders.observe(f64::from(u32::try_from(events.len()).unwrap_or(u32::MAX)));
+    fn count(
+        &self,
+        events: &[&OrderEvent],
+        outcomes: &BTreeMap<OrderId, Outcome>,
+        strategy: LockStrategy,
+    ) {
+        self.metrics
+            .batch_orders
+            .observe(f64::from(u32::try_from(events.len()).unwrap_or(u32::MAX)));
         let now: DateTime<Utc> = Utc::now();
-        let accepted: BTreeMap<_, _> = events.iter().map(|event| (event.order_id, event.accepted_at)).collect();
+        let accepted: BTreeMap<_, _> =
+            events.iter().map(|event| (event.order_id, event.accepted_at)).collect();
         for (order_id, outcome) in outcomes {
             let label = match outcome {
                 Outcome::Completed(_) => "COMPLETED",
@@ -192,6 +224,9 @@ impl Worker {
     }
 
     fn stage(&self, stage: &'static str, begun: Instant) {
-        self.metrics.batch_seconds.with_label_values(&[stage]).observe(begun.elapsed().as_secs_f64());
+        self.metrics
+            .batch_seconds
+            .with_label_values(&[stage])
+            .observe(begun.elapsed().as_secs_f64());
     }
 }

@@ -35,7 +35,10 @@ pub struct Selection {
 impl Selection {
     /// Leaves behind the events with products that are `held`, and those that share a product with one left behind before them, so
     /// that none overtakes another on a product.
-    pub fn without<'a>(held: &BTreeSet<ProductId>, arrived: impl IntoIterator<Item = &'a Arrived>) -> Self {
+    pub fn without<'a>(
+        held: &BTreeSet<ProductId>,
+        arrived: impl IntoIterator<Item = &'a Arrived>,
+    ) -> Self {
         let mut left_behind = Vec::new();
         let mut wanted = Wanted::nothing();
         let mut theirs: HashSet<&ProductId> = HashSet::new();

@@ -94,7 +94,8 @@ impl Fold<'_> {
         if demand.product_ids().any(|id| !self.before.contains_key(id)) {
             return Outcome::Failed(Reason::UnknownProduct);
         }
-        let short = demand.iter().find(|(id, quantity)| self.left(id).is_some_and(|left| left < *quantity));
+        let short =
+            demand.iter().find(|(id, quantity)| self.left(id).is_some_and(|left| left < *quantity));
         if let Some((id, _)) = short {
             self.add(id, 0);
             return Outcome::Failed(Reason::InsufficientStock);
@@ -148,7 +149,13 @@ impl Fold<'_> {
             self.changed.into_iter().partition(|(id, _)| self.recorded.contains_key(id));
         let released = updated.into_keys().collect();
         let Self { available, statuses, untimely, .. } = self;
-        Ok(Decisions { outcomes, released, available: available.into_iter().collect(), statuses, untimely })
+        Ok(Decisions {
+            outcomes,
+            released,
+            available: available.into_iter().collect(),
+            statuses,
+            untimely,
+        })
     }
 }
 

@@ -64,7 +64,10 @@ mod tests {
         for kept in [Duration::from_secs(60), Duration::from_secs(30 * 86_400)] {
             let horizon = Horizon::new(kept);
             let decidable = horizon.decidable(now);
-            assert!(horizon.forgotten_below(now) < decidable.start && decidable.start < horizon.releasable_from(now));
+            assert!(
+                horizon.forgotten_below(now) < decidable.start
+                    && decidable.start < horizon.releasable_from(now)
+            );
             assert_eq!(decidable.start, OrderId::first_of(now - kept));
             assert!(horizon.longest_wait() < kept);
         }

@@ -14,12 +14,15 @@ impl ProductId {
 
     /// Fails where the text is empty, too long, or has a byte outside 0x21 to 0x7E.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
-        let allowed = (1..=Self::MAX_BYTES).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic());
+        let allowed = (1..=Self::MAX_BYTES).contains(&text.len())
+            && text.bytes().all(|b| b.is_ascii_graphic());
         if allowed {
             return Ok(Self(text.into()));
         }
         let shown: String = text.chars().take(Self::MAX_BYTES).collect();
-        Err(Invalid(format!("{shown:?} is not a product id: 1 to 64 printable ASCII characters without spaces")))
+        Err(Invalid(format!(
+            "{shown:?} is not a product id: 1 to 64 printable ASCII characters without spaces"
+        )))
     }
 
     pub fn as_str(&self) -> &str {
@@ -51,7 +54,8 @@ impl OrderId {
 
     /// An id of a time, which is cut to whole milliseconds and to the years 1970 to 10889.
     pub fn new(made_at: DateTime<Utc>, random: &[u8; 10]) -> Self {
-        let millis = u64::try_from(made_at.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
+        let millis =
+            u64::try_from(made_at.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
         Self(Builder::from_unix_timestamp_millis(millis, random).into_uuid())
     }
 
@@ -67,13 +71,15 @@ impl OrderId {
     }
 
     fn checked(uuid: Uuid) -> Option<Self> {
-        let is_v7 = uuid.get_version() == Some(Version::SortRand) && uuid.get_variant() == Variant::RFC4122;
+        let is_v7 =
+            uuid.get_version() == Some(Version::SortRand) && uuid.get_variant() == Variant::RFC4122;
         is_v7.then_some(Self(uuid))
     }
 
     /// When it was made, by the clock of whoever made it; milliseconds.
     pub fn made_at(self) -> DateTime<Utc> {
-        let millis = self.0.as_bytes()[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
+        let millis =
+            self.0.as_bytes()[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
         DateTime::from_timestamp_millis(millis).unwrap_or(DateTime::<Utc>::MAX_UTC)
     }
 
@@ -127,7 +133,8 @@ mod tests {
 
     #[test]
     fn product_ids_are_ordered_by_bytes_and_differ_by_case() {
-        let mut ids: Vec<_> = ["b", "a", "B", "a1"].iter().map(|s| ProductId::parse(s).unwrap()).collect();
+        let mut ids: Vec<_> =
+            ["b", "a", "B", "a1"].iter().map(|s| ProductId::parse(s).unwrap()).collect();
         ids.sort();
         assert_eq!(ids.iter().map(ProductId::as_str).collect::<Vec<_>>(), ["B", "a", "a1", "b"]);
     }
@@ -151,7 +158,10 @@ mod tests {
             "017f22e2-79b0-7cc3-c8c4-dc0c0c07398f",
         ] {
             assert!(other.parse::<OrderId>().is_err(), "{other}");
-            assert!(OrderId::from_slice(other.parse::<Uuid>().unwrap().as_bytes()).is_err(), "{other}");
+            assert!(
+                OrderId::from_slice(other.parse::<Uuid>().unwrap().as_bytes()).is_err(),
+                "{other}"
+            );
         }
     }
 

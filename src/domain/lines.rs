@@ -50,7 +50,8 @@ impl Lines {
 
     /// What the lines ask for in all, one entry a product.
     pub fn demand(&self) -> Demand {
-        let mut demand: Vec<_> = self.0.iter().map(|line| (line.product_id.clone(), line.quantity)).collect();
+        let mut demand: Vec<_> =
+            self.0.iter().map(|line| (line.product_id.clone(), line.quantity)).collect();
         demand.sort_unstable();
         demand.dedup_by(|(id, quantity), (kept, sum)| {
             let is_repeated = id == kept;
@@ -106,7 +107,8 @@ impl Serialize for Demand {
 impl<'de> Deserialize<'de> for Demand {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let entries = Vec::<(String, i64)>::deserialize(deserializer)?.into_iter();
-        let entries = entries.map(|(id, quantity)| Ok((ProductId::parse(&id).map_err(D::Error::custom)?, quantity)));
+        let entries = entries
+            .map(|(id, quantity)| Ok((ProductId::parse(&id).map_err(D::Error::custom)?, quantity)));
         let mut demand = entries.collect::<Result<Vec<_>, D::Error>>()?;
         demand.sort_unstable();
         let is_repeated = demand.windows(2).any(|pair| pair[0].0 == pair[1].0);
@@ -140,7 +142,9 @@ mod tests {
     #[test]
     fn lines_out_of_bounds_are_refused() {
         let many = serde_json::to_string(&vec![("a", 1); 101]).unwrap();
-        for bad in ["[]", r#"[["a",0]]"#, r#"[["a",-1]]"#, r#"[["a",1000001]]"#, r#"[["a b",1]]"#, &many] {
+        for bad in
+            ["[]", r#"[["a",0]]"#, r#"[["a",-1]]"#, r#"[["a",1000001]]"#, r#"[["a b",1]]"#, &many]
+        {
             assert!(lines(bad).is_err(), "{bad}");
         }
     }

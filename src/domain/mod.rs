@@ -10,8 +10,8 @@ pub use horizon::Horizon;
 pub use ids::{OrderId, ProductId};
 pub use lines::{Demand, Line, Lines, MAX_LINES, MAX_QUANTITY};
 pub use status::{
-    COMPENSATOR_SOURCE, Effect, EventKind, INGEST_SOURCE, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus,
-    WORKER_SOURCE,
+    COMPENSATOR_SOURCE, Effect, EventKind, INGEST_SOURCE, OrderEvent, OrderState, OrderStatus,
+    Reason, ReportedStatus, WORKER_SOURCE,
 };
 
 /// The most that a product may have available: the largest integer that JSON clients read exactly.

@@ -94,7 +94,9 @@ impl ReportedStatus {
             "FAILED" => Ok(Self::Failed(Reason::parse(reason.unwrap_or("UNSPECIFIED")))),
             "CANCELLED" => Ok(Self::Cancelled(reason.map(Reason::parse))),
             "RELEASED" => Ok(Self::Released),
-            other => Err(Invalid(format!("status {other:?} is none of COMPLETED, FAILED, CANCELLED, RELEASED"))),
+            other => Err(Invalid(format!(
+                "status {other:?} is none of COMPLETED, FAILED, CANCELLED, RELEASED"
+            ))),
         }
     }
 
@@ -147,7 +149,11 @@ impl OrderStatus {
         if is_allowed {
             return Ok(());
         }
-        Err(Invalid(format!("{:?} reports {}, which only a worker may", self.source, self.status.as_str())))
+        Err(Invalid(format!(
+            "{:?} reports {}, which only a worker may",
+            self.source,
+            self.status.as_str()
+        )))
     }
 
     /// What this status does to its order: the table of `docs/order-lifecycle.md`.
@@ -159,22 +165,37 @@ impl OrderStatus {
         use OrderState::{Cancelled, Completed, Failed, Pending};
         match (&self.status, state) {
             // A release is published after its order has moved, so the store has lost that move.
-            (ReportedStatus::Released, Some(Pending)) => Effect::Move { to: Cancelled, owes_release: false },
+            (ReportedStatus::Released, Some(Pending)) => {
+                Effect::Move { to: Cancelled, owes_release: false }
+            }
             (ReportedStatus::Released, _) => Effect::EndRelease,
-            (ReportedStatus::Completed, _) | (ReportedStatus::Cancelled(_), None) if self.is_announced() => {
+            (ReportedStatus::Completed, _) | (ReportedStatus::Cancelled(_), None)
+                if self.is_announced() =>
+            {
                 Effect::Nothing
             }
             (_, None) => Effect::UnknownOrder,
-            (ReportedStatus::Completed, Some(Pending)) => Effect::Move { to: Completed, owes_release: false },
+            (ReportedStatus::Completed, Some(Pending)) => {
+                Effect::Move { to: Completed, owes_release: false }
+            }
             (ReportedStatus::Completed, Some(Failed | Cancelled)) => Effect::OweRelease,
             (ReportedStatus::Completed, Some(Completed))
-            | (ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_), Some(Failed | Cancelled)) => Effect::Nothing,
-            (ReportedStatus::Cancelled(_), Some(Completed)) if !is_releasable && self.is_announced() => Effect::Nothing,
+            | (
+                ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_),
+                Some(Failed | Cancelled),
+            ) => Effect::Nothing,
+            (ReportedStatus::Cancelled(_), Some(Completed))
+                if !is_releasable && self.is_announced() =>
+            {
+                Effect::Nothing
+            }
             (_, Some(Completed)) if !is_releasable => Effect::TooLate,
             (ReportedStatus::Failed(_), Some(Pending)) => {
                 Effect::Move { to: Failed, owes_release: !self.is_from_worker() }
             }
-            (ReportedStatus::Failed(_), Some(Completed)) => Effect::Move { to: Failed, owes_release: true },
+            (ReportedStatus::Failed(_), Some(Completed)) => {
+                Effect::Move { to: Failed, owes_release: true }
+            }
             (ReportedStatus::Cancelled(_), Some(Pending | Completed)) => {
                 Effect::Move { to: Cancelled, owes_release: true }
             }

@@ -40,7 +40,8 @@ const FREE_HEAD_BYTES: usize = 4 << 10;
 /// For [`Inner::idle_since`]: the server works.
 const WORKING: u64 = u64::MAX;
 const EMPTY: &[u8] = b"content-length: 0\r\n";
-const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
+const NO_PLACE: &[u8] =
+    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
     retry-after: 1\r\nconnection: close\r\ncontent-length: 116\r\n\r\n\
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
     \"detail\":\"too many connections; nothing was saved\"}";
@@ -297,7 +298,8 @@ impl Io {
                 },
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
                 Poll::Pending => {
-                    let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+                    let stalled =
+                        self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
                     ready!(stalled.as_mut().poll(cx));
                     return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                 }
@@ -307,7 +309,11 @@ impl Io {
 }
 
 impl AsyncRead for Io {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         loop {
             ready!(self.connection.0.stream.poll_read_ready(cx))?;
             match self.connection.0.stream.try_read_buf(buffer) {
@@ -326,11 +332,16 @@ fn problem_instead_of(bytes: &[u8]) -> Option<(&str, String)> {
     let (title, detail) = match status {
         "400" => ("Bad Request", "the request is no HTTP/1.1"),
         "414" => ("URI Too Long", "the address is too long"),
-        "431" => ("Request Header Fields Too Large", "a head has less than 16384 bytes and 100 fields at most"),
+        "431" => (
+            "Request Header Fields Too Large",
+            "a head has less than 16384 bytes and 100 fields at most",
+        ),
         _ => return None,
     };
     let is_empty = bytes.windows(EMPTY.len()).any(|window| window.eq_ignore_ascii_case(EMPTY));
-    let body = format!(r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#);
+    let body = format!(
+        r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#
+    );
     let head = format!(
         "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\nconnection: close\r\n\
          content-length: {}\r\n\r\n",
@@ -340,7 +351,11 @@ fn problem_instead_of(bytes: &[u8]) -> Option<(&str, String)> {
 }
 
 impl AsyncWrite for Io {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
         if let Some((status, problem)) = problem_instead_of(bytes) {
             (self.connection.0.count_refusal)(status);
             // The socket's buffer has room, unless the client reads none of its answers.

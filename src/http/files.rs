@@ -18,7 +18,11 @@ pub fn connections_beside(others: u32) -> usize {
     let reserved = RESERVED_FILES + u64::from(others);
     let connections = files.saturating_sub(reserved).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);
     if connections < MAX_CONNECTIONS {
-        tracing::warn!(files, connections, "the limit of open files bounds the connections of the HTTP API");
+        tracing::warn!(
+            files,
+            connections,
+            "the limit of open files bounds the connections of the HTTP API"
+        );
     }
     usize::try_from(connections).unwrap_or(usize::MAX)
 }

@@ -21,8 +21,8 @@ pub struct Memory {
 
 impl Default for Memory {
     fn default() -> Self {
-        let [small, large, heads] =
-            [MAX_SMALL_BYTES, MAX_LARGE_BYTES, MAX_HEADS_BYTES].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        let [small, large, heads] = [MAX_SMALL_BYTES, MAX_LARGE_BYTES, MAX_HEADS_BYTES]
+            .map(|bytes| Arc::new(Semaphore::new(bytes)));
         Self { small, large, heads }
     }
 }
@@ -40,7 +40,8 @@ impl Memory {
     pub fn hold_body(&self, held: &mut Held, bytes: usize) -> bool {
         let (now, then) = (held.bytes.min(SMALL_BYTES), bytes.min(SMALL_BYTES));
         let Some(small) = take(&self.small, then.saturating_sub(now)) else { return false };
-        let (now, then) = (held.bytes.saturating_sub(SMALL_BYTES), bytes.saturating_sub(SMALL_BYTES));
+        let (now, then) =
+            (held.bytes.saturating_sub(SMALL_BYTES), bytes.saturating_sub(SMALL_BYTES));
         let Some(large) = take(&self.large, then.saturating_sub(now)) else { return false };
         held.add([Some(small), Some(large)], bytes);
         true
@@ -89,9 +90,15 @@ mod tests {
         assert_eq!(bodies.len(), 16);
         let mut small = Held::default();
         assert!(memory.hold_body(&mut small, SMALL_BYTES));
-        assert!(!memory.hold_body(&mut small, SMALL_BYTES + (1 << 20)), "a small body grows no further");
+        assert!(
+            !memory.hold_body(&mut small, SMALL_BYTES + (1 << 20)),
+            "a small body grows no further"
+        );
         bodies.pop();
-        assert!(memory.hold_body(&mut small, SMALL_BYTES + (1 << 19)), "what a body held is free again");
+        assert!(
+            memory.hold_body(&mut small, SMALL_BYTES + (1 << 19)),
+            "what a body held is free again"
+        );
     }
 
     #[test]

@@ -95,7 +95,11 @@ async fn accept(listener: &TcpListener) -> Option<TcpStream> {
 }
 
 /// Serves a connection to its end, or until others need its place while it waits for its client.
-async fn serve_until_cut(connection: &Connection, served: impl Future<Output = hyper::Result<()>>, place: &Place) {
+async fn serve_until_cut(
+    connection: &Connection,
+    served: impl Future<Output = hyper::Result<()>>,
+    place: &Place,
+) {
     let serving = async {
         let served = served.await;
         if let Err(error) = &served {

@@ -90,8 +90,10 @@ impl Connections {
         if self.by_number.values().any(|admitted| admitted.is_cut) {
             return true;
         }
-        let idle =
-            self.by_number.values_mut().filter_map(|admitted| Some((admitted.connection.idle_since()?, admitted)));
+        let idle = self
+            .by_number
+            .values_mut()
+            .filter_map(|admitted| Some((admitted.connection.idle_since()?, admitted)));
         let mut idle: Vec<_> = idle.collect();
         // A small room keeps most of its connections.
         let cut = CUT_AT_ONCE.min(idle.len().div_ceil(8));

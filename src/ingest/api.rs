@@ -54,14 +54,18 @@ pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
         .route("/v1/orders", post(place_order))
         .route("/v1/orders/{id}", get(show_order))
         .route("/v1/products/{id}", get(show_product))
-        .route("/openapi.json", get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)))
+        .route(
+            "/openapi.json",
+            get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)),
+        )
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async |method: Method| {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
         })
         .layer(middleware::from_fn_with_state(metrics, measure))
         .with_state(Arc::new(api));
-    let count_refusal = move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
+    let count_refusal =
+        move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
     http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
 }
 
@@ -86,10 +90,17 @@ fn begin_at_zero(metrics: &Metrics) {
 
 async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let route = request.extensions().get::<MatchedPath>().map_or(OTHER_ROUTE, MatchedPath::as_str).to_owned();
+    let route = request
+        .extensions()
+        .get::<MatchedPath>()
+        .map_or(OTHER_ROUTE, MatchedPath::as_str)
+        .to_owned();
     let response = next.run(request).await;
     metrics.http_requests.with_label_values(&[&route, response.status().as_str()]).inc();
-    metrics.http_request_seconds.with_label_values(&[&route]).observe(begun.elapsed().as_secs_f64());
+    metrics
+        .http_request_seconds
+        .with_label_values(&[&route])
+        .observe(begun.elapsed().as_secs_f64());
     response
 }
 
@@ -115,7 +126,12 @@ async fn place_order(
 }
 
 impl Api {
-    async fn place(&self, headers: &HeaderMap, body: Body, connection: &Connection) -> Result<OrderId, Problem> {
+    async fn place(
+        &self,
+        headers: &HeaderMap,
+        body: Body,
+        connection: &Connection,
+    ) -> Result<OrderId, Problem> {
         body::check_content_type(headers)?;
         if headers.contains_key("idempotency-key") {
             let detail = "Idempotency-Key is not supported yet; nothing was saved";
@@ -123,7 +139,8 @@ impl Api {
         }
         let body = body::read(body, connection).await?;
         let request = OrderRequest::parse(&body.bytes)?;
-        let at_present = |rejected: Rejected| Problem::unavailable(format!("{rejected}; nothing was saved"));
+        let at_present =
+            |rejected: Rejected| Problem::unavailable(format!("{rejected}; nothing was saved"));
         self.committer.check_store().map_err(at_present)?;
         self.refuse_unknown_products(&request).await?;
         if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
@@ -145,7 +162,8 @@ impl Api {
         let lines = request.lines.as_slice();
         let products: BTreeSet<_> = lines.iter().map(|line| line.product_id().clone()).collect();
         let unknown = self.catalog.unknown(&products).await;
-        let blamed = lines.iter().enumerate().filter(|(_, line)| unknown.contains(line.product_id()));
+        let blamed =
+            lines.iter().enumerate().filter(|(_, line)| unknown.contains(line.product_id()));
         let errors: Vec<_> = blamed
             .map(|(index, line)| FieldError {
                 pointer: format!("/lines/{index}/product_id"),
@@ -158,13 +176,18 @@ impl Api {
 
 fn not_saved(order_id: OrderId, rejected: &Rejected) -> Problem {
     match rejected {
-        Rejected::Overloaded | Rejected::Unavailable | Rejected::TooLate => Problem::unavailable(rejected.to_string()),
+        Rejected::Overloaded | Rejected::Unavailable | Rejected::TooLate => {
+            Problem::unavailable(rejected.to_string())
+        }
         Rejected::Unknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, rejected.to_string())
             .with("order_id", order_id.to_string())
             .header(header::LOCATION, location(order_id).1),
         Rejected::Refused(_) => {
             tracing::error!(%order_id, error = %rejected, "a valid order was refused");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the order store refuses this order; nothing was saved")
+            Problem::new(
+                StatusCode::INTERNAL_SERVER_ERROR,
+                "the order store refuses this order; nothing was saved",
+            )
         }
     }
 }
@@ -214,7 +237,8 @@ async fn show_order(
 
 fn order_body(order: &StoredOrder) -> Value {
     let lines = order.lines.as_slice().iter();
-    let lines = lines.map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
+    let lines = lines
+        .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
     let mut body = json!({
         "order_id": order.order_id.to_string(),
         "status": order.status.as_str(),
@@ -222,7 +246,11 @@ fn order_body(order: &StoredOrder) -> Value {
         "created_at": time(order.created_at),
         "updated_at": time(order.updated_at),
     });
-    let optional = [("reason", &order.reason), ("reference", &order.reference), ("customer_id", &order.customer_id)];
+    let optional = [
+        ("reason", &order.reason),
+        ("reference", &order.reference),
+        ("customer_id", &order.customer_id),
+    ];
     for (name, value) in optional {
         if let Some(value) = value {
             body[name] = json!(value);

@@ -23,14 +23,17 @@ pub fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         return Ok(());
     }
     let detail = "the content type is not application/json; nothing was saved";
-    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail).header(header::ACCEPT, "application/json"))
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+        .header(header::ACCEPT, "application/json"))
 }
 
 /// `application/json` or a type of the suffix `+json` (RFC 6839), whatever its parameters.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.strip_prefix("application/") {
-        Some(subtype) => subtype == "json" || subtype.strip_suffix("+json").is_some_and(|name| !name.is_empty()),
+        Some(subtype) => {
+            subtype == "json" || subtype.strip_suffix("+json").is_some_and(|name| !name.is_empty())
+        }
         None => false,
     }
 }
@@ -58,7 +61,9 @@ pub async fn read(body: Body, connection: &Connection) -> Result<Read, Problem> 
 async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
     let (mut bytes, mut held) = (Vec::new(), Held::default());
     while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(|_| too_slow())? {
-        let chunk = chunk.map_err(|e| Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}")))?;
+        let chunk = chunk.map_err(|e| {
+            Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}"))
+        })?;
         let length = bytes.len() + chunk.len();
         if length > MAX_BODY_BYTES {
             return Err(too_large());
@@ -66,7 +71,9 @@ async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result
         if length > bytes.capacity() {
             let room = length.max(2 * bytes.capacity()).clamp(FIRST_BYTES, MAX_BODY_BYTES);
             if !connection.memory().hold_body(&mut held, room) {
-                return Err(Problem::unavailable("the bodies of all requests are too large; nothing was saved"));
+                return Err(Problem::unavailable(
+                    "the bodies of all requests are too large; nothing was saved",
+                ));
             }
             bytes.reserve_exact(room - bytes.len());
         }
@@ -76,7 +83,10 @@ async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result
 }
 
 fn too_large() -> Problem {
-    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, format!("a body has at most {MAX_BODY_BYTES} bytes"))
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        format!("a body has at most {MAX_BODY_BYTES} bytes"),
+    )
 }
 
 fn too_slow() -> Problem {
@@ -89,14 +99,25 @@ mod tests {
 
     #[test]
     fn json_is_told_from_what_a_web_page_may_send() {
-        for json in ["application/json", "Application/JSON; charset=utf-8", "application/vnd.shop.order+json"] {
+        for json in [
+            "application/json",
+            "Application/JSON; charset=utf-8",
+            "application/vnd.shop.order+json",
+        ] {
             assert!(is_json(json), "{json}");
         }
-        for other in ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "", "json"]
-        {
+        for other in [
+            "text/plain",
+            "application/x-www-form-urlencoded",
+            "multipart/form-data; boundary=x",
+            "",
+            "json",
+        ] {
             assert!(!is_json(other), "{other}");
         }
-        for other in ["text/json", "application/+json", "application/jsonp", "application/json, text/plain"] {
+        for other in
+            ["text/json", "application/+json", "application/jsonp", "application/json, text/plain"]
+        {
             assert!(!is_json(other), "{other}");
         }
     }

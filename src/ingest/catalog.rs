@@ -96,7 +96,9 @@ impl Catalog {
 
     async fn find(&self, wanted: Vec<ProductId>) -> Result<Arc<HashSet<ProductId>>, String> {
         let (sender, found) = oneshot::channel();
-        self.queue.try_send(LookUp { wanted, found: sender }).map_err(|_| "too many requests wait".to_owned())?;
+        self.queue
+            .try_send(LookUp { wanted, found: sender })
+            .map_err(|_| "too many requests wait".to_owned())?;
         match timeout(LOOK_UP_TIMEOUT, found).await {
             Ok(Ok(found)) => found,
             _ => Err("no answer in time".to_owned()),
@@ -113,13 +115,16 @@ async fn look_up(store: StockStore, mut queue: mpsc::Receiver<LookUp>) {
     while queue.recv_many(&mut waiting, SHARE).await > 0 {
         // Requests that waited too long are gone.
         waiting.retain(|look_up| !look_up.found.is_closed());
-        let wanted: BTreeSet<_> = waiting.iter().flat_map(|look_up| &look_up.wanted).cloned().collect();
+        let wanted: BTreeSet<_> =
+            waiting.iter().flat_map(|look_up| &look_up.wanted).cloned().collect();
         if wanted.is_empty() {
             continue;
         }
         let wanted: Vec<_> = wanted.into_iter().collect();
         let found = match timeout(QUERY_TIMEOUT, store.find_products(&wanted)).await {
-            Ok(Ok(found)) => Ok(Arc::new(found.into_iter().map(|product| product.product_id).collect())),
+            Ok(Ok(found)) => {
+                Ok(Arc::new(found.into_iter().map(|product| product.product_id).collect()))
+            }
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer in time".to_owned()),
         };

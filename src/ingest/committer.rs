@@ -43,7 +43,9 @@ pub enum Rejected {
     Unavailable,
     #[error("the order waited too long to be saved; nothing was saved")]
     TooLate,
-    #[error("the order store broke off in a commit: the order is saved or it is not, as GET will tell")]
+    #[error(
+        "the order store broke off in a commit: the order is saved or it is not, as GET will tell"
+    )]
     Unknown,
     #[error("the order store refuses this order: {0}")]
     Refused(String),
@@ -138,7 +140,9 @@ impl Committer {
             Err(_) => outcome.await,
         };
         // The task is lost that had the order, or that would have taken it.
-        answer.unwrap_or_else(|_| Err(if client.claim.take() { Rejected::Unavailable } else { Rejected::Unknown }))
+        answer.unwrap_or_else(|_| {
+            Err(if client.claim.take() { Rejected::Unavailable } else { Rejected::Unknown })
+        })
     }
 
     /// Fails while the store is known to be away.
@@ -260,7 +264,8 @@ impl Task {
     /// Places a group in one transaction, and tries again up to the last deadline of the group.
     /// Between attempts, orders leave it whose deadline has passed or whose client has gone.
     async fn place(&self, group: &mut Vec<Waiting>) -> Result<Vec<NewOrder>, Rejected> {
-        let (mut failures, mut exhausted, begun) = (Backoff::default(), Rejected::Unavailable, Instant::now());
+        let (mut failures, mut exhausted, begun) =
+            (Backoff::default(), Rejected::Unavailable, Instant::now());
         while let Some(deadline) = group.iter().map(|waiting| waiting.deadline).max() {
             let orders: Vec<_> = group.iter().map(|waiting| waiting.order.clone()).collect();
             let error = match self.store.place_by(&orders, COMMITTER_LEASE, deadline).await {
@@ -288,7 +293,8 @@ impl Task {
             // After a commit of unknown outcome, the next attempt says what became of each order.
             if !matches!(exhausted, Rejected::Unknown) {
                 group.retain(|waiting| !waiting.saved.is_closed());
-                *group = std::mem::take(group).into_iter().filter_map(Waiting::unless_late).collect();
+                *group =
+                    std::mem::take(group).into_iter().filter_map(Waiting::unless_late).collect();
             }
         }
         Ok(Vec::new())
@@ -296,7 +302,12 @@ impl Task {
 }
 
 fn placed(order: NewOrder) -> OrderEvent {
-    OrderEvent { order_id: order.order_id, kind: EventKind::Placed, lines: order.lines, accepted_at: order.accepted_at }
+    OrderEvent {
+        order_id: order.order_id,
+        kind: EventKind::Placed,
+        lines: order.lines,
+        accepted_at: order.accepted_at,
+    }
 }
 
 #[cfg(test)]

@@ -148,7 +148,12 @@ mod tests {
     /// A desk whose store is never asked.
     fn desk() -> Desk {
         let config = Config::resolve(&Layers::default()).unwrap();
-        let database = Database::open(&config.order_store, Role::OrderStore, ASK_EVERY, Metrics::new().unwrap());
+        let database = Database::open(
+            &config.order_store,
+            Role::OrderStore,
+            ASK_EVERY,
+            Metrics::new().unwrap(),
+        );
         Desk::new(OrderStore::new(database.unwrap()), Shutdown::default())
     }
 

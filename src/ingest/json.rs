@@ -21,7 +21,11 @@ pub struct Errors(RefCell<Vec<FieldError>>);
 
 impl Errors {
     /// Ends the reading where these are enough.
-    fn add<E: de::Error>(&self, pointer: impl Into<String>, detail: impl Into<String>) -> Result<(), E> {
+    fn add<E: de::Error>(
+        &self,
+        pointer: impl Into<String>,
+        detail: impl Into<String>,
+    ) -> Result<(), E> {
         self.0.borrow_mut().push(FieldError { pointer: pointer.into(), detail: detail.into() });
         if self.are_enough() { Err(E::custom("too many errors")) } else { Ok(()) }
     }
@@ -76,7 +80,10 @@ macro_rules! seed {
     ($seed:ident, $value:ty) => {
         impl<'de> DeserializeSeed<'de> for $seed<'_> {
             type Value = $value;
-            fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<$value, D::Error> {
+            fn deserialize<D: Deserializer<'de>>(
+                self,
+                deserializer: D,
+            ) -> Result<$value, D::Error> {
                 deserializer.deserialize_any(self)
             }
         }
@@ -94,13 +101,22 @@ impl OrderSeed<'_> {
         Ok(Draft::default())
     }
 
-    fn text<'de, A: MapAccess<'de>>(&self, name: &str, map: &mut A) -> Result<Option<String>, A::Error> {
+    fn text<'de, A: MapAccess<'de>>(
+        &self,
+        name: &str,
+        map: &mut A,
+    ) -> Result<Option<String>, A::Error> {
         match map.next_value_seed(ScalarSeed)? {
             Scalar::Null => return Ok(None),
-            Scalar::Text(text) if (1..=MAX_TEXT_CHARS).contains(&text.chars().count()) => return Ok(Some(text)),
+            Scalar::Text(text) if (1..=MAX_TEXT_CHARS).contains(&text.chars().count()) => {
+                return Ok(Some(text));
+            }
             _ => {}
         }
-        self.0.add(format!("/{name}"), format!("must be a string of 1 to {MAX_TEXT_CHARS} characters"))?;
+        self.0.add(
+            format!("/{name}"),
+            format!("must be a string of 1 to {MAX_TEXT_CHARS} characters"),
+        )?;
         Ok(None)
     }
 }
@@ -127,14 +143,17 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
                 Ok("customer_id") => draft.customer_id = self.text("customer_id", &mut map)?,
                 Ok(_) => draft.lines = map.next_value_seed(LinesSeed(self.0))?,
                 Err((name, wrong)) => {
-                    let detail = format!("{wrong}; an order has reference, customer_id and lines, each once");
+                    let detail = format!(
+                        "{wrong}; an order has reference, customer_id and lines, each once"
+                    );
                     self.0.add(format!("/{name}"), detail)?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
         if !seen[2] {
-            self.0.add("/lines", format!("is missing; must be an array of 1 to {MAX_LINES} lines"))?;
+            self.0
+                .add("/lines", format!("is missing; must be an array of 1 to {MAX_LINES} lines"))?;
         }
         Ok(draft)
     }
@@ -166,7 +185,10 @@ impl<'de> Visitor<'de> for LinesSeed<'_> {
     fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Vec<Line>, A::Error> {
         let (mut lines, mut count) = (Vec::new(), 0);
         while count < MAX_LINES {
-            let Some(line) = items.next_element_seed(LineSeed { errors: self.0, index: count })? else { break };
+            let Some(line) = items.next_element_seed(LineSeed { errors: self.0, index: count })?
+            else {
+                break;
+            };
             lines.extend(line);
             count += 1;
         }
@@ -176,7 +198,10 @@ impl<'de> Visitor<'de> for LinesSeed<'_> {
             }
         }
         if !(1..=MAX_LINES).contains(&count) {
-            self.0.add("/lines", format!("must be an array of 1 to {MAX_LINES} lines, not {count}"))?;
+            self.0.add(
+                "/lines",
+                format!("must be an array of 1 to {MAX_LINES} lines, not {count}"),
+            )?;
         }
         Ok(lines)
     }
@@ -202,14 +227,18 @@ impl LineSeed<'_> {
             Scalar::Text(text) => ProductId::parse(text).map_err(|e| e.to_string()),
             _ => Err("must be a string".to_owned()),
         };
-        parsed.map_or_else(|wrong| self.blame("product_id", wrong).map(|()| None), |id| Ok(Some(id)))
+        parsed
+            .map_or_else(|wrong| self.blame("product_id", wrong).map(|()| None), |id| Ok(Some(id)))
     }
 
     fn quantity<E: de::Error>(&self, value: &Scalar) -> Result<Option<i64>, E> {
         match value {
             Scalar::Whole(n) if (1..=MAX_QUANTITY).contains(n) => Ok(Some(*n)),
             other => {
-                let detail = format!("must be a whole number from 1 to {MAX_QUANTITY}, not {}", other.shown());
+                let detail = format!(
+                    "must be a whole number from 1 to {MAX_QUANTITY}, not {}",
+                    other.shown()
+                );
                 self.blame("quantity", detail)?;
                 Ok(None)
             }
@@ -236,11 +265,16 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
         let mut is_valid = true;
         while let Some(name) = map.next_key_seed(NameSeed(&LINE_FIELDS))? {
             match name.once(&mut seen) {
-                Ok("product_id") => product_id = self.product_id(&map.next_value_seed(ScalarSeed)?)?,
+                Ok("product_id") => {
+                    product_id = self.product_id(&map.next_value_seed(ScalarSeed)?)?
+                }
                 Ok(_) => quantity = self.quantity(&map.next_value_seed(ScalarSeed)?)?,
                 Err((name, wrong)) => {
                     is_valid = false;
-                    self.blame(&name, format!("{wrong}; a line has product_id and quantity, each once"))?;
+                    self.blame(
+                        &name,
+                        format!("{wrong}; a line has product_id and quantity, each once"),
+                    )?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
@@ -249,7 +283,10 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
             self.blame("product_id", "is missing")?;
         }
         if !seen[1] {
-            self.blame("quantity", format!("is missing; must be a whole number from 1 to {MAX_QUANTITY}"))?;
+            self.blame(
+                "quantity",
+                format!("is missing; must be a whole number from 1 to {MAX_QUANTITY}"),
+            )?;
         }
         let line = product_id.zip(quantity).filter(|_| is_valid);
         Ok(line.and_then(|(product_id, quantity)| Line::new(product_id, quantity).ok()))
@@ -272,7 +309,8 @@ impl Name {
         match self {
             Self::Unknown(name) => Err((name, "unknown field")),
             Self::Known(number, name) => {
-                let is_repeated = seen.get_mut(number).is_none_or(|seen| std::mem::replace(seen, true));
+                let is_repeated =
+                    seen.get_mut(number).is_none_or(|seen| std::mem::replace(seen, true));
                 if is_repeated { Err((name.to_owned(), "repeated field")) } else { Ok(name) }
             }
         }
@@ -290,7 +328,8 @@ impl Visitor<'_> for NameSeed<'_> {
         let known = self.0.iter().enumerate().find(|(_, known)| **known == name);
         // RFC 6901, section 3.
         let shown = || cut(name, MAX_SHOWN_CHARS).replace('~', "~0").replace('/', "~1");
-        Ok(known.map_or_else(|| Name::Unknown(shown()), |(number, known)| Name::Known(number, known)))
+        Ok(known
+            .map_or_else(|| Name::Unknown(shown()), |(number, known)| Name::Known(number, known)))
     }
 }
 

@@ -23,10 +23,14 @@ impl OrderRequest {
     pub fn parse(body: &[u8]) -> Result<Self, Problem> {
         let errors = Errors::default();
         let mut json = serde_json::Deserializer::from_slice(body);
-        let read = OrderSeed(&errors).deserialize(&mut json).and_then(|draft| json.end().map(|()| draft));
+        let read =
+            OrderSeed(&errors).deserialize(&mut json).and_then(|draft| json.end().map(|()| draft));
         let draft = match read {
             Err(error) if !errors.are_enough() => {
-                return Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")));
+                return Err(Problem::new(
+                    StatusCode::BAD_REQUEST,
+                    format!("the body is not JSON: {error}"),
+                ));
             }
             read => read.unwrap_or_default(),
         };
@@ -45,7 +49,12 @@ mod tests {
     fn blamed(body: &str) -> Vec<String> {
         let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
         assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
-        problem.body()["errors"].as_array().unwrap().iter().map(|e| e["pointer"].as_str().unwrap().to_owned()).collect()
+        problem.body()["errors"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|e| e["pointer"].as_str().unwrap().to_owned())
+            .collect()
     }
 
     #[test]
@@ -63,14 +72,19 @@ mod tests {
         assert_eq!(blamed(r#"{"lines":[]}"#), ["/lines"]);
         assert_eq!(blamed(r#"{"lines":[{}]}"#), ["/lines/0/product_id", "/lines/0/quantity"]);
         assert_eq!(blamed(r#"{"lines":[7]}"#), ["/lines/0"]);
-        let bad_line =
-            r#"{"lines":[{"product_id":"a","quantity":1},{"product_id":"a b","quantity":0,"x/y":1}],"extra":1}"#;
-        assert_eq!(blamed(bad_line), ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]);
+        let bad_line = r#"{"lines":[{"product_id":"a","quantity":1},{"product_id":"a b","quantity":0,"x/y":1}],"extra":1}"#;
+        assert_eq!(
+            blamed(bad_line),
+            ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]
+        );
         for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
             assert_eq!(blamed(&body), ["/lines/0/quantity"], "{quantity}");
         }
-        let long = format!(r#"{{"reference":"{}","lines":[{{"product_id":"a","quantity":1}}]}}"#, "é".repeat(129));
+        let long = format!(
+            r#"{{"reference":"{}","lines":[{{"product_id":"a","quantity":1}}]}}"#,
+            "é".repeat(129)
+        );
         assert_eq!(blamed(&long), ["/reference"]);
     }
 
@@ -84,7 +98,10 @@ mod tests {
     fn a_repeated_field_is_refused_wherever_it_stands() {
         let line = r#"{"product_id":"a","quantity":1}"#;
         assert_eq!(blamed(&format!(r#"{{"lines":[{line}],"lines":[{line}]}}"#)), ["/lines"]);
-        assert_eq!(blamed(&format!(r#"{{"reference":"r","lines":[{line}],"reference":"r"}}"#)), ["/reference"]);
+        assert_eq!(
+            blamed(&format!(r#"{{"reference":"r","lines":[{line}],"reference":"r"}}"#)),
+            ["/reference"]
+        );
         let repeated = r#"{"lines":[{"product_id":"a","quantity":1,"quantity":2}]}"#;
         assert_eq!(blamed(repeated), ["/lines/0/quantity"]);
         // An escape does not hide it.
@@ -118,7 +135,9 @@ mod tests {
     #[test]
     fn values_of_any_kind_in_any_place_are_told_from_json_that_breaks() {
         let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
-        for value in ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{}", "[[1],{\"a\":[2]}]", &nested] {
+        for value in
+            ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{}", "[[1],{\"a\":[2]}]", &nested]
+        {
             for body in [
                 format!(r#"{{"x":{value}}}"#),
                 format!(r#"{{"lines":[{{"product_id":"a","quantity":1,"x":{value}}}]}}"#),
@@ -127,7 +146,11 @@ mod tests {
             }
         }
         for value in ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{\"a\":1}"] {
-            assert_eq!(blamed(&format!(r#"{{"lines":[{value}]}}"#))[0].split('/').nth(1), Some("lines"), "{value}");
+            assert_eq!(
+                blamed(&format!(r#"{{"lines":[{value}]}}"#))[0].split('/').nth(1),
+                Some("lines"),
+                "{value}"
+            );
             assert_ne!(blamed(value), [""; 0], "{value}");
         }
     }

@@ -40,7 +40,9 @@ impl Ages {
         let mut partitions = self.lock();
         let partition = partitions.entry(partition).or_default();
         // The last sample at or before it is as old, or a little older.
-        if let Some((sample, _)) = partition.produced_at_ms.range(..=next).next_back().map(|(a, b)| (*a, *b)) {
+        if let Some((sample, _)) =
+            partition.produced_at_ms.range(..=next).next_back().map(|(a, b)| (*a, *b))
+        {
             partition.produced_at_ms = partition.produced_at_ms.split_off(&sample);
         }
         let stood_since = match partition.stood_at {
@@ -49,7 +51,8 @@ impl Ages {
         };
         partition.stood_at = Some((next, stood_since));
         let produced_at_ms = partition.produced_at_ms.first_key_value().map(|(_, at)| *at);
-        let age = produced_at_ms.map(|at| Duration::from_millis(u64::try_from(now_ms - at).unwrap_or(0)));
+        let age =
+            produced_at_ms.map(|at| Duration::from_millis(u64::try_from(now_ms - at).unwrap_or(0)));
         age.unwrap_or_default().max(now.duration_since(stood_since))
     }
 

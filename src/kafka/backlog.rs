@@ -5,8 +5,8 @@ use std::{
 
 use chrono::Utc;
 use rdkafka::{
-    Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaResult, metadata::MetadataPartition,
-    topic_partition_list::TopicPartitionListElem,
+    Offset, TopicPartitionList, consumer::Consumer as _, error::KafkaResult,
+    metadata::MetadataPartition, topic_partition_list::TopicPartitionListElem,
 };
 
 use super::probe::{ANSWERS_WITHIN, KafkaProbe};
@@ -103,8 +103,16 @@ impl BacklogWatch {
             let backlog = known.map_or(fresh, |known| Backlog { messages, ..*known });
             self.backlogs.insert(partition, backlog);
         }
-        if self.backlogs.values().any(|backlog| backlog.is_unserved(now) && backlog.produced_at_ms.is_none()) {
-            let wanted = self.backlogs.iter().map(|(partition, backlog)| (*partition, backlog.next)).collect();
+        if self
+            .backlogs
+            .values()
+            .any(|backlog| backlog.is_unserved(now) && backlog.produced_at_ms.is_none())
+        {
+            let wanted = self
+                .backlogs
+                .iter()
+                .map(|(partition, backlog)| (*partition, backlog.next))
+                .collect();
             let dated = self.search_times(&wanted)?;
             for (partition, backlog) in &mut self.backlogs {
                 backlog.produced_at_ms = dated.get(partition).copied();
@@ -147,11 +155,13 @@ impl BacklogWatch {
         let mut bounds: HashMap<i32, (i64, i64)> =
             wanted.keys().map(|partition| (*partition, (now - LONGEST_AGE_MS, now))).collect();
         while bounds.values().any(|(low, high)| high - low > RESOLUTION_MS) {
-            let middles =
-                bounds.iter().map(|(partition, (low, high))| (*partition, Offset::Offset(low.midpoint(*high))));
+            let middles = bounds
+                .iter()
+                .map(|(partition, (low, high))| (*partition, Offset::Offset(low.midpoint(*high))));
             let first_after = self.offsets(middles)?;
             for (partition, (low, high)) in &mut bounds {
-                let is_at_or_after = first_after.get(partition).is_some_and(|first| *first <= wanted[partition]);
+                let is_at_or_after =
+                    first_after.get(partition).is_some_and(|first| *first <= wanted[partition]);
                 *(if is_at_or_after { low } else { high }) = low.midpoint(*high);
             }
         }
@@ -160,7 +170,10 @@ impl BacklogWatch {
 
     /// Of each partition the offset at its beginning, at its end, or of the first message that is
     /// not older than a time in ms.
-    fn offsets(&self, asked: impl Iterator<Item = (i32, Offset)>) -> KafkaResult<HashMap<i32, i64>> {
+    fn offsets(
+        &self,
+        asked: impl Iterator<Item = (i32, Offset)>,
+    ) -> KafkaResult<HashMap<i32, i64>> {
         let mut list = TopicPartitionList::new();
         for (partition, offset) in asked {
             list.add_partition_offset(&self.topic, partition, offset)?;
@@ -171,12 +184,14 @@ impl BacklogWatch {
     }
 
     fn show(&mut self, now: Instant) {
-        let unserved: HashMap<_, _> = self.backlogs.iter().filter(|(_, backlog)| backlog.is_unserved(now)).collect();
+        let unserved: HashMap<_, _> =
+            self.backlogs.iter().filter(|(_, backlog)| backlog.is_unserved(now)).collect();
         for partition in self.shown.iter().filter(|partition| !unserved.contains_key(partition)) {
             self.metrics.forget_lag(&self.topic, *partition);
         }
         for (partition, backlog) in &unserved {
-            let age = backlog.produced_at_ms.map(|produced| Utc::now().timestamp_millis() - produced);
+            let age =
+                backlog.produced_at_ms.map(|produced| Utc::now().timestamp_millis() - produced);
             self.metrics.set_lag(&self.topic, **partition, backlog.messages, age);
         }
         self.shown = unserved.into_keys().copied().collect();

@@ -31,7 +31,8 @@ impl BatchLimits {
         let now = Instant::now();
         asked.retain(|_, at| now.duration_since(*at) < ASK_EVERY);
         // The broker refuses to describe a topic twice.
-        let due: BTreeSet<_> = topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
+        let due: BTreeSet<_> =
+            topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
         let due: Vec<_> = due.into_iter().collect();
         if due.is_empty() {
             return None;

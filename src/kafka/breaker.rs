@@ -27,7 +27,9 @@ impl Breaker {
         match blame {
             Blame::Writer => true,
             Blame::Lane => self.lane.has_room(),
-            Blame::Partition => self.lane.has_room() && self.partitions.get(&partition).is_none_or(Window::has_room),
+            Blame::Partition => {
+                self.lane.has_room() && self.partitions.get(&partition).is_none_or(Window::has_room)
+            }
             Blame::Source(source) if self.is_told_apart(source) => {
                 self.sources.get(source).is_none_or(Window::has_room)
             }

@@ -75,7 +75,9 @@ impl ClientLog {
         }
         match level {
             RDKafkaLogLevel::Debug => tracing::trace!(facility, line, "librdkafka"),
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => tracing::debug!(facility, line, "librdkafka"),
+            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+                tracing::debug!(facility, line, "librdkafka")
+            }
             _ => {
                 if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
                     tracing::warn!(facility, line, unsaid, "librdkafka");
@@ -133,7 +135,8 @@ mod tests {
     #[test]
     fn an_id_of_zeros_is_no_replacement_and_another_id_after_it_is() {
         let line = |from, to| format!("[thrd:main]: Topic orders changed id from {from} to {to}");
-        let (ids, former, latter) = (TopicIds::default(), "pXu3w6cwSqmKGR2xm7a9Gg", "Qd3H1vKeTnO7xSkyq1Wd0g");
+        let (ids, former, latter) =
+            (TopicIds::default(), "pXu3w6cwSqmKGR2xm7a9Gg", "Qd3H1vKeTnO7xSkyq1Wd0g");
         for (from, to, is_replaced) in [
             (former, NO_TOPIC_ID, false),
             (NO_TOPIC_ID, former, false),

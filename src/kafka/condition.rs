@@ -103,7 +103,8 @@ impl Condition {
     /// progress.
     pub fn replaced(&self, why: &str, stalled: Option<i32>) {
         let mut state = self.lock();
-        (state.has_joined, state.outside) = (false, Some(format!("the consumer is replaced: {why}")));
+        (state.has_joined, state.outside) =
+            (false, Some(format!("the consumer is replaced: {why}")));
         state.is_replacement = true;
         (state.fault, state.unanswered_since, state.statistics_in_order) = (None, None, 0);
         state.positions.clear();
@@ -197,15 +198,18 @@ impl Condition {
     /// For how long the client has reached no broker that it needs.
     pub fn unreachable_for(&self, now: Instant) -> Option<Duration> {
         let state = self.lock();
-        let standing = state.fault.as_ref().filter(|standing| matches!(standing.fault, Fault::Unreachable(_)));
-        let since = standing.map(|standing| standing.since).into_iter().chain(state.unanswered_since).min();
+        let standing =
+            state.fault.as_ref().filter(|standing| matches!(standing.fault, Fault::Unreachable(_)));
+        let since =
+            standing.map(|standing| standing.since).into_iter().chain(state.unanswered_since).min();
         since.map(|since| now.saturating_duration_since(since))
     }
 
     /// Whether the member is in its group, nothing is wrong, and statistics have shown it.
     pub fn is_well(&self) -> bool {
         let state = self.lock();
-        let is_confirmed = state.statistics_in_order >= CONFIRMATIONS && state.unanswered_since.is_none();
+        let is_confirmed =
+            state.statistics_in_order >= CONFIRMATIONS && state.unanswered_since.is_none();
         state.has_joined && is_confirmed && state.fault.is_none() && state.complaint().is_none()
     }
 
@@ -243,7 +247,9 @@ impl State {
             unanswered.map(|_| "a broker does not answer".to_owned()),
             self.topic_error.clone(),
             self.error.clone(),
-            self.stalled.first().map(|partition| format!("partition {partition} makes no progress")),
+            self.stalled
+                .first()
+                .map(|partition| format!("partition {partition} makes no progress")),
         ];
         let parts: Vec<_> = parts.into_iter().flatten().collect();
         (!parts.is_empty()).then(|| parts.join("; "))
@@ -258,7 +264,8 @@ fn is_same_kind(one: &Fault, other: &Fault) -> bool {
 /// member without a partition. It may also wait until members of the classic protocol have left the
 /// group. An error of such a member is fatal, or one of its topic, which others look for.
 fn is_member(statistics: &Statistics, protocol: GroupProtocol, is_replacement: bool) -> bool {
-    let idle_after_ms = if is_replacement { IDLE_REPLACEMENT_AFTER_MS } else { IDLE_MEMBER_AFTER_MS };
+    let idle_after_ms =
+        if is_replacement { IDLE_REPLACEMENT_AFTER_MS } else { IDLE_MEMBER_AFTER_MS };
     let group = statistics.cgrp.as_ref().filter(|group| group.state == "up");
     group.is_some_and(|group| match (&*group.join_state, protocol) {
         ("steady", _) => true,
@@ -277,7 +284,9 @@ fn find_fault_of_group(statistics: &Statistics) -> Option<Fault> {
     match (is_any_up, &*group.state) {
         (false, _) => Some(Fault::Unreachable("no broker is reachable".to_owned())),
         (true, "up") => None,
-        (true, state) => Some(Fault::Unreachable(format!("the group's coordinator is not reachable: {state}"))),
+        (true, state) => {
+            Some(Fault::Unreachable(format!("the group's coordinator is not reachable: {state}")))
+        }
     }
 }
 
@@ -285,18 +294,26 @@ fn find_fault_of_group(statistics: &Statistics) -> Option<Fault> {
 fn find_fault(statistics: &Statistics, topic: &str, partition: i32) -> Option<Fault> {
     let seen = statistics.topics.get(topic).and_then(|topic| topic.partitions.get(&partition));
     let Some(seen) = seen.filter(|seen| !seen.unknown) else {
-        return Some(Fault::Unreachable(format!("partition {partition} of {topic} is unknown to the brokers")));
+        return Some(Fault::Unreachable(format!(
+            "partition {partition} of {topic} is unknown to the brokers"
+        )));
     };
     if seen.leader < 0 {
         return Some(Fault::Unreachable(format!("partition {partition} of {topic} has no leader")));
     }
-    let leader = statistics.brokers.values().find(|broker| broker.nodeid == seen.leader && broker.source != "logical");
+    let leader = statistics
+        .brokers
+        .values()
+        .find(|broker| broker.nodeid == seen.leader && broker.source != "logical");
     if !leader.is_some_and(is_up) {
-        return Some(Fault::Unreachable(format!("the leader of partition {partition} of {topic} is not reachable")));
+        return Some(Fault::Unreachable(format!(
+            "the leader of partition {partition} of {topic} is not reachable"
+        )));
     }
     // A broker that refuses a fetch says -1 instead of where the partition ends.
-    (seen.hi_offset == -1)
-        .then(|| Fault::Refused(format!("the broker refuses fetches of partition {partition} of {topic}")))
+    (seen.hi_offset == -1).then(|| {
+        Fault::Refused(format!("the broker refuses fetches of partition {partition} of {topic}"))
+    })
 }
 
 #[cfg(test)]

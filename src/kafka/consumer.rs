@@ -80,7 +80,11 @@ impl Consumer {
                         topic: subscription.topic.to_owned(),
                         messages,
                         partitions: Arc::clone(&partitions),
-                        offsets: Offsets { lane, member: Arc::clone(&member), partitions: Arc::clone(&partitions) },
+                        offsets: Offsets {
+                            lane,
+                            member: Arc::clone(&member),
+                            partitions: Arc::clone(&partitions),
+                        },
                         shutdown: shutdown.clone(),
                         closed_at: tokio::time::Instant::now(),
                     },
@@ -98,7 +102,8 @@ impl Consumer {
             shutdown,
             runtime: tokio::runtime::Handle::current(),
         };
-        let thread = std::thread::Builder::new().name("kafka-poll".into()).spawn(move || poller.run());
+        let thread =
+            std::thread::Builder::new().name("kafka-poll".into()).spawn(move || poller.run());
         let thread = thread.map_err(|e| KafkaError::ClientCreation(e.to_string()))?;
         Ok((Self { thread }, lanes))
     }
@@ -112,7 +117,9 @@ impl Consumer {
         match tokio::time::timeout(limit, joining).await {
             Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
             Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
-            Err(_) => tracing::warn!("the group was not left in time; what was not committed comes again"),
+            Err(_) => {
+                tracing::warn!("the group was not left in time; what was not committed comes again")
+            }
         }
         Ok(())
     }
@@ -153,8 +160,14 @@ impl Poller {
             let now = Instant::now();
             self.retry_waiting();
             self.supervise(now);
-            let may_come = |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
-            self.partitions.throttle.apply(&self.client, &self.client.context().topic, now, may_come);
+            let may_come =
+                |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
+            self.partitions.throttle.apply(
+                &self.client,
+                &self.client.context().topic,
+                now,
+                may_come,
+            );
             let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
             match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
                 None => {}
@@ -200,7 +213,9 @@ impl Poller {
                     // It comes again.
                     return;
                 }
-                let Polled::InOrder(assignment) = self.partitions.polled(message.partition(), message.offset()) else {
+                let Polled::InOrder(assignment) =
+                    self.partitions.polled(message.partition(), message.offset())
+                else {
                     return;
                 };
                 assignment
@@ -217,17 +232,24 @@ impl Poller {
         let inlet = &mut self.inlets[lane];
         if inlet.waiting.is_empty() {
             let cost = cost(&message);
-            let memory = Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
-                let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost);
-                let waited = self.runtime.block_on(async { tokio::time::timeout(patience, memory).await });
-                waited.ok()?.ok()
-            });
+            let memory =
+                Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
+                    let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost);
+                    let waited = self
+                        .runtime
+                        .block_on(async { tokio::time::timeout(patience, memory).await });
+                    waited.ok()?.ok()
+                });
             if let Some(memory) = memory {
                 return inlet.accept(message, assignment, memory);
             }
         }
         inlet.waiting.push_back(Waiting { message, assignment });
-        tracing::debug!(lane, waiting = inlet.waiting.len(), "the lane is full, its partitions are paused");
+        tracing::debug!(
+            lane,
+            waiting = inlet.waiting.len(),
+            "the lane is full, its partitions are paused"
+        );
         self.set_paused(lane, true);
     }
 
@@ -238,12 +260,20 @@ impl Poller {
         self.client.context().ages.forget(partition);
         match self.member.rewind(&self.partitions, topic, partition, offset) {
             Ok(from) => {
-                tracing::warn!(topic, partition, offset, from, "the partition was truncated, it is read again");
+                tracing::warn!(
+                    topic,
+                    partition,
+                    offset,
+                    from,
+                    "the partition was truncated, it is read again"
+                );
                 from == offset
             }
             Err(error) => {
                 self.recreate(
-                    &format!("partition {partition} was truncated, no seek to undone messages: {error}"),
+                    &format!(
+                        "partition {partition} was truncated, no seek to undone messages: {error}"
+                    ),
                     None,
                 );
                 false
@@ -258,7 +288,11 @@ impl Poller {
                 continue;
             }
             while let Some(next) = inlet.waiting.front() {
-                let Ok(memory) = Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message)) else { break };
+                let Ok(memory) =
+                    Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message))
+                else {
+                    break;
+                };
                 if let Some(Waiting { message, assignment }) = inlet.waiting.pop_front() {
                     inlet.accept(message, assignment, memory);
                 }
@@ -294,14 +328,22 @@ impl Poller {
             std::thread::sleep(Duration::from_millis(10));
         }
         match client.commit_consumer_state(CommitMode::Sync) {
-            Ok(()) | Err(KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::NoOffset)) => {}
-            Err(error) => tracing::warn!(%error, "offsets not committed, their messages will come again"),
+            Ok(())
+            | Err(KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::NoOffset)) => {}
+            Err(error) => {
+                tracing::warn!(%error, "offsets not committed, their messages will come again")
+            }
         }
     }
 }
 
 impl Inlet {
-    fn accept(&self, message: OwnedMessage, assignment: u64, memory: tokio::sync::OwnedSemaphorePermit) {
+    fn accept(
+        &self,
+        message: OwnedMessage,
+        assignment: u64,
+        memory: tokio::sync::OwnedSemaphorePermit,
+    ) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
             tracing::debug!("the lane is gone");
@@ -313,7 +355,9 @@ impl Inlet {
 fn cost(message: &OwnedMessage) -> u32 {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();
-    let bytes =
-        MESSAGE_OVERHEAD + message.payload().map_or(0, <[u8]>::len) + message.key().map_or(0, <[u8]>::len) + headers;
+    let bytes = MESSAGE_OVERHEAD
+        + message.payload().map_or(0, <[u8]>::len)
+        + message.key().map_or(0, <[u8]>::len)
+        + headers;
     u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -90,8 +90,11 @@ impl Context {
     /// The context of a client that takes over. Where the topic is another one now, its partitions
     /// are read from their beginning.
     pub fn successor(&self) -> Self {
-        let from_beginning_until =
-            if self.log.is_topic_replaced() { Some(Instant::now() + DISTRUST) } else { self.from_beginning_until };
+        let from_beginning_until = if self.log.is_topic_replaced() {
+            Some(Instant::now() + DISTRUST)
+        } else {
+            self.from_beginning_until
+        };
         Self {
             topic: self.topic.clone(),
             max_poll_interval: self.max_poll_interval,
@@ -118,7 +121,9 @@ impl Context {
     fn show_age(&self, partition: i32, state: &statistics::Partition, lag: i64) {
         let known = [state.stored_offset, state.committed_offset, state.lo_offset];
         let age = match known.into_iter().find(|offset| *offset >= 0) {
-            Some(next) if lag > 0 => self.ages.of(partition, next, Utc::now().timestamp_millis(), Instant::now()),
+            Some(next) if lag > 0 => {
+                self.ages.of(partition, next, Utc::now().timestamp_millis(), Instant::now())
+            }
             _ => {
                 self.ages.forget(partition);
                 Duration::ZERO
@@ -152,7 +157,8 @@ impl Context {
     /// Messages that are left to read and to handle. A log may end with records that are no
     /// messages, as those of transactions, which count while messages of any partition are queued.
     fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
-        let is_fetched = seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
+        let is_fetched =
+            seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
         if is_fetched && self.partitions.is_all_done(partition) {
             return Some(0);
         }
@@ -176,13 +182,15 @@ impl ClientContext for Context {
         }
         let owned = self.partitions.owned();
         let known = self.condition.observe(&statistics, &owned, Instant::now());
-        let unknown: Vec<_> = owned.into_iter().filter(|partition| !known.contains(partition)).collect();
+        let unknown: Vec<_> =
+            owned.into_iter().filter(|partition| !known.contains(partition)).collect();
         self.forget_lag(&unknown);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
         let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.clear();
         for (partition, state) in &topic.partitions {
-            let (next_offset, queued, committed) = (state.next_offset, state.fetchq_cnt, state.committed_offset);
+            let (next_offset, queued, committed) =
+                (state.next_offset, state.fetchq_cnt, state.committed_offset);
             fetched.insert(*partition, Fetched { next_offset, queued, committed });
         }
         drop(fetched);
@@ -209,11 +217,17 @@ impl ConsumerContext for Context {
         match rebalance {
             Rebalance::Assign(list) => {
                 let partitions = ids(list);
-                let from_beginning = self.from_beginning_until.is_some_and(|until| Instant::now() < until);
+                let from_beginning =
+                    self.from_beginning_until.is_some_and(|until| Instant::now() < until);
                 if from_beginning && let Err(error) = begin_at_beginning(list) {
                     tracing::warn!(?partitions, %error, "partitions begin at their committed offsets");
                 }
-                tracing::info!(topic = self.topic, ?partitions, from_beginning, "partitions assigned");
+                tracing::info!(
+                    topic = self.topic,
+                    ?partitions,
+                    from_beginning,
+                    "partitions assigned"
+                );
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 self.partitions.assign(&partitions);
                 // The partitions may have been paused in a former assignment.
@@ -239,11 +253,19 @@ impl ConsumerContext for Context {
                 if is_lost {
                     self.condition.left("partitions lost");
                 }
-                tracing::info!(topic = self.topic, ?partitions, kind, drained, "partitions taken away");
+                tracing::info!(
+                    topic = self.topic,
+                    ?partitions,
+                    kind,
+                    drained,
+                    "partitions taken away"
+                );
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
                 self.forget_lag(&partitions);
             }
-            Rebalance::Error(error) => tracing::warn!(topic = self.topic, %error, "rebalance failed"),
+            Rebalance::Error(error) => {
+                tracing::warn!(topic = self.topic, %error, "rebalance failed")
+            }
         }
     }
 }
@@ -273,7 +295,10 @@ mod tests {
             (12, 0, false, true),
         ] {
             let answer = fetched(next_offset, queued).is_behind(9, anything_came);
-            assert_eq!(answer, is_behind, "next {next_offset}, queued {queued}, came {anything_came}");
+            assert_eq!(
+                answer, is_behind,
+                "next {next_offset}, queued {queued}, came {anything_came}"
+            );
         }
     }
 }

@@ -33,11 +33,16 @@ impl DeadLetters {
     /// Sets messages aside, each with its refusal's class and text, and waits until the broker has them. May set one aside
     /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
     /// goes without its value, or if need be without its key and its own headers too, and a header `stocklock.omitted.bytes` says so.
-    pub async fn set_aside(&self, letters: &[(&OwnedMessage, Refusal)]) -> Result<(), ProduceError> {
+    pub async fn set_aside(
+        &self,
+        letters: &[(&OwnedMessage, Refusal)],
+    ) -> Result<(), ProduceError> {
         let mut open: Vec<_> = letters.iter().collect();
         for extent in [Extent::Whole, Extent::WithoutValue, Extent::OurHeaders] {
             let too_large = match self.produce(&open, extent).await {
-                Err(ProduceError::TooLarge { numbers, .. }) if extent > Extent::OurHeaders => numbers,
+                Err(ProduceError::TooLarge { numbers, .. }) if extent > Extent::OurHeaders => {
+                    numbers
+                }
                 produced => {
                     produced?;
                     break;
@@ -50,10 +55,16 @@ impl DeadLetters {
     }
 
     /// A compacted topic refuses a letter without a key, as its message had none; then it gets one.
-    async fn produce(&self, letters: &[&(&OwnedMessage, Refusal)], extent: Extent) -> Result<(), ProduceError> {
+    async fn produce(
+        &self,
+        letters: &[&(&OwnedMessage, Refusal)],
+        extent: Extent,
+    ) -> Result<(), ProduceError> {
         let needs_keys = self.needs_keys.load(Ordering::Relaxed);
         let compose = |needs_keys| {
-            let letters = letters.iter().map(|(message, refusal)| letter(message, refusal, extent, needs_keys));
+            let letters = letters
+                .iter()
+                .map(|(message, refusal)| letter(message, refusal, extent, needs_keys));
             letters.collect::<Vec<_>>()
         };
         match self.producer.produce(&self.topic, compose(needs_keys)).await {
@@ -72,7 +83,8 @@ impl DeadLetters {
             self.metrics.dead_letters.with_label_values(&[message.topic(), refusal.class]).inc();
         }
         for (message, Refusal { class, text }) in letters.iter().take(MAX_LOGGED) {
-            let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
+            let (topic, partition, offset) =
+                (message.topic(), message.partition(), message.offset());
             tracing::warn!(topic, partition, offset, class, error = text, "dead-lettered");
         }
         if letters.len() > MAX_LOGGED {
@@ -105,10 +117,13 @@ fn letter(message: &OwnedMessage, refusal: &Refusal, extent: Extent, needs_key: 
     }
     if extent < Extent::WithoutValue {
         omitted += key.map_or(0, <[u8]>::len);
-        omitted += found().map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len)).sum::<usize>();
+        omitted += found()
+            .map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len))
+            .sum::<usize>();
     }
     if extent < Extent::Whole {
-        headers = headers.insert(Header { key: "stocklock.omitted.bytes", value: Some(&omitted.to_string()) });
+        headers = headers
+            .insert(Header { key: "stocklock.omitted.bytes", value: Some(&omitted.to_string()) });
     }
     let mut kept_key = key.filter(|_| extent >= Extent::WithoutValue).map(<[u8]>::to_vec);
     if needs_key && kept_key.is_none() {
@@ -130,7 +145,11 @@ fn is_invalid_record(error: &KafkaError) -> bool {
 }
 
 /// Adds why, and from where.
-fn add_ours(headers: OwnedHeaders, message: &OwnedMessage, Refusal { class, text }: &Refusal) -> OwnedHeaders {
+fn add_ours(
+    headers: OwnedHeaders,
+    message: &OwnedMessage,
+    Refusal { class, text }: &Refusal,
+) -> OwnedHeaders {
     let timestamp = message.timestamp().to_millis().map_or_else(String::new, |t| t.to_string());
     let ours = [
         ("stocklock.error.class", (*class).to_owned()),
@@ -140,5 +159,6 @@ fn add_ours(headers: OwnedHeaders, message: &OwnedMessage, Refusal { class, text
         ("stocklock.original.offset", message.offset().to_string()),
         ("stocklock.original.timestamp", timestamp),
     ];
-    ours.iter().fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
+    ours.iter()
+        .fold(headers, |headers, (key, value)| headers.insert(Header { key, value: Some(value) }))
 }

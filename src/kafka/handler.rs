@@ -39,7 +39,10 @@ pub trait Handler: Send + Sync + 'static {
     }
 
     /// Tells others what came of the messages. Their offsets are stored when all of their batch is published.
-    fn publish(&self, handled: &Self::Handled) -> impl Future<Output = Result<(), Self::Error>> + Send;
+    fn publish(
+        &self,
+        handled: &Self::Handled,
+    ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
     /// The messages whose outcomes are too large to be published, where a publication failed for
     /// that alone.

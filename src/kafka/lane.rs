@@ -91,7 +91,11 @@ impl Lane {
             };
             if is_due || is_demanded && messages.len() == max {
                 self.closed_at = Instant::now();
-                let batch = Batch::take(std::mem::take(&mut messages), std::mem::take(&mut decoded), &self.partitions);
+                let batch = Batch::take(
+                    std::mem::take(&mut messages),
+                    std::mem::take(&mut decoded),
+                    &self.partitions,
+                );
                 if !batch.is_empty() {
                     return Some(batch);
                 }
@@ -113,9 +117,16 @@ impl Offsets {
             let mut offsets = TopicPartitionList::new();
             for (topic, partition, last) in batch.last_offsets(done) {
                 let first_undone = batch.first_undone(partition, done);
-                let stored = self.partitions.done(partition, batch.taken[&partition], last + 1, first_undone);
+                let stored = self.partitions.done(
+                    partition,
+                    batch.taken[&partition],
+                    last + 1,
+                    first_undone,
+                );
                 let Some(offset) = stored else { continue };
-                if let Err(error) = offsets.add_partition_offset(topic, partition, Offset::Offset(offset)) {
+                if let Err(error) =
+                    offsets.add_partition_offset(topic, partition, Offset::Offset(offset))
+                {
                     tracing::error!(topic, partition, offset, %error, "offset not stored");
                 }
             }
@@ -135,7 +146,9 @@ impl<D> Batch<D> {
         }
         let allowed = partitions.take(&wanted);
         wanted.retain(|partition, _| allowed.contains(partition));
-        let is_current = |received: &Received| wanted.get(&received.message.partition()) == Some(&received.assignment);
+        let is_current = |received: &Received| {
+            wanted.get(&received.message.partition()) == Some(&received.assignment)
+        };
         let (messages, decoded) =
             messages.into_iter().zip(decoded).filter(|(received, _)| is_current(received)).unzip();
         let partitions = Arc::clone(partitions);
@@ -144,7 +157,11 @@ impl<D> Batch<D> {
 
     /// A batch of what was left behind and of the batch after it, without the partitions that are on their way to other owners: what
     /// comes later in them must not pass what was left behind.
-    pub(super) fn again(left: LeftBehind<D>, partitions: &Arc<Partitions>, mut next: Option<Self>) -> Self {
+    pub(super) fn again(
+        left: LeftBehind<D>,
+        partitions: &Arc<Partitions>,
+        mut next: Option<Self>,
+    ) -> Self {
         let LeftBehind { mut messages, mut decoded } = left;
         if let Some(next) = &mut next {
             messages.append(&mut next.messages);
@@ -157,10 +174,13 @@ impl<D> Batch<D> {
     pub(super) fn leave_behind(&mut self, numbers: &[usize]) -> LeftBehind<D> {
         let mut left = LeftBehind::default();
         let mut numbers = numbers.iter().copied().peekable();
-        let all = std::mem::take(&mut self.messages).into_iter().zip(std::mem::take(&mut self.decoded));
+        let all =
+            std::mem::take(&mut self.messages).into_iter().zip(std::mem::take(&mut self.decoded));
         for (number, (received, decoded)) in all.enumerate() {
             if numbers.next_if_eq(&number).is_some() {
-                self.left_behind.entry(received.message.partition()).or_insert(received.message.offset());
+                self.left_behind
+                    .entry(received.message.partition())
+                    .or_insert(received.message.offset());
                 left.messages.push(received);
                 left.decoded.push(decoded);
             } else {
@@ -194,7 +214,9 @@ impl<D> Batch<D> {
 
     /// Whether any of its partitions is still this consumer's.
     pub fn is_owned(&self) -> bool {
-        self.taken.iter().any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
+        self.taken
+            .iter()
+            .any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
     }
 
     /// Whether the partition of one of its messages is.
@@ -219,7 +241,8 @@ impl<D> Batch<D> {
 
     /// The first offset of a partition that was left behind, or is not among the first messages, so many.
     fn first_undone(&self, partition: i32, first: usize) -> Option<i64> {
-        let mut undone = self.messages().skip(first).filter(|message| message.partition() == partition);
+        let mut undone =
+            self.messages().skip(first).filter(|message| message.partition() == partition);
         let undone = undone.next().map(Message::offset);
         undone.into_iter().chain(self.left_behind.get(&partition).copied()).min()
     }
@@ -253,8 +276,15 @@ mod tests {
     use super::*;
 
     fn received(partition: i32, offset: i64, assignment: u64) -> Received {
-        let message =
-            OwnedMessage::new(None, None, "orders".to_owned(), Timestamp::NotAvailable, partition, offset, None);
+        let message = OwnedMessage::new(
+            None,
+            None,
+            "orders".to_owned(),
+            Timestamp::NotAvailable,
+            partition,
+            offset,
+            None,
+        );
         let memory = Arc::new(Semaphore::new(1)).try_acquire_owned().unwrap();
         Received { message, assignment, _memory: memory }
     }
@@ -265,7 +295,8 @@ mod tests {
         partitions.assign(&[0, 1]);
         let assignment = partitions.assignment(0).unwrap();
         let take = |messages: &[(i32, i64)]| {
-            let messages: Vec<_> = messages.iter().map(|(p, offset)| received(*p, *offset, assignment)).collect();
+            let messages: Vec<_> =
+                messages.iter().map(|(p, offset)| received(*p, *offset, assignment)).collect();
             let decoded = vec![(); messages.len()];
             Batch::take(messages, decoded, &partitions)
         };
@@ -278,7 +309,8 @@ mod tests {
                 thread::yield_now();
             }
             let batch = Batch::again(left, &partitions, Some(next));
-            let offsets: Vec<_> = batch.messages().map(|message| (message.partition(), message.offset())).collect();
+            let offsets: Vec<_> =
+                batch.messages().map(|message| (message.partition(), message.offset())).collect();
             assert_eq!(offsets, [(1, 7), (1, 8)]);
             assert!(revoked.join().unwrap(), "nothing of it is in hand any more");
         });

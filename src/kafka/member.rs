@@ -35,7 +35,11 @@ pub struct Member {
 
 impl Member {
     /// Joins the group.
-    pub fn join(kafka: &Kafka, subscription: &Subscription<'_>, context: Context) -> KafkaResult<Self> {
+    pub fn join(
+        kafka: &Kafka,
+        subscription: &Subscription<'_>,
+        context: Context,
+    ) -> KafkaResult<Self> {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
         client.subscribe(&[subscription.topic])?;
@@ -60,7 +64,13 @@ impl Member {
     /// What was stored and committed beyond it is of messages that are gone. Returns the offset
     /// from which the client reads now, which is lower where earlier messages are not done. Fails
     /// where the client cannot go back that far.
-    pub fn rewind(&self, partitions: &Partitions, topic: &str, partition: i32, offset: i64) -> KafkaResult<i64> {
+    pub fn rewind(
+        &self,
+        partitions: &Partitions,
+        topic: &str,
+        partition: i32,
+        offset: i64,
+    ) -> KafkaResult<i64> {
         // No lane may store an offset in between.
         let client = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let from = partitions.restart(partition, offset);

@@ -75,7 +75,12 @@ impl Owned {
 impl Partitions {
     /// None are owned yet; those that will be belong to so many lanes.
     pub fn new(lanes: usize) -> Self {
-        Self { lanes, state: Mutex::default(), settled: Condvar::default(), throttle: Throttle::default() }
+        Self {
+            lanes,
+            state: Mutex::default(),
+            settled: Condvar::default(),
+            throttle: Throttle::default(),
+        }
     }
 
     pub fn lane(&self, partition: i32) -> usize {
@@ -103,7 +108,12 @@ impl Partitions {
         let mut from = offset;
         if let Some(owned) = state.owned.get_mut(&partition) {
             from = offset.min(owned.first_undone());
-            *owned = Owned { draining: owned.draining, begun_at: from, polled_up_to: from, ..Owned::since(assignment) };
+            *owned = Owned {
+                draining: owned.draining,
+                begun_at: from,
+                polled_up_to: from,
+                ..Owned::since(assignment)
+            };
         }
         drop(state);
         self.settled.notify_all();
@@ -134,7 +144,10 @@ impl Partitions {
 
     /// Whether every message that was polled of the partition is done.
     pub fn is_all_done(&self, partition: i32) -> bool {
-        self.lock().owned.get(&partition).is_some_and(|owned| owned.stored_up_to >= owned.polled_up_to)
+        self.lock()
+            .owned
+            .get(&partition)
+            .is_some_and(|owned| owned.stored_up_to >= owned.polled_up_to)
     }
 
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
@@ -148,7 +161,9 @@ impl Partitions {
         }
         let in_hand = |state: &mut State| {
             let moves = |partition: &i32| !state.standing_still.contains(&self.lane(*partition));
-            let is_in_hand = |partition| state.owned.get(partition).is_some_and(|owned| owned.batches_in_hand > 0);
+            let is_in_hand = |partition| {
+                state.owned.get(partition).is_some_and(|owned| owned.batches_in_hand > 0)
+            };
             partitions.iter().any(|partition| is_in_hand(partition) && moves(partition))
         };
         let waited = self.settled.wait_timeout_while(state, deadline, in_hand);
@@ -217,9 +232,16 @@ impl Partitions {
     /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not.
     /// Returns the offset to store, or `None` where the partition is not owned since that
     /// assignment any more, so that no offset of it may be stored.
-    pub fn done(&self, partition: i32, assignment: u64, up_to: i64, first_undone: Option<i64>) -> Option<i64> {
+    pub fn done(
+        &self,
+        partition: i32,
+        assignment: u64,
+        up_to: i64,
+        first_undone: Option<i64>,
+    ) -> Option<i64> {
         let mut state = self.lock();
-        let owned = state.owned.get_mut(&partition).filter(|owned| owned.assignment == assignment)?;
+        let owned =
+            state.owned.get_mut(&partition).filter(|owned| owned.assignment == assignment)?;
         owned.done_up_to = owned.done_up_to.max(up_to);
         owned.stored_up_to = first_undone.unwrap_or(owned.done_up_to);
         Some(owned.stored_up_to)
@@ -262,7 +284,10 @@ mod tests {
                 thread::yield_now();
             }
             assert!(partitions.take(&batch).is_empty(), "a draining partition gives no new batch");
-            assert!(partitions.is_owned(0, assignment), "the batch in hand may still store its offset");
+            assert!(
+                partitions.is_owned(0, assignment),
+                "the batch in hand may still store its offset"
+            );
             partitions.put_back(&batch);
             assert!(revoked.join().unwrap());
         });
@@ -275,7 +300,8 @@ mod tests {
         let partitions = Partitions::new(2);
         partitions.assign(&[0, 1]);
         for partition in [0, 1] {
-            partitions.take(&HashMap::from([(partition, partitions.assignment(partition).unwrap())]));
+            partitions
+                .take(&HashMap::from([(partition, partitions.assignment(partition).unwrap())]));
         }
         thread::scope(|scope| {
             let revoked = scope.spawn(|| partitions.revoke(&[1], Duration::from_secs(60)));
@@ -324,11 +350,18 @@ mod tests {
 
             assert_eq!(partitions.restart(partition, 120), undone);
 
-            assert!(!partitions.is_owned(partition, before), "messages of the former assignment are dropped");
+            assert!(
+                !partitions.is_owned(partition, before),
+                "messages of the former assignment are dropped"
+            );
             let after = partitions.assignment(partition).unwrap();
             assert_eq!(partitions.polled(partition, undone), Polled::InOrder(after));
             assert_eq!(partitions.polled(partition, undone - 9), Polled::Truncated);
-            assert_eq!(partitions.restart(partition, undone - 9), undone - 9, "the log is truncated once more");
+            assert_eq!(
+                partitions.restart(partition, undone - 9),
+                undone - 9,
+                "the log is truncated once more"
+            );
         }
     }
 
@@ -379,7 +412,10 @@ mod tests {
         partitions.take(&batch);
         assert!(!partitions.revoke(&[0], Duration::from_millis(1)));
         partitions.assign(&[0]);
-        assert!(!partitions.is_owned(0, batch[&0]), "an offset of the former assignment is dropped");
+        assert!(
+            !partitions.is_owned(0, batch[&0]),
+            "an offset of the former assignment is dropped"
+        );
         partitions.put_back(&batch);
     }
 }

@@ -161,7 +161,9 @@ impl<H: Handler> Step<H> {
             let Some((parts, left_behind)) = self.handle_all(&batch).await else { continue };
             self.health.ready();
             left = batch.leave_behind(&left_behind);
-            if !batch.is_empty() && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err() {
+            if !batch.is_empty()
+                && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err()
+            {
                 return;
             }
         }
@@ -180,8 +182,12 @@ impl<H: Handler> Step<H> {
             match self.handler.handle(&messages[tried.clone()]).await {
                 Ok(done) => {
                     self.health.alive();
-                    left_behind.extend(done.left_behind.into_iter().map(|number| tried.start + number));
-                    parts.push(Part { end: tried.end - left_behind.len(), result: Ok(done.handled) });
+                    left_behind
+                        .extend(done.left_behind.into_iter().map(|number| tried.start + number));
+                    parts.push(Part {
+                        end: tried.end - left_behind.len(),
+                        result: Ok(done.handled),
+                    });
                     if !left_behind.is_empty() {
                         // None of the parts to come may overtake it.
                         left_behind.extend(tried.end..messages.len());
@@ -195,7 +201,10 @@ impl<H: Handler> Step<H> {
                         self.goes_on(batch)?;
                         if tried.len() == 1 {
                             let refusal = Refusal { class, text: error.to_string() };
-                            parts.push(Part { end: tried.end - left_behind.len(), result: Err(refusal) });
+                            parts.push(Part {
+                                end: tried.end - left_behind.len(),
+                                result: Err(refusal),
+                            });
                             tried_up_to = tried.end;
                         } else {
                             tracing::debug!(messages = tried.len(), class, %error, "refused, tried in halves");

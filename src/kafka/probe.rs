@@ -68,7 +68,9 @@ impl KafkaProbe {
     /// topic is absent, not ours to see, or without any leader.
     pub async fn find(&self, topics: &[String]) -> Result<(), Lack> {
         let (probe, topics) = (self.clone(), topics.to_vec());
-        let found = tokio::task::spawn_blocking(move || topics.iter().try_for_each(|topic| probe.find_topic(topic)));
+        let found = tokio::task::spawn_blocking(move || {
+            topics.iter().try_for_each(|topic| probe.find_topic(topic))
+        });
         found.await.unwrap_or_else(|error| Err(Lack::unreachable(error.to_string())))
     }
 
@@ -86,7 +88,10 @@ impl KafkaProbe {
             return Err(self.refused(topic, &RDKafkaErrorCode::from(error).to_string()));
         }
         if found.partitions().iter().all(|partition| partition.leader() < 0) {
-            return Err(Lack::unreachable(format!("{}: topic {topic}: no partition has a leader", self.brokers)));
+            return Err(Lack::unreachable(format!(
+                "{}: topic {topic}: no partition has a leader",
+                self.brokers
+            )));
         }
         Ok(())
     }
@@ -99,7 +104,8 @@ impl KafkaProbe {
         while self.client.poll(Duration::ZERO).is_some() {}
         let cause = self.client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_refusal = cause.as_ref().is_some_and(|cause| cause.is_refusal);
-        let why = cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {}", cause.text));
+        let why =
+            cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {}", cause.text));
         Lack { why: format!("{}: {why}", self.brokers), is_refusal }
     }
 }

@@ -93,7 +93,8 @@ impl Client {
     /// topic does not know.
     fn must_go(&self) -> bool {
         let may_follow_topic = || self.begun.elapsed() >= MIN_TOPIC_PAUSE;
-        self.producer.client().fatal_error().is_some() || self.log.is_topic_replaced() && may_follow_topic()
+        self.producer.client().fatal_error().is_some()
+            || self.log.is_topic_replaced() && may_follow_topic()
     }
 }
 
@@ -115,7 +116,13 @@ impl Producer {
         let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
         let first = Arc::new(RwLock::new(Client::new(&client)?));
         let config = Arc::new(client);
-        Ok(Self { config, client: first, renewal: Arc::default(), batch_bytes, limits: Arc::default() })
+        Ok(Self {
+            config,
+            client: first,
+            renewal: Arc::default(),
+            batch_bytes,
+            limits: Arc::default(),
+        })
     }
 
     /// Produces all messages and waits until the broker has acknowledged each. Those of a batch
@@ -138,7 +145,11 @@ impl Producer {
         release(client);
         match produced? {
             numbers if numbers.is_empty() => Ok(()),
-            numbers => Err(ProduceError::TooLarge { topic: topic.to_owned(), numbers, sent: messages.len() }),
+            numbers => Err(ProduceError::TooLarge {
+                topic: topic.to_owned(),
+                numbers,
+                sent: messages.len(),
+            }),
         }
     }
 
@@ -184,7 +195,8 @@ impl Producer {
     /// Lowers the limit of batches, unless another client than `present` has taken over meanwhile.
     fn limit_batches(&self, bytes: usize, present: &Arc<Client>) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
-        let (former, bytes) = (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
+        let (former, bytes) =
+            (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
         if bytes >= former || !Arc::ptr_eq(&client, present) {
             return Ok(());
         }
@@ -225,7 +237,8 @@ impl Producer {
     /// Waits a bounded time for what is still on its way.
     pub async fn flush(&self) {
         let client = self.current();
-        let flushed = tokio::task::spawn_blocking(move || client.producer.flush(FLUSH_TIMEOUT)).await;
+        let flushed =
+            tokio::task::spawn_blocking(move || client.producer.flush(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
             tracing::warn!(%error, "messages were not delivered before the stop");
         }
@@ -268,10 +281,17 @@ async fn deliver(
 
 fn is_too_large(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
-    matches!(code, Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge))
+    matches!(
+        code,
+        Some(RDKafkaErrorCode::MessageSizeTooLarge | RDKafkaErrorCode::MessageBatchTooLarge)
+    )
 }
 
-async fn enqueue(client: &FutureProducer<Context>, topic: &str, message: &Message) -> KafkaResult<DeliveryFuture> {
+async fn enqueue(
+    client: &FutureProducer<Context>,
+    topic: &str,
+    message: &Message,
+) -> KafkaResult<DeliveryFuture> {
     loop {
         let record = FutureRecord::<[u8], [u8]> {
             topic,

@@ -26,7 +26,9 @@ pub(super) struct Publishing<H> {
 impl<H: Handler> Publishing<H> {
     pub async fn run(mut self, mut batches: mpsc::Receiver<HandledBatch<H>>) {
         self.step.health.ready();
-        while let Some(HandledBatch { batch, parts }) = self.step.health.waiting(batches.recv()).await {
+        while let Some(HandledBatch { batch, parts }) =
+            self.step.health.waiting(batches.recv()).await
+        {
             if self.publish(&batch, &parts).await.is_some() {
                 self.step.health.ready();
                 self.offsets.store(&batch, batch.len());
@@ -80,7 +82,8 @@ impl<H: Handler> Publishing<H> {
                 Err(refusal) => Some(refusal.clone()),
             };
             let partition = message.partition();
-            let mut letter = refusal.as_ref().map(|refusal| self.step.handler.blame(decoded, refusal));
+            let mut letter =
+                refusal.as_ref().map(|refusal| self.step.handler.blame(decoded, refusal));
             if let (Some(refusal), Some(blame)) = (refusal, letter) {
                 if self.breaker.is_closed(partition, blame) {
                     if blame == Blame::Writer {
@@ -98,18 +101,29 @@ impl<H: Handler> Publishing<H> {
         }
         self.deliver(batch, letters).await?;
         for (partition, letters) in writers {
-            self.offsets.partitions.add_letters(partition, batch.assignment(partition), letters, Instant::now());
+            self.offsets.partitions.add_letters(
+                partition,
+                batch.assignment(partition),
+                letters,
+                Instant::now(),
+            );
         }
         Some(())
     }
 
-    async fn deliver(&self, batch: &Batch<H::Decoded>, letters: Vec<(&OwnedMessage, Refusal)>) -> Option<()> {
+    async fn deliver(
+        &self,
+        batch: &Batch<H::Decoded>,
+        letters: Vec<(&OwnedMessage, Refusal)>,
+    ) -> Option<()> {
         if letters.is_empty() {
             return Some(());
         }
         let mut backoff = Backoff::default();
         while let Err(error) = self.dead_letters.set_aside(&letters).await {
-            self.step.failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff).await?;
+            self.step
+                .failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff)
+                .await?;
         }
         Some(())
     }
@@ -132,11 +146,13 @@ impl<H: Handler> Publishing<H> {
             Blame::Partition => format!(" of partition {}", batch.message(index).partition()),
             Blame::Lane | Blame::Writer => String::new(),
         };
-        let why =
-            format!("stopped at the {MOST_SET_ASIDE} dead letters of {WINDOW} messages{of}; the next: {class}: {text}");
+        let why = format!(
+            "stopped at the {MOST_SET_ASIDE} dead letters of {WINDOW} messages{of}; the next: {class}: {text}"
+        );
         tracing::error!(class, error = text, "too many dead letters, the lane stands still");
         self.step.health.not_ready(&*why);
-        let standing = StandingStill::new(&self.offsets.partitions, self.offsets.lane, &self.stopped);
+        let standing =
+            StandingStill::new(&self.offsets.partitions, self.offsets.lane, &self.stopped);
         let mut backoff = Backoff::default();
         loop {
             self.step.health.not_ready(&*why);
@@ -159,7 +175,8 @@ impl<H: Handler> Publishing<H> {
     async fn is_accepted(&self, batch: &Batch<H::Decoded>, index: usize) -> bool {
         match self.step.handler.handle(&batch.decoded()[index..=index]).await {
             Ok(Done { handled, left_behind })
-                if left_behind.is_empty() && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
+                if left_behind.is_empty()
+                    && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
             {
                 let unpublished = self.report(batch, &handled).await;
                 unpublished.is_some_and(|unpublished| !is_among(&unpublished, batch.message(index)))

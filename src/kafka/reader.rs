@@ -94,7 +94,8 @@ impl TopicReader {
                 None => continue,
                 Some(Err(KafkaError::PartitionEOF(partition))) => drop(ends.remove(&partition)),
                 Some(Err(KafkaError::MessageConsumption(
-                    error @ (RDKafkaErrorCode::TopicAuthorizationFailed | RDKafkaErrorCode::UnknownTopicOrPartition),
+                    error @ (RDKafkaErrorCode::TopicAuthorizationFailed
+                    | RDKafkaErrorCode::UnknownTopicOrPartition),
                 ))) => return Err(KafkaError::MessageConsumption(error)),
                 // The client tries again by itself.
                 Some(Err(error)) => {

@@ -30,7 +30,9 @@ pub struct Pauses {
 impl Pauses {
     /// Whether the pause after the last replacement is over.
     pub fn is_over(&self, now: Instant) -> bool {
-        let pause = PATIENCE.saturating_mul(1 << self.replacements.saturating_sub(1).min(10)).min(MAX_PAUSE);
+        let pause = PATIENCE
+            .saturating_mul(1 << self.replacements.saturating_sub(1).min(10))
+            .min(MAX_PAUSE);
         self.last.is_none_or(|last| now.duration_since(last) >= pause)
     }
 
@@ -57,7 +59,12 @@ impl Probe {
     /// Returns true once a new client has reached the leaders of all partitions of the topic and
     /// the group's coordinator, and asks on a thread of its own until then. `config` names the
     /// group, which the new client does not join.
-    pub fn reaches(&mut self, config: &ClientConfig, topic: &str, unreachable_for: Option<Duration>) -> bool {
+    pub fn reaches(
+        &mut self,
+        config: &ClientConfig,
+        topic: &str,
+        unreachable_for: Option<Duration>,
+    ) -> bool {
         if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
             self.0 = None;
             return false;
@@ -86,8 +93,12 @@ impl Probe {
 fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
     let client: BaseConsumer = config.create()?;
     let metadata = client.fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
-    let found = metadata.topics().first().filter(|found| found.error().is_none() && !found.partitions().is_empty());
-    let found = found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?;
+    let found = metadata
+        .topics()
+        .first()
+        .filter(|found| found.error().is_none() && !found.partitions().is_empty());
+    let found =
+        found.ok_or(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopicOrPartition))?;
     let mut partitions = TopicPartitionList::new();
     for partition in found.partitions() {
         if partition.leader() < 0 {
@@ -159,7 +170,8 @@ mod tests {
         let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
         let mut replaced_after = Vec::new();
         for second in (10..200).step_by(10) {
-            let (began, now) = (start + Duration::from_secs(second - 10), start + Duration::from_secs(second));
+            let (began, now) =
+                (start + Duration::from_secs(second - 10), start + Duration::from_secs(second));
             if renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), began, now) {
                 replaced_after.push(second);
             }
@@ -171,9 +183,21 @@ mod tests {
     fn a_producer_that_delivers_or_whose_messages_are_refused_stays() {
         let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), start, after(10)));
+        assert!(!renewal.is_due(
+            Some(&failed(RDKafkaErrorCode::MessageTimedOut)),
+            start,
+            after(10)
+        ));
         assert!(!renewal.is_due(None, after(10), after(11)));
-        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageTimedOut)), after(11), after(21)));
-        assert!(!renewal.is_due(Some(&failed(RDKafkaErrorCode::MessageSizeTooLarge)), after(21), after(60)));
+        assert!(!renewal.is_due(
+            Some(&failed(RDKafkaErrorCode::MessageTimedOut)),
+            after(11),
+            after(21)
+        ));
+        assert!(!renewal.is_due(
+            Some(&failed(RDKafkaErrorCode::MessageSizeTooLarge)),
+            after(21),
+            after(60)
+        ));
     }
 }

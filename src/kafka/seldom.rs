@@ -26,7 +26,8 @@ impl Seldom {
     /// one is to be dropped too.
     pub fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let subject = if said.len() < MAX_SUBJECTS || said.contains_key(subject) { subject } else { OTHERS };
+        let subject =
+            if said.len() < MAX_SUBJECTS || said.contains_key(subject) { subject } else { OTHERS };
         let Some(before) = said.get_mut(subject) else {
             said.insert(subject.to_owned(), Said { at: now, unsaid: 0 });
             return Some(0);

@@ -7,7 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{consumer::Consumer as _, error::KafkaResult, topic_partition_list::TopicPartitionList};
+use rdkafka::{
+    consumer::Consumer as _, error::KafkaResult, topic_partition_list::TopicPartitionList,
+};
 
 use super::member::Client;
 
@@ -57,7 +59,8 @@ impl Throttle {
     pub fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
         let mut suspects = self.lock();
         self.has_suspects.store(true, Ordering::Release);
-        let suspect = suspects.entry(partition).or_insert(Suspect { letters_due_at: now, limit: None });
+        let suspect =
+            suspects.entry(partition).or_insert(Suspect { letters_due_at: now, limit: None });
         suspect.letters_due_at = suspect.letters_due_at.max(now) + time_of(letters);
         let ahead = suspect.letters_due_at.saturating_duration_since(now);
         match &mut suspect.limit {
@@ -75,7 +78,9 @@ impl Throttle {
         if !self.has_suspects() {
             return;
         }
-        if let Some(limit) = self.lock().get_mut(&partition).and_then(|suspect| suspect.limit.as_mut()) {
+        if let Some(limit) =
+            self.lock().get_mut(&partition).and_then(|suspect| suspect.limit.as_mut())
+        {
             limit.messages_due_at = limit.messages_due_at.max(now) + time_of(1);
         }
     }
@@ -108,7 +113,13 @@ impl Throttle {
 
     /// Pauses and resumes what is due, in the client. The poll thread calls it before each poll.
     /// Partitions that `may_come` denies are left to who has paused them.
-    pub fn apply(&self, client: &Client, topic: &str, now: Instant, may_come: impl Fn(i32) -> bool) {
+    pub fn apply(
+        &self,
+        client: &Client,
+        topic: &str,
+        now: Instant,
+        may_come: impl Fn(i32) -> bool,
+    ) {
         if !self.has_suspects() {
             return;
         }
@@ -178,7 +189,11 @@ mod tests {
         let after = |millis| start + Duration::from_millis(millis);
         throttle.add_letters(0, 4 * PER_SECOND, start);
         throttle.add_letters(1, PER_SECOND / 4, start);
-        assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]), "a few of one partition may pass at once");
+        assert_eq!(
+            throttle.changes(start, |_| true),
+            changes(&[0], &[]),
+            "a few of one partition may pass at once"
+        );
         assert!(throttle.is_paused(0) && !throttle.is_paused(1));
         assert_eq!(throttle.changes(after(3999), |_| true), changes(&[], &[]));
         assert_eq!(throttle.changes(after(4000), |_| false), changes(&[], &[]), "its lane is full");
@@ -200,7 +215,11 @@ mod tests {
         assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[0], &[]));
         throttle.add_letters(0, 100 * PER_SECOND, start + Duration::from_secs(2));
         let resumed = throttle.changes(start + Duration::from_secs(12), |_| true);
-        assert_eq!(resumed, changes(&[], &[0]), "letters of a limited partition do not count again");
+        assert_eq!(
+            resumed,
+            changes(&[], &[0]),
+            "letters of a limited partition do not count again"
+        );
     }
 
     #[test]
@@ -209,7 +228,11 @@ mod tests {
         throttle.add_letters(0, PER_SECOND, start);
         for second in 0..20 {
             for partition in [0, 1] {
-                throttle.add_letters(partition, PER_SECOND / 100, start + Duration::from_secs(second));
+                throttle.add_letters(
+                    partition,
+                    PER_SECOND / 100,
+                    start + Duration::from_secs(second),
+                );
             }
             throttle.changes(start + Duration::from_secs(second), |_| true);
         }

@@ -24,8 +24,10 @@ impl TopicSettings {
         topics: &[&str],
         timeout: Duration,
     ) -> KafkaResult<BTreeMap<String, Self>> {
-        let options = AdminOptions::new().operation_timeout(Some(timeout)).request_timeout(Some(timeout));
-        let specifiers: Vec<_> = topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
+        let options =
+            AdminOptions::new().operation_timeout(Some(timeout)).request_timeout(Some(timeout));
+        let specifiers: Vec<_> =
+            topics.iter().map(|topic| ResourceSpecifier::Topic(topic)).collect();
         let mut described = BTreeMap::new();
         for resource in admin.describe_configs(&specifiers, &options).await? {
             let ConfigResource { specifier, entries } = resource.map_err(KafkaError::AdminOp)?;
@@ -47,7 +49,8 @@ impl TopicSettings {
 
     /// The largest batch that the topic takes, bytes.
     pub fn max_batch_bytes(&self) -> Option<usize> {
-        let limits = ["max.message.bytes", "segment.bytes"].into_iter().filter_map(|name| self.number(name));
+        let limits =
+            ["max.message.bytes", "segment.bytes"].into_iter().filter_map(|name| self.number(name));
         usize::try_from(limits.min()?).ok()
     }
 
@@ -56,8 +59,11 @@ impl TopicSettings {
     pub fn problems(&self, replicas: usize) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
-        problems.extend(self.number("min.insync.replicas").and_then(|min| insync_problem(min, replicas)));
-        if let Some(policy) = self.get("cleanup.policy").filter(|policy| policy.contains("compact")) {
+        problems.extend(
+            self.number("min.insync.replicas").and_then(|min| insync_problem(min, replicas)),
+        );
+        if let Some(policy) = self.get("cleanup.policy").filter(|policy| policy.contains("compact"))
+        {
             problems.push(format!(
                 "cleanup.policy is {policy}: compaction deletes messages that are not read yet, and refuses those \
                  without a key; set it to delete"
@@ -68,7 +74,9 @@ impl TopicSettings {
                 "retention.bytes is {bytes}: the broker may delete messages before they are read; set it to -1"
             ));
         }
-        if let Some(bytes) = self.number("max.message.bytes").filter(|bytes| *bytes < MIN_MESSAGE_BYTES) {
+        if let Some(bytes) =
+            self.number("max.message.bytes").filter(|bytes| *bytes < MIN_MESSAGE_BYTES)
+        {
             problems.push(format!(
                 "max.message.bytes is {bytes}: the largest messages do not fit; set it to {MIN_MESSAGE_BYTES} or more"
             ));
@@ -87,7 +95,10 @@ impl TopicSettings {
         if self.get("message.timestamp.type") != Some("CreateTime") {
             return Vec::new();
         }
-        let limits = [("message.timestamp.before.max.ms", "behind"), ("message.timestamp.after.max.ms", "ahead")];
+        let limits = [
+            ("message.timestamp.before.max.ms", "behind"),
+            ("message.timestamp.after.max.ms", "ahead"),
+        ];
         let too_low = limits.into_iter().filter_map(|(name, direction)| {
             let limit = self.number(name).filter(|limit| *limit < CLOCK_TOLERANCE_MS)?;
             Some(format!(
@@ -102,7 +113,10 @@ impl TopicSettings {
 /// Producers wait for `min` replicas, since they produce with `acks=all`.
 fn insync_problem(min: i64, replicas: i64) -> Option<String> {
     let (consequence, remedy) = if min > replicas {
-        ("the broker accepts no message", format!("set it to {}, or add replicas", (replicas - 1).max(1)))
+        (
+            "the broker accepts no message",
+            format!("set it to {}, or add replicas", (replicas - 1).max(1)),
+        )
     } else if min == replicas && replicas > 1 {
         ("no message is accepted while one broker is away", format!("set it to {}", replicas - 1))
     } else if min == 1 && replicas > 2 {
@@ -129,7 +143,12 @@ mod tests {
             ("retention.bytes", "-1"),
             ("segment.bytes", "1073741824"),
         ];
-        TopicSettings(good.iter().chain(changed).map(|(name, value)| ((*name).into(), (*value).into())).collect())
+        TopicSettings(
+            good.iter()
+                .chain(changed)
+                .map(|(name, value)| ((*name).into(), (*value).into()))
+                .collect(),
+        )
     }
 
     #[test]
@@ -161,7 +180,8 @@ mod tests {
 
     #[test]
     fn the_brokers_own_time_is_compared_with_no_clock() {
-        let own_time = [("message.timestamp.type", "LogAppendTime"), ("message.timestamp.after.max.ms", "1")];
+        let own_time =
+            [("message.timestamp.type", "LogAppendTime"), ("message.timestamp.after.max.ms", "1")];
         assert_eq!(settings(&own_time).problems(3), [""; 0]);
     }
 

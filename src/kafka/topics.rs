@@ -29,11 +29,13 @@ pub struct TopicReport {
 /// Creates the topics that do not exist. Never alters one that does.
 pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let options =
+        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     let retention_ms = i64::try_from(topics.retention.as_millis()).unwrap_or(i64::MAX);
     let retention = retention_ms.to_string();
     let ordinary = vec![("retention.ms", retention.as_str())];
-    let dead_letters = vec![("retention.ms", retention.as_str()), ("max.message.bytes", MAX_MESSAGE_BYTES)];
+    let dead_letters =
+        vec![("retention.ms", retention.as_str()), ("max.message.bytes", MAX_MESSAGE_BYTES)];
     let settings = BTreeMap::from([
         (topics.orders.as_str(), ordinary.clone()),
         (&topics.order_status, ordinary),
@@ -43,14 +45,20 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
     let wanted: Vec<_> = settings
         .iter()
         .map(|(name, settings)| {
-            let topic = NewTopic::new(name, topics.partitions, TopicReplication::Fixed(topics.replication));
+            let topic =
+                NewTopic::new(name, topics.partitions, TopicReplication::Fixed(topics.replication));
             settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
         })
         .collect();
     let mut reports = Vec::new();
     for created in admin.create_topics(&wanted, &options).await? {
-        let report =
-            |name, created| TopicReport { name, created, differences: Vec::new(), problems: Vec::new(), retention_ms };
+        let report = |name, created| TopicReport {
+            name,
+            created,
+            differences: Vec::new(),
+            problems: Vec::new(),
+            retention_ms,
+        };
         match created {
             Ok(name) => reports.push(report(name, true)),
             Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => reports.push(report(name, false)),
@@ -64,7 +72,10 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
     let described = TopicSettings::describe(&admin, &names, TIMEOUT).await;
     for (report, layout) in reports.iter_mut().zip(layouts) {
         if !report.created && i32::try_from(layout.partitions) != Ok(topics.partitions) {
-            report.differences.push(format!("partitions: {}, configured {}", layout.partitions, topics.partitions));
+            report.differences.push(format!(
+                "partitions: {}, configured {}",
+                layout.partitions, topics.partitions
+            ));
         }
         match &described {
             Ok(described) => {
@@ -73,7 +84,9 @@ pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<To
                 compare(report, found, &settings[report.name.as_str()]);
             }
             Err(error) => {
-                report.problems.push(format!("its settings cannot be read ({error}); allow setup DescribeConfigs"));
+                report.problems.push(format!(
+                    "its settings cannot be read ({error}); allow setup DescribeConfigs"
+                ));
             }
         }
     }
@@ -99,8 +112,10 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
 /// Deletes the topics, and all that is in them.
 pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let options = AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-    let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
+    let options =
+        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let names =
+        [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
     admin.delete_topics(&names.map(String::as_str), &options).await?;
     Ok(())
 }
@@ -115,7 +130,9 @@ struct Layout {
 /// Asks how each of these topics is spread.
 async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
-    let asked = tokio::task::spawn_blocking(move || topics.iter().map(|topic| layout(&producer, topic)).collect());
+    let asked = tokio::task::spawn_blocking(move || {
+        topics.iter().map(|topic| layout(&producer, topic)).collect()
+    });
     asked.await.unwrap_or(Err(KafkaError::Canceled))
 }
 
@@ -124,7 +141,8 @@ fn layout(producer: &BaseProducer, topic: &str) -> KafkaResult<Layout> {
     for _ in 0..50 {
         let metadata = producer.client().fetch_metadata(Some(topic), TIMEOUT)?;
         let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
-        if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min() {
+        if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min()
+        {
             return Ok(Layout { partitions: partitions.len(), replicas });
         }
         std::thread::sleep(Duration::from_millis(100));

@@ -30,7 +30,8 @@ impl Watchdog {
     /// nobody asked, for half of `limit`; the longest first.
     pub fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
         let heard = std::mem::take(&mut self.heard);
-        let still_silent = |partition: &i32| expected.contains(partition) && !heard.contains(partition);
+        let still_silent =
+            |partition: &i32| expected.contains(partition) && !heard.contains(partition);
         self.silent_since.retain(|partition, _| still_silent(partition));
         self.behind.retain(still_silent);
         let mut silent = Vec::new();
@@ -92,12 +93,16 @@ mod tests {
     fn a_partition_that_brings_something_or_is_paused_begins_anew() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        for (seconds, heard, expected) in [(0, false, &[0][..]), (30, true, &[0]), (60, false, &[]), (90, false, &[0])]
+        for (seconds, heard, expected) in
+            [(0, false, &[0][..]), (30, true, &[0]), (60, false, &[]), (90, false, &[0])]
         {
             if heard {
                 watchdog.heard(0);
             }
-            assert!(watchdog.silent(expected, LIMIT, after(seconds)).is_empty(), "after {seconds} s");
+            assert!(
+                watchdog.silent(expected, LIMIT, after(seconds)).is_empty(),
+                "after {seconds} s"
+            );
         }
         assert_eq!(watchdog.silent(&[0], LIMIT, after(120)), [0]);
         watchdog.asked(0, after(120));
@@ -124,7 +129,9 @@ mod tests {
     #[test]
     fn a_broker_that_did_not_answer_is_asked_again_within_seconds() {
         let start = Instant::now() + LIMIT;
-        for (limit, due_after) in [(LIMIT, ASK_AGAIN_AFTER), (Duration::from_secs(4), Duration::from_secs(2))] {
+        for (limit, due_after) in
+            [(LIMIT, ASK_AGAIN_AFTER), (Duration::from_secs(4), Duration::from_secs(2))]
+        {
             let mut watchdog = Watchdog::default();
             assert!(!watchdog.is_stalled(0, true));
 

@@ -1,8 +1,8 @@
 use std::{fs, path::Path, time::Duration};
 
 use redis::{
-    Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError, RedisResult,
-    ServerErrorKind, TlsCertificates, io::tcp::TcpSettings,
+    Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError,
+    RedisResult, ServerErrorKind, TlsCertificates, io::tcp::TcpSettings,
 };
 
 use super::LockError;
@@ -22,10 +22,9 @@ pub(super) fn clients(redis: &config::Redis) -> Result<Vec<Client>, LockError> {
     // features that other crates give it.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
     let tls = certificates(redis)?;
-    let opened = redis
-        .urls
-        .iter()
-        .map(|url| open(url, tls.as_ref()).map_err(|error| LockError::BadUrl(format!("{url}: {error}"))));
+    let opened = redis.urls.iter().map(|url| {
+        open(url, tls.as_ref()).map_err(|error| LockError::BadUrl(format!("{url}: {error}")))
+    });
     opened.collect()
 }
 
@@ -36,9 +35,11 @@ fn open(url: &SecretUrl, tls: Option<&TlsCertificates>) -> RedisResult<Client> {
     let settings = master.redis_settings().clone().set_skip_set_lib_name();
     let master = master.set_redis_settings(settings);
     match (master.addr(), tls) {
-        (ConnectionAddr::TcpTls { insecure: true, .. }, _) => {
-            Err((ErrorKind::InvalidClientConfig, "a connection by TLS always checks the certificate").into())
-        }
+        (ConnectionAddr::TcpTls { insecure: true, .. }, _) => Err((
+            ErrorKind::InvalidClientConfig,
+            "a connection by TLS always checks the certificate",
+        )
+            .into()),
         (ConnectionAddr::TcpTls { .. }, Some(tls)) => Client::build_with_tls(master, tls.clone()),
         _ => Client::open(master),
     }
@@ -49,9 +50,14 @@ fn certificates(redis: &config::Redis) -> Result<Option<TlsCertificates>, LockEr
     let read = |key: &str, file: &Path| {
         let bad = |why: String| LockError::BadTls(format!("{key}: {}: {why}", file.display()));
         let pem = fs::read(file).map_err(|error| bad(error.to_string()))?;
-        if pem.windows(BEGIN.len()).any(|text| text == BEGIN) { Ok(pem) } else { Err(bad("is no PEM file".to_owned())) }
+        if pem.windows(BEGIN.len()).any(|text| text == BEGIN) {
+            Ok(pem)
+        } else {
+            Err(bad("is no PEM file".to_owned()))
+        }
     };
-    let root_cert = redis.ssl_ca.as_ref().map(|file| read("redis.ssl_ca_location", file)).transpose()?;
+    let root_cert =
+        redis.ssl_ca.as_ref().map(|file| read("redis.ssl_ca_location", file)).transpose()?;
     let client_tls = match &redis.ssl_client {
         Some((certificate, key)) => Some(ClientTlsConfig {
             client_cert: read("redis.ssl_certificate_location", certificate)?,
@@ -59,7 +65,8 @@ fn certificates(redis: &config::Redis) -> Result<Option<TlsCertificates>, LockEr
         }),
         None => None,
     };
-    Ok((root_cert.is_some() || client_tls.is_some()).then_some(TlsCertificates { client_tls, root_cert }))
+    Ok((root_cert.is_some() || client_tls.is_some())
+        .then_some(TlsCertificates { client_tls, root_cert }))
 }
 
 /// Whether the master's user may not do what was asked.

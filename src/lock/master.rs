@@ -181,7 +181,9 @@ impl Master {
 
     fn connect_anew(&self) {
         match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
-            Ok(connection) => *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection,
+            Ok(connection) => {
+                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection
+            }
             Err(error) => tracing::warn!(%error, "a Redis master's connection is not replaced"),
         }
     }
@@ -229,10 +231,15 @@ impl Master {
     pub async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
         let mut unlocked = Ok(());
         for chunk in chunks(claim) {
-            match self.run::<Option<String>>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)]).await {
+            match self
+                .run::<Option<String>>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)])
+                .await
+            {
                 Ok(None) => {}
                 Ok(Some(error)) => self.lacks(error.trim_start_matches("NOPERM ")),
-                Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => unlocked = Err(error),
+                Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => {
+                    unlocked = Err(error)
+                }
                 Err(error) => return Err(error),
             }
         }
@@ -250,8 +257,14 @@ impl Master {
         true
     }
 
-    async fn ask<T: FromRedisValue>(&self, script: &Script, claim: &Claim, chunk: Range<usize>) -> RedisResult<T> {
-        self.run(script, claim, chunk, &[millis(claim.waited), millis(PLACE_LASTS.min(claim.ttl))]).await
+    async fn ask<T: FromRedisValue>(
+        &self,
+        script: &Script,
+        claim: &Claim,
+        chunk: Range<usize>,
+    ) -> RedisResult<T> {
+        self.run(script, claim, chunk, &[millis(claim.waited), millis(PLACE_LASTS.min(claim.ttl))])
+            .await
     }
 
     async fn run<T: FromRedisValue>(
@@ -265,7 +278,12 @@ impl Master {
         for key in &claim.keys[chunk] {
             invocation.key(key);
         }
-        invocation.arg(&claim.token).arg(millis(claim.ttl)).arg(&*claim.prefix).arg(&*claim.waiter).arg(more);
+        invocation
+            .arg(&claim.token)
+            .arg(millis(claim.ttl))
+            .arg(&*claim.prefix)
+            .arg(&*claim.waiter)
+            .arg(more);
         let mut connection = self.connection.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let answered = invocation.invoke_async(&mut connection).await;
         if let Err(error) = &answered

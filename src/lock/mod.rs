@@ -90,13 +90,19 @@ pub enum Held {
 impl Locks {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
     /// is none.
-    pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
+    pub fn new(
+        lock: &config::Lock,
+        redis: &config::Redis,
+        metrics: &Metrics,
+    ) -> Result<Self, LockError> {
         if lock.strategy == LockStrategy::Row {
             return Ok(Self::Row);
         }
         let redlock = Arc::new(Redlock::new(lock, redis, metrics)?);
-        let fallback = (lock.fallback == LockFallback::Row)
-            .then(|| Fallback { lanes: metrics.lock_fallback.clone(), is_on: AtomicBool::new(false) });
+        let fallback = (lock.fallback == LockFallback::Row).then(|| Fallback {
+            lanes: metrics.lock_fallback.clone(),
+            is_on: AtomicBool::new(false),
+        });
         Ok(Self::Redlock { redlock, fallback })
     }
 
@@ -140,7 +146,9 @@ impl Fallback {
         match (self.is_on.swap(is_on, Ordering::SeqCst), is_on) {
             (false, true) => {
                 self.lanes.inc();
-                tracing::warn!("no majority of the Redis masters answers in time: row locks until one does");
+                tracing::warn!(
+                    "no majority of the Redis masters answers in time: row locks until one does"
+                );
             }
             (true, false) => {
                 self.lanes.dec();

@@ -43,7 +43,11 @@ struct Probed {
 
 impl MastersProbe {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
-    pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
+    pub fn new(
+        lock: &config::Lock,
+        redis: &config::Redis,
+        metrics: &Metrics,
+    ) -> Result<Self, LockError> {
         let masters = clients(redis)?.into_iter().map(|client| {
             let address = client.get_connection_info().addr().to_string();
             let up = metrics.redis_master_up.with_label_values(&[&address]);
@@ -56,14 +60,19 @@ impl MastersProbe {
 
     /// Asks every master. Fails where no majority of them locks a key.
     pub async fn attempt(&self) -> Result<(), Lack> {
-        let tried = futures::future::join_all(self.masters.iter().map(|master| master.attempt(&self.key))).await;
+        let tried =
+            futures::future::join_all(self.masters.iter().map(|master| master.attempt(&self.key)))
+                .await;
         let lacks: Vec<_> = tried.into_iter().filter_map(Result::err).collect();
         if lacks.len() < self.masters.len() - self.masters.len() / 2 {
             return Ok(());
         }
         let why = lacks.iter().map(|lack| lack.why.as_str()).collect::<Vec<_>>().join("; ");
         let locking = self.masters.len() - lacks.len();
-        let why = format!("{locking} of {} masters lock keys, a majority is needed: {why}", self.masters.len());
+        let why = format!(
+            "{locking} of {} masters lock keys, a majority is needed: {why}",
+            self.masters.len()
+        );
         Err(Lack { why, is_refusal: lacks.iter().any(|lack| lack.is_refusal) })
     }
 }
@@ -82,20 +91,29 @@ impl Probed {
             // An error of the server's has a code.
             Ok(Err(error)) => {
                 let why = format!("{}: {error}", self.address);
-                Err(if error.code().is_some() { Lack::refused(why) } else { Lack::unreachable(why) })
+                Err(if error.code().is_some() {
+                    Lack::refused(why)
+                } else {
+                    Lack::unreachable(why)
+                })
             }
             Err(_) => Err(Lack::unreachable(format!("{}: no answer", self.address))),
         }
     }
 
-    async fn lock_and_unlock(&self, connection: &mut Option<MultiplexedConnection>, key: &str) -> RedisResult<()> {
+    async fn lock_and_unlock(
+        &self,
+        connection: &mut Option<MultiplexedConnection>,
+        key: &str,
+    ) -> RedisResult<()> {
         let connection = if let Some(connection) = connection {
             connection
         } else {
             let settings = AsyncConnectionConfig::new()
                 .set_connection_timeout(Some(ANSWERS_WITHIN))
                 .set_response_timeout(Some(ANSWERS_WITHIN));
-            connection.insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
+            connection
+                .insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
         };
         LOCK_AND_UNLOCK.key(key).arg("probe").invoke_async(connection).await
     }

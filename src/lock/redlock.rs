@@ -54,13 +54,19 @@ pub struct Redlock {
 impl Redlock {
     /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is
     /// none.
-    pub fn new(lock: &config::Lock, redis: &config::Redis, metrics: &Metrics) -> Result<Self, LockError> {
+    pub fn new(
+        lock: &config::Lock,
+        redis: &config::Redis,
+        metrics: &Metrics,
+    ) -> Result<Self, LockError> {
         let clients = clients(redis)?;
         let opened = clients.iter().zip(&redis.urls).map(|(client, url)| {
-            Master::new(client, lock.node_timeout).map_err(|error| LockError::BadUrl(format!("{url}: {error}")))
+            Master::new(client, lock.node_timeout)
+                .map_err(|error| LockError::BadUrl(format!("{url}: {error}")))
         });
         let masters = opened.collect::<Result<_, _>>()?;
-        let (prefix, waiter) = (Arc::from(lock.prefix.as_str()), Arc::from(Uuid::now_v7().simple().to_string()));
+        let (prefix, waiter) =
+            (Arc::from(lock.prefix.as_str()), Arc::from(Uuid::now_v7().simple().to_string()));
         Ok(Self {
             masters,
             ttl: lock.ttl,
@@ -86,12 +92,17 @@ impl Redlock {
             let patience = if Instant::now() < deadline { Patience::Left } else { Patience::Over };
             let whole = wanted(&BTreeSet::new(), patience);
             let mut attempted = self.attempt(&whole).await;
-            if matches!(attempted, Err(LockError::Contended)) && (is_first || patience == Patience::Over) {
+            if matches!(attempted, Err(LockError::Contended))
+                && (is_first || patience == Patience::Over)
+            {
                 attempted = self.attempt_less(&whole, |refused| wanted(refused, patience)).await;
             }
             match attempted {
                 Ok(held) => {
-                    self.metrics.lock_wait.with_label_values(&["redlock"]).observe(begun.elapsed().as_secs_f64());
+                    self.metrics
+                        .lock_wait
+                        .with_label_values(&["redlock"])
+                        .observe(begun.elapsed().as_secs_f64());
                     return Ok(held);
                 }
                 Err(LockError::Contended) if patience == Patience::Left => {}
@@ -131,8 +142,10 @@ impl Redlock {
         let (claim, begun) = (Arc::new(self.claim(wanted)), Instant::now());
         let asked = self.masters.iter().map(|master| master.lock(&claim, self.node_timeout));
         let vote = |answer: &Option<Answer>| answer.map(|answer| answer == Answer::Granted);
-        let answers: Vec<_> = hear(asked, self.quorum(), vote).await.into_iter().map(Option::flatten).collect();
-        let granted: Vec<_> = answers.iter().map(|answer| *answer == Some(Answer::Granted)).collect();
+        let answers: Vec<_> =
+            hear(asked, self.quorum(), vote).await.into_iter().map(Option::flatten).collect();
+        let granted: Vec<_> =
+            answers.iter().map(|answer| *answer == Some(Answer::Granted)).collect();
         let is_granted = self.is_quorum(&granted);
         if is_granted && begun.elapsed() < self.validity() {
             return Ok(Held::new(Arc::clone(self), claim, granted, begun));
@@ -141,10 +154,14 @@ impl Redlock {
         let is_refused = self.is_quorum(&answered) && !is_granted;
         // The masters do not agree on who has waited for longer, as they may not where ages differ by less than ways do.
         let is_split = granted.contains(&true) && !answers.contains(&Some(Answer::Held));
-        let unlock = if is_refused && is_split && fastrand::bool() { Unlock::Done } else { Unlock::Failed };
+        let unlock =
+            if is_refused && is_split && fastrand::bool() { Unlock::Done } else { Unlock::Failed };
         self.unlock(&claim, &granted, unlock).await;
-        let (failure, cause) =
-            if is_refused { (LockError::Contended, "contended") } else { (LockError::Unavailable, "unavailable") };
+        let (failure, cause) = if is_refused {
+            (LockError::Contended, "contended")
+        } else {
+            (LockError::Unavailable, "unavailable")
+        };
         self.metrics.lock_failures.with_label_values(&[cause]).inc();
         Err(failure)
     }
@@ -170,8 +187,10 @@ impl Redlock {
         }
         let enough_to_refuse = (answers.len() + 1).saturating_sub(self.quorum());
         let refused_by = |enough: usize| {
-            let is_refused = |number| refusals.get(&number).is_some_and(|masters| *masters >= enough);
-            let products = wanted.products.iter().enumerate().filter(|(number, _)| is_refused(*number));
+            let is_refused =
+                |number| refusals.get(&number).is_some_and(|masters| *masters >= enough);
+            let products =
+                wanted.products.iter().enumerate().filter(|(number, _)| is_refused(*number));
             products.map(|(_, product)| product.clone()).collect::<BTreeSet<_>>()
         };
         let mut refused = vec![refused_by(enough_to_refuse), refused_by(1)];
@@ -182,7 +201,11 @@ impl Redlock {
 
     fn claim(&self, wanted: &Wanted) -> Claim {
         Claim {
-            keys: wanted.products.iter().map(|product| format!("{}{product}", self.prefix)).collect(),
+            keys: wanted
+                .products
+                .iter()
+                .map(|product| format!("{}{product}", self.prefix))
+                .collect(),
             waited: wanted.since.elapsed(),
             token: Uuid::now_v7().simple().to_string(),
             ttl: self.ttl,
@@ -236,7 +259,8 @@ async fn hear<T>(
     vote: impl Fn(&T) -> Option<bool>,
 ) -> Vec<Option<T>> {
     let begun = Instant::now();
-    let numbered = asked.into_iter().enumerate().map(|(number, answer)| async move { (number, answer.await) });
+    let numbered =
+        asked.into_iter().enumerate().map(|(number, answer)| async move { (number, answer.await) });
     let mut coming: FuturesUnordered<_> = numbered.collect();
     let mut answers: Vec<_> = std::iter::repeat_with(|| None).take(coming.len()).collect();
     let (mut yes, mut no) = (0, 0);
@@ -276,7 +300,13 @@ pub struct Held {
 impl Held {
     fn new(redlock: Arc<Redlock>, claim: Arc<Claim>, granted: Vec<bool>, asked: Instant) -> Self {
         let (renewed, valid_until) = watch::channel(Some(asked + redlock.validity()));
-        let renewal = tokio::spawn(renew(Arc::clone(&redlock), Arc::clone(&claim), granted.clone(), asked, renewed));
+        let renewal = tokio::spawn(renew(
+            Arc::clone(&redlock),
+            Arc::clone(&claim),
+            granted.clone(),
+            asked,
+            renewed,
+        ));
         Self { redlock, claim, granted, since: Instant::now(), valid_until, renewal }
     }
 
@@ -285,7 +315,11 @@ impl Held {
     }
 
     pub async fn release(self) {
-        self.redlock.metrics.lock_hold.with_label_values(&["redlock"]).observe(self.since.elapsed().as_secs_f64());
+        self.redlock
+            .metrics
+            .lock_hold
+            .with_label_values(&["redlock"])
+            .observe(self.since.elapsed().as_secs_f64());
         self.renewal.abort();
         self.redlock.unlock(&self.claim, &self.granted, Unlock::Done).await;
     }
@@ -309,10 +343,12 @@ async fn renew(
         sleep_until(since + redlock.ttl / 3).await;
         let begun = Instant::now();
         let granting = redlock.masters.iter().zip(&granted).filter(|(_, granted)| **granted);
-        let extending =
-            granting.map(|(master, _)| async { timeout(patience, master.extend(&claim)).await.unwrap_or(false) });
+        let extending = granting.map(|(master, _)| async {
+            timeout(patience, master.extend(&claim)).await.unwrap_or(false)
+        });
         let extended = hear(extending, redlock.quorum(), |extended| Some(*extended)).await;
-        let extended: Vec<_> = extended.into_iter().map(|extended| extended == Some(true)).collect();
+        let extended: Vec<_> =
+            extended.into_iter().map(|extended| extended == Some(true)).collect();
         if since.elapsed() >= redlock.validity() || !redlock.is_quorum(&extended) {
             redlock.metrics.lock_failures.with_label_values(&["lost"]).inc();
             let _receiver_gone = renewed.send(None);
@@ -343,14 +379,26 @@ mod tests {
     #[tokio::test]
     async fn the_slowest_is_not_waited_for_once_a_majority_has_decided() {
         let (yes, no) = (Some(true), Some(false));
-        assert_eq!(heard([(yes, Some(0)), (yes, Some(1)), (yes, None)]).await, [Some(yes), Some(yes), None]);
-        assert_eq!(heard([(no, Some(0)), (no, Some(1)), (yes, None)]).await, [Some(no), Some(no), None]);
+        assert_eq!(
+            heard([(yes, Some(0)), (yes, Some(1)), (yes, None)]).await,
+            [Some(yes), Some(yes), None]
+        );
+        assert_eq!(
+            heard([(no, Some(0)), (no, Some(1)), (yes, None)]).await,
+            [Some(no), Some(no), None]
+        );
     }
 
     #[tokio::test]
     async fn one_that_is_silent_does_not_count_against_what_the_others_say() {
         let (yes, no) = (Some(true), Some(false));
-        assert_eq!(heard([(None, Some(0)), (no, Some(1)), (yes, Some(50))]).await, [Some(None), Some(no), Some(yes)]);
-        assert_eq!(heard([(None, Some(0)), (yes, Some(1)), (yes, Some(50))]).await, [Some(None), Some(yes), Some(yes)]);
+        assert_eq!(
+            heard([(None, Some(0)), (no, Some(1)), (yes, Some(50))]).await,
+            [Some(None), Some(no), Some(yes)]
+        );
+        assert_eq!(
+            heard([(None, Some(0)), (yes, Some(1)), (yes, Some(50))]).await,
+            [Some(None), Some(yes), Some(yes)]
+        );
     }
 }

@@ -76,7 +76,12 @@ async fn listen_always(client: &Client, channel: &str, waiter: &str, has_come: &
 }
 
 /// Listens until the connection has been silent for long.
-async fn listen(client: &Client, channel: &str, waiter: &str, has_come: &Notify) -> Result<(), Deaf> {
+async fn listen(
+    client: &Client,
+    channel: &str,
+    waiter: &str,
+    has_come: &Notify,
+) -> Result<(), Deaf> {
     let subscribing = async {
         let mut connection = client.get_async_pubsub().await?;
         connection.subscribe(channel).await?;

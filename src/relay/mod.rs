@@ -80,7 +80,15 @@ impl Relay {
         again_after: Duration,
     ) -> Self {
         let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING));
-        Self { store, producer, topic: topic.into(), codec, again_after, publishing, published: Arc::default() }
+        Self {
+            store,
+            producer,
+            topic: topic.into(),
+            codec,
+            again_after,
+            publishing,
+            published: Arc::default(),
+        }
     }
 
     /// Publishes events that were just committed. Where it fails, their outbox rows stay, and a sweep publishes them.
@@ -131,7 +139,10 @@ impl Relay {
             Err(ProduceError::TooLarge { numbers, .. }) => {
                 let too_large: HashSet<_> = numbers.iter().copied().collect();
                 let numbered = events.iter().enumerate();
-                numbered.filter(|(number, _)| !too_large.contains(number)).map(|(_, event)| event).collect()
+                numbered
+                    .filter(|(number, _)| !too_large.contains(number))
+                    .map(|(_, event)| event)
+                    .collect()
             }
             Err(ProduceError::Kafka(_)) => Vec::new(),
         };
@@ -149,7 +160,10 @@ impl Relay {
     }
 
     /// Strikes events out of the outbox, together with what others publish meanwhile: the first of them does it for all.
-    async fn strike_out(&self, published: impl Iterator<Item = (OrderId, EventKind)>) -> Result<(), RelayError> {
+    async fn strike_out(
+        &self,
+        published: impl Iterator<Item = (OrderId, EventKind)>,
+    ) -> Result<(), RelayError> {
         let is_first = {
             let mut waiting = self.published.lock().unwrap_or_else(PoisonError::into_inner);
             let was_empty = waiting.is_empty();
@@ -160,7 +174,8 @@ impl Relay {
             return Ok(());
         }
         tokio::time::sleep(STRIKE_OUT_AFTER).await;
-        let published = std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
+        let published =
+            std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(self.store.forget_published(published).await?)
     }
 
@@ -210,7 +225,9 @@ impl Relay {
         let published = self.sweep().await;
         let state = self.store.outbox_state().await?;
         metrics.outbox_pending.set(i64::try_from(state.pending).unwrap_or(i64::MAX));
-        let age = state.oldest.map_or(0.0, |oldest| (chrono::Utc::now() - oldest).as_seconds_f64().max(0.0));
+        let age = state
+            .oldest
+            .map_or(0.0, |oldest| (chrono::Utc::now() - oldest).as_seconds_f64().max(0.0));
         metrics.outbox_oldest.set(age);
         self.store.database().observe_pool();
         published

@@ -49,13 +49,15 @@ impl Oldest {
     ) -> Result<(), StoreError> {
         let watched: Vec<_> = watched.take(ASK_MAX).collect();
         if !watched.is_empty() {
-            let decided: HashSet<_> = store.find_decided(&watched).await?.into_iter().map(|(id, ..)| id).collect();
+            let decided: HashSet<_> =
+                store.find_decided(&watched).await?.into_iter().map(|(id, ..)| id).collect();
             if let Some(oldest) = watched.into_iter().find(|id| !decided.contains(id)) {
                 self.found(Some(oldest), self.from, now);
                 return Ok(());
             }
         }
-        let (end, mut from) = (OrderId::first_of(DateTime::<Utc>::MAX_UTC), self.from.max(decidable));
+        let (end, mut from) =
+            (OrderId::first_of(DateTime::<Utc>::MAX_UTC), self.from.max(decidable));
         let mut oldest = None;
         for _ in 0..CHUNKS_MAX {
             let scan = store.scan_pending(from, end, CHUNK, 1).await?;

@@ -106,7 +106,8 @@ impl PendingWatch {
                 Ok(_) => Duration::ZERO,
                 Err(error) => {
                     tracing::warn!(%error, "pending orders were not looked after");
-                    let dependency = if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
+                    let dependency =
+                        if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
                     self.metrics.retries.with_label_values(&[dependency]).inc();
                     every
                 }
@@ -161,7 +162,10 @@ impl PendingWatch {
         let expired = std::mem::replace(&mut self.watched, young);
         if let Some(oldest) = expired.keys().next() {
             tracing::error!(orders = expired.len(), %oldest, "pending orders are too old to be decided");
-            self.metrics.pending_orders.with_label_values(&["expired"]).inc_by(expired.len() as u64);
+            self.metrics
+                .pending_orders
+                .with_label_values(&["expired"])
+                .inc_by(expired.len() as u64);
         }
         expired.len()
     }
@@ -208,9 +212,11 @@ impl PendingWatch {
     }
 
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
-        let due = self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
+        let due =
+            self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
         // Those that were not produced again yet come first.
-        let mut due: Vec<_> = due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
+        let mut due: Vec<_> =
+            due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
         due.sort_unstable();
         let mut stubborn = 0;
         due.retain(|(_, _, times)| {

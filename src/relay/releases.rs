@@ -36,7 +36,11 @@ impl Relay {
         self.in_background(events, async move |events| {
             let Produced { acknowledged, result } = relay.produce(&events).await;
             let due_at = Utc::now() + relay.wait_after(1);
-            let published = acknowledged.iter().map(|event| Schedule { order_id: event.order_id, sent: 1, due_at });
+            let published = acknowledged.iter().map(|event| Schedule {
+                order_id: event.order_id,
+                sent: 1,
+                due_at,
+            });
             if !acknowledged.is_empty() {
                 relay.store.schedule_releases(published.collect()).await?;
             }
@@ -69,7 +73,13 @@ pub struct ReleasePass {
 
 impl ReleaseWatch {
     pub fn new(relay: Relay, horizon: Horizon, metrics: Metrics) -> Self {
-        Self { relay, horizon, metrics, stubborn_left: STUBBORN_MAX, period_ends_at: DateTime::UNIX_EPOCH }
+        Self {
+            relay,
+            horizon,
+            metrics,
+            stubborn_left: STUBBORN_MAX,
+            period_ends_at: DateTime::UNIX_EPOCH,
+        }
     }
 
     /// Makes passes until a stop is requested.
@@ -91,7 +101,8 @@ impl ReleaseWatch {
             delay = (begun.elapsed() * REST).clamp(PASS_EVERY, MAX_REST);
             if let Err(error) = pass {
                 tracing::warn!(%error, "owed releases were not published");
-                let dependency = if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
+                let dependency =
+                    if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
                 self.metrics.retries.with_label_values(&[dependency]).inc();
             }
         }
@@ -105,7 +116,12 @@ impl ReleaseWatch {
         self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
         let mut claimed = store.claim_releases(now, now + SWEEP_LEASE, CLAIM_MAX).await?;
         let decidable_from = self.horizon.decidable(now).start;
-        let expired = claimed.owed.iter().map(|(id, _)| *id).filter(|id| *id < decidable_from).collect::<Vec<_>>();
+        let expired = claimed
+            .owed
+            .iter()
+            .map(|(id, _)| *id)
+            .filter(|id| *id < decidable_from)
+            .collect::<Vec<_>>();
         let expired = give_up(store, &expired, &self.metrics).await?;
         claimed.owed.retain(|(id, _)| *id >= decidable_from);
 
@@ -116,7 +132,9 @@ impl ReleaseWatch {
         if !due.is_empty() {
             match self.relay.produce(&claimed.events).await.result {
                 // They wait as well, until somebody has raised the limit.
-                Err(error @ ProduceError::TooLarge { .. }) => tracing::error!(%error, "releases were not published"),
+                Err(error @ ProduceError::TooLarge { .. }) => {
+                    tracing::error!(%error, "releases were not published")
+                }
                 result => result?,
             }
         }
@@ -132,14 +150,22 @@ impl ReleaseWatch {
         let published = claimed.events.len();
         if published > 0 {
             self.metrics.owed_releases.with_label_values(&["produced"]).inc_by(published as u64);
-            tracing::warn!(orders = published, owed, "releases published again, as they are still owed");
+            tracing::warn!(
+                orders = published,
+                owed,
+                "releases published again, as they are still owed"
+            );
         }
         Ok(ReleasePass { published, postponed, expired })
     }
 
     /// Divides claimed releases into those to be published and the schedules of stubborn ones that
     /// have to wait: for one period more each time that the allowance of a period is used up.
-    fn choose(&mut self, claimed: Vec<(OrderId, u32)>, now: DateTime<Utc>) -> (Vec<(OrderId, u32)>, Vec<Schedule>) {
+    fn choose(
+        &mut self,
+        claimed: Vec<(OrderId, u32)>,
+        now: DateTime<Utc>,
+    ) -> (Vec<(OrderId, u32)>, Vec<Schedule>) {
         if self.period_ends_at <= now {
             (self.stubborn_left, self.period_ends_at) = (STUBBORN_MAX, now + STUBBORN_PERIOD);
         }
@@ -161,7 +187,11 @@ impl ReleaseWatch {
 }
 
 /// Releases beyond the horizon are left to people. Answers how many are given up now.
-async fn give_up(store: &OrderStore, ids: &[OrderId], metrics: &Metrics) -> Result<u64, StoreError> {
+async fn give_up(
+    store: &OrderStore,
+    ids: &[OrderId],
+    metrics: &Metrics,
+) -> Result<u64, StoreError> {
     let Some(oldest) = ids.first() else { return Ok(0) };
     let expired = store.expire_releases(ids).await?;
     if expired > 0 {

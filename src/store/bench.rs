@@ -22,7 +22,8 @@ pub struct SiblingDatabase {
 impl SiblingDatabase {
     /// Creates it; its name is that of the store's database and `suffix`.
     pub async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
-        let mut url = Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
+        let mut url =
+            Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
         let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
         url.set_path(&name);
         run(store, format!("CREATE DATABASE `{name}`")).await?;
@@ -68,8 +69,8 @@ impl OrderStore {
 
     /// How long each order from `first` on took from its acceptance to its last change, microseconds.
     pub async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
-        let mut histogram =
-            Histogram::new_with_max(LONGEST_MICROS, 3).map_err(|e| StoreError::Refused(e.to_string()))?;
+        let mut histogram = Histogram::new_with_max(LONGEST_MICROS, 3)
+            .map_err(|e| StoreError::Refused(e.to_string()))?;
         let mut in_use = self.db.acquire().await?;
         in_use.without_limit().await?;
         let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders WHERE order_id >= ?";

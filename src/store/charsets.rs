@@ -34,13 +34,20 @@ pub(super) async fn name_charsets(conn: &mut MySqlConnection) -> Result<(), Stor
     Ok(())
 }
 
-async fn name_charset(conn: &mut MySqlConnection, table: &str, definition: &str) -> Result<(), StoreError> {
+async fn name_charset(
+    conn: &mut MySqlConnection,
+    table: &str,
+    definition: &str,
+) -> Result<(), StoreError> {
     let alter = format!("ALTER TABLE `{table}` MODIFY {definition}");
     match alter_soon(conn, &format!("{alter}, ALGORITHM = INSTANT")).await {
         Err(StoreError::Unavailable(_)) => {}
         done => return done,
     }
-    let sql = format!("SELECT COUNT(*) FROM (SELECT 1 FROM `{table}` LIMIT {}) AS first_rows", MAX_COPIED_ROWS + 1);
+    let sql = format!(
+        "SELECT COUNT(*) FROM (SELECT 1 FROM `{table}` LIMIT {}) AS first_rows",
+        MAX_COPIED_ROWS + 1
+    );
     let rows: i64 = conn.fetch_one(sql.as_str()).await?.try_get_unchecked(0)?;
     if rows > i64::from(MAX_COPIED_ROWS) {
         return Err(StoreError::Refused(format!(

@@ -42,7 +42,12 @@ impl Database {
     /// No session keeps a row locked for longer than `lock_limit` (2 s at least, in whole seconds).
     /// The server ends a session that is silent for as long. An attempt at a transaction that takes
     /// longer is given up, and the server is told to end its session.
-    pub fn open(store: &config::Store, role: Role, lock_limit: Duration, metrics: Metrics) -> Result<Self, StoreError> {
+    pub fn open(
+        store: &config::Store,
+        role: Role,
+        lock_limit: Duration,
+        metrics: Metrics,
+    ) -> Result<Self, StoreError> {
         Ok(Self { sessions: Sessions::new(store, role.as_str(), lock_limit)?, role, metrics })
     }
 
@@ -66,7 +71,9 @@ impl Database {
         let (idle, used) = self.sessions.count();
         let gauge = &self.metrics.pool_connections;
         for (state, count) in [("idle", idle), ("used", used)] {
-            gauge.with_label_values(&[self.role.as_str(), state]).set(i64::try_from(count).unwrap_or(i64::MAX));
+            gauge
+                .with_label_values(&[self.role.as_str(), state])
+                .set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
@@ -92,7 +99,9 @@ macro_rules! on_connection {
         });
         match worked.await {
             Ok(worked) => in_use.end(worked.map_err(StoreError::from)),
-            Err(_) => Err(StoreError::Unavailable(in_use.give_up($crate::store::database::STATEMENT_DEADLINE))),
+            Err(_) => Err(StoreError::Unavailable(
+                in_use.give_up($crate::store::database::STATEMENT_DEADLINE),
+            )),
         }
     }};
 }
@@ -167,7 +176,12 @@ impl Attempts<'_> {
 
     async fn wait(&self, why: &str) {
         self.database.metrics.retries.with_label_values(&[self.database.role.as_str()]).inc();
-        tracing::debug!(transaction = self.name, attempts = self.made, why, "conflict, running again");
+        tracing::debug!(
+            transaction = self.name,
+            attempts = self.made,
+            why,
+            "conflict, running again"
+        );
         let bound = RETRY_DELAY.saturating_mul(1 << self.made.min(7));
         tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
     }

@@ -59,7 +59,9 @@ impl Ender {
             let failure = match timeout(PASS_TIMEOUT, self.pass(&mut open, &shared)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
-                Err(_) => Some(format!("no answer within {}", humantime::format_duration(PASS_TIMEOUT))),
+                Err(_) => {
+                    Some(format!("no answer within {}", humantime::format_duration(PASS_TIMEOUT)))
+                }
             };
             if failure.is_some() {
                 self.conn = None;
@@ -80,7 +82,11 @@ impl Ender {
     }
 
     /// Kills those that are still there, and drops those that are gone.
-    fn pass<'a>(&'a mut self, open: &'a mut Vec<Ending>, shared: &'a Shared) -> BoxFuture<'a, Result<(), sqlx::Error>> {
+    fn pass<'a>(
+        &'a mut self,
+        open: &'a mut Vec<Ending>,
+        shared: &'a Shared,
+    ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
             let mut conn = match self.conn.take() {
                 Some(conn) => conn,

@@ -48,14 +48,22 @@ impl From<sqlx::Error> for StoreError {
     /// Only what the server says of the data itself is a refusal. All that is not known to be one is an outage: its data waits.
     fn from(error: sqlx::Error) -> Self {
         let text = error.to_string();
-        let Some(refusal) = error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>()) else {
+        let Some(refusal) =
+            error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>())
+        else {
             return Self::Unavailable(text);
         };
         match (refusal.number(), refusal.code()) {
-            (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED | ROLLED_BACK_DURING_COMMIT, _) => Self::Conflict(text),
+            (DEADLOCK | LOCK_WAIT_TIMEOUT | RECORD_CHANGED | ROLLED_BACK_DURING_COMMIT, _) => {
+                Self::Conflict(text)
+            }
             (DUPLICATE_KEY, _) => Self::Duplicate(text),
-            (DATA_TRUNCATED | INCORRECT_VALUE | CHECK_VIOLATED | CONSTRAINT_FAILED, _) => Self::Refused(text),
-            (_, Some(state)) if CLASSES_OF_DATA.iter().any(|class| state.starts_with(class)) => Self::Refused(text),
+            (DATA_TRUNCATED | INCORRECT_VALUE | CHECK_VIOLATED | CONSTRAINT_FAILED, _) => {
+                Self::Refused(text)
+            }
+            (_, Some(state)) if CLASSES_OF_DATA.iter().any(|class| state.starts_with(class)) => {
+                Self::Refused(text)
+            }
             _ => Self::Unavailable(text),
         }
     }

@@ -36,7 +36,9 @@ impl InUse {
     /// in the server.
     pub fn end<T>(mut self, worked: Result<T, StoreError>) -> Result<T, StoreError> {
         match &worked {
-            Err(StoreError::Unavailable(_) | StoreError::CommitUnknown(_)) => self.shared.distrust(),
+            Err(StoreError::Unavailable(_) | StoreError::CommitUnknown(_)) => {
+                self.shared.distrust()
+            }
             _ => self.is_clean = true,
         }
         worked
@@ -50,8 +52,7 @@ impl InUse {
 
     /// Lets one read take as long as it takes. The session is not used again.
     pub async fn without_limit(&mut self) -> Result<(), StoreError> {
-        let lift =
-            "SET SESSION sql_auto_is_null = 0 /*!80000 , max_execution_time = 0 */ /*M! , max_statement_time = 0 */";
+        let lift = "SET SESSION sql_auto_is_null = 0 /*!80000 , max_execution_time = 0 */ /*M! , max_statement_time = 0 */";
         self.conn().execute(lift).await?;
         if let Some(held) = &mut self.held {
             held.session.expires_at = Instant::now();

@@ -37,12 +37,15 @@ async fn migrate(url: &SecretUrl, mut migrator: Migrator) -> Result<(), StoreErr
     let lock = sqlx::query_scalar("SELECT GET_LOCK(?, ?)").bind(LOCK).bind(LOCK_WAIT_SECONDS);
     let locked: Option<i64> = lock.fetch_one(&mut conn).await?;
     if locked != Some(1) {
-        return Err(StoreError::Unavailable(format!("another setup has been migrating for {LOCK_WAIT_SECONDS} s")));
+        return Err(StoreError::Unavailable(format!(
+            "another setup has been migrating for {LOCK_WAIT_SECONDS} s"
+        )));
     }
     conn.execute(SESSION).await?;
     check_json_table(&mut conn).await?;
     if logs_statements(&mut conn).await? {
-        let why = "binlog_format is STATEMENT, by which InnoDB cannot log READ COMMITTED: set it to ROW";
+        let why =
+            "binlog_format is STATEMENT, by which InnoDB cannot log READ COMMITTED: set it to ROW";
         return Err(StoreError::Refused(why.into()));
     }
     migrator.set_locking(false);
@@ -60,10 +63,12 @@ async fn run(conn: &mut MySqlConnection, migrator: &Migrator) -> Result<(), Stor
         forget_interrupted(conn).await?;
         let why = match migrator.run_direct(conn).await {
             Ok(()) => return Ok(()),
-            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => match error.into() {
-                StoreError::Conflict(why) => why,
-                error => return Err(error),
-            },
+            Err(MigrateError::Execute(error) | MigrateError::ExecuteMigration(error, _)) => {
+                match error.into() {
+                    StoreError::Conflict(why) => why,
+                    error => return Err(error),
+                }
+            }
             Err(error) => return Err(StoreError::Refused(error.to_string())),
         };
         attempts += 1;
@@ -77,18 +82,20 @@ async fn run(conn: &mut MySqlConnection, migrator: &Migrator) -> Result<(), Stor
 
 /// Before 10.11.10, `MariaDB` keeps the escapes of a JSON string (MDEV-27412): what our statements write would be garbled.
 async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
-    let sql = r#"SELECT v FROM JSON_TABLE('["a\\"b"]', '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) AS t"#;
+    let sql =
+        r#"SELECT v FROM JSON_TABLE('["a\\"b"]', '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) AS t"#;
     let row = sqlx::query(sql).fetch_one(conn).await?;
     if ascii(&row, "v")? == "a\"b" {
         return Ok(());
     }
-    Err(StoreError::Refused("the server's JSON_TABLE garbles strings: MySQL 8.4 or MariaDB 10.11.10 is needed".into()))
+    Err(StoreError::Refused(
+        "the server's JSON_TABLE garbles strings: MySQL 8.4 or MariaDB 10.11.10 is needed".into(),
+    ))
 }
 
 /// A migration that was interrupted runs again: what it had created it leaves alone.
 async fn forget_interrupted(conn: &mut MySqlConnection) -> Result<(), StoreError> {
-    let exists =
-        "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '_sqlx_migrations'";
+    let exists = "SELECT 1 FROM information_schema.tables WHERE table_schema = DATABASE() AND table_name = '_sqlx_migrations'";
     if sqlx::query(exists).fetch_optional(&mut *conn).await?.is_some() {
         sqlx::query("DELETE FROM _sqlx_migrations WHERE NOT success").execute(conn).await?;
     }

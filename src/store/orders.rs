@@ -85,7 +85,12 @@ impl OrderStore {
 
     /// The same until a deadline, after which no COMMIT is sent. A COMMIT that was sent before it is
     /// awaited for a second more.
-    pub async fn place_by(&self, orders: &[NewOrder], lease: Duration, deadline: Instant) -> Result<(), StoreError> {
+    pub async fn place_by(
+        &self,
+        orders: &[NewOrder],
+        lease: Duration,
+        deadline: Instant,
+    ) -> Result<(), StoreError> {
         let is_commit_sent = AtomicBool::new(false);
         let mut placing = pin!(self.place_noting(orders, lease, &is_commit_sent));
         if let Ok(placed) = timeout_at(deadline, &mut placing).await {
@@ -105,8 +110,12 @@ impl OrderStore {
         is_commit_sent: &AtomicBool,
     ) -> Result<(), StoreError> {
         let written = self.insert(orders, lease, is_commit_sent).await;
-        let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else { return written };
-        let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else { return Err(doubt) };
+        let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else {
+            return written;
+        };
+        let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else {
+            return Err(doubt);
+        };
         let is_missing = |order: &&NewOrder| !present.iter().any(|(id, _)| *id == order.order_id);
         let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
         if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease, is_commit_sent).await }
@@ -121,7 +130,13 @@ impl OrderStore {
     ) -> Result<(), StoreError> {
         let rows = orders.iter().map(|order| {
             let created_at = order.accepted_at.format("%F %T%.3f").to_string();
-            Ok((hex(order.order_id), &order.reference, &order.customer_id, json(&order.lines)?, created_at))
+            Ok((
+                hex(order.order_id),
+                &order.reference,
+                &order.customer_id,
+                json(&order.lines)?,
+                created_at,
+            ))
         });
         let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
         let ids = order_ids(orders.iter().map(|o| o.order_id))?;
@@ -172,7 +187,13 @@ impl OrderStore {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter()
-            .map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?, text(row, "reason")?)))
+            .map(|row| {
+                Ok((
+                    order_id(row)?,
+                    OrderState::parse(ascii(row, "status")?)?,
+                    text(row, "reason")?,
+                ))
+            })
             .collect()
     }
 }

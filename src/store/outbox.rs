@@ -64,13 +64,18 @@ pub(super) async fn insert(
 impl OrderStore {
     /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same. Those of orders that
     /// cannot be read are left out, and come up again when their lease has run out.
-    pub async fn claim_outbox(&self, limit: u32, lease: Duration) -> Result<Vec<OrderEvent>, StoreError> {
+    pub async fn claim_outbox(
+        &self,
+        limit: u32,
+        lease: Duration,
+    ) -> Result<Vec<OrderEvent>, StoreError> {
         transaction!(self.db, "claim outbox", |conn, _| {
             let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
             if due.is_empty() {
                 return Ok(Vec::new());
             }
-            let keys = due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(ascii(row, "kind")?)?)));
+            let keys =
+                due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(ascii(row, "kind")?)?)));
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
@@ -79,7 +84,10 @@ impl OrderStore {
     }
 
     /// Strikes out events that the broker has acknowledged.
-    pub async fn forget_published(&self, published: Vec<(OrderId, EventKind)>) -> Result<(), StoreError> {
+    pub async fn forget_published(
+        &self,
+        published: Vec<(OrderId, EventKind)>,
+    ) -> Result<(), StoreError> {
         let keys = keys_json(published)?;
         transaction!(self.db, "forget published", |conn, _| {
             sqlx::query(DELETE).bind(&keys).execute(conn).await?;

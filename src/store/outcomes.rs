@@ -47,7 +47,9 @@ pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
     match ascii(row, "outcome")? {
         "COMPLETED" => Ok(Outcome::Completed(lines()?)),
         "RELEASED" => Ok(Outcome::Released(lines()?)),
-        "FAILED" => Ok(Outcome::Failed(Reason::parse(text::<Option<&str>>(row, "reason")?.unwrap_or_default()))),
+        "FAILED" => Ok(Outcome::Failed(Reason::parse(
+            text::<Option<&str>>(row, "reason")?.unwrap_or_default(),
+        ))),
         other => Err(StoreError::Damaged(format!("order_outcomes.outcome: {other:?}"))),
     }
 }
@@ -70,13 +72,17 @@ pub(super) async fn insert(
     let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
     let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(&mut *conn).await;
     let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
-        StoreError::Duplicate(why) => StoreError::Conflict(format!("a rival decided one of these orders: {why}")),
+        StoreError::Duplicate(why) => {
+            StoreError::Conflict(format!("a rival decided one of these orders: {why}"))
+        }
         other => other,
     })?;
     expect_rows("outcomes inserted", outcomes.len(), inserted.rows_affected())?;
     // In a statement of its own, which sees a purge that the insert had to wait for.
     if *oldest < purged_below(conn).await? {
-        return Err(StoreError::Conflict(format!("the outcome of order {oldest} may have been purged")));
+        return Err(StoreError::Conflict(format!(
+            "the outcome of order {oldest} may have been purged"
+        )));
     }
     Ok(())
 }

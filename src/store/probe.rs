@@ -76,7 +76,8 @@ async fn probe(db: &Database, work: &[Work]) -> Result<(), Lack> {
     }
     let tried = try_work(db, work).await;
     let Err(failed) = tried else { return Ok(()) };
-    let Failure { why, is_refusal } = if failed.is_refusal { failed } else { cause(db, failed).await };
+    let Failure { why, is_refusal } =
+        if failed.is_refusal { failed } else { cause(db, failed).await };
     Err(Lack { why: format!("{}: {why}", address(db)), is_refusal })
 }
 
@@ -89,9 +90,13 @@ impl From<&sqlx::Error> for Failure {
     /// A refusal is what the server says of the user, the database, or its tables and columns:
     /// SQLSTATE classes 28 and 42.
     fn from(error: &sqlx::Error) -> Self {
-        let refusal = error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>());
+        let refusal =
+            error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>());
         let state = refusal.and_then(MySqlDatabaseError::code).unwrap_or_default();
-        Self { why: error.to_string(), is_refusal: state.starts_with("28") || state.starts_with("42") }
+        Self {
+            why: error.to_string(),
+            is_refusal: state.starts_with("28") || state.starts_with("42"),
+        }
     }
 }
 
@@ -121,7 +126,10 @@ async fn cause(db: &Database, pooled: Failure) -> Failure {
             pooled
         }
         Ok(Err(error)) => Failure::from(&error),
-        Err(_) => Failure { why: format!("no answer to a new connection within {DIAL_DEADLINE:?}"), is_refusal: false },
+        Err(_) => Failure {
+            why: format!("no answer to a new connection within {DIAL_DEADLINE:?}"),
+            is_refusal: false,
+        },
     }
 }
 

@@ -69,7 +69,11 @@ const BOOK: &str = "
 impl StockStore {
     /// Brings products to the names and quantities given, and books what that changes, in one transaction. The products are
     /// distinct.
-    pub async fn import(&self, products: &[Product], now: DateTime<Utc>) -> Result<ImportSummary, StoreError> {
+    pub async fn import(
+        &self,
+        products: &[Product],
+        now: DateTime<Utc>,
+    ) -> Result<ImportSummary, StoreError> {
         let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.product_id, p)).collect();
         let keys = product_ids(wanted.keys().copied())?;
         transaction!(self.db, "import", |conn, _| {
@@ -87,13 +91,18 @@ impl StockStore {
                     Some(before) if before == product => {}
                     Some(before) => {
                         changed.push(row);
-                        movements.push((id.as_str(), "ADJUST", product.available - before.available));
+                        movements.push((
+                            id.as_str(),
+                            "ADJUST",
+                            product.available - before.available,
+                        ));
                     }
                 }
             }
             insert(conn, INSERT, &added, now).await?;
             if !changed.is_empty() {
-                let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+                let updated =
+                    sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
                 expect_rows("products changed", changed.len(), updated.rows_affected())?;
             }
             movements.retain(|(_, _, quantity)| *quantity != 0);
@@ -105,7 +114,12 @@ impl StockStore {
 
     /// Adds units of a product. Answers what is available then, or `None` for an unknown product; [`StoreError::Refused`] where
     /// that would be more than [`MAX_AVAILABLE`]. (What failed orders give back may still come on top.)
-    pub async fn restock(&self, id: &ProductId, quantity: i64, now: DateTime<Utc>) -> Result<Option<i64>, StoreError> {
+    pub async fn restock(
+        &self,
+        id: &ProductId,
+        quantity: i64,
+        now: DateTime<Utc>,
+    ) -> Result<Option<i64>, StoreError> {
         let keys = product_ids([id])?;
         transaction!(self.db, "restock", |conn, _| {
             let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
@@ -113,11 +127,16 @@ impl StockStore {
             };
             let before = product(&row)?;
             let after =
-                before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(|| {
-                    StoreError::Refused(format!("{id} would have more than {MAX_AVAILABLE} available"))
-                })?;
+                before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(
+                    || {
+                        StoreError::Refused(format!(
+                            "{id} would have more than {MAX_AVAILABLE} available"
+                        ))
+                    },
+                )?;
             let changed = [(id.as_str(), before.name.as_str(), after)];
-            let updated = sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
+            let updated =
+                sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
             expect_rows("products restocked", 1, updated.rows_affected())?;
             insert(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
             Ok(Some(after))
@@ -127,12 +146,17 @@ impl StockStore {
     /// Those of the products that exist, in the order of their ids.
     pub async fn find_products(&self, ids: &[ProductId]) -> Result<Vec<Product>, StoreError> {
         let keys = product_ids(ids)?;
-        let rows = on_connection!(self.db, |conn| sqlx::query(READ).bind(keys).fetch_all(conn).await)?;
+        let rows =
+            on_connection!(self.db, |conn| sqlx::query(READ).bind(keys).fetch_all(conn).await)?;
         rows.iter().map(product).collect()
     }
 
     /// Up to `limit` products whose ids come after `after`, in the order of their ids.
-    pub async fn list_products(&self, after: Option<&ProductId>, limit: u32) -> Result<Vec<Product>, StoreError> {
+    pub async fn list_products(
+        &self,
+        after: Option<&ProductId>,
+        limit: u32,
+    ) -> Result<Vec<Product>, StoreError> {
         let sql = "SELECT product_id, name, available FROM products WHERE product_id > ? ORDER BY product_id LIMIT ?";
         let query = sqlx::query(sql).bind(after.map_or("", ProductId::as_str)).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;

@@ -112,7 +112,10 @@ pub(super) async fn end(conn: &mut MySqlConnection, ids: &str) -> Result<u64, St
 }
 
 /// The release events of those orders that can be read.
-pub(super) async fn read_events(conn: &mut MySqlConnection, ids: &str) -> Result<Vec<OrderEvent>, StoreError> {
+pub(super) async fn read_events(
+    conn: &mut MySqlConnection,
+    ids: &str,
+) -> Result<Vec<OrderEvent>, StoreError> {
     let rows = sqlx::query(READ_LINES).bind(ids).fetch_all(conn).await?;
     Ok(readable_events(&rows, |_| Ok(EventKind::Release)))
 }
@@ -144,7 +147,8 @@ impl OrderStore {
     /// over.
     pub async fn schedule_releases(&self, mut schedules: Vec<Schedule>) -> Result<(), StoreError> {
         schedules.sort_unstable_by_key(|schedule| schedule.order_id);
-        let row = |s: &Schedule| (hex(s.order_id), s.sent, s.due_at.format("%F %T%.3f").to_string());
+        let row =
+            |s: &Schedule| (hex(s.order_id), s.sent, s.due_at.format("%F %T%.3f").to_string());
         let rows = json(&schedules.iter().map(row).collect::<Vec<_>>())?;
         transaction!(self.db, "schedule releases", |conn, _| {
             sqlx::query(SCHEDULE).bind(&rows).execute(conn).await?;
@@ -169,7 +173,10 @@ impl OrderStore {
     }
 
     /// Those of the orders' releases that are owed.
-    pub async fn find_owed_releases(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, OwedRelease>, StoreError> {
+    pub async fn find_owed_releases(
+        &self,
+        ids: &[OrderId],
+    ) -> Result<HashMap<OrderId, OwedRelease>, StoreError> {
         let query = sqlx::query(FIND).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(|row| owed_release(row).map(|owed| (owed.order_id, owed))).collect()
@@ -181,8 +188,7 @@ impl OrderStore {
         after: Option<OrderId>,
         limit: u32,
     ) -> Result<Vec<OwedRelease>, StoreError> {
-        let sql =
-            "SELECT order_id, owed_at, sent, due_at FROM owed_releases WHERE order_id > ? ORDER BY order_id LIMIT ?";
+        let sql = "SELECT order_id, owed_at, sent, due_at FROM owed_releases WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let query = sqlx::query(sql).bind(after).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
@@ -191,11 +197,16 @@ impl OrderStore {
 
     /// Owes releases again, due at once, of those of the orders that are failed or cancelled.
     /// Answers how many those are.
-    pub async fn owe_releases(&self, ids: &[OrderId], now: DateTime<Utc>) -> Result<usize, StoreError> {
+    pub async fn owe_releases(
+        &self,
+        ids: &[OrderId],
+        now: DateTime<Utc>,
+    ) -> Result<usize, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, "owe releases", |conn, _| {
             let mut final_ones = lock_states(conn, &ids).await?;
-            final_ones.retain(|(_, state)| matches!(state, OrderState::Failed | OrderState::Cancelled));
+            final_ones
+                .retain(|(_, state)| matches!(state, OrderState::Failed | OrderState::Cancelled));
             owe(conn, final_ones.iter().map(|(id, _)| *id), now, now).await?;
             Ok(final_ones.len())
         })
@@ -203,7 +214,11 @@ impl OrderStore {
 
     /// Forgets releases that are owed, as their orders' stock came back in another way. Only orders
     /// below `below` are touched. Answers how many releases were owed.
-    pub async fn dismiss_releases(&self, ids: &[OrderId], below: OrderId) -> Result<u64, StoreError> {
+    pub async fn dismiss_releases(
+        &self,
+        ids: &[OrderId],
+        below: OrderId,
+    ) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied().filter(|id| *id < below))?;
         transaction!(self.db, "dismiss releases", |conn, _| {
             Ok(sqlx::query(END).bind(&ids).execute(conn).await?.rows_affected())

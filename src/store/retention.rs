@@ -43,7 +43,11 @@ struct Horizon {
 macro_rules! horizon {
     ($horizon:literal, $table:literal) => {
         Horizon {
-            claim: concat!("SELECT purged_below FROM ", $horizon, " WHERE id = 1 FOR UPDATE SKIP LOCKED"),
+            claim: concat!(
+                "SELECT purged_below FROM ",
+                $horizon,
+                " WHERE id = 1 FOR UPDATE SKIP LOCKED"
+            ),
             read: concat!("SELECT purged_below FROM ", $horizon, " WHERE id = 1"),
             end: concat!(
                 "SELECT order_id FROM ",
@@ -93,7 +97,8 @@ const DELETE_ORDERS: &str = "
     AND NOT EXISTS (
         SELECT 1 FROM owed_releases AS r WHERE r.order_id = orders.order_id AND r.order_id >= ? AND r.order_id < ?)";
 
-const DELETE_IDEMPOTENCY_KEYS: &str = "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
+const DELETE_IDEMPOTENCY_KEYS: &str =
+    "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";
 
 impl StockStore {
     /// Deletes up to `limit` outcomes of the oldest orders below `below`; what they hold is added to the balances in the same
@@ -101,7 +106,9 @@ impl StockStore {
     pub async fn purge_outcomes(&self, below: OrderId, limit: u32) -> Result<Purge, StoreError> {
         transaction!(self.db, "purge outcomes", |conn, _| {
             let Some(from) = OF_LEDGER.claim(conn).await? else { return Ok(Purge::Busy) };
-            let Some(end) = OF_LEDGER.end(conn, from, below, limit).await? else { return Ok(Purge::NOTHING) };
+            let Some(end) = OF_LEDGER.end(conn, from, below, limit).await? else {
+                return Ok(Purge::NOTHING);
+            };
             let range = |sql| sqlx::query(sql).bind(bytes(from)).bind(bytes(end));
             let rows = range(LOCK_OUTCOMES).fetch_all(&mut *conn).await?;
             let mut balances = Balances::new();
@@ -121,7 +128,11 @@ impl StockStore {
     }
 
     /// The same for up to `limit` of the first movements, as far as they were booked before `before`.
-    pub async fn purge_movements(&self, before: DateTime<Utc>, limit: u32) -> Result<Purge, StoreError> {
+    pub async fn purge_movements(
+        &self,
+        before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<Purge, StoreError> {
         transaction!(self.db, "purge movements", |conn, _| {
             if OF_LEDGER.claim(conn).await?.is_none() {
                 return Ok(Purge::Busy);
@@ -133,15 +144,20 @@ impl StockStore {
                     break;
                 }
                 let quantity: i64 = row.try_get("quantity")?;
-                balances.entry(ProductId::parse(ascii(row, "product_id")?)?).or_default().0 += quantity;
+                balances.entry(ProductId::parse(ascii(row, "product_id")?)?).or_default().0 +=
+                    quantity;
                 last = Some(row.try_get::<i64, _>("movement_id")?);
                 old += 1;
             }
             let Some(last) = last else { return Ok(Purge::NOTHING) };
             add_balances(conn, &balances).await?;
-            let deleted = sqlx::query(DELETE_MOVEMENTS).bind(last).execute(&mut *conn).await?.rows_affected();
+            let deleted =
+                sqlx::query(DELETE_MOVEMENTS).bind(last).execute(&mut *conn).await?.rows_affected();
             expect_rows("movements purged", old, deleted)?;
-            Ok(Purge::Done { rows: deleted, more: u32::try_from(old).is_ok_and(|old| old == limit) })
+            Ok(Purge::Done {
+                rows: deleted,
+                more: u32::try_from(old).is_ok_and(|old| old == limit),
+            })
         })
     }
 
@@ -156,7 +172,9 @@ impl OrderStore {
     pub async fn purge_orders(&self, below: OrderId, limit: u32) -> Result<Purge, StoreError> {
         transaction!(self.db, "purge orders", |conn, _| {
             let Some(from) = OF_ORDERS.claim(conn).await? else { return Ok(Purge::Busy) };
-            let Some(end) = OF_ORDERS.end(conn, from, below, limit).await? else { return Ok(Purge::NOTHING) };
+            let Some(end) = OF_ORDERS.end(conn, from, below, limit).await? else {
+                return Ok(Purge::NOTHING);
+            };
             let mut deleting = sqlx::query(DELETE_ORDERS);
             for _part in 0..3 {
                 deleting = deleting.bind(bytes(from)).bind(bytes(end));
@@ -168,7 +186,11 @@ impl OrderStore {
     }
 
     /// Deletes up to `limit` of the oldest idempotency keys that were first used before `before`.
-    pub async fn purge_idempotency_keys(&self, before: DateTime<Utc>, limit: u32) -> Result<Purge, StoreError> {
+    pub async fn purge_idempotency_keys(
+        &self,
+        before: DateTime<Utc>,
+        limit: u32,
+    ) -> Result<Purge, StoreError> {
         let query = sqlx::query(DELETE_IDEMPOTENCY_KEYS).bind(before).bind(limit);
         let rows = on_connection!(self.db, |conn| query.execute(conn).await)?.rows_affected();
         Ok(Purge::Done { rows, more: rows == u64::from(limit) })
@@ -212,7 +234,12 @@ impl Horizon {
         if below <= from {
             return Ok(None);
         }
-        let row = sqlx::query(self.end).bind(bytes(from)).bind(bytes(below)).bind(limit).fetch_optional(conn).await?;
+        let row = sqlx::query(self.end)
+            .bind(bytes(from))
+            .bind(bytes(below))
+            .bind(limit)
+            .fetch_optional(conn)
+            .await?;
         row.map_or(Ok(Some(below)), |row| Ok(Some(OrderId::from_slice(row.try_get("order_id")?)?)))
     }
 
@@ -226,7 +253,8 @@ async fn add_balances(conn: &mut MySqlConnection, balances: &Balances) -> Result
     if balances.is_empty() {
         return Ok(());
     }
-    let rows: Vec<_> = balances.iter().map(|(id, (supplied, held))| (id.as_str(), supplied, held)).collect();
+    let rows: Vec<_> =
+        balances.iter().map(|(id, (supplied, held))| (id.as_str(), supplied, held)).collect();
     let rows = json(&rows)?;
     sqlx::query(ADD_BALANCES).bind(&rows).execute(&mut *conn).await?;
     let raised = sqlx::query(RAISE_BALANCES).bind(&rows).execute(conn).await?;

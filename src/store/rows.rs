@@ -26,7 +26,8 @@ pub(super) use wanted_products;
 
 /// The parameter of a `JSON_TABLE`.
 pub fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value).map_err(|e| StoreError::Refused(format!("does not serialize: {e}")))
+    serde_json::to_string(value)
+        .map_err(|e| StoreError::Refused(format!("does not serialize: {e}")))
 }
 
 /// An order id as the statements' `UNHEX` takes it.
@@ -61,7 +62,8 @@ pub fn text<'r, T: Decode<'r, MySql>>(row: &'r MySqlRow, column: &str) -> Result
 }
 
 pub fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {
-    serde_json::from_str(text).map_err(|e| StoreError::Damaged(format!("{column}: {e}: {text:.200}")))
+    serde_json::from_str(text)
+        .map_err(|e| StoreError::Damaged(format!("{column}: {e}: {text:.200}")))
 }
 
 /// Where as many rows were written as were meant, fine; a conflict else.

@@ -8,7 +8,8 @@ use std::{
 
 use futures::future::BoxFuture;
 use sqlx::{
-    ConnectOptions as _, Connection as _, Executor as _, MySqlConnection, Row as _, mysql::MySqlConnectOptions,
+    ConnectOptions as _, Connection as _, Executor as _, MySqlConnection, Row as _,
+    mysql::MySqlConnectOptions,
 };
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
@@ -87,8 +88,13 @@ pub(super) struct Ending {
 
 impl Sessions {
     /// Opens none yet. Fails where the URL cannot be read.
-    pub fn new(store: &config::Store, role: &str, lock_limit: Duration) -> Result<Self, StoreError> {
-        let options = MySqlConnectOptions::from_str(store.url.expose())?.statement_cache_capacity(64);
+    pub fn new(
+        store: &config::Store,
+        role: &str,
+        lock_limit: Duration,
+    ) -> Result<Self, StoreError> {
+        let options =
+            MySqlConnectOptions::from_str(store.url.expose())?.statement_cache_capacity(64);
         let limits = Limits::within(lock_limit);
         let size = store.pool_max.saturating_sub(1).max(1);
         let (ending, received) = mpsc::unbounded_channel();
@@ -116,7 +122,10 @@ impl Sessions {
     /// is about.
     pub async fn acquire(&self) -> Result<InUse, StoreError> {
         let shared = &self.shared;
-        shared.acquire().await.map_err(|error| StoreError::Unavailable(format!("{}: {error}", shared.name)))
+        shared
+            .acquire()
+            .await
+            .map_err(|error| StoreError::Unavailable(format!("{}: {error}", shared.name)))
     }
 
     /// How many sessions are idle, and how many are not.
@@ -145,7 +154,8 @@ impl Sessions {
 
     /// Closes all; waits up to 5 s for those that are in use.
     pub async fn close(&self) {
-        let _still_in_use = timeout(CLOSE_TIMEOUT, self.shared.permits.acquire_many(self.shared.size)).await;
+        let _still_in_use =
+            timeout(CLOSE_TIMEOUT, self.shared.permits.acquire_many(self.shared.size)).await;
         self.shared.permits.close();
         let idle = std::mem::take(&mut self.shared.state().idle);
         futures::future::join_all(idle.into_iter().map(Session::close)).await;
@@ -212,7 +222,10 @@ impl Shared {
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, NoSession> {
         let mut failure = self.failure.subscribe();
         let all_stuck = |failure: &Option<Failure>| {
-            failure.as_ref().filter(|failure| failure.sessions >= self.size as usize).map(|failure| failure.why.clone())
+            failure
+                .as_ref()
+                .filter(|failure| failure.sessions >= self.size as usize)
+                .map(|failure| failure.why.clone())
         };
         let stuck = async {
             if all_stuck(&failure.borrow_and_update()).is_some() {
@@ -284,9 +297,11 @@ impl Shared {
     /// Closes the idle sessions that nobody used for half of what the server allows.
     pub fn close_unused(&self) {
         let (now, unused) = (Instant::now(), self.limits.silence / 2);
-        let is_used =
-            |session: &mut Session| now < session.expires_at && now.duration_since(session.idle_since) < unused;
-        let unused: Vec<_> = self.state().idle.extract_if(.., |session| !is_used(session)).collect();
+        let is_used = |session: &mut Session| {
+            now < session.expires_at && now.duration_since(session.idle_since) < unused
+        };
+        let unused: Vec<_> =
+            self.state().idle.extract_if(.., |session| !is_used(session)).collect();
         for session in unused {
             self.close_aside(session);
         }
@@ -318,7 +333,10 @@ impl Shared {
         session.idle_since = now;
         {
             let mut state = self.state();
-            if session.generation == state.generation && now < session.expires_at && !self.permits.is_closed() {
+            if session.generation == state.generation
+                && now < session.expires_at
+                && !self.permits.is_closed()
+            {
                 state.idle.push(session);
                 return;
             }
@@ -357,6 +375,7 @@ pub(super) async fn logs_statements(conn: &mut MySqlConnection) -> Result<bool, 
 
 fn address(url: &config::SecretUrl) -> String {
     let parsed = Url::parse(url.expose()).ok();
-    let address = parsed.and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(3306))));
+    let address =
+        parsed.and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(3306))));
     address.unwrap_or_else(|| url.to_string())
 }

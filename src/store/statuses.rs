@@ -72,14 +72,16 @@ impl OrderStore {
         releasable_from: OrderId,
         lease: Duration,
     ) -> Result<Applied, StoreError> {
-        let statuses: Vec<&OrderStatus> = statuses.iter().map(S::borrow).filter(|status| may_matter(status)).collect();
+        let statuses: Vec<&OrderStatus> =
+            statuses.iter().map(S::borrow).filter(|status| may_matter(status)).collect();
         if statuses.is_empty() {
             return Ok(Applied::default());
         }
         let mut ids: Vec<_> = statuses.iter().map(|status| status.order_id).collect();
         ids.sort_unstable();
         ids.dedup();
-        let released = statuses.iter().filter(|status| status.status == ReportedStatus::Released).count();
+        let released =
+            statuses.iter().filter(|status| status.status == ReportedStatus::Released).count();
         let decisions = FirstDecisions::new(&statuses, ids.len())?;
         let ids = order_ids(ids)?;
         transaction!(self.db, "apply statuses", |conn, attempt| {
@@ -91,12 +93,22 @@ impl OrderStore {
             let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?, releasable_from);
             let moved = plan.moves(&statuses);
             if !moved.is_empty() {
-                let written = sqlx::query(MOVE_ORDERS).bind(json(&moved)?).bind(now).execute(&mut *conn).await?;
+                let written = sqlx::query(MOVE_ORDERS)
+                    .bind(json(&moved)?)
+                    .bind(now)
+                    .execute(&mut *conn)
+                    .await?;
                 expect_rows("orders moved", moved.len(), written.rows_affected())?;
             }
             let events = plan.write_releases(conn, now, lease).await?;
             crash_point("compensate.written");
-            Ok(Applied { moved: plan.count_moves(), events, released, unknown: plan.unknown, too_late: plan.too_late })
+            Ok(Applied {
+                moved: plan.count_moves(),
+                events,
+                released,
+                unknown: plan.unknown,
+                too_late: plan.too_late,
+            })
         })
     }
 }
@@ -176,7 +188,9 @@ impl FirstDecisions {
             (FAIL_PENDING, OrderState::Failed, self.failed, &self.refusals),
         ];
         let mut moved = Vec::with_capacity(parts.len());
-        for (statement, state, count, orders) in parts.into_iter().filter(|(_, _, count, _)| *count > 0) {
+        for (statement, state, count, orders) in
+            parts.into_iter().filter(|(_, _, count, _)| *count > 0)
+        {
             let written = sqlx::query(statement).bind(orders).bind(now).execute(&mut *conn).await?;
             expect_rows("pending orders moved", count, written.rows_affected())?;
             moved.push((state, count));
@@ -203,14 +217,19 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(statuses: &[&OrderStatus], states: &[(OrderId, OrderState)], releasable_from: OrderId) -> Self {
+    fn new(
+        statuses: &[&OrderStatus],
+        states: &[(OrderId, OrderState)],
+        releasable_from: OrderId,
+    ) -> Self {
         let before: BTreeMap<_, _> = states.iter().copied().collect();
         let mut after = BTreeMap::new();
         let mut releases = BTreeMap::new();
         let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
         for (index, status) in statuses.iter().enumerate() {
             let id = status.order_id;
-            let state = after.get(&id).map(|(state, _)| *state).or_else(|| before.get(&id).copied());
+            let state =
+                after.get(&id).map(|(state, _)| *state).or_else(|| before.get(&id).copied());
             match status.effect_on(state, id >= releasable_from) {
                 Effect::Nothing => {}
                 Effect::Move { to, owes_release } => {
@@ -225,7 +244,8 @@ impl Plan {
                 Effect::UnknownOrder => unknown.push(id),
             }
         }
-        let moves = after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
+        let moves =
+            after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
         let (owed, ended): (Vec<_>, Vec<_>) = releases.into_iter().partition(|(_, owed)| *owed);
         let ids = |orders: Vec<(OrderId, bool)>| orders.into_iter().map(|(id, _)| id).collect();
         Self { moves, owed: ids(owed), ended: ids(ended), unknown, too_late }
@@ -248,7 +268,10 @@ impl Plan {
         releases::read_events(conn, &order_ids(self.owed.iter().copied())?).await
     }
 
-    fn moves<'a>(&self, statuses: &'a [&OrderStatus]) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
+    fn moves<'a>(
+        &self,
+        statuses: &'a [&OrderStatus],
+    ) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
         let row = |(id, before, after, index): &(OrderId, OrderState, OrderState, usize)| {
             let reason = statuses[*index].status.reason().map(Reason::as_str);
             (hex(*id), before.as_str(), after.as_str(), reason)
@@ -259,7 +282,9 @@ impl Plan {
     fn count_moves(&self) -> Vec<(OrderState, usize)> {
         [OrderState::Completed, OrderState::Failed, OrderState::Cancelled]
             .into_iter()
-            .map(|state| (state, self.moves.iter().filter(|(_, _, next, _)| *next == state).count()))
+            .map(|state| {
+                (state, self.moves.iter().filter(|(_, _, next, _)| *next == state).count())
+            })
             .filter(|(_, count)| *count > 0)
             .collect()
     }
@@ -288,7 +313,12 @@ mod tests {
         let completed = |id| (id, ReportedStatus::Completed, WORKER_SOURCE);
         let released = |id| (id, ReportedStatus::Released, WORKER_SOURCE);
         let failed = |id, source| (id, ReportedStatus::Failed(Reason::InsufficientStock), source);
-        assert!(is_fast(&[completed(one), failed(two, WORKER_SOURCE), released(three), released(three)]));
+        assert!(is_fast(&[
+            completed(one),
+            failed(two, WORKER_SOURCE),
+            released(three),
+            released(three)
+        ]));
         assert!(is_fast(&[released(one), released(two)]));
         assert!(!is_fast(&[completed(one), released(one)]), "it was decided, and then released");
         assert!(!is_fast(&[completed(one), completed(one), released(two)]));

@@ -111,26 +111,32 @@ impl StockStore {
         let may_be_new = events.iter().all(|event| event.borrow().kind == EventKind::Placed);
         let mut locked = None;
         let decided = transaction!(self.db, "decide", |conn, attempt| {
-            let read = if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
+            let read =
+                if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
             let locking = Instant::now();
             let mut stock = read_stock(conn, read, &keys).await?;
             locked = Some((locking.elapsed(), Instant::now()));
             crash_point("deduct.read");
             let recorded = match attempt {
                 0 if may_be_new => HashMap::new(),
-                _ => outcomes::read(conn, events.iter().map(|event| event.borrow().order_id)).await?,
+                _ => {
+                    outcomes::read(conn, events.iter().map(|event| event.borrow().order_id)).await?
+                }
             };
             if attempt > 0 {
                 decidable.start = decidable.start.max(purged_below(conn).await?);
             }
             let decisions = loop {
-                let available = stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
+                let available =
+                    stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
                 match fold(events.iter().map(E::borrow), &decidable, &available, &recorded) {
                     Ok(decisions) => break decisions,
                     Err(Unread(missing)) => {
                         let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
                         if more.len() < missing.len() {
-                            let text = format!("the ledger holds units of products that do not exist: {missing:?}");
+                            let text = format!(
+                                "the ledger holds units of products that do not exist: {missing:?}"
+                            );
                             return Err(StoreError::Damaged(text));
                         }
                         stock.extend(more);
@@ -145,7 +151,10 @@ impl StockStore {
         });
         if let Some((wait, since)) = locked.filter(|_| guard == Guard::RowLocks) {
             self.metrics.lock_wait.with_label_values(&["row"]).observe(wait.as_secs_f64());
-            self.metrics.lock_hold.with_label_values(&["row"]).observe(since.elapsed().as_secs_f64());
+            self.metrics
+                .lock_hold
+                .with_label_values(&["row"])
+                .observe(since.elapsed().as_secs_f64());
         }
         decided
     }
@@ -158,7 +167,8 @@ impl StockStore {
         guard: Guard,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let rests_on = decisions.available.iter().filter_map(|(id, after)| Some((id, *after, stock.get(id)?)));
+        let rests_on =
+            decisions.available.iter().filter_map(|(id, after)| Some((id, *after, stock.get(id)?)));
         let written: Vec<_> = rests_on
             .filter(|(_, after, before)| guard == Guard::Versions || *after != before.available)
             .map(|(id, after, before)| (id.as_str(), after, before.version))
@@ -166,13 +176,21 @@ impl StockStore {
         if written.is_empty() {
             return Ok(());
         }
-        let updated = sqlx::query(WRITE_STOCK).bind(json(&written)?).bind(now).execute(conn).await?.rows_affected();
+        let updated = sqlx::query(WRITE_STOCK)
+            .bind(json(&written)?)
+            .bind(now)
+            .execute(conn)
+            .await?
+            .rows_affected();
         let stale = (written.len() as u64).saturating_sub(updated);
         if stale == 0 {
             return Ok(());
         }
         self.metrics.stale_writes_rejected.inc_by(stale);
-        Err(StoreError::Conflict(format!("{stale} of {} products were changed meanwhile", written.len())))
+        Err(StoreError::Conflict(format!(
+            "{stale} of {} products were changed meanwhile",
+            written.len()
+        )))
     }
 }
 
@@ -185,9 +203,13 @@ async fn read_stock(
     rows.iter()
         .map(|row| {
             // A product is no order's own: whoever wants it waits until it is mended.
-            let id = ProductId::parse(ascii(row, "product_id")?)
-                .map_err(|damage| StoreError::Unavailable(format!("products.product_id is damaged: {damage}")))?;
-            Ok((id, Stock { available: row.try_get("available")?, version: row.try_get("version")? }))
+            let id = ProductId::parse(ascii(row, "product_id")?).map_err(|damage| {
+                StoreError::Unavailable(format!("products.product_id is damaged: {damage}"))
+            })?;
+            Ok((
+                id,
+                Stock { available: row.try_get("available")?, version: row.try_get("version")? },
+            ))
         })
         .collect()
 }

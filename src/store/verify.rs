@@ -69,7 +69,10 @@ const FIND_DECIDED: &str = concat!(
 
 impl OrderStore {
     /// The same as [`StockStore::silent_transactions`], of the order store.
-    pub async fn silent_transactions(&self, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
+    pub async fn silent_transactions(
+        &self,
+        seconds: u32,
+    ) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
         on_connection!(self.db, |conn| silent_transactions(conn, seconds).await)
     }
 }
@@ -77,14 +80,20 @@ impl OrderStore {
 impl StockStore {
     /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
     /// `None` where the user may not see that.
-    pub async fn silent_transactions(&self, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
+    pub async fn silent_transactions(
+        &self,
+        seconds: u32,
+    ) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
         on_connection!(self.db, |conn| silent_transactions(conn, seconds).await)
     }
 }
 
 /// Whoever is silent for whole seconds after the first statement held the same transaction during it. Sessions are asked for by SHOW, which
 /// lists them whatever they run.
-async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result<Option<Vec<(u64, i64)>>, sqlx::Error> {
+async fn silent_transactions(
+    conn: &mut MySqlConnection,
+    seconds: u32,
+) -> Result<Option<Vec<(u64, i64)>>, sqlx::Error> {
     let Some(in_transactions) = in_transactions(conn).await? else { return Ok(None) };
     let mut silent = Vec::new();
     for session in sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(conn).await? {
@@ -92,15 +101,22 @@ async fn silent_transactions(conn: &mut MySqlConnection, seconds: u32) -> Result
         let id = session.try_get_unchecked("Id")?;
         let since: Option<i64> = session.try_get_unchecked("Time")?;
         let sleeps = session.try_get_unchecked::<String, _>("Command")? == "Sleep";
-        let holds_one = in_transactions.iter().any(|(ours, holder)| *holder == id && database.as_ref() == Some(ours));
-        silent
-            .extend(since.filter(|since| sleeps && holds_one && *since > i64::from(seconds)).map(|since| (id, since)));
+        let holds_one = in_transactions
+            .iter()
+            .any(|(ours, holder)| *holder == id && database.as_ref() == Some(ours));
+        silent.extend(
+            since
+                .filter(|since| sleeps && holds_one && *since > i64::from(seconds))
+                .map(|since| (id, since)),
+        );
     }
     Ok(Some(silent))
 }
 
 /// The sessions that have a transaction open; with each the name of our database.
-async fn in_transactions(conn: &mut MySqlConnection) -> Result<Option<Vec<(String, u64)>>, sqlx::Error> {
+async fn in_transactions(
+    conn: &mut MySqlConnection,
+) -> Result<Option<Vec<(String, u64)>>, sqlx::Error> {
     let sql = "SELECT DATABASE(), CAST(trx_mysql_thread_id AS UNSIGNED) FROM information_schema.innodb_trx";
     let mut failures = 0;
     loop {
@@ -108,7 +124,9 @@ async fn in_transactions(conn: &mut MySqlConnection) -> Result<Option<Vec<(Strin
             Ok(found) => return Ok(Some(found)),
             Err(failure) => failure,
         };
-        let error = failure.as_database_error().and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
+        let error = failure
+            .as_database_error()
+            .and_then(|error| error.try_downcast_ref::<MySqlDatabaseError>());
         match error.map(MySqlDatabaseError::number) {
             Some(ACCESS_DENIED) => return Ok(None),
             Some(CANNOT_CONVERT) if failures < ASK_AGAIN => failures += 1,
@@ -120,7 +138,11 @@ async fn in_transactions(conn: &mut MySqlConnection) -> Result<Option<Vec<(Strin
 
 impl OrderStore {
     /// Up to `limit` orders after `after`, in the order of their ids.
-    pub async fn page_of_orders(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<Found<OrderRow>>, StoreError> {
+    pub async fn page_of_orders(
+        &self,
+        after: Option<OrderId>,
+        limit: u32,
+    ) -> Result<Vec<Found<OrderRow>>, StoreError> {
         let sql = "SELECT order_id, status, `lines` FROM orders WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let query = sqlx::query(sql).bind(after).bind(limit);
@@ -159,15 +181,23 @@ impl StockStore {
     }
 
     /// Those of the orders that were decided, and whether each holds stock.
-    pub async fn find_decided(&self, ids: &[OrderId]) -> Result<HashMap<OrderId, bool>, StoreError> {
+    pub async fn find_decided(
+        &self,
+        ids: &[OrderId],
+    ) -> Result<HashMap<OrderId, bool>, StoreError> {
         let query = sqlx::query(FIND_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(|row| Ok((order_id(row)?, row.try_get("holds")?))).collect()
     }
 
     /// Up to `limit` orders that were decided, after `after`, in the order of their ids.
-    pub async fn page_of_decided(&self, after: Option<OrderId>, limit: u32) -> Result<Vec<OrderId>, StoreError> {
-        let sql = "SELECT order_id FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
+    pub async fn page_of_decided(
+        &self,
+        after: Option<OrderId>,
+        limit: u32,
+    ) -> Result<Vec<OrderId>, StoreError> {
+        let sql =
+            "SELECT order_id FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let query = sqlx::query(sql).bind(after).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
@@ -178,8 +208,7 @@ impl StockStore {
     pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
         let mut in_use = self.db.acquire().await?;
         in_use.without_limit().await?;
-        let begin =
-            "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
+        let begin = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ; START TRANSACTION WITH CONSISTENT SNAPSHOT, READ ONLY";
         sqlx::raw_sql(begin).execute(in_use.conn()).await?;
         let snapshot = read_snapshot(in_use.conn()).await?;
         sqlx::raw_sql("COMMIT").execute(in_use.conn()).await?;
@@ -191,20 +220,26 @@ async fn read_snapshot(conn: &mut MySqlConnection) -> Result<StockSnapshot, Stor
     let mut snapshot = StockSnapshot::default();
     let available = "SELECT product_id, available AS n FROM products";
     let supplied = "SELECT product_id, CAST(SUM(quantity) AS SIGNED) AS n FROM stock_movements GROUP BY product_id";
-    let (purged_supply, purged_holdings) =
-        ("SELECT product_id, supplied AS n FROM ledger_balances", "SELECT product_id, held AS n FROM ledger_balances");
+    let (purged_supply, purged_holdings) = (
+        "SELECT product_id, supplied AS n FROM ledger_balances",
+        "SELECT product_id, held AS n FROM ledger_balances",
+    );
     add_sums(conn, available, &mut snapshot.available).await?;
     for supplied in [supplied, purged_supply] {
         add_sums(conn, supplied, &mut snapshot.supplied).await?;
     }
     add_sums(conn, purged_holdings, &mut snapshot.held).await?;
     let purged_below = purged_below(conn).await?;
-    let mut rows = sqlx::query("SELECT order_id, outcome, reason, `lines` FROM order_outcomes").fetch(&mut *conn);
+    let mut rows = sqlx::query("SELECT order_id, outcome, reason, `lines` FROM order_outcomes")
+        .fetch(&mut *conn);
     while let Some(row) = rows.try_next().await? {
         snapshot.outcomes += 1;
         let id = order_id(&row)?;
         if id < purged_below {
-            snapshot.damaged.push((id, "was decided although its outcome may have been purged before".to_owned()));
+            snapshot.damaged.push((
+                id,
+                "was decided although its outcome may have been purged before".to_owned(),
+            ));
         }
         match outcome(&row) {
             Ok(Outcome::Completed(demand)) => {
@@ -226,7 +261,8 @@ async fn add_sums(
 ) -> Result<(), StoreError> {
     let mut rows = sqlx::query(sql).fetch(conn);
     while let Some(row) = rows.try_next().await? {
-        *sums.entry(ProductId::parse(ascii(&row, "product_id")?)?).or_insert(0) += row.try_get::<i64, _>("n")?;
+        *sums.entry(ProductId::parse(ascii(&row, "product_id")?)?).or_insert(0) +=
+            row.try_get::<i64, _>("n")?;
     }
     Ok(())
 }

@@ -16,15 +16,24 @@ use crate::{http, lifecycle::Shutdown};
 const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
-pub async fn serve_admin(listener: TcpListener, health: Health, metrics: Metrics, shutdown: Shutdown) {
+pub async fn serve_admin(
+    listener: TcpListener,
+    health: Health,
+    metrics: Metrics,
+    shutdown: Shutdown,
+) {
     let app = Router::new()
         .route(
             "/livez",
-            get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.stuck(Instant::now())) }),
+            get(|State((health, _)): State<(Health, Metrics)>| async move {
+                verdict(&health.stuck(Instant::now()))
+            }),
         )
         .route(
             "/readyz",
-            get(|State((health, _)): State<(Health, Metrics)>| async move { verdict(&health.not_ready()) }),
+            get(|State((health, _)): State<(Health, Metrics)>| async move {
+                verdict(&health.not_ready())
+            }),
         )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));

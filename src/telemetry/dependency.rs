@@ -112,7 +112,10 @@ impl Dependency {
         match tried {
             Ok(()) => {
                 if self.lack.take().is_some() {
-                    tracing::info!(dependency = self.component.name(), "the dependency is up again");
+                    tracing::info!(
+                        dependency = self.component.name(),
+                        "the dependency is up again"
+                    );
                 }
                 self.was_up = true;
                 self.up.set(1);
@@ -120,7 +123,11 @@ impl Dependency {
             }
             Err(lack) => {
                 if self.lack.is_none() && !is_stopping {
-                    tracing::warn!(dependency = self.component.name(), why = lack.why, "the dependency is down");
+                    tracing::warn!(
+                        dependency = self.component.name(),
+                        why = lack.why,
+                        "the dependency is down"
+                    );
                 }
                 self.up.set(0);
                 self.component.excuse();
@@ -153,7 +160,10 @@ mod tests {
         assert_eq!(health.not_ready(), ["store: starting"]);
 
         store.note(Err(Lack::unreachable("127.0.0.1:9: refused")), false);
-        assert_eq!((health.not_ready(), up.get()), (vec!["store: 127.0.0.1:9: refused".to_owned()], 0));
+        assert_eq!(
+            (health.not_ready(), up.get()),
+            (vec!["store: 127.0.0.1:9: refused".to_owned()], 0)
+        );
 
         store.note(Ok(()), false);
         assert_eq!((health.not_ready(), up.get()), (vec![], 1));

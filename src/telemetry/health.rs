@@ -34,15 +34,22 @@ struct State {
 impl Health {
     /// A new component, not ready until it reports.
     pub fn register(&self, name: &'static str) -> Component {
-        let state = State { reported: Instant::now(), waiting: false, not_ready: Some("starting".into()) };
-        let component = Component { name, state: Arc::new(Mutex::new(state)), excused: Arc::clone(&self.excused) };
+        let state =
+            State { reported: Instant::now(), waiting: false, not_ready: Some("starting".into()) };
+        let component = Component {
+            name,
+            state: Arc::new(Mutex::new(state)),
+            excused: Arc::clone(&self.excused),
+        };
         self.components.lock().unwrap_or_else(PoisonError::into_inner).push(component.clone());
         component
     }
 
     /// Each component that is not ready, with why.
     pub fn not_ready(&self) -> Vec<String> {
-        self.each(|component, state| state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name)))
+        self.each(|component, state| {
+            state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name))
+        })
     }
 
     /// Each component that is at work and has not reported for three minutes. None where a
@@ -112,7 +119,8 @@ mod tests {
 
     #[test]
     fn silence_at_work_is_being_stuck_and_silence_without_work_is_not() {
-        let (health, later) = (Health::default(), Instant::now() + STUCK_AFTER + Duration::from_secs(9));
+        let (health, later) =
+            (Health::default(), Instant::now() + STUCK_AFTER + Duration::from_secs(9));
         let lane = health.register("lane");
         lane.ready();
         assert_eq!(health.stuck(Instant::now()), [""; 0]);

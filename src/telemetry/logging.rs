@@ -22,8 +22,12 @@ use crate::config::{Log, LogFormat};
 /// Logs go to standard error; lines that cannot be written there are lost. Fails where `log.level`
 /// is neither a level nor a list of directives.
 pub fn init_logging(log: &Log) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|e| anyhow::anyhow!("log.level = {:?}: {e}", log.level))?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).log_internal_errors(false);
+    let filter = EnvFilter::try_new(&log.level)
+        .map_err(|e| anyhow::anyhow!("log.level = {:?}: {e}", log.level))?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .log_internal_errors(false);
     let initialised = match log.format {
         LogFormat::Json => builder.event_format(JsonLines).try_init(),
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
@@ -40,7 +44,12 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _: &FmtContext<'_, S, N>, mut writer: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+    fn format_event(
+        &self,
+        _: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> fmt::Result {
         let mut timestamp = String::new();
         SystemTime.format_time(&mut Writer::new(&mut timestamp))?;
         let normalized = event.normalized_metadata();
@@ -71,7 +80,8 @@ impl<M: SerializeMap> Fields<M> {
     fn write(&mut self, field: &Field, value: impl Into<Value>) {
         // What the bridge from the crate `log` adds is in the metadata already.
         if self.written.is_ok() && !field.name().starts_with("log.") {
-            self.written = self.map.serialize_entry(field.name().trim_start_matches("r#"), &value.into());
+            self.written =
+                self.map.serialize_entry(field.name().trim_start_matches("r#"), &value.into());
         }
     }
 }

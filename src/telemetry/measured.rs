@@ -37,7 +37,8 @@ impl MeasuredBy {
             (&OF_COMPENSATOR, self.compensator),
             (&OF_CONSUMERS, self.worker || self.compensator),
         ];
-        let mut owners = lists.iter().filter(|(names, _)| names.iter().any(|begin| name.starts_with(begin)));
+        let mut owners =
+            lists.iter().filter(|(names, _)| names.iter().any(|begin| name.starts_with(begin)));
         owners.next().is_none_or(|(_, is_measured)| *is_measured)
     }
 }
@@ -59,7 +60,11 @@ mod tests {
             ("stocklock_retries_total", true, true),
             ("process_cpu_seconds_total", true, true),
         ] {
-            assert_eq!((ingest.measures(name), worker.measures(name)), (by_ingest, by_worker), "{name}");
+            assert_eq!(
+                (ingest.measures(name), worker.measures(name)),
+                (by_ingest, by_worker),
+                "{name}"
+            );
             assert!(MeasuredBy::ALL.measures(name), "{name}");
         }
     }

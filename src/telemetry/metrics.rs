@@ -1,8 +1,9 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder, core::Collector, process_collector::ProcessCollector,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec,
+    IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    process_collector::ProcessCollector,
 };
 
 use super::MeasuredBy;
@@ -11,7 +12,8 @@ const FAST_SECONDS: &[f64] =
     &[0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 const ORDER_SECONDS: &[f64] =
     &[0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 3600.0];
-const BATCH_SIZES: &[f64] = &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
+const BATCH_SIZES: &[f64] =
+    &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
 
 /// Every metric of the project. Cheap to clone; labels are bounded, and never an order's or a product's id.
 #[derive(Debug, Clone)]
@@ -58,7 +60,11 @@ impl Metrics {
         let registry = Registry::new();
         registry.register(Box::new(ProcessCollector::for_self()))?;
         let make = Maker(&registry);
-        let build = make.gauges("stocklock_build_info", "What is running; the value is always 1.", &["version"])?;
+        let build = make.gauges(
+            "stocklock_build_info",
+            "What is running; the value is always 1.",
+            &["version"],
+        )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             orders_ingested: make.counters(
@@ -76,15 +82,31 @@ impl Metrics {
                 "From an order's acceptance to its decision.",
                 ORDER_SECONDS,
             )?,
-            batch_orders: make.histogram("stocklock_batch_orders", "Order events in a batch.", BATCH_SIZES)?,
-            batch_seconds: make.histograms("stocklock_batch_seconds", "Time of a batch's stages.", &["stage"])?,
-            lock_wait: make.histograms("stocklock_lock_wait_seconds", "Time to get a batch's locks.", &["strategy"])?,
+            batch_orders: make.histogram(
+                "stocklock_batch_orders",
+                "Order events in a batch.",
+                BATCH_SIZES,
+            )?,
+            batch_seconds: make.histograms(
+                "stocklock_batch_seconds",
+                "Time of a batch's stages.",
+                &["stage"],
+            )?,
+            lock_wait: make.histograms(
+                "stocklock_lock_wait_seconds",
+                "Time to get a batch's locks.",
+                &["strategy"],
+            )?,
             lock_hold: make.histograms(
                 "stocklock_lock_hold_seconds",
                 "Time a batch's locks are held.",
                 &["strategy"],
             )?,
-            lock_failures: make.counters("stocklock_lock_failures_total", "Locks not had, or lost.", &["cause"])?,
+            lock_failures: make.counters(
+                "stocklock_lock_failures_total",
+                "Locks not had, or lost.",
+                &["cause"],
+            )?,
             lock_fallback: make.gauge(
                 "stocklock_lock_fallback",
                 "Lanes that take row locks, as no majority of the Redis masters answers.",
@@ -113,13 +135,21 @@ impl Metrics {
                 "Whether the Redis master locks keys: 1 or 0.",
                 &["master"],
             )?,
-            rebalances: make.counters("stocklock_rebalances_total", "Partitions assigned or revoked.", &["kind"])?,
+            rebalances: make.counters(
+                "stocklock_rebalances_total",
+                "Partitions assigned or revoked.",
+                &["kind"],
+            )?,
             consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
                 "Consumers replaced, as they made no progress or their topic was another one.",
                 &["topic"],
             )?,
-            poll_errors: make.counters("stocklock_poll_errors_total", "Polls of a topic that failed.", &["topic"])?,
+            poll_errors: make.counters(
+                "stocklock_poll_errors_total",
+                "Polls of a topic that failed.",
+                &["topic"],
+            )?,
             dead_letters: make.counters(
                 "stocklock_dead_letters_total",
                 "Messages dead-lettered.",
@@ -130,10 +160,16 @@ impl Metrics {
                 "Lanes that stand still, as too many of their messages would be dead letters.",
                 &["topic"],
             )?,
-            outbox_pending: make.gauge("stocklock_outbox_pending", "Events committed and not yet published.")?,
-            outbox_oldest: make
-                .float_gauge("stocklock_outbox_oldest_seconds", "Age of the oldest unpublished event.")?,
-            pending_oldest: make.float_gauge("stocklock_pending_oldest_seconds", "Age of the oldest pending order.")?,
+            outbox_pending: make
+                .gauge("stocklock_outbox_pending", "Events committed and not yet published.")?,
+            outbox_oldest: make.float_gauge(
+                "stocklock_outbox_oldest_seconds",
+                "Age of the oldest unpublished event.",
+            )?,
+            pending_oldest: make.float_gauge(
+                "stocklock_pending_oldest_seconds",
+                "Age of the oldest pending order.",
+            )?,
             pending_orders: make.counters(
                 "stocklock_pending_orders_total",
                 "Orders pending for too long: produced again, or too old for it.",
@@ -153,15 +189,31 @@ impl Metrics {
                 "Orders moved by the compensator, and tombstones passed over.",
                 &["kind"],
             )?,
-            retention_deleted: make.counters("stocklock_retention_deleted_total", "Old rows deleted.", &["table"])?,
-            retries: make.counters("stocklock_retries_total", "Attempts repeated after a failure.", &["dependency"])?,
+            retention_deleted: make.counters(
+                "stocklock_retention_deleted_total",
+                "Old rows deleted.",
+                &["table"],
+            )?,
+            retries: make.counters(
+                "stocklock_retries_total",
+                "Attempts repeated after a failure.",
+                &["dependency"],
+            )?,
             pool_connections: make.gauges(
                 "stocklock_pool_connections",
                 "Database connections.",
                 &["store", "state"],
             )?,
-            http_requests: make.counters("stocklock_http_requests_total", "HTTP requests.", &["route", "status"])?,
-            http_request_seconds: make.histograms("stocklock_http_request_seconds", "Time to answer.", &["route"])?,
+            http_requests: make.counters(
+                "stocklock_http_requests_total",
+                "HTTP requests.",
+                &["route", "status"],
+            )?,
+            http_request_seconds: make.histograms(
+                "stocklock_http_request_seconds",
+                "Time to answer.",
+                &["route"],
+            )?,
             registry: registry.clone(),
             measured_by: MeasuredBy::ALL,
         };
@@ -181,7 +233,10 @@ impl Metrics {
             (&self.orders_ingested, &["accepted", "invalid", "rejected", "abandoned"]),
             (&self.lock_failures, &["contended", "unavailable", "lost"]),
             (&self.rebalances, &["assign", "revoke", "lost"]),
-            (&self.compensations, &["completed", "failed", "cancelled", "released", "release_done"]),
+            (
+                &self.compensations,
+                &["completed", "failed", "cancelled", "released", "release_done"],
+            ),
             (&self.pending_orders, &["produced", "expired"]),
             (&self.owed_releases, &["produced", "expired"]),
         ];
@@ -197,7 +252,9 @@ impl Metrics {
         let labels = [topic, &partition.to_string()];
         self.consumer_lag.with_label_values(&labels).set(messages);
         if let Some(age) = age_ms.and_then(|age| u64::try_from(age).ok()) {
-            self.consumer_lag_seconds.with_label_values(&labels).set(Duration::from_millis(age).as_secs_f64());
+            self.consumer_lag_seconds
+                .with_label_values(&labels)
+                .set(Duration::from_millis(age).as_secs_f64());
         }
     }
 
@@ -228,7 +285,12 @@ impl Maker<'_> {
         self.register(IntCounter::new(name, help)?)
     }
 
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<IntCounterVec> {
+    fn counters(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<IntCounterVec> {
         self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -240,7 +302,12 @@ impl Maker<'_> {
         self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn float_gauges(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<GaugeVec> {
+    fn float_gauges(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<GaugeVec> {
         self.register(GaugeVec::new(Opts::new(name, help), labels)?)
     }
 
@@ -249,11 +316,21 @@ impl Maker<'_> {
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> prometheus::Result<Histogram> {
-        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+        self.register(Histogram::with_opts(
+            HistogramOpts::new(name, help).buckets(buckets.to_vec()),
+        )?)
     }
 
-    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> prometheus::Result<HistogramVec> {
-        self.register(HistogramVec::new(HistogramOpts::new(name, help).buckets(FAST_SECONDS.to_vec()), labels)?)
+    fn histograms(
+        &self,
+        name: &str,
+        help: &str,
+        labels: &[&str],
+    ) -> prometheus::Result<HistogramVec> {
+        self.register(HistogramVec::new(
+            HistogramOpts::new(name, help).buckets(FAST_SECONDS.to_vec()),
+            labels,
+        )?)
     }
 
     fn register<C: Collector + Clone + 'static>(&self, metric: C) -> prometheus::Result<C> {

@@ -32,7 +32,9 @@ impl Metrics {
 
     /// The decisions of a worker under each of these lock strategies.
     pub fn begin_decisions(&self, strategies: &[&str]) {
-        for (strategy, outcome) in strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome))) {
+        for (strategy, outcome) in
+            strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome)))
+        {
             self.orders_decided.with_label_values(&[outcome, *strategy]);
         }
     }

@@ -56,15 +56,24 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
         found.unchecked.push("the dead letters cannot be read".to_owned());
         return Ok(found);
     };
-    suspects.retain(|passed| !letters.may_explain(passed.partition, passed.offset, passed.written_at_millis));
+    suspects.retain(|passed| {
+        !letters.may_explain(passed.partition, passed.offset, passed.written_at_millis)
+    });
     let mut named = BTreeSet::new();
-    found.violations = suspects.iter().filter(|passed| named.insert(passed.subject())).map(Passed::violation).collect();
+    found.violations = suspects
+        .iter()
+        .filter(|passed| named.insert(passed.subject()))
+        .map(Passed::violation)
+        .collect();
     Ok(found)
 }
 
 /// Sends the passed events in pages. Answers which committed offsets lie beyond the end of a
 /// partition that retains messages.
-fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec<String>, KafkaError> {
+fn read_passed(
+    topics: &Topics,
+    pages: &mpsc::Sender<Vec<Passed>>,
+) -> Result<Vec<String>, KafkaError> {
     let (orders, codec) = (&topics.names.orders, Arc::clone(&topics.events));
     let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
     let mut committed = reader.committed(orders)?;
@@ -74,7 +83,9 @@ fn read_passed(topics: &Topics, pages: &mpsc::Sender<Vec<Passed>>) -> Result<Vec
         if start < end && offset > end {
             // The topic was created again, or lost its last messages. Its events are not those that
             // were passed.
-            beyond.push(format!("{orders}/{partition} ends at {end}, and the workers have committed {offset}"));
+            beyond.push(format!(
+                "{orders}/{partition} ends at {end}, and the workers have committed {offset}"
+            ));
         } else {
             committed.insert(partition, offset);
         }
@@ -125,7 +136,9 @@ impl Passed {
     fn violation(&self) -> Violation {
         let place = format!("offset {} of partition {}", self.offset, self.partition);
         let detail = match self.event {
-            Some((_, EventKind::Placed)) => format!("was passed at {place}, and is neither decided nor dead-lettered"),
+            Some((_, EventKind::Placed)) => {
+                format!("was passed at {place}, and is neither decided nor dead-lettered")
+            }
             Some((_, EventKind::Release)) => {
                 format!("its release was passed at {place}, and its stock is not released")
             }

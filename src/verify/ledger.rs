@@ -9,7 +9,9 @@ use crate::store::StockSnapshot;
 pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     report.products = snapshot.available.len();
     report.outcomes = snapshot.outcomes;
-    let mut violated = |invariant, subject, detail| report.violations.push(Violation { invariant, subject, detail });
+    let mut violated = |invariant, subject, detail| {
+        report.violations.push(Violation { invariant, subject, detail })
+    };
     for (id, available) in &snapshot.available {
         let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);
         let (supplied, held) = (sum(&snapshot.supplied), sum(&snapshot.held));
@@ -17,11 +19,18 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
             violated(1, format!("product {id}"), format!("{available} are available"));
         }
         if supplied - held != *available {
-            let detail = format!("{supplied} were supplied and {held} are held, but {available} are available");
+            let detail = format!(
+                "{supplied} were supplied and {held} are held, but {available} are available"
+            );
             violated(2, format!("product {id}"), detail);
         }
     }
-    for id in snapshot.held.keys().chain(snapshot.supplied.keys()).filter(|id| !snapshot.available.contains_key(id)) {
+    for id in snapshot
+        .held
+        .keys()
+        .chain(snapshot.supplied.keys())
+        .filter(|id| !snapshot.available.contains_key(id))
+    {
         violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
     }
     for (id, detail) in &snapshot.damaged {
@@ -41,7 +50,10 @@ mod tests {
         let check = |available, supplied, held| {
             let (available, supplied, held) = (one(available), one(supplied), one(held));
             let mut report = Report::default();
-            super::check(&StockSnapshot { available, supplied, held, ..StockSnapshot::default() }, &mut report);
+            super::check(
+                &StockSnapshot { available, supplied, held, ..StockSnapshot::default() },
+                &mut report,
+            );
             report.violations.iter().map(|v| (v.invariant, v.subject.clone())).collect::<Vec<_>>()
         };
         assert_eq!(check(3, 5, 2), []);

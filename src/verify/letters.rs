@@ -39,7 +39,9 @@ impl Letters {
         let of_orders = &topics.names.orders_dlq;
         let partitions = reader.all(of_orders)?;
         reader.read(of_orders, partitions.clone(), |letter| {
-            first.entry(letter.partition()).or_insert((letter.offset(), letter.timestamp().to_millis()));
+            first
+                .entry(letter.partition())
+                .or_insert((letter.offset(), letter.timestamp().to_millis()));
             letters.add_event(letter, &topics.names.orders);
             true
         })?;
@@ -67,7 +69,8 @@ impl Letters {
     /// Whether a message of the `orders` topic was dead-lettered. True too if it may have been, and
     /// its letter is no longer retained.
     pub fn may_explain(&self, partition: i32, offset: i64, written_at_millis: Option<i64>) -> bool {
-        self.events.contains(&(partition, offset)) || written_at_millis.unwrap_or(0) < self.complete_since
+        self.events.contains(&(partition, offset))
+            || written_at_millis.unwrap_or(0) < self.complete_since
     }
 
     fn add_event(&mut self, letter: &BorrowedMessage<'_>, orders: &str) {
@@ -95,8 +98,14 @@ impl Letters {
     }
 
     fn add_cause(&mut self, id: OrderId, letter: &BorrowedMessage<'_>) {
-        let [class, text] = ["class", "text"].map(|name| header(letter, &format!("stocklock.error.{name}")));
-        let cause = format!("{} on {}: {}", class.unwrap_or_default(), letter.topic(), text.unwrap_or_default());
+        let [class, text] =
+            ["class", "text"].map(|name| header(letter, &format!("stocklock.error.{name}")));
+        let cause = format!(
+            "{} on {}: {}",
+            class.unwrap_or_default(),
+            letter.topic(),
+            text.unwrap_or_default()
+        );
         self.causes.insert(id, cause);
     }
 }

@@ -19,7 +19,12 @@ pub(super) async fn check(checks: &Checks<'_>, report: &mut Report) -> Result<()
     let limit = silence_limit_seconds(ttl);
     add_transactions(Role::StockStore, checks.stock.silent_transactions(limit).await?, ttl, report);
     if checks.config.order_store.url != checks.config.stock_store.url {
-        add_transactions(Role::OrderStore, checks.orders.silent_transactions(limit).await?, ttl, report);
+        add_transactions(
+            Role::OrderStore,
+            checks.orders.silent_transactions(limit).await?,
+            ttl,
+            report,
+        );
     }
     Ok(())
 }
@@ -31,11 +36,15 @@ async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
         return;
     }
     match overlong_keys(lock, &checks.config.redis).await {
-        Ok(overlong) => report.violations.extend(overlong.into_iter().map(|Overlong { key, master, left }| {
-            let left = left.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
-            let detail = format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
-            Violation { invariant: 6, subject: format!("key {key}"), detail }
-        })),
+        Ok(overlong) => {
+            report.violations.extend(overlong.into_iter().map(|Overlong { key, master, left }| {
+                let left =
+                    left.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
+                let detail =
+                    format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
+                Violation { invariant: 6, subject: format!("key {key}"), detail }
+            }))
+        }
         Err(error) => report.unchecked.push(format!("invariant 6, the locks in Redis: {error}")),
     }
 }
@@ -47,15 +56,26 @@ fn silence_limit_seconds(ttl: Duration) -> u32 {
 
 /// Sessions of roles end when they have been silent for the TTL, so that none keeps rows locked for
 /// longer.
-fn add_transactions(store: Role, silent: Option<Vec<(u64, i64)>>, ttl: Duration, report: &mut Report) {
+fn add_transactions(
+    store: Role,
+    silent: Option<Vec<(u64, i64)>>,
+    ttl: Duration,
+    report: &mut Report,
+) {
     let store = store.as_str();
     let Some(silent) = silent else {
-        let privilege = format!("the user of {store}.url lacks the privilege PROCESS (or run it with --without 6)");
-        report.forbidden.push(format!("invariant 6, transactions left open in {store}: {privilege}"));
+        let privilege = format!(
+            "the user of {store}.url lacks the privilege PROCESS (or run it with --without 6)"
+        );
+        report
+            .forbidden
+            .push(format!("invariant 6, transactions left open in {store}: {privilege}"));
         return;
     };
     report.violations.extend(silent.into_iter().map(|(session, seconds)| {
-        let detail = format!("has been silent for {seconds} s in a transaction of {store}, and lock.ttl is {ttl:?}");
+        let detail = format!(
+            "has been silent for {seconds} s in a transaction of {store}, and lock.ttl is {ttl:?}"
+        );
         Violation { invariant: 6, subject: format!("session {session}"), detail }
     }));
 }

@@ -144,15 +144,20 @@ impl Checks<'_> {
 pub async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
     if checks.is_without(7) {
         let mut report = check_stores(checks).await?;
-        report.left_out.push("invariant 7, the committed offsets, and the dead letters: --without 7".to_owned());
+        report.left_out.push(
+            "invariant 7, the committed offsets, and the dead letters: --without 7".to_owned(),
+        );
         return Ok(report);
     }
     let (mut report, passed) = tokio::try_join!(check_stores(checks), events::check(checks))?;
     report.events = passed.count;
     report.violations.extend(passed.violations);
-    report
-        .unchecked
-        .extend(passed.unchecked.into_iter().map(|why| format!("invariant 7, the committed offsets: {why}")));
+    report.unchecked.extend(
+        passed
+            .unchecked
+            .into_iter()
+            .map(|why| format!("invariant 7, the committed offsets: {why}")),
+    );
     Ok(report)
 }
 
@@ -184,7 +189,9 @@ async fn check_stores(checks: &Checks<'_>) -> Result<Report, StoreError> {
     let mut overdue = Vec::new();
     for (id, lack) in open {
         match letters.as_ref().and_then(|letters| letters.cause(id)) {
-            Some(cause) => report.dead_lettered.push((id.to_string(), format!("{}; {cause}", lack.as_str()))),
+            Some(cause) => {
+                report.dead_lettered.push((id.to_string(), format!("{}; {cause}", lack.as_str())))
+            }
             None if lack == InFlight::OverdueRelease => overdue.push(id),
             None => report.unsettled.push((id.to_string(), lack.as_str().to_owned())),
         }
@@ -236,17 +243,23 @@ async fn check_page(
             (Ok(order), outcome) => {
                 let outcome = outcome.and_then(|outcome| outcome.as_ref().ok());
                 let is_forgotten = outcome.is_none() && *id < purged_below;
-                let verdict = if is_forgotten { judge_forgotten(order) } else { judge(order, outcome) };
-                let release = Release { order_id: *id, state: order.status, outcome, owed: owed.get(id) };
+                let verdict =
+                    if is_forgotten { judge_forgotten(order) } else { judge(order, outcome) };
+                let release =
+                    Release { order_id: *id, state: order.status, outcome, owed: owed.get(id) };
                 match (verdict, release.judge(decidable_from, Utc::now())) {
                     (Verdict::InFlight(InFlight::Release), None) => Verdict::Holds,
-                    (verdict @ Verdict::Violated(..), _) | (_, Some(verdict)) | (verdict, None) => verdict,
+                    (verdict @ Verdict::Violated(..), _) | (_, Some(verdict)) | (verdict, None) => {
+                        verdict
+                    }
                 }
             }
         };
         match verdict {
             Verdict::Holds => {}
-            Verdict::InFlight(InFlight::SecondLook) if before.get(id) == Some(&InFlight::SecondLook) => {
+            Verdict::InFlight(InFlight::SecondLook)
+                if before.get(id) == Some(&InFlight::SecondLook) =>
+            {
                 report.violated(3, *id, "is COMPLETED, and its stock was released");
             }
             Verdict::InFlight(lack) => {
@@ -265,14 +278,20 @@ fn judge(order: &OrderRow, outcome: Option<&Outcome>) -> Verdict {
         }
         (OrderState::Pending, _) => Verdict::InFlight(InFlight::Decision),
         (OrderState::Completed, Some(Outcome::Completed(_)))
-        | (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Failed(_) | Outcome::Released(_))) => {
-            Verdict::Holds
+        | (
+            OrderState::Failed | OrderState::Cancelled,
+            Some(Outcome::Failed(_) | Outcome::Released(_)),
+        ) => Verdict::Holds,
+        (OrderState::Completed, Some(Outcome::Released(_))) => {
+            Verdict::InFlight(InFlight::SecondLook)
         }
-        (OrderState::Completed, Some(Outcome::Released(_))) => Verdict::InFlight(InFlight::SecondLook),
-        (OrderState::Completed, Some(Outcome::Failed(reason))) => {
-            Verdict::Violated(3, format!("is COMPLETED, and the worker refused it: {}", reason.as_str()))
+        (OrderState::Completed, Some(Outcome::Failed(reason))) => Verdict::Violated(
+            3,
+            format!("is COMPLETED, and the worker refused it: {}", reason.as_str()),
+        ),
+        (OrderState::Completed, None) => {
+            Verdict::Violated(3, "is COMPLETED, and no worker decided it".to_owned())
         }
-        (OrderState::Completed, None) => Verdict::Violated(3, "is COMPLETED, and no worker decided it".to_owned()),
         (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Completed(_)) | None) => {
             Verdict::InFlight(InFlight::Release)
         }
@@ -282,7 +301,9 @@ fn judge(order: &OrderRow, outcome: Option<&Outcome>) -> Verdict {
 /// Of an order whose outcome is purged, if it had one, only this can be told: it cannot be decided any more.
 fn judge_forgotten(order: &OrderRow) -> Verdict {
     match order.status {
-        OrderState::Pending => Verdict::Violated(3, "is PENDING, and too old to be decided any more".to_owned()),
+        OrderState::Pending => {
+            Verdict::Violated(3, "is PENDING, and too old to be decided any more".to_owned())
+        }
         OrderState::Completed | OrderState::Failed | OrderState::Cancelled => Verdict::Holds,
     }
 }
@@ -294,12 +315,20 @@ impl Report {
     }
 
     fn violated(&mut self, invariant: u8, order_id: OrderId, detail: impl Into<String>) {
-        self.violations.push(Violation { invariant, subject: format!("order {order_id}"), detail: detail.into() });
+        self.violations.push(Violation {
+            invariant,
+            subject: format!("order {order_id}"),
+            detail: detail.into(),
+        });
     }
 }
 
 /// Every outcome has an order.
-async fn check_decided(orders: &OrderStore, stock: &StockStore, report: &mut Report) -> Result<(), StoreError> {
+async fn check_decided(
+    orders: &OrderStore,
+    stock: &StockStore,
+    report: &mut Report,
+) -> Result<(), StoreError> {
     let mut after = None;
     loop {
         let ids = stock.page_of_decided(after, PAGE).await?;
@@ -315,7 +344,11 @@ async fn check_decided(orders: &OrderStore, stock: &StockStore, report: &mut Rep
 }
 
 /// Those of the orders that were not found and were not purged.
-async fn missing(orders: &OrderStore, ids: &[OrderId], found: &[Found<OrderRow>]) -> Result<Vec<OrderId>, StoreError> {
+async fn missing(
+    orders: &OrderStore,
+    ids: &[OrderId],
+    found: &[Found<OrderRow>],
+) -> Result<Vec<OrderId>, StoreError> {
     let found: BTreeSet<_> = found.iter().map(|(id, _)| *id).collect();
     let purged_below = orders.purged_below().await?;
     Ok(ids.iter().filter(|id| !found.contains(id) && **id >= purged_below).copied().collect())
@@ -337,7 +370,10 @@ mod tests {
     #[test]
     fn a_completed_order_holds_exactly_its_demand() {
         let completed = order(OrderState::Completed);
-        assert_eq!(judge(&completed, Some(&Outcome::Completed(demand(r#"[["a",2]]"#)))), Verdict::Holds);
+        assert_eq!(
+            judge(&completed, Some(&Outcome::Completed(demand(r#"[["a",2]]"#)))),
+            Verdict::Holds
+        );
         let part = Outcome::Completed(demand(r#"[["a",1]]"#));
         assert!(matches!(judge(&completed, Some(&part)), Verdict::Violated(5, _)));
         assert!(matches!(judge(&completed, None), Verdict::Violated(3, _)));

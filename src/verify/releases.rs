@@ -50,16 +50,23 @@ impl Release<'_> {
             {
                 None
             }
-            Some(owed) if is_expired || owed.due_at.is_none() => {
-                Some(Verdict::Violated(3, format!("its release was still owed when it passed the horizon: {restock}")))
+            Some(owed) if is_expired || owed.due_at.is_none() => Some(Verdict::Violated(
+                3,
+                format!("its release was still owed when it passed the horizon: {restock}"),
+            )),
+            Some(owed) if now - owed.owed_at > LONGEST_OWED => {
+                Some(Verdict::InFlight(InFlight::OverdueRelease))
             }
-            Some(owed) if now - owed.owed_at > LONGEST_OWED => Some(Verdict::InFlight(InFlight::OverdueRelease)),
             Some(_) => Some(Verdict::InFlight(InFlight::Release)),
             None if self.is_lost(decidable_from) => {
-                let remedy = if is_expired { "`stocklock stock restock` returns its units" } else { OWE };
+                let remedy =
+                    if is_expired { "`stocklock stock restock` returns its units" } else { OWE };
                 Some(Verdict::Violated(
                     3,
-                    format!("is {}, and its release is neither done nor owed: {remedy}", self.state),
+                    format!(
+                        "is {}, and its release is neither done nor owed: {remedy}",
+                        self.state
+                    ),
                 ))
             }
             None => None,
@@ -70,21 +77,33 @@ impl Release<'_> {
 const OWE: &str = "`stocklock releases owe` owes it again";
 
 /// Releases that have been owed for too long are violations only while workers run.
-pub(super) async fn judge_overdue(kafka: &config::Kafka, overdue: Vec<OrderId>, report: &mut Report) {
+pub(super) async fn judge_overdue(
+    kafka: &config::Kafka,
+    overdue: Vec<OrderId>,
+    report: &mut Report,
+) {
     let kafka = kafka.clone();
     let asked = tokio::task::spawn_blocking(move || has_workers(&kafka)).await;
     let why = match asked {
         Ok(Ok(true)) => {
             for id in overdue {
-                report.violated(3, id, "its release has been owed for more than ten minutes while workers run");
+                report.violated(
+                    3,
+                    id,
+                    "its release has been owed for more than ten minutes while workers run",
+                );
             }
             return;
         }
-        Ok(Ok(false)) => "its release has been owed for more than ten minutes, and no worker runs".to_owned(),
+        Ok(Ok(false)) => {
+            "its release has been owed for more than ten minutes, and no worker runs".to_owned()
+        }
         Ok(Err(error)) => format!(
             "its release has been owed for more than ten minutes, and Kafka does not say whether workers run: {error}"
         ),
-        Err(error) => format!("its release has been owed for more than ten minutes, and Kafka was not asked: {error}"),
+        Err(error) => format!(
+            "its release has been owed for more than ten minutes, and Kafka was not asked: {error}"
+        ),
     };
     report.unsettled.extend(overdue.into_iter().map(|id| (id.to_string(), why.clone())));
 }
@@ -120,9 +139,15 @@ pub async fn find_lost_releases(
             else {
                 continue;
             };
-            let release = Release { order_id: *order_id, state: order.status, outcome, owed: owed.get(order_id) };
+            let release = Release {
+                order_id: *order_id,
+                state: order.status,
+                outcome,
+                owed: owed.get(order_id),
+            };
             if release.is_lost(decidable_from) {
-                let lost = if *order_id < decidable_from { &mut lost.expired } else { &mut lost.owable };
+                let lost =
+                    if *order_id < decidable_from { &mut lost.expired } else { &mut lost.owable };
                 lost.push(*order_id);
             }
         }

@@ -47,15 +47,18 @@ impl Codec {
     /// Fails if the own schema does not resolve, which a test of the embedded schemas rules out.
     pub fn new(own: &'static OwnSchema, writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         let schema: &'static Schema = &own.parsed;
-        let json = serde_json::from_str(own.text).map_err(|error| SchemaError::NoJson("our own".to_owned(), error))?;
+        let json = serde_json::from_str(own.text)
+            .map_err(|error| SchemaError::NoJson("our own".to_owned(), error))?;
         let reader = GenericDatumReader::builder(schema).build();
         let mut codec = Self {
             header: header(fingerprint(&json)),
-            own: reader.map_err(|error| SchemaError::NoSchema("our own".to_owned(), Box::new(error)))?,
+            own: reader
+                .map_err(|error| SchemaError::NoSchema("our own".to_owned(), Box::new(error)))?,
             by_fingerprint: HashMap::new(),
             by_registered_id: HashMap::new(),
         };
-        let earlier = own.earlier.iter().map(|text| WriterSchema::parse("an earlier version", None, text));
+        let earlier =
+            own.earlier.iter().map(|text| WriterSchema::parse("an earlier version", None, text));
         let earlier = earlier.collect::<Result<Vec<_>, _>>()?;
         for writer in &earlier {
             codec.by_fingerprint.insert(writer.former_fingerprint(), writer.resolve(schema)?);
@@ -77,7 +80,9 @@ impl Codec {
     /// Fails unless all of the bytes are one value in a known framing, of a known schema.
     pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
         let (value, rest) = match self.unframe(bytes)? {
-            Framed::Ours(mut datum) => (self.own.read_deser(&mut datum).map_err(undecodable)?, datum),
+            Framed::Ours(mut datum) => {
+                (self.own.read_deser(&mut datum).map_err(undecodable)?, datum)
+            }
             Framed::Foreign(written_with, mut datum) => {
                 let value = written_with.read_value(&mut datum).map_err(undecodable)?;
                 (from_value(&value).map_err(undecodable)?, datum)
@@ -103,7 +108,9 @@ impl Codec {
         };
         let id = u32::from_be_bytes(*id);
         let written_with = self.by_registered_id.get(&id);
-        written_with.map(|written_with| Framed::Foreign(written_with, datum)).ok_or(WireError::UnregisteredSchema(id))
+        written_with
+            .map(|written_with| Framed::Foreign(written_with, datum))
+            .ok_or(WireError::UnregisteredSchema(id))
     }
 }
 

@@ -36,9 +36,11 @@ impl WireError {
     /// A bounded label for metrics and dead-letter headers.
     pub fn class(&self) -> &'static str {
         match self {
-            Self::Empty | Self::UnknownFraming(_) | Self::Undecodable(_) | Self::Json(_) | Self::TrailingBytes(_) => {
-                "undecodable"
-            }
+            Self::Empty
+            | Self::UnknownFraming(_)
+            | Self::Undecodable(_)
+            | Self::Json(_)
+            | Self::TrailingBytes(_) => "undecodable",
             Self::UnknownSchema(_) => "unknown_schema",
             Self::UnregisteredSchema(_) => "unregistered_schema",
             Self::Invalid(_) => "invalid",

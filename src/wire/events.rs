@@ -10,19 +10,26 @@ use super::{
     json::{self, JsonTime},
 };
 use crate::domain::{
-    EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId, Reason, ReportedStatus,
+    EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId,
+    Reason, ReportedStatus,
 };
 
 const ORDER_EVENT_TEXT: &str = include_str!("../../schemas/order_event.avsc");
 const ORDER_STATUS_TEXT: &str = include_str!("../../schemas/order_status.avsc");
 
-#[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
+#[expect(
+    clippy::expect_used,
+    reason = "the embedded schemas are constants, and a test parses them"
+)]
 static ORDER_EVENT: OwnSchema = OwnSchema {
     text: ORDER_EVENT_TEXT,
     parsed: LazyLock::new(|| Schema::parse_str(ORDER_EVENT_TEXT).expect("order_event.avsc")),
     earlier: &[include_str!("../../schemas/earlier/order_event.v1.avsc")],
 };
-#[expect(clippy::expect_used, reason = "the embedded schemas are constants, and a test parses them")]
+#[expect(
+    clippy::expect_used,
+    reason = "the embedded schemas are constants, and a test parses them"
+)]
 static ORDER_STATUS: OwnSchema = OwnSchema {
     text: ORDER_STATUS_TEXT,
     parsed: LazyLock::new(|| Schema::parse_str(ORDER_STATUS_TEXT).expect("order_status.avsc")),
@@ -103,9 +110,16 @@ impl OrderEventCodec {
     pub fn decode(&self, bytes: &[u8]) -> Result<OrderEvent, WireError> {
         let record: OrderEventRecord = self.0.decode(bytes)?;
         if record.lines.len() > MAX_LINES {
-            return Err(Invalid(format!("an order has 1 to {MAX_LINES} lines, not {}", record.lines.len())).into());
+            return Err(Invalid(format!(
+                "an order has 1 to {MAX_LINES} lines, not {}",
+                record.lines.len()
+            ))
+            .into());
         }
-        let lines = record.lines.into_iter().map(|l| Line::new(ProductId::parse(&l.product_id)?, l.quantity));
+        let lines = record
+            .lines
+            .into_iter()
+            .map(|l| Line::new(ProductId::parse(&l.product_id)?, l.quantity));
         Ok(OrderEvent {
             order_id: record.order_id.parse()?,
             kind: EventKind::parse(&record.kind)?,
@@ -134,7 +148,12 @@ impl OrderStatusCodec {
     /// The value in single-object encoding.
     pub fn encode(&self, status: &OrderStatus) -> Vec<u8> {
         let (name, reason) = (status.status.as_str(), status.status.reason().map(Reason::as_str));
-        let begun = self.0.begin().string(&status.order_id.to_string()).string(name).optional_string(reason);
+        let begun = self
+            .0
+            .begin()
+            .string(&status.order_id.to_string())
+            .string(name)
+            .optional_string(reason);
         begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
     }
 
@@ -142,16 +161,22 @@ impl OrderStatusCodec {
     /// `written_at`, the time of its message.
     ///
     /// Besides a malformed value, refuses a status that its source may not report.
-    pub fn decode(&self, bytes: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
+    pub fn decode(
+        &self,
+        bytes: &[u8],
+        written_at: DateTime<Utc>,
+    ) -> Result<OrderStatus, WireError> {
         if let Some(text) = json::object(bytes) {
             return read_object(text, written_at);
         }
         match self.0.decode(bytes) {
             // The framing of a registry's JSON schemas: a JSON object needs no schema to be read.
-            Err(error @ WireError::UnregisteredSchema(_)) => match json::object(&bytes[REGISTRY_HEADER_BYTES..]) {
-                Some(text) => read_object(text, written_at),
-                None => Err(error),
-            },
+            Err(error @ WireError::UnregisteredSchema(_)) => {
+                match json::object(&bytes[REGISTRY_HEADER_BYTES..]) {
+                    Some(text) => read_object(text, written_at),
+                    None => Err(error),
+                }
+            }
             record => order_status(record?),
         }
     }
@@ -164,7 +189,9 @@ fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, Wi
         status: object.status,
         reason: object.reason,
         source: object.source.unwrap_or_else(|| UNNAMED_SOURCE.to_owned()),
-        occurred_at: object.occurred_at.map_or(written_at.timestamp_millis(), |JsonTime(millis)| millis),
+        occurred_at: object
+            .occurred_at
+            .map_or(written_at.timestamp_millis(), |JsonTime(millis)| millis),
     })
 }
 
@@ -182,7 +209,8 @@ fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
 }
 
 fn timestamp(millis: i64) -> Result<DateTime<Utc>, Invalid> {
-    DateTime::from_timestamp_millis(millis).ok_or_else(|| Invalid(format!("{millis} is not a time in milliseconds")))
+    DateTime::from_timestamp_millis(millis)
+        .ok_or_else(|| Invalid(format!("{millis} is not a time in milliseconds")))
 }
 
 #[cfg(test)]

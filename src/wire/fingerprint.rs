@@ -6,7 +6,8 @@ pub type Fingerprint = [u8; 8];
 /// What CRC-64-AVRO begins with, which is its polynomial too.
 const EMPTY: u64 = 0xC15D_213A_A4D7_A795;
 
-const PRIMITIVES: [&str; 8] = ["null", "boolean", "int", "long", "float", "double", "bytes", "string"];
+const PRIMITIVES: [&str; 8] =
+    ["null", "boolean", "int", "long", "float", "double", "bytes", "string"];
 
 /// The fingerprint of the Avro 1.12 specification ("Schema Fingerprints"): CRC-64-AVRO,
 /// little-endian, over the schema's Parsing Canonical Form. The schema must be a valid one.
@@ -33,7 +34,9 @@ fn crc64(bytes: &[u8]) -> u64 {
 fn write_schema(schema: &Value, namespace: &str, out: &mut String) {
     match schema {
         Value::String(name) => write_text(&full_name(name, namespace), out),
-        Value::Array(variants) => write_list(variants, out, |variant, out| write_schema(variant, namespace, out)),
+        Value::Array(variants) => {
+            write_list(variants, out, |variant, out| write_schema(variant, namespace, out))
+        }
         Value::Object(schema) => match schema.get("type") {
             Some(Value::String(kind)) => write_complex(schema, kind, namespace, out),
             Some(nested) => write_schema(nested, namespace, out),
@@ -53,11 +56,19 @@ fn write_complex(schema: &Map<String, Value>, kind: &str, namespace: &str, out: 
         }
         "record" | "error" | "enum" | "fixed" => {
             let name = inner("name").as_str().unwrap_or_default();
-            let name = full_name(name, schema.get("namespace").and_then(Value::as_str).unwrap_or(namespace));
+            let name = full_name(
+                name,
+                schema.get("namespace").and_then(Value::as_str).unwrap_or(namespace),
+            );
             out.push_str(r#"{"name":"#);
             write_text(&name, out);
             out.extend([r#","type":""#, kind, r#"""#]);
-            write_attribute(schema, kind, name.rsplit_once('.').map_or("", |(namespace, _)| namespace), out);
+            write_attribute(
+                schema,
+                kind,
+                name.rsplit_once('.').map_or("", |(namespace, _)| namespace),
+                out,
+            );
         }
         name => return write_text(&full_name(name, namespace), out),
     }
@@ -66,14 +77,20 @@ fn write_complex(schema: &Map<String, Value>, kind: &str, namespace: &str, out: 
 
 /// The one attribute that a named type has besides its name and its type.
 fn write_attribute(schema: &Map<String, Value>, kind: &str, namespace: &str, out: &mut String) {
-    let list = |key: &str| schema.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let list = |key: &str| {
+        schema.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+    };
     match kind {
         "enum" => {
             out.push_str(r#","symbols":"#);
-            write_list(list("symbols"), out, |symbol, out| write_text(symbol.as_str().unwrap_or_default(), out));
+            write_list(list("symbols"), out, |symbol, out| {
+                write_text(symbol.as_str().unwrap_or_default(), out)
+            });
         }
         "fixed" => {
-            let size = schema.get("size").map(|size| size.as_str().map_or_else(|| size.to_string(), str::to_owned));
+            let size = schema
+                .get("size")
+                .map(|size| size.as_str().map_or_else(|| size.to_string(), str::to_owned));
             out.extend([r#","size":"#, &size.unwrap_or_default()]);
         }
         _ => {
@@ -143,7 +160,10 @@ mod tests {
         );
 
         assert_eq!(canonical(schema), expected);
-        assert_eq!(fingerprint(&serde_json::from_str(schema).unwrap()), 0x435d_309f_99ab_97d4_u64.to_be_bytes());
+        assert_eq!(
+            fingerprint(&serde_json::from_str(schema).unwrap()),
+            0x435d_309f_99ab_97d4_u64.to_be_bytes()
+        );
     }
 
     #[test]

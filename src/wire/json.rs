@@ -35,7 +35,8 @@ impl de::Visitor<'_> for TimeVisitor {
     }
 
     fn visit_u64<E: de::Error>(self, millis: u64) -> Result<JsonTime, E> {
-        let millis = i64::try_from(millis).map_err(|_| E::invalid_value(de::Unexpected::Unsigned(millis), &self))?;
+        let millis = i64::try_from(millis)
+            .map_err(|_| E::invalid_value(de::Unexpected::Unsigned(millis), &self))?;
         Ok(JsonTime(millis))
     }
 

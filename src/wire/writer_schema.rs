@@ -1,5 +1,6 @@
 use apache_avro::{
-    Schema, rabin::Rabin, reader::datum::GenericDatumReader, schema_compatibility::SchemaCompatibility, types::Value,
+    Schema, rabin::Rabin, reader::datum::GenericDatumReader,
+    schema_compatibility::SchemaCompatibility, types::Value,
 };
 
 use super::fingerprint::{Fingerprint, fingerprint};
@@ -11,7 +12,9 @@ pub enum SchemaError {
     NoJson(String, #[source] serde_json::Error),
     #[error("the schema of {0} is no Avro schema: {1}")]
     NoSchema(String, #[source] Box<apache_avro::Error>),
-    #[error("the values of {name} can be read neither as order_event ({event}) nor as order_status ({status})")]
+    #[error(
+        "the values of {name} can be read neither as order_event ({event}) nor as order_status ({status})"
+    )]
     Unreadable { name: String, event: String, status: String },
 }
 
@@ -30,10 +33,17 @@ impl WriterSchema {
     /// Parses the text of an `.avsc` file. Keeps its memory until the process ends. Fails if it is
     /// no Avro schema.
     pub fn parse(name: &str, registered_id: Option<u32>, text: &str) -> Result<Self, SchemaError> {
-        let json = serde_json::from_str(text).map_err(|error| SchemaError::NoJson(name.to_owned(), error))?;
-        let schema = Schema::parse(&json).map_err(|error| SchemaError::NoSchema(name.to_owned(), Box::new(error)))?;
+        let json = serde_json::from_str(text)
+            .map_err(|error| SchemaError::NoJson(name.to_owned(), error))?;
+        let schema = Schema::parse(&json)
+            .map_err(|error| SchemaError::NoSchema(name.to_owned(), Box::new(error)))?;
         let fingerprint = fingerprint(&json);
-        Ok(Self { name: name.to_owned(), registered_id, fingerprint, schema: Box::leak(Box::new(schema)) })
+        Ok(Self {
+            name: name.to_owned(),
+            registered_id,
+            fingerprint,
+            schema: Box::leak(Box::new(schema)),
+        })
     }
 
     /// Fails unless one of these can read its values: an event's or a status's schema.
@@ -65,7 +75,9 @@ impl WriterSchema {
     /// A reader of its values as values of `reader`. Fails if one of the schemas does not resolve.
     pub(super) fn resolve(&self, reader: &'static Schema) -> Result<WrittenWith, SchemaError> {
         let resolved = GenericDatumReader::builder(self.schema).reader_schema(reader).build();
-        resolved.map(WrittenWith).map_err(|error| SchemaError::NoSchema(self.name.clone(), Box::new(error)))
+        resolved
+            .map(WrittenWith)
+            .map_err(|error| SchemaError::NoSchema(self.name.clone(), Box::new(error)))
     }
 }
 

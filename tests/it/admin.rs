@@ -40,7 +40,12 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
         (&ingest, "stocklock_http_requests_total", r#"route="/v1/orders",status="201""#, 1.0),
         (&ingest, "stocklock_http_request_seconds_count", r#"route="/v1/orders""#, 3.0),
         (&ingest, "stocklock_outbox_pending", "", 0.0),
-        (&worker, "stocklock_orders_decided_total", r#"outcome="COMPLETED",strategy="redlock""#, 1.0),
+        (
+            &worker,
+            "stocklock_orders_decided_total",
+            r#"outcome="COMPLETED",strategy="redlock""#,
+            1.0,
+        ),
         (&worker, "stocklock_orders_decided_total", r#"outcome="FAILED",strategy="redlock""#, 1.0),
         (&worker, "stocklock_order_latency_seconds_count", "", 2.0),
         (&worker, "stocklock_stale_writes_rejected_total", "", 0.0),
@@ -83,8 +88,13 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
         assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
         let (status, text) = ask(role, "/metrics").await;
         assert_eq!(status, 200);
-        for name in names.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"]) {
-            assert!(text.lines().any(|line| line.starts_with(name)), "{name} is missing from:\n{text}");
+        for name in
+            names.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"])
+        {
+            assert!(
+                text.lines().any(|line| line.starts_with(name)),
+                "{name} is missing from:\n{text}"
+            );
         }
         for id in [completed.order_id(), failed.order_id(), "sku-1"] {
             assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");

@@ -51,7 +51,10 @@ async fn an_outcome_is_answered_once_every_replica_shows_it() {
                 (&refused["order_status"], &refused["reason"]),
                 (&json!("FAILED"), &json!("INSUFFICIENT_STOCK"))
             );
-            assert_eq!((&shown["status"], &shown["reason"]), (&json!("FAILED"), &json!("INSUFFICIENT_STOCK")));
+            assert_eq!(
+                (&shown["status"], &shown["reason"]),
+                (&json!("FAILED"), &json!("INSUFFICIENT_STOCK"))
+            );
         }
     }
     world.verify();
@@ -75,8 +78,16 @@ async fn a_malformed_preference_is_ignored() {
     let world = world(&[("a", 5)]).await;
     let ingest = world.start("ingest").await;
     let (api, order, begun) = (Api::of(&ingest), lines(&[("a", 1)]).to_string(), Instant::now());
-    for malformed in ["wait", "wait=", "wait=soon", "wait=-30", "wait=30.5", "wait=30s", "waiting=30", "respond-async"]
-    {
+    for malformed in [
+        "wait",
+        "wait=",
+        "wait=soon",
+        "wait=-30",
+        "wait=30.5",
+        "wait=30s",
+        "waiting=30",
+        "respond-async",
+    ] {
         api.post(&order, &[("prefer", malformed)]).await.is(202);
     }
     // Nobody decides these orders: had one of the preferences been honoured, it would have taken 30 s.
@@ -100,13 +111,26 @@ async fn an_order_is_shown_as_it_was_placed() {
         assert_eq!(shown[name], order[name], "{name}");
     }
     let (created, updated) = (time(&shown["created_at"]), time(&shown["updated_at"]));
-    assert!(begun - created < chrono::TimeDelta::seconds(1) && created <= updated && updated <= Utc::now(), "{shown}");
-    assert_eq!((world.available("a"), world.available("b")), (8, 4), "a repeated product is one demand");
+    assert!(
+        begun - created < chrono::TimeDelta::seconds(1)
+            && created <= updated
+            && updated <= Utc::now(),
+        "{shown}"
+    );
+    assert_eq!(
+        (world.available("a"), world.available("b")),
+        (8, 4),
+        "a repeated product is one demand"
+    );
 
     let plain = api.place(&lines(&[("a", 1)])).await.is(202);
     let shown = api.get(plain.header("location")).await.is(200).body;
     let members: Vec<_> = shown.as_object().expect("an object").keys().collect();
-    assert_eq!(members, ["created_at", "lines", "order_id", "status", "updated_at"], "what is not known is left out");
+    assert_eq!(
+        members,
+        ["created_at", "lines", "order_id", "status", "updated_at"],
+        "what is not known is left out"
+    );
 }
 
 /// A time as RFC 3339 has it, in UTC.
@@ -132,7 +156,8 @@ async fn products_are_shown_and_what_is_unknown_is_not_found() {
     for unknown in ["b", "a%20b", "%FF", "%C3%A9", &too_long] {
         api.get(&format!("/v1/products/{unknown}")).await.problem(404);
     }
-    let (unknown, no_hyphens) = (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().simple().to_string());
+    let (unknown, no_hyphens) =
+        (uuid::Uuid::now_v7().to_string(), uuid::Uuid::now_v7().simple().to_string());
     for unknown in [&unknown, &no_hyphens, "1", "%FF", "%00"] {
         api.get(&format!("/v1/orders/{unknown}")).await.problem(404);
     }

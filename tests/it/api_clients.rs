@@ -4,7 +4,9 @@ use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, Executor as _, MySqlConnection};
 
-use crate::harness::{Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines, on_each_database};
+use crate::harness::{
+    Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines, on_each_database,
+};
 
 /// A lock on the tables that placing an order writes.
 struct Lock(MySqlConnection);
@@ -45,23 +47,31 @@ async fn blocked(world: &World, statements: i64) {
 async fn comes_to(role: &Role, result: &str, count: u64) {
     let begun = Instant::now();
     loop {
-        let found = role.count("stocklock_orders_ingested_total", &format!("result=\"{result}\"")).await;
+        let found =
+            role.count("stocklock_orders_ingested_total", &format!("result=\"{result}\"")).await;
         if found == count {
             return;
         }
-        assert!(found < count && begun.elapsed() < PATIENCE, "{found} orders are {result}, not {count}");
+        assert!(
+            found < count && begun.elapsed() < PATIENCE,
+            "{found} orders are {result}, not {count}"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
 async fn count_all(world: &World) -> i64 {
-    sqlx::query_scalar("SELECT COUNT(*) FROM orders").fetch_one(&mut connect(world).await).await.expect("a count")
+    sqlx::query_scalar("SELECT COUNT(*) FROM orders")
+        .fetch_one(&mut connect(world).await)
+        .await
+        .expect("a count")
 }
 
 /// Ingest that saves one order a transaction: two are under way at once, the others wait.
 async fn one_order_a_group(world: &World, deadline: &str) -> Role {
     world.import(&[("a", 500)]);
-    let settings = [("STOCKLOCK__INGEST__GROUP_MAX", "1"), ("STOCKLOCK__INGEST__DEADLINE", deadline)];
+    let settings =
+        [("STOCKLOCK__INGEST__GROUP_MAX", "1"), ("STOCKLOCK__INGEST__DEADLINE", deadline)];
     world.start_with("ingest", &settings).await
 }
 
@@ -164,7 +174,8 @@ async fn without_a_store_503_comes_by_the_deadline_and_then_at_once() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 500)]);
     let (store, url) = Proxy::before(world.config.order_store.url.expose()).await;
-    let settings = [("STOCKLOCK__ORDER_STORE__URL", url.as_str()), ("STOCKLOCK__INGEST__DEADLINE", "2s")];
+    let settings =
+        [("STOCKLOCK__ORDER_STORE__URL", url.as_str()), ("STOCKLOCK__INGEST__DEADLINE", "2s")];
     let ingest = world.start_with("ingest", &settings).await;
     let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
     let mut saved = 0;

@@ -20,8 +20,17 @@ async fn small_room() -> (World, Role, usize) {
     let ingest = Role::spawn_with_files(&world.env, "ingest", 256);
     ingest.ready().await;
     let log = ingest.log();
-    let digits = log.split("connections\":").nth(1).or_else(|| log.split("connections=").nth(1)).expect("a bound");
-    let room = digits.split(|c: char| !c.is_ascii_digit()).next().expect("a number").parse().expect("a number");
+    let digits = log
+        .split("connections\":")
+        .nth(1)
+        .or_else(|| log.split("connections=").nth(1))
+        .expect("a bound");
+    let room = digits
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .expect("a number")
+        .parse()
+        .expect("a number");
     assert!((16..100).contains(&room), "{room} connections");
     (world, ingest, room)
 }
@@ -45,7 +54,9 @@ async fn a_room_full_of_requests_in_flight_answers_503_to_others() {
         in_flight.push(client);
     }
     let begun = Instant::now();
-    while ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await < room as u64 {
+    while ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await
+        < room as u64
+    {
         assert!(begun.elapsed() < PATIENCE, "not all orders are saved");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
@@ -59,7 +70,10 @@ async fn a_room_full_of_requests_in_flight_answers_503_to_others() {
         let answer = other.read_to_end().await;
         assert!(answer.starts_with("HTTP/1.1 503 ") && answer.ends_with('}'), "{answer:?}");
     }
-    assert_eq!(ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await, 100);
+    assert_eq!(
+        ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await,
+        100
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -67,7 +81,9 @@ async fn a_full_room_does_not_cut_an_upload_in_progress() {
     let (_world, ingest, room) = small_room().await;
     let (order, steps) = (lines(&[("a", 1)]).to_string(), 2 * room);
     let length = order.len() + steps;
-    let head = format!("POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n");
+    let head = format!(
+        "POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+    );
     let mut upload = Raw::connect(&ingest.http).await;
     upload.send(head.as_bytes()).await;
 
@@ -115,13 +131,15 @@ async fn a_body_that_no_one_reads_does_not_hide_the_answer() {
         ("GET /openapi.json", "", "200"),
     ] {
         let length = body.len();
-        let head = format!("{request} HTTP/1.1\r\nhost: x\r\n{header}content-length: {length}\r\n\r\n");
+        let head =
+            format!("{request} HTTP/1.1\r\nhost: x\r\n{header}content-length: {length}\r\n\r\n");
         let mut client = Raw::connect(&ingest.http).await;
 
         client.send((head + &body + next).as_bytes()).await;
 
         let answers = client.read_to_end().await;
-        let statuses: Vec<_> = answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
+        let statuses: Vec<_> =
+            answers.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)).collect();
         assert_eq!(statuses, [status, "200"], "{request} {header}");
     }
 }
@@ -137,7 +155,10 @@ async fn a_body_that_grows_too_large_after_100_is_answered_with_413() {
     client.send((head.to_owned() + &chunks + "0\r\n\r\n").as_bytes()).await;
 
     let answers = client.read_to_end().await;
-    assert!(answers.starts_with("HTTP/1.1 100 ") && answers.contains("HTTP/1.1 413 "), "{answers:?}");
+    assert!(
+        answers.starts_with("HTTP/1.1 100 ") && answers.contains("HTTP/1.1 413 "),
+        "{answers:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -145,7 +166,8 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a higher limit");
     let (_world, ingest) = ingest().await;
-    let head = format!("GET /openapi.json HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(15 << 10));
+    let head =
+        format!("GET /openapi.json HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(15 << 10));
     let mut idle = Vec::new();
     // 16 MiB are enough for the heads of 1,450 connections at once.
     for number in 1..=1_600 {
@@ -156,5 +178,8 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
             comes_to(&ingest, r#"route="/openapi.json",status="200""#, number).await;
         }
     }
-    assert_eq!(ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await, 0);
+    assert_eq!(
+        ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await,
+        0
+    );
 }

@@ -130,7 +130,10 @@ async fn an_order_that_may_be_sent_again_is_not_saved() {
     }
     let saved = world.count_orders("PENDING").await;
     assert!(saved >= accepted, "{accepted} were acknowledged, {saved} are saved");
-    assert!(saved <= accepted + unknown, "{saved} are saved, but only {accepted} and perhaps {unknown} should be");
+    assert!(
+        saved <= accepted + unknown,
+        "{saved} are saved, but only {accepted} and perhaps {unknown} should be"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

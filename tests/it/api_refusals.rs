@@ -49,7 +49,15 @@ fn invalid_orders() -> Vec<(Value, &'static [&'static str])> {
         (with("customer_id", &too_long), &["/customer_id"]),
         (with("customer_id", &json!(7)), &["/customer_id"]),
     ];
-    for quantity in [json!(0), json!(-1), json!(1_000_001), json!(1.5), json!("1"), json!(u64::MAX), json!(null)] {
+    for quantity in [
+        json!(0),
+        json!(-1),
+        json!(1_000_001),
+        json!(1.5),
+        json!("1"),
+        json!(u64::MAX),
+        json!(null),
+    ] {
         invalid.push((line(&a, &quantity), &["/lines/1/quantity"]));
     }
     for id in ["", "a b", "é", "a\n", &"a".repeat(65)] {
@@ -83,10 +91,16 @@ async fn an_invalid_order_is_refused_with_the_fields_to_blame_and_nothing_is_sav
         assert_eq!(refused.blamed(), blamed, "{order}");
     }
     let several = json!({"lines": [{"product_id": "a b", "quantity": 0}], "extra": 1});
-    assert_eq!(api.place(&several).await.blamed(), ["/extra", "/lines/0/product_id", "/lines/0/quantity"]);
+    assert_eq!(
+        api.place(&several).await.blamed(),
+        ["/extra", "/lines/0/product_id", "/lines/0/quantity"]
+    );
     assert_eq!(world.count_orders("PENDING").await, unchecked);
     assert!(ingest.count("stocklock_orders_ingested_total", "invalid").await > 20);
-    assert_eq!(ingest.count("stocklock_orders_ingested_total", "accepted").await.cast_signed(), unchecked);
+    assert_eq!(
+        ingest.count("stocklock_orders_ingested_total", "accepted").await.cast_signed(),
+        unchecked
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -94,7 +108,9 @@ async fn the_limits_themselves_are_allowed() {
     let world = world().await;
     let ingest = world.start("ingest").await;
     let api = Api::of(&ingest);
-    api.place(&json!({"lines": vec![json!({"product_id": "a", "quantity": 1_000_000}); 100]})).await.is(202);
+    api.place(&json!({"lines": vec![json!({"product_id": "a", "quantity": 1_000_000}); 100]}))
+        .await
+        .is(202);
     api.place(&with("reference", &json!("é".repeat(128)))).await.is(202);
     api.place(&with("reference", &json!(null))).await.is(202);
     let order = lines(&[("a", 1)]).to_string();
@@ -136,10 +152,15 @@ async fn the_openapi_document_is_served_and_names_every_route() {
     let world = world().await;
     let ingest = world.start("ingest").await;
     let served = Api::of(&ingest).get("/openapi.json").await.is(200).body;
-    assert!(served["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")), "{served}");
-    let source = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ingest/api.rs"));
+    assert!(
+        served["openapi"].as_str().is_some_and(|version| version.starts_with("3.1")),
+        "{served}"
+    );
+    let source =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/ingest/api.rs"));
     let source = source.expect("the source");
-    let routes: Vec<_> = source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
+    let routes: Vec<_> =
+        source.split(".route(\"").skip(1).filter_map(|rest| rest.split('"').next()).collect();
     assert!(routes.contains(&"/v1/orders"), "{routes:?}");
     for route in routes {
         assert!(served["paths"].get(route).is_some(), "{route} is served and not documented");
@@ -148,7 +169,10 @@ async fn the_openapi_document_is_served_and_names_every_route() {
     find_references(&served, &mut references);
     assert!(references.len() > 10);
     for reference in references {
-        assert!(served.pointer(reference.trim_start_matches('#')).is_some(), "{reference} leads nowhere");
+        assert!(
+            served.pointer(reference.trim_start_matches('#')).is_some(),
+            "{reference} leads nowhere"
+        );
     }
 }
 

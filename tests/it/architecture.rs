@@ -102,10 +102,17 @@ fn floor(room: &str) -> Option<usize> {
 #[test]
 fn rooms_use_rooms_of_their_own_floor_or_of_a_lower_one() {
     for source in sources().iter().filter(|source| !["main", "lib"].contains(&source.room())) {
-        let own = floor(source.room()).unwrap_or_else(|| panic!("src/{} is a room without a floor", source.path));
+        let own = floor(source.room())
+            .unwrap_or_else(|| panic!("src/{} is a room without a floor", source.path));
         for used in source.uses() {
-            let Some(theirs) = floor(&used) else { panic!("src/{} uses {used}, a room without a floor", source.path) };
-            assert!(theirs <= own, "src/{}, on floor {own}, uses {used}, on floor {theirs}", source.path);
+            let Some(theirs) = floor(&used) else {
+                panic!("src/{} uses {used}, a room without a floor", source.path)
+            };
+            assert!(
+                theirs <= own,
+                "src/{}, on floor {own}, uses {used}, on floor {theirs}",
+                source.path
+            );
         }
     }
 }

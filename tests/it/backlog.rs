@@ -9,7 +9,8 @@ async fn with_all_workers_away_ingest_and_the_compensator_show_the_backlog() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 50)]);
     let (ingest, compensator) = (world.start("ingest").await, world.start("compensator").await);
-    let (orders, topic) = (&world.config.topics.orders, format!("topic=\"{}\"", world.config.topics.orders));
+    let (orders, topic) =
+        (&world.config.topics.orders, format!("topic=\"{}\"", world.config.topics.orders));
 
     for _ in 0..3 {
         Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
@@ -56,18 +57,45 @@ async fn a_role_shows_no_zeros_for_what_it_does_not_measure() {
     for (role, own, others) in [
         (
             "ingest",
-            vec!["stocklock_orders_ingested_total", "stocklock_outbox_pending", "stocklock_pending_oldest_seconds"],
-            vec!["stocklock_stale_writes", "stocklock_compensations", "stocklock_rebalances", "stocklock_redis_master"],
+            vec![
+                "stocklock_orders_ingested_total",
+                "stocklock_outbox_pending",
+                "stocklock_pending_oldest_seconds",
+            ],
+            vec![
+                "stocklock_stale_writes",
+                "stocklock_compensations",
+                "stocklock_rebalances",
+                "stocklock_redis_master",
+            ],
         ),
         (
             "worker",
-            vec!["stocklock_stale_writes_rejected_total", "stocklock_rebalances_total", r#"table="order_outcomes""#],
-            vec!["stocklock_outbox", "stocklock_pending", "stocklock_orders_ingested", "stocklock_compensations"],
+            vec![
+                "stocklock_stale_writes_rejected_total",
+                "stocklock_rebalances_total",
+                r#"table="order_outcomes""#,
+            ],
+            vec![
+                "stocklock_outbox",
+                "stocklock_pending",
+                "stocklock_orders_ingested",
+                "stocklock_compensations",
+            ],
         ),
         (
             "compensator",
-            vec!["stocklock_compensations_total", "stocklock_rebalances_total", r#"table="orders""#],
-            vec!["stocklock_outbox", "stocklock_pending", "stocklock_lock", r#"table="order_outcomes""#],
+            vec![
+                "stocklock_compensations_total",
+                "stocklock_rebalances_total",
+                r#"table="orders""#,
+            ],
+            vec![
+                "stocklock_outbox",
+                "stocklock_pending",
+                "stocklock_lock",
+                r#"table="order_outcomes""#,
+            ],
         ),
     ] {
         let started = world.start(role).await;

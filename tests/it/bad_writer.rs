@@ -15,7 +15,9 @@ use stocklock::{
     wire::OrderStatusCodec,
 };
 
-use crate::harness::{Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines};
+use crate::harness::{
+    Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines,
+};
 
 /// More than a lane holds in its memory, which passes at once.
 const BAD: usize = 18_000;
@@ -104,7 +106,8 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
     let orders = world.save(&vec![order_lines(&[("a", 1)]); 200]).await;
     world.produce_events(&orders).await;
     world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
-    let own: HashSet<_> = orders.iter().map(|order| order.order_id.to_string().into_bytes()).collect();
+    let own: HashSet<_> =
+        orders.iter().map(|order| order.order_id.to_string().into_bytes()).collect();
     let statuses = world.read_topic(&topics.order_status);
     let of_others = |m: &&rdkafka::message::OwnedMessage| {
         m.partition() != BAD_PARTITION && m.key().is_some_and(|key| own.contains(key))
@@ -121,14 +124,21 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
     let all_took = begun.elapsed();
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
 
-    eprintln!("{others} orders after {others_took:?} and {letters} letters, all after {all_took:?} and {BAD}");
+    eprintln!(
+        "{others} orders after {others_took:?} and {letters} letters, all after {all_took:?} and {BAD}"
+    );
     assert!(letters < BAD as u64, "orders of other partitions waited for all {letters} letters");
     let log = compensator.log();
-    assert!(log.contains("partitions with dead letters paused"), "its rate was not bounded:\n{log}");
-    let least = Duration::from_secs(1) * u32::try_from(BAD - AT_ONCE).unwrap() / u32::try_from(RATE).unwrap();
+    assert!(
+        log.contains("partitions with dead letters paused"),
+        "its rate was not bounded:\n{log}"
+    );
+    let least = Duration::from_secs(1) * u32::try_from(BAD - AT_ONCE).unwrap()
+        / u32::try_from(RATE).unwrap();
     assert!(all_took > least, "{BAD} letters passed in {all_took:?}");
     let found = world.read_topic(&topics.order_status_dlq);
-    let origins: HashSet<_> = found.iter().map(|letter| header(letter, "stocklock.original.offset")).collect();
+    let origins: HashSet<_> =
+        found.iter().map(|letter| header(letter, "stocklock.original.offset")).collect();
     assert_eq!(origins.len(), BAD, "each bad message has its letter");
     worker.stop();
     compensator.stop();

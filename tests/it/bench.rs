@@ -7,8 +7,18 @@ use sqlx::{Connection, MySqlConnection};
 
 use crate::harness::{PATIENCE, World, lines, on_each_database};
 
-const SMALL: [&str; 10] =
-    ["--output", "json", "bench", "--orders", "400", "--products", "20", "--zipf", "1", "--batch-max"];
+const SMALL: [&str; 10] = [
+    "--output",
+    "json",
+    "bench",
+    "--orders",
+    "400",
+    "--products",
+    "20",
+    "--zipf",
+    "1",
+    "--batch-max",
+];
 
 fn bench(world: &World, more: &[&str]) -> Vec<Value> {
     let args: Vec<_> = SMALL.iter().chain(&["100"]).chain(more).copied().collect();
@@ -22,10 +32,12 @@ fn number(run: &Value, field: &str) -> f64 {
 
 /// What carries the name of one of the world's databases or topics and is none of them.
 async fn left_behind(world: &World) -> Vec<String> {
-    let mut conn = MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
+    let mut conn =
+        MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
     let databases = "SELECT CAST(schema_name AS CHAR) FROM information_schema.schemata
         WHERE schema_name LIKE CONCAT(DATABASE(), '_%') OR schema_name LIKE CONCAT(REPLACE(DATABASE(), '_orders', '_stock'), '_%')";
-    let mut names: Vec<String> = sqlx::query_scalar(databases).fetch_all(&mut conn).await.expect("the databases");
+    let mut names: Vec<String> =
+        sqlx::query_scalar(databases).fetch_all(&mut conn).await.expect("the databases");
     names.extend(world.topics().into_iter().filter(|topic| topic.starts_with("bench_")));
     names
 }

@@ -11,7 +11,9 @@ use stocklock::{
     wire::OrderStatusCodec,
 };
 
-use crate::harness::{Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines};
+use crate::harness::{
+    Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines,
+};
 
 /// What the breaker lets by of a lane's last 1,000 messages.
 const MOST: usize = 200;
@@ -24,8 +26,12 @@ async fn stands_still(worker: &Role) {
     let begun = Instant::now();
     loop {
         let stopped = worker.metric("stocklock_lanes_stopped", "").await;
-        let ready =
-            reqwest::get(format!("{}/readyz", worker.admin)).await.expect("an answer").text().await.expect("text");
+        let ready = reqwest::get(format!("{}/readyz", worker.admin))
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("text");
         if stopped == 1.0 && ready.contains("stopped at the 200 dead letters of 1000 messages") {
             break;
         }
@@ -37,14 +43,26 @@ async fn stands_still(worker: &Role) {
 }
 
 async fn readiness(role: &Role) -> String {
-    reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").text().await.expect("text")
+    reqwest::get(format!("{}/readyz", role.admin))
+        .await
+        .expect("an answer")
+        .text()
+        .await
+        .expect("text")
 }
 
 /// Where the messages that were set aside came from, and how many letters there are.
 fn letters(world: &World) -> (BTreeSet<(String, String)>, usize) {
     let letters = world.read_topic(&world.config.topics.orders_dlq);
-    let origin = |name, letter| header(letter, &format!("stocklock.original.{name}")).expect("the origin");
-    (letters.iter().map(|letter| (origin("partition", letter), origin("offset", letter))).collect(), letters.len())
+    let origin =
+        |name, letter| header(letter, &format!("stocklock.original.{name}")).expect("the origin");
+    (
+        letters
+            .iter()
+            .map(|letter| (origin("partition", letter), origin("offset", letter)))
+            .collect(),
+        letters.len(),
+    )
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -65,7 +83,10 @@ async fn a_lane_that_meets_nothing_but_poison_stops_and_goes_on_after_a_restart(
     stands_still(&worker).await;
     worker.stop();
     let left = world.uncommitted(group, topic);
-    assert!((200..=250).contains(&left), "{left} are left: 200 of the poison, and the orders behind it");
+    assert!(
+        (200..=250).contains(&left),
+        "{left} are left: 200 of the poison, and the orders behind it"
+    );
 
     let worker = world.start("worker").await;
     world.settled().await;
@@ -106,7 +127,8 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     world.tamper_with_stock(REFUSE_ALL).await;
     let orders = world.save(&vec![order_lines(&[("a", 1)]); 600]).await;
     world.produce_events(&orders).await;
-    let (worker, _compensator) = (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
+    let (worker, _compensator) =
+        (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
     worker.listening().await;
     stands_still(&worker).await;
     let rival = Role::spawn(&world.env, "worker", &[]);
@@ -117,7 +139,8 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let log = worker.log();
-    let given_up = log.lines().find(|line| line.contains("partitions taken away")).expect("a line of it");
+    let given_up =
+        log.lines().find(|line| line.contains("partitions taken away")).expect("a line of it");
     assert!(given_up.contains("drained=true"), "{given_up}");
     stands_still(&worker).await;
 
@@ -126,11 +149,16 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
     let letters = world.read_topic(&topics.orders_dlq);
     assert!(letters.len() <= 2 * MOST, "{} letters of two lanes", letters.len());
-    let set_aside: BTreeSet<_> = letters.iter().filter_map(|letter| Some(letter.key()?.to_vec())).collect();
-    let statuses: BTreeSet<_> = world.read_statuses().into_iter().map(|status| status.order_id).collect();
+    let set_aside: BTreeSet<_> =
+        letters.iter().filter_map(|letter| Some(letter.key()?.to_vec())).collect();
+    let statuses: BTreeSet<_> =
+        world.read_statuses().into_iter().map(|status| status.order_id).collect();
     for order in &orders {
         let id = order.order_id;
-        assert!(statuses.contains(&id) || set_aside.contains(id.to_string().as_bytes()), "{id} is lost");
+        assert!(
+            statuses.contains(&id) || set_aside.contains(id.to_string().as_bytes()),
+            "{id} is lost"
+        );
     }
     assert_eq!(world.available("a"), 1000 - i64::try_from(statuses.len()).unwrap());
     worker.stop();
@@ -146,7 +174,8 @@ async fn a_lane_stops_when_workers_report_orders_that_are_unknown() {
     let ids: Vec<_> = (0..MOST + 50).map(|_| OrderId::generate()).collect();
     let codec = OrderStatusCodec::new().unwrap();
     let value = |order_id: &OrderId| {
-        let (status, source, occurred_at) = (ReportedStatus::Completed, "worker".to_owned(), chrono::Utc::now());
+        let (status, source, occurred_at) =
+            (ReportedStatus::Completed, "worker".to_owned(), chrono::Utc::now());
         let status = OrderStatus { order_id: *order_id, status, source, occurred_at };
         (*order_id, codec.encode(&status))
     };
@@ -178,6 +207,9 @@ async fn a_lane_stops_at_a_partition_of_values_whose_schema_is_unknown() {
     stands_still(&compensator).await;
 
     let ready = readiness(&compensator).await;
-    assert!(ready.contains("messages of partition ") && ready.contains("unknown_schema"), "{ready}");
+    assert!(
+        ready.contains("messages of partition ") && ready.contains("unknown_schema"),
+        "{ready}"
+    );
     assert_eq!(world.count_messages(&topics.order_status_dlq), MOST);
 }

@@ -12,7 +12,8 @@ fn run(args: &[&str]) -> Cli {
 }
 
 fn run_with(env: &[(&str, &str)], args: &[&str]) -> Cli {
-    let env: BTreeMap<_, _> = env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    let env: BTreeMap<_, _> =
+        env.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
     Cli::run(&env, args)
 }
 
@@ -23,10 +24,19 @@ fn every_command_has_help() {
     for command in commands.split('|') {
         let args: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = run(&args).succeeds().stdout();
-        assert!(help.contains(format!("Usage: stocklock {command}").trim_end()), "{command}: {help}");
-        assert!(help.contains("--config <FILE>") && help.contains("--output <OUTPUT>"), "{command}: {help}");
+        assert!(
+            help.contains(format!("Usage: stocklock {command}").trim_end()),
+            "{command}: {help}"
+        );
+        assert!(
+            help.contains("--config <FILE>") && help.contains("--output <OUTPUT>"),
+            "{command}: {help}"
+        );
     }
-    assert_eq!(run(&["--version"]).succeeds().stdout(), format!("stocklock {}\n", env!("CARGO_PKG_VERSION")));
+    assert_eq!(
+        run(&["--version"]).succeeds().stdout(),
+        format!("stocklock {}\n", env!("CARGO_PKG_VERSION"))
+    );
 }
 
 #[test]
@@ -111,12 +121,16 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
 fn an_import_without_a_server_counts_what_it_could_not_place() {
     let file = orders(500);
     let path = file.path().display().to_string();
-    let args = ["--output", "json", "order", "import", &path, "--set", "client.url=http://127.0.0.1:9"];
+    let args =
+        ["--output", "json", "order", "import", &path, "--set", "client.url=http://127.0.0.1:9"];
 
     let failed = run(&args).exits(2);
 
     let counted = failed.json();
-    assert_eq!((&counted["read"], &counted["placed"], &counted["unplaced"]), (&500.into(), &0.into(), &500.into()));
+    assert_eq!(
+        (&counted["read"], &counted["placed"], &counted["unplaced"]),
+        (&500.into(), &0.into(), &500.into())
+    );
     assert_eq!((&counted["errors"], &counted["unknown"]), (&0.into(), &0.into()), "{counted}");
     assert_eq!(failed.stderr().lines().filter(|line| line.contains("not placed: ")).count(), 10);
 }
@@ -124,11 +138,18 @@ fn an_import_without_a_server_counts_what_it_could_not_place() {
 #[test]
 fn the_configuration_is_shown_key_by_key_with_its_defaults() {
     let text = run(&["config"]).succeeds().stdout();
-    let rows: Vec<Value> = run(&["--output", "json", "config"]).succeeds().stdout().lines().map(parse).collect();
+    let rows: Vec<Value> =
+        run(&["--output", "json", "config"]).succeeds().stdout().lines().map(parse).collect();
     assert_eq!((text.lines().count(), rows.len()), (KEYS.len(), KEYS.len()));
     for ((key, line), row) in KEYS.iter().zip(text.lines()).zip(&rows) {
-        assert!(line.starts_with(key.name) && line.contains(key.help) && line.contains("(default)"), "{line}");
-        assert_eq!((&row["key"], &row["origin"]), (&Value::from(key.name), &Value::from("default")));
+        assert!(
+            line.starts_with(key.name) && line.contains(key.help) && line.contains("(default)"),
+            "{line}"
+        );
+        assert_eq!(
+            (&row["key"], &row["origin"]),
+            (&Value::from(key.name), &Value::from("default"))
+        );
         assert_eq!(row["value"], row["default"], "{row}");
     }
     let promised = [
@@ -147,7 +168,11 @@ fn the_configuration_is_shown_key_by_key_with_its_defaults() {
     ];
     for (environment, default) in promised {
         let row = rows.iter().find(|row| row["environment"] == environment);
-        assert_eq!(row.unwrap_or_else(|| panic!("no {environment}"))["value"], default, "{environment}");
+        assert_eq!(
+            row.unwrap_or_else(|| panic!("no {environment}"))["value"],
+            default,
+            "{environment}"
+        );
     }
 }
 
@@ -161,13 +186,21 @@ fn a_value_that_is_set_is_shown_with_its_origin() {
     write!(file, "[worker]\nbatch_max = 7\nlanes = 2\n[lock]\nttl = '3s'").expect("written");
     let path = file.path().display().to_string();
     let env = [("STOCKLOCK__WORKER__LANES", "3"), ("STOCKLOCK__LOCK__TTL", "4s")];
-    let shown = run_with(&env, &["config", "--config", &path, "--set", "lock.ttl=5s"]).succeeds().stdout();
-    for (key, value, origin) in
-        [("worker.batch_max", "7", "(file; "), ("worker.lanes", "3", "(environment; "), ("lock.ttl", "5s", "(flag; ")]
-    {
+    let shown =
+        run_with(&env, &["config", "--config", &path, "--set", "lock.ttl=5s"]).succeeds().stdout();
+    for (key, value, origin) in [
+        ("worker.batch_max", "7", "(file; "),
+        ("worker.lanes", "3", "(environment; "),
+        ("lock.ttl", "5s", "(flag; "),
+    ] {
         let line = shown.lines().find(|line| line.starts_with(key)).expect("the key");
-        let found = line.split_once('=').map(|(_, rest)| rest.split_whitespace().next().unwrap_or_default());
-        assert!(found == Some(value) && line.contains(origin) && line.contains("default"), "{line}");
+        let found = line
+            .split_once('=')
+            .map(|(_, rest)| rest.split_whitespace().next().unwrap_or_default());
+        assert!(
+            found == Some(value) && line.contains(origin) && line.contains("default"),
+            "{line}"
+        );
     }
 }
 
@@ -185,7 +218,10 @@ fn secrets_are_never_shown() {
         let shown = run_with(&secrets, &args).succeeds().stdout();
         assert!(!shown.contains("hush"), "{shown}");
         assert!(shown.contains("mysql://user:***@host/stock"), "{shown}");
-        assert!(!shown.contains("stocklock:stocklock@"), "a default's password is one too: {shown}");
+        assert!(
+            !shown.contains("stocklock:stocklock@"),
+            "a default's password is one too: {shown}"
+        );
     }
     let mut wrong = secrets;
     wrong[2].1 = "postgres://user:hush-3@host/orders";
@@ -215,10 +251,17 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
         }
         assert_eq!(refused.stdout().lines().count(), if args == &config { KEYS.len() } else { 0 });
     }
-    for set in ["topics.orders=a/b", "kafka.security_protocol=sasl_ssk", "log.level=blah=foo", "client.url=foo"] {
+    for set in [
+        "topics.orders=a/b",
+        "kafka.security_protocol=sasl_ssk",
+        "log.level=blah=foo",
+        "client.url=foo",
+    ] {
         run(&["config", "--check", "--set", set]).exits(1);
     }
-    let misspelt = run_with(&[("STOCKLOCK_KAFKA__BROKERS", "kafka:9092")], &["config", "--check"]).exits(1).stderr();
+    let misspelt = run_with(&[("STOCKLOCK_KAFKA__BROKERS", "kafka:9092")], &["config", "--check"])
+        .exits(1)
+        .stderr();
     assert!(misspelt.contains("did you mean STOCKLOCK__KAFKA__BROKERS?"), "{misspelt}");
     assert_eq!(run(&["config", "--check"]).succeeds().stdout(), "the configuration is valid\n");
     let missing = run(&["--config", "/nowhere/stocklock.toml", "config", "--check"]).exits(1);
@@ -239,22 +282,37 @@ fn config_check_refuses_every_file_that_is_missing() {
         "stock_store.url=mysql://host/shop?ssl-key=/nowhere/file",
     ] {
         let refused = run(&[&ssl[..], &[set]].concat()).exits(1).stderr();
-        assert!(refused.lines().count() == 1 && refused.contains("/nowhere/file"), "{set}: {refused}");
+        assert!(
+            refused.lines().count() == 1 && refused.contains("/nowhere/file"),
+            "{set}: {refused}"
+        );
     }
-    for set in ["kafka.ssl_ca_location=probe", "order_store.url=mysql://host/shop?ssl-mode=DISABLED&ssl-ca=/nowhere"] {
+    for set in [
+        "kafka.ssl_ca_location=probe",
+        "order_store.url=mysql://host/shop?ssl-mode=DISABLED&ssl-ca=/nowhere",
+    ] {
         run(&[&ssl[..], &[set]].concat()).succeeds();
     }
 }
 
 #[test]
 fn only_roles_with_both_addresses_refuse_one_port_for_them() {
-    let env = [("STOCKLOCK__ADMIN__LISTEN", "0.0.0.0:8080"), ("STOCKLOCK__TOPICS__WRITER_SCHEMAS", "/nowhere/file")];
+    let env = [
+        ("STOCKLOCK__ADMIN__LISTEN", "0.0.0.0:8080"),
+        ("STOCKLOCK__TOPICS__WRITER_SCHEMAS", "/nowhere/file"),
+    ];
     // The missing schema ends the roles that do not refuse the port.
-    for (role, is_refused) in [("ingest", true), ("all", true), ("worker", false), ("compensator", false)] {
+    for (role, is_refused) in
+        [("ingest", true), ("all", true), ("worker", false), ("compensator", false)]
+    {
         let error = run_with(&env, &[role]).exits(2).stderr();
-        let found = ["has the port of http.listen", "/nowhere/file"].map(|text| error.contains(text));
+        let found =
+            ["has the port of http.listen", "/nowhere/file"].map(|text| error.contains(text));
         assert_eq!(found, [is_refused, !is_refused], "{role}: {error}");
     }
     let checked = run_with(&env, &["config", "--check"]).exits(1).stderr();
-    assert!(checked.contains("has the port of http.listen") && checked.contains("/nowhere/file"), "{checked}");
+    assert!(
+        checked.contains("has the port of http.listen") && checked.contains("/nowhere/file"),
+        "{checked}"
+    );
 }

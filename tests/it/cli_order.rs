@@ -31,19 +31,29 @@ fn text<'a>(value: &'a Value, name: &str) -> &'a str {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_order_is_placed_and_shown_and_the_exit_status_is_its_outcome() {
     let (world, all) = world().await;
-    let place = ["place", "a=2", "b=1=1", "a=1", "--wait", "30", "--reference", "PO-1", "--output", "json"];
+    let place =
+        ["place", "a=2", "b=1=1", "a=1", "--wait", "30", "--reference", "PO-1", "--output", "json"];
     let completed = order(&world, &all, &place).succeeds().json();
     assert_eq!(text(&completed, "status"), "COMPLETED");
-    let shown = order(&world, &all, &["show", text(&completed, "order_id"), "--output", "json"]).succeeds().json();
+    let shown = order(&world, &all, &["show", text(&completed, "order_id"), "--output", "json"])
+        .succeeds()
+        .json();
     assert_eq!((text(&shown, "reference"), text(&shown, "status")), ("PO-1", "COMPLETED"));
     assert_eq!(shown["lines"], lines(&[("a", 2), ("b=1", 1), ("a", 1)])["lines"]);
 
-    let refused = order(&world, &all, &["place", "a=3", "--wait", "30", "--output", "json"]).exits(1).json();
-    assert_eq!((text(&refused, "order_status"), text(&refused, "reason")), ("FAILED", "INSUFFICIENT_STOCK"));
+    let refused =
+        order(&world, &all, &["place", "a=3", "--wait", "30", "--output", "json"]).exits(1).json();
+    assert_eq!(
+        (text(&refused, "order_status"), text(&refused, "reason")),
+        ("FAILED", "INSUFFICIENT_STOCK")
+    );
     let invalid = order(&world, &all, &["place", "unknown=1", "--output", "json"]).exits(1).json();
     assert_eq!(invalid["errors"][0]["pointer"], "/lines/0/product_id");
     let accepted = order(&world, &all, &["place", "a=1"]).succeeds().stdout();
-    assert!(accepted.lines().any(|line| line.split_whitespace().eq(["status", "PENDING"])), "{accepted}");
+    assert!(
+        accepted.lines().any(|line| line.split_whitespace().eq(["status", "PENDING"])),
+        "{accepted}"
+    );
     order(&world, &all, &["show", &uuid::Uuid::now_v7().to_string()]).exits(1);
     world.verify();
 }
@@ -55,11 +65,18 @@ async fn a_failure_that_is_reported_late_fails_the_order_and_returns_its_stock()
     let placed = api.place_and_wait(&lines(&[("a", 4)]), 30).await.is(201);
     assert_eq!(world.available("a"), 1);
     let id = placed.order_id();
-    let reported = order(&world, &all, &["fail", id, "--reason", "payment declined ✗", "--output", "json"]).succeeds();
-    assert_eq!((text(&reported.json(), "order_id"), text(&reported.json(), "reported")), (id, "FAILED"));
+    let reported =
+        order(&world, &all, &["fail", id, "--reason", "payment declined ✗", "--output", "json"])
+            .succeeds();
+    assert_eq!(
+        (text(&reported.json(), "order_id"), text(&reported.json(), "reported")),
+        (id, "FAILED")
+    );
     assert_eq!(text(&reported.json(), "outcome"), "unknown");
     let unknown =
-        order(&world, &all, &["fail", &uuid::Uuid::now_v7().to_string(), "--reason", "r"]).succeeds().stdout();
+        order(&world, &all, &["fail", &uuid::Uuid::now_v7().to_string(), "--reason", "r"])
+            .succeeds()
+            .stdout();
     assert!(unknown.contains("this command cannot know"), "{unknown}");
     // `verify` waits until the stock is back.
     let begun = std::time::Instant::now();
@@ -93,8 +110,11 @@ async fn an_import_counts_how_its_orders_were_answered() {
     assert_eq!(summary, expected);
     assert_eq!(world.available("a"), 1);
 
-    std::fs::write(file.path(), [two.to_string().as_bytes(), b"\n\xff\n", none.to_string().as_bytes()].concat())
-        .expect("written");
+    std::fs::write(
+        file.path(),
+        [two.to_string().as_bytes(), b"\n\xff\n", none.to_string().as_bytes()].concat(),
+    )
+    .expect("written");
     let faulty = order(&world, &all, &["import", &path]).exits(1);
     let (said, complaint) = (faulty.stdout(), faulty.stderr());
     assert!(said.contains("1 of 3 orders placed") && said.contains("1 accepted"), "{said}");
@@ -123,7 +143,8 @@ fn answering(statuses: &'static [&'static str]) -> String {
                     .map_or(length, |bytes| bytes.trim().parse().expect("a length"));
             }
             client.read_exact(&mut vec![0; length]).expect("a body");
-            let answer = format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+            let answer =
+                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
             client.get_mut().write_all(answer.as_bytes()).expect("sent");
         }
     });
@@ -147,6 +168,7 @@ fn an_import_counts_an_order_by_what_its_answer_says_of_it() {
     let imported = Cli::run(&BTreeMap::new(), &args).exits(2).json();
 
     // The first order was sent three times.
-    let counts = ["read", "accepted", "unknown", "errors", "unplaced"].map(|name| imported[name].clone());
+    let counts =
+        ["read", "accepted", "unknown", "errors", "unplaced"].map(|name| imported[name].clone());
     assert_eq!(counts, [3, 1, 2, 0, 0].map(Value::from), "{imported}");
 }

@@ -35,8 +35,13 @@ fn read_in_part(env: &BTreeMap<String, String>, args: &[&str], lines: usize) -> 
 fn a_reader_that_leaves_changes_no_exit_status() {
     let nothing = BTreeMap::new();
     // Their reader leaves before the first line, so that the first line already fails.
-    for args in [&["config"][..], &["config", "--output", "json"], &["config", "--check"], &["--help"], &["--version"]]
-    {
+    for args in [
+        &["config"][..],
+        &["config", "--output", "json"],
+        &["config", "--check"],
+        &["--help"],
+        &["--version"],
+    ] {
         let (status, complaints) = read_in_part(&nothing, args, 0);
         assert!(status == 0 && complaints.is_empty(), "{args:?}: {status}, {complaints}");
     }
@@ -58,9 +63,17 @@ async fn showing_all_the_stock_to_head_ends_in_silence() {
         let (status, complaints) = read_in_part(&world.env, args, 0);
         assert!(status == 0 && complaints.is_empty(), "{args:?}: {status}, {complaints}");
     }
-    world.tamper_with_stock("UPDATE products SET available = available + 7 WHERE product_id LIKE 'product-%7'").await;
+    world
+        .tamper_with_stock(
+            "UPDATE products SET available = available + 7 WHERE product_id LIKE 'product-%7'",
+        )
+        .await;
     let (status, complaints) = read_in_part(&world.env, &["verify"], 0);
-    assert_eq!((status, complaints.as_str()), (1, ""), "an invariant is violated, although nobody reads it");
+    assert_eq!(
+        (status, complaints.as_str()),
+        (1, ""),
+        "an invariant is violated, although nobody reads it"
+    );
 }
 
 #[test]
@@ -69,7 +82,13 @@ fn an_error_that_nobody_reads_changes_no_exit_status() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
-    let status = command.args(bad).stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).status().expect("it runs");
+    let status = command
+        .args(bad)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(writer)
+        .status()
+        .expect("it runs");
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
@@ -80,7 +99,8 @@ fn run(args: &[&str]) -> Cli {
 /// Fails the test unless all of standard error is objects with an error, a line each.
 fn errors(cli: &Cli) -> Vec<Value> {
     let text = cli.stderr();
-    let errors: Vec<Value> = text.lines().map(|line| serde_json::from_str(line).expect(&text)).collect();
+    let errors: Vec<Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect(&text)).collect();
     assert!(!errors.is_empty() && errors.iter().all(|error| error["error"].is_string()), "{text}");
     errors
 }
@@ -102,12 +122,15 @@ fn errors_are_json_where_the_output_is() {
         let failed = run(&args.split(' ').collect::<Vec<_>>()).exits(status);
         let errors = errors(&failed);
         assert!(
-            errors.len() == 1 && errors[0]["error"].as_str().is_some_and(|error| error.contains(what)),
+            errors.len() == 1
+                && errors[0]["error"].as_str().is_some_and(|error| error.contains(what)),
             "{errors:?}"
         );
         if args.contains("soon") {
             assert!(
-                errors[0]["errors"][0].as_str().is_some_and(|error| error.starts_with("lock.ttl = ")),
+                errors[0]["errors"][0]
+                    .as_str()
+                    .is_some_and(|error| error.starts_with("lock.ttl = ")),
                 "{errors:?}"
             );
         }
@@ -134,8 +157,13 @@ fn every_command_and_argument_has_help() {
         let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
         assert!(command.get_about().is_some(), "{name} has no help");
         for argument in command.get_arguments().filter(|argument| !argument.is_hide_set()) {
-            let help = argument.get_help().or(Arg::get_long_help(argument)).map(ToString::to_string);
-            assert!(help.is_some_and(|help| help.len() > 3), "{name}: {} has no help", argument.get_id());
+            let help =
+                argument.get_help().or(Arg::get_long_help(argument)).map(ToString::to_string);
+            assert!(
+                help.is_some_and(|help| help.len() > 3),
+                "{name}: {} has no help",
+                argument.get_id()
+            );
             arguments += 1;
         }
         pending.extend(command.get_subcommands().cloned());

@@ -19,7 +19,8 @@ async fn a_probe_answers_what_the_admin_address_answers() {
     assert_eq!(probe(&world, &ready, "live").succeeds().stdout(), "ok\n");
     ready.stop();
 
-    let nowhere = [("STOCKLOCK__KAFKA__BROKERS", "127.0.0.1:9"), ("STOCKLOCK__LOG__FORMAT", "json")];
+    let nowhere =
+        [("STOCKLOCK__KAFKA__BROKERS", "127.0.0.1:9"), ("STOCKLOCK__LOG__FORMAT", "json")];
     let waiting = Role::spawn(&world.env, "all", &nowhere);
     waiting.listening().await;
     assert_eq!(probe(&world, &waiting, "live").succeeds().stdout(), "ok\n");
@@ -27,8 +28,13 @@ async fn a_probe_answers_what_the_admin_address_answers() {
     assert!(!complaint.trim().is_empty(), "it says why");
 
     let log = waiting.log();
-    let lines: Vec<Value> = log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
+    let lines: Vec<Value> =
+        log.lines().map(|line| serde_json::from_str(line).expect(line)).collect();
     let started = lines.iter().find(|line| line["message"] == "started").expect("a line");
-    assert_eq!(started["roles"], serde_json::json!(["Ingest", "Worker", "Compensator"]), "{started}");
+    assert_eq!(
+        started["roles"],
+        serde_json::json!(["Ingest", "Worker", "Compensator"]),
+        "{started}"
+    );
     assert!(started["timestamp"].is_string() && started["level"] == "INFO", "{started}");
 }

@@ -46,14 +46,27 @@ on_each_database! {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn setup_reports_topics_that_differ_and_leaves_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;
-    let other = ["--output", "json", "setup", "--set", "topics.partitions=7", "--set", "topics.retention=1d"];
+    let other = [
+        "--output",
+        "json",
+        "setup",
+        "--set",
+        "topics.partitions=7",
+        "--set",
+        "topics.retention=1d",
+    ];
     // Twice, since the first might have changed them.
     for _ in 0..2 {
         let topics = world.cli(&other).succeeds().json()["topics"].clone();
         assert_eq!(topics.as_array().map(Vec::len), Some(4));
         for topic in topics.as_array().into_iter().flatten() {
-            let differences = ["partitions: 4, configured 7", "retention.ms: 604800000, configured 86400000"];
-            assert_eq!((&topic["created"], &topic["differences"]), (&json!(false), &json!(differences)), "{topic}");
+            let differences =
+                ["partitions: 4, configured 7", "retention.ms: 604800000, configured 86400000"];
+            assert_eq!(
+                (&topic["created"], &topic["differences"]),
+                (&json!(false), &json!(differences)),
+                "{topic}"
+            );
         }
     }
     let text = world.cli(&["setup", "--set", "topics.partitions=7"]).succeeds().stdout();
@@ -107,13 +120,19 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
             assert!(error.contains(expected), "{row}: {expected} is missing: {error}");
         }
     }
-    for header in
-        ["name,available", "name,product_id,available,price", "name,name,available", "product_id;name;available"]
-    {
+    for header in [
+        "name,available",
+        "name,product_id,available,price",
+        "name,name,available",
+        "product_id;name;available",
+    ] {
         let (refused, path) = import(&world, &format!("{header}\nA,a,1\n"));
         let error = refused.exits(2).stderr();
-        let expected =
-            [&path, "line 1: the columns must be product_id, name, available", header.split(',').next().unwrap()];
+        let expected = [
+            &path,
+            "line 1: the columns must be product_id, name, available",
+            header.split(',').next().unwrap(),
+        ];
         assert!(expected.iter().all(|text| error.contains(text)), "{error}");
     }
     let missing = world.cli(&["stock", "import", "/nowhere/stock.csv"]).exits(2).stderr();
@@ -164,7 +183,10 @@ async fn an_import_names_every_wrong_row_up_to_a_bound() {
         writeln!(csv, "b{n},B,-1").expect("a string takes it");
     }
 
-    let text = world.cli(&["stock", "import", &written(&csv).path().display().to_string()]).exits(2).stderr();
+    let text = world
+        .cli(&["stock", "import", &written(&csv).path().display().to_string()])
+        .exits(2)
+        .stderr();
     let (refused, path) = import(&world, &csv);
 
     assert_eq!(text.lines().filter(|line| line.starts_with("  line ")).count(), 20, "{text}");
@@ -181,11 +203,17 @@ async fn an_import_from_a_pipe_is_imported() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let pipe = tempfile::tempdir().expect("a folder");
     let path = pipe.path().join("stock.csv");
-    assert!(std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success());
+    assert!(
+        std::process::Command::new("mkfifo").arg(&path).status().expect("mkfifo runs").success()
+    );
     let writer = path.clone();
-    let writing = std::thread::spawn(move || std::fs::write(writer, "product_id,name,available\na,A,5\n"));
+    let writing =
+        std::thread::spawn(move || std::fs::write(writer, "product_id,name,available\na,A,5\n"));
 
-    let imported = world.cli(&["--output", "json", "stock", "import", &path.display().to_string()]).succeeds().json();
+    let imported = world
+        .cli(&["--output", "json", "stock", "import", &path.display().to_string()])
+        .succeeds()
+        .json();
 
     writing.join().expect("no panic").expect("written");
     assert_eq!(imported, json!({"added": 1, "changed": 0, "unchanged": 0}));

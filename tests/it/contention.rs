@@ -20,8 +20,8 @@ use stocklock::{
 use tokio::time::Instant;
 
 use crate::harness::{
-    Database, Masters, PATIENCE, Proxy, Rival, Strategy, World, acquire, delivered, is_held_up_at, order_lines,
-    random_orders,
+    Database, Masters, PATIENCE, Proxy, Rival, Strategy, World, acquire, delivered, is_held_up_at,
+    order_lines, random_orders,
 };
 
 fn products(names: &[&str]) -> Vec<ProductId> {
@@ -41,7 +41,8 @@ async fn redlock() -> World {
 
 /// Another client of the algorithm, on the same masters.
 fn rslock(world: &World) -> LockManager {
-    let mut other = LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
+    let mut other =
+        LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
     other.set_retry(1, Duration::from_millis(1));
     other
 }
@@ -92,12 +93,19 @@ async fn eight_contenders_for_three_keys_get_equal_shares() {
             (turns, most_passed)
         })
     });
-    let shares: Vec<_> = futures::future::join_all(contenders).await.into_iter().map(|share| share.unwrap()).collect();
+    let shares: Vec<_> = futures::future::join_all(contenders)
+        .await
+        .into_iter()
+        .map(|share| share.unwrap())
+        .collect();
     let fair = shares.iter().map(|(turns, _)| turns).sum::<u32>() / 8;
     eprintln!("turns, and the most turns of others that one waited: {shares:?}");
     assert!(fair > 200, "they get on: {shares:?}");
     for (turns, most_passed) in &shares {
-        assert!((fair / 2..=fair * 2).contains(turns), "within twice the fair share of {fair}: {shares:?}");
+        assert!(
+            (fair / 2..=fair * 2).contains(turns),
+            "within twice the fair share of {fair}: {shares:?}"
+        );
         assert!(*most_passed <= MOST_PASSED, "nobody starves: {shares:?}");
     }
 }
@@ -115,11 +123,13 @@ async fn who_wants_many_keys_is_not_starved_by_those_who_want_one() {
     let turns: Arc<[AtomicU32; 12]> = Arc::default();
     let narrow: Vec<_> = (0..24)
         .map(|number| {
-            let (locks, product, key) = (locks(&world, &World::metrics()), all[number / 2].clone(), number / 2);
+            let (locks, product, key) =
+                (locks(&world, &World::metrics()), all[number / 2].clone(), number / 2);
             let turns = Arc::clone(&turns);
             tokio::spawn(async move {
                 loop {
-                    let held = acquire(&locks, std::slice::from_ref(&product)).await.expect("its turn");
+                    let held =
+                        acquire(&locks, std::slice::from_ref(&product)).await.expect("its turn");
                     turns[key].fetch_add(1, Ordering::SeqCst);
                     tokio::time::sleep(HOLD).await;
                     held.release().await;
@@ -133,7 +143,8 @@ async fn who_wants_many_keys_is_not_starved_by_those_who_want_one() {
     for _ in 0..5 {
         let before = taken();
         let held = acquire(&wide, &all).await.expect("its turn");
-        let passed: Vec<_> = std::iter::zip(taken(), before).map(|(now, before)| now - before).collect();
+        let passed: Vec<_> =
+            std::iter::zip(taken(), before).map(|(now, before)| now - before).collect();
         held.release().await;
         eprintln!("turns on each of 12 keys while one waited for all: {passed:?}");
         // It may lose each key once, and waits for no more than one holder each time.
@@ -167,7 +178,10 @@ async fn a_turn_is_kept_while_another_key_has_a_dead_holder() {
     tokio::time::sleep(Duration::from_secs(3)).await;
     world.config.lock.wait = Duration::from_secs(1);
     let younger = locks(&world, &World::metrics());
-    assert_eq!(acquire(&younger, &both[1..]).await.expect_err("another's turn"), LockError::Contended);
+    assert_eq!(
+        acquire(&younger, &both[1..]).await.expect_err("another's turn"),
+        LockError::Contended
+    );
     assert!(!waiting.is_finished(), "it waits for the first key");
     rslock(&world).unlock(&dead).await;
     // Sooner than what the dead one held expires.
@@ -229,7 +243,8 @@ async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
     let (mut contenders, mut proxies) = (Vec::new(), Vec::new());
     for far in 0..2 {
         world.config.redis.urls = masters.urls();
-        let (proxy, behind) = Proxy::before_distant(world.config.redis.urls[far].expose(), FAR).await;
+        let (proxy, behind) =
+            Proxy::before_distant(world.config.redis.urls[far].expose(), FAR).await;
         world.config.redis.urls[far] = SecretUrl::new(behind);
         proxies.push(proxy);
         let metrics = World::metrics();
@@ -261,7 +276,8 @@ async fn where_masters_do_not_agree_on_who_is_older_one_gives_way() {
             refusals()
         };
         let (_, before) = tokio::join!(futures::future::join_all(both), released);
-        both_refused += usize::from(std::iter::zip(refusals(), before).all(|(now, before)| now > before));
+        both_refused +=
+            usize::from(std::iter::zip(refusals(), before).all(|(now, before)| now > before));
     }
 }
 
@@ -303,7 +319,10 @@ async fn the_wait_budget_is_kept() {
         let mut kept = false;
         for _ in 0..5 {
             let begun = Instant::now();
-            assert_eq!(acquire(&ours, &products(&["a", "b"])).await.expect_err("theirs"), LockError::Contended);
+            assert_eq!(
+                acquire(&ours, &products(&["a", "b"])).await.expect_err("theirs"),
+                LockError::Contended
+            );
             let waited = begun.elapsed();
             assert!(waited >= wait * 9 / 10, "{waited:?} instead of {wait:?}");
             kept = waited <= wait * 11 / 10;
@@ -336,7 +355,8 @@ async fn gap_after_a_release(one: &Locks, other: &Arc<Locks>, wanted: &[ProductI
 async fn a_release_wakes_who_waits_for_it() {
     let mut world = redlock().await;
     world.config.lock.wait = Duration::from_secs(5);
-    let (one, other) = (locks(&world, &World::metrics()), Arc::new(locks(&world, &World::metrics())));
+    let (one, other) =
+        (locks(&world, &World::metrics()), Arc::new(locks(&world, &World::metrics())));
     let wanted = products(&["a", "b"]);
     // By the clock alone, an attempt every 50 to 100 ms, no series is like that; one may be spoilt where the machine is busy.
     for series in 1.. {
@@ -370,7 +390,14 @@ async fn orders_whose_products_are_free_are_decided_and_none_overtakes_on_a_prod
     let mut world = redlock().await;
     world.import(&[("a", 10), ("b", 10), ("c", 10), ("d", 10)]);
     let worker = world.worker(&World::metrics());
-    let orders = [&[("a", 1)][..], &[("a", 1), ("b", 1)], &[("c", 1)], &[("b", 1), ("d", 1)], &[("c", 2)], &[("d", 1)]];
+    let orders = [
+        &[("a", 1)][..],
+        &[("a", 1), ("b", 1)],
+        &[("c", 1)],
+        &[("b", 1), ("d", 1)],
+        &[("c", 2)],
+        &[("d", 1)],
+    ];
     let events = world.save(&orders.map(order_lines)).await;
     let theirs = theirs(&world, "a").await;
     let begun = Instant::now();
@@ -455,7 +482,9 @@ async fn nothing_is_committed_under_locks_that_were_lost() {
     let mut rival = Rival::rename(&world, "a").await;
     let deciding = {
         let (worker, messages) = (Arc::clone(&worker), vec![worker.decode(&delivered(&events[0]))]);
-        tokio::spawn(async move { worker.handle(&messages).await.map(|done| done.handled.outcomes.len()) })
+        tokio::spawn(async move {
+            worker.handle(&messages).await.map(|done| done.handled.outcomes.len())
+        })
     };
     is_held_up_at(&mut rival.conn, &deciding, "UPDATE JSON_TABLE").await;
     assert!(world.delete_keys().await >= 2, "a majority of the masters held it");
@@ -477,10 +506,13 @@ async fn nothing_is_committed_under_locks_that_were_lost() {
 async fn nothing_of_ours_is_left_in_redis() {
     let mut world = redlock().await;
     world.config.lock.ttl = Duration::from_secs(2);
-    world.import(&(0..6).map(|n| (["p0", "p1", "p2", "p3", "p4", "p5"][n], 500)).collect::<Vec<_>>());
+    world.import(
+        &(0..6).map(|n| (["p0", "p1", "p2", "p3", "p4", "p5"][n], 500)).collect::<Vec<_>>(),
+    );
     let events = world.save(&random_orders(3, 200, 6)).await;
     let workers = (0..4).map(|number| {
-        let (worker, events) = (world.worker(&World::metrics()), events[number * 50..][..50].to_vec());
+        let (worker, events) =
+            (world.worker(&World::metrics()), events[number * 50..][..50].to_vec());
         tokio::spawn(async move {
             for batch in events.chunks(5) {
                 crate::harness::decide(&worker, batch).await;

@@ -11,7 +11,8 @@ use std::{
 use serde_json::Value;
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, body, free_address, on_two_stacks, order_lines, place_all, random_orders,
+    Database, PATIENCE, Role, Strategy, World, body, free_address, on_two_stacks, order_lines,
+    place_all, random_orders,
 };
 
 const PRODUCTS: usize = 12;
@@ -29,7 +30,11 @@ fn bodies(seed: u64, count: usize) -> Vec<Value> {
 
 /// Small batches, so that a load is many of them.
 fn doomed(world: &World, role: &str, point: &str) -> Role {
-    let small = ["STOCKLOCK__WORKER__BATCH_MAX", "STOCKLOCK__COMPENSATOR__BATCH_MAX", "STOCKLOCK__INGEST__GROUP_MAX"];
+    let small = [
+        "STOCKLOCK__WORKER__BATCH_MAX",
+        "STOCKLOCK__COMPENSATOR__BATCH_MAX",
+        "STOCKLOCK__INGEST__GROUP_MAX",
+    ];
     let mut settings = vec![("STOCKLOCK_CRASH_AT", point)];
     settings.extend(small.map(|key| (key, "20")));
     Role::spawn(&world.env, role, &settings)
@@ -155,7 +160,13 @@ async fn a_compensator_that_dies_with_a_release_in_hand_gives_the_stock_back_all
 /// A role that dies again and again at random moments, its last time not before it has achieved something, and is started again each
 /// time. Each of its lives is a group of its own: it need not wait until its last life is given up for dead, and takes the topic from its
 /// start, beside its likes.
-async fn die_at_random(world: &World, role: &str, http: &str, seed: u64, has_achieved: impl AsyncFn() -> bool) {
+async fn die_at_random(
+    world: &World,
+    role: &str,
+    http: &str,
+    seed: u64,
+    has_achieved: impl AsyncFn() -> bool,
+) {
     let mut random = fastrand::Rng::with_seed(seed);
     for life in 0..LIVES {
         let group = format!("{}-{seed}-{life}", world.config.kafka.group_id);

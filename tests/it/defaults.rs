@@ -12,7 +12,8 @@ async fn flow(world: &World) {
     world.import(&[("a", 5), ("B", 1)]);
     let all = world.start("all").await;
     let api = Api::of(&all);
-    let completed = api.place_and_wait(&lines(&[("a", 2), ("B", 1)]), 60).await.is(201).order_id().to_owned();
+    let completed =
+        api.place_and_wait(&lines(&[("a", 2), ("B", 1)]), 60).await.is(201).order_id().to_owned();
     let refused = api.place_and_wait(&lines(&[("B", 1)]), 60).await.is(409);
     assert_eq!(refused.body["reason"], "INSUFFICIENT_STOCK");
     let path = format!("/v1/orders/{completed}");
@@ -25,7 +26,10 @@ async fn flow(world: &World) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     let failed = api.get(&path).await.is(200).body;
-    assert_eq!((&failed["status"], &failed["reason"]), (&"FAILED".into(), &"PAYMENT_DECLINED: ü€".into()));
+    assert_eq!(
+        (&failed["status"], &failed["reason"]),
+        (&"FAILED".into(), &"PAYMENT_DECLINED: ü€".into())
+    );
     world.verify();
     for dead_letters in [&world.config.topics.orders_dlq, &world.config.topics.order_status_dlq] {
         assert_eq!(world.count_messages(dead_letters), 0);
@@ -55,7 +59,9 @@ const LOOSE_AND_OLD: &[&str] = &[
 async fn flow_on(database: Database, options: &[&str]) {
     // MySQL 9 knows two of them no longer.
     let mariadb_has = ["PAD_CHAR_TO_FULL_LENGTH", "skip-character-set-client-handshake"];
-    let known = |option: &&str| database == Database::MariaDb || !mariadb_has.iter().any(|it| option.contains(it));
+    let known = |option: &&str| {
+        database == Database::MariaDb || !mariadb_has.iter().any(|it| option.contains(it))
+    };
     let mut options: Vec<_> = options.iter().copied().filter(known).collect();
     if options.iter().all(|option| !option.starts_with("--sql-mode")) {
         options.push("--sql-mode=ANSI,TRADITIONAL,ONLY_FULL_GROUP_BY,NO_BACKSLASH_ESCAPES");
@@ -114,7 +120,8 @@ async fn make_binary(world: &World, kinds: &str) {
     );
     for store in [&world.config.order_store, &world.config.stock_store] {
         let mut conn = MySqlConnection::connect(store.url.expose()).await.expect("a connection");
-        let alters: Vec<String> = sqlx::query_scalar(&sql).fetch_all(&mut conn).await.expect("the columns");
+        let alters: Vec<String> =
+            sqlx::query_scalar(&sql).fetch_all(&mut conn).await.expect("the columns");
         for alter in alters {
             conn.execute(alter.as_str()).await.expect("altered");
         }
@@ -175,7 +182,10 @@ async fn statement_log(database: Database) {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     for text in [refused, import] {
-        assert!(text.contains("binlog_format is STATEMENT") && text.contains("set it to ROW"), "{text}");
+        assert!(
+            text.contains("binlog_format is STATEMENT") && text.contains("set it to ROW"),
+            "{text}"
+        );
     }
 }
 

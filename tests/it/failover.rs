@@ -8,7 +8,9 @@ use stocklock::{
     store::{NewOrder, StoreError},
 };
 
-use crate::harness::{Api, Database, Proxy, Server, Strategy, World, lines, on_each_database, order_lines};
+use crate::harness::{
+    Api, Database, Proxy, Server, Strategy, World, lines, on_each_database, order_lines,
+};
 
 const LEASE: Duration = Duration::from_secs(60);
 /// Sooner than a session ends for its age alone.
@@ -25,7 +27,11 @@ async fn fail_over(database: Database) {
     let world = World::on(&url, Strategy::Row).await;
     world.cli(&["setup"]).succeeds();
     world.import(&[("a", 100)]);
-    let roles = [world.start("ingest").await, world.start("worker").await, world.start("compensator").await];
+    let roles = [
+        world.start("ingest").await,
+        world.start("worker").await,
+        world.start("compensator").await,
+    ];
     let api = Api::of(&roles[0]);
     api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
     let reader = world.stock_store(&World::metrics());
@@ -66,9 +72,13 @@ async fn sessions(asking: &mut MySqlConnection) -> Vec<u64> {
         .await
         .expect("its id");
     let all = asking.fetch_all("SHOW PROCESSLIST").await.expect("the list");
-    let of_world =
-        all.iter().filter(|row| row.try_get_unchecked::<Option<String>, _>("db").unwrap().as_ref() == Some(&own.1));
-    of_world.map(|row| row.try_get_unchecked("Id").expect("an id")).filter(|id| *id != own.0).collect()
+    let of_world = all.iter().filter(|row| {
+        row.try_get_unchecked::<Option<String>, _>("db").unwrap().as_ref() == Some(&own.1)
+    });
+    of_world
+        .map(|row| row.try_get_unchecked("Id").expect("an id"))
+        .filter(|id| *id != own.0)
+        .collect()
 }
 
 on_each_database! {
@@ -116,7 +126,9 @@ async fn lose(url: &str, tables: &[&str], save: bool) {
     let mut conn = MySqlConnection::connect(url).await.expect("a connection");
     for table in tables {
         let sql = if save {
-            format!("CREATE TABLE saved_{table} LIKE {table}; INSERT INTO saved_{table} SELECT * FROM {table}")
+            format!(
+                "CREATE TABLE saved_{table} LIKE {table}; INSERT INTO saved_{table} SELECT * FROM {table}"
+            )
         } else {
             format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM saved_{table}")
         };

@@ -7,7 +7,8 @@ use rdkafka::Message as _;
 use stocklock::domain::{OrderId, OrderState, ReportedStatus, WORKER_SOURCE};
 
 use crate::harness::{
-    Database, PATIENCE, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines, release,
+    Database, PATIENCE, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines,
+    release,
 };
 
 /// The order and the error's class of each dead letter, in the order of the ids.
@@ -17,7 +18,10 @@ fn letters(world: &World, topic: &str) -> Vec<(OrderId, String)> {
         .iter()
         .map(|letter| {
             let key = String::from_utf8_lossy(letter.key().expect("the key")).into_owned();
-            (key.parse().expect("an order id"), header(letter, "stocklock.error.class").expect("the class"))
+            (
+                key.parse().expect("an order id"),
+                header(letter, "stocklock.error.class").expect("the class"),
+            )
         })
         .collect();
     letters.sort();
@@ -63,7 +67,9 @@ async fn a_completed_order_fails_as_long_as_its_stock_can_be_given_back_and_not_
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     let compensator = world.start("compensator").await;
     let (group, topic) = (&world.config.compensator.group_id, &world.config.topics.order_status);
-    let saved = world.save_as([28, 30, 31].map(|days| (aged(days), order_lines(&[("a", 1)]))).to_vec()).await;
+    let saved = world
+        .save_as([28, 30, 31].map(|days| (aged(days), order_lines(&[("a", 1)]))).to_vec())
+        .await;
     let [in_time, too_late, pending] = [0, 1, 2].map(|index: usize| saved[index].order_id);
     for id in [in_time, too_late] {
         world.report(id, ReportedStatus::Completed, WORKER_SOURCE).await;
@@ -75,14 +81,22 @@ async fn a_completed_order_fails_as_long_as_its_stock_can_be_given_back_and_not_
     world.caught_up(group, topic).await;
     compensator.stop();
 
-    let states = [state(&world, in_time).await, state(&world, too_late).await, state(&world, pending).await];
+    let states =
+        [state(&world, in_time).await, state(&world, too_late).await, state(&world, pending).await];
     assert_eq!(states, [OrderState::Failed, OrderState::Completed, OrderState::Failed]);
     let mut events: Vec<_> = world.read_events().iter().map(|event| event.order_id).collect();
     events.dedup();
     assert_eq!(events, [in_time], "the release of the oldest would be a dead letter");
-    let owed = world.order_store().find_owed_releases(&[in_time, too_late, pending]).await.expect("the order store");
+    let owed = world
+        .order_store()
+        .find_owed_releases(&[in_time, too_late, pending])
+        .await
+        .expect("the order store");
     assert_eq!(owed.into_keys().collect::<BTreeSet<_>>(), BTreeSet::from([pending, in_time]));
-    assert_eq!(letters(&world, &world.config.topics.order_status_dlq), [(too_late, "expired".to_owned())]);
+    assert_eq!(
+        letters(&world, &world.config.topics.order_status_dlq),
+        [(too_late, "expired".to_owned())]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -47,7 +47,8 @@ fn memory_limit_kib() -> u64 {
     let values = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/stocklock/values.yaml");
     let values = std::fs::read_to_string(values).expect("the chart's values");
     let ingest = values.split("\ningest:").nth(1).expect("ingest");
-    let limit = ingest.split("memory: ").nth(2).and_then(|rest| rest.split("Mi").next()).expect("a limit");
+    let limit =
+        ingest.split("memory: ").nth(2).and_then(|rest| rest.split("Mi").next()).expect("a limit");
     limit.parse::<u64>().expect("MiB") << 10
 }
 
@@ -76,7 +77,8 @@ async fn percentile_of_good_clients(ingest: &Role) -> f64 {
 /// Connects hostile clients. The slow ones and those with large bodies work until `is_over`.
 async fn besiege(http: &str, crowd: &Crowd, is_over: &Arc<AtomicBool>) -> (Vec<Raw>, JoinSet<()>) {
     let order = lines(&[("a", 1)]).to_string();
-    let connected = |count: usize| stream::iter(0..count).map(|_| Raw::connect(http)).buffer_unordered(64);
+    let connected =
+        |count: usize| stream::iter(0..count).map(|_| Raw::connect(http)).buffer_unordered(64);
     let mut held: Vec<_> = connected(crowd.silent).collect().await;
     let mut not_reading = connected(crowd.not_reading).collect::<Vec<_>>().await;
     let pipelined = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(400);
@@ -173,10 +175,16 @@ async fn hostile_clients_cost_the_good_ones_little_and_bounded_memory() {
     let (peak, limit) = (ingest.peak_memory_kib(), memory_limit_kib());
     println!("p99 in ms without and with: {rounds:?}; {peak} KiB of {limit} at its peak");
     let (without, with) = rounds[rounds.len() - 1];
-    assert!(with <= without * WORST_RATIO || with <= GOOD_MS, "p99 in ms without and with: {rounds:?}");
+    assert!(
+        with <= without * WORST_RATIO || with <= GOOD_MS,
+        "p99 in ms without and with: {rounds:?}"
+    );
     assert!(peak < limit, "{peak} KiB at its peak, {limit} are allowed");
 
-    assert!(ingest.count("stocklock_http_requests_total", r#"status="422""#).await > 0, "no large body was refused");
+    assert!(
+        ingest.count("stocklock_http_requests_total", r#"status="422""#).await > 0,
+        "no large body was refused"
+    );
     let livez = reqwest::get(format!("{}/livez", ingest.admin)).await.expect("an answer");
     assert_eq!(livez.status(), 200);
 }

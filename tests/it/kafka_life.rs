@@ -11,7 +11,8 @@ use rdkafka::{
 use stocklock::kafka::{client_config, delete_topics};
 
 use crate::harness::{
-    BrokerProxy, Database, PATIENCE, PrivateKafka, Role, Strategy, World, body, order_lines, place_all, random_orders,
+    BrokerProxy, Database, PATIENCE, PrivateKafka, Role, Strategy, World, body, order_lines,
+    place_all, random_orders,
 };
 
 const PROTOCOL: &str = "STOCKLOCK__KAFKA__GROUP_PROTOCOL";
@@ -20,12 +21,20 @@ const PROTOCOL: &str = "STOCKLOCK__KAFKA__GROUP_PROTOCOL";
 async fn says(role: &Role, expected: &str) {
     let begun = Instant::now();
     loop {
-        let answer =
-            reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").text().await.expect("text");
+        let answer = reqwest::get(format!("{}/readyz", role.admin))
+            .await
+            .expect("an answer")
+            .text()
+            .await
+            .expect("text");
         if answer.contains(expected) {
             return;
         }
-        assert!(begun.elapsed() < PATIENCE, "it says {answer:?}, not {expected:?}:\n{}", role.log());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "it says {answer:?}, not {expected:?}:\n{}",
+            role.log()
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -51,8 +60,15 @@ async fn completed(world: &World, orders: i64) {
 
 /// The lags that a role shows of its topic, or `None` where it shows none.
 async fn lag(role: &Role, topic: &str) -> Option<f64> {
-    let text = reqwest::get(format!("{}/metrics", role.admin)).await.expect("metrics").text().await.expect("text");
-    let lines = text.lines().filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
+    let text = reqwest::get(format!("{}/metrics", role.admin))
+        .await
+        .expect("metrics")
+        .text()
+        .await
+        .expect("text");
+    let lines = text
+        .lines()
+        .filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
     lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).reduce(std::ops::Add::add)
 }
 
@@ -63,7 +79,11 @@ async fn shows_lag(role: &Role, topic: &str, expected: Option<f64>) {
         if shown == expected {
             return;
         }
-        assert!(begun.elapsed() < PATIENCE, "it shows {shown:?}, not {expected:?}:\n{}", role.log());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "it shows {shown:?}, not {expected:?}:\n{}",
+            role.log()
+        );
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
@@ -81,14 +101,19 @@ async fn partitions_are_added(protocol: &str) {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 1000)]);
     let settings = [(PROTOCOL, protocol)];
-    let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
+    let (worker, _compensator) =
+        (world.start_with("worker", &settings).await, world.start("compensator").await);
     let ingest = world.start("ingest").await;
     place(&ingest, 20).await;
     completed(&world, 20).await;
 
-    let admin: AdminClient<DefaultClientContext> = client_config(&world.config.kafka).create().unwrap();
+    let admin: AdminClient<DefaultClientContext> =
+        client_config(&world.config.kafka).create().unwrap();
     let topic = &world.config.topics.orders;
-    admin.create_partitions(&[NewPartitions::new(topic, 8)], &AdminOptions::new()).await.unwrap()[0].as_ref().unwrap();
+    admin.create_partitions(&[NewPartitions::new(topic, 8)], &AdminOptions::new()).await.unwrap()
+        [0]
+    .as_ref()
+    .unwrap();
 
     // A producer made now knows them at once.
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 60]).await).await;
@@ -151,7 +176,8 @@ async fn a_topic_that_is_gone_makes_its_readers_unready_until_it_is_back() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 1000)]);
     let consumer = [(PROTOCOL, "consumer")];
-    let (worker, compensator) = (world.start("worker").await, world.start_with("compensator", &consumer).await);
+    let (worker, compensator) =
+        (world.start("worker").await, world.start_with("compensator", &consumer).await);
 
     delete_topics(&world.config.kafka, &world.config.topics).await.unwrap();
     tokio::join!(says(&worker, "Unknown topic"), says(&compensator, "Unknown topic"));
@@ -231,8 +257,10 @@ async fn brokers_that_come_back_under_another_address_are_found() {
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
     proxy.move_broker().await;
     let settings = [("STOCKLOCK__KAFKA__BROKERS", &*proxy.address)];
-    let (worker, compensator) =
-        (world.start_with("worker", &settings).await, world.start_with("compensator", &settings).await);
+    let (worker, compensator) = (
+        world.start_with("worker", &settings).await,
+        world.start_with("compensator", &settings).await,
+    );
     let ingest = world.start_with("ingest", &settings).await;
     place(&ingest, 20).await;
     completed(&world, 20).await;
@@ -253,7 +281,8 @@ async fn a_broker_that_is_away_is_reported_once_and_not_for_ever() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topic = &world.config.topics.order_status;
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
-    let compensator = world.start_with("compensator", &[("STOCKLOCK__KAFKA__BROKERS", &*proxy.address)]).await;
+    let compensator =
+        world.start_with("compensator", &[("STOCKLOCK__KAFKA__BROKERS", &*proxy.address)]).await;
     shows_lag(&compensator, topic, Some(0.0)).await;
 
     proxy.cut();
@@ -280,7 +309,8 @@ async fn a_client_that_ends_by_a_fatal_error_is_replaced() {
     world.shorten_sessions().await;
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
     let settings = [("STOCKLOCK__KAFKA__BROKERS", &*proxy.address), (PROTOCOL, "consumer")];
-    let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
+    let (worker, _compensator) =
+        (world.start_with("worker", &settings).await, world.start("compensator").await);
     let topic = &world.config.topics.orders;
 
     proxy.fail_heartbeat(INVALID_REQUEST);
@@ -302,7 +332,9 @@ async fn records_that_are_no_messages_are_no_lag() {
     producer.init_transactions(PATIENCE).unwrap();
     producer.begin_transaction().unwrap();
     for partition in 0..4 {
-        producer.send(BaseRecord::<[u8], [u8]>::to(topic).partition(partition).payload(b"no event")).unwrap();
+        producer
+            .send(BaseRecord::<[u8], [u8]>::to(topic).partition(partition).payload(b"no event"))
+            .unwrap();
     }
     producer.commit_transaction(PATIENCE).unwrap();
     let begun = Instant::now();

@@ -14,7 +14,10 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
     config::Batches,
     domain::OrderId,
-    kafka::{Batch, Consumer, DeadLetters, Done, Fate, Handler, Lane, Message, Producer, Refusal, Subscription},
+    kafka::{
+        Batch, Consumer, DeadLetters, Done, Fate, Handler, Lane, Message, Producer, Refusal,
+        Subscription,
+    },
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
 };
@@ -35,13 +38,20 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
         payload: Some(vec![0; PAYLOAD_BYTES]),
         headers: None,
     };
-    producer.produce(&world.config.topics.orders, (0..MESSAGES).map(message).collect()).await.unwrap();
-    let subscription =
-        Subscription { group_id: &world.config.kafka.group_id, topic: &world.config.topics.orders, lanes: 1 };
+    producer
+        .produce(&world.config.topics.orders, (0..MESSAGES).map(message).collect())
+        .await
+        .unwrap();
+    let subscription = Subscription {
+        group_id: &world.config.kafka.group_id,
+        topic: &world.config.topics.orders,
+        lanes: 1,
+    };
     let shutdown = Shutdown::default();
     let health = Health::default().register("consumer");
     let (consumer, mut lanes) =
-        Consumer::start(&world.config.kafka, &subscription, &metrics, health, shutdown.clone()).unwrap();
+        Consumer::start(&world.config.kafka, &subscription, &metrics, health, shutdown.clone())
+            .unwrap();
     let mut lane = lanes.pop().unwrap();
 
     // All that a lane holds has come by then, and the poll thread has run out of patience.
@@ -80,7 +90,8 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     let subscription = Subscription { group_id: &world.config.kafka.group_id, topic, lanes: 1 };
     let join = |metrics: &Metrics, shutdown: &Shutdown| {
         let health = Health::default().register("consumer");
-        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone()).unwrap()
+        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone())
+            .unwrap()
     };
     let (metrics, rival_metrics) = (World::metrics(), World::metrics());
     let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
@@ -140,18 +151,25 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let subscription = Subscription { group_id: &world.config.kafka.group_id, topic, lanes: 1 };
     let join = |metrics: &Metrics, shutdown: &Shutdown| {
         let health = Health::default().register("consumer");
-        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone()).unwrap()
+        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone())
+            .unwrap()
     };
     let message = |n: usize| {
         let key = Some(n.to_string().into_bytes());
         Message { key, payload: Some(vec![0; PAYLOAD_BYTES]), headers: None }
     };
-    Producer::new(&world.config.kafka).unwrap().produce(topic, (0..MESSAGES).map(message).collect()).await.unwrap();
+    Producer::new(&world.config.kafka)
+        .unwrap()
+        .produce(topic, (0..MESSAGES).map(message).collect())
+        .await
+        .unwrap();
     let (metrics, rival_metrics) = (World::metrics(), World::metrics());
     let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
     let (consumer, mut lanes) = join(&metrics, &shutdown);
     let mut lane = lanes.pop().unwrap();
-    let in_hand = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::from_secs(4) }).await.unwrap();
+    let in_hand = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::from_secs(4) })
+        .await
+        .unwrap();
     assert!(in_hand.len() < MESSAGES, "the lane was never full");
     let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -171,7 +189,9 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     drop(rival_lanes);
     rival.stopped(PATIENCE).await.unwrap();
     assigned(&metrics, assignments + 1).await;
-    world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"new".to_vec())).collect()).await;
+    world
+        .produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"new".to_vec())).collect())
+        .await;
     let mut found = BTreeSet::new();
     while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
         let batch = batch.unwrap();
@@ -212,12 +232,17 @@ impl Handler for Picky {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(TooLarge);
         }
-        let is_left =
-            |message: &(i32, i64)| *message == (LEFT_PARTITION, 0) && !self.left_behind.swap(true, Ordering::SeqCst);
-        let left: Vec<_> = (0..messages.len()).filter(|number| is_left(&messages[*number])).collect();
-        let overtakes = |number: &usize| left.iter().any(|left| left < number) && messages[*number].0 == LEFT_PARTITION;
-        let left_behind: Vec<_> =
-            (0..messages.len()).filter(|number| left.contains(number) || overtakes(number)).collect();
+        let is_left = |message: &(i32, i64)| {
+            *message == (LEFT_PARTITION, 0) && !self.left_behind.swap(true, Ordering::SeqCst)
+        };
+        let left: Vec<_> =
+            (0..messages.len()).filter(|number| is_left(&messages[*number])).collect();
+        let overtakes = |number: &usize| {
+            left.iter().any(|left| left < number) && messages[*number].0 == LEFT_PARTITION
+        };
+        let left_behind: Vec<_> = (0..messages.len())
+            .filter(|number| left.contains(number) || overtakes(number))
+            .collect();
         let kept = (0..messages.len()).filter(|number| !left_behind.contains(number));
         let handled: Vec<_> = kept.map(|number| messages[number]).collect();
         self.handled.lock().unwrap().extend(&handled);
@@ -239,7 +264,11 @@ impl Handler for Picky {
 }
 
 fn dead_letters(world: &World, metrics: &Metrics) -> DeadLetters {
-    DeadLetters::new(Producer::new(&world.config.kafka).unwrap(), &world.config.topics.orders_dlq, metrics)
+    DeadLetters::new(
+        Producer::new(&world.config.kafka).unwrap(),
+        &world.config.topics.orders_dlq,
+        metrics,
+    )
 }
 
 async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
@@ -255,8 +284,13 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
     let (metrics, shutdown) = (World::metrics(), Shutdown::default());
     let health = Health::default();
     let subscription = Subscription { group_id, topic, lanes: 1 };
-    let consumer =
-        Consumer::start(&world.config.kafka, &subscription, &metrics, health.register("consumer"), shutdown.clone());
+    let consumer = Consumer::start(
+        &world.config.kafka,
+        &subscription,
+        &metrics,
+        health.register("consumer"),
+        shutdown.clone(),
+    );
     let (consumer, mut lanes) = consumer.unwrap();
     let picky = Picky::default();
     let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
@@ -265,8 +299,13 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
         world.caught_up(group_id, topic).await;
         shutdown.request();
     };
-    let running =
-        lanes.pop().unwrap().run(picky.clone(), dead_letters(&world, &metrics), batches, &metrics, lane_health);
+    let running = lanes.pop().unwrap().run(
+        picky.clone(),
+        dead_letters(&world, &metrics),
+        batches,
+        &metrics,
+        lane_health,
+    );
     tokio::join!(running, stop_when_done);
     consumer.stopped(PATIENCE).await.unwrap();
     assert!(picky.refused.load(Ordering::SeqCst) > 0, "the first batch was too large");
@@ -275,7 +314,8 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
     assert_eq!(*handled, *picky.published.lock().unwrap());
     assert_eq!(handled.len(), MESSAGES, "each once");
     for partition in 0..world.config.topics.partitions {
-        let offsets: Vec<_> = handled.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect();
+        let offsets: Vec<_> =
+            handled.iter().filter(|(p, _)| *p == partition).map(|(_, offset)| *offset).collect();
         assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
     }
 }
@@ -299,7 +339,10 @@ impl Handler for Hindered {
         tokio::time::sleep(Duration::from_millis(100)).await;
         let (left_behind, handled): (Vec<_>, Vec<_>) =
             (0..messages.len()).partition(|number: &usize| messages[*number].1 == 0);
-        self.handled.lock().unwrap().extend(handled.into_iter().map(|number: usize| messages[number]));
+        self.handled
+            .lock()
+            .unwrap()
+            .extend(handled.into_iter().map(|number: usize| messages[number]));
         Ok(Done { handled: (), left_behind })
     }
 
@@ -325,7 +368,8 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     let health = Health::default();
     let join = |metrics: &Metrics, shutdown: &Shutdown| {
         let health = health.register("consumer");
-        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone()).unwrap()
+        Consumer::start(&world.config.kafka, &subscription, metrics, health, shutdown.clone())
+            .unwrap()
     };
     let (metrics, rival_metrics) = (World::metrics(), World::metrics());
     let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
@@ -333,12 +377,20 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     let hindered = Hindered::default();
     let steps = ["handling", "publishing"].map(|step| health.register(step));
     let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
-    let running = lanes.pop().unwrap().run(hindered.clone(), dead_letters(&world, &metrics), batches, &metrics, steps);
+    let running = lanes.pop().unwrap().run(
+        hindered.clone(),
+        dead_letters(&world, &metrics),
+        batches,
+        &metrics,
+        steps,
+    );
     let producer = Producer::new(&world.config.kafka).unwrap();
     let producing = async {
         while !rival_shutdown.is_requested() {
             let key = || Some(OrderId::generate().to_string().into_bytes());
-            let some = (0..40).map(|_| Message { key: key(), payload: Some(b"x".to_vec()), headers: None }).collect();
+            let some = (0..40)
+                .map(|_| Message { key: key(), payload: Some(b"x".to_vec()), headers: None })
+                .collect();
             producer.produce(topic, some).await.unwrap();
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -369,7 +421,8 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     consumer.stopped(PATIENCE).await.unwrap();
     for (partition, offset) in first {
         assert_eq!(offset, 0, "of partition {partition}");
-        let handled = hindered.handled.lock().unwrap().iter().filter(|(p, _)| *p == partition).count();
+        let handled =
+            hindered.handled.lock().unwrap().iter().filter(|(p, _)| *p == partition).count();
         assert!(handled > 1, "those behind it had been handled");
     }
 }
@@ -422,8 +475,13 @@ async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output
     let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     let (metrics, shutdown, health) = (World::metrics(), Shutdown::default(), Health::default());
     let subscription = Subscription { group_id, topic, lanes: 1 };
-    let consumer =
-        Consumer::start(&world.config.kafka, &subscription, &metrics, health.register("consumer"), shutdown.clone());
+    let consumer = Consumer::start(
+        &world.config.kafka,
+        &subscription,
+        &metrics,
+        health.register("consumer"),
+        shutdown.clone(),
+    );
     let (consumer, mut lanes) = consumer.unwrap();
     let steps = ["handling", "publishing"].map(|step| health.register(step));
     let running = lanes.pop().unwrap().run(
@@ -442,16 +500,22 @@ async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn batches_are_handled_ahead_of_the_one_that_cannot_be_published_and_none_is_committed_before_it() {
+async fn batches_are_handled_ahead_of_the_one_that_cannot_be_published_and_none_is_committed_before_it()
+ {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topic = &world.config.topics.orders;
-    world.produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"x".to_vec())).collect()).await;
+    world
+        .produce(topic, (0..MESSAGES).map(|_| (OrderId::generate(), b"x".to_vec())).collect())
+        .await;
     let unheard = Unheard::default();
     let left = run_unheard(&world, &unheard, async {
         let begun = Instant::now();
         // The first may have fewer messages than five: it does not wait for more.
         while unheard.batches.load(Ordering::SeqCst) < 3 {
-            assert!(begun.elapsed() < crate::harness::PATIENCE, "the other batches wait for the first");
+            assert!(
+                begun.elapsed() < crate::harness::PATIENCE,
+                "the other batches wait for the first"
+            );
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     });

@@ -11,7 +11,8 @@ use stocklock::{
 use tokio::time::Instant;
 
 use crate::harness::{
-    Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, deliver, on_each_database, order_lines,
+    Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, deliver, on_each_database,
+    order_lines,
 };
 
 /// How long work may take to go on once a majority of the masters is back.
@@ -35,7 +36,12 @@ fn products(count: usize) -> Vec<ProductId> {
 }
 
 /// Locks and unlocks for a while. Answers how often, and notes how long each acquisition took.
-async fn lock_for(locks: &Locks, wanted: &[ProductId], duration: Duration, took: &mut Vec<Duration>) -> usize {
+async fn lock_for(
+    locks: &Locks,
+    wanted: &[ProductId],
+    duration: Duration,
+    took: &mut Vec<Duration>,
+) -> usize {
     let (begun, before) = (Instant::now(), took.len());
     while begun.elapsed() < duration {
         let asked = Instant::now();
@@ -58,7 +64,9 @@ async fn one_out_costs_little(world: &mut World, out: impl AsyncFn(), back: impl
     let (locks, wanted) = (locks(world, &World::metrics()), products(100));
     for attempt in 1.. {
         let (healthy, degraded, p99) = pace_with_one_out(&locks, &wanted, &out, &back).await;
-        let said = format!("{healthy} locks with all masters, {degraded} with one out, whose p99 is {p99:?}");
+        let said = format!(
+            "{healthy} locks with all masters, {degraded} with one out, whose p99 is {p99:?}"
+        );
         eprintln!("{said}");
         if degraded * 100 >= healthy * 80 && p99 <= Duration::from_millis(150) {
             break;
@@ -92,7 +100,12 @@ async fn pace_with_one_out(
 async fn one_master_of_three_that_is_stopped_costs_little() {
     let masters = Masters::start(3).await;
     let mut world = world_on(&masters).await;
-    one_out_costs_little(&mut world, async || masters.freeze(1).await, async || masters.thaw(1).await).await;
+    one_out_costs_little(
+        &mut world,
+        async || masters.freeze(1).await,
+        async || masters.thaw(1).await,
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -113,7 +126,12 @@ async fn produce(world: &World, count: usize) {
 fn wait_for_stock(world: &World, role: &Role, available: i64) -> Duration {
     let begun = Instant::now();
     while world.available("a") != available {
-        assert!(begun.elapsed() < PATIENCE, "{} instead of {available}:\n{}", world.available("a"), role.log());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{} instead of {available}:\n{}",
+            world.available("a"),
+            role.log()
+        );
         std::thread::sleep(Duration::from_millis(50));
     }
     begun.elapsed()
@@ -191,7 +209,11 @@ async fn row_locks_take_over_where_that_is_wanted() {
     let decided = async |count: u64| {
         let begun = Instant::now();
         while by("").await < count {
-            assert!(begun.elapsed() < PATIENCE, "{count} orders are not decided:\n{}", worker.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{count} orders are not decided:\n{}",
+                worker.log()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         (by("\"row\"").await, by("\"redlock\"").await)
@@ -301,7 +323,10 @@ async fn masters_that_refuse_the_password_for_a_while_are_asked_again() {
         masters.change_password(number, "right", "another").await;
     }
     for _ in 0..20 {
-        assert_eq!(acquire(&ours, &wanted).await.expect_err("two refuse us"), LockError::Unavailable);
+        assert_eq!(
+            acquire(&ours, &wanted).await.expect_err("two refuse us"),
+            LockError::Unavailable
+        );
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     for number in 0..2 {
@@ -350,7 +375,13 @@ async fn what_a_late_master_grants_to_a_claim_that_was_refused_is_given_back() {
     let wanted = products(5);
     acquire(&ours, &wanted).await.expect("free").release().await;
     for number in 0..2 {
-        masters.set(number, &format!("{}p000", world.config.lock.prefix), Some(Duration::from_secs(60))).await;
+        masters
+            .set(
+                number,
+                &format!("{}p000", world.config.lock.prefix),
+                Some(Duration::from_secs(60)),
+            )
+            .await;
     }
     masters.freeze(2).await;
     assert_eq!(acquire(&ours, &wanted).await.expect_err("two refuse"), LockError::Contended);
@@ -454,7 +485,10 @@ async fn the_keys_of_a_killed_worker_vanish_within_their_ttl() {
     produce(&world, 1).await;
     doomed.crashed_at("deduct.locked").await;
     let keys = world.keys().await;
-    assert!(keys.keys().any(|key| key.ends_with("lock:a")), "it died with its locks held: {keys:?}");
+    assert!(
+        keys.keys().any(|key| key.ends_with("lock:a")),
+        "it died with its locks held: {keys:?}"
+    );
     assert!(keys.values().all(|left| (0..=5_000).contains(left)), "they live on: {keys:?}");
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert!(world.keys().await.is_empty());

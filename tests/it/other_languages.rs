@@ -20,12 +20,22 @@ async fn fails_an_order(world: World, program: Program) {
     let api = Api::of(&all);
     let id = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
 
-    let args = [&world.config.kafka.brokers, &topics.orders, &topics.order_status, &id, "payment declined"];
+    let args = [
+        &world.config.kafka.brokers,
+        &topics.orders,
+        &topics.order_status,
+        &id,
+        "payment declined",
+    ];
     let read = program.run(&args, "");
 
-    let read: Vec<Value> = read.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
+    let read: Vec<Value> =
+        read.lines().map(|line| serde_json::from_str(line).expect("a record")).collect();
     let placed = read.iter().find(|record| record["kind"] == "PLACED").expect("the order");
-    assert_eq!((&placed["order_id"], &placed["lines"]), (&json!(id), &json!([{"product_id": "a", "quantity": 2}])));
+    assert_eq!(
+        (&placed["order_id"], &placed["lines"]),
+        (&json!(id), &json!([{"product_id": "a", "quantity": 2}]))
+    );
     let status = read.iter().find(|record| record["status"] == "COMPLETED").expect("its status");
     assert_eq!(
         (&status["order_id"], &status["source"], &status["reason"]),
@@ -58,7 +68,8 @@ fn produced(codec: &str, topic: &str, id: OrderId, value: &[u8]) -> String {
 }
 
 fn failed(event: &OrderEvent) -> OrderStatus {
-    let (status, source) = (ReportedStatus::Failed(Reason::parse("declined")), "payments".to_owned());
+    let (status, source) =
+        (ReportedStatus::Failed(Reason::parse("declined")), "payments".to_owned());
     OrderStatus { order_id: event.order_id, status, source, occurred_at: chrono::Utc::now() }
 }
 
@@ -68,14 +79,23 @@ async fn what_a_java_producer_compresses_by_any_codec_is_read() {
     let topics = &world.config.topics;
     world.import(&[("a", 5)]);
     let events = world.save(&vec![order_lines(&[("a", 1)]); CODECS.len()]).await;
-    let (event_codec, status_codec) = (OrderEventCodec::new().unwrap(), OrderStatusCodec::new().unwrap());
+    let (event_codec, status_codec) =
+        (OrderEventCodec::new().unwrap(), OrderStatusCodec::new().unwrap());
     let messages = CODECS.iter().zip(&events).flat_map(|(codec, event)| {
         let placed = produced(codec, &topics.orders, event.order_id, &event_codec.encode(event));
-        [placed, produced(codec, &topics.order_status, event.order_id, &status_codec.encode(&failed(event)))]
+        [
+            placed,
+            produced(
+                codec,
+                &topics.order_status,
+                event.order_id,
+                &status_codec.encode(&failed(event)),
+            ),
+        ]
     });
 
-    let ratios =
-        Program::java("tests/clients/Produce.java").run(&[&world.config.kafka.brokers], &messages.collect::<String>());
+    let ratios = Program::java("tests/clients/Produce.java")
+        .run(&[&world.config.kafka.brokers], &messages.collect::<String>());
 
     for line in ratios.lines() {
         let (codec, ratio) = line.split_once(' ').expect("a codec and a ratio");
@@ -112,13 +132,21 @@ async fn orders_are_decided_on_topics_that_compress_by_zstd_or_gzip() {
 }
 
 fn bytes(hex: &str) -> Vec<u8> {
-    (0..hex.len()).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal")).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&hex[at..at + 2], 16).expect("hexadecimal"))
+        .collect()
 }
 
 /// Puts a message without a value onto a topic.
 async fn bury(world: &World, topic: &str, id: OrderId) {
-    let tombstone = Message { key: Some(id.to_string().into_bytes()), payload: None, headers: None };
-    Producer::new(&world.config.kafka).expect("a producer").produce(topic, vec![tombstone]).await.expect("produced");
+    let tombstone =
+        Message { key: Some(id.to_string().into_bytes()), payload: None, headers: None };
+    Producer::new(&world.config.kafka)
+        .expect("a producer")
+        .produce(topic, vec![tombstone])
+        .await
+        .expect("produced");
 }
 
 /// JSON, a tombstone, and a schema with one more field, named by fingerprint or by id. Two values
@@ -132,11 +160,17 @@ async fn a_status_is_read_in_every_form_that_can_be_known() {
     world.env.insert("STOCKLOCK__TOPICS__WRITER_SCHEMAS".to_owned(), setting);
     let topic = world.config.topics.order_status.clone();
     world.import(&[("a", 9)]);
-    let ids: Vec<_> = world.save(&vec![order_lines(&[("a", 1)]); 6]).await.iter().map(|event| event.order_id).collect();
+    let ids: Vec<_> = world
+        .save(&vec![order_lines(&[("a", 1)]); 6])
+        .await
+        .iter()
+        .map(|event| event.order_id)
+        .collect();
     let words: Vec<_> = std::iter::once(file).chain(ids.iter().map(ToString::to_string)).collect();
     let words: Vec<_> = words.iter().map(String::as_str).collect();
     let written = Program::python("tests/clients/extended_status.py").run(&words, "");
-    let written: Vec<_> = written.lines().map(|line| line.split_once(' ').expect("two words")).collect();
+    let written: Vec<_> =
+        written.lines().map(|line| line.split_once(' ').expect("two words")).collect();
     let framed = |header: &str, number: usize| bytes(&format!("{header}{}", written[number].1));
     let json = json!({"order_id": ids[0].to_string(), "status": "FAILED", "reason": "in JSON"});
     let values = vec![
@@ -156,10 +190,14 @@ async fn a_status_is_read_in_every_form_that_can_be_known() {
     let letters = world.read_topic(&world.config.topics.order_status_dlq);
     let class_of = |id: OrderId| {
         let key = id.to_string();
-        let letter = letters.iter().find(|letter| letter.key() == Some(key.as_bytes())).expect("a letter");
+        let letter =
+            letters.iter().find(|letter| letter.key() == Some(key.as_bytes())).expect("a letter");
         header(letter, "stocklock.error.class").expect("a class")
     };
-    assert_eq!((class_of(ids[3]).as_str(), class_of(ids[4]).as_str()), ("unregistered_schema", "unknown_schema"));
+    assert_eq!(
+        (class_of(ids[3]).as_str(), class_of(ids[4]).as_str()),
+        ("unregistered_schema", "unknown_schema")
+    );
     assert_eq!(letters.len(), 2);
     assert_eq!(compensator.count("stocklock_compensations_total", "tombstone").await, 1);
     compensator.stop();
@@ -169,12 +207,22 @@ async fn a_status_is_read_in_every_form_that_can_be_known() {
 async fn a_role_does_not_start_with_a_schema_that_it_cannot_use() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let file = tempfile::NamedTempFile::with_suffix(".avsc").expect("a file");
-    std::fs::write(file.path(), r#"{"type": "record", "name": "order_status", "fields": []}"#).expect("written");
+    std::fs::write(file.path(), r#"{"type": "record", "name": "order_status", "fields": []}"#)
+        .expect("written");
     let unreadable = file.path().display().to_string();
 
     for (schemas, what) in [(unreadable.as_str(), "order_id"), ("/nowhere.avsc", "No such file")] {
-        let role = Role::spawn(&world.env, "compensator", &[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", schemas)]);
+        let role = Role::spawn(
+            &world.env,
+            "compensator",
+            &[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", schemas)],
+        );
         let error = role.ended(2).await;
-        assert!(error.contains("topics.writer_schemas") && error.contains(schemas) && error.contains(what), "{error}");
+        assert!(
+            error.contains("topics.writer_schemas")
+                && error.contains(schemas)
+                && error.contains(what),
+            "{error}"
+        );
     }
 }

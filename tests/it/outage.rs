@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::harness::{
-    Database, PATIENCE, Proxy, Role, Strategy, World, body, on_every_stack, place_all, random_orders,
+    Database, PATIENCE, Proxy, Role, Strategy, World, body, on_every_stack, place_all,
+    random_orders,
 };
 
 fn bodies(seed: u64) -> Vec<Value> {
@@ -16,8 +17,13 @@ fn bodies(seed: u64) -> Vec<Value> {
 async fn suffers(role: &Role, dependency: &str) {
     let begun = Instant::now();
     loop {
-        let retries = role.metric("stocklock_retries_total", &format!("dependency=\"{dependency}\"")).await;
-        let ready = reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").status().is_success();
+        let retries =
+            role.metric("stocklock_retries_total", &format!("dependency=\"{dependency}\"")).await;
+        let ready = reqwest::get(format!("{}/readyz", role.admin))
+            .await
+            .expect("an answer")
+            .status()
+            .is_success();
         if retries > 0.0 && !ready {
             return;
         }
@@ -44,7 +50,11 @@ async fn survive(
     assert_eq!(place_all(&roles[0].http, &bodies(1), 16).await.len(), 100);
     world.settled().await;
     proxies.iter().for_each(fault);
-    assert_eq!(place_all(&roles[0].http, &bodies(2), 16).await.len(), 100, "ingest does not need it");
+    assert_eq!(
+        place_all(&roles[0].http, &bodies(2), 16).await.len(),
+        100,
+        "ingest does not need it"
+    );
     suffers(&suffering, dependency).await;
     assert!(world.count_orders("PENDING").await > 0);
     proxies.iter().for_each(Proxy::mend);
@@ -85,7 +95,8 @@ async fn lose_the_masters(fault: fn(&Proxy)) {
     }
     fault(&proxies[2]);
     let urls = urls.join(",");
-    survive(&world, "worker", &[("STOCKLOCK__REDIS__URLS", &urls)], "redis", &proxies[..2], fault).await;
+    survive(&world, "worker", &[("STOCKLOCK__REDIS__URLS", &urls)], "redis", &proxies[..2], fault)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

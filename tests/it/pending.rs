@@ -12,13 +12,20 @@ use stocklock::{
 };
 
 use crate::harness::{
-    PATIENCE, Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks, order_lines,
+    PATIENCE, Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks,
+    order_lines,
 };
 
 fn relay(world: &World) -> Relay {
     let producer = Producer::new(&world.config.kafka).expect("a producer");
     let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
-    Relay::new(world.order_store(), producer, &world.config.topics.orders, codec, world.config.ingest.pending_after)
+    Relay::new(
+        world.order_store(),
+        producer,
+        &world.config.topics.orders,
+        codec,
+        world.config.ingest.pending_after,
+    )
 }
 
 /// A watch with the settings of the world, which is 5 minutes of patience.

@@ -36,7 +36,9 @@ fn damaged(good: &[u8]) -> Vec<Poison> {
 
 /// Replaces the first place where `found` stands.
 fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
-    let start = (0..value.len()).find(|start| value[*start..].starts_with(found)).expect("it stands somewhere");
+    let start = (0..value.len())
+        .find(|start| value[*start..].starts_with(found))
+        .expect("it stands somewhere");
     [&value[..start], by, &value[start + found.len()..]].concat()
 }
 
@@ -53,7 +55,8 @@ fn poisoned_events(good: &[u8]) -> Vec<Poison> {
         (b"sku-1\x02", b"sku-1\xfe\xff\xff\xff\xff\xff\xff\xff\xff\x01", "invalid"),
         (b"sku-1\x02", b"sku-1\xff\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01", "undecodable"),
     ];
-    let invalid = patches.map(|(found, by, class)| (OrderId::generate(), patched(good, found, by), class));
+    let invalid =
+        patches.map(|(found, by, class)| (OrderId::generate(), patched(good, found, by), class));
     damaged(good).into_iter().chain(invalid).collect()
 }
 
@@ -118,7 +121,12 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
     let good = OrderStatusCodec::new().unwrap().encode(&status);
     let mut poison = damaged(&good);
     poison.push((OrderId::generate(), patched(&good, b"FAILED", b"FOILED"), "invalid"));
-    world.produce(&topics.order_status, poison.iter().map(|(id, value, _)| (*id, value.clone())).collect()).await;
+    world
+        .produce(
+            &topics.order_status,
+            poison.iter().map(|(id, value, _)| (*id, value.clone())).collect(),
+        )
+        .await;
     world.produce_events(&orders).await;
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
@@ -139,8 +147,9 @@ async fn a_message_of_any_size_is_set_aside() {
     world.import(&[("sku-1", 100)]);
     world.limit_message_bytes(&topics.order_status, 1_600_000).await;
     world.limit_message_bytes(&topics.order_status_dlq, 1_500_000).await;
-    let incompressible =
-        |bytes| (OrderId::generate(), std::iter::repeat_with(|| fastrand::u8(..)).take(bytes).collect());
+    let incompressible = |bytes| {
+        (OrderId::generate(), std::iter::repeat_with(|| fastrand::u8(..)).take(bytes).collect())
+    };
     let (large, huge): (_, (_, Vec<u8>)) = (incompressible(1_048_000), incompressible(1_550_000));
     world.produce(&topics.order_status, vec![large.clone(), huge.clone()]).await;
     let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 20]).await;
@@ -174,7 +183,8 @@ async fn a_message_with_huge_headers_is_set_aside_without_them() {
     let producer: FutureProducer = client.create().expect("a producer");
     let zeros = vec![0_u8; 3_000_000];
     let headers = OwnedHeaders::new().insert(Header { key: "zeros", value: Some(&zeros) });
-    let message = FutureRecord::to(&topics.order_status).key("k").payload("no Avro").headers(headers);
+    let message =
+        FutureRecord::to(&topics.order_status).key("k").payload("no Avro").headers(headers);
     producer.send(message, PATIENCE).await.map_err(|(error, _)| error).expect("produced");
     let compensator = world.start("compensator").await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;

@@ -8,7 +8,8 @@ use sqlx::{Connection as _, MySqlConnection};
 use stocklock::kafka::client_config;
 
 use crate::harness::{
-    Api, BrokerProxy, Cli, Database, PATIENCE, Proxy, Role, Strategy, World, lines, on_each_database,
+    Api, BrokerProxy, Cli, Database, PATIENCE, Proxy, Role, Strategy, World, lines,
+    on_each_database,
 };
 
 const NOWHERE: &str = "127.0.0.1:9";
@@ -97,7 +98,9 @@ async fn an_idle_role_notices_that_its_store_is_away_and_that_it_is_back() {
     let worker = world.start_with("worker", &[(STOCK_STORE, &stock)]).await;
     worker.shows("stocklock_dependency_up", "stock_store", |up| up == 1.0).await;
 
-    for (fault, cause) in [(Proxy::cut as fn(&Proxy), ""), (Proxy::hang, "no answer to a new connection")] {
+    for (fault, cause) in
+        [(Proxy::cut as fn(&Proxy), ""), (Proxy::hang, "no answer to a new connection")]
+    {
         fault(&store);
         let said = worker.complains(&format!("stock_store: {}", address(&stock))).await;
         assert!(!said.contains("pool timed out") || cause.is_empty(), "it hides the cause: {said}");
@@ -135,7 +138,8 @@ async fn a_worker_under_redlock_needs_a_majority_of_the_masters() {
     let masters = urls.join(",");
     let settings = ("STOCKLOCK__REDIS__URLS", masters.as_str());
     proxies.iter().for_each(Proxy::cut);
-    let worker = lacks(&world, "worker", settings, &["redis: 0 of 3 masters", &address(&urls[2])]).await;
+    let worker =
+        lacks(&world, "worker", settings, &["redis: 0 of 3 masters", &address(&urls[2])]).await;
 
     proxies[0].mend();
     worker.complains("redis: 1 of 3 masters").await;
@@ -153,7 +157,8 @@ async fn a_worker_under_redlock_needs_a_majority_of_the_masters() {
 }
 
 async fn delete_topic(world: &World, topic: &str) {
-    let admin: AdminClient<_> = client_config(&world.config.kafka).create().expect("an admin client");
+    let admin: AdminClient<_> =
+        client_config(&world.config.kafka).create().expect("an admin client");
     admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("deleted");
 }
 
@@ -184,8 +189,10 @@ async fn an_idle_role_notices_that_the_brokers_hang() {
     world.import(&[("a", 5)]);
     let broker = BrokerProxy::before(&world.config.kafka.brokers).await;
     let settings = [("STOCKLOCK__KAFKA__BROKERS", broker.address.as_str())];
-    let (compensator, ingest) =
-        (world.start_with("compensator", &settings).await, world.start_with("ingest", &settings).await);
+    let (compensator, ingest) = (
+        world.start_with("compensator", &settings).await,
+        world.start_with("ingest", &settings).await,
+    );
 
     broker.hang();
 
@@ -203,7 +210,8 @@ async fn all_are_ready(protocol: &str) {
     let settings = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", protocol)];
     let partitions = usize::try_from(world.config.topics.partitions).expect("few");
 
-    let workers: Vec<_> = (0..=partitions).map(|_| Role::spawn(&world.env, "worker", &settings)).collect();
+    let workers: Vec<_> =
+        (0..=partitions).map(|_| Role::spawn(&world.env, "worker", &settings)).collect();
 
     for worker in &workers {
         worker.ready().await;
@@ -217,7 +225,11 @@ async fn all_are_ready(protocol: &str) {
         if idle == 1 {
             break;
         }
-        assert!(begun.elapsed() < PATIENCE, "{idle} of {} workers have no partition", workers.len());
+        assert!(
+            begun.elapsed() < PATIENCE,
+            "{idle} of {} workers have no partition",
+            workers.len()
+        );
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     for worker in &workers {

@@ -9,7 +9,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, random_orders,
+    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all,
+    random_orders,
 };
 
 /// Waits until a worker has decided something itself.
@@ -36,7 +37,10 @@ async fn owns_all(worker: &Role) {
     loop {
         let log = worker.log();
         let count = |what: &str| -> usize {
-            let lists = log.lines().filter(|line| line.contains(what)).filter_map(|line| line.split(['[', ']']).nth(1));
+            let lists = log
+                .lines()
+                .filter(|line| line.contains(what))
+                .filter_map(|line| line.split(['[', ']']).nth(1));
             lists.map(|list| list.split(',').filter(|id| !id.trim().is_empty()).count()).sum()
         };
         if count("partitions assigned") - count("partitions taken away") == 4 {
@@ -215,7 +219,8 @@ async fn a_static_member_that_is_restarted_causes_no_rebalance() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_static_member_that_is_restarted_causes_no_rebalance_under_the_broker_s_protocol_either() {
+async fn a_static_member_that_is_restarted_causes_no_rebalance_under_the_broker_s_protocol_either()
+{
     restart_a_static_member("consumer").await;
 }
 
@@ -245,9 +250,18 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
 
 /// The partitions whose lag a worker shows.
 async fn shown_lags(worker: &Role, topic: &str) -> BTreeSet<String> {
-    let text = reqwest::get(format!("{}/metrics", worker.admin)).await.expect("metrics").text().await.expect("text");
-    let of_topic = text.lines().filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
-    of_topic.filter_map(|line| line.split("partition=\"").nth(1)?.split('"').next().map(str::to_owned)).collect()
+    let text = reqwest::get(format!("{}/metrics", worker.admin))
+        .await
+        .expect("metrics")
+        .text()
+        .await
+        .expect("text");
+    let of_topic = text
+        .lines()
+        .filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
+    of_topic
+        .filter_map(|line| line.split("partition=\"").nth(1)?.split('"').next().map(str::to_owned))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,7 +302,8 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     world.produce_events(&orders).await;
     // The broker makes no topic whose name collides with that of another one.
     let colliding = world.config.topics.order_status.replace('.', "_");
-    let mute = Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
+    let mute =
+        Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
     mute.listening().await;
     let begun = Instant::now();
     while mute.count("stocklock_retries_total", "kafka").await == 0 {

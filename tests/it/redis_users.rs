@@ -9,7 +9,9 @@ use stocklock::{
 };
 use tokio::time::{Instant, sleep};
 
-use crate::harness::{Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, order_lines};
+use crate::harness::{
+    Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, order_lines,
+};
 
 /// All commands, all keys, and no channel: the default of Redis 7.
 const NO_CHANNELS: &str = "ACL SETUSER mute on >secret ~* resetchannels +@all";
@@ -40,7 +42,8 @@ async fn refused(masters: &Masters) -> String {
 async fn locked(masters: &Masters, count: usize) -> usize {
     let mut locked = 0;
     for number in 0..count {
-        locked += masters.keys_of(number, "*").await.keys().filter(|key| !key.contains(' ')).count();
+        locked +=
+            masters.keys_of(number, "*").await.keys().filter(|key| !key.contains(' ')).count();
     }
     locked
 }
@@ -49,7 +52,8 @@ async fn locked(masters: &Masters, count: usize) -> usize {
 async fn an_unlock_without_channel_rights_releases_all_keys() {
     let masters = Masters::start(3).await;
     masters.command::<String>(NO_CHANNELS).await;
-    let (holder, waiter) = (locks(&config(masters.urls_as("mute"))), locks(&config(masters.urls())));
+    let (holder, waiter) =
+        (locks(&config(masters.urls_as("mute"))), locks(&config(masters.urls())));
     let wanted = products(50);
 
     let held = acquire(&holder, &wanted).await.expect("free");
@@ -66,7 +70,11 @@ async fn an_unlock_without_channel_rights_releases_all_keys() {
     next.release().await;
     let begun = Instant::now();
     while locked(&masters, 3).await > 0 {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{} keys stay locked", locked(&masters, 3).await);
+        assert!(
+            begun.elapsed() < Duration::from_secs(20),
+            "{} keys stay locked",
+            locked(&masters, 3).await
+        );
         sleep(Duration::from_millis(50)).await;
     }
 }
@@ -89,7 +97,10 @@ async fn an_unlock_releases_all_keys_beside_one_of_another_type() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_rights_in_the_docs_are_all_that_is_needed() {
     let docs = include_str!("../../docs/locking.md");
-    let rule = docs.lines().find(|line| line.starts_with("ACL SETUSER stocklock ")).expect("a rule in docs/locking.md");
+    let rule = docs
+        .lines()
+        .find(|line| line.starts_with("ACL SETUSER stocklock "))
+        .expect("a rule in docs/locking.md");
     let masters = Masters::start(3).await;
     masters.command::<String>(&rule.replace(">PASSWORD", ">secret")).await;
     let mut config = config(masters.urls_as("stocklock"));
@@ -111,7 +122,9 @@ async fn the_rights_in_the_docs_are_all_that_is_needed() {
 }
 
 fn is_warned_of<'a>(log: &'a str, command: &'a str) -> impl Iterator<Item = &'a str> {
-    log.lines().filter(move |line| line.contains("lacks a right") && line.contains(&format!("{command}: ")))
+    log.lines().filter(move |line| {
+        line.contains("lacks a right") && line.contains(&format!("{command}: "))
+    })
 }
 
 async fn logged(worker: &Role, what: impl Fn(&str) -> bool) {
@@ -139,10 +152,12 @@ async fn a_missing_right_is_named_by_one_warning() {
     world.import(&[("a", 100)]);
     world.config.redis.urls = masters.urls();
     world.config.lock.wait = Duration::from_secs(10);
-    let ours = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let ours =
+        Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     let a = [ProductId::parse("a").expect("an id")];
     let urls = joined(&masters.urls_as("mute"));
-    let settings = [("STOCKLOCK__REDIS__URLS", urls.as_str()), ("STOCKLOCK__LOCK__NODE_TIMEOUT", "2s")];
+    let settings =
+        [("STOCKLOCK__REDIS__URLS", urls.as_str()), ("STOCKLOCK__LOCK__NODE_TIMEOUT", "2s")];
 
     // It has to wait for us, and then we have to wait for it, twice.
     let held = acquire(&ours, &a).await.expect("free");
@@ -163,8 +178,15 @@ async fn a_missing_right_is_named_by_one_warning() {
     world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
 
     let log = worker.log();
-    assert_eq!((is_warned_of(&log, "SUBSCRIBE").count(), is_warned_of(&log, "PUBLISH").count()), (1, 1), "{log}");
-    assert!(is_warned_of(&log, "PUBLISH").all(|line| line.contains("WARN") && line.contains(" turns")), "{log}");
+    assert_eq!(
+        (is_warned_of(&log, "SUBSCRIBE").count(), is_warned_of(&log, "PUBLISH").count()),
+        (1, 1),
+        "{log}"
+    );
+    assert!(
+        is_warned_of(&log, "PUBLISH").all(|line| line.contains("WARN") && line.contains(" turns")),
+        "{log}"
+    );
     worker.stop();
 }
 
@@ -176,7 +198,8 @@ async fn two_urls_of_one_server_are_reported_and_have_one_vote() {
     let (_proxy, alias) = Proxy::before(masters.urls()[0].expose()).await;
     let urls = [masters.urls(), vec![SecretUrl::new(alias)]].concat();
     let urls = joined(&urls);
-    let settings = [("STOCKLOCK__REDIS__URLS", urls.as_str()), ("STOCKLOCK__LOCK__NODE_TIMEOUT", "2s")];
+    let settings =
+        [("STOCKLOCK__REDIS__URLS", urls.as_str()), ("STOCKLOCK__LOCK__NODE_TIMEOUT", "2s")];
 
     let worker = world.start_with("worker", &settings).await;
     produce(&world, 5).await;

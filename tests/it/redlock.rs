@@ -58,7 +58,8 @@ async fn a_master_that_hangs_does_not_set_the_pace() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_release_does_not_wait() {
+async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_release_does_not_wait()
+{
     let mut world = World::new(Database::MySql, Strategy::Redlock).await;
     let ttl = Duration::from_secs(6);
     world.config.lock.ttl = ttl;
@@ -87,7 +88,9 @@ async fn locks_that_cannot_be_renewed_are_lost_before_they_expire_and_their_rele
 /// How many scripts a master has run.
 async fn scripts_run(masters: &Masters, number: usize) -> usize {
     let stats = masters.command::<String>("INFO commandstats").await.swap_remove(number);
-    let calls = stats.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
+    let calls = stats
+        .lines()
+        .find_map(|line| line.strip_prefix("cmdstat_evalsha:calls=")?.split(',').next());
     calls.map_or(0, |calls| calls.parse().expect("a number"))
 }
 
@@ -97,10 +100,12 @@ async fn a_master_whose_answer_is_overdue_is_asked_nothing_more() {
     let mut world = World::new(Database::MySql, Strategy::Redlock).await;
     masters.serve(&mut world);
     world.config.lock.node_timeout = Duration::from_secs(5);
-    let theirs = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let theirs =
+        Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     world.config.lock.node_timeout = Duration::from_millis(100);
     world.config.lock.wait = Duration::from_millis(10);
-    let ours = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let ours =
+        Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     let held = acquire(&theirs, &products(5)).await.expect("free");
     let before = scripts_run(&masters, 2).await;
 

@@ -29,7 +29,14 @@ async fn all_done(world: &World) {
 }
 
 /// Fails the test unless one message was set aside, as it was found, for this reason.
-fn check_letter(world: &World, topic: &str, letters_topic: &str, culprit: OrderId, class: &str, text: &str) {
+fn check_letter(
+    world: &World,
+    topic: &str,
+    letters_topic: &str,
+    culprit: OrderId,
+    class: &str,
+    text: &str,
+) {
     let letters = world.read_topic(letters_topic);
     assert_eq!(letters.len(), 1);
     let is_its = |message: &&OwnedMessage| message.key() == Some(culprit.to_string().as_bytes());
@@ -77,7 +84,11 @@ async fn repeats(role: &Role, dependency: &str) {
     let mut alone_since = None;
     loop {
         let retries = role.count("stocklock_retries_total", dependency).await;
-        let ready = reqwest::get(format!("{}/readyz", role.admin)).await.expect("an answer").status().is_success();
+        let ready = reqwest::get(format!("{}/readyz", role.admin))
+            .await
+            .expect("an answer")
+            .status()
+            .is_success();
         // Of many failures the log names few.
         if alone_since.is_none() && role.log().contains("batch failed messages=1 ") {
             alone_since = Some(retries);

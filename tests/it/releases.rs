@@ -15,7 +15,9 @@ use stocklock::{
     wire::OrderEventCodec,
 };
 
-use crate::harness::{Database, Strategy, World, deliver, made_ago, on_each_database, order_lines, release};
+use crate::harness::{
+    Database, Strategy, World, deliver, made_ago, on_each_database, order_lines, release,
+};
 
 /// A watch with the settings of the world: 5 minutes until a release is published again.
 fn watch(world: &World, metrics: &Metrics) -> ReleaseWatch {
@@ -27,7 +29,8 @@ fn watch(world: &World, metrics: &Metrics) -> ReleaseWatch {
 }
 
 async fn owed(world: &World) -> BTreeMap<OrderId, OwedRelease> {
-    let page = world.order_store().page_of_owed_releases(None, 10_000).await.expect("the order store");
+    let page =
+        world.order_store().page_of_owed_releases(None, 10_000).await.expect("the order store");
     page.into_iter().map(|owed| (owed.order_id, owed)).collect()
 }
 
@@ -198,8 +201,12 @@ async fn a_batch_of_statuses_owes_what_they_would_owe_one_by_one() {
     assert_eq!(owing, expected);
     assert_eq!(world.count_orders("COMPLETED").await, 1);
     assert_eq!((world.count_orders("FAILED").await, world.count_orders("CANCELLED").await), (3, 2));
-    let expired = world.order_store().find(ids[5]).await.expect("the order store").expect("the order");
-    assert_eq!((expired.status, expired.reason.as_deref()), (OrderState::Cancelled, Some("EXPIRED")));
+    let expired =
+        world.order_store().find(ids[5]).await.expect("the order store").expect("the order");
+    assert_eq!(
+        (expired.status, expired.reason.as_deref()),
+        (OrderState::Cancelled, Some("EXPIRED"))
+    );
 }
 
 /// Every status of our own roles meets an order in every state, and none of an order that is not
@@ -213,7 +220,10 @@ async fn no_status_of_our_own_roles_is_dead_lettered() {
     world.save_as(ids.iter().map(|id| (*id, lines.clone())).collect()).await;
     let states = ["PENDING", "COMPLETED", "FAILED", "CANCELLED", "COMPLETED"];
     for (id, state) in ids.iter().zip(states) {
-        let set = format!("UPDATE orders SET status = '{state}' WHERE order_id = UNHEX('{}')", id.uuid().simple());
+        let set = format!(
+            "UPDATE orders SET status = '{state}' WHERE order_id = UNHEX('{}')",
+            id.uuid().simple()
+        );
         world.tamper_with_orders(&set).await;
     }
     ids.push(OrderId::generate());
@@ -229,7 +239,10 @@ async fn no_status_of_our_own_roles_is_dead_lettered() {
     compensator.stop();
 
     assert_eq!(world.count_messages(&world.config.topics.order_status_dlq), 0);
-    assert_eq!((world.count_orders("PENDING").await, world.count_orders("COMPLETED").await), (0, 1));
+    assert_eq!(
+        (world.count_orders("PENDING").await, world.count_orders("COMPLETED").await),
+        (0, 1)
+    );
     assert_eq!((world.count_orders("CANCELLED").await, world.count_orders("FAILED").await), (3, 1));
 }
 
@@ -246,8 +259,13 @@ async fn releases_in_the_outbox_of_before_are_owed_after_the_upgrade() {
     world.tamper_with_orders(&before).await;
     world.cli(&["setup"]).succeeds();
 
-    let owed_at: Vec<_> = owed(&world).await.into_iter().map(|(id, owed)| (id, owed.owed_at)).collect();
+    let owed_at: Vec<_> =
+        owed(&world).await.into_iter().map(|(id, owed)| (id, owed.owed_at)).collect();
     let moved_at: DateTime<Utc> = "2026-01-02T03:04:05Z".parse().expect("a time");
     assert_eq!(owed_at, [(orders[1].order_id, moved_at)]);
-    assert_eq!(world.order_store().outbox_state().await.expect("the outbox").pending, 2, "the orders placed stay");
+    assert_eq!(
+        world.order_store().outbox_state().await.expect("the outbox").pending,
+        2,
+        "the orders placed stay"
+    );
 }

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use stocklock::domain::{OrderId, OrderState};
 
-use crate::harness::{Api, Database, PATIENCE, Strategy, World, deliver, lines, on_two_stacks, order_lines};
+use crate::harness::{
+    Api, Database, PATIENCE, Strategy, World, deliver, lines, on_two_stacks, order_lines,
+};
 
 const AGAIN_SOON: [(&str, &str); 1] = [("STOCKLOCK__INGEST__PENDING_AFTER", "1s")];
 
@@ -34,7 +36,11 @@ async fn lose_releases(world: &World, lose: impl AsyncFnOnce()) {
     }
     world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
     compensator.stop();
-    assert_eq!(world.count_retained(&world.config.topics.orders), 4 + 3, "the releases were acknowledged");
+    assert_eq!(
+        world.count_retained(&world.config.topics.orders),
+        4 + 3,
+        "the releases were acknowledged"
+    );
 
     lose().await;
     assert_eq!(world.count_retained(&world.config.topics.orders), 0, "and lost");
@@ -75,7 +81,8 @@ async fn a_lost_report_of_a_release_is_repeated() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 10)]);
     let all = world.start_with("all", &AGAIN_SOON).await;
-    let id = Api::of(&all).place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
+    let id =
+        Api::of(&all).place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
     all.stop();
     let ingest = world.start_with("ingest", &AGAIN_SOON).await;
     let compensator = world.start_with("compensator", &AGAIN_SOON).await;
@@ -85,7 +92,11 @@ async fn a_lost_report_of_a_release_is_repeated() {
     let worker = world.start("worker").await;
     comes_back(&world, 10).await;
     world.truncate_topic(&world.config.topics.order_status).await;
-    assert_eq!(world.order_store().count_owed_releases().await.expect("the order store"), 1, "it is still owed");
+    assert_eq!(
+        world.order_store().count_owed_releases().await.expect("the order store"),
+        1,
+        "it is still owed"
+    );
 
     let compensator = world.start("compensator").await;
     world.verify();
@@ -122,7 +133,8 @@ async fn an_order_that_was_released_is_not_pending_for_ever() {
 async fn a_release_owed_for_long_is_a_violation_while_workers_run() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     world.import(&[("a", 10)]);
-    let (placed, verify) = (world.save(&[order_lines(&[("a", 1)])]).await, ["verify", "--settle", "0s"]);
+    let (placed, verify) =
+        (world.save(&[order_lines(&[("a", 1)])]).await, ["verify", "--settle", "0s"]);
     deliver(&world.worker(&World::metrics()), &placed).await;
     let since = |minutes: i64| {
         format!(
@@ -140,7 +152,10 @@ async fn a_release_owed_for_long_is_a_violation_while_workers_run() {
     let worker = world.start("worker").await;
     let text = world.cli(&verify).exits(1).stdout();
     let violation = "its release has been owed for more than ten minutes while workers run";
-    assert!(text.contains(&format!("VIOLATED invariant 3: order {}: {violation}", placed[0].order_id)), "{text}");
+    assert!(
+        text.contains(&format!("VIOLATED invariant 3: order {}: {violation}", placed[0].order_id)),
+        "{text}"
+    );
     let silent = ["verify", "--settle", "0s", "--set", "kafka.brokers=127.0.0.1:9"];
     let unknown = world.cli(&silent).exits(2).stdout();
     assert!(unknown.contains("Kafka does not say whether workers run"), "{unknown}");
@@ -165,17 +180,22 @@ async fn releases_that_an_earlier_version_lost_are_named_and_owed_again() {
             placed[order].order_id.uuid().simple()
         )
     };
-    let states = [set(1, "FAILED"), set(2, "CANCELLED"), set(3, "FAILED"), set(4, "FAILED")].concat();
+    let states =
+        [set(1, "FAILED"), set(2, "CANCELLED"), set(3, "FAILED"), set(4, "FAILED")].concat();
     world.tamper_with_orders(&states).await;
     world.tamper_with_stock(&format!(
         "UPDATE order_outcomes SET outcome = 'RELEASED' WHERE order_id = UNHEX('{}'); UPDATE products SET available = available + 1",
         placed[3].order_id.uuid().simple()
     )).await;
-    let lost: Vec<OrderId> = [1, 2, 4].iter().map(|order: &usize| placed[*order].order_id).collect();
+    let lost: Vec<OrderId> =
+        [1, 2, 4].iter().map(|order: &usize| placed[*order].order_id).collect();
 
     let text = world.cli(&["verify", "--settle", "0s"]).exits(1).stdout();
     assert_eq!(text.matches("its release is neither done nor owed").count(), 3, "{text}");
-    assert!(lost.iter().all(|id| text.contains(&format!("VIOLATED invariant 3: order {id}"))), "{text}");
+    assert!(
+        lost.iter().all(|id| text.contains(&format!("VIOLATED invariant 3: order {id}"))),
+        "{text}"
+    );
     let owe = ["--output", "json", "releases", "owe"];
     let listed = world.cli(&[&owe[..], &["--dry-run"]].concat()).succeeds().json();
     let mut named: Vec<OrderId> = serde_json::from_value::<Vec<String>>(listed["lost"].clone())
@@ -193,8 +213,11 @@ async fn releases_that_an_earlier_version_lost_are_named_and_owed_again() {
     world.verify();
     all.stop();
     let states = [0, 1, 2].map(|order: usize| placed[order].order_id);
-    for (id, state) in states.into_iter().zip([OrderState::Completed, OrderState::Failed, OrderState::Cancelled]) {
-        let order = world.order_store().find(id).await.expect("the order store").expect("the order");
+    for (id, state) in
+        states.into_iter().zip([OrderState::Completed, OrderState::Failed, OrderState::Cancelled])
+    {
+        let order =
+            world.order_store().find(id).await.expect("the order store").expect("the order");
         assert_eq!(order.status, state);
     }
 }

@@ -16,20 +16,24 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, aged, decide, deliver, header, is_held_up_at, on_each_database,
-    on_two_stacks, order_lines, release,
+    Database, PATIENCE, Role, Strategy, World, aged, decide, deliver, header, is_held_up_at,
+    on_each_database, on_two_stacks, order_lines, release,
 };
 
 /// A worker that decides orders of any age, as one did when they were young.
 fn worker_of_old(world: &World) -> Worker {
     let horizon = Horizon::new(Duration::from_secs(20 * 365 * 86_400));
-    Worker { store: world.stock_store_with(&World::metrics(), horizon), ..world.worker(&World::metrics()) }
+    Worker {
+        store: world.stock_store_with(&World::metrics(), horizon),
+        ..world.worker(&World::metrics())
+    }
 }
 
 /// Orders of one unit of `a` and of two of `b`, of so many days ago, that were decided then. Their events are on the topic.
 async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     let lines = order_lines(&[("a", 1), ("b", 2)]);
-    let saved = world.save_as(ages_days.iter().map(|days| (aged(*days), lines.clone())).collect()).await;
+    let saved =
+        world.save_as(ages_days.iter().map(|days| (aged(*days), lines.clone())).collect()).await;
     world.produce_events(&saved).await;
     assert_eq!(deliver(&worker_of_old(world), &saved).await, saved.len());
     world.replay_statuses(&world.compensator(&World::metrics())).await;
@@ -39,7 +43,12 @@ async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
 }
 
 fn retention(world: &World, store: Kept) -> Retention {
-    Retention { store, ages: world.config.retention.clone(), lease: Lease::None, metrics: World::metrics() }
+    Retention {
+        store,
+        ages: world.config.retention.clone(),
+        lease: Lease::None,
+        metrics: World::metrics(),
+    }
 }
 
 /// Takes turns until nothing is left to delete.
@@ -68,7 +77,10 @@ async fn orders_there(world: &World, ids: &[OrderId]) -> Vec<bool> {
 
 fn expired(world: &World) -> usize {
     let letters = world.read_topic(&world.config.topics.orders_dlq);
-    letters.iter().filter(|letter| header(letter, "stocklock.error.class").as_deref() == Some("expired")).count()
+    letters
+        .iter()
+        .filter(|letter| header(letter, "stocklock.error.class").as_deref() == Some("expired"))
+        .count()
 }
 
 on_two_stacks! {
@@ -293,6 +305,9 @@ async fn the_running_roles_delete_what_is_old_and_say_how_much() {
     compensator.stop();
     let ids: Vec<_> = orders.iter().map(|event| event.order_id).collect();
     assert_eq!(orders_there(&world, &ids).await, [false, true, true]);
-    assert_eq!(world.order_store().find(ids[1]).await.unwrap().unwrap().status, OrderState::Completed);
+    assert_eq!(
+        world.order_store().find(ids[1]).await.unwrap().unwrap().status,
+        OrderState::Completed
+    );
     world.verify();
 }

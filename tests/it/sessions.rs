@@ -30,7 +30,8 @@ fn order() -> NewOrder {
 fn order_store(world: &World, pool_max: u32, lock_limit: Duration) -> OrderStore {
     let mut config = world.config.order_store.clone();
     config.pool_max = pool_max;
-    let pool = Pool::open(&config, Role::OrderStore, lock_limit, World::metrics()).expect("the order store");
+    let pool = Pool::open(&config, Role::OrderStore, lock_limit, World::metrics())
+        .expect("the order store");
     OrderStore::new(pool)
 }
 
@@ -40,10 +41,12 @@ const SLEEPING: &str = "User sleep";
 /// The sessions in this connection's database, but for itself: what each is at.
 async fn sessions(conn: &mut MySqlConnection) -> Vec<Option<String>> {
     let own = "SELECT CAST(CONNECTION_ID() AS UNSIGNED), DATABASE()";
-    let (id, database): (u64, String) = sqlx::query_as(own).fetch_one(&mut *conn).await.expect("its id");
+    let (id, database): (u64, String) =
+        sqlx::query_as(own).fetch_one(&mut *conn).await.expect("its id");
     let all = conn.fetch_all("SHOW PROCESSLIST").await.expect("the list");
     let others = all.iter().filter(|row| {
-        row.try_get_unchecked::<Option<String>, _>("db").expect("a name").as_ref() == Some(&database)
+        row.try_get_unchecked::<Option<String>, _>("db").expect("a name").as_ref()
+            == Some(&database)
             && row.try_get_unchecked::<u64, _>("Id").expect("an id") != id
     });
     others.map(|row| row.try_get_unchecked("State").expect("a state")).collect()

@@ -10,13 +10,20 @@ async fn a_consumer_that_no_longer_fetches_is_replaced_and_loses_nothing() {
     let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     world.import(&[("a", 1000)]);
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
-    let settings = [("STOCKLOCK__KAFKA__BROKERS", &*proxy.address), ("STOCKLOCK__KAFKA__STALL_TIMEOUT", "8s")];
-    let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
+    let settings =
+        [("STOCKLOCK__KAFKA__BROKERS", &*proxy.address), ("STOCKLOCK__KAFKA__STALL_TIMEOUT", "8s")];
+    let (worker, _compensator) =
+        (world.start_with("worker", &settings).await, world.start("compensator").await);
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 50]).await).await;
     world.settled().await;
     // Partitions that are silent because nothing is there are no fault.
     tokio::time::sleep(Duration::from_secs(12)).await;
-    assert_eq!(worker.count("stocklock_consumer_recreations_total", "").await, 0, "{}", worker.log());
+    assert_eq!(
+        worker.count("stocklock_consumer_recreations_total", "").await,
+        0,
+        "{}",
+        worker.log()
+    );
 
     proxy.swallow_fetches();
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 100]).await).await;
@@ -24,7 +31,12 @@ async fn a_consumer_that_no_longer_fetches_is_replaced_and_loses_nothing() {
     world.settled().await;
     assert!(proxy.swallowed() > 0, "the fault never fired");
     assert!(begun.elapsed() > Duration::from_secs(3), "its fetches were answered all the same");
-    assert_eq!(worker.count("stocklock_consumer_recreations_total", topic).await, 1, "{}", worker.log());
+    assert_eq!(
+        worker.count("stocklock_consumer_recreations_total", topic).await,
+        1,
+        "{}",
+        worker.log()
+    );
     assert!(worker.log().contains("the consumer is replaced"), "{}", worker.log());
     worker.ready().await;
     world.caught_up(group, topic).await;

@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use stocklock::domain::{Reason, ReportedStatus};
 
-use crate::harness::{Api, BrokerProxy, Database, Proxy, Role, Strategy, World, lines, order_lines};
+use crate::harness::{
+    Api, BrokerProxy, Database, Proxy, Role, Strategy, World, lines, order_lines,
+};
 
 const DEADLINE: (&str, &str) = ("STOCKLOCK__STOP__DEADLINE", "4s");
 /// How a stop says that it is over before its work is.
@@ -14,7 +16,10 @@ const CUT_OFF: &str = "cut off, as the stop deadline is near";
 async fn is_cut_off(role: Role, left: &str) {
     role.terminate();
     let log = role.ended(2).await;
-    assert!(log.lines().any(|line| line.contains(CUT_OFF) && line.contains(left)), "{left} is not named:\n{log}");
+    assert!(
+        log.lines().any(|line| line.contains(CUT_OFF) && line.contains(left)),
+        "{left} is not named:\n{log}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -66,7 +71,9 @@ async fn a_compensator_ends_at_the_deadline_although_its_store_hangs() {
     let order = world.save(&[order_lines(&[("a", 1)])]).await.remove(0).order_id;
 
     store.hang();
-    world.report(order, ReportedStatus::Failed(Reason::parse("payment declined")), "payments").await;
+    world
+        .report(order, ReportedStatus::Failed(Reason::parse("payment declined")), "payments")
+        .await;
     compensator.complains("compensating: ").await;
 
     is_cut_off(compensator, "batches of statuses").await;
@@ -83,14 +90,20 @@ async fn ingest_ends_at_the_deadline_although_its_store_hangs() {
     Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
 
     store.hang();
-    let placing = reqwest::Client::new().post(format!("{}/v1/orders", ingest.http)).json(&lines(&[("a", 1)])).send();
+    let placing = reqwest::Client::new()
+        .post(format!("{}/v1/orders", ingest.http))
+        .json(&lines(&[("a", 1)]))
+        .send();
     let placing = tokio::spawn(placing);
     // The request, or a sweep of the outbox, waits for a connection by then, and would for longer
     // than the deadline.
     tokio::time::sleep(Duration::from_secs(1)).await;
 
     is_cut_off(ingest, "").await;
-    assert!(!placing.await.expect("no panic").is_ok_and(|answer| answer.status() == 202), "nothing was saved");
+    assert!(
+        !placing.await.expect("no panic").is_ok_and(|answer| answer.status() == 202),
+        "nothing was saved"
+    );
 }
 
 /// Other workers need not wait for the session of one that hung.
@@ -108,7 +121,8 @@ async fn a_worker_whose_store_hangs_leaves_its_group_all_the_same() {
 
     is_cut_off(worker, "batches of orders").await;
 
-    let (_next, _compensator) = (world.start_with("worker", &[session]).await, world.start("compensator").await);
+    let (_next, _compensator) =
+        (world.start_with("worker", &[session]).await, world.start("compensator").await);
     world.settled().await;
     assert_eq!(world.available("a"), 4);
 }
@@ -119,8 +133,10 @@ async fn a_worker_without_work_ends_in_order_although_the_brokers_hang() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 5)]);
     let broker = BrokerProxy::before(&world.config.kafka.brokers).await;
-    let settings = [("STOCKLOCK__STOP__DEADLINE", "10s"), ("STOCKLOCK__KAFKA__BROKERS", &broker.address)];
-    let (worker, _compensator) = (world.start_with("worker", &settings).await, world.start("compensator").await);
+    let settings =
+        [("STOCKLOCK__STOP__DEADLINE", "10s"), ("STOCKLOCK__KAFKA__BROKERS", &broker.address)];
+    let (worker, _compensator) =
+        (world.start_with("worker", &settings).await, world.start("compensator").await);
     world.produce_events(&world.save(&[order_lines(&[("a", 1)])]).await).await;
     world.settled().await;
 

@@ -15,7 +15,9 @@ use stocklock::{
     wire::OrderEventCodec,
 };
 
-use crate::harness::{Database, PATIENCE, Role, Strategy, World, header, lines, made_at, order_lines, place_all};
+use crate::harness::{
+    Database, PATIENCE, Role, Strategy, World, header, lines, made_at, order_lines, place_all,
+};
 
 /// Less than a batch of some hundred orders or statuses.
 const SMALL: usize = 20_000;
@@ -34,7 +36,8 @@ fn incompressible(bytes: usize) -> Message {
 
 /// Waits until the broker refuses a batch of this size.
 async fn takes_no_more(world: &World, topic: &str, bytes: usize) {
-    let (producer, begun) = (Producer::new(&world.config.kafka).expect("a producer"), Instant::now());
+    let (producer, begun) =
+        (Producer::new(&world.config.kafka).expect("a producer"), Instant::now());
     while producer.produce(topic, vec![incompressible(bytes)]).await.is_ok() {
         assert!(begun.elapsed() < PATIENCE, "{topic} takes {bytes} bytes");
     }
@@ -93,7 +96,10 @@ async fn a_refused_batch_is_produced_again_down_to_single_messages() {
     world.limit_message_bytes(topic, SMALL / 4).await;
     takes_no_more(&world, topic, SMALL / 4).await;
     let before = world.count_messages(topic);
-    producer.produce(topic, (0..500).map(|_| incompressible(900)).collect()).await.expect("each alone");
+    producer
+        .produce(topic, (0..500).map(|_| incompressible(900)).collect())
+        .await
+        .expect("each alone");
     assert_eq!(world.count_messages(topic) - before, 500);
 }
 
@@ -140,7 +146,11 @@ async fn an_order_whose_status_its_topic_does_not_take_is_dead_lettered() {
 
     let letters = world.read_topic(&topics.orders_dlq);
     assert_eq!(letters.len(), 3);
-    assert!(letters.iter().all(|letter| header(letter, "stocklock.error.class").as_deref() == Some("too_large")));
+    assert!(
+        letters
+            .iter()
+            .all(|letter| header(letter, "stocklock.error.class").as_deref() == Some("too_large"))
+    );
     world.limit_message_bytes(&topics.order_status, 1_000_000).await;
     // As ingest does with orders that stay pending.
     let begun = Instant::now();
@@ -170,7 +180,9 @@ async fn a_letter_without_a_key_gets_one_where_its_topic_is_compacted() {
         assert!(begun.elapsed() < PATIENCE, "it takes letters without a key");
     }
     for number in 0..10 {
-        let bad = FutureRecord::<[u8], str>::to(&topics.order_status).payload("no Avro").partition(number % 4);
+        let bad = FutureRecord::<[u8], str>::to(&topics.order_status)
+            .payload("no Avro")
+            .partition(number % 4);
         let bad = if number < 5 { bad } else { bad.key(b"a key") };
         producer.send(bad, PATIENCE).await.map_err(|(error, _)| error).expect("produced");
     }
@@ -180,12 +192,19 @@ async fn a_letter_without_a_key_gets_one_where_its_topic_is_compacted() {
 
     let letters = world.read_topic(&topics.order_status_dlq);
     let letters: Vec<_> = letters.into_iter().filter(|l| l.headers().is_some()).collect();
-    let origin =
-        |letter: &OwnedMessage, name: &str| header(letter, &format!("stocklock.original.{name}")).expect("the origin");
-    let origins: BTreeSet<_> = letters.iter().map(|l| (origin(l, "partition"), origin(l, "offset"))).collect();
+    let origin = |letter: &OwnedMessage, name: &str| {
+        header(letter, &format!("stocklock.original.{name}")).expect("the origin")
+    };
+    let origins: BTreeSet<_> =
+        letters.iter().map(|l| (origin(l, "partition"), origin(l, "offset"))).collect();
     assert_eq!(origins.len(), 10);
     for letter in &letters {
-        let made = format!("{}-{}-{}", topics.order_status, origin(letter, "partition"), origin(letter, "offset"));
+        let made = format!(
+            "{}-{}-{}",
+            topics.order_status,
+            origin(letter, "partition"),
+            origin(letter, "offset")
+        );
         let key = String::from_utf8_lossy(letter.key().expect("a key")).into_owned();
         let is_made = header(letter, "stocklock.key.made").is_some();
         assert_eq!(key, if is_made { made } else { "a key".to_owned() });

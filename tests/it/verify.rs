@@ -36,9 +36,21 @@ const TABLES: [(Store, &str); 4] = [
 ];
 
 const DAMAGES: [Damage; 13] = [
-    Damage::of_stock("UPDATE products SET available = available + 1 WHERE product_id = 'a'", 2, Subject::Product("a")),
-    Damage::of_stock("UPDATE stock_movements SET quantity = 7 WHERE product_id = 'b'", 2, Subject::Product("b")),
-    Damage::of_stock("DELETE FROM stock_movements WHERE product_id = 'a'", 2, Subject::Product("a")),
+    Damage::of_stock(
+        "UPDATE products SET available = available + 1 WHERE product_id = 'a'",
+        2,
+        Subject::Product("a"),
+    ),
+    Damage::of_stock(
+        "UPDATE stock_movements SET quantity = 7 WHERE product_id = 'b'",
+        2,
+        Subject::Product("b"),
+    ),
+    Damage::of_stock(
+        "DELETE FROM stock_movements WHERE product_id = 'a'",
+        2,
+        Subject::Product("a"),
+    ),
     Damage::of_stock("DELETE FROM products WHERE product_id = 'b'", 2, Subject::Product("b")),
     Damage::of_stock(
         r#"UPDATE order_outcomes SET `lines` = '[["a",1],["b",1]]' WHERE outcome = 'COMPLETED'"#,
@@ -55,14 +67,26 @@ const DAMAGES: [Damage; 13] = [
         4,
         Subject::Completed,
     ),
-    Damage::of_stock("DELETE FROM order_outcomes WHERE outcome = 'COMPLETED'", 3, Subject::Completed),
+    Damage::of_stock(
+        "DELETE FROM order_outcomes WHERE outcome = 'COMPLETED'",
+        3,
+        Subject::Completed,
+    ),
     Damage::of_stock(
         "UPDATE order_outcomes SET outcome = 'RELEASED' WHERE outcome = 'COMPLETED'",
         3,
         Subject::Completed,
     ),
-    Damage::of_stock("UPDATE order_outcomes SET outcome = 'FAILED' WHERE outcome = 'COMPLETED'", 3, Subject::Completed),
-    Damage::of_orders("UPDATE orders SET status = 'COMPLETED' WHERE status = 'FAILED'", 3, Subject::Failed),
+    Damage::of_stock(
+        "UPDATE order_outcomes SET outcome = 'FAILED' WHERE outcome = 'COMPLETED'",
+        3,
+        Subject::Completed,
+    ),
+    Damage::of_orders(
+        "UPDATE orders SET status = 'COMPLETED' WHERE status = 'FAILED'",
+        3,
+        Subject::Failed,
+    ),
     Damage::of_orders(
         r#"UPDATE orders SET `lines` = '[["a",2],["b"' WHERE status = 'COMPLETED'"#,
         3,
@@ -105,8 +129,11 @@ async fn decided(world: &World) -> (String, String) {
 /// Runs a statement that takes its time, in a transaction, with a character in it that MySQL's lists of sessions and of transactions cannot
 /// show (error 3854). Answers its connection's id.
 async fn run_what_cannot_be_listed(world: &World) -> u64 {
-    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-    let id = sqlx::query_scalar("SELECT CONNECTION_ID()").fetch_one(&mut conn).await.expect("an id");
+    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
+        .await
+        .expect("a connection");
+    let id =
+        sqlx::query_scalar("SELECT CONNECTION_ID()").fetch_one(&mut conn).await.expect("an id");
     sqlx::raw_sql("START TRANSACTION").execute(&mut conn).await.expect("begun");
     tokio::spawn(async move {
         let sleeping = sqlx::query("SELECT SLEEP(600), '\u{1f600}' FROM products LIMIT 1");
@@ -127,9 +154,13 @@ async fn is_not_listed(world: &World) {
 
 /// Whether the server lists transactions at the moment, and whether it is one that always does.
 async fn lists_transactions(world: &World) -> (bool, bool) {
-    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-    let version: String = sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut conn).await.expect("a version");
-    let listed = sqlx::query("SELECT COUNT(*) FROM information_schema.innodb_trx").execute(&mut conn).await;
+    let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
+        .await
+        .expect("a connection");
+    let version: String =
+        sqlx::query_scalar("SELECT VERSION()").fetch_one(&mut conn).await.expect("a version");
+    let listed =
+        sqlx::query("SELECT COUNT(*) FROM information_schema.innodb_trx").execute(&mut conn).await;
     (listed.is_ok(), version.contains("MariaDB"))
 }
 

@@ -15,25 +15,35 @@ async fn produced(count: usize) -> (World, Vec<OrderEvent>) {
 }
 
 fn pass(world: &World, messages_beyond_the_end: i64) {
-    world.commit_beyond_the_end(&world.config.kafka.group_id, &world.config.topics.orders, messages_beyond_the_end);
+    world.commit_beyond_the_end(
+        &world.config.kafka.group_id,
+        &world.config.topics.orders,
+        messages_beyond_the_end,
+    );
 }
 
 fn report(world: &World, args: &[&str], status: i32) -> Value {
-    world.cli(&[&["--output", "json", "verify", "--settle", "0s"], args].concat()).exits(status).json()
+    world
+        .cli(&[&["--output", "json", "verify", "--settle", "0s"], args].concat())
+        .exits(status)
+        .json()
 }
 
 /// The subjects of the violations, all of invariant 7, sorted.
 fn passed_by(report: &Value) -> Vec<String> {
     let violations = report["violations"].as_array().expect("violations");
     assert!(violations.iter().all(|violation| violation["invariant"] == 7), "{report:#}");
-    let mut subjects: Vec<_> =
-        violations.iter().map(|violation| violation["subject"].as_str().expect("a subject").to_owned()).collect();
+    let mut subjects: Vec<_> = violations
+        .iter()
+        .map(|violation| violation["subject"].as_str().expect("a subject").to_owned())
+        .collect();
     subjects.sort();
     subjects
 }
 
 fn named(events: &[OrderEvent]) -> Vec<String> {
-    let mut subjects: Vec<_> = events.iter().map(|event| format!("order {}", event.order_id)).collect();
+    let mut subjects: Vec<_> =
+        events.iter().map(|event| format!("order {}", event.order_id)).collect();
     subjects.sort();
     subjects
 }
@@ -73,7 +83,9 @@ async fn a_release_that_was_passed_without_effect_is_named() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_that_was_passed_without_a_letter_is_named() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
-    world.produce(&world.config.topics.orders, vec![(OrderId::generate(), b"no event".to_vec())]).await;
+    world
+        .produce(&world.config.topics.orders, vec![(OrderId::generate(), b"no event".to_vec())])
+        .await;
 
     pass(&world, 0);
     let found = report(&world, &[], 1);
@@ -81,7 +93,9 @@ async fn a_message_that_was_passed_without_a_letter_is_named() {
     assert!(passed_by(&found)[0].starts_with("message "), "{found:#}");
     // Once letters are deleted nobody can say whether this message had one.
     let letters = &world.config.topics.orders_dlq;
-    world.produce(letters, (0..40).map(|_| (OrderId::generate(), b"a letter".to_vec())).collect()).await;
+    world
+        .produce(letters, (0..40).map(|_| (OrderId::generate(), b"a letter".to_vec())).collect())
+        .await;
     assert_eq!(report(&world, &[], 1)["violations"], found["violations"]);
     world.truncate_topic(letters).await;
     assert_eq!(report(&world, &[], 0)["violations"], json!([]));
@@ -137,9 +151,13 @@ async fn dead_lettered_orders_are_listed_apart() {
     assert_eq!((&found["unsettled"], &found["violations"]), (&json!([]), &json!([])), "{found:#}");
     for (event, topic) in events.iter().zip(["orders.dlq", "order-status.dlq"]) {
         let apart = found["dead_lettered"].as_array().expect("a list");
-        let of_order = apart.iter().find(|order| order[0] == event.order_id.to_string()).expect("the order");
+        let of_order =
+            apart.iter().find(|order| order[0] == event.order_id.to_string()).expect("the order");
         let why = of_order[1].as_str().expect("a text");
-        assert!(why.contains("refused") && why.contains(topic) && why.contains("not this one"), "{why}");
+        assert!(
+            why.contains("refused") && why.contains(topic) && why.contains("not this one"),
+            "{why}"
+        );
     }
     let text = world.cli(&["verify", "--settle", "60s"]).succeeds().stdout();
     assert_eq!(text.matches("DEAD-LETTERED order").count(), 2, "{text}");

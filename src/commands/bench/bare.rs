@@ -55,13 +55,19 @@ pub async fn run(
     Ok(())
 }
 
-async fn arrive(orders: Vec<Lines>, rate: u32, arrivals: mpsc::Sender<NewOrder>) -> anyhow::Result<()> {
+async fn arrive(
+    orders: Vec<Lines>,
+    rate: u32,
+    arrivals: mpsc::Sender<NewOrder>,
+) -> anyhow::Result<()> {
     let begun = Instant::now();
     for (index, lines) in (0_u32..).zip(orders) {
         sleep_until(begun + Duration::from_secs(1) * index / rate).await;
         let accepted_at = Utc::now().trunc_subsecs(3);
         let order_id = OrderId::generate();
-        arrivals.send(NewOrder { order_id, reference: None, customer_id: None, lines, accepted_at }).await?;
+        arrivals
+            .send(NewOrder { order_id, reference: None, customer_id: None, lines, accepted_at })
+            .await?;
     }
     Ok(())
 }
@@ -82,7 +88,9 @@ async fn place(
         pace.closed();
         store.place(&group, COMMITTER_LEASE).await?;
         for NewOrder { order_id, lines, accepted_at, .. } in group {
-            placed.send(OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at }).await?;
+            placed
+                .send(OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at })
+                .await?;
         }
     }
 }
@@ -104,7 +112,10 @@ async fn publish(
     Ok(())
 }
 
-async fn strike_out(store: OrderStore, mut in_outbox: mpsc::Receiver<OrderId>) -> anyhow::Result<()> {
+async fn strike_out(
+    store: OrderStore,
+    mut in_outbox: mpsc::Receiver<OrderId>,
+) -> anyhow::Result<()> {
     let mut group = Vec::new();
     while in_outbox.recv_many(&mut group, QUEUE).await > 0 {
         sleep(STRIKE_OUT_AFTER).await;
@@ -125,19 +136,23 @@ async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Resu
         pace.may_close().await;
         let batch = batches.next().await.context("the topic ended")?;
         pace.closed();
-        let batch = batch.into_iter().map(|event| anyhow::Ok(codec.decode(event?.payload().context("no event")?)?));
+        let batch = batch
+            .into_iter()
+            .map(|event| anyhow::Ok(codec.decode(event?.payload().context("no event")?)?));
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         decided += batch.len();
         let at = Utc::now();
         let statuses = statuses(store.decide(&batch, Guard::RowLocks, at).await?, at);
-        let messages = statuses.iter().map(|status| message(status.order_id, status_codec.encode(status)));
+        let messages =
+            statuses.iter().map(|status| message(status.order_id, status_codec.encode(status)));
         producer.produce(&config.topics.order_status, messages.collect()).await?;
     }
     Ok(())
 }
 
 async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Result<()> {
-    let (statuses, codec) = (consumer(&config, &config.topics.order_status)?, OrderStatusCodec::new()?);
+    let (statuses, codec) =
+        (consumer(&config, &config.topics.order_status)?, OrderStatusCodec::new()?);
     let mut batches = statuses.stream().ready_chunks(config.compensator.batches.max);
     let (mut pace, mut applied) = (Pace::new(config.compensator.batches), 0);
     while applied < count {
@@ -145,11 +160,14 @@ async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Resul
         let batch = batches.next().await.context("the topic ended")?;
         pace.closed();
         let now = Utc::now();
-        let read = |payload: Option<&[u8]>| anyhow::Ok(codec.decode(payload.context("no status")?, now)?);
+        let read =
+            |payload: Option<&[u8]>| anyhow::Ok(codec.decode(payload.context("no status")?, now)?);
         let batch = batch.into_iter().map(|status| read(status?.payload()));
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         applied += batch.len();
-        store.apply(&batch, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;
+        store
+            .apply(&batch, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE)
+            .await?;
     }
     Ok(())
 }
@@ -181,7 +199,10 @@ fn message(order_id: OrderId, payload: Vec<u8>) -> Message {
 /// Reads a whole topic from its beginning.
 fn consumer(config: &Config, topic: &str) -> anyhow::Result<StreamConsumer> {
     let mut settings = client_config(&config.kafka);
-    settings.set("group.id", "none").set("enable.auto.commit", "false").set("fetch.wait.max.ms", "50");
+    settings
+        .set("group.id", "none")
+        .set("enable.auto.commit", "false")
+        .set("fetch.wait.max.ms", "50");
     let consumer: StreamConsumer = settings.create()?;
     let mut partitions = TopicPartitionList::new();
     for partition in 0..config.topics.partitions {

@@ -47,20 +47,33 @@ async fn deduct(
     for batch in batches {
         let occurred_at = Utc::now();
         let decisions = stock.decide(&batch, Guard::RowLocks, occurred_at).await?;
-        decided.send(statuses(decisions, occurred_at)).await.context("nobody brings the statuses back")?;
+        decided
+            .send(statuses(decisions, occurred_at))
+            .await
+            .context("nobody brings the statuses back")?;
     }
     Ok(())
 }
 
-async fn bring_back(orders: OrderStore, mut decided: mpsc::Receiver<Vec<OrderStatus>>) -> anyhow::Result<()> {
+async fn bring_back(
+    orders: OrderStore,
+    mut decided: mpsc::Receiver<Vec<OrderStatus>>,
+) -> anyhow::Result<()> {
     while let Some(statuses) = decided.recv().await {
-        orders.apply(&statuses, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE).await?;
+        orders
+            .apply(&statuses, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE)
+            .await?;
     }
     Ok(())
 }
 
 /// What a worker says of its decisions.
 pub fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
-    let said = |(order_id, status)| OrderStatus { order_id, status, source: WORKER_SOURCE.to_owned(), occurred_at };
+    let said = |(order_id, status)| OrderStatus {
+        order_id,
+        status,
+        source: WORKER_SOURCE.to_owned(),
+        occurred_at,
+    };
     decisions.statuses.into_iter().map(said).collect()
 }

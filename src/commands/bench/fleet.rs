@@ -23,7 +23,11 @@ pub struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     /// Starts a compensator, waits until it has its partitions, and starts the workers.
-    pub async fn start(scratch: &'a Scratch, log: &'a File, workers: usize) -> anyhow::Result<Self> {
+    pub async fn start(
+        scratch: &'a Scratch,
+        log: &'a File,
+        workers: usize,
+    ) -> anyhow::Result<Self> {
         let spawn = |role| Role::spawn(role, scratch, log);
         let mut compensator = spawn("compensator")?;
         compensator.ready().await?;
@@ -57,7 +61,8 @@ impl<'a> Fleet<'a> {
     pub async fn count_final(&self) -> anyhow::Result<u64> {
         let metrics = self.compensator.metrics().await?;
         let kinds = ["kind=\"completed\"", "kind=\"failed\""];
-        let moved: f64 = kinds.iter().map(|kind| metrics.sum("stocklock_compensations_total", kind)).sum();
+        let moved: f64 =
+            kinds.iter().map(|kind| metrics.sum("stocklock_compensations_total", kind)).sum();
         #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
         Ok(moved as u64)
     }

@@ -13,7 +13,9 @@ use reqwest::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{fleet::Fleet, report::Run, scratch::Scratch, stopwatch::Stopwatch, workload::Workload};
+use super::{
+    fleet::Fleet, report::Run, scratch::Scratch, stopwatch::Stopwatch, workload::Workload,
+};
 use crate::{
     domain::{Lines, OrderId},
     store::OrderStore,
@@ -51,14 +53,19 @@ impl Load<'_> {
 
     /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered. The latencies are those of the
     /// orders after the time to warm up.
-    pub async fn end_to_end(&self, orders: &OrderStore, rate: Option<u32>) -> anyhow::Result<(Run, Histogram<u64>)> {
+    pub async fn end_to_end(
+        &self,
+        orders: &OrderStore,
+        rate: Option<u32>,
+    ) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
         let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
         let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
         let placing = place_all(&url, &self.workload.orders, rate);
-        let (placed, finished) = tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
+        let (placed, finished) =
+            tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
         placed?;
         finished
     }
@@ -82,7 +89,9 @@ impl Load<'_> {
     }
 
     async fn all_final(&self, fleet: &mut Fleet<'_>) -> anyhow::Result<()> {
-        let style = ProgressStyle::with_template("{bar:40} {pos}/{len} orders final, {per_sec}, {elapsed}")?;
+        let style = ProgressStyle::with_template(
+            "{bar:40} {pos}/{len} orders final, {per_sec}, {elapsed}",
+        )?;
         let progress = ProgressBar::new(self.workload.orders.len() as u64).with_style(style);
         let (mut moved_at, mut changed_at) = (Instant::now(), Instant::now());
         while progress.position() < self.workload.orders.len() as u64 {
@@ -130,10 +139,15 @@ async fn place_all(url: &str, orders: &[Lines], rate: Option<u32>) -> anyhow::Re
 
 async fn place(client: reqwest::Client, url: String, lines: Lines) -> anyhow::Result<()> {
     let lines = lines.as_slice().iter();
-    let lines = lines.map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
-    let response = client.post(url).json(&json!({"lines": lines.collect::<Vec<_>>()})).send().await?;
+    let lines = lines
+        .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
+    let response =
+        client.post(url).json(&json!({"lines": lines.collect::<Vec<_>>()})).send().await?;
     match response.status() {
         StatusCode::ACCEPTED => Ok(()),
-        status => bail!("an order was answered with {status}: {}", response.text().await.unwrap_or_default()),
+        status => bail!(
+            "an order was answered with {status}: {}",
+            response.text().await.unwrap_or_default()
+        ),
     }
 }

@@ -121,7 +121,8 @@ impl Strategies {
 }
 
 fn range(text: &str) -> Result<RangeInclusive<usize>, String> {
-    let bounds = text.split_once("..").and_then(|(min, max)| Some((min.parse().ok()?, max.parse().ok()?)));
+    let bounds =
+        text.split_once("..").and_then(|(min, max)| Some((min.parse().ok()?, max.parse().ok()?)));
     match bounds {
         Some((min, max)) if (1..=max).contains(&min) && max <= MAX_LINES => Ok(min..=max),
         _ => Err(format!("expected MIN..MAX within 1..{MAX_LINES}")),
@@ -129,22 +130,38 @@ fn range(text: &str) -> Result<RangeInclusive<usize>, String> {
 }
 
 fn exponent(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|n| (0.0..=5.0).contains(n)).ok_or_else(|| "expected a number from 0 to 5".into())
+    text.parse()
+        .ok()
+        .filter(|n| (0.0..=5.0).contains(n))
+        .ok_or_else(|| "expected a number from 0 to 5".into())
 }
 
 fn share(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|n| (0.0..=100.0).contains(n)).ok_or_else(|| "expected a number from 0 to 100".into())
+    text.parse()
+        .ok()
+        .filter(|n| (0.0..=100.0).contains(n))
+        .ok_or_else(|| "expected a number from 0 to 100".into())
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
     let interval = humantime::parse_duration(text).map_err(|e| e.to_string())?;
-    if interval < SHORTEST_CHURN { Err(format!("expected {SHORTEST_CHURN:?} or more")) } else { Ok(interval) }
+    if interval < SHORTEST_CHURN {
+        Err(format!("expected {SHORTEST_CHURN:?} or more"))
+    } else {
+        Ok(interval)
+    }
 }
 
 pub async fn run(args: &BenchArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
     let config = Config::resolve(layers)?;
     let batch_max = args.batch_max.map_or(config.worker.batches.max, |max| max as usize);
-    let bench = Bench { args, layers, workload: args.workload()?, batch_max, stop: Shutdown::on_signals()? };
+    let bench = Bench {
+        args,
+        layers,
+        workload: args.workload()?,
+        batch_max,
+        stop: Shutdown::on_signals()?,
+    };
     let bounds = if args.skip_ceiling { Bounds::default() } else { bench.bounds().await? };
     let mut verified = true;
     for _ in 0..args.runs {
@@ -196,7 +213,10 @@ impl Bench<'_> {
                 let bare_micros = Some(self.bare(rate).await.context("the bare way")?);
                 Bounds { bare_micros, ceiling_orders_per_s: None }
             }
-            _ => Bounds { ceiling_orders_per_s: Some(self.ceiling().await.context("the ceiling")?), bare_micros: None },
+            _ => Bounds {
+                ceiling_orders_per_s: Some(self.ceiling().await.context("the ceiling")?),
+                bare_micros: None,
+            },
         })
     }
 
@@ -218,7 +238,8 @@ impl Bench<'_> {
         for connections in ceiling::CONNECTIONS {
             // One more, which ends others.
             let pool_max = (connections + 1).to_string();
-            let pools = ["order_store.pool_max", "stock_store.pool_max"].map(|key| (key, pool_max.clone()));
+            let pools =
+                ["order_store.pool_max", "stock_store.pool_max"].map(|key| (key, pool_max.clone()));
             let measured = self.on_scratch(&pools, async |scratch| {
                 let (orders, stock) = scratch.stores(&Metrics::new()?)?;
                 scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
@@ -236,16 +257,24 @@ impl Bench<'_> {
             ("worker.batch_max", self.batch_max.to_string()),
             ("compensator.batch_max", self.batch_max.to_string()),
         ];
-        let log =
-            tempfile::Builder::new().prefix("stocklock-bench-").suffix(".log").tempfile().context("a log file")?;
-        match self.on_scratch(&settings, async |scratch| self.measure(scratch, log.as_file()).await).await {
+        let log = tempfile::Builder::new()
+            .prefix("stocklock-bench-")
+            .suffix(".log")
+            .tempfile()
+            .context("a log file")?;
+        match self
+            .on_scratch(&settings, async |scratch| self.measure(scratch, log.as_file()).await)
+            .await
+        {
             Ok(mut run) => {
                 run.strategy = strategy.as_str();
                 run.batch_max = self.batch_max;
                 run.compare_with(bounds);
                 Ok(run)
             }
-            Err(error) => Err(error.context(format!("what the roles said is in {}", log.keep()?.1.display()))),
+            Err(error) => {
+                Err(error.context(format!("what the roles said is in {}", log.keep()?.1.display())))
+            }
         }
     }
 
@@ -253,8 +282,13 @@ impl Bench<'_> {
         let (orders, stock) = scratch.stores(&Metrics::new()?)?;
         scratch.import(&stock, &self.workload.stock(self.args.fill)).await?;
         scratch.add_history(&orders, &stock, self.args.history).await?;
-        let load =
-            Load { scratch, workload: &self.workload, workers: self.args.workers.into(), churn: self.args.churn, log };
+        let load = Load {
+            scratch,
+            workload: &self.workload,
+            workers: self.args.workers.into(),
+            churn: self.args.churn,
+            log,
+        };
         let (mut run, latencies) = match self.args.mode {
             Mode::Drain => load.drain(&orders).await?,
             Mode::EndToEnd => load.end_to_end(&orders, self.args.rate).await?,
@@ -272,7 +306,9 @@ impl Bench<'_> {
             settle: SETTLE,
         })
         .await?;
-        run.verified = report.violations.is_empty() && report.unsettled.is_empty() && report.unchecked.is_empty();
+        run.verified = report.violations.is_empty()
+            && report.unsettled.is_empty()
+            && report.unchecked.is_empty();
         Ok(run)
     }
 

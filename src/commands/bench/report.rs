@@ -86,7 +86,8 @@ impl Run {
         let ceiling = bounds.ceiling_orders_per_s;
         self.ceiling_orders_per_s = ceiling.map(|ceiling| round(ceiling, 1));
         self.ratio_to_ceiling = ceiling.map(|ceiling| round(self.orders_per_s / ceiling, 3));
-        let bare = |quantile| Some(millis(bounds.bare_micros.as_ref()?.value_at_quantile(quantile)));
+        let bare =
+            |quantile| Some(millis(bounds.bare_micros.as_ref()?.value_at_quantile(quantile)));
         (self.bare_p50_ms, self.bare_p99_ms) = (bare(0.5), bare(0.99));
         self.ratio_to_bare_p99 = self.bare_p99_ms.map(|bare| round(self.p99_ms / bare, 2));
     }
@@ -112,8 +113,13 @@ impl Run {
         if self.killed + self.joined > 0 {
             println!("  {:>10} workers killed, {} joined", self.killed, self.joined);
         }
-        println!("  {:>10} ms p50, {} p95, {} p99, {} max", self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms);
-        if let (Some(p50), Some(p99), Some(ratio)) = (self.bare_p50_ms, self.bare_p99_ms, self.ratio_to_bare_p99) {
+        println!(
+            "  {:>10} ms p50, {} p95, {} p99, {} max",
+            self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms
+        );
+        if let (Some(p50), Some(p99), Some(ratio)) =
+            (self.bare_p50_ms, self.bare_p99_ms, self.ratio_to_bare_p99)
+        {
             println!("  {ratio:>10} of the p99 without stocklock: {p50} ms p50, {p99} p99");
         }
         for (role, cpu) in &self.cpu_seconds_per_1000_orders {

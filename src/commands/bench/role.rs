@@ -87,14 +87,17 @@ impl Role {
     }
 
     pub async fn metrics(&self) -> anyhow::Result<Exposition> {
-        Ok(Exposition(self.client.get(format!("http://{}/metrics", self.admin)).send().await?.text().await?))
+        Ok(Exposition(
+            self.client.get(format!("http://{}/metrics", self.admin)).send().await?.text().await?,
+        ))
     }
 
     pub fn usage(&self) -> anyhow::Result<Usage> {
         let pid = self.process.id();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let peak =
-            status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u32>().ok());
+        let peak = status.lines().find_map(|line| {
+            line.strip_prefix("VmHWM:")?.split_whitespace().next()?.parse::<u32>().ok()
+        });
         Ok(Usage {
             cpu_seconds: cpu_seconds(pid).context("its statistics")?,
             peak_rss_mib: f64::from(peak.unwrap_or(0)) / 1024.0,

@@ -10,7 +10,10 @@ use crate::{
     config::{Config, Layers},
     domain::{EventKind, OrderEvent, OrderId, ProductId},
     kafka::{Message, Producer, delete_topics, ensure_topics},
-    store::{NewOrder, OrderStore, Product, SiblingDatabase, StockStore, migrate_order_store, migrate_stock_store},
+    store::{
+        NewOrder, OrderStore, Product, SiblingDatabase, StockStore, migrate_order_store,
+        migrate_stock_store,
+    },
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
@@ -30,9 +33,16 @@ impl Scratch {
     pub async fn create(layers: &Layers, settings: &[(&str, String)]) -> anyhow::Result<Self> {
         let configured = Config::resolve(layers)?;
         let name = format!("bench_{}", &uuid::Uuid::now_v7().simple().to_string()[20..]);
-        let orders = SiblingDatabase::create(&configured.order_store.migrate_url, &format!("_{name}_orders")).await;
-        let stock = SiblingDatabase::create(&configured.stock_store.migrate_url, &format!("_{name}_stock")).await;
-        let databases = [orders.context("a database for orders")?, stock.context("a database for stock")?];
+        let orders = SiblingDatabase::create(
+            &configured.order_store.migrate_url,
+            &format!("_{name}_orders"),
+        )
+        .await;
+        let stock =
+            SiblingDatabase::create(&configured.stock_store.migrate_url, &format!("_{name}_stock"))
+                .await;
+        let databases =
+            [orders.context("a database for orders")?, stock.context("a database for stock")?];
         let [orders_url, stock_url] = databases.each_ref().map(|database| &database.url);
         let topics = &configured.topics;
         let own = [
@@ -48,7 +58,8 @@ impl Scratch {
             ("topics.orders_dlq", format!("{name}.{}", topics.orders_dlq)),
             ("topics.order_status_dlq", format!("{name}.{}", topics.order_status_dlq)),
         ];
-        let layers = layers.with(own.iter().chain(settings).map(|(key, value)| (*key, value.clone())));
+        let layers =
+            layers.with(own.iter().chain(settings).map(|(key, value)| (*key, value.clone())));
         migrate_order_store(orders_url).await?;
         migrate_stock_store(stock_url).await?;
         let scratch = Self { config: Config::resolve(&layers)?, layers, databases };
@@ -62,13 +73,24 @@ impl Scratch {
     }
 
     pub fn stores(&self, metrics: &Metrics) -> anyhow::Result<(OrderStore, StockStore)> {
-        Ok((process::open_order_store(&self.config, metrics)?, process::open_stock_store(&self.config, metrics)?))
+        Ok((
+            process::open_order_store(&self.config, metrics)?,
+            process::open_stock_store(&self.config, metrics)?,
+        ))
     }
 
-    pub async fn import(&self, stock: &StockStore, units: &BTreeMap<ProductId, i64>) -> anyhow::Result<()> {
+    pub async fn import(
+        &self,
+        stock: &StockStore,
+        units: &BTreeMap<ProductId, i64>,
+    ) -> anyhow::Result<()> {
         let products: Vec<_> = units
             .iter()
-            .map(|(id, available)| Product { product_id: id.clone(), name: id.to_string(), available: *available })
+            .map(|(id, available)| Product {
+                product_id: id.clone(),
+                name: id.to_string(),
+                available: *available,
+            })
             .collect();
         for chunk in products.chunks(CHUNK) {
             stock.import(chunk, Utc::now()).await?;
@@ -77,12 +99,20 @@ impl Scratch {
     }
 
     /// Orders that were refused before, one a millisecond until now.
-    pub async fn add_history(&self, orders: &OrderStore, stock: &StockStore, count: u32) -> anyhow::Result<()> {
+    pub async fn add_history(
+        &self,
+        orders: &OrderStore,
+        stock: &StockStore,
+        count: u32,
+    ) -> anyhow::Result<()> {
         let now = Utc::now();
-        let ids: Vec<_> =
-            (1..=count).rev().map(|age| OrderId::first_of(now - TimeDelta::milliseconds(age.into()))).collect();
+        let ids: Vec<_> = (1..=count)
+            .rev()
+            .map(|age| OrderId::first_of(now - TimeDelta::milliseconds(age.into())))
+            .collect();
         for chunk in ids.chunks(10 * CHUNK) {
-            let (placed, decided) = tokio::join!(orders.add_refused(chunk, now), stock.add_refused(chunk, now));
+            let (placed, decided) =
+                tokio::join!(orders.add_refused(chunk, now), stock.add_refused(chunk, now));
             placed?;
             decided?;
         }
@@ -90,7 +120,11 @@ impl Scratch {
     }
 
     /// Saves the orders as ingest does; none is published.
-    pub async fn place(&self, orders: &OrderStore, workload: &Workload) -> anyhow::Result<Vec<OrderEvent>> {
+    pub async fn place(
+        &self,
+        orders: &OrderStore,
+        workload: &Workload,
+    ) -> anyhow::Result<Vec<OrderEvent>> {
         let mut events = Vec::with_capacity(workload.orders.len());
         for chunk in workload.orders.chunks(CHUNK) {
             let accepted_at = Utc::now().trunc_subsecs(3);
@@ -105,7 +139,11 @@ impl Scratch {
                 })
                 .collect();
             orders.place(&placed, LEASE).await?;
-            orders.forget_published(placed.iter().map(|order| (order.order_id, EventKind::Placed)).collect()).await?;
+            orders
+                .forget_published(
+                    placed.iter().map(|order| (order.order_id, EventKind::Placed)).collect(),
+                )
+                .await?;
             events.extend(placed.into_iter().map(|NewOrder { order_id, lines, .. }| OrderEvent {
                 order_id,
                 kind: EventKind::Placed,
@@ -122,7 +160,11 @@ impl Scratch {
         for chunk in events.chunks(CHUNK) {
             let messages = chunk.iter().map(|event| {
                 let payload = Some(codec.encode(event));
-                Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None }
+                Message {
+                    key: Some(event.order_id.to_string().into_bytes()),
+                    payload,
+                    headers: None,
+                }
             });
             producer.produce(&self.config.topics.orders, messages.collect()).await?;
         }

@@ -51,20 +51,23 @@ impl Stopwatch {
 
 /// The CPU seconds that a process has used so far, by `/proc`.
 pub fn cpu_seconds(process: u32) -> Option<f64> {
-    parse(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?).map(|process| process.cpu_seconds)
+    parse(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
+        .map(|process| process.cpu_seconds)
 }
 
 fn processes() -> HashMap<u32, Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let ids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
-    ids.filter_map(|id| Some((id, parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)?))).collect()
+    ids.filter_map(|id| Some((id, parse(&fs::read_to_string(format!("/proc/{id}/stat")).ok()?)?)))
+        .collect()
 }
 
 /// The name stands in parentheses, and may have some itself; the 14th and 15th fields are ticks in user and system mode.
 fn parse(stat: &str) -> Option<Process> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, program) = head.split_once('(')?;
-    let mut ticks = tail.split_whitespace().skip(11).map(|field| field.parse::<u32>().map(f64::from));
+    let mut ticks =
+        tail.split_whitespace().skip(11).map(|field| field.parse::<u32>().map(f64::from));
     let ticks = ticks.next()?.ok()? + ticks.next()?.ok()?;
     let per_second = sysconf(SysconfVar::CLK_TCK).ok()??;
     let per_second = f64::from(u32::try_from(per_second).ok()?);

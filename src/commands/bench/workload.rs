@@ -32,7 +32,9 @@ pub struct Shape {
 impl Workload {
     pub fn generate(shape: &Shape) -> anyhow::Result<Self> {
         let &Shape { orders, products, zipf, ref lines, seed } = shape;
-        let ids = (0..products).map(|n| ProductId::parse(&format!("sku-{n}"))).collect::<Result<Vec<_>, _>>()?;
+        let ids = (0..products)
+            .map(|n| ProductId::parse(&format!("sku-{n}")))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut sum = 0.0;
         let cumulative: Vec<f64> = (1..=u32::try_from(products)?)
             .map(|rank| {
@@ -49,11 +51,14 @@ impl Workload {
                 let product = cumulative.partition_point(|bound| *bound <= drawn).min(products - 1);
                 demand.entry(product).or_insert_with(|| rng.i64(QUANTITIES));
             }
-            let lines = demand.into_iter().map(|(product, quantity)| Line::new(ids[product].clone(), quantity));
+            let lines = demand
+                .into_iter()
+                .map(|(product, quantity)| Line::new(ids[product].clone(), quantity));
             Ok(Lines::new(lines.collect::<Result<_, _>>()?)?)
         };
         let orders = (0..orders).map(|_| order()).collect::<anyhow::Result<_>>()?;
-        let name = format!("{products} products, zipf {zipf}, {} to {} lines", lines.start(), lines.end());
+        let name =
+            format!("{products} products, zipf {zipf}, {} to {} lines", lines.start(), lines.end());
         Ok(Self { name, orders })
     }
 
@@ -72,7 +77,9 @@ impl Workload {
         if orders.is_empty() {
             bail!("{}: no line is a valid order", file.display());
         }
-        let name = file.file_name().map_or_else(|| "baskets".to_owned(), |name| name.to_string_lossy().into_owned());
+        let name = file
+            .file_name()
+            .map_or_else(|| "baskets".to_owned(), |name| name.to_string_lossy().into_owned());
         Ok(Self { name, orders })
     }
 
@@ -86,7 +93,11 @@ impl Workload {
         for line in self.orders.iter().flat_map(Lines::as_slice) {
             *demand.entry(line.product_id().clone()).or_insert(0_i64) += line.quantity();
         }
-        #[expect(clippy::cast_possible_truncation, clippy::cast_precision_loss, reason = "units of a bench")]
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_precision_loss,
+            reason = "units of a bench"
+        )]
         for units in demand.values_mut() {
             *units = (*units as f64 * fill) as i64;
         }
@@ -104,15 +115,24 @@ mod tests {
 
     fn share_of_first(zipf: f64) -> f64 {
         let workload = Workload::generate(&shape(zipf)).unwrap();
-        let first = workload.orders.iter().flat_map(Lines::as_slice).filter(|l| l.product_id().as_str() == "sku-0");
-        f64::from(u32::try_from(first.count()).unwrap()) / f64::from(u32::try_from(workload.count_lines()).unwrap())
+        let first = workload
+            .orders
+            .iter()
+            .flat_map(Lines::as_slice)
+            .filter(|l| l.product_id().as_str() == "sku-0");
+        f64::from(u32::try_from(first.count()).unwrap())
+            / f64::from(u32::try_from(workload.count_lines()).unwrap())
     }
 
     #[test]
     fn the_same_seed_gives_the_same_orders() {
-        let (one, two) = (Workload::generate(&shape(1.0)).unwrap(), Workload::generate(&shape(1.0)).unwrap());
+        let (one, two) =
+            (Workload::generate(&shape(1.0)).unwrap(), Workload::generate(&shape(1.0)).unwrap());
         assert_eq!(one.orders, two.orders);
-        assert_ne!(one.orders, Workload::generate(&Shape { seed: 8, ..shape(1.0) }).unwrap().orders);
+        assert_ne!(
+            one.orders,
+            Workload::generate(&Shape { seed: 8, ..shape(1.0) }).unwrap().orders
+        );
     }
 
     #[test]
@@ -125,7 +145,8 @@ mod tests {
     #[test]
     fn the_stock_serves_the_share_that_is_asked_for() {
         let workload = Workload::generate(&shape(0.0)).unwrap();
-        let (all, half): (i64, i64) = (workload.stock(1.0).values().sum(), workload.stock(0.5).values().sum());
+        let (all, half): (i64, i64) =
+            (workload.stock(1.0).values().sum(), workload.stock(0.5).values().sum());
         assert!((all / 2 - 100..=all / 2).contains(&half), "{half} of {all}");
     }
 }

@@ -24,7 +24,9 @@ impl Ledger {
         self.available.extend(decisions.available);
         self.recorded.extend(decisions.outcomes);
         for id in decisions.released {
-            let Some(Outcome::Completed(held)) = self.recorded.remove(&id) else { panic!("{id} held nothing") };
+            let Some(Outcome::Completed(held)) = self.recorded.remove(&id) else {
+                panic!("{id} held nothing")
+            };
             self.recorded.insert(id, Outcome::Released(held));
         }
         decisions.statuses
@@ -54,7 +56,12 @@ fn product(id: &str) -> ProductId {
 
 fn event(order: u8, kind: EventKind, lines: &[(&str, i64)]) -> OrderEvent {
     let lines = lines.iter().map(|(id, n)| Line::new(product(id), *n).unwrap()).collect();
-    OrderEvent { order_id: order_id(order), kind, lines: Lines::new(lines).unwrap(), accepted_at: DateTime::UNIX_EPOCH }
+    OrderEvent {
+        order_id: order_id(order),
+        kind,
+        lines: Lines::new(lines).unwrap(),
+        accepted_at: DateTime::UNIX_EPOCH,
+    }
 }
 
 fn placed(order: u8, lines: &[(&str, i64)]) -> OrderEvent {
@@ -120,7 +127,11 @@ fn a_release_before_its_order_makes_the_order_do_nothing() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
     let released = [(order_id(1), ReportedStatus::Released)];
     assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), released);
-    assert_eq!(ledger.run(&[placed(1, &[("a", 2)])]), released, "the order is told what became of it");
+    assert_eq!(
+        ledger.run(&[placed(1, &[("a", 2)])]),
+        released,
+        "the order is told what became of it"
+    );
     assert_eq!(ledger.available[&product("a")], 3);
 }
 
@@ -131,7 +142,11 @@ fn every_release_is_reported_whatever_became_of_its_order() {
     ledger.run(&[placed(1, &[("a", 2)]), placed(2, &[("a", 2)])]);
     let all = [1, 2, 3].map(|order| release(order, &[("a", 2)]));
     for _ in 0..2 {
-        assert_eq!(ledger.run(&all), [released(1), released(2), released(3)], "completed, refused, never seen");
+        assert_eq!(
+            ledger.run(&all),
+            [released(1), released(2), released(3)],
+            "completed, refused, never seen"
+        );
     }
     assert_eq!(ledger.available[&product("a")], 3);
 }
@@ -141,14 +156,20 @@ fn a_release_of_unread_products_asks_for_them() {
     let held = serde_json::from_str(r#"[["b",1]]"#).unwrap();
     let event = release(1, &[("a", 1)]);
     let recorded = HashMap::from([(event.order_id, Outcome::Completed(held))]);
-    let unread = fold(&[event], &all_orders(), &Ledger::with_stock(&[("a", 1)]).available, &recorded);
+    let unread =
+        fold(&[event], &all_orders(), &Ledger::with_stock(&[("a", 1)]).available, &recorded);
     assert_eq!(unread, Err(Unread(BTreeSet::from([product("b")]))));
 }
 
 #[test]
 fn orders_that_are_not_decidable_are_left_alone_and_named() {
     let stock = Ledger::with_stock(&[("a", 9)]).available;
-    let events = [placed(1, &[("a", 1)]), placed(2, &[("a", 1)]), release(1, &[("a", 1)]), placed(3, &[("a", 1)])];
+    let events = [
+        placed(1, &[("a", 1)]),
+        placed(2, &[("a", 1)]),
+        release(1, &[("a", 1)]),
+        placed(3, &[("a", 1)]),
+    ];
     let decisions = fold(&events, &(order_id(2)..order_id(3)), &stock, &HashMap::new()).unwrap();
     assert_eq!(decisions.untimely, BTreeSet::from([order_id(1), order_id(3)]));
     assert_eq!(decisions.statuses, [(order_id(2), ReportedStatus::Completed)]);
@@ -158,7 +179,12 @@ fn orders_that_are_not_decidable_are_left_alone_and_named() {
 /// Few orders and products, so that repeats, releases and shortages meet.
 fn any_event() -> impl Strategy<Value = OrderEvent> {
     let lines = |order: u8| {
-        let all = [[("a", 1), ("b", 2)], [("b", 1), ("b", 1)], [("c", 3), ("a", 1)], [("a", 4), ("zz", 1)]];
+        let all = [
+            [("a", 1), ("b", 2)],
+            [("b", 1), ("b", 1)],
+            [("c", 3), ("a", 1)],
+            [("a", 4), ("zz", 1)],
+        ];
         all[usize::from(order) % all.len()]
     };
     (0u8..12, prop::bool::weighted(0.25)).prop_map(move |(order, is_release)| {

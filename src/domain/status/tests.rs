@@ -44,7 +44,12 @@ const TABLE: [Row; 12] = [
 
 fn report(name: &str, source: &str) -> OrderStatus {
     let status = ReportedStatus::parse(name, None).unwrap();
-    OrderStatus { order_id: OrderId::generate(), status, source: source.into(), occurred_at: DateTime::UNIX_EPOCH }
+    OrderStatus {
+        order_id: OrderId::generate(),
+        status,
+        source: source.into(),
+        occurred_at: DateTime::UNIX_EPOCH,
+    }
 }
 
 #[test]
@@ -67,7 +72,11 @@ fn only_a_completed_order_asks_whether_it_can_be_released() {
                 (Some(OrderState::Completed), FAILED | CANCELLED) => TOO_LATE,
                 _ => expected,
             };
-            assert_eq!(report(name, source).effect_on(state, false), late, "{name} of {source} meets {state:?}");
+            assert_eq!(
+                report(name, source).effect_on(state, false),
+                late,
+                "{name} of {source} meets {state:?}"
+            );
         }
     }
 }
@@ -85,8 +94,10 @@ fn a_move_to_failed_or_cancelled_owes_a_release_that_is_not_done() {
     for (name, source, effects) in TABLE {
         for effect in effects {
             let Effect::Move { to, owes_release } = effect else { continue };
-            let holds_nothing = [("FAILED", "worker", REFUSED), ("RELEASED", "worker", RELEASED_BEFORE)];
-            let may_hold = to != OrderState::Completed && !holds_nothing.contains(&(name, source, effect));
+            let holds_nothing =
+                [("FAILED", "worker", REFUSED), ("RELEASED", "worker", RELEASED_BEFORE)];
+            let may_hold =
+                to != OrderState::Completed && !holds_nothing.contains(&(name, source, effect));
             assert_eq!(owes_release, may_hold, "{name} of {source}");
         }
     }
@@ -106,7 +117,9 @@ fn a_status_keeps_its_name_and_its_reason() {
     for name in ["COMPLETED", "FAILED", "CANCELLED", "RELEASED"] {
         assert_eq!(ReportedStatus::parse(name, None).unwrap().as_str(), name);
     }
-    let reason = |name, reason| ReportedStatus::parse(name, reason).unwrap().reason().map(|r| r.as_str().to_owned());
+    let reason = |name, reason| {
+        ReportedStatus::parse(name, reason).unwrap().reason().map(|r| r.as_str().to_owned())
+    };
     assert_eq!(reason("FAILED", None).as_deref(), Some("UNSPECIFIED"));
     assert_eq!(reason("CANCELLED", None), None);
     assert_eq!(reason("CANCELLED", Some("EXPIRED")).as_deref(), Some("EXPIRED"));

@@ -6,7 +6,10 @@ use crate::telemetry::Health;
 /// A group with one partition, whose leader is broker 1.
 fn statistics(broker: &str, group: &str, partition: statistics::Partition) -> Statistics {
     let broker = statistics::Broker { nodeid: 1, state: broker.to_owned(), ..Default::default() };
-    let topic = statistics::Topic { partitions: HashMap::from([(0, partition)]), ..statistics::Topic::default() };
+    let topic = statistics::Topic {
+        partitions: HashMap::from([(0, partition)]),
+        ..statistics::Topic::default()
+    };
     let (state, join_state) = (group.to_owned(), "steady".to_owned());
     Statistics {
         brokers: HashMap::from([("broker".to_owned(), broker)]),
@@ -17,7 +20,13 @@ fn statistics(broker: &str, group: &str, partition: statistics::Partition) -> St
 }
 
 fn partition(next_offset: i64, end: i64) -> statistics::Partition {
-    statistics::Partition { leader: 1, next_offset, hi_offset: end, ls_offset: end, ..Default::default() }
+    statistics::Partition {
+        leader: 1,
+        next_offset,
+        hi_offset: end,
+        ls_offset: end,
+        ..Default::default()
+    }
 }
 
 fn condition() -> (Health, Condition) {
@@ -85,7 +94,10 @@ fn one_slow_answer_is_no_complaint_and_silence_of_seconds_is() {
 
     assert_eq!(health.not_ready(), ["orders: a broker does not answer"]);
     condition.unanswered(Some(now));
-    assert!(condition.unreachable_for(now) >= Some(Duration::from_secs(5)), "the first failure counts");
+    assert!(
+        condition.unreachable_for(now) >= Some(Duration::from_secs(5)),
+        "the first failure counts"
+    );
 }
 
 #[test]
@@ -109,7 +121,10 @@ fn a_fault_counts_when_two_statistics_show_it() {
     condition.joined();
     for (number, complaints) in [(0, 0), (1, 1), (2, 1)] {
         let now = start + Duration::from_secs(number);
-        assert_eq!(condition.observe(&statistics("DOWN", "up", partition(7, 7)), &[0], now), [0; 0]);
+        assert_eq!(
+            condition.observe(&statistics("DOWN", "up", partition(7, 7)), &[0], now),
+            [0; 0]
+        );
         assert_eq!(health.not_ready().len(), complaints, "{:?}", health.not_ready());
         assert_eq!(condition.unreachable_for(now), Some(Duration::from_secs(number)));
     }
@@ -132,8 +147,10 @@ fn a_refused_fetch_is_no_reason_for_another_client() {
 fn a_failed_poll_counts_until_every_partition_is_fetched_again() {
     let (health, condition) = condition();
     condition.joined();
-    let observe = |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());
-    condition.poll_failed(&KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure));
+    let observe =
+        |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());
+    condition
+        .poll_failed(&KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure));
     assert_eq!(health.not_ready(), [""; 0], "it is of one connection");
 
     condition.poll_failed(&KafkaError::MessageConsumption(RDKafkaErrorCode::BadMessage));
@@ -149,7 +166,8 @@ fn a_failed_poll_counts_until_every_partition_is_fetched_again() {
 #[test]
 fn a_stalled_partition_counts_beyond_the_replacement_until_it_moves() {
     let (health, condition) = condition();
-    let observe = |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());
+    let observe =
+        |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());
     condition.joined();
     condition.replaced("partition 0 stalled", Some(0));
     condition.joined();

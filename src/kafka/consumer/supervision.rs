@@ -71,7 +71,8 @@ impl Supervision {
 
     /// Whether a message of any partition came within half of the stall timeout.
     fn has_anything_come(&self, now: Instant) -> bool {
-        self.last_heard.is_some_and(|heard| now.saturating_duration_since(heard) < self.stall_timeout / 2)
+        self.last_heard
+            .is_some_and(|heard| now.saturating_duration_since(heard) < self.stall_timeout / 2)
     }
 
     fn may_follow_topic(&self, now: Instant) -> bool {
@@ -115,7 +116,11 @@ impl Poller {
             let unreachable_for = context.condition.unreachable_for(now);
             if let Some((code, reason)) = self.client.client().fatal_error() {
                 self.recreate(&format!("{code}: {reason}"), None);
-            } else if self.supervision.probe.reaches(self.member.probe_config(), &context.topic, unreachable_for) {
+            } else if self.supervision.probe.reaches(
+                self.member.probe_config(),
+                &context.topic,
+                unreachable_for,
+            ) {
                 self.recreate("it reaches no broker, and a new one does", None);
             } else if let Some(partition) = self.find_stalled(&context, now) {
                 self.recreate(&format!("partition {partition} stalled"), Some(partition));
@@ -134,8 +139,11 @@ impl Poller {
         if !self.partitions.owned().is_empty() {
             return context.condition.topic_is(None);
         }
-        let Ok(metadata) = self.client.fetch_metadata(Some(&context.topic), ASK_END) else { return };
-        let error = metadata.topics().first().and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
+        let Ok(metadata) = self.client.fetch_metadata(Some(&context.topic), ASK_END) else {
+            return;
+        };
+        let error =
+            metadata.topics().first().and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
         context.condition.topic_is(error.map(|error| format!("topic {}: {error}", context.topic)));
     }
 
@@ -146,15 +154,14 @@ impl Poller {
             !is_full && !self.partitions.throttle.is_paused(*partition)
         };
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
-        if self
-            .supervision
-            .unanswered
-            .is_some_and(|partition| self.supervision.watchdog.has_heard(partition) || !expected.contains(&partition))
-        {
+        if self.supervision.unanswered.is_some_and(|partition| {
+            self.supervision.watchdog.has_heard(partition) || !expected.contains(&partition)
+        }) {
             self.supervision.unanswered = None;
             context.condition.unanswered(None);
         }
-        let silent = self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now);
+        let silent =
+            self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now);
         let began = Instant::now();
         for partition in silent {
             if self.is_stalled(context, partition, now) {

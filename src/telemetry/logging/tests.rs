@@ -30,7 +30,10 @@ enum Kind {
 fn logged(log: impl FnOnce()) -> Value {
     let lines = Lines::default();
     let written = lines.clone();
-    let subscriber = tracing_subscriber::fmt().event_format(JsonLines).with_writer(move || written.clone()).finish();
+    let subscriber = tracing_subscriber::fmt()
+        .event_format(JsonLines)
+        .with_writer(move || written.clone())
+        .finish();
     tracing::subscriber::with_default(subscriber, log);
     let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
     let mut line: Value = serde_json::from_str(&text).unwrap();

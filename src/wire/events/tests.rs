@@ -43,7 +43,10 @@ const FORMER_STATUS_HEADER: &str = "c30159d92458c44303c9";
 
 fn bytes(hex: &[&str]) -> Vec<u8> {
     let hex = hex.concat();
-    (0..hex.len()).step_by(2).map(|start| u8::from_str_radix(&hex[start..start + 2], 16).unwrap()).collect()
+    (0..hex.len())
+        .step_by(2)
+        .map(|start| u8::from_str_radix(&hex[start..start + 2], 16).unwrap())
+        .collect()
 }
 
 fn failed() -> OrderStatus {
@@ -80,7 +83,8 @@ fn every_value_that_is_written_is_read_again() {
     let long = "\u{1f600}".repeat(512);
     for millis in [0, -1, 63, 64, -64, -65, 1 << 20, 253_402_300_799_999] {
         for reason in ["", "x", &long] {
-            let mut status = status(&"s".repeat(128), ReportedStatus::Failed(Reason::parse(reason)));
+            let mut status =
+                status(&"s".repeat(128), ReportedStatus::Failed(Reason::parse(reason)));
             status.occurred_at = DateTime::from_timestamp_millis(millis).unwrap();
             assert_eq!(codec.decode(&codec.encode(&status), WRITTEN_AT).unwrap(), status);
         }
@@ -115,7 +119,8 @@ fn an_unknown_fingerprint_is_named_as_other_languages_name_it() {
 /// The schema of a writer that has one more field, with a default.
 fn extended() -> String {
     let mut schema: serde_json::Value = serde_json::from_str(ORDER_STATUS_TEXT).unwrap();
-    let field = serde_json::json!({"name": "terminal", "type": ["null", "string"], "default": null});
+    let field =
+        serde_json::json!({"name": "terminal", "type": ["null", "string"], "default": null});
     schema["fields"].as_array_mut().unwrap().insert(0, field);
     schema.to_string()
 }
@@ -131,7 +136,10 @@ fn a_writer_with_one_more_field_is_read_by_fingerprint_and_by_id() {
         for terminal in ["00", "02047437"] {
             let value = bytes(&[header, terminal, STATUS_DATUM]);
             assert_eq!(codec.decode(&value, WRITTEN_AT).unwrap(), failed());
-            assert!(matches!(codec.decode(&[&value[..], b"x"].concat(), WRITTEN_AT), Err(WireError::TrailingBytes(1))));
+            assert!(matches!(
+                codec.decode(&[&value[..], b"x"].concat(), WRITTEN_AT),
+                Err(WireError::TrailingBytes(1))
+            ));
         }
     }
     assert_eq!(codec.decode(&codec.encode(&failed()), WRITTEN_AT).unwrap(), failed());
@@ -157,13 +165,18 @@ fn a_writers_own_types_are_resolved_as_avro_says() {
     let datum = Datum::after(&[0, 0, 0, 0, 1]).long(7000).string("FAILED").string("payments");
     let value = datum.long(0).string("card declined").string(ORDER).into_bytes();
 
-    let expected = OrderStatus { occurred_at: DateTime::from_timestamp_millis(7000).unwrap(), ..failed() };
+    let expected =
+        OrderStatus { occurred_at: DateTime::from_timestamp_millis(7000).unwrap(), ..failed() };
     assert_eq!(codec.decode(&value, WRITTEN_AT).unwrap(), expected);
 }
 
 #[test]
 fn a_schema_that_no_topic_can_read_is_refused_with_the_reason() {
-    let unreadable = WriterSchema::parse("w.avsc", None, r#"{"type": "record", "name": "order_status", "fields": []}"#);
+    let unreadable = WriterSchema::parse(
+        "w.avsc",
+        None,
+        r#"{"type": "record", "name": "order_status", "fields": []}"#,
+    );
     let error = check_writer_schemas(&[unreadable.unwrap()]).unwrap_err().to_string();
     assert!(error.contains("w.avsc") && error.contains("order_status"), "{error}");
 
@@ -184,7 +197,11 @@ fn a_status_is_read_from_a_json_object() {
             \"occurred_at\":1700000000456}",
     ];
     for text in spoken {
-        assert_eq!(read_status(text.replace("ORDER", ORDER).as_bytes()).unwrap(), failed(), "{text}");
+        assert_eq!(
+            read_status(text.replace("ORDER", ORDER).as_bytes()).unwrap(),
+            failed(),
+            "{text}"
+        );
     }
     let framed = [b"\0\0\0\0\x09", spoken[0].replace("ORDER", ORDER).as_bytes()].concat();
     assert_eq!(read_status(&framed).unwrap(), failed());
@@ -193,7 +210,9 @@ fn a_status_is_read_from_a_json_object() {
 #[test]
 fn a_json_object_may_leave_out_who_says_it_and_when() {
     for rest in ["", r#","source":null,"occurred_at":null,"reason":null"#] {
-        let read = read_status(format!(r#"{{"order_id":"{ORDER}","status":"FAILED"{rest}}}"#).as_bytes()).unwrap();
+        let read =
+            read_status(format!(r#"{{"order_id":"{ORDER}","status":"FAILED"{rest}}}"#).as_bytes())
+                .unwrap();
 
         assert_eq!((read.source.as_str(), read.occurred_at), ("unnamed", WRITTEN_AT));
         assert_eq!(read.status, ReportedStatus::Failed(Reason::Reported("UNSPECIFIED".into())));
@@ -206,15 +225,31 @@ fn a_json_object_that_is_wrong_is_refused_with_the_place() {
         (r#"{"order_id":1,"status":"FAILED"}"#, "undecodable", "line 1 column 13"),
         ("{\"order_id\":\"x\",\n\"status\":\"FAILED\",}", "undecodable", "line 2 column 19"),
         (r#"{"status":"FAILED"}"#, "undecodable", "missing field `order_id`"),
-        (r#"{"order_id":"x","order_id":"y","status":"FAILED"}"#, "undecodable", "duplicate field `order_id`"),
-        (r#"{"order_id":"x","status":"FAILED"} more"#, "undecodable", "trailing characters at line 1 column 36"),
-        (r#"{"order_id":"x","status":"FAILED","occurred_at":"yesterday"}"#, "undecodable", "a time: milliseconds"),
+        (
+            r#"{"order_id":"x","order_id":"y","status":"FAILED"}"#,
+            "undecodable",
+            "duplicate field `order_id`",
+        ),
+        (
+            r#"{"order_id":"x","status":"FAILED"} more"#,
+            "undecodable",
+            "trailing characters at line 1 column 36",
+        ),
+        (
+            r#"{"order_id":"x","status":"FAILED","occurred_at":"yesterday"}"#,
+            "undecodable",
+            "a time: milliseconds",
+        ),
         (r#"{"order_id":"x","status":"FAILED","occurred_at":1e400}"#, "undecodable", "line 1"),
         (r#"{"order_id":"x","status":"FAILED"}"#, "invalid", "x"),
         (r#"{"order_id":"ORDER","status":"FAILED","source":""}"#, "invalid", "source"),
         (r#"{"order_id":"ORDER","status":"LOST"}"#, "invalid", "LOST"),
         (r#"{"order_id":"ORDER","status":"COMPLETED"}"#, "invalid", "only a worker"),
-        (r#"{"order_id":"ORDER","status":"FAILED","occurred_at":9223372036854775807}"#, "invalid", "time"),
+        (
+            r#"{"order_id":"ORDER","status":"FAILED","occurred_at":9223372036854775807}"#,
+            "invalid",
+            "time",
+        ),
         (r#"[{"order_id":"ORDER","status":"FAILED"}]"#, "undecodable", "begins with"),
     ];
     for (text, class, place) in wrong {
@@ -240,7 +275,10 @@ fn values_outside_the_domain_are_invalid() {
     let record = |order_id: &str, kind: &str, product: &str, quantity: i64, times: usize| {
         let lines = vec![(product, quantity); times];
         let begun = codec.0.begin().string(order_id).string(kind);
-        begun.array(&lines, |datum, (product, quantity)| datum.string(product).long(*quantity)).long(0).into_bytes()
+        begun
+            .array(&lines, |datum, (product, quantity)| datum.string(product).long(*quantity))
+            .long(0)
+            .into_bytes()
     };
     let bad = [
         record(ORDER, "placed", "a", 1, 1),
@@ -261,7 +299,9 @@ fn values_outside_the_domain_are_invalid() {
 fn only_a_worker_reports_a_completion_or_a_release() {
     let codec = OrderStatusCodec::new().unwrap();
     for reported in [ReportedStatus::Completed, ReportedStatus::Released] {
-        let reported_by = |source: &str| codec.decode(&codec.encode(&status(source, reported.clone())), WRITTEN_AT);
+        let reported_by = |source: &str| {
+            codec.decode(&codec.encode(&status(source, reported.clone())), WRITTEN_AT)
+        };
         assert!(reported_by("worker").is_ok());
         assert_eq!(reported_by("payments").unwrap_err().class(), "invalid");
     }
@@ -288,7 +328,8 @@ fn the_schemas_read_what_every_earlier_version_wrote() {
     for own in [&ORDER_EVENT, &ORDER_STATUS] {
         assert!(!own.earlier.is_empty());
         for earlier in own.earlier {
-            SchemaCompatibility::can_read(&Schema::parse_str(earlier).unwrap(), &own.parsed).unwrap();
+            SchemaCompatibility::can_read(&Schema::parse_str(earlier).unwrap(), &own.parsed)
+                .unwrap();
         }
     }
 }
@@ -303,7 +344,8 @@ fn a_schema_that_has_grown_reads_values_of_the_version_before() {
     });
     let codec = Codec::new(&GROWN, &[]).unwrap();
 
-    let read: OrderStatusRecord = codec.decode(&OrderStatusCodec::new().unwrap().encode(&failed())).unwrap();
+    let read: OrderStatusRecord =
+        codec.decode(&OrderStatusCodec::new().unwrap().encode(&failed())).unwrap();
 
     assert_eq!((read.order_id.as_str(), read.reason.as_deref()), (ORDER, Some("card declined")));
 }
@@ -311,7 +353,10 @@ fn a_schema_that_has_grown_reads_values_of_the_version_before() {
 #[test]
 fn a_field_without_a_default_would_break_compatibility() {
     let mut schema: serde_json::Value = serde_json::from_str(ORDER_STATUS_TEXT).unwrap();
-    schema["fields"].as_array_mut().unwrap().push(serde_json::json!({"name": "added", "type": "long"}));
+    schema["fields"]
+        .as_array_mut()
+        .unwrap()
+        .push(serde_json::json!({"name": "added", "type": "long"}));
     let present = Schema::parse_str(ORDER_STATUS_TEXT).unwrap();
     assert!(SchemaCompatibility::can_read(&present, &Schema::parse(&schema).unwrap()).is_err());
 }

@@ -7,7 +7,9 @@ use stocklock::domain::{
     fold::{Decisions, Outcome},
 };
 
-use crate::harness::{World, decide, deliver, lines, on_every_stack, order_lines, place_all, random_orders};
+use crate::harness::{
+    World, decide, deliver, lines, on_every_stack, order_lines, place_all, random_orders,
+};
 
 /// Has several workers, each with connections and locks of its own, decide their shares of the orders side by side.
 async fn decide_side_by_side(
@@ -27,13 +29,20 @@ async fn decide_side_by_side(
             decisions
         })
     });
-    let decisions = futures::future::join_all(tasks).await.into_iter().flat_map(|decided| decided.expect("decided"));
+    let decisions = futures::future::join_all(tasks)
+        .await
+        .into_iter()
+        .flat_map(|decided| decided.expect("decided"));
     let decisions = decisions.collect();
     (orders, decisions)
 }
 
 fn count(decisions: &[Decisions], wanted: impl Fn(&Outcome) -> bool) -> usize {
-    decisions.iter().flat_map(|decided| decided.outcomes.values()).filter(|outcome| wanted(outcome)).count()
+    decisions
+        .iter()
+        .flat_map(|decided| decided.outcomes.values())
+        .filter(|outcome| wanted(outcome))
+        .count()
 }
 
 on_every_stack! {
@@ -117,7 +126,8 @@ async fn one_store_that_many_tasks_share_sells_out_exactly() {
             }
         })
     });
-    let decisions: Vec<_> = futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).collect();
+    let decisions: Vec<_> =
+        futures::future::join_all(tasks).await.into_iter().map(Result::unwrap).collect();
     let completed = count(&decisions, |outcome| matches!(outcome, Outcome::Completed(_)));
     assert_eq!((completed, world.available("hot")), (60, 0));
     world.check_ledger(&store).await;

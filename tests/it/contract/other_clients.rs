@@ -10,7 +10,9 @@ use stocklock::{
     lock::{LockError, Locks},
 };
 
-use crate::harness::{Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines};
+use crate::harness::{
+    Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines,
+};
 
 /// Another client, which asks once.
 struct Other {
@@ -26,9 +28,12 @@ enum Theirs {
 
 impl Other {
     async fn new(world: &World) -> Self {
-        let mut redlock = LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
+        let mut redlock =
+            LockManager::new(world.config.redis.urls.iter().map(SecretUrl::expose).collect());
         redlock.set_retry(1, Duration::from_millis(1));
-        let rows = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
+        let rows = MySqlConnection::connect(world.config.stock_store.url.expose())
+            .await
+            .expect("a connection");
         Self { redlock, rows }
     }
 
@@ -104,14 +109,19 @@ async fn a_claim_of_many_keys_respects_another_client_and_is_respected() {
     world.config.lock.wait = Duration::from_millis(200);
     world.config.lock.node_timeout = Duration::from_secs(2);
     let (prefix, ttl) = (&world.config.lock.prefix, world.config.lock.ttl);
-    let locks = Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
+    let locks =
+        Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     let urls: Vec<_> = world.config.redis.urls.iter().map(SecretUrl::expose).collect();
     let mut other = LockManager::new(urls);
     other.set_retry(1, Duration::from_millis(1));
-    let products: Vec<_> = (0..1_500).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect();
+    let products: Vec<_> =
+        (0..1_500).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect();
     let last = format!("{prefix}p1499");
     let theirs = other.lock(last.as_str(), ttl).await.expect("free");
-    assert_eq!(acquire(&locks, &products).await.expect_err("the last key is theirs"), LockError::Contended);
+    assert_eq!(
+        acquire(&locks, &products).await.expect_err("the last key is theirs"),
+        LockError::Contended
+    );
     // Nothing is left of what was granted before the last key was refused.
     acquire(&locks, &products[..1_499]).await.expect("free").release().await;
     other.unlock(&theirs).await;

@@ -12,11 +12,17 @@ use stocklock::{
 use tokio::{sync::Barrier, task::JoinHandle};
 
 use crate::harness::{
-    Rival, Strategy, World, deliver, is_held_up_at, on_every_stack, order_lines, random_orders, release,
+    Rival, Strategy, World, deliver, is_held_up_at, on_every_stack, order_lines, random_orders,
+    release,
 };
 
 /// Begins to decide once all who wait at the barrier are there; again while others are in the way.
-fn decide(store: StockStore, guard: Guard, events: Vec<OrderEvent>, start: Arc<Barrier>) -> JoinHandle<Decisions> {
+fn decide(
+    store: StockStore,
+    guard: Guard,
+    events: Vec<OrderEvent>,
+    start: Arc<Barrier>,
+) -> JoinHandle<Decisions> {
     tokio::spawn(async move {
         start.wait().await;
         loop {
@@ -31,22 +37,30 @@ fn decide(store: StockStore, guard: Guard, events: Vec<OrderEvent>, start: Arc<B
 
 /// Fails the test unless each order was decided by one of the two, and both report the same of it.
 fn check_decided_once(events: &[OrderEvent], one: &Decisions, other: &Decisions) {
-    let by_both: Vec<_> = one.outcomes.keys().filter(|id| other.outcomes.contains_key(id)).collect();
+    let by_both: Vec<_> =
+        one.outcomes.keys().filter(|id| other.outcomes.contains_key(id)).collect();
     assert!(by_both.is_empty(), "decided twice: {by_both:?}");
     assert_eq!(one.outcomes.len() + other.outcomes.len(), events.len());
-    let sorted = |decisions: &Decisions| decisions.statuses.iter().cloned().collect::<BTreeMap<OrderId, _>>();
+    let sorted = |decisions: &Decisions| {
+        decisions.statuses.iter().cloned().collect::<BTreeMap<OrderId, _>>()
+    };
     assert_eq!(sorted(one), sorted(other));
 }
 
 async fn decide_together(world: &World, guards: [Guard; 2], rounds: u64) {
-    world.import(&(0..8).map(|n| (["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"][n], 200)).collect::<Vec<_>>());
+    world.import(
+        &(0..8)
+            .map(|n| (["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"][n], 200))
+            .collect::<Vec<_>>(),
+    );
     let stores = [world.stock_store(&World::metrics()), world.stock_store(&World::metrics())];
     for round in 0..rounds {
         let events = world.save(&random_orders(round, 20, 8)).await;
         let start = Arc::new(Barrier::new(2));
         let one = decide(stores[0].clone(), guards[0], events.clone(), Arc::clone(&start));
         // The other has the same orders in another sequence.
-        let other = decide(stores[1].clone(), guards[1], events.iter().rev().cloned().collect(), start);
+        let other =
+            decide(stores[1].clone(), guards[1], events.iter().rev().cloned().collect(), start);
         check_decided_once(&events, &one.await.unwrap(), &other.await.unwrap());
     }
     world.check_ledger(&stores[0]).await;
@@ -97,7 +111,11 @@ on_every_stack! {
 
 async fn world_available(store: &StockStore, id: &str) -> i64 {
     let snapshot = store.snapshot().await.expect("a snapshot");
-    snapshot.available.iter().find(|(product, _)| product.as_str() == id).map_or(0, |(_, available)| *available)
+    snapshot
+        .available
+        .iter()
+        .find(|(product, _)| product.as_str() == id)
+        .map_or(0, |(_, available)| *available)
 }
 
 /// Decides one order while a rival changes its product between the reading and the writing.
@@ -107,7 +125,8 @@ async fn decide_on_stale_stock(world: &World, wanted: i64, rival: i64) -> Outcom
     let store = world.stock_store(&metrics);
     let events = world.save(&[order_lines(&[("a", wanted)])]).await;
     let mut rival = Rival::adjust(world, "a", rival).await;
-    let decision = decide(store.clone(), Guard::Versions, events.clone(), Arc::new(Barrier::new(1)));
+    let decision =
+        decide(store.clone(), Guard::Versions, events.clone(), Arc::new(Barrier::new(1)));
     is_held_up_at(&mut rival.conn, &decision, "UPDATE JSON_TABLE").await;
     rival.commit().await;
     let decisions = decision.await.unwrap();

@@ -6,7 +6,8 @@ use sqlx::{Connection as _, MySqlConnection};
 use stocklock::domain::{EventKind, ReportedStatus};
 
 use crate::harness::{
-    World, body, deliver, lines, on_every_stack, on_two_stacks, order_lines, place_all, random_orders,
+    World, body, deliver, lines, on_every_stack, on_two_stacks, order_lines, place_all,
+    random_orders,
 };
 
 /// Every row of the tables, as text: what a repetition must leave alone.
@@ -16,10 +17,16 @@ async fn contents(url: &str, tables: &[&str]) -> Vec<String> {
     for table in tables {
         let columns = "SELECT GROUP_CONCAT('HEX(`', column_name, '`)' ORDER BY ordinal_position) FROM
                        information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?";
-        let columns: String = sqlx::query_scalar(columns).bind(table).fetch_one(&mut conn).await.expect("columns");
-        let rows = format!("SELECT CONCAT_WS('|', '{table}', {columns}) AS r FROM {table} ORDER BY r");
+        let columns: String =
+            sqlx::query_scalar(columns).bind(table).fetch_one(&mut conn).await.expect("columns");
+        let rows =
+            format!("SELECT CONCAT_WS('|', '{table}', {columns}) AS r FROM {table} ORDER BY r");
         let rows = sqlx::query_scalar(&rows).fetch_all(&mut conn).await;
-        contents.extend(rows.expect("rows").into_iter().map(|row: Vec<u8>| String::from_utf8(row).expect("hex")));
+        contents.extend(
+            rows.expect("rows")
+                .into_iter()
+                .map(|row: Vec<u8>| String::from_utf8(row).expect("hex")),
+        );
     }
     contents
 }
@@ -27,7 +34,10 @@ async fn contents(url: &str, tables: &[&str]) -> Vec<String> {
 async fn everything(world: &World) -> Vec<String> {
     let stock = ["products", "order_outcomes", "stock_movements"];
     let mut everything = contents(world.config.stock_store.url.expose(), &stock).await;
-    everything.extend(contents(world.config.order_store.url.expose(), &["orders", "outbox", "owed_releases"]).await);
+    everything.extend(
+        contents(world.config.order_store.url.expose(), &["orders", "outbox", "owed_releases"])
+            .await,
+    );
     everything
 }
 

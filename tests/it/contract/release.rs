@@ -9,8 +9,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Strategy, World, deliver, header, lines, on_every_stack, order_lines, place_all, release,
-    try_step,
+    Database, PATIENCE, Strategy, World, deliver, header, lines, on_every_stack, order_lines,
+    place_all, release, try_step,
 };
 
 const WORDS: &str = "card declined: “Überziehung”";
@@ -156,8 +156,10 @@ async fn a_completion_from_anyone_but_a_worker_and_a_report_of_no_order_are_set_
         })
         .collect();
     letters.sort();
-    let mut expected =
-        [(placed[0].order_id.to_string(), "invalid".to_owned()), (unknown.to_string(), "unknown_order".to_owned())];
+    let mut expected = [
+        (placed[0].order_id.to_string(), "invalid".to_owned()),
+        (unknown.to_string(), "unknown_order".to_owned()),
+    ];
     expected.sort();
     assert_eq!(letters, expected);
     compensator.stop();

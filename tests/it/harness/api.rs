@@ -10,7 +10,8 @@ use super::{Role, world::PATIENCE};
 
 /// What the API promises. Every answer that a test gets is held against it.
 static PROMISED: LazyLock<Value> = LazyLock::new(|| {
-    serde_json::from_str(include_str!("../../../src/ingest/openapi.json")).expect("an OpenAPI document in JSON")
+    serde_json::from_str(include_str!("../../../src/ingest/openapi.json"))
+        .expect("an OpenAPI document in JSON")
 });
 
 /// The HTTP API as a client sees it.
@@ -52,8 +53,17 @@ impl Api {
     }
 
     /// Fails the test where the OpenAPI document does not promise such an answer.
-    pub async fn send(&self, method: Method, path: &str, headers: &[(&str, &str)], body: &str) -> Answer {
-        let mut request = self.client.request(method.clone(), format!("{}{path}", self.url)).body(body.to_owned());
+    pub async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &str,
+    ) -> Answer {
+        let mut request = self
+            .client
+            .request(method.clone(), format!("{}{path}", self.url))
+            .body(body.to_owned());
         for (name, value) in headers {
             request = request.header(*name, *value);
         }
@@ -135,22 +145,35 @@ impl Answer {
             return;
         };
         let promised = operation["responses"].get(self.status.to_string());
-        let promised = promised.unwrap_or_else(|| panic!("{} may not answer {}", self.request, self.status));
+        let promised =
+            promised.unwrap_or_else(|| panic!("{} may not answer {}", self.request, self.status));
         let promised = match promised["$ref"].as_str() {
-            Some(reference) => PROMISED.pointer(reference.trim_start_matches('#')).expect("a reference that resolves"),
+            Some(reference) => PROMISED
+                .pointer(reference.trim_start_matches('#'))
+                .expect("a reference that resolves"),
             None => promised,
         };
         let content_type = self.header("content-type");
-        assert!(promised["content"].get(content_type).is_some(), "{}: {content_type} is not promised", self.request);
+        assert!(
+            promised["content"].get(content_type).is_some(),
+            "{}: {content_type} is not promised",
+            self.request
+        );
         for name in promised["headers"].as_object().into_iter().flat_map(serde_json::Map::keys) {
-            assert!(self.headers.contains_key(name), "{}: the header {name} is missing", self.request);
+            assert!(
+                self.headers.contains_key(name),
+                "{}: the header {name} is missing",
+                self.request
+            );
         }
     }
 }
 
 /// The documented route that a path belongs to.
 fn route(path: &str) -> &str {
-    for (prefix, route) in [("/v1/orders/", "/v1/orders/{id}"), ("/v1/products/", "/v1/products/{id}")] {
+    for (prefix, route) in
+        [("/v1/orders/", "/v1/orders/{id}"), ("/v1/products/", "/v1/products/{id}")]
+    {
         if path.strip_prefix(prefix).is_some_and(|id| !id.is_empty() && !id.contains('/')) {
             return route;
         }

@@ -151,7 +151,8 @@ async fn carry(client: TcpStream, address: Address, broker: String, state: Arc<S
     let Ok(server) = TcpStream::connect(&broker).await else { return };
     let number = state.connections.fetch_add(1, Ordering::SeqCst);
     let requests = Mutex::new(HashMap::new());
-    let ((from_client, mut to_client), (from_server, to_server)) = (client.into_split(), server.into_split());
+    let ((from_client, mut to_client), (from_server, to_server)) =
+        (client.into_split(), server.into_split());
     let gone = async |present: &mut watch::Receiver<usize>| match address {
         Address::Bootstrap => std::future::pending().await,
         Address::Broker(number) => drop(present.wait_for(|present| *present > number).await),
@@ -224,7 +225,8 @@ async fn carry_answers(
             // Else the client would go to the broker itself from then on.
             _ => {
                 let (theirs, ours) = (&state.theirs, state.ours.lock().expect("the address"));
-                if let Some(start) = answer.windows(theirs.len()).position(|bytes| bytes == theirs) {
+                if let Some(start) = answer.windows(theirs.len()).position(|bytes| bytes == theirs)
+                {
                     answer[start..start + ours.len()].copy_from_slice(&ours);
                 }
             }

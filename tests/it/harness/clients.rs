@@ -21,7 +21,10 @@ impl Program {
     pub fn java(file: &str) -> Self {
         let mut command = Command::new("java");
         // Short-lived: less to compile, one thread to collect.
-        command.args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"]).arg(folder().join("java/*")).arg(file);
+        command
+            .args(["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-cp"])
+            .arg(folder().join("java/*"))
+            .arg(file);
         Self(command)
     }
 

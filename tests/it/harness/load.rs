@@ -24,6 +24,7 @@ pub async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<Strin
 
 /// The body of a request for these lines.
 pub fn body(lines: &Lines) -> Value {
-    let lines: Vec<_> = lines.as_slice().iter().map(|line| (line.product_id().as_str(), line.quantity())).collect();
+    let lines: Vec<_> =
+        lines.as_slice().iter().map(|line| (line.product_id().as_str(), line.quantity())).collect();
     super::lines(&lines)
 }

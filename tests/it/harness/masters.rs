@@ -31,7 +31,10 @@ struct Master {
 
 impl Masters {
     pub async fn start(count: usize) -> Self {
-        let masters = Self { masters: (0..count).map(|_| Master::start(free_address())).collect(), tls: None };
+        let masters = Self {
+            masters: (0..count).map(|_| Master::start(free_address())).collect(),
+            tls: None,
+        };
         for number in 0..count {
             masters.answers(number).await;
         }
@@ -44,7 +47,8 @@ impl Masters {
         let tls = free_address();
         let (_, port) = tls.rsplit_once(':').expect("host:port");
         let settings = [&["--tls-port", port][..], settings].concat();
-        let masters = Self { masters: vec![Master::start_with(free_address(), &settings)], tls: Some(tls) };
+        let masters =
+            Self { masters: vec![Master::start_with(free_address(), &settings)], tls: Some(tls) };
         masters.answers(0).await;
         masters
     }
@@ -60,7 +64,13 @@ impl Masters {
             let mut words = command.split(' ');
             let mut asked = redis::cmd(words.next().expect("a command"));
             let mut connection = connect(&master.url()).await.expect("a connection");
-            answers.push(asked.arg(words.collect::<Vec<_>>()).query_async(&mut connection).await.expect(command));
+            answers.push(
+                asked
+                    .arg(words.collect::<Vec<_>>())
+                    .query_async(&mut connection)
+                    .await
+                    .expect(command),
+            );
         }
         answers
     }
@@ -71,7 +81,8 @@ impl Masters {
 
     /// As a user of each, with the password `secret`.
     pub fn urls_as(&self, user: &str) -> Vec<SecretUrl> {
-        let with_user = |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address));
+        let with_user =
+            |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address));
         self.masters.iter().map(with_user).collect()
     }
 
@@ -89,7 +100,8 @@ impl Masters {
     /// Stops a master, as `kill -STOP` does, and fails the test unless it answers nobody any more.
     pub async fn freeze(&self, number: usize) {
         self.masters[number].signal(Signal::SIGSTOP);
-        let ping = tokio::time::timeout(Duration::from_millis(300), self.masters[number].ping()).await;
+        let ping =
+            tokio::time::timeout(Duration::from_millis(300), self.masters[number].ping()).await;
         assert!(!matches!(ping, Ok(true)), "the master is not stopped");
     }
 
@@ -134,9 +146,15 @@ impl Masters {
 
     /// Changes the password that a master asks for, and ends its connections.
     pub async fn change_password(&self, number: usize, former: &str, password: &str) {
-        let mut connection = connect(&self.masters[number].url_with(former)).await.expect("a connection");
+        let mut connection =
+            connect(&self.masters[number].url_with(former)).await.expect("a connection");
         let mut set = redis::cmd("CONFIG");
-        set.arg("SET").arg("requirepass").arg(password).exec_async(&mut connection).await.expect("set");
+        set.arg("SET")
+            .arg("requirepass")
+            .arg(password)
+            .exec_async(&mut connection)
+            .await
+            .expect("set");
         let mut kill = redis::cmd("CLIENT");
         kill.arg("KILL").arg("SKIPME").arg("yes").exec_async(&mut connection).await.expect("ended");
     }
@@ -158,7 +176,8 @@ impl Master {
     fn start_with(address: String, settings: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let (_, port) = address.rsplit_once(':').expect("host:port");
-        let program = std::env::var("STOCKLOCK_TEST_REDIS_SERVER").expect("STOCKLOCK_TEST_REDIS_SERVER: run dev/test");
+        let program = std::env::var("STOCKLOCK_TEST_REDIS_SERVER")
+            .expect("STOCKLOCK_TEST_REDIS_SERVER: run dev/test");
         fs::write(dir.path().join("clock"), "0").expect("written");
         let server = Command::new(program)
             .args(["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no"])
@@ -177,7 +196,11 @@ impl Master {
     }
 
     fn url_with(&self, password: &str) -> String {
-        if password.is_empty() { self.url() } else { format!("redis://:{password}@{}", self.address) }
+        if password.is_empty() {
+            self.url()
+        } else {
+            format!("redis://:{password}@{}", self.address)
+        }
     }
 
     fn clock(&self) -> PathBuf {
@@ -196,7 +219,8 @@ impl Master {
     /// Seconds since 1970, as it sees it.
     async fn time(&self) -> u64 {
         let mut connection = connect(&self.url()).await.expect("a connection");
-        let (seconds, _): (u64, u64) = redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
+        let (seconds, _): (u64, u64) =
+            redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
         seconds
     }
 }
@@ -214,7 +238,10 @@ fn clock_library() -> PathBuf {
         let dir = tempfile::tempdir().expect("a folder");
         let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/it/harness/clock.c");
         let mut compiler = Command::new("cc");
-        compiler.args(["-shared", "-fPIC", "-O", "-o"]).arg(dir.path().join("clock.so")).arg(source);
+        compiler
+            .args(["-shared", "-fPIC", "-O", "-o"])
+            .arg(dir.path().join("clock.so"))
+            .arg(source);
         assert!(compiler.status().expect("cc runs").success(), "clock.c does not compile");
         dir
     });
@@ -222,17 +249,20 @@ fn clock_library() -> PathBuf {
 }
 
 async fn connect(url: &str) -> redis::RedisResult<MultiplexedConnection> {
-    let patient =
-        AsyncConnectionConfig::new().set_connection_timeout(Some(PATIENCE)).set_response_timeout(Some(PATIENCE));
+    let patient = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(PATIENCE))
+        .set_response_timeout(Some(PATIENCE));
     redis::Client::open(url)?.get_multiplexed_async_connection_with_config(&patient).await
 }
 
 async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {
     let mut connection = connect(url).await.expect("a master");
     let mut found = BTreeMap::new();
-    let names: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.expect("KEYS");
+    let names: Vec<String> =
+        redis::cmd("KEYS").arg(pattern).query_async(&mut connection).await.expect("KEYS");
     for name in names {
-        let left: i64 = redis::cmd("PTTL").arg(&name).query_async(&mut connection).await.expect("PTTL");
+        let left: i64 =
+            redis::cmd("PTTL").arg(&name).query_async(&mut connection).await.expect("PTTL");
         if left != -2 {
             found.insert(name, left);
         }
@@ -254,11 +284,17 @@ impl World {
     pub async fn delete_keys(&self) -> usize {
         let mut deleted = 0;
         for url in &self.config.redis.urls {
-            let names: Vec<_> =
-                keys(url.expose(), &format!("{}*", self.config.lock.prefix)).await.into_keys().collect();
+            let names: Vec<_> = keys(url.expose(), &format!("{}*", self.config.lock.prefix))
+                .await
+                .into_keys()
+                .collect();
             let mut connection = connect(url.expose()).await.expect("a master");
             for name in names {
-                deleted += redis::cmd("DEL").arg(name).query_async::<usize>(&mut connection).await.expect("DEL");
+                deleted += redis::cmd("DEL")
+                    .arg(name)
+                    .query_async::<usize>(&mut connection)
+                    .await
+                    .expect("DEL");
             }
         }
         deleted

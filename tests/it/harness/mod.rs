@@ -28,7 +28,8 @@ pub use raw::Raw;
 pub use rival::Rival;
 pub use servers::Server;
 pub use steps::{
-    acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders, release, try_step,
+    acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders,
+    release, try_step,
 };
 pub use topics::{delivered, header};
 pub use world::{Database, PATIENCE, Strategy, World, lines};

@@ -68,16 +68,23 @@ impl PrivateKafka {
 
     /// Starts the broker again with the data that it has, and waits until it answers.
     pub fn go_on(&mut self) {
-        let log =
-            std::fs::File::options().create(true).append(true).open(self.dir.path().join("output")).expect("a log");
+        let log = std::fs::File::options()
+            .create(true)
+            .append(true)
+            .open(self.dir.path().join("output"))
+            .expect("a log");
         let mut java = Self::java(&["-Xms256m", "-Xmx256m"]);
         java.arg("kafka.Kafka").arg(self.dir.path().join("server.properties"));
-        self.child = Some(java.stdout(log.try_clone().expect("the log")).stderr(log).spawn().expect("java"));
-        let client: BaseConsumer =
-            rdkafka::ClientConfig::new().set("bootstrap.servers", &self.address).create().expect("a client");
+        self.child =
+            Some(java.stdout(log.try_clone().expect("the log")).stderr(log).spawn().expect("java"));
+        let client: BaseConsumer = rdkafka::ClientConfig::new()
+            .set("bootstrap.servers", &self.address)
+            .create()
+            .expect("a client");
         let begun = Instant::now();
         while client.fetch_metadata(None, Duration::from_secs(1)).is_err() {
-            let output = || std::fs::read_to_string(self.dir.path().join("output")).unwrap_or_default();
+            let output =
+                || std::fs::read_to_string(self.dir.path().join("output")).unwrap_or_default();
             assert!(begun.elapsed() < PATIENCE, "it does not answer:\n{}", output());
         }
     }
@@ -90,9 +97,14 @@ impl PrivateKafka {
 
     /// Forgets all messages of a topic, which stays the same topic. The broker must have crashed.
     pub fn lose_messages(&self, topic: &str) {
-        let partitions = std::fs::read_dir(self.log()).expect("the log").map(|entry| entry.expect("an entry").path());
+        let partitions = std::fs::read_dir(self.log())
+            .expect("the log")
+            .map(|entry| entry.expect("an entry").path());
         let of_topic = |path: &PathBuf| {
-            let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.rsplit_once('-'));
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(|name| name.rsplit_once('-'));
             name.is_some_and(|(name, _)| name == topic)
         };
         for partition in partitions.filter(of_topic) {
@@ -165,7 +177,8 @@ impl PrivateKafka {
     }
 
     fn java(options: &[&str]) -> Command {
-        let home = std::env::var("STOCKLOCK_TEST_KAFKA_HOME").expect("STOCKLOCK_TEST_KAFKA_HOME: run dev/test");
+        let home = std::env::var("STOCKLOCK_TEST_KAFKA_HOME")
+            .expect("STOCKLOCK_TEST_KAFKA_HOME: run dev/test");
         let mut java = Command::new("java");
         java.args(["-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]);
         java.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");

@@ -65,7 +65,8 @@ impl Cli {
     }
 
     pub fn json(&self) -> Value {
-        serde_json::from_slice(&self.output.stdout).unwrap_or_else(|e| panic!("{e}: {}", self.stdout()))
+        serde_json::from_slice(&self.output.stdout)
+            .unwrap_or_else(|e| panic!("{e}: {}", self.stdout()))
     }
 }
 
@@ -80,8 +81,14 @@ impl Role {
     pub fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
         let stocklock = command(env);
         let mut shell = Command::new("bash");
-        shell.arg("-c").arg(format!("ulimit -n {files} && exec \"$0\" \"$@\"")).arg(stocklock.get_program()).arg(role);
-        shell.env_clear().envs(stocklock.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        shell
+            .arg("-c")
+            .arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""))
+            .arg(stocklock.get_program())
+            .arg(role);
+        shell
+            .env_clear()
+            .envs(stocklock.get_envs().filter_map(|(name, value)| Some((name, value?))));
         Self::start(shell, &[])
     }
 
@@ -121,7 +128,11 @@ impl Role {
             if status == 503 && why.contains(of) {
                 return why;
             }
-            assert!(begun.elapsed() < PATIENCE, "it does not complain of {of}: {status} {why}\n{}", self.log());
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "it does not complain of {of}: {status} {why}\n{}",
+                self.log()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -141,7 +152,12 @@ impl Role {
 
     /// All metrics, as text.
     pub async fn metrics(&self) -> String {
-        reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text")
+        reqwest::get(format!("{}/metrics", self.admin))
+            .await
+            .expect("metrics")
+            .text()
+            .await
+            .expect("text")
     }
 
     /// Waits for `/livez`: it runs, ready or not.
@@ -155,20 +171,32 @@ impl Role {
 
     /// The value of a metric, over all its labels that contain `labels`; 0 where there is none.
     pub async fn metric(&self, name: &str, labels: &str) -> f64 {
-        let text = reqwest::get(format!("{}/metrics", self.admin)).await.expect("metrics").text().await.expect("text");
-        let of_name = text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
+        let text = reqwest::get(format!("{}/metrics", self.admin))
+            .await
+            .expect("metrics")
+            .text()
+            .await
+            .expect("text");
+        let of_name = text
+            .lines()
+            .filter(|line| line.split(['{', ' ']).next() == Some(name) && line.contains(labels));
         of_name.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
 
     /// The same of a counter.
-    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "counters are small and count up")]
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "counters are small and count up"
+    )]
     pub async fn count(&self, name: &str, labels: &str) -> u64 {
         self.metric(name, labels).await as u64
     }
 
     /// The most memory that it had resident, in KiB.
     pub fn peak_memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("its status");
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+            .expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
@@ -236,7 +264,11 @@ impl Role {
         let status = loop {
             match self.child.try_wait().expect("its status") {
                 Some(status) => break status,
-                None => assert!(begun.elapsed() < PATIENCE, "{point} was never reached:\n{}", self.log()),
+                None => assert!(
+                    begun.elapsed() < PATIENCE,
+                    "{point} was never reached:\n{}",
+                    self.log()
+                ),
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
         };

@@ -32,7 +32,10 @@ impl Proxy {
 
     /// The same for a server to which the way takes so long.
     pub async fn before_distant(url: &str, delay: Duration) -> (Self, String) {
-        let authority = url.split_once("://").and_then(|(_, rest)| rest.split(['/', '?']).next()).expect("scheme://…");
+        let authority = url
+            .split_once("://")
+            .and_then(|(_, rest)| rest.split(['/', '?']).next())
+            .expect("scheme://…");
         let server = authority.rsplit('@').next().expect("host:port");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let address = listener.local_addr().expect("an address").to_string();
@@ -63,14 +66,24 @@ impl Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, server: Arc<Mutex<String>>, delay: Duration, way: watch::Receiver<Way>) {
+async fn accept(
+    listener: TcpListener,
+    server: Arc<Mutex<String>>,
+    delay: Duration,
+    way: watch::Receiver<Way>,
+) {
     while let Ok((client, _)) = listener.accept().await {
         let server = server.lock().expect("no panic").clone();
         tokio::spawn(carry(client, server, delay, way.clone()));
     }
 }
 
-async fn carry(mut client: TcpStream, server: String, delay: Duration, mut way: watch::Receiver<Way>) {
+async fn carry(
+    mut client: TcpStream,
+    server: String,
+    delay: Duration,
+    mut way: watch::Receiver<Way>,
+) {
     let found = *way.borrow_and_update();
     if found == Way::Open {
         let Ok(mut server) = TcpStream::connect(server).await else { return };

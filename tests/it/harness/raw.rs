@@ -30,7 +30,9 @@ impl Raw {
     /// Sends an order, without waiting for the answer.
     pub async fn place(&mut self, order: &str, headers: &str) {
         let length = order.len();
-        let head = format!("POST /v1/orders HTTP/1.1\r\nhost: x\r\n{headers}content-length: {length}\r\n\r\n");
+        let head = format!(
+            "POST /v1/orders HTTP/1.1\r\nhost: x\r\n{headers}content-length: {length}\r\n\r\n"
+        );
         self.send((head + order).as_bytes()).await;
     }
 

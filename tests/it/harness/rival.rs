@@ -20,11 +20,17 @@ impl Rival {
 
     /// Changes what no decision rests on, a product's name, and does not commit.
     pub async fn rename(world: &World, product: &str) -> Self {
-        Self::begin(world, &format!("UPDATE products SET name = 'new' WHERE product_id = '{product}'")).await
+        Self::begin(
+            world,
+            &format!("UPDATE products SET name = 'new' WHERE product_id = '{product}'"),
+        )
+        .await
     }
 
     async fn begin(world: &World, sql: &str) -> Self {
-        let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
+        let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
+            .await
+            .expect("a connection");
         let sql = format!("START TRANSACTION; {sql}");
         sqlx::raw_sql(&sql).execute(&mut conn).await.expect("changed");
         Self { conn }

@@ -40,12 +40,25 @@ impl Server {
         let address = free_address();
         let (_, port) = address.rsplit_once(':').expect("host:port");
         let mut command = command(database, dir.path());
-        command.args(["--bind-address=127.0.0.1", "--max-connections=200", "--skip-name-resolve", "--sync-binlog=0"]);
+        command.args([
+            "--bind-address=127.0.0.1",
+            "--max-connections=200",
+            "--skip-name-resolve",
+            "--sync-binlog=0",
+        ]);
         command.args([&format!("--port={port}"), &format!("--server-id={port}")]);
         command.arg(format!("--init-file={}", dir.path().join("accounts.sql").display()));
-        command.args(["--log-bin=binlog", "--innodb-flush-log-at-trx-commit=2", "--lower-case-table-names=1"]);
+        command.args([
+            "--log-bin=binlog",
+            "--innodb-flush-log-at-trx-commit=2",
+            "--lower-case-table-names=1",
+        ]);
         if database == Database::MySql {
-            command.args(["--mysqlx=OFF", "--secure-file-priv=NULL", "--innodb-redo-log-capacity=16M"]);
+            command.args([
+                "--mysqlx=OFF",
+                "--secure-file-priv=NULL",
+                "--innodb-redo-log-capacity=16M",
+            ]);
         } else {
             command.arg("--innodb-log-file-size=16M");
         }
@@ -96,19 +109,30 @@ impl Server {
             old.execute("SET GLOBAL super_read_only = ON").await.expect("read-only");
         }
         let (status, wait, promote) = match self.database {
-            Database::MySql => {
-                ("SHOW BINARY LOG STATUS", "SELECT SOURCE_POS_WAIT(?, ?, 60)", "STOP REPLICA; RESET REPLICA ALL")
-            }
-            Database::MariaDb => {
-                ("SHOW MASTER STATUS", "SELECT MASTER_POS_WAIT(?, ?, 60)", "STOP SLAVE; RESET SLAVE ALL")
-            }
+            Database::MySql => (
+                "SHOW BINARY LOG STATUS",
+                "SELECT SOURCE_POS_WAIT(?, ?, 60)",
+                "STOP REPLICA; RESET REPLICA ALL",
+            ),
+            Database::MariaDb => (
+                "SHOW MASTER STATUS",
+                "SELECT MASTER_POS_WAIT(?, ?, 60)",
+                "STOP SLAVE; RESET SLAVE ALL",
+            ),
         };
         let row = old.fetch_one(status).await.expect("its position");
         let file: String = row.try_get_unchecked("File").expect("a file");
         let position: u64 = row.try_get_unchecked("Position").expect("a position");
         let mut new = replica.admin().await;
-        let waited = sqlx::query_scalar::<_, Option<i64>>(wait).bind(file).bind(position).fetch_one(&mut new).await;
-        assert!(waited.expect("an answer").is_some_and(|events| events >= 0), "the replica does not follow");
+        let waited = sqlx::query_scalar::<_, Option<i64>>(wait)
+            .bind(file)
+            .bind(position)
+            .fetch_one(&mut new)
+            .await;
+        assert!(
+            waited.expect("an answer").is_some_and(|events| events >= 0),
+            "the replica does not follow"
+        );
         new.execute(promote).await.expect("promoted");
     }
 
@@ -122,7 +146,11 @@ impl Server {
         while MySqlConnection::connect(&self.url()).await.is_err() {
             let log = || fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
             let ended = self.process.try_wait().expect("its status");
-            assert!(ended.is_none() && begun.elapsed() < PATIENCE, "the server does not answer:\n{}", log());
+            assert!(
+                ended.is_none() && begun.elapsed() < PATIENCE,
+                "the server does not answer:\n{}",
+                log()
+            );
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
     }
@@ -145,8 +173,10 @@ async fn prepared(database: Database) -> &'static Path {
 }
 
 fn prepare_once(database: Database) -> PathBuf {
-    let version = Command::new(program(database)).arg("--version").output().expect("the server runs").stdout;
-    let version: String = String::from_utf8_lossy(&version).chars().filter(char::is_ascii_alphanumeric).collect();
+    let version =
+        Command::new(program(database)).arg("--version").output().expect("the server runs").stdout;
+    let version: String =
+        String::from_utf8_lossy(&version).chars().filter(char::is_ascii_alphanumeric).collect();
     let kept = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{database:?}-{version:.80}"));
     if !kept.exists() {
         let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a folder");
@@ -161,14 +191,28 @@ fn prepare(database: Database, dir: &Path) {
     let mut command = match database {
         Database::MySql => {
             let mut command = command(database, dir);
-            command.args(["--initialize-insecure", "--lower-case-table-names=1", "--innodb-redo-log-capacity=16M"]);
-            command.args(["--skip-log-bin", "--innodb-flush-log-at-trx-commit=0", "--innodb-doublewrite=OFF"]);
+            command.args([
+                "--initialize-insecure",
+                "--lower-case-table-names=1",
+                "--innodb-redo-log-capacity=16M",
+            ]);
+            command.args([
+                "--skip-log-bin",
+                "--innodb-flush-log-at-trx-commit=0",
+                "--innodb-doublewrite=OFF",
+            ]);
             command
         }
         Database::MariaDb => {
             let mut command = Command::new("mariadb-install-db");
-            command.args(["--no-defaults", "--skip-test-db", "--auth-root-authentication-method=normal"]);
-            command.arg(format!("--datadir={}", dir.join("data").display())).arg("--innodb-log-file-size=16M");
+            command.args([
+                "--no-defaults",
+                "--skip-test-db",
+                "--auth-root-authentication-method=normal",
+            ]);
+            command
+                .arg(format!("--datadir={}", dir.join("data").display()))
+                .arg("--innodb-log-file-size=16M");
             command.stdout(log(dir)).stderr(log(dir));
             command
         }

@@ -26,7 +26,8 @@ const LONG_LEASE: Duration = Duration::from_secs(3600);
 impl World {
     /// A worker with connections of its own, as another process has them.
     pub fn worker(&self, metrics: &Metrics) -> Worker {
-        let (config, producer) = (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
+        let (config, producer) =
+            (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         Worker {
             store: self.stock_store(metrics),
             locks: Locks::new(&config.lock, &config.redis, metrics).expect("the locks"),
@@ -39,11 +40,18 @@ impl World {
     }
 
     pub fn compensator(&self, metrics: &Metrics) -> Compensator {
-        let (config, producer) = (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
+        let (config, producer) =
+            (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
         Compensator {
             store: self.order_store(),
-            relay: Relay::new(self.order_store(), producer, &config.topics.orders, codec, config.ingest.pending_after),
+            relay: Relay::new(
+                self.order_store(),
+                producer,
+                &config.topics.orders,
+                codec,
+                config.ingest.pending_after,
+            ),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
             horizon: config.retention.horizon,
             metrics: metrics.clone(),
@@ -52,7 +60,8 @@ impl World {
 
     /// Saves orders as ingest does, and answers their events, which are not on the topic yet.
     pub async fn save(&self, orders: &[Lines]) -> Vec<OrderEvent> {
-        self.save_as(orders.iter().map(|lines| (OrderId::generate(), lines.clone())).collect()).await
+        self.save_as(orders.iter().map(|lines| (OrderId::generate(), lines.clone())).collect())
+            .await
     }
 
     /// The same with ids of the test's choice, which tell when the orders were made.
@@ -119,8 +128,9 @@ pub fn release(of: &OrderEvent) -> OrderEvent {
 }
 
 pub fn order_lines(lines: &[(&str, i64)]) -> Lines {
-    let line =
-        |(id, quantity): &(&str, i64)| Line::new(ProductId::parse(id).expect("an id"), *quantity).expect("a line");
+    let line = |(id, quantity): &(&str, i64)| {
+        Line::new(ProductId::parse(id).expect("an id"), *quantity).expect("a line")
+    };
     Lines::new(lines.iter().map(line).collect()).expect("lines")
 }
 
@@ -128,15 +138,21 @@ pub fn order_lines(lines: &[(&str, i64)]) -> Lines {
 pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut order = || {
-        let lines: Vec<_> =
-            (0..random.usize(1..=4)).map(|_| (format!("p{}", random.usize(..products)), random.i64(1..=3))).collect();
-        order_lines(&lines.iter().map(|(id, quantity)| (id.as_str(), *quantity)).collect::<Vec<_>>())
+        let lines: Vec<_> = (0..random.usize(1..=4))
+            .map(|_| (format!("p{}", random.usize(..products)), random.i64(1..=3)))
+            .collect();
+        order_lines(
+            &lines.iter().map(|(id, quantity)| (id.as_str(), *quantity)).collect::<Vec<_>>(),
+        )
     };
     (0..count).map(|_| order()).collect()
 }
 
 /// Has a batch decoded, handled and published, as a lane does; nothing of it may be left behind.
-pub async fn try_step<H: Handler>(handler: &H, messages: &[OwnedMessage]) -> Result<H::Handled, H::Error> {
+pub async fn try_step<H: Handler>(
+    handler: &H,
+    messages: &[OwnedMessage],
+) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
     let Done { handled, left_behind } = handler.handle(&decoded).await?;
     assert!(left_behind.is_empty(), "left behind");
@@ -173,7 +189,8 @@ pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
 
 /// Has a worker decide events, in as many parts as others' locks make it.
 pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
-    let arrived: Vec<_> = events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
+    let arrived: Vec<_> =
+        events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
@@ -198,14 +215,21 @@ pub async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
 
 /// Waits until the task has come to a statement that begins so and that a lock of this connection holds up.
 pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>, statement: &str) {
-    let database: String = sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut *holder).await.expect("its name");
+    let database: String =
+        sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut *holder).await.expect("its name");
     let text = |row: &MySqlRow, column| row.try_get::<Option<String>, _>(column).ok().flatten();
     let is_it = |row: &MySqlRow| {
         text(row, "db").as_ref() == Some(&database)
             && text(row, "Info").is_some_and(|sql| sql.trim_start().starts_with(statement))
     };
     let begun = Instant::now();
-    while !sqlx::raw_sql("SHOW PROCESSLIST").fetch_all(&mut *holder).await.expect("the list").iter().any(is_it) {
+    while !sqlx::raw_sql("SHOW PROCESSLIST")
+        .fetch_all(&mut *holder)
+        .await
+        .expect("the list")
+        .iter()
+        .any(is_it)
+    {
         assert!(!task.is_finished(), "it was not held up at {statement}");
         assert!(begun.elapsed() < PATIENCE, "it does not come to {statement}");
         tokio::task::yield_now().await;

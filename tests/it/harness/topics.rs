@@ -51,14 +51,18 @@ impl World {
     /// Each partition of a topic and the offset behind its last message.
     fn ends(&self, reader: &BaseConsumer, topic: &str) -> Vec<(i32, i64)> {
         // A partition that was created a moment ago may not have a leader yet.
-        let end = |partition| answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1;
+        let end = |partition| {
+            answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1
+        };
         (0..self.config.topics.partitions).map(|partition| (partition, end(partition))).collect()
     }
 
     /// Where each of so many partitions of a topic ends.
     pub fn read_partitions(&self, topic: &str, partitions: i32) -> Vec<i64> {
         let reader = self.reader("reader");
-        let end = |partition| answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1;
+        let end = |partition| {
+            answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1
+        };
         (0..partitions).map(end).collect()
     }
 
@@ -78,7 +82,9 @@ impl World {
             let Some(message) = reader.poll(Duration::from_millis(100)) else { continue };
             let message = message.expect("a message").detach();
             // What came after the ends were asked for is not waited for.
-            if ends.iter().any(|(partition, end)| *partition == message.partition() && message.offset() < *end) {
+            if ends.iter().any(|(partition, end)| {
+                *partition == message.partition() && message.offset() < *end
+            }) {
                 missing -= 1;
                 messages.push(message);
             }
@@ -101,7 +107,8 @@ impl World {
         for (partition, _) in &ends {
             asked.add_partition(topic, *partition);
         }
-        let committed = answer("committed offsets", || reader.committed_offsets(asked.clone(), TIMEOUT));
+        let committed =
+            answer("committed offsets", || reader.committed_offsets(asked.clone(), TIMEOUT));
         let behind = ends.iter().map(|(partition, end)| {
             let element = committed.find_partition(topic, *partition).expect("the partition");
             end - element.offset().to_raw().filter(|offset| *offset >= 0).unwrap_or(0)
@@ -112,9 +119,11 @@ impl World {
     /// The messages of an order's partition from its own on.
     pub fn count_from(&self, order_id: OrderId, topic: &str) -> i64 {
         let (key, all) = (order_id.to_string(), self.read_topic(topic));
-        let own = all.iter().find(|message| message.key() == Some(key.as_bytes())).expect("its message");
-        let after =
-            |message: &&OwnedMessage| message.partition() == own.partition() && message.offset() >= own.offset();
+        let own =
+            all.iter().find(|message| message.key() == Some(key.as_bytes())).expect("its message");
+        let after = |message: &&OwnedMessage| {
+            message.partition() == own.partition() && message.offset() >= own.offset()
+        };
         i64::try_from(all.iter().filter(after).count()).expect("few")
     }
 
@@ -131,7 +140,9 @@ impl World {
         let reader = self.reader(group_id);
         let mut offsets = TopicPartitionList::new();
         for (partition, end) in self.ends(&reader, topic) {
-            offsets.add_partition_offset(topic, partition, Offset::Offset(end + messages)).expect("a partition");
+            offsets
+                .add_partition_offset(topic, partition, Offset::Offset(end + messages))
+                .expect("a partition");
         }
         reader.commit(&offsets, CommitMode::Sync).expect("committed");
     }
@@ -140,7 +151,8 @@ impl World {
     pub fn count_retained(&self, topic: &str) -> i64 {
         let reader = self.reader("reader");
         let retained = |partition| {
-            let (low, high) = answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT));
+            let (low, high) =
+                answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT));
             high - low
         };
         (0..self.config.topics.partitions).map(retained).sum()
@@ -152,7 +164,8 @@ impl World {
         for (partition, end) in self.ends(&self.reader("reader"), topic) {
             all.add_partition_offset(topic, partition, Offset::Offset(end)).expect("a partition");
         }
-        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let admin: AdminClient<_> =
+            client_config(&self.config.kafka).create().expect("an admin client");
         let deleted = admin.delete_records(&all, &AdminOptions::new()).await.expect("the broker");
         assert!(deleted.elements().iter().all(|element| element.error().is_ok()), "{deleted:?}");
         assert_eq!(self.count_retained(topic), 0);
@@ -160,8 +173,10 @@ impl World {
 
     /// Deletes a topic and creates it again.
     pub async fn recreate_topic(&self, topic: &str) {
-        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
-        let deleted = admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("the broker");
+        let admin: AdminClient<_> =
+            client_config(&self.config.kafka).create().expect("an admin client");
+        let deleted =
+            admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("the broker");
         assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
         let begun = Instant::now();
         loop {
@@ -182,7 +197,10 @@ impl World {
             if behind == 0 {
                 return;
             }
-            assert!(begun.elapsed() < PATIENCE, "{group_id} is {behind} messages behind in {topic}");
+            assert!(
+                begun.elapsed() < PATIENCE,
+                "{group_id} is {behind} messages behind in {topic}"
+            );
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
     }
@@ -194,19 +212,23 @@ impl World {
 
     /// Changes one setting of a topic; the others go back to their defaults.
     pub async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
-        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let admin: AdminClient<_> =
+            client_config(&self.config.kafka).create().expect("an admin client");
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
-        let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
+        let altered =
+            admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     }
 
     /// Has the broker miss a KIP-848 member of the workers' group after six seconds of silence.
     pub async fn shorten_sessions(&self) {
-        let admin: AdminClient<_> = client_config(&self.config.kafka).create().expect("an admin client");
+        let admin: AdminClient<_> =
+            client_config(&self.config.kafka).create().expect("an admin client");
         let group = ResourceSpecifier::Group(&self.config.kafka.group_id);
         let change = AlterConfig::new(group).set("consumer.session.timeout.ms", "6000");
         let change = change.set("consumer.heartbeat.interval.ms", "1000");
-        let altered = admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
+        let altered =
+            admin.alter_configs(&[change], &AdminOptions::new()).await.expect("the broker");
         assert!(altered.iter().all(Result::is_ok), "{altered:?}");
     }
 
@@ -233,7 +255,12 @@ impl World {
     }
 
     pub async fn report(&self, order_id: OrderId, status: ReportedStatus, source: &str) {
-        let report = OrderStatus { order_id, status, source: source.to_owned(), occurred_at: chrono::Utc::now() };
+        let report = OrderStatus {
+            order_id,
+            status,
+            source: source.to_owned(),
+            occurred_at: chrono::Utc::now(),
+        };
         let value = OrderStatusCodec::new().expect("the schema").encode(&report);
         self.produce(&self.config.topics.order_status, vec![(order_id, value)]).await;
     }

@@ -69,7 +69,8 @@ impl World {
             sqlx::raw_sql(&create).execute(&mut server).await.expect("CREATE DATABASE");
         }
         let env = environment(&name, server_url, brokers, strategy);
-        let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[])).expect("the configuration");
+        let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[]))
+            .expect("the configuration");
         Self { env, config, strategy, server_url: server_url.to_owned(), name }
     }
 
@@ -113,7 +114,9 @@ impl World {
 
     /// Counts the orders in a state, in the order store.
     pub async fn count_orders(&self, status: &str) -> i64 {
-        let mut conn = MySqlConnection::connect(self.config.order_store.url.expose()).await.expect("the order store");
+        let mut conn = MySqlConnection::connect(self.config.order_store.url.expose())
+            .await
+            .expect("the order store");
         let count = sqlx::query_scalar("SELECT COUNT(*) FROM orders WHERE status = ?").bind(status);
         count.fetch_one(&mut conn).await.expect("a count")
     }
@@ -133,7 +136,9 @@ impl World {
 
     /// Runs a statement behind the project's back, in the stock store.
     pub async fn tamper_with_stock(&self, sql: &str) {
-        let mut conn = MySqlConnection::connect(self.config.stock_store.url.expose()).await.expect("the stock store");
+        let mut conn = MySqlConnection::connect(self.config.stock_store.url.expose())
+            .await
+            .expect("the stock store");
         sqlx::raw_sql(sql).execute(&mut conn).await.expect("the statement");
     }
 
@@ -147,7 +152,12 @@ impl World {
 
     pub fn order_store_with(&self, metrics: &Metrics) -> store::OrderStore {
         let idle = Duration::from_secs(60);
-        let opened = store::Database::open(&self.config.order_store, store::Role::OrderStore, idle, metrics.clone());
+        let opened = store::Database::open(
+            &self.config.order_store,
+            store::Role::OrderStore,
+            idle,
+            metrics.clone(),
+        );
         store::OrderStore::new(opened.expect("the order store"))
     }
 
@@ -158,7 +168,12 @@ impl World {
     /// The same with another horizon than the configured one.
     pub fn stock_store_with(&self, metrics: &Metrics, horizon: Horizon) -> store::StockStore {
         let idle = Duration::from_secs(60);
-        let opened = store::Database::open(&self.config.stock_store, store::Role::StockStore, idle, metrics.clone());
+        let opened = store::Database::open(
+            &self.config.stock_store,
+            store::Role::StockStore,
+            idle,
+            metrics.clone(),
+        );
         store::StockStore::new(opened.expect("the stock store"), metrics.clone(), horizon)
     }
 }
@@ -168,25 +183,41 @@ impl Drop for World {
     /// and the topics, whose sheer number would stop the broker; a failed test keeps them for a look.
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("kept: databases {0}_orders and {0}_stock on {1}", self.name, self.server_url);
+            eprintln!(
+                "kept: databases {0}_orders and {0}_stock on {1}",
+                self.name, self.server_url
+            );
             return;
         }
         let (url, name) = (self.server_url.clone(), self.name.clone());
         let (kafka, topics) = (self.config.kafka.clone(), self.config.topics.clone());
         let (redis, lock) = (self.config.redis.clone(), self.config.lock.clone());
         let dropping = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            let runtime = tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()
+                .expect("a runtime");
             runtime.block_on(async {
                 let overlong = overlong_keys(&lock, &redis).await;
-                assert!(overlong.as_ref().map_or(true, Vec::is_empty), "keys that outlive their TTL: {overlong:?}");
+                assert!(
+                    overlong.as_ref().map_or(true, Vec::is_empty),
+                    "keys that outlive their TTL: {overlong:?}"
+                );
                 let mut server = MySqlConnection::connect(&url).await.expect("the database server");
                 for store in ["orders", "stock"] {
                     let drop = format!("DROP DATABASE {name}_{store}");
                     sqlx::raw_sql(&drop).execute(&mut server).await.expect("DROP DATABASE");
                 }
-                let admin: AdminClient<_> = client_config(&kafka).create().expect("an admin client");
-                let names = [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
-                let deleted = admin.delete_topics(&names.map(String::as_str), &AdminOptions::new()).await;
+                let admin: AdminClient<_> =
+                    client_config(&kafka).create().expect("an admin client");
+                let names = [
+                    &topics.orders,
+                    &topics.order_status,
+                    &topics.orders_dlq,
+                    &topics.order_status_dlq,
+                ];
+                let deleted =
+                    admin.delete_topics(&names.map(String::as_str), &AdminOptions::new()).await;
                 drop(deleted.expect("deleted"));
             });
         });
@@ -205,7 +236,8 @@ fn server_url(database: Database) -> String {
         Database::MySql => "mysql=",
         Database::MariaDb => "mariadb=",
     };
-    let all = std::env::var("STOCKLOCK_TEST_DATABASES").expect("STOCKLOCK_TEST_DATABASES: run dev/test");
+    let all =
+        std::env::var("STOCKLOCK_TEST_DATABASES").expect("STOCKLOCK_TEST_DATABASES: run dev/test");
     let url = all.split(',').find_map(|entry| entry.strip_prefix(name));
     url.unwrap_or_else(|| panic!("STOCKLOCK_TEST_DATABASES names no {name}")).to_owned()
 }
@@ -214,7 +246,12 @@ fn inherited(key: &str) -> String {
     std::env::var(key).unwrap_or_else(|_| panic!("{key}: run dev/test"))
 }
 
-fn environment(name: &str, server_url: &str, brokers: &str, strategy: Strategy) -> BTreeMap<String, String> {
+fn environment(
+    name: &str,
+    server_url: &str,
+    brokers: &str,
+    strategy: Strategy,
+) -> BTreeMap<String, String> {
     let database = |store: &str| {
         let (server, query) = server_url.split_once("/?").expect("a URL with /?");
         format!("{server}/{name}_{store}?{query}")
