@@ -8,7 +8,7 @@
 pub fn crash_point(_name: &str) {}
 
 #[cfg(feature = "crash-points")]
-pub fn crash_point(name: &str) {
+pub(crate) fn crash_point(name: &str) {
     use std::sync::{
         LazyLock,
         atomic::{AtomicU64, Ordering},

@@ -38,7 +38,7 @@ struct Work {
 
 impl Shutdown {
     /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
-    pub fn on_signals() -> std::io::Result<Self> {
+    pub(crate) fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -66,7 +66,7 @@ impl Shutdown {
     /// Bounds the stop: three quarters of `deadline` after the request, [`Shutdown::finish`] cuts
     /// work off; at the deadline the process ends with status 2, whatever hangs. `complaints`
     /// answers what the process lacks, for the log.
-    pub fn enforce(
+    pub(crate) fn enforce(
         &self,
         deadline: Duration,
         complaints: impl Fn() -> Vec<String> + Send + 'static,
@@ -104,7 +104,11 @@ impl Shutdown {
 
     /// Awaits work until it ends, or until the stop is overdue: then the work is dropped, and the
     /// answer is `None`.
-    pub async fn finish<T>(&self, name: &'static str, work: impl Future<Output = T>) -> Option<T> {
+    pub(crate) async fn finish<T>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = T>,
+    ) -> Option<T> {
         let unfinished = Unfinished::new(self, name);
         tokio::select! {
             biased;
@@ -118,20 +122,20 @@ impl Shutdown {
     }
 
     /// Awaits work that is not cut off before the process ends, such as leaving a consumer group.
-    pub async fn close<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn close<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let _unfinished = Unfinished::new(self, name);
         work.await
     }
 
     /// What was cut off so far.
-    pub fn cut_off(&self) -> Vec<&'static str> {
+    pub(crate) fn cut_off(&self) -> Vec<&'static str> {
         self.lock().cut_off.clone()
     }
 
     /// How long leaving a consumer group may take: half of what is left until the deadline. So a
     /// process whose work is done ends in order although the brokers are away. Unbounded where work
     /// was cut off, as the stop is no success then.
-    pub fn leave_limit(&self, now: Instant) -> Duration {
+    pub(crate) fn leave_limit(&self, now: Instant) -> Duration {
         let work = self.lock();
         let deadline = work.deadline.filter(|_| work.cut_off.is_empty());
         let since =
@@ -150,12 +154,12 @@ impl Shutdown {
     }
 
     /// Returns once a stop is requested.
-    pub async fn requested(&self) {
+    pub(crate) async fn requested(&self) {
         self.requested.cancelled().await;
     }
 
     /// Returns once work that hangs is cut off.
-    pub async fn overdue(&self) {
+    pub(crate) async fn overdue(&self) {
         self.overdue.cancelled().await;
     }
 

@@ -290,7 +290,7 @@ impl Model for Protocol {
                     }
                 }
                 Step::Delivered(_) if !holds => {
-                    actions.extend([Action::Lock(worker), Action::LockLess(worker)])
+                    actions.extend([Action::Lock(worker), Action::LockLess(worker)]);
                 }
                 // A worker that began anew waits until its own locks of before have expired, as any other.
                 Step::Delivered(_) => {}
@@ -318,6 +318,7 @@ impl Model for Protocol {
         }
     }
 
+    #[expect(clippy::too_many_lines, reason = "one arm an action")]
     fn next_state(&self, last: &State, action: Action) -> Option<State> {
         let mut state = last.clone();
         let unlock = |state: &mut State, worker| {

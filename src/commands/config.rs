@@ -12,13 +12,13 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
-pub struct ConfigArgs {
+pub(super) struct ConfigArgs {
     /// Say what is wrong with it, and nothing else; exit status 1 where anything is
     #[arg(long)]
     check: bool,
 }
 
-pub fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
+pub(super) fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer {
     if !args.check {
         show(layers, output);
     }

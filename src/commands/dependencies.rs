@@ -13,7 +13,7 @@ use crate::{
 
 impl Shared {
     /// Tries what all roles of the process share. Fails where a configuration is refused.
-    pub fn watch_servers(&self) -> anyhow::Result<()> {
+    pub(super) fn watch_servers(&self) -> anyhow::Result<()> {
         self.watch_kafka()?;
         if self.runs(Role::Worker) && self.config.lock.strategy == LockStrategy::Redlock {
             self.watch_redis()?;
@@ -32,7 +32,7 @@ impl Shared {
     }
 
     /// Tries the order store as the roles of the process work with it. Only the first of them does.
-    pub fn watch_order_store(&self, role: Role, store: &OrderStore) {
+    pub(super) fn watch_order_store(&self, role: Role, store: &OrderStore) {
         let work = [(Role::Ingest, Work::Place), (Role::Compensator, Work::Compensate)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let (store, dependency) = (store.clone(), self.dependency("order_store", Need::Always));
@@ -44,7 +44,7 @@ impl Shared {
     }
 
     /// The same of the stock store, which ingest can do without.
-    pub fn watch_stock_store(&self, role: Role, store: &StockStore) {
+    pub(super) fn watch_stock_store(&self, role: Role, store: &StockStore) {
         let work = [(Role::Ingest, Work::Read), (Role::Worker, Work::Deduct)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let need = if self.runs(Role::Worker) { Need::Always } else { Need::Rollout };

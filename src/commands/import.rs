@@ -31,7 +31,7 @@ const MAX_CONNECTIONS: u32 = 6;
 const SHOWN: u64 = 10;
 
 #[derive(Debug, Args)]
-pub struct ImportArgs {
+pub(super) struct ImportArgs {
     /// The file, or /dev/stdin
     file: PathBuf,
     /// Requests at once
@@ -88,7 +88,11 @@ struct Import<'a> {
 
 /// Places the orders of a file. A line that the server cannot take stops nobody; without a server,
 /// the rest of the file is only counted.
-pub async fn run(args: &ImportArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    args: &ImportArgs,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let file = File::open(&args.file).await.with_context(|| args.file.display().to_string())?;
     let style = ProgressStyle::with_template(
         "{spinner} {pos} orders answered, {per_sec}, {elapsed}  {msg}",

@@ -18,7 +18,7 @@ use crate::{
 pub(super) const MAX_WAIT_SECONDS: u64 = 60;
 
 #[derive(Debug, Subcommand)]
-pub enum OrderCommand {
+pub(super) enum OrderCommand {
     /// Place one order
     Place {
         /// A product and how many units of it
@@ -61,7 +61,11 @@ fn parse_line(text: &str) -> Result<Line, String> {
     Line::new(id, quantity).map_err(|e| e.to_string())
 }
 
-pub async fn run(command: OrderCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    command: OrderCommand,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     match command {
         OrderCommand::Place { lines, wait, reference } => {
             place(config, &lines, wait, reference, output).await

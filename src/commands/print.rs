@@ -45,8 +45,8 @@ pub(super) fn error_line(line: fmt::Arguments<'_>) {
 #[derive(Debug, thiserror::Error)]
 #[error("{what}:\n  {}", .errors.join("\n  "))]
 pub(super) struct Faults {
-    pub what: String,
-    pub errors: Vec<String>,
+    pub(crate) what: String,
+    pub(crate) errors: Vec<String>,
 }
 
 /// Why a command has no answer.
@@ -54,7 +54,7 @@ pub(super) fn failure(error: &anyhow::Error, output: Output) {
     match (output, error.downcast_ref::<Faults>()) {
         (Output::Text, _) => eprintln!("stocklock: {error:#}"),
         (Output::Json, Some(Faults { what, errors })) => {
-            eprintln!("{}", json!({"error": what, "errors": errors}))
+            eprintln!("{}", json!({"error": what, "errors": errors}));
         }
         (Output::Json, None) => eprintln!("{}", json!({"error": format!("{error:#}")})),
     }

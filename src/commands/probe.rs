@@ -9,7 +9,7 @@ use super::{Answer, Output};
 use crate::config::Config;
 
 #[derive(Debug, Args)]
-pub struct ProbeArgs {
+pub(super) struct ProbeArgs {
     /// What is asked
     #[arg(value_enum)]
     what: Probe,
@@ -27,7 +27,11 @@ enum Probe {
 }
 
 /// Asks the role that listens on `admin.listen`. No answer, or none in time, is an error.
-pub async fn run(args: &ProbeArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    args: &ProbeArgs,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let mut address = config.admin.listen;
     // Where a role listens on every address, it is asked on the loopback.
     if address.ip().is_unspecified() {

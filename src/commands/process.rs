@@ -11,19 +11,19 @@ use crate::{
     wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
 };
 
-pub fn metrics() -> anyhow::Result<Metrics> {
+pub(super) fn metrics() -> anyhow::Result<Metrics> {
     Metrics::new().context("metrics")
 }
 
 /// No session keeps a row locked for longer than the lock TTL.
-pub fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
+pub(super) fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
     let database =
         Database::open(&config.order_store, Role::OrderStore, config.lock.ttl, metrics.clone());
     Ok(OrderStore::new(database.context("order_store.url")?))
 }
 
 /// No session keeps a row locked for longer than the lock TTL.
-pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
+pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
     let database =
         Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
     Ok(StockStore::new(
@@ -34,7 +34,7 @@ pub fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<St
 }
 
 /// The codecs of both topics, which read the values of other systems' schemas too.
-pub fn codecs(config: &Config) -> anyhow::Result<(OrderEventCodec, OrderStatusCodec)> {
+pub(super) fn codecs(config: &Config) -> anyhow::Result<(OrderEventCodec, OrderStatusCodec)> {
     let writers = writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
     check_writer_schemas(&writers).context("topics.writer_schemas")?;
     Ok((OrderEventCodec::reading(&writers)?, OrderStatusCodec::reading(&writers)?))

@@ -16,7 +16,7 @@ use crate::{
 const PAGE: u32 = 1_000;
 
 #[derive(Debug, Subcommand)]
-pub enum ReleasesCommand {
+pub(super) enum ReleasesCommand {
     /// List releases that are owed: of orders whose stock no worker has reported as released
     List,
     /// Owe lost releases again: of orders that failed or were cancelled, whose stock was not
@@ -34,7 +34,7 @@ pub enum ReleasesCommand {
     },
 }
 
-pub async fn run(
+pub(super) async fn run(
     command: ReleasesCommand,
     config: &Config,
     output: Output,

@@ -32,7 +32,7 @@ const ADMIN_DEADLINE: Duration = Duration::from_secs(1);
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Role {
+pub(super) enum Role {
     Ingest,
     Worker,
     Compensator,
@@ -42,10 +42,10 @@ pub enum Role {
 #[derive(Clone)]
 pub(super) struct Shared {
     roles: Arc<[Role]>,
-    pub config: Arc<Config>,
-    pub metrics: Metrics,
-    pub health: Health,
-    pub shutdown: Shutdown,
+    pub(crate) config: Arc<Config>,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: Health,
+    pub(crate) shutdown: Shutdown,
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
@@ -53,7 +53,7 @@ pub(super) struct Shared {
 
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within
 /// `stop.deadline`. Fails where a role fails, and where the stop cut work off.
-pub async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
+pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     if roles.contains(&Role::Ingest) {
         config
             .check_listeners()

@@ -11,7 +11,7 @@ use crate::{
     store::{migrate_order_store, migrate_stock_store},
 };
 
-pub async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     let (orders, stock) = (&config.order_store.migrate_url, &config.stock_store.migrate_url);
     migrate_order_store(orders).await.with_context(|| format!("order store, {orders}"))?;
     migrate_stock_store(stock).await.with_context(|| format!("stock store, {stock}"))?;

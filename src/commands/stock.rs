@@ -12,7 +12,7 @@ use crate::{
 };
 
 #[derive(Debug, Subcommand)]
-pub enum StockCommand {
+pub(super) enum StockCommand {
     /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and
     /// `available`
     ///
@@ -39,7 +39,11 @@ pub enum StockCommand {
     },
 }
 
-pub async fn run(command: StockCommand, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    command: StockCommand,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let store = process::open_stock_store(config, &process::metrics()?)?;
     match command {
         StockCommand::Import { file } => stock_import::run(&store, &file, output).await,
@@ -53,18 +57,18 @@ async fn show(store: &StockStore, ids: &[ProductId], output: Output) -> anyhow::
         if ids.is_empty() { all(store).await? } else { store.find_products(&sorted(ids)).await? };
     match output {
         Output::Json => {
-            let rows = products
-                .iter()
-                .map(|p| json!({"product_id": p.product_id.as_str(), "name": p.name, "available": p.available}));
+            let rows = products.iter().map(
+                |p| json!({"product_id": p.id.as_str(), "name": p.name, "available": p.available}),
+            );
             println!("{}", json!(rows.collect::<Vec<_>>()));
         }
         Output::Text => {
             for product in &products {
-                println!("{:40} {:>16}  {}", product.product_id, product.available, product.name);
+                println!("{:40} {:>16}  {}", product.id, product.available, product.name);
             }
         }
     }
-    for id in ids.iter().filter(|id| !products.iter().any(|p| p.product_id == **id)) {
+    for id in ids.iter().filter(|id| !products.iter().any(|p| p.id == **id)) {
         complaint(&format!("no product {id}"), output);
     }
     let all_found = sorted(ids).len() <= products.len();
@@ -81,7 +85,7 @@ fn sorted(ids: &[ProductId]) -> Vec<ProductId> {
 async fn all(store: &StockStore) -> anyhow::Result<Vec<Product>> {
     let mut products: Vec<Product> = Vec::new();
     loop {
-        let last = products.last().map(|product| product.product_id.clone());
+        let last = products.last().map(|product| product.id.clone());
         let page = store.list_products(last.as_ref(), 10_000).await?;
         if page.is_empty() {
             return Ok(products);

@@ -27,7 +27,7 @@ const COLUMNS: [&str; 3] = ["product_id", "name", "available"];
 
 /// Reads the file twice: a row that is wrong anywhere in it must not leave half of it imported.
 /// Fails with a line for each wrong row.
-pub async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Result<Answer> {
     let mut file = open(path).with_context(|| path.display().to_string())?;
     let rows = check(path, &file)?;
     file.rewind()?;
@@ -54,10 +54,10 @@ pub async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Res
     let ImportSummary { added, changed, unchanged } = summary;
     match output {
         Output::Json => {
-            println!("{}", json!({"added": added, "changed": changed, "unchanged": unchanged}))
+            println!("{}", json!({"added": added, "changed": changed, "unchanged": unchanged}));
         }
         Output::Text => {
-            println!("{added} products added, {changed} changed, {unchanged} unchanged")
+            println!("{added} products added, {changed} changed, {unchanged} unchanged");
         }
     }
     Ok(Answer::Done)
@@ -90,14 +90,14 @@ fn check(path: &Path, file: &File) -> anyhow::Result<usize> {
             for (line, product) in rows {
                 match product {
                     Err(error) => complain(format!("line {line}: {error:#}")),
-                    Ok(product) => match lines.get(&product.product_id) {
+                    Ok(product) => match lines.get(&product.id) {
                         Some(first) => {
                             complain(format!(
                                 "line {line}: product {} is on line {first} already",
-                                product.product_id
+                                product.id
                             ));
                         }
-                        None => drop(lines.insert(product.product_id, line)),
+                        None => drop(lines.insert(product.id, line)),
                     },
                 }
             }
@@ -153,7 +153,7 @@ impl<'a> Rows<'a> {
         }
         match available.parse() {
             Ok(available @ 0..=MAX_AVAILABLE) => {
-                Ok(Product { product_id, name: name.to_owned(), available })
+                Ok(Product { id: product_id, name: name.to_owned(), available })
             }
             _ => bail!(
                 "available {available:?} of {product_id} is not a whole number from 0 to {MAX_AVAILABLE}"

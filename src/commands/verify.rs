@@ -13,7 +13,7 @@ use crate::{
 const SHOWN: usize = 20;
 
 #[derive(Debug, Args)]
-pub struct VerifyArgs {
+pub(super) struct VerifyArgs {
     /// How long to wait for orders that are in flight
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     settle: Duration,
@@ -23,7 +23,11 @@ pub struct VerifyArgs {
     without: Vec<u8>,
 }
 
-pub async fn run(args: &VerifyArgs, config: &Config, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    args: &VerifyArgs,
+    config: &Config,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let metrics = process::metrics()?;
     let (orders, stock) = (
         process::open_order_store(config, &metrics)?,

@@ -3,7 +3,7 @@
 pub struct Key {
     pub name: &'static str,
     /// As it would be written; empty means not set.
-    pub default: &'static str,
+    pub(crate) default: &'static str,
     pub help: &'static str,
 }
 
@@ -13,16 +13,16 @@ const fn key(name: &'static str, default: &'static str, help: &'static str) -> K
 
 impl Key {
     /// Whether the value is never shown. (Of a URL, only the password is hidden.)
-    pub fn is_secret(&self) -> bool {
+    pub(crate) fn is_secret(&self) -> bool {
         self.name.ends_with("password")
     }
 
-    pub fn find(name: &str) -> Option<&'static Self> {
+    pub(crate) fn find(name: &str) -> Option<&'static Self> {
         KEYS.iter().find(|key| key.name == name)
     }
 
     /// The known key that is written most like `name`.
-    pub fn nearest(name: &str) -> &'static Self {
+    pub(crate) fn nearest(name: &str) -> &'static Self {
         let nearest = KEYS.iter().min_by_key(|key| strsim::damerau_levenshtein(key.name, name));
         nearest.unwrap_or(&KEYS[0])
     }
@@ -30,7 +30,7 @@ impl Key {
     /// The key that a variable was meant to set which is not read: its underscores are not those of
     /// [`Self::environment_name`], or its letters are small. `None` for variables that have nothing
     /// to do with it.
-    pub fn meant_by(variable: &str) -> Option<&'static Self> {
+    pub(crate) fn meant_by(variable: &str) -> Option<&'static Self> {
         let name = variable.to_lowercase().replace(['.', '-'], "_");
         let name = name.strip_prefix("stocklock_")?;
         let plain = |text: &str| {
@@ -49,7 +49,7 @@ impl Key {
     }
 
     /// `STOCKLOCK__SECTION__KEY`
-    pub fn environment_name(&self) -> String {
+    pub(crate) fn environment_name(&self) -> String {
         format!("STOCKLOCK__{}", self.name.replace('.', "__").to_uppercase())
     }
 }

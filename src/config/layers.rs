@@ -4,7 +4,7 @@ use super::{KEYS, Key};
 
 /// Where a value came from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Origin {
+pub(crate) enum Origin {
     Default,
     File,
     Environment,
@@ -37,7 +37,7 @@ pub struct Layers {
 impl Layers {
     /// The environment. What is not UTF-8 is in it with replacement characters, which
     /// [`super::Config::resolve`] reports.
-    pub fn variables() -> impl Iterator<Item = (String, String)> {
+    pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
         let text = |text: OsString| text.to_string_lossy().into_owned();
         std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
     }
@@ -79,7 +79,7 @@ impl Layers {
 
     /// The same with some more flags.
     #[must_use]
-    pub fn with<'a>(&self, flags: impl IntoIterator<Item = (&'a str, String)>) -> Self {
+    pub(crate) fn with<'a>(&self, flags: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         let mut layers = Self { set: self.set.clone(), errors: self.errors.clone() };
         for (key, value) in flags {
             layers.set(key, value, Origin::Flag, "--set");
@@ -88,7 +88,7 @@ impl Layers {
     }
 
     /// All that is set, as variables for another process.
-    pub fn environment(&self) -> BTreeMap<String, String> {
+    pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let keys = KEYS
             .iter()
             .filter_map(|key| Some((key.environment_name(), self.set.get(key.name)?.0.clone())));
@@ -96,7 +96,7 @@ impl Layers {
     }
 
     /// The value of a key and its origin.
-    pub fn value(&self, key: &Key) -> (&str, Origin) {
+    pub(crate) fn value(&self, key: &Key) -> (&str, Origin) {
         match self.set.get(key.name) {
             Some((value, origin)) => (value, *origin),
             None => (key.default, Origin::Default),

@@ -10,9 +10,12 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 
 use crate::domain::Horizon;
 
-pub use keys::{KEYS, Key};
-pub use layers::{ConfigError, Layers, Origin};
-pub use values::{GroupProtocol, LockFallback, LockStrategy, LogFormat, SecretUrl};
+pub use keys::KEYS;
+pub(crate) use keys::Key;
+pub(crate) use layers::ConfigError;
+pub use layers::Layers;
+pub(crate) use values::{GroupProtocol, LockFallback, LogFormat};
+pub use values::{LockStrategy, SecretUrl};
 
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -25,15 +28,15 @@ pub struct Config {
     pub stock_store: Store,
     pub redis: Redis,
     pub lock: Lock,
-    pub worker: Worker,
+    pub(crate) worker: Worker,
     pub compensator: Compensator,
     pub ingest: Ingest,
     pub retention: Retention,
-    pub stop: Stop,
-    pub http: Listen,
-    pub admin: Listen,
-    pub client: Client,
-    pub log: Log,
+    pub(crate) stop: Stop,
+    pub(crate) http: Listen,
+    pub(crate) admin: Listen,
+    pub(crate) client: Client,
+    pub(crate) log: Log,
 }
 
 #[derive(Debug, Clone)]
@@ -41,15 +44,15 @@ pub struct Kafka {
     pub brokers: String,
     pub group_id: String,
     /// Static membership, where it is wanted.
-    pub group_instance_id: Option<String>,
-    pub group_protocol: GroupProtocol,
+    pub(crate) group_instance_id: Option<String>,
+    pub(crate) group_protocol: GroupProtocol,
     /// With the classic protocol; the broker says it with the other.
-    pub session_timeout: Duration,
+    pub(crate) session_timeout: Duration,
     /// At least the session timeout.
-    pub max_poll_interval: Duration,
-    pub stall_timeout: Duration,
+    pub(crate) max_poll_interval: Duration,
+    pub(crate) stall_timeout: Duration,
     /// Security settings under librdkafka's own names, those that were set.
-    pub security: Vec<(&'static str, String)>,
+    pub(crate) security: Vec<(&'static str, String)>,
 }
 
 #[derive(Debug, Clone)]
@@ -59,32 +62,32 @@ pub struct Topics {
     pub orders_dlq: String,
     pub order_status_dlq: String,
     /// The schemas that other systems write their values with.
-    pub writer_schemas: Vec<SchemaSource>,
+    pub(crate) writer_schemas: Vec<SchemaSource>,
     pub partitions: i32,
-    pub replication: i32,
-    pub retention: Duration,
+    pub(crate) replication: i32,
+    pub(crate) retention: Duration,
 }
 
 /// Where an Avro schema comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaSource {
     /// A file; without an id, a folder of `.avsc` files too.
-    pub path: PathBuf,
+    pub(crate) path: PathBuf,
     /// The id that a schema registry gave it.
-    pub registered_id: Option<u32>,
+    pub(crate) registered_id: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
 pub struct Store {
     pub url: SecretUrl,
     /// For `setup` alone.
-    pub migrate_url: SecretUrl,
+    pub(crate) migrate_url: SecretUrl,
     pub pool_max: u32,
 }
 
 impl Store {
     /// The files of certificates and keys that the two URLs name.
-    pub fn tls_files(&self) -> BTreeSet<PathBuf> {
+    pub(crate) fn tls_files(&self) -> BTreeSet<PathBuf> {
         [&self.url, &self.migrate_url].into_iter().flat_map(formats::mysql_files).collect()
     }
 }
@@ -94,9 +97,9 @@ pub struct Redis {
     /// 1, 3 or 5 independent masters.
     pub urls: Vec<SecretUrl>,
     /// The authorities that sign the masters' certificates; `None`: the system's.
-    pub ssl_ca: Option<PathBuf>,
+    pub(crate) ssl_ca: Option<PathBuf>,
     /// The files of the client's certificate and of its private key.
-    pub ssl_client: Option<(PathBuf, PathBuf)>,
+    pub(crate) ssl_client: Option<(PathBuf, PathBuf)>,
 }
 
 #[derive(Debug, Clone)]
@@ -105,20 +108,20 @@ pub struct Lock {
     pub ttl: Duration,
     pub node_timeout: Duration,
     pub wait: Duration,
-    pub fallback: LockFallback,
+    pub(crate) fallback: LockFallback,
     pub prefix: String,
 }
 
 #[derive(Debug, Clone)]
 pub struct Worker {
-    pub batches: Batches,
-    pub lanes: usize,
+    pub(crate) batches: Batches,
+    pub(crate) lanes: usize,
 }
 
 #[derive(Debug, Clone)]
 pub struct Compensator {
     pub group_id: String,
-    pub batches: Batches,
+    pub(crate) batches: Batches,
 }
 
 /// When a batch, or a group, is closed.
@@ -132,10 +135,10 @@ pub struct Batches {
 
 #[derive(Debug, Clone)]
 pub struct Ingest {
-    pub groups: Batches,
+    pub(crate) groups: Batches,
     /// After which no transaction is begun for an order.
-    pub deadline: Duration,
-    pub outbox_max: u64,
+    pub(crate) deadline: Duration,
+    pub(crate) outbox_max: u64,
     pub pending_after: Duration,
 }
 
@@ -144,31 +147,31 @@ pub struct Ingest {
 pub struct Retention {
     /// How long the outcomes of orders are kept.
     pub horizon: Horizon,
-    pub movements: Duration,
-    pub orders: Duration,
-    pub idempotency_keys: Duration,
+    pub(crate) movements: Duration,
+    pub(crate) orders: Duration,
+    pub(crate) idempotency_keys: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct Stop {
     /// From the request until the end of the process.
-    pub deadline: Duration,
+    pub(crate) deadline: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct Listen {
-    pub listen: SocketAddr,
+    pub(crate) listen: SocketAddr,
 }
 
 #[derive(Debug, Clone)]
 pub struct Client {
-    pub url: String,
+    pub(crate) url: String,
 }
 
 #[derive(Debug, Clone)]
 pub struct Log {
-    pub format: LogFormat,
-    pub level: String,
+    pub(crate) format: LogFormat,
+    pub(crate) level: String,
 }
 
 impl Config {
@@ -266,7 +269,7 @@ impl Config {
     }
 
     /// Fails if `http.listen` and `admin.listen` take the same port. Only ingest opens both.
-    pub fn check_listeners(&self) -> Result<(), ConfigError> {
+    pub(crate) fn check_listeners(&self) -> Result<(), ConfigError> {
         let (http, admin) = (self.http.listen, self.admin.listen);
         let is_every = http.ip().is_unspecified() || admin.ip().is_unspecified();
         if http.port() != 0 && http.port() == admin.port() && (is_every || http.ip() == admin.ip())

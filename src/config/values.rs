@@ -16,7 +16,7 @@ pub enum LockStrategy {
 }
 
 impl LockStrategy {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Row => "row",
             Self::Redlock => "redlock",
@@ -26,7 +26,7 @@ impl LockStrategy {
 
 /// What a worker does while no majority of the Redis masters answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LockFallback {
+pub(crate) enum LockFallback {
     /// It waits.
     None,
     /// It locks rows instead.
@@ -35,7 +35,7 @@ pub enum LockFallback {
 
 /// How the members of a consumer group share its partitions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum GroupProtocol {
+pub(crate) enum GroupProtocol {
     /// The members agree among themselves.
     Classic,
     /// The broker says who has what (KIP-848).
@@ -43,7 +43,7 @@ pub enum GroupProtocol {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
+pub(crate) enum LogFormat {
     Text,
     Json,
 }
@@ -156,24 +156,24 @@ pub(super) struct Values<'a> {
 }
 
 impl<'a> Values<'a> {
-    pub fn new(layers: &'a Layers) -> Self {
+    pub(super) fn new(layers: &'a Layers) -> Self {
         Self { layers, errors: layers.errors().to_vec() }
     }
 
-    pub fn finish(self) -> Result<(), ConfigError> {
+    pub(super) fn finish(self) -> Result<(), ConfigError> {
         if self.errors.is_empty() { Ok(()) } else { Err(ConfigError(self.errors)) }
     }
 
-    pub fn get<T: Value>(&mut self, name: &str) -> T {
+    pub(super) fn get<T: Value>(&mut self, name: &str) -> T {
         self.read(name, T::read)
     }
 
     /// A text, or `None` where it is empty.
-    pub fn optional(&mut self, name: &str) -> Option<String> {
+    pub(super) fn optional(&mut self, name: &str) -> Option<String> {
         self.read(name, |text| Ok((!text.is_empty()).then(|| text.to_owned())))
     }
 
-    pub fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(
+    pub(super) fn within<T: FromStr + PartialOrd + fmt::Display + Copy>(
         &mut self,
         name: &str,
         low: T,
@@ -185,7 +185,7 @@ impl<'a> Values<'a> {
         })
     }
 
-    pub fn between(&mut self, name: &str, low: Duration, high: Duration) -> Duration {
+    pub(super) fn between(&mut self, name: &str, low: Duration, high: Duration) -> Duration {
         self.read(name, |text| {
             let value = Duration::read(text)?;
             let range = || {
@@ -199,7 +199,7 @@ impl<'a> Values<'a> {
         })
     }
 
-    pub fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
+    pub(super) fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
         let url = self.read(url, formats::mysql_url);
         let or_url =
             |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
@@ -207,7 +207,7 @@ impl<'a> Values<'a> {
         Store { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
     }
 
-    pub fn topics(&mut self) -> Topics {
+    pub(super) fn topics(&mut self) -> Topics {
         const NAMES: [&str; 4] = [
             "topics.orders",
             "topics.order_status",
@@ -242,13 +242,13 @@ impl<'a> Values<'a> {
         }
     }
 
-    pub fn batches(&mut self, max: &str, linger: &str) -> Batches {
+    pub(super) fn batches(&mut self, max: &str, linger: &str) -> Batches {
         let linger = self.between(linger, Duration::ZERO, Duration::from_secs(1));
         Batches { max: self.within(max, 1, 10_000), linger }
     }
 
     /// The horizon is longer than any event waits on its topic, and an order outlives all that refers to it.
-    pub fn retention(&mut self, topics: &Topics) -> Retention {
+    pub(super) fn retention(&mut self, topics: &Topics) -> Retention {
         let mut age = |name| self.between(name, Duration::from_secs(60), LONGEST_AGE);
         let (outcomes, movements, orders) =
             (age("retention.outcomes"), age("retention.movements"), age("retention.orders"));
@@ -275,7 +275,7 @@ impl<'a> Values<'a> {
         Retention { horizon, movements, orders, idempotency_keys }
     }
 
-    pub fn redis(&mut self) -> Redis {
+    pub(super) fn redis(&mut self) -> Redis {
         const NAMES: [&str; 3] =
             ["redis.ssl_ca_location", "redis.ssl_certificate_location", "redis.ssl_key_location"];
         let [ssl_ca, certificate, key] = NAMES.map(|name| self.optional(name).map(PathBuf::from));
@@ -288,7 +288,7 @@ impl<'a> Values<'a> {
     }
 
     /// The two groups, of which no process may be in both under one name.
-    pub fn groups(&mut self) -> [String; 2] {
+    pub(super) fn groups(&mut self) -> [String; 2] {
         let [workers, compensators]: [String; 2] =
             ["kafka.group_id", "compensator.group_id"].map(|name| self.get(name));
         if workers == compensators {
@@ -301,7 +301,7 @@ impl<'a> Values<'a> {
     }
 
     /// The keys that librdkafka knows under the same name with dots.
-    pub fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
+    pub(super) fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
         const PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
         const MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
         const NAMES: [(&str, &str); 8] = [
@@ -358,7 +358,7 @@ impl<'a> Values<'a> {
         clippy::panic,
         reason = "a key that KEYS lacks, or a default that does not parse, is a bug that a test finds"
     )]
-    pub fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
+    pub(super) fn read<T>(&mut self, name: &str, parse: impl Fn(&str) -> Result<T, String>) -> T {
         let Some(key) = Key::find(name) else { panic!("no key {name}") };
         let (text, origin) = self.layers.value(key);
         match parse(text) {

@@ -11,7 +11,8 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::time::Instant;
 
-pub use selection::{Arrived, Selection};
+pub use selection::Arrived;
+pub(crate) use selection::Selection;
 
 use crate::{
     config::LockStrategy,

@@ -25,17 +25,17 @@ impl Borrow<OrderEvent> for Arrived {
 
 /// Those events of a batch that can be decided while others hold some products.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Selection {
+pub(crate) struct Selection {
     /// The numbers of the others, in their order.
-    pub left_behind: Vec<usize>,
+    pub(crate) left_behind: Vec<usize>,
     /// The products of those that can be decided, and since when the first of them has been here.
-    pub wanted: Wanted,
+    pub(crate) wanted: Wanted,
 }
 
 impl Selection {
     /// Leaves behind the events with products that are `held`, and those that share a product with one left behind before them, so
     /// that none overtakes another on a product.
-    pub fn without<'a>(
+    pub(crate) fn without<'a>(
         held: &BTreeSet<ProductId>,
         arrived: impl IntoIterator<Item = &'a Arrived>,
     ) -> Self {

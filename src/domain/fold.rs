@@ -26,7 +26,7 @@ pub struct Decisions {
     /// Orders whose recorded outcome goes from `Completed` to `Released`.
     pub released: BTreeSet<OrderId>,
     /// What is available afterwards, of every product on which a decision of this batch rests.
-    pub available: BTreeMap<ProductId, i64>,
+    pub(crate) available: BTreeMap<ProductId, i64>,
     /// What to report, in the order of the events: of an order placed its outcome, unless that is
     /// released; of each release that it is done, whatever the order's outcome.
     pub statuses: Vec<(OrderId, ReportedStatus)>,
@@ -36,13 +36,13 @@ pub struct Decisions {
 
 /// A release gives back units of products that the batch did not read: read them too and fold again.
 #[derive(Debug, PartialEq, Eq)]
-pub struct Unread(pub BTreeSet<ProductId>);
+pub(crate) struct Unread(pub BTreeSet<ProductId>);
 
 /// Folds `events` in their order over what is `available` and what is `recorded` of their orders.
 ///
 /// A product that is not in `available` is unknown. A repeat, or a release, sees what its own batch did before it. Orders that are
 /// not `decidable` are left alone: what was recorded of them may be forgotten.
-pub fn fold<'a>(
+pub(crate) fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
     decidable: &Range<OrderId>,
     available: &HashMap<ProductId, i64>,

@@ -24,23 +24,23 @@ impl Horizon {
     }
 
     /// The orders whose events are decided: not older than the horizon, not from the future.
-    pub fn decidable(self, now: DateTime<Utc>) -> Range<OrderId> {
+    pub(crate) fn decidable(self, now: DateTime<Utc>) -> Range<OrderId> {
         OrderId::first_of(ago(now, self.0))..OrderId::first_of(now + Self::LONGEST_AHEAD)
     }
 
     /// The oldest order that may still fail after it was completed: its release has time to come to a worker that is not at
     /// work at present.
-    pub fn releasable_from(self, now: DateTime<Utc>) -> OrderId {
+    pub(crate) fn releasable_from(self, now: DateTime<Utc>) -> OrderId {
         OrderId::first_of(ago(now, self.0 - self.margin()))
     }
 
     /// Orders below are forgotten: nobody's clock takes them for decidable.
-    pub fn forgotten_below(self, now: DateTime<Utc>) -> OrderId {
+    pub(crate) fn forgotten_below(self, now: DateTime<Utc>) -> OrderId {
         OrderId::first_of(ago(now, self.0 + (self.0 / 10).min(Self::LONGEST_CLOCK_DIFFERENCE)))
     }
 
     /// How long an event may wait on its topic, and be decided all the same.
-    pub fn longest_wait(self) -> Duration {
+    pub(crate) fn longest_wait(self) -> Duration {
         (self.0 - self.margin()).to_std().unwrap_or_default()
     }
 

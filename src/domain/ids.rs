@@ -10,7 +10,7 @@ use super::Invalid;
 pub struct ProductId(Arc<str>);
 
 impl ProductId {
-    pub const MAX_BYTES: usize = 64;
+    pub(crate) const MAX_BYTES: usize = 64;
 
     /// Fails where the text is empty, too long, or has a byte outside 0x21 to 0x7E.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
@@ -65,7 +65,7 @@ impl OrderId {
     }
 
     /// Fails where the bytes are no `UUIDv7`.
-    pub fn from_slice(bytes: &[u8]) -> Result<Self, Invalid> {
+    pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, Invalid> {
         let uuid = Uuid::from_slice(bytes).map_err(|e| Invalid(format!("not an order id: {e}")))?;
         Self::checked(uuid).ok_or_else(|| Invalid(format!("not an order id: {uuid} is no UUIDv7")))
     }

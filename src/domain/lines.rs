@@ -2,8 +2,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{Invalid, ProductId};
 
-pub const MAX_LINES: usize = 100;
-pub const MAX_QUANTITY: i64 = 1_000_000;
+pub(crate) const MAX_LINES: usize = 100;
+pub(crate) const MAX_QUANTITY: i64 = 1_000_000;
 
 /// A product and how many units of it: 1 to [`MAX_QUANTITY`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,12 +89,8 @@ impl Demand {
         self.0.iter().map(|(id, quantity)| (id, *quantity))
     }
 
-    pub fn product_ids(&self) -> impl Iterator<Item = &ProductId> {
+    pub(crate) fn product_ids(&self) -> impl Iterator<Item = &ProductId> {
         self.0.iter().map(|(id, _)| id)
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
     }
 }
 

@@ -8,14 +8,14 @@ mod status;
 
 pub use horizon::Horizon;
 pub use ids::{OrderId, ProductId};
-pub use lines::{Demand, Line, Lines, MAX_LINES, MAX_QUANTITY};
+pub(crate) use lines::{Demand, MAX_LINES, MAX_QUANTITY};
+pub use lines::{Line, Lines};
 pub use status::{
-    COMPENSATOR_SOURCE, Effect, EventKind, INGEST_SOURCE, OrderEvent, OrderState, OrderStatus,
-    Reason, ReportedStatus, WORKER_SOURCE,
+    Effect, EventKind, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
 };
 
 /// The most that a product may have available: the largest integer that JSON clients read exactly.
-pub const MAX_AVAILABLE: i64 = (1 << 53) - 1;
+pub(crate) const MAX_AVAILABLE: i64 = (1 << 53) - 1;
 
 /// A value that does not belong to the domain. The text says what is wrong and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

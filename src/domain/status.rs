@@ -7,9 +7,9 @@ use super::{Invalid, Lines, OrderId};
 /// The `source` of statuses that our own workers report.
 pub const WORKER_SOURCE: &str = "worker";
 /// The `source` of statuses that ingest announces: moves of orders that no message caused.
-pub const INGEST_SOURCE: &str = "ingest";
+pub(crate) const INGEST_SOURCE: &str = "ingest";
 /// The same of the compensator.
-pub const COMPENSATOR_SOURCE: &str = "compensator";
+pub(crate) const COMPENSATOR_SOURCE: &str = "compensator";
 
 /// What the `orders` topic says of an order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +21,7 @@ pub enum EventKind {
 }
 
 impl EventKind {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Placed => "PLACED",
             Self::Release => "RELEASE",
@@ -29,7 +29,7 @@ impl EventKind {
     }
 
     /// Fails for any text but a kind's own name.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
         match text {
             "PLACED" => Ok(Self::Placed),
             "RELEASE" => Ok(Self::Release),
@@ -56,7 +56,7 @@ pub enum Reason {
 }
 
 impl Reason {
-    pub const MAX_CHARS: usize = 512;
+    pub(crate) const MAX_CHARS: usize = 512;
 
     /// Words beyond [`Reason::MAX_CHARS`] are cut off.
     pub fn parse(text: &str) -> Self {
@@ -67,7 +67,7 @@ impl Reason {
         }
     }
 
-    pub fn as_str(&self) -> &str {
+    pub(crate) fn as_str(&self) -> &str {
         match self {
             Self::InsufficientStock => "INSUFFICIENT_STOCK",
             Self::UnknownProduct => "UNKNOWN_PRODUCT",
@@ -88,7 +88,7 @@ pub enum ReportedStatus {
 
 impl ReportedStatus {
     /// Fails for any text but a status's own name. A `FAILED` without a reason gets `UNSPECIFIED`.
-    pub fn parse(name: &str, reason: Option<&str>) -> Result<Self, Invalid> {
+    pub(crate) fn parse(name: &str, reason: Option<&str>) -> Result<Self, Invalid> {
         match name {
             "COMPLETED" => Ok(Self::Completed),
             "FAILED" => Ok(Self::Failed(Reason::parse(reason.unwrap_or("UNSPECIFIED")))),
@@ -100,7 +100,7 @@ impl ReportedStatus {
         }
     }
 
-    pub fn as_str(&self) -> &'static str {
+    pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
             Self::Failed(_) => "FAILED",
@@ -109,7 +109,7 @@ impl ReportedStatus {
         }
     }
 
-    pub fn reason(&self) -> Option<&Reason> {
+    pub(crate) fn reason(&self) -> Option<&Reason> {
         match self {
             Self::Failed(reason) => Some(reason),
             Self::Cancelled(reason) => reason.as_ref(),
@@ -140,7 +140,7 @@ impl OrderStatus {
 
     /// Fails where the source may not report this status: only a worker takes stock and releases
     /// it.
-    pub fn check_source(&self) -> Result<(), Invalid> {
+    pub(crate) fn check_source(&self) -> Result<(), Invalid> {
         let is_allowed = match self.status {
             ReportedStatus::Completed => self.is_from_worker() || self.is_announced(),
             ReportedStatus::Released => self.is_from_worker(),
@@ -232,9 +232,10 @@ pub enum OrderState {
 }
 
 impl OrderState {
-    pub const ALL: [Self; 4] = [Self::Pending, Self::Completed, Self::Failed, Self::Cancelled];
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Pending, Self::Completed, Self::Failed, Self::Cancelled];
 
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Pending => "PENDING",
             Self::Completed => "COMPLETED",
@@ -244,7 +245,7 @@ impl OrderState {
     }
 
     /// Fails for any text but a state's own name.
-    pub fn parse(text: &str) -> Result<Self, Invalid> {
+    pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
         Self::ALL
             .into_iter()
             .find(|state| state.as_str() == text)

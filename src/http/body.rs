@@ -20,7 +20,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(5);
 
 /// A request's body. The server reads on for a while what the handler leaves unread: a client that
 /// is cut off while it sends sees a broken connection, not the answer.
-pub struct RequestBody {
+pub(super) struct RequestBody {
     connection: Connection,
     /// None once the body has ended.
     unread: Option<Incoming>,

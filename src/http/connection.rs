@@ -47,13 +47,13 @@ const NO_PLACE: &[u8] =
     \"detail\":\"too many connections; nothing was saved\"}";
 
 /// Counts by its status what is answered to a request that reaches no route.
-pub type CountRefusal = Arc<dyn Fn(&str) + Send + Sync>;
+pub(crate) type CountRefusal = Arc<dyn Fn(&str) + Send + Sync>;
 
 static BEGUN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
 /// A client's connection, as the server's parts share it. Cheap to clone.
 #[derive(Clone)]
-pub struct Connection(Arc<Inner>);
+pub(crate) struct Connection(Arc<Inner>);
 
 /// A connection that this does not keep open.
 pub(super) struct WeakConnection(Weak<Inner>);
@@ -82,7 +82,7 @@ struct Head {
 /// The client has closed its connection, and its request was given up.
 #[derive(Debug, thiserror::Error)]
 #[error("the client has closed its connection")]
-pub struct Gone;
+pub(super) struct Gone;
 
 impl Connection {
     pub(super) fn new(stream: TcpStream, memory: Memory, count_refusal: CountRefusal) -> Self {
@@ -99,12 +99,12 @@ impl Connection {
     }
 
     /// The memory that bodies are held in.
-    pub fn memory(&self) -> &Memory {
+    pub(crate) fn memory(&self) -> &Memory {
         &self.0.memory
     }
 
     /// The request was read, and the server works on it: the connection keeps its place.
-    pub fn request_read(&self) {
+    pub(crate) fn request_read(&self) {
         self.0.idle_since.store(WORKING, Ordering::Relaxed);
     }
 
@@ -259,7 +259,7 @@ pub(super) struct Io {
 }
 
 impl Io {
-    pub fn new(connection: Connection) -> Self {
+    pub(super) fn new(connection: Connection) -> Self {
         Self { connection, stalled: None }
     }
 

@@ -13,7 +13,7 @@ const MIN_CONNECTIONS: u64 = 16;
 
 /// How many connections the HTTP API may have beside `others`, the connections to the databases.
 /// Raises the soft limit of open files as far as the hard limit allows, 65,536 at most.
-pub fn connections_beside(others: u32) -> usize {
+pub(crate) fn connections_beside(others: u32) -> usize {
     let files = raise_open_files();
     let reserved = RESERVED_FILES + u64::from(others);
     let connections = files.saturating_sub(reserved).clamp(MIN_CONNECTIONS, MAX_CONNECTIONS);

@@ -13,7 +13,7 @@ const MAX_HEADS_BYTES: usize = 16 << 20;
 
 /// The memory that the requests of one listener may hold together: 64 MiB.
 #[derive(Debug, Clone)]
-pub struct Memory {
+pub(crate) struct Memory {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,
     heads: Arc<Semaphore>,
@@ -29,7 +29,7 @@ impl Default for Memory {
 
 /// What one request holds of the memory; it is free again when this is dropped.
 #[derive(Debug, Default)]
-pub struct Held {
+pub(crate) struct Held {
     bytes: usize,
     permits: [Option<OwnedSemaphorePermit>; 2],
 }
@@ -37,7 +37,7 @@ pub struct Held {
 impl Memory {
     /// Holds `bytes` of a body in all, instead of what is held already. Answers false, and holds no
     /// more than before, where others hold too much.
-    pub fn hold_body(&self, held: &mut Held, bytes: usize) -> bool {
+    pub(crate) fn hold_body(&self, held: &mut Held, bytes: usize) -> bool {
         let (now, then) = (held.bytes.min(SMALL_BYTES), bytes.min(SMALL_BYTES));
         let Some(small) = take(&self.small, then.saturating_sub(now)) else { return false };
         let (now, then) =
@@ -48,7 +48,7 @@ impl Memory {
     }
 
     /// The same for a head.
-    pub fn hold_head(&self, held: &mut Held, bytes: usize) -> bool {
+    pub(crate) fn hold_head(&self, held: &mut Held, bytes: usize) -> bool {
         let Some(more) = take(&self.heads, bytes.saturating_sub(held.bytes)) else { return false };
         held.add([Some(more), None], bytes);
         true

@@ -21,9 +21,9 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub use connection::{Connection, CountRefusal};
-pub use files::connections_beside;
-pub use memory::{Held, Memory};
+pub(crate) use connection::{Connection, CountRefusal};
+pub(crate) use files::connections_beside;
+pub(crate) use memory::{Held, Memory};
 
 use crate::lifecycle::Shutdown;
 use body::RequestBody;
@@ -31,7 +31,7 @@ use connection::Io;
 use room::{Place, Room};
 
 /// A head of this size or above is answered with 431.
-pub const MAX_HEAD_BYTES: usize = 16 << 10;
+pub(crate) const MAX_HEAD_BYTES: usize = 16 << 10;
 /// How much the server reads ahead, and how much of its answers waits for the client.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 /// How long a client may take for a request's head, and how long a connection may be idle.
@@ -45,7 +45,7 @@ const ACCEPT_DELAY: Duration = Duration::from_millis(100);
 ///
 /// A connection above `max_connections` takes the place of the connection that waits longest for
 /// its client. It is answered with 503 where the server works for every client.
-pub async fn serve(
+pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
     max_connections: usize,

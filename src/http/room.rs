@@ -17,7 +17,7 @@ const CUT_AT_ONCE: usize = 32;
 const CUT_TIME: Duration = Duration::from_secs(1);
 
 /// The connections of a listener, a bounded number.
-pub struct Room {
+pub(super) struct Room {
     max: usize,
     connections: Mutex<Connections>,
     /// A place is free, or a connection that was to be cut keeps its place.
@@ -44,19 +44,19 @@ enum Full {
 }
 
 /// One connection's place; it is free when this is dropped.
-pub struct Place {
+pub(super) struct Place {
     room: Arc<Room>,
     number: u64,
 }
 
 impl Room {
-    pub fn new(max: usize) -> Self {
+    pub(super) fn new(max: usize) -> Self {
         Self { max, connections: Mutex::default(), changed: Notify::new() }
     }
 
     /// In a full room, cuts connections that wait for their clients, the longest waiting first, and
     /// returns once one has closed. Answers none where the server works for every client.
-    pub async fn admit(self: &Arc<Self>, connection: &Connection) -> Option<Place> {
+    pub(super) async fn admit(self: &Arc<Self>, connection: &Connection) -> Option<Place> {
         let deadline = Instant::now() + CUT_TIME;
         loop {
             let changed = self.changed.notified();
@@ -111,7 +111,7 @@ impl Connections {
 
 impl Place {
     /// A connection that was to be cut goes on.
-    pub fn keep(&self) {
+    pub(super) fn keep(&self) {
         if let Some(admitted) = self.room.lock().by_number.get_mut(&self.number) {
             admitted.is_cut = false;
         }

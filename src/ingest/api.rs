@@ -33,20 +33,20 @@ const REFUSALS: [&str; 2] = ["414", "431"];
 
 /// What the handlers work with.
 #[derive(Clone)]
-pub struct Api {
-    pub orders: OrderStore,
-    pub stock: StockStore,
-    pub catalog: Catalog,
-    pub committer: Committer,
-    pub desk: Desk,
+pub(crate) struct Api {
+    pub(crate) orders: OrderStore,
+    pub(crate) stock: StockStore,
+    pub(crate) catalog: Catalog,
+    pub(crate) committer: Committer,
+    pub(crate) desk: Desk,
     /// Unpublished orders beyond which no more are taken.
-    pub outbox_max: u64,
-    pub max_connections: usize,
-    pub metrics: Metrics,
+    pub(crate) outbox_max: u64,
+    pub(crate) max_connections: usize,
+    pub(crate) metrics: Metrics,
 }
 
 /// Serves the API until a stop is requested; requests in flight are answered.
-pub async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
+pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
@@ -274,6 +274,6 @@ async fn show_product(
         Problem::unavailable("the stock store does not answer at present")
     })?;
     let product = found.first().ok_or_else(unknown)?;
-    let body = json!({"product_id": product.product_id.as_str(), "name": product.name, "available": product.available});
+    let body = json!({"product_id": product.id.as_str(), "name": product.name, "available": product.available});
     Ok(answer(StatusCode::OK, Vec::new(), &body))
 }

@@ -17,7 +17,7 @@ const FIRST_BYTES: usize = 1 << 10;
 
 /// Fails with 415 where the content type is given and is not JSON. A web page of another origin may
 /// send forms and texts, but no JSON.
-pub fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
+pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let mut given = headers.get_all(header::CONTENT_TYPE).iter();
     if given.all(|value| value.to_str().is_ok_and(is_json)) {
         return Ok(());
@@ -39,8 +39,8 @@ fn is_json(content_type: &str) -> bool {
 }
 
 /// A body that was read, and the memory that it holds.
-pub struct Read {
-    pub bytes: Vec<u8>,
+pub(super) struct Read {
+    pub(crate) bytes: Vec<u8>,
     _held: Held,
 }
 
@@ -48,7 +48,7 @@ pub struct Read {
 ///
 /// Fails with 408 for a body that arrives too slowly, 413 for one that is too large, and 503 where
 /// all bodies together hold too much memory.
-pub async fn read(body: Body, connection: &Connection) -> Result<Read, Problem> {
+pub(super) async fn read(body: Body, connection: &Connection) -> Result<Read, Problem> {
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
         return Err(too_large());
     }

@@ -32,7 +32,7 @@ const SHARE: usize = 50;
 
 /// Which products exist. One query at a time looks up what all requests lack.
 #[derive(Clone)]
-pub struct Catalog {
+pub(crate) struct Catalog {
     known: Arc<Cache<ProductId, ()>>,
     missed: Arc<Cache<ProductId, Instant>>,
     queue: mpsc::Sender<LookUp>,
@@ -49,7 +49,7 @@ struct LookUp {
 
 impl Catalog {
     /// Starts the task that looks up; it ends with the last clone.
-    pub fn new(store: StockStore) -> Self {
+    pub(crate) fn new(store: StockStore) -> Self {
         let (queue, wanted) = mpsc::channel(QUEUE);
         tokio::spawn(look_up(store, wanted));
         Self {
@@ -63,7 +63,7 @@ impl Catalog {
 
     /// Those of the products that do not exist. None while the stock store is away: then the worker
     /// decides.
-    pub async fn unknown(&self, products: &BTreeSet<ProductId>) -> BTreeSet<ProductId> {
+    pub(crate) async fn unknown(&self, products: &BTreeSet<ProductId>) -> BTreeSet<ProductId> {
         let (mut unknown, mut wanted) = (BTreeSet::new(), Vec::new());
         for id in products.iter().filter(|id| self.known.get(*id).is_none()) {
             if self.missed.get(id).is_some_and(|missed: Instant| missed.elapsed() < MISS_STANDS) {
@@ -122,9 +122,7 @@ async fn look_up(store: StockStore, mut queue: mpsc::Receiver<LookUp>) {
         }
         let wanted: Vec<_> = wanted.into_iter().collect();
         let found = match timeout(QUERY_TIMEOUT, store.find_products(&wanted)).await {
-            Ok(Ok(found)) => {
-                Ok(Arc::new(found.into_iter().map(|product| product.product_id).collect()))
-            }
+            Ok(Ok(found)) => Ok(Arc::new(found.into_iter().map(|product| product.id).collect())),
             Ok(Err(error)) => Err(error.to_string()),
             Err(_) => Err("no answer in time".to_owned()),
         };

@@ -36,7 +36,7 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why an order was not saved.
 #[derive(Debug, Clone, thiserror::Error)]
-pub enum Rejected {
+pub(crate) enum Rejected {
     #[error("more orders are waiting than can be saved soon")]
     Overloaded,
     #[error("the order store cannot save orders at present")]
@@ -53,7 +53,7 @@ pub enum Rejected {
 
 /// Group commit: orders that arrive together share a transaction.
 #[derive(Clone)]
-pub struct Committer {
+pub(crate) struct Committer {
     queue: mpsc::Sender<Waiting>,
     /// How long an order may wait for its transaction to begin.
     deadline: Duration,
@@ -98,7 +98,7 @@ impl Drop for Client {
 impl Committer {
     /// Starts the tasks that commit. They end once the last clone of the committer is dropped and the
     /// queue is empty.
-    pub fn start(
+    pub(crate) fn start(
         store: OrderStore,
         relay: Relay,
         (groups, deadline): (Batches, Duration),
@@ -126,7 +126,7 @@ impl Committer {
     ///
     /// No transaction is begun once the deadline has passed, or once this is dropped. A transaction
     /// that has begun may take as long again.
-    pub async fn save(&self, order: NewOrder) -> Result<(), Rejected> {
+    pub(crate) async fn save(&self, order: NewOrder) -> Result<(), Rejected> {
         self.check_store()?;
         let deadline = Instant::now() + self.deadline;
         let (saved, mut outcome) = oneshot::channel();
@@ -146,7 +146,7 @@ impl Committer {
     }
 
     /// Fails while the store is known to be away.
-    pub fn check_store(&self) -> Result<(), Rejected> {
+    pub(crate) fn check_store(&self) -> Result<(), Rejected> {
         if self.is_away.load(Ordering::Relaxed) { Err(Rejected::Unavailable) } else { Ok(()) }
     }
 }

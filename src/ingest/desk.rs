@@ -25,14 +25,14 @@ const ASK_MAX: usize = 2_000;
 const MAX_WAITING: usize = 2_000;
 
 /// Where an order's final state comes in: the state and its reason.
-pub type Decided = (OrderState, Option<String>);
+pub(super) type Decided = (OrderState, Option<String>);
 
 type Waiting = HashMap<OrderId, oneshot::Sender<Decided>>;
 
 /// Clients that wait for their order's outcome. It is read where `GET` reads it, so that every replica answers alike,
 /// whichever of them took the order.
 #[derive(Debug, Clone)]
-pub struct Desk {
+pub(crate) struct Desk {
     store: OrderStore,
     waiting: Arc<Mutex<Waiting>>,
     arrived: Arc<Notify>,
@@ -40,13 +40,13 @@ pub struct Desk {
 }
 
 impl Desk {
-    pub fn new(store: OrderStore, shutdown: Shutdown) -> Self {
+    pub(crate) fn new(store: OrderStore, shutdown: Shutdown) -> Self {
         Self { store, waiting: Arc::default(), arrived: Arc::default(), shutdown }
     }
 
     /// Waits up to `patience` for an order to leave `PENDING`, or until the process is to stop. Does
     /// not wait where too many others do.
-    pub async fn wait(&self, id: OrderId, patience: Duration) -> Option<Decided> {
+    pub(crate) async fn wait(&self, id: OrderId, patience: Duration) -> Option<Decided> {
         let (sender, decided) = oneshot::channel();
         {
             let mut waiting = self.lock();
@@ -65,7 +65,7 @@ impl Desk {
     }
 
     /// Asks the store for as long as anybody waits.
-    pub async fn run(self) {
+    pub(crate) async fn run(self) {
         let mut failures = Backoff::default();
         let mut next = None;
         while !self.shutdown.is_requested() {

@@ -7,7 +7,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use super::problem::{FieldError, MAX_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, ProductId};
 
-pub const MAX_TEXT_CHARS: usize = 128;
+pub(super) const MAX_TEXT_CHARS: usize = 128;
 /// How much of a value or a name an error shows.
 const MAX_SHOWN_CHARS: usize = 64;
 const ORDER_FIELDS: [&str; 3] = ["reference", "customer_id", "lines"];
@@ -17,7 +17,7 @@ const LINE: &str = "must be an object with product_id and quantity";
 
 /// What is wrong with a request, [`MAX_ERRORS`] at most.
 #[derive(Debug, Default)]
-pub struct Errors(RefCell<Vec<FieldError>>);
+pub(super) struct Errors(RefCell<Vec<FieldError>>);
 
 impl Errors {
     /// Ends the reading where these are enough.
@@ -30,26 +30,26 @@ impl Errors {
         if self.are_enough() { Err(E::custom("too many errors")) } else { Ok(()) }
     }
 
-    pub fn are_enough(&self) -> bool {
+    pub(super) fn are_enough(&self) -> bool {
         self.0.borrow().len() >= MAX_ERRORS
     }
 
-    pub fn into_inner(self) -> Vec<FieldError> {
+    pub(super) fn into_inner(self) -> Vec<FieldError> {
         self.0.into_inner()
     }
 }
 
 /// An order as far as it could be read.
 #[derive(Debug, Default)]
-pub struct Draft {
-    pub reference: Option<String>,
-    pub customer_id: Option<String>,
+pub(super) struct Draft {
+    pub(crate) reference: Option<String>,
+    pub(crate) customer_id: Option<String>,
     /// Those that are valid.
-    pub lines: Vec<Line>,
+    pub(crate) lines: Vec<Line>,
 }
 
 /// Reads an order. Fails where the JSON ends or breaks, or where the errors are enough.
-pub struct OrderSeed<'a>(pub &'a Errors);
+pub(super) struct OrderSeed<'a>(pub &'a Errors);
 
 /// Answers what else a value may be than what its visitor takes.
 macro_rules! refuse_scalars {
@@ -266,7 +266,7 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
         while let Some(name) = map.next_key_seed(NameSeed(&LINE_FIELDS))? {
             match name.once(&mut seen) {
                 Ok("product_id") => {
-                    product_id = self.product_id(&map.next_value_seed(ScalarSeed)?)?
+                    product_id = self.product_id(&map.next_value_seed(ScalarSeed)?)?;
                 }
                 Ok(_) => quantity = self.quantity(&map.next_value_seed(ScalarSeed)?)?,
                 Err((name, wrong)) => {

@@ -10,8 +10,8 @@ mod prefer;
 mod problem;
 mod request;
 
-pub use api::{Api, serve};
-pub use catalog::Catalog;
-pub use committer::{Committer, Rejected};
-pub use desk::Desk;
-pub use request::{MAX_BODY_BYTES, OrderRequest};
+pub(crate) use api::{Api, serve};
+pub(crate) use catalog::Catalog;
+pub(crate) use committer::{Committer, Rejected};
+pub(crate) use desk::Desk;
+pub(crate) use request::{MAX_BODY_BYTES, OrderRequest};

@@ -5,7 +5,7 @@ use axum::http::HeaderMap;
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 
 /// The `wait` preference (RFC 7240, section 4.3), 60 s at most; none where there is none or it is malformed.
-pub fn wait(headers: &HeaderMap) -> Option<Duration> {
+pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     let mut named = preferences.flat_map(|value| value.split(',')).filter_map(|preference| {
         let (name, value) = preference.split(';').next()?.split_once('=')?;

@@ -7,11 +7,11 @@ use serde::Serialize;
 use serde_json::{Map, Value, json};
 
 /// The most fields that one answer blames.
-pub const MAX_ERRORS: usize = 20;
+pub(super) const MAX_ERRORS: usize = 20;
 
 /// An error as RFC 9457 has it.
 #[derive(Debug, Clone)]
-pub struct Problem {
+pub(crate) struct Problem {
     status: StatusCode,
     members: Map<String, Value>,
     headers: Vec<(HeaderName, String)>,
@@ -19,14 +19,14 @@ pub struct Problem {
 
 /// What is wrong with one field, and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct FieldError {
+pub(crate) struct FieldError {
     /// A JSON pointer (RFC 6901) into the request's body.
-    pub pointer: String,
-    pub detail: String,
+    pub(crate) pointer: String,
+    pub(crate) detail: String,
 }
 
 impl Problem {
-    pub fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+    pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let mut members = Map::new();
         members.insert("type".into(), "about:blank".into());
         members.insert("title".into(), status.canonical_reason().unwrap_or("Error").into());
@@ -36,35 +36,35 @@ impl Problem {
     }
 
     /// 422 with the fields that are to blame, the first [`MAX_ERRORS`] of them.
-    pub fn invalid(errors: &[FieldError]) -> Self {
+    pub(crate) fn invalid(errors: &[FieldError]) -> Self {
         let errors = errors.get(..MAX_ERRORS).unwrap_or(errors);
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved")
             .with("errors", json!(errors))
     }
 
     /// 503 that asks to come back in a second.
-    pub fn unavailable(detail: impl Into<String>) -> Self {
+    pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, "1")
     }
 
     #[must_use]
-    pub fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
+    pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
     /// Sets a member of our own.
     #[must_use]
-    pub fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
+    pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.members.insert(name.to_owned(), value.into());
         self
     }
 
-    pub fn status(&self) -> StatusCode {
+    pub(crate) fn status(&self) -> StatusCode {
         self.status
     }
 
-    pub fn body(&self) -> Value {
+    pub(crate) fn body(&self) -> Value {
         Value::Object(self.members.clone())
     }
 }
@@ -77,7 +77,7 @@ impl IntoResponse for Problem {
 }
 
 /// A response with a JSON body.
-pub fn respond<'a>(
+pub(super) fn respond<'a>(
     status: StatusCode,
     headers: impl IntoIterator<Item = &'a (HeaderName, String)>,
     body: &Value,

@@ -7,20 +7,20 @@ use super::{
 };
 use crate::domain::Lines;
 
-pub const MAX_BODY_BYTES: usize = 1 << 20;
+pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
 
 /// An order as a client asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct OrderRequest {
-    pub reference: Option<String>,
-    pub customer_id: Option<String>,
-    pub lines: Lines,
+pub(crate) struct OrderRequest {
+    pub(crate) reference: Option<String>,
+    pub(crate) customer_id: Option<String>,
+    pub(crate) lines: Lines,
 }
 
 impl OrderRequest {
     /// Fails with 400 where the body is no JSON. Fails with 422 and the fields that are to blame, 20
     /// at most, where it is no order.
-    pub fn parse(body: &[u8]) -> Result<Self, Problem> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
         let errors = Errors::default();
         let mut json = serde_json::Deserializer::from_slice(body);
         let read =

@@ -11,7 +11,7 @@ const SAMPLES_MAX: usize = 10_000;
 
 /// When the messages of each partition were produced that are not handled yet.
 #[derive(Debug, Default)]
-pub struct Ages(Mutex<HashMap<i32, Partition>>);
+pub(super) struct Ages(Mutex<HashMap<i32, Partition>>);
 
 #[derive(Debug, Default)]
 struct Partition {
@@ -23,7 +23,7 @@ struct Partition {
 
 impl Ages {
     /// A message has arrived.
-    pub fn arrived(&self, partition: i32, offset: i64, produced_at_ms: i64) {
+    pub(super) fn arrived(&self, partition: i32, offset: i64, produced_at_ms: i64) {
         let mut partitions = self.lock();
         let samples = &mut partitions.entry(partition).or_default().produced_at_ms;
         let is_news = samples.last_key_value().is_none_or(|(last, at)| {
@@ -36,7 +36,7 @@ impl Ages {
 
     /// Age of the message at offset `next`, the first that is not handled: exact to a tenth of a
     /// second where it has arrived. Otherwise how long it has been the next one, which is less.
-    pub fn of(&self, partition: i32, next: i64, now_ms: i64, now: Instant) -> Duration {
+    pub(super) fn of(&self, partition: i32, next: i64, now_ms: i64, now: Instant) -> Duration {
         let mut partitions = self.lock();
         let partition = partitions.entry(partition).or_default();
         // The last sample at or before it is as old, or a little older.
@@ -57,7 +57,7 @@ impl Ages {
     }
 
     /// The partition is handled up to its end, or is another's now.
-    pub fn forget(&self, partition: i32) {
+    pub(super) fn forget(&self, partition: i32) {
         self.lock().remove(&partition);
     }
 

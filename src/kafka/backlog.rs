@@ -23,7 +23,7 @@ const LONGEST_AGE_MS: i64 = 365 * 86_400_000;
 
 /// Shows the lag of a topic that other processes consume, while none of them works on it: so the
 /// lag is known although all consumers are away. A consumer at work shows its own lag.
-pub struct BacklogWatch {
+pub(crate) struct BacklogWatch {
     probe: KafkaProbe,
     topic: String,
     metrics: Metrics,
@@ -53,14 +53,19 @@ impl Backlog {
 impl BacklogWatch {
     /// Watches what `group_id` has not committed of a topic. Fails where the configuration is
     /// refused.
-    pub fn new(kafka: &Kafka, group_id: &str, topic: &str, metrics: Metrics) -> KafkaResult<Self> {
+    pub(crate) fn new(
+        kafka: &Kafka,
+        group_id: &str,
+        topic: &str,
+        metrics: Metrics,
+    ) -> KafkaResult<Self> {
         let probe = KafkaProbe::new(kafka, group_id)?;
         let (backlogs, shown) = (HashMap::new(), HashSet::new());
         Ok(Self { probe, topic: topic.to_owned(), metrics, backlogs, shown, failures: 0 })
     }
 
     /// Looks every few seconds until a stop is requested. What cannot be measured is not shown.
-    pub async fn run(mut self, shutdown: Shutdown) {
+    pub(crate) async fn run(mut self, shutdown: Shutdown) {
         while !shutdown.is_requested() {
             let looking = tokio::task::spawn_blocking(move || {
                 self.look(Instant::now());

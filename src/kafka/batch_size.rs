@@ -25,7 +25,7 @@ pub(super) struct BatchLimits {
 impl BatchLimits {
     /// The largest batch that every one of these topics takes, bytes. `None` where the broker does
     /// not say so within 5 s, or all were asked less than 10 s ago.
-    pub async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
+    pub(super) async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
         // Who comes meanwhile waits, and then need not ask.
         let mut asked = self.asked.lock().await;
         let now = Instant::now();

@@ -14,7 +14,7 @@ const MAX_SOURCES: usize = 64;
 /// that are blamed on a source count among its messages; all others count among the lane's, and
 /// those that are blamed on a partition among the partition's too.
 #[derive(Debug, Default)]
-pub struct Breaker {
+pub(super) struct Breaker {
     lane: Window,
     partitions: HashMap<i32, Window>,
     sources: HashMap<String, Window>,
@@ -23,7 +23,7 @@ pub struct Breaker {
 
 impl Breaker {
     /// Whether the next message of the partition may become a dead letter.
-    pub fn is_closed(&self, partition: i32, blame: Blame<'_>) -> bool {
+    pub(super) fn is_closed(&self, partition: i32, blame: Blame<'_>) -> bool {
         match blame {
             Blame::Writer => true,
             Blame::Lane => self.lane.has_room(),
@@ -39,7 +39,12 @@ impl Breaker {
 
     /// Counts a message that is done. `letter` is given for a dead letter; those that are blamed on
     /// their writer count nowhere, else they would hide others.
-    pub fn count(&mut self, partition: i32, source: Option<&str>, letter: Option<Blame<'_>>) {
+    pub(super) fn count(
+        &mut self,
+        partition: i32,
+        source: Option<&str>,
+        letter: Option<Blame<'_>>,
+    ) {
         if letter == Some(Blame::Writer) {
             return;
         }

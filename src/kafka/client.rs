@@ -55,7 +55,7 @@ pub(super) fn report_topic_ids(client: &mut ClientConfig) {
 
 /// What a client says in its log and by its errors, written seldom.
 #[derive(Debug, Default)]
-pub struct ClientLog {
+pub(super) struct ClientLog {
     seldom: Seldom,
     topic_replaced: AtomicBool,
     ids: TopicIds,
@@ -67,7 +67,7 @@ struct TopicIds(Mutex<HashMap<String, String>>);
 
 impl ClientLog {
     /// Writes a line of librdkafka's log, and looks for topics whose id changed.
-    pub fn line(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+    pub(super) fn line(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if self.ids.is_replacement(line) {
             tracing::warn!(line, "a topic was replaced by another one of its name");
             self.topic_replaced.store(true, Ordering::SeqCst);
@@ -76,7 +76,7 @@ impl ClientLog {
         match level {
             RDKafkaLogLevel::Debug => tracing::trace!(facility, line, "librdkafka"),
             RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
-                tracing::debug!(facility, line, "librdkafka")
+                tracing::debug!(facility, line, "librdkafka");
             }
             _ => {
                 if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
@@ -87,14 +87,14 @@ impl ClientLog {
     }
 
     /// Writes an error of the client.
-    pub fn error(&self, error: &KafkaError, reason: &str) {
+    pub(super) fn error(&self, error: &KafkaError, reason: &str) {
         if let Some(unsaid) = self.seldom.is_due(&error.to_string(), Instant::now()) {
             tracing::warn!(%error, reason, unsaid, "kafka");
         }
     }
 
     /// Whether a topic that the client uses was deleted and created again.
-    pub fn is_topic_replaced(&self) -> bool {
+    pub(super) fn is_topic_replaced(&self) -> bool {
         self.topic_replaced.load(Ordering::SeqCst)
     }
 }

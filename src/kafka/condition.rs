@@ -28,7 +28,7 @@ const IDLE_REPLACEMENT_AFTER_MS: i64 = 60_000;
 /// Whether a member of a group can do its work, for `/readyz`: it has joined, its brokers answer,
 /// its partitions are fetched.
 #[derive(Debug)]
-pub struct Condition {
+pub(super) struct Condition {
     topic: String,
     protocol: GroupProtocol,
     health: Component,
@@ -65,7 +65,7 @@ struct Standing {
 
 /// Why a partition cannot be consumed at present.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub(super) enum Fault {
     /// The client reaches no broker for it; a new client might.
     Unreachable(String),
     /// The broker answers and refuses.
@@ -81,19 +81,19 @@ impl Fault {
 }
 
 impl Condition {
-    pub fn new(topic: &str, protocol: GroupProtocol, health: &Component) -> Self {
+    pub(super) fn new(topic: &str, protocol: GroupProtocol, health: &Component) -> Self {
         Self { topic: topic.to_owned(), protocol, health: health.clone(), state: Mutex::default() }
     }
 
     /// The group has admitted the member, with or without partitions.
-    pub fn joined(&self) {
+    pub(super) fn joined(&self) {
         let mut state = self.lock();
         (state.has_joined, state.outside) = (true, None);
         self.report(&state);
     }
 
     /// The member is out of its group, and joins again.
-    pub fn left(&self, why: &str) {
+    pub(super) fn left(&self, why: &str) {
         let mut state = self.lock();
         (state.has_joined, state.outside) = (false, Some(why.to_owned()));
         self.report(&state);
@@ -101,7 +101,7 @@ impl Condition {
 
     /// Another client takes over. A partition that stalled stays a complaint until it makes
     /// progress.
-    pub fn replaced(&self, why: &str, stalled: Option<i32>) {
+    pub(super) fn replaced(&self, why: &str, stalled: Option<i32>) {
         let mut state = self.lock();
         (state.has_joined, state.outside) =
             (false, Some(format!("the consumer is replaced: {why}")));
@@ -115,7 +115,7 @@ impl Condition {
     }
 
     /// Partitions went to other members, in order.
-    pub fn revoked(&self, partitions: &[i32]) {
+    pub(super) fn revoked(&self, partitions: &[i32]) {
         let mut state = self.lock();
         state.stalled.retain(|stalled| !partitions.contains(stalled));
         self.report(&state);
@@ -123,7 +123,7 @@ impl Condition {
 
     /// A poll failed. What a single connection says means nothing: the statistics show whether
     /// brokers are away.
-    pub fn poll_failed(&self, error: &KafkaError) {
+    pub(super) fn poll_failed(&self, error: &KafkaError) {
         let is_of_connection = matches!(
             error.rdkafka_error_code(),
             Some(
@@ -142,7 +142,7 @@ impl Condition {
     }
 
     /// The brokers say this of the topic, or that it is there where it is `None`.
-    pub fn topic_is(&self, error: Option<String>) {
+    pub(super) fn topic_is(&self, error: Option<String>) {
         let mut state = self.lock();
         state.topic_error = error;
         self.report(&state);
@@ -150,7 +150,7 @@ impl Condition {
 
     /// A broker leaves questions unanswered since then, or answers where it is `None`. A later time
     /// than the first counts for nothing.
-    pub fn unanswered(&self, since: Option<Instant>) {
+    pub(super) fn unanswered(&self, since: Option<Instant>) {
         let mut state = self.lock();
         if state.unanswered_since.is_some() != since.is_some() {
             state.unanswered_since = since;
@@ -160,7 +160,7 @@ impl Condition {
 
     /// Takes what the client's statistics say of the partitions `owned`. Returns those that are
     /// fetched at present.
-    pub fn observe(&self, statistics: &Statistics, owned: &[i32], now: Instant) -> Vec<i32> {
+    pub(super) fn observe(&self, statistics: &Statistics, owned: &[i32], now: Instant) -> Vec<i32> {
         let mut state = self.lock();
         let fetched = owned.iter().filter(|p| find_fault(statistics, &self.topic, **p).is_none());
         let fetched: Vec<_> = fetched.copied().collect();
@@ -196,7 +196,7 @@ impl Condition {
     }
 
     /// For how long the client has reached no broker that it needs.
-    pub fn unreachable_for(&self, now: Instant) -> Option<Duration> {
+    pub(super) fn unreachable_for(&self, now: Instant) -> Option<Duration> {
         let state = self.lock();
         let standing =
             state.fault.as_ref().filter(|standing| matches!(standing.fault, Fault::Unreachable(_)));
@@ -206,7 +206,7 @@ impl Condition {
     }
 
     /// Whether the member is in its group, nothing is wrong, and statistics have shown it.
-    pub fn is_well(&self) -> bool {
+    pub(super) fn is_well(&self) -> bool {
         let state = self.lock();
         let is_confirmed =
             state.statistics_in_order >= CONFIRMATIONS && state.unanswered_since.is_none();

@@ -118,7 +118,9 @@ impl Consumer {
             Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
             Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
             Err(_) => {
-                tracing::warn!("the group was not left in time; what was not committed comes again")
+                tracing::warn!(
+                    "the group was not left in time; what was not committed comes again"
+                );
             }
         }
         Ok(())
@@ -331,7 +333,7 @@ impl Poller {
             Ok(())
             | Err(KafkaError::ConsumerCommit(rdkafka::error::RDKafkaErrorCode::NoOffset)) => {}
             Err(error) => {
-                tracing::warn!(%error, "offsets not committed, their messages will come again")
+                tracing::warn!(%error, "offsets not committed, their messages will come again");
             }
         }
     }

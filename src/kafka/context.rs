@@ -32,15 +32,15 @@ const LONGEST_DRAIN: Duration = Duration::from_secs(15);
 const DISTRUST: Duration = Duration::from_secs(60);
 
 /// What librdkafka calls back on the poll thread.
-pub struct Context {
-    pub topic: String,
-    pub partitions: Arc<Partitions>,
-    pub metrics: Metrics,
-    pub condition: Arc<Condition>,
-    pub log: ClientLog,
+pub(super) struct Context {
+    pub(crate) topic: String,
+    pub(crate) partitions: Arc<Partitions>,
+    pub(crate) metrics: Metrics,
+    pub(crate) condition: Arc<Condition>,
+    pub(crate) log: ClientLog,
     max_poll_interval: Duration,
     fetched: Mutex<HashMap<i32, Fetched>>,
-    pub ages: Ages,
+    pub(crate) ages: Ages,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
     /// Until then, partitions are read from their beginning.
@@ -66,7 +66,7 @@ impl Fetched {
 }
 
 impl Context {
-    pub fn new(
+    pub(super) fn new(
         topic: &str,
         kafka: &Kafka,
         partitions: &Arc<Partitions>,
@@ -89,7 +89,7 @@ impl Context {
 
     /// The context of a client that takes over. Where the topic is another one now, its partitions
     /// are read from their beginning.
-    pub fn successor(&self) -> Self {
+    pub(super) fn successor(&self) -> Self {
         let from_beginning_until = if self.log.is_topic_replaced() {
             Some(Instant::now() + DISTRUST)
         } else {
@@ -110,7 +110,7 @@ impl Context {
     }
 
     /// Shows no lag of partitions that are another's now, or of which nothing is known.
-    pub fn forget_lag(&self, partitions: &[i32]) {
+    pub(super) fn forget_lag(&self, partitions: &[i32]) {
         for partition in partitions {
             self.metrics.forget_lag(&self.topic, *partition);
             self.ages.forget(*partition);
@@ -133,20 +133,20 @@ impl Context {
         gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(age.as_secs_f64());
     }
 
-    pub fn retire(&self) {
+    pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
     }
 
     /// Whether a partition that ends at this offset has messages that the client does not bring;
     /// `anything_came` says whether it brought any of another partition of late.
-    pub fn is_behind(&self, partition: i32, end: i64, anything_came: bool) -> bool {
+    pub(super) fn is_behind(&self, partition: i32, end: i64, anything_came: bool) -> bool {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
     /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
     /// commit.
-    pub fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
+    pub(super) fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
         let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
         let too_far = |(partition, fetched): (&i32, &Fetched)| {
             Some((*partition, self.partitions.committed_too_far(*partition, fetched.committed)?))
@@ -264,7 +264,7 @@ impl ConsumerContext for Context {
                 self.forget_lag(&partitions);
             }
             Rebalance::Error(error) => {
-                tracing::warn!(topic = self.topic, %error, "rebalance failed")
+                tracing::warn!(topic = self.topic, %error, "rebalance failed");
             }
         }
     }

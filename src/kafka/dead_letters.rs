@@ -33,7 +33,7 @@ impl DeadLetters {
     /// Sets messages aside, each with its refusal's class and text, and waits until the broker has them. May set one aside
     /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
     /// goes without its value, or if need be without its key and its own headers too, and a header `stocklock.omitted.bytes` says so.
-    pub async fn set_aside(
+    pub(crate) async fn set_aside(
         &self,
         letters: &[(&OwnedMessage, Refusal)],
     ) -> Result<(), ProduceError> {

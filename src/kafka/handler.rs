@@ -4,7 +4,7 @@ use rdkafka::message::OwnedMessage;
 
 /// The keys of messages whose outcomes the topic does not take, for their size. The others are
 /// told.
-pub type Unpublished = HashSet<Vec<u8>>;
+pub(crate) type Unpublished = HashSet<Vec<u8>>;
 
 /// What a lane's batches are for, in three steps. Those that fail are repeated, which must do no harm.
 pub trait Handler: Send + Sync + 'static {
@@ -89,6 +89,6 @@ pub enum Blame<'m> {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Refusal {
     /// A bounded label.
-    pub class: &'static str,
-    pub text: String,
+    pub(crate) class: &'static str,
+    pub(crate) text: String,
 }

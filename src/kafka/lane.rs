@@ -14,8 +14,8 @@ const DECODED_AT_ONCE: usize = 64;
 
 /// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
 #[derive(Debug)]
-pub struct Received {
-    pub message: OwnedMessage,
+pub(super) struct Received {
+    pub(crate) message: OwnedMessage,
     pub(super) assignment: u64,
     pub(super) _memory: OwnedSemaphorePermit,
 }
@@ -200,7 +200,7 @@ impl<D> Batch<D> {
     }
 
     /// Each message as it was decoded, in the same order.
-    pub fn decoded(&self) -> &[D] {
+    pub(crate) fn decoded(&self) -> &[D] {
         &self.decoded
     }
 
@@ -213,7 +213,7 @@ impl<D> Batch<D> {
     }
 
     /// Whether any of its partitions is still this consumer's.
-    pub fn is_owned(&self) -> bool {
+    pub(crate) fn is_owned(&self) -> bool {
         self.taken
             .iter()
             .any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
@@ -249,7 +249,7 @@ impl<D> Batch<D> {
 }
 
 impl<D> LeftBehind<D> {
-    pub fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.messages.len()
     }
 }

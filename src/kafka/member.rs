@@ -27,7 +27,7 @@ const STATISTICS_INTERVAL_MS: &str = "2000";
 pub(super) type Client = Arc<BaseConsumer<Context>>;
 
 /// A member of a group: the client that is it at present.
-pub struct Member {
+pub(super) struct Member {
     config: ClientConfig,
     probe_config: ClientConfig,
     current: RwLock<Client>,
@@ -35,7 +35,7 @@ pub struct Member {
 
 impl Member {
     /// Joins the group.
-    pub fn join(
+    pub(super) fn join(
         kafka: &Kafka,
         subscription: &Subscription<'_>,
         context: Context,
@@ -48,13 +48,16 @@ impl Member {
         Ok(Self { config, probe_config, current: RwLock::new(client) })
     }
 
-    pub fn client(&self) -> Client {
+    pub(super) fn client(&self) -> Client {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Stores the offsets that `offsets` answers, none of which may be of a partition that is not owned any more: the client is not
     /// replaced meanwhile.
-    pub fn store_offsets(&self, offsets: impl FnOnce() -> TopicPartitionList) -> KafkaResult<()> {
+    pub(super) fn store_offsets(
+        &self,
+        offsets: impl FnOnce() -> TopicPartitionList,
+    ) -> KafkaResult<()> {
         let client = self.current.read().unwrap_or_else(PoisonError::into_inner);
         let offsets = offsets();
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
@@ -64,7 +67,7 @@ impl Member {
     /// What was stored and committed beyond it is of messages that are gone. Returns the offset
     /// from which the client reads now, which is lower where earlier messages are not done. Fails
     /// where the client cannot go back that far.
-    pub fn rewind(
+    pub(super) fn rewind(
         &self,
         partitions: &Partitions,
         topic: &str,
@@ -88,20 +91,20 @@ impl Member {
 
     /// Commits an offset also where it is lower than the committed one, which the client does not
     /// do by itself.
-    pub fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
+    pub(super) fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
         self.client().commit(&offsets, CommitMode::Async)
     }
 
     /// What a client is made with that asks about this member's group and does not join it.
-    pub fn probe_config(&self) -> &ClientConfig {
+    pub(super) fn probe_config(&self) -> &ClientConfig {
         &self.probe_config
     }
 
     /// Leaves the group and joins it with a new client; fences the partitions first. Only the caller holds `client`, the one at
     /// present. One that does not close in time, which it does on a thread of its own, is left to itself.
-    pub fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
+    pub(super) fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
         let old = client.context();
         let context = old.successor();
         let topic = context.topic.clone();

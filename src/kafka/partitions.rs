@@ -11,7 +11,7 @@ use super::throttle::Throttle;
 /// A partition that is revoked is first drained: no new batch takes from it, and the batches in hand may still finish and
 /// store their offsets. Then it is fenced: whatever comes later of it is dropped.
 #[derive(Debug)]
-pub struct Partitions {
+pub(super) struct Partitions {
     lanes: usize,
     state: Mutex<State>,
     settled: Condvar,
@@ -44,7 +44,7 @@ struct Owned {
 
 /// What a polled message is to its partition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Polled {
+pub(super) enum Polled {
     /// The partition is another consumer's.
     Unowned,
     /// It belongs to this assignment.
@@ -74,7 +74,7 @@ impl Owned {
 
 impl Partitions {
     /// None are owned yet; those that will be belong to so many lanes.
-    pub fn new(lanes: usize) -> Self {
+    pub(super) fn new(lanes: usize) -> Self {
         Self {
             lanes,
             state: Mutex::default(),
@@ -83,11 +83,11 @@ impl Partitions {
         }
     }
 
-    pub fn lane(&self, partition: i32) -> usize {
+    pub(super) fn lane(&self, partition: i32) -> usize {
         usize::try_from(partition).unwrap_or(0) % self.lanes
     }
 
-    pub fn assign(&self, partitions: &[i32]) {
+    pub(super) fn assign(&self, partitions: &[i32]) {
         self.throttle.forget(partitions);
         let mut state = self.lock();
         state.assignments += 1;
@@ -101,7 +101,7 @@ impl Partitions {
     /// of other messages now. Messages of the former assignment are dropped. Returns the offset
     /// from which the partition is to be read: `offset`, to which the client went back, or that of
     /// the first message that is not done, where that is lower.
-    pub fn restart(&self, partition: i32, offset: i64) -> i64 {
+    pub(super) fn restart(&self, partition: i32, offset: i64) -> i64 {
         let mut state = self.lock();
         state.assignments += 1;
         let assignment = state.assignments;
@@ -121,7 +121,7 @@ impl Partitions {
     }
 
     /// Notes that a message was polled.
-    pub fn polled(&self, partition: i32, offset: i64) -> Polled {
+    pub(super) fn polled(&self, partition: i32, offset: i64) -> Polled {
         let mut state = self.lock();
         let Some(owned) = state.owned.get_mut(&partition) else { return Polled::Unowned };
         if offset < owned.polled_up_to {
@@ -136,14 +136,14 @@ impl Partitions {
 
     /// The offset to commit where the `committed` one is beyond all that was polled: the log was
     /// truncated before this assignment.
-    pub fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
+    pub(super) fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
         let state = self.lock();
         let owned = state.owned.get(&partition)?;
         (owned.stored_up_to > 0 && committed > owned.polled_up_to).then_some(owned.stored_up_to)
     }
 
     /// Whether every message that was polled of the partition is done.
-    pub fn is_all_done(&self, partition: i32) -> bool {
+    pub(super) fn is_all_done(&self, partition: i32) -> bool {
         self.lock()
             .owned
             .get(&partition)
@@ -152,7 +152,7 @@ impl Partitions {
 
     /// Waits until no batch in hand has messages of these partitions, `deadline` at most, and then fences them. Answers whether
     /// all was settled in time. Batches of a lane that stands still are not waited for: their offsets would not advance.
-    pub fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
+    pub(super) fn revoke(&self, partitions: &[i32], deadline: Duration) -> bool {
         let mut state = self.lock();
         for partition in partitions {
             if let Some(owned) = state.owned.get_mut(partition) {
@@ -177,7 +177,7 @@ impl Partitions {
     }
 
     /// Says of a lane that its batches do not end, or that they do again.
-    pub fn set_standing_still(&self, lane: usize, stands_still: bool) {
+    pub(super) fn set_standing_still(&self, lane: usize, stands_still: bool) {
         let mut state = self.lock();
         if stands_still {
             state.standing_still.insert(lane);
@@ -188,18 +188,18 @@ impl Partitions {
         self.settled.notify_all();
     }
 
-    pub fn owned(&self) -> Vec<i32> {
+    pub(super) fn owned(&self) -> Vec<i32> {
         self.lock().owned.keys().copied().collect()
     }
 
     /// The present assignment of a partition, by which its messages are marked.
     #[cfg(test)]
-    pub fn assignment(&self, partition: i32) -> Option<u64> {
+    pub(super) fn assignment(&self, partition: i32) -> Option<u64> {
         self.lock().owned.get(&partition).map(|owned| owned.assignment)
     }
 
     /// Counts a batch in hand for each of its partitions. Answers which of them it may take.
-    pub fn take(&self, partitions: &HashMap<i32, u64>) -> Vec<i32> {
+    pub(super) fn take(&self, partitions: &HashMap<i32, u64>) -> Vec<i32> {
         let mut state = self.lock();
         let mut taken = Vec::with_capacity(partitions.len());
         for (partition, assignment) in partitions {
@@ -215,13 +215,13 @@ impl Partitions {
     }
 
     /// Whether the partition is still owned since that assignment, so that an offset of it may be stored.
-    pub fn is_owned(&self, partition: i32, assignment: u64) -> bool {
+    pub(super) fn is_owned(&self, partition: i32, assignment: u64) -> bool {
         self.lock().owned.get(&partition).is_some_and(|owned| owned.assignment == assignment)
     }
 
     /// Counts dead letters of a partition for the throttle, unless the partition is not owned since
     /// that assignment any more: the throttle would pause a partition of another consumer.
-    pub fn add_letters(&self, partition: i32, assignment: u64, letters: u32, now: Instant) {
+    pub(super) fn add_letters(&self, partition: i32, assignment: u64, letters: u32, now: Instant) {
         // No revocation may come in between.
         let state = self.lock();
         if state.owned.get(&partition).is_some_and(|owned| owned.assignment == assignment) {
@@ -232,7 +232,7 @@ impl Partitions {
     /// Messages up to this offset, exclusive, are done, from `first_undone` on some are not.
     /// Returns the offset to store, or `None` where the partition is not owned since that
     /// assignment any more, so that no offset of it may be stored.
-    pub fn done(
+    pub(super) fn done(
         &self,
         partition: i32,
         assignment: u64,
@@ -248,7 +248,7 @@ impl Partitions {
     }
 
     /// Undoes [`Partitions::take`].
-    pub fn put_back(&self, partitions: &HashMap<i32, u64>) {
+    pub(super) fn put_back(&self, partitions: &HashMap<i32, u64>) {
         let mut state = self.lock();
         for (partition, assignment) in partitions {
             match state.owned.get_mut(partition) {

@@ -25,8 +25,8 @@ const FAILURES_BEFORE_SPLIT: u32 = 3;
 
 /// A batch that is handled, part by part, and not yet published.
 pub(super) struct HandledBatch<H: Handler> {
-    pub batch: Batch<H::Decoded>,
-    pub parts: Vec<Part<H>>,
+    pub(crate) batch: Batch<H::Decoded>,
+    pub(crate) parts: Vec<Part<H>>,
 }
 
 /// Batches, each closed when it is asked for.
@@ -62,8 +62,8 @@ impl<D> Batches<D> {
 /// Messages that were handled together, and what came of them; or one that was refused.
 pub(super) struct Part<H: Handler> {
     /// Where it ends in its batch, from which what was left behind is gone; it begins where the part before it ends.
-    pub end: usize,
-    pub result: Result<H::Handled, Refusal>,
+    pub(crate) end: usize,
+    pub(crate) result: Result<H::Handled, Refusal>,
 }
 
 impl Lane {
@@ -126,10 +126,10 @@ async fn taken(demand: &Semaphore) {
 
 /// What each of a lane's steps has.
 pub(super) struct Step<H> {
-    pub handler: Arc<H>,
-    pub metrics: Metrics,
-    pub health: Component,
-    pub shutdown: Shutdown,
+    pub(crate) handler: Arc<H>,
+    pub(crate) metrics: Metrics,
+    pub(crate) health: Component,
+    pub(crate) shutdown: Shutdown,
 }
 
 impl<H: Handler> Step<H> {
@@ -225,7 +225,7 @@ impl<H: Handler> Step<H> {
     }
 
     /// Waits before the next attempt. `None` where there is to be none.
-    pub async fn failed(
+    pub(super) async fn failed(
         &self,
         error: &impl Display,
         fate: Fate,
@@ -247,7 +247,7 @@ impl<H: Handler> Step<H> {
     }
 
     /// `None` where the batch is not worth another attempt: the process is to stop, or its partitions are gone.
-    pub fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
+    pub(super) fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
         self.health.alive();
         (!self.shutdown.is_requested() && batch.is_owned()).then_some(())
     }

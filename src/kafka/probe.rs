@@ -19,7 +19,7 @@ pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
 /// A client beside the role's own, which asks brokers about topics and about the offsets of a group
 /// that it does not join.
 #[derive(Clone)]
-pub struct KafkaProbe {
+pub(crate) struct KafkaProbe {
     brokers: Arc<str>,
     pub(super) client: Arc<BaseConsumer<Observed>>,
 }
@@ -54,7 +54,7 @@ impl ConsumerContext for Observed {}
 impl KafkaProbe {
     /// Fails where the configuration is refused; brokers that cannot be reached are asked again and
     /// again.
-    pub fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut config = client_config(kafka);
         config
             .set("group.id", group_id)
@@ -66,7 +66,7 @@ impl KafkaProbe {
 
     /// Asks for each of the topics, one request each. Fails where no broker answers, or where a
     /// topic is absent, not ours to see, or without any leader.
-    pub async fn find(&self, topics: &[String]) -> Result<(), Lack> {
+    pub(crate) async fn find(&self, topics: &[String]) -> Result<(), Lack> {
         let (probe, topics) = (self.clone(), topics.to_vec());
         let found = tokio::task::spawn_blocking(move || {
             topics.iter().try_for_each(|topic| probe.find_topic(topic))

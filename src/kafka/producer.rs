@@ -154,7 +154,7 @@ impl Producer {
     }
 
     /// Has batches fit what these topics take, as far as the broker says so within some seconds.
-    pub async fn fit_batches_to(&self, topics: &[&str]) -> KafkaResult<()> {
+    pub(crate) async fn fit_batches_to(&self, topics: &[&str]) -> KafkaResult<()> {
         let client = self.current();
         match self.limits.ask(&self.config, topics).await {
             Some(bytes) => self.limit_batches(bytes, &client),
@@ -235,7 +235,7 @@ impl Producer {
     }
 
     /// Waits a bounded time for what is still on its way.
-    pub async fn flush(&self) {
+    pub(crate) async fn flush(&self) {
         let client = self.current();
         let flushed =
             tokio::task::spawn_blocking(move || client.producer.flush(FLUSH_TIMEOUT)).await;

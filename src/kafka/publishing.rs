@@ -15,16 +15,16 @@ use crate::backoff::Backoff;
 
 /// The last of a lane's steps: tells what came of its messages, sets aside those that are refused, and stores the offsets.
 pub(super) struct Publishing<H> {
-    pub step: Step<H>,
-    pub dead_letters: DeadLetters,
-    pub offsets: Offsets,
-    pub breaker: Breaker,
+    pub(crate) step: Step<H>,
+    pub(crate) dead_letters: DeadLetters,
+    pub(crate) offsets: Offsets,
+    pub(crate) breaker: Breaker,
     /// How many lanes of the topic stand still.
-    pub stopped: IntGauge,
+    pub(crate) stopped: IntGauge,
 }
 
 impl<H: Handler> Publishing<H> {
-    pub async fn run(mut self, mut batches: mpsc::Receiver<HandledBatch<H>>) {
+    pub(super) async fn run(mut self, mut batches: mpsc::Receiver<HandledBatch<H>>) {
         self.step.health.ready();
         while let Some(HandledBatch { batch, parts }) =
             self.step.health.waiting(batches.recv()).await

@@ -20,17 +20,17 @@ const SILENCE_MAX: Duration = Duration::from_secs(30);
 
 /// Reads what a topic retains, without joining a group. Its calls block. Each fails if the brokers
 /// say nothing for 30 s.
-pub struct TopicReader {
+pub(crate) struct TopicReader {
     client: BaseConsumer,
 }
 
 /// Partitions, and with each the offset up to which it is read.
-pub type Ends = BTreeMap<i32, i64>;
+pub(crate) type Ends = BTreeMap<i32, i64>;
 
 impl TopicReader {
     /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can
     /// be asked for.
-    pub fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("group.id", group_id)
@@ -44,7 +44,7 @@ impl TopicReader {
     }
 
     /// The offset that the group has committed of each partition for which it has.
-    pub fn committed(&self, topic: &str) -> KafkaResult<Ends> {
+    pub(crate) fn committed(&self, topic: &str) -> KafkaResult<Ends> {
         let mut asked = TopicPartitionList::new();
         for partition in self.partitions(topic)? {
             asked.add_partition(topic, partition);
@@ -61,19 +61,19 @@ impl TopicReader {
     }
 
     /// The whole of each partition of a topic.
-    pub fn all(&self, topic: &str) -> KafkaResult<Ends> {
+    pub(crate) fn all(&self, topic: &str) -> KafkaResult<Ends> {
         Ok(self.partitions(topic)?.into_iter().map(|partition| (partition, i64::MAX)).collect())
     }
 
     /// The first offset that a partition retains, and the one behind its last message.
-    pub fn extent(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
+    pub(crate) fn extent(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
         self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)
     }
 
     /// Hands over every message that the topic retains, up to the offsets given or to the present
     /// end. Each partition keeps its order. Stops early, without an error, once `take` answers
     /// `false`.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         topic: &str,
         mut ends: Ends,

@@ -22,44 +22,44 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The pauses between replacements that do not help: each is twice as long as the one before, from
 /// 15 s to 5 min.
 #[derive(Debug, Default)]
-pub struct Pauses {
+pub(super) struct Pauses {
     replacements: u32,
     last: Option<Instant>,
 }
 
 impl Pauses {
     /// Whether the pause after the last replacement is over.
-    pub fn is_over(&self, now: Instant) -> bool {
+    pub(super) fn is_over(&self, now: Instant) -> bool {
         let pause = PATIENCE
             .saturating_mul(1 << self.replacements.saturating_sub(1).min(10))
             .min(MAX_PAUSE);
         self.last.is_none_or(|last| now.duration_since(last) >= pause)
     }
 
-    pub fn replaced(&mut self, now: Instant) {
+    pub(super) fn replaced(&mut self, now: Instant) {
         (self.replacements, self.last) = (self.replacements.saturating_add(1), Some(now));
     }
 
     /// How many replacements did not help so far.
-    pub fn replacements(&self) -> u32 {
+    pub(super) fn replacements(&self) -> u32 {
         self.replacements
     }
 
     /// The client works.
-    pub fn reset(&mut self) {
+    pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
 /// Asks by a new client whether a topic can be reached, where the present client cannot reach it.
 #[derive(Debug, Default)]
-pub struct Probe(Option<mpsc::Receiver<bool>>);
+pub(super) struct Probe(Option<mpsc::Receiver<bool>>);
 
 impl Probe {
     /// Returns true once a new client has reached the leaders of all partitions of the topic and
     /// the group's coordinator, and asks on a thread of its own until then. `config` names the
     /// group, which the new client does not join.
-    pub fn reaches(
+    pub(super) fn reaches(
         &mut self,
         config: &ClientConfig,
         topic: &str,
@@ -113,7 +113,7 @@ fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
 
 /// Decides when a producer is replaced, by what comes of its deliveries.
 #[derive(Debug, Default)]
-pub struct ProducerRenewal {
+pub(super) struct ProducerRenewal {
     /// When the first delivery began of those that failed since the last success.
     failing_since: Option<Instant>,
     pauses: Pauses,
@@ -122,7 +122,12 @@ pub struct ProducerRenewal {
 impl ProducerRenewal {
     /// Takes the error of a delivery that `began` then, or `None` where it succeeded. Returns true
     /// where the producer is to be replaced now.
-    pub fn is_due(&mut self, error: Option<&KafkaError>, began: Instant, now: Instant) -> bool {
+    pub(super) fn is_due(
+        &mut self,
+        error: Option<&KafkaError>,
+        began: Instant,
+        now: Instant,
+    ) -> bool {
         match error {
             None => {
                 self.failing_since = None;

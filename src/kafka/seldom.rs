@@ -12,7 +12,7 @@ const OTHERS: &str = "others";
 
 /// Limits log lines that say the same: the first is written at once, and then one a minute.
 #[derive(Debug, Default)]
-pub struct Seldom(Mutex<HashMap<String, Said>>);
+pub(super) struct Seldom(Mutex<HashMap<String, Said>>);
 
 #[derive(Debug)]
 struct Said {
@@ -24,7 +24,7 @@ struct Said {
 impl Seldom {
     /// Returns how many lines about `subject` were dropped since the last one, or `None` where this
     /// one is to be dropped too.
-    pub fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
+    pub(super) fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subject =
             if said.len() < MAX_SUBJECTS || said.contains_key(subject) { subject } else { OTHERS };

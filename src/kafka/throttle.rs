@@ -56,7 +56,7 @@ struct Changes {
 
 impl Throttle {
     /// Counts dead letters of a partition, those of one batch.
-    pub fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
+    pub(super) fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
         let mut suspects = self.lock();
         self.has_suspects.store(true, Ordering::Release);
         let suspect =
@@ -74,7 +74,7 @@ impl Throttle {
     }
 
     /// Counts a message that came.
-    pub fn add_message(&self, partition: i32, now: Instant) {
+    pub(super) fn add_message(&self, partition: i32, now: Instant) {
         if !self.has_suspects() {
             return;
         }
@@ -86,7 +86,7 @@ impl Throttle {
     }
 
     /// Whether nothing comes of the partition, as it is paused.
-    pub fn is_paused(&self, partition: i32) -> bool {
+    pub(super) fn is_paused(&self, partition: i32) -> bool {
         self.has_suspects()
             && self
                 .lock()
@@ -96,12 +96,12 @@ impl Throttle {
     }
 
     /// Forgets partitions that are assigned anew: the client has not paused them.
-    pub fn forget(&self, partitions: &[i32]) {
+    pub(super) fn forget(&self, partitions: &[i32]) {
         self.retain(|partition, _| !partitions.contains(partition));
     }
 
     /// Whether any partition has had dead letters of late.
-    pub fn has_suspects(&self) -> bool {
+    pub(super) fn has_suspects(&self) -> bool {
         self.has_suspects.load(Ordering::Acquire)
     }
 
@@ -113,7 +113,7 @@ impl Throttle {
 
     /// Pauses and resumes what is due, in the client. The poll thread calls it before each poll.
     /// Partitions that `may_come` denies are left to who has paused them.
-    pub fn apply(
+    pub(super) fn apply(
         &self,
         client: &Client,
         topic: &str,

@@ -19,7 +19,7 @@ pub(super) struct TopicSettings(BTreeMap<String, String>);
 impl TopicSettings {
     /// Asks the broker for the settings of these topics, by their names. Fails where one is
     /// unknown, or its settings may not be read.
-    pub async fn describe(
+    pub(super) async fn describe(
         admin: &AdminClient<DefaultClientContext>,
         topics: &[&str],
         timeout: Duration,
@@ -39,7 +39,7 @@ impl TopicSettings {
         Ok(described)
     }
 
-    pub fn get(&self, name: &str) -> Option<&str> {
+    pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
 
@@ -48,7 +48,7 @@ impl TopicSettings {
     }
 
     /// The largest batch that the topic takes, bytes.
-    pub fn max_batch_bytes(&self) -> Option<usize> {
+    pub(super) fn max_batch_bytes(&self) -> Option<usize> {
         let limits =
             ["max.message.bytes", "segment.bytes"].into_iter().filter_map(|name| self.number(name));
         usize::try_from(limits.min()?).ok()
@@ -56,7 +56,7 @@ impl TopicSettings {
 
     /// What is wrong with the settings of a topic that has so many replicas: a sentence each, with
     /// what to do.
-    pub fn problems(&self, replicas: usize) -> Vec<String> {
+    pub(super) fn problems(&self, replicas: usize) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
         problems.extend(

@@ -14,20 +14,20 @@ const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What became of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TopicReport {
-    pub name: String,
-    pub created: bool,
+pub(crate) struct TopicReport {
+    pub(crate) name: String,
+    pub(crate) created: bool,
     /// How an existing topic differs from what is configured; it is left as it is.
-    pub differences: Vec<String>,
+    pub(crate) differences: Vec<String>,
     /// What is wrong with its settings, the broker's defaults included, and what to do: a sentence
     /// each.
-    pub problems: Vec<String>,
+    pub(crate) problems: Vec<String>,
     /// How long it keeps messages, in milliseconds; -1: for ever.
-    pub retention_ms: i64,
+    pub(crate) retention_ms: i64,
 }
 
 /// Creates the topics that do not exist. Never alters one that does.
-pub async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
+pub(crate) async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));

@@ -8,7 +8,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(3);
 
 /// Since when nothing came of each partition of which something might.
 #[derive(Debug, Default)]
-pub struct Watchdog {
+pub(super) struct Watchdog {
     heard: HashSet<i32>,
     silent_since: HashMap<i32, Instant>,
     /// Those that were found to be behind when they were last asked about.
@@ -17,18 +17,18 @@ pub struct Watchdog {
 
 impl Watchdog {
     /// A message came.
-    pub fn heard(&mut self, partition: i32) {
+    pub(super) fn heard(&mut self, partition: i32) {
         self.heard.insert(partition);
     }
 
     /// Whether a message came since the last look.
-    pub fn has_heard(&self, partition: i32) -> bool {
+    pub(super) fn has_heard(&self, partition: i32) -> bool {
         self.heard.contains(&partition)
     }
 
     /// Those of the partitions `expected` to be fetched of which nothing came, and about which
     /// nobody asked, for half of `limit`; the longest first.
-    pub fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
+    pub(super) fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
         let heard = std::mem::take(&mut self.heard);
         let still_silent =
             |partition: &i32| expected.contains(partition) && !heard.contains(partition);
@@ -46,13 +46,13 @@ impl Watchdog {
     }
 
     /// Somebody asked about a silent partition: it is silent again after half of the limit.
-    pub fn asked(&mut self, partition: i32, now: Instant) {
+    pub(super) fn asked(&mut self, partition: i32, now: Instant) {
         self.silent_since.insert(partition, now);
     }
 
     /// The same where the broker did not answer: the partition is silent again after 3 s, or after
     /// half of `limit` where that is less. Whether it is behind is not known.
-    pub fn ask_again(&mut self, partition: i32, limit: Duration, now: Instant) {
+    pub(super) fn ask_again(&mut self, partition: i32, limit: Duration, now: Instant) {
         let saved = (limit / 2).saturating_sub(ASK_AGAIN_AFTER);
         self.silent_since.insert(partition, now.checked_sub(saved).unwrap_or(now));
         self.behind.remove(&partition);
@@ -60,7 +60,7 @@ impl Watchdog {
 
     /// Says of a silent partition whether there are messages that it does not bring. Answers whether it is stalled: there were the
     /// time before too. (Once may be a message on its way.)
-    pub fn is_stalled(&mut self, partition: i32, is_behind: bool) -> bool {
+    pub(super) fn is_stalled(&mut self, partition: i32, is_behind: bool) -> bool {
         if is_behind {
             return !self.behind.insert(partition);
         }

@@ -26,15 +26,15 @@ use super::{
 /// The keys of a batch, and what tells them from anybody else's.
 #[derive(Debug)]
 pub(super) struct Claim {
-    pub keys: Vec<String>,
+    pub(crate) keys: Vec<String>,
     /// For how long its oldest order has waited.
-    pub waited: Duration,
-    pub token: String,
-    pub ttl: Duration,
+    pub(crate) waited: Duration,
+    pub(crate) token: String,
+    pub(crate) ttl: Duration,
     /// What all keys begin with.
-    pub prefix: Arc<str>,
+    pub(crate) prefix: Arc<str>,
     /// Who claims, in the queues.
-    pub waiter: Arc<str>,
+    pub(crate) waiter: Arc<str>,
 }
 
 /// Keys of one script. A master serves nobody else while it runs, less than 3 ms.
@@ -73,7 +73,7 @@ pub(super) struct Master {
 
 impl Master {
     /// Connects to nothing yet.
-    pub fn new(client: &Client, node_timeout: Duration) -> RedisResult<Self> {
+    pub(super) fn new(client: &Client, node_timeout: Duration) -> RedisResult<Self> {
         let broken_after = BROKEN_AFTER.max(node_timeout);
         let settings = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
@@ -93,7 +93,7 @@ impl Master {
 
     /// Claims all keys or none. `None` where it does not answer in time or cannot lock anything. What
     /// it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
-    pub async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<Answer> {
+    pub(super) async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<Answer> {
         if !self.is_settled() {
             return None;
         }
@@ -129,7 +129,7 @@ impl Master {
     }
 
     /// Whether it is known what became of every claim that was made.
-    pub fn is_settled(&self) -> bool {
+    pub(super) fn is_settled(&self) -> bool {
         self.unsettled.load(Ordering::SeqCst) == 0
     }
 
@@ -182,14 +182,14 @@ impl Master {
     fn connect_anew(&self) {
         match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
             Ok(connection) => {
-                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection
+                *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
             }
             Err(error) => tracing::warn!(%error, "a Redis master's connection is not replaced"),
         }
     }
 
     /// How long it may take for so many keys.
-    pub fn patience(claim: &Claim, node_timeout: Duration) -> Duration {
+    pub(super) fn patience(claim: &Claim, node_timeout: Duration) -> Duration {
         let scripts = claim.keys.len().div_ceil(KEYS_AT_A_TIME).max(1);
         node_timeout * u32::try_from(scripts).unwrap_or(u32::MAX)
     }
@@ -211,7 +211,7 @@ impl Master {
     }
 
     /// The numbers of the claim's keys that it would refuse.
-    pub async fn peek(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
+    pub(super) async fn peek(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
         self.peek_from(claim, 0).await
     }
 
@@ -228,7 +228,7 @@ impl Master {
     /// Unlocks what of the claim is locked, and tries all of it. Fails where the master cannot be
     /// reached or deletes nothing; the keys then expire. That nobody is told whose turn it is, is a
     /// warning alone.
-    pub async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
+    pub(super) async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
         let mut unlocked = Ok(());
         for chunk in chunks(claim) {
             match self
@@ -238,7 +238,7 @@ impl Master {
                 Ok(None) => {}
                 Ok(Some(error)) => self.lacks(error.trim_start_matches("NOPERM ")),
                 Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => {
-                    unlocked = Err(error)
+                    unlocked = Err(error);
                 }
                 Err(error) => return Err(error),
             }
@@ -247,7 +247,7 @@ impl Master {
     }
 
     /// Extends the locks, and answers whether all of them are still held.
-    pub async fn extend(&self, claim: &Claim) -> bool {
+    pub(super) async fn extend(&self, claim: &Claim) -> bool {
         for chunk in chunks(claim) {
             let keys = chunk.len();
             if self.run::<usize>(&EXTEND, claim, chunk, &[]).await.ok() != Some(keys) {

@@ -21,9 +21,10 @@ use prometheus::IntGauge;
 use tokio::time::Instant;
 
 pub use lease::Lease;
-pub use probe::MastersProbe;
-pub use redlock::Redlock;
-pub use survey::{Overlong, overlong_keys};
+pub(crate) use probe::MastersProbe;
+pub(crate) use redlock::Redlock;
+pub(crate) use survey::Overlong;
+pub use survey::overlong_keys;
 
 use crate::{
     config::{self, LockFallback, LockStrategy},
@@ -56,7 +57,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    pub fn nothing() -> Self {
+    pub(crate) fn nothing() -> Self {
         Self { products: BTreeSet::new(), since: Instant::now() }
     }
 }
@@ -169,7 +170,7 @@ impl Drop for Fallback {
 }
 
 impl Held {
-    pub fn strategy(&self) -> LockStrategy {
+    pub(crate) fn strategy(&self) -> LockStrategy {
         match self {
             Self::Row => LockStrategy::Row,
             Self::Redlock(_) => LockStrategy::Redlock,
@@ -177,7 +178,7 @@ impl Held {
     }
 
     /// What the transaction under these locks must do itself.
-    pub fn guard(&self) -> Guard {
+    pub(crate) fn guard(&self) -> Guard {
         match self {
             Self::Row => Guard::RowLocks,
             Self::Redlock(_) => Guard::Versions,

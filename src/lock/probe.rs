@@ -27,7 +27,7 @@ static LOCK_AND_UNLOCK: LazyLock<Script> = LazyLock::new(|| {
 
 /// Tries whether a majority of the Redis masters locks keys.
 #[derive(Debug)]
-pub struct MastersProbe {
+pub(crate) struct MastersProbe {
     masters: Vec<Probed>,
     key: Arc<str>,
 }
@@ -43,7 +43,7 @@ struct Probed {
 
 impl MastersProbe {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
-    pub fn new(
+    pub(crate) fn new(
         lock: &config::Lock,
         redis: &config::Redis,
         metrics: &Metrics,
@@ -59,7 +59,7 @@ impl MastersProbe {
     }
 
     /// Asks every master. Fails where no majority of them locks a key.
-    pub async fn attempt(&self) -> Result<(), Lack> {
+    pub(crate) async fn attempt(&self) -> Result<(), Lack> {
         let tried =
             futures::future::join_all(self.masters.iter().map(|master| master.attempt(&self.key)))
                 .await;

@@ -54,7 +54,7 @@ pub struct Redlock {
 impl Redlock {
     /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is
     /// none.
-    pub fn new(
+    pub(crate) fn new(
         lock: &config::Lock,
         redis: &config::Redis,
         metrics: &Metrics,
@@ -80,7 +80,7 @@ impl Redlock {
     }
 
     /// See [`super::Locks::acquire`].
-    pub async fn acquire(
+    pub(crate) async fn acquire(
         self: &Arc<Self>,
         mut wanted: impl FnMut(&BTreeSet<ProductId>, Patience) -> Wanted,
     ) -> Result<Held, LockError> {
@@ -310,11 +310,11 @@ impl Held {
         Self { redlock, claim, granted, since: Instant::now(), valid_until, renewal }
     }
 
-    pub fn is_lost(&self) -> bool {
+    pub(crate) fn is_lost(&self) -> bool {
         self.valid_until.borrow().is_none_or(|until| Instant::now() >= until)
     }
 
-    pub async fn release(self) {
+    pub(crate) async fn release(self) {
         self.redlock
             .metrics
             .lock_hold

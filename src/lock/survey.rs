@@ -12,11 +12,11 @@ const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// A key on a master that will outlive whoever set it by more than the TTL.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Overlong {
-    pub key: String,
+    pub(crate) key: String,
     /// The number of its master in `redis.urls`, from 0.
-    pub master: usize,
+    pub(crate) master: usize,
     /// What is left of its life; `None` where it has no end.
-    pub left: Option<Duration>,
+    pub(crate) left: Option<Duration>,
 }
 
 /// Keys of ours, on any master, that live for longer than the TTL. Fails where a master does not answer.

@@ -30,18 +30,18 @@ pub(super) struct Turns {
 }
 
 impl Turns {
-    pub fn new(clients: Vec<Client>, prefix: &str, waiter: Arc<str>) -> Self {
+    pub(super) fn new(clients: Vec<Client>, prefix: &str, waiter: Arc<str>) -> Self {
         let channel = format!("{prefix}{TURNS}");
         Self { clients, channel, waiter, has_come: Arc::default(), listening: OnceLock::new() }
     }
 
     /// Forgets a turn that has come already.
-    pub fn forget(&self) {
+    pub(super) fn forget(&self) {
         let _come = self.has_come.notified().now_or_never();
     }
 
     /// Waits until the next turn, or answers at once where one has come since this was last called.
-    pub async fn come(&self) {
+    pub(super) async fn come(&self) {
         self.listening.get_or_init(|| {
             self.clients
                 .iter()

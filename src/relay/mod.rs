@@ -29,11 +29,11 @@ pub use pending::{PendingWatch, Turn};
 pub use releases::{ReleasePass, ReleaseWatch};
 
 /// How long whoever commits an event has to publish it before a sweep does.
-pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
+pub(crate) const COMMITTER_LEASE: Duration = Duration::from_secs(2);
 /// How long a sweep has; longer than a delivery may take.
 const SWEEP_LEASE: Duration = Duration::from_secs(15);
 /// How long events that are published stay in the outbox, so that many are struck out at once.
-pub const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
+pub(crate) const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_MAX: u32 = 500;
 /// Groups that are published at once; beyond them the sweep publishes.
@@ -92,7 +92,7 @@ impl Relay {
     }
 
     /// Publishes events that were just committed. Where it fails, their outbox rows stay, and a sweep publishes them.
-    pub fn publish_in_background(&self, events: Vec<OrderEvent>) {
+    pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| relay.publish(&events).await);
     }
@@ -190,7 +190,7 @@ impl Relay {
     }
 
     /// Sweeps, and keeps the gauges of the outbox, until a stop is requested.
-    pub async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
+    pub(crate) async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
         let mut failures = Backoff::default();
         while !shutdown.is_requested() {
             let delay = match self.turn(&metrics).await {

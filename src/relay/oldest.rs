@@ -18,7 +18,7 @@ const CHUNKS_MAX: usize = 2;
 
 /// The age of the oldest pending order, looked at more often than orders are produced again.
 #[derive(Debug)]
-pub struct Oldest {
+pub(super) struct Oldest {
     age_seconds: Gauge,
     /// Where a look begins that knows of no pending order. Orders below were decided, but for those
     /// that were committed late.
@@ -26,12 +26,12 @@ pub struct Oldest {
 }
 
 impl Oldest {
-    pub fn new(age_seconds: Gauge) -> Self {
+    pub(super) fn new(age_seconds: Gauge) -> Self {
         Self { age_seconds, from: OrderId::first_of(DateTime::UNIX_EPOCH) }
     }
 
     /// A turn found this one, or none below `from`.
-    pub fn found(&mut self, oldest: Option<OrderId>, from: OrderId, now: DateTime<Utc>) {
+    pub(super) fn found(&mut self, oldest: Option<OrderId>, from: OrderId, now: DateTime<Utc>) {
         self.from = from;
         let age = oldest.map_or(0.0, |oldest| (now - oldest.made_at()).as_seconds_f64());
         self.age_seconds.set(age.max(0.0));
@@ -40,7 +40,7 @@ impl Oldest {
     /// Asks whether the oldest of the watched orders are still pending, or else looks among the
     /// young ones, none below `decidable`. Its work is bounded, so that it may be behind where
     /// orders come fast; the next turn finds out.
-    pub async fn look(
+    pub(super) async fn look(
         &mut self,
         store: &OrderStore,
         watched: impl Iterator<Item = OrderId>,

@@ -87,7 +87,7 @@ impl PendingWatch {
     }
 
     /// Takes turns until a stop is requested.
-    pub async fn run(mut self, health: Component, shutdown: Shutdown) {
+    pub(crate) async fn run(mut self, health: Component, shutdown: Shutdown) {
         let every = TURN_EVERY.min(self.relay.again_after / 2);
         let mut delay = every;
         loop {

@@ -31,7 +31,7 @@ const STUBBORN_PERIOD: Duration = Duration::from_secs(60);
 impl Relay {
     /// Publishes releases that have just become owed. Where it fails, the [`ReleaseWatch`]
     /// publishes them when their lease has run out.
-    pub fn release_in_background(&self, events: Vec<OrderEvent>) {
+    pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| {
             let Produced { acknowledged, result } = relay.produce(&events).await;
@@ -83,7 +83,7 @@ impl ReleaseWatch {
     }
 
     /// Makes passes until a stop is requested.
-    pub async fn run(mut self, health: Component, shutdown: Shutdown) {
+    pub(crate) async fn run(mut self, health: Component, shutdown: Shutdown) {
         let mut delay = PASS_EVERY;
         loop {
             health.ready();
@@ -133,7 +133,7 @@ impl ReleaseWatch {
             match self.relay.produce(&claimed.events).await.result {
                 // They wait as well, until somebody has raised the limit.
                 Err(error @ ProduceError::TooLarge { .. }) => {
-                    tracing::error!(%error, "releases were not published")
+                    tracing::error!(%error, "releases were not published");
                 }
                 result => result?,
             }

@@ -41,7 +41,7 @@ pub struct Retention {
 
 impl Retention {
     /// Takes turns until a stop is requested; a turn that has begun is finished.
-    pub async fn run(self, health: Component, shutdown: Shutdown) {
+    pub(crate) async fn run(self, health: Component, shutdown: Shutdown) {
         let mut delay = Duration::from_secs(1);
         loop {
             // Processes do not come in step.

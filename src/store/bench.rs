@@ -14,14 +14,14 @@ use super::{
 use crate::{config::SecretUrl, domain::OrderId};
 
 /// A database beside a store's own, on the same server.
-pub struct SiblingDatabase {
-    pub url: SecretUrl,
+pub(crate) struct SiblingDatabase {
+    pub(crate) url: SecretUrl,
     name: String,
 }
 
 impl SiblingDatabase {
     /// Creates it; its name is that of the store's database and `suffix`.
-    pub async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
+    pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
         let mut url =
             Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
         let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
@@ -30,7 +30,7 @@ impl SiblingDatabase {
         Ok(Self { url: SecretUrl::new(url), name })
     }
 
-    pub async fn remove(&self) -> Result<(), StoreError> {
+    pub(crate) async fn remove(&self) -> Result<(), StoreError> {
         run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
     }
 }
@@ -59,7 +59,11 @@ const ADD_OUTCOMES: &str = concat!(
 
 impl OrderStore {
     /// Adds orders that were refused at a time, as [`StockStore::add_refused`] does.
-    pub async fn add_refused(&self, ids: &[OrderId], at: DateTime<Utc>) -> Result<(), StoreError> {
+    pub(crate) async fn add_refused(
+        &self,
+        ids: &[OrderId],
+        at: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         let hex = order_ids(ids.iter().copied())?;
         transaction!(self.db, "add history", |conn, _| {
             let added = sqlx::query(ADD_ORDERS).bind(at).bind(at).bind(&hex).execute(conn).await?;
@@ -68,7 +72,7 @@ impl OrderStore {
     }
 
     /// How long each order from `first` on took from its acceptance to its last change, microseconds.
-    pub async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
+    pub(crate) async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
         let mut histogram = Histogram::new_with_max(LONGEST_MICROS, 3)
             .map_err(|e| StoreError::Refused(e.to_string()))?;
         let mut in_use = self.db.acquire().await?;
@@ -86,7 +90,11 @@ impl OrderStore {
 
 impl StockStore {
     /// Adds the outcomes of orders that were refused at a time.
-    pub async fn add_refused(&self, ids: &[OrderId], at: DateTime<Utc>) -> Result<(), StoreError> {
+    pub(crate) async fn add_refused(
+        &self,
+        ids: &[OrderId],
+        at: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
         let hex = order_ids(ids.iter().copied())?;
         transaction!(self.db, "add history", |conn, _| {
             let added = sqlx::query(ADD_OUTCOMES).bind(at).bind(&hex).execute(conn).await?;

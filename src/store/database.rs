@@ -19,7 +19,7 @@ pub enum Role {
 }
 
 impl Role {
-    pub fn as_str(self) -> &'static str {
+    pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::OrderStore => "order_store",
             Self::StockStore => "stock_store",
@@ -67,7 +67,7 @@ impl Database {
     }
 
     /// Updates the gauges of the pool's connections.
-    pub fn observe_pool(&self) {
+    pub(crate) fn observe_pool(&self) {
         let (idle, used) = self.sessions.count();
         let gauge = &self.metrics.pool_connections;
         for (state, count) in [("idle", idle), ("used", used)] {
@@ -78,7 +78,7 @@ impl Database {
     }
 
     /// Closes the pool; waits up to 5 s for connections in use.
-    pub async fn close(&self) {
+    pub(crate) async fn close(&self) {
         self.sessions.close().await;
     }
 
@@ -145,12 +145,12 @@ pub(super) struct Attempts<'a> {
 }
 
 impl Attempts<'_> {
-    pub fn made(&self) -> u32 {
+    pub(super) fn made(&self) -> u32 {
         self.made
     }
 
     /// Commits or rolls back. `Continue` means that the attempt was in conflict and another is due.
-    pub async fn end<T>(
+    pub(super) async fn end<T>(
         &mut self,
         in_use: InUse,
         worked: Result<Result<T, StoreError>, Elapsed>,

@@ -26,12 +26,12 @@ pub(super) struct Ender {
 }
 
 impl Ender {
-    pub fn new(received: mpsc::UnboundedReceiver<Ending>) -> Self {
+    pub(super) fn new(received: mpsc::UnboundedReceiver<Ending>) -> Self {
         Self { received, conn: None }
     }
 
     /// Runs until the pool is dropped.
-    pub async fn run(mut self, shared: Weak<Shared>) {
+    pub(super) async fn run(mut self, shared: Weak<Shared>) {
         loop {
             match timeout(REST, self.received.recv()).await {
                 Ok(Some(first)) => self.end_all(first, &shared).await,

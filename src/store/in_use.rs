@@ -20,12 +20,12 @@ pub(super) struct InUse {
 }
 
 impl InUse {
-    pub fn new(held: Ending, shared: Arc<Shared>) -> Self {
+    pub(super) fn new(held: Ending, shared: Arc<Shared>) -> Self {
         Self { held: Some(held), shared, is_clean: false }
     }
 
     #[expect(clippy::panic, reason = "it holds its session until it is dropped")]
-    pub fn conn(&mut self) -> &mut MySqlConnection {
+    pub(super) fn conn(&mut self) -> &mut MySqlConnection {
         match &mut self.held {
             Some(held) => &mut held.session.conn,
             None => panic!("a session is used after its end"),
@@ -34,10 +34,10 @@ impl InUse {
 
     /// Ends the work. The session is used again, unless the work failed for a reason that may lie
     /// in the server.
-    pub fn end<T>(mut self, worked: Result<T, StoreError>) -> Result<T, StoreError> {
+    pub(super) fn end<T>(mut self, worked: Result<T, StoreError>) -> Result<T, StoreError> {
         match &worked {
             Err(StoreError::Unavailable(_) | StoreError::CommitUnknown(_)) => {
-                self.shared.distrust()
+                self.shared.distrust();
             }
             _ => self.is_clean = true,
         }
@@ -45,13 +45,13 @@ impl InUse {
     }
 
     /// Gives the work up: the server did not answer in time.
-    pub fn give_up(self, limit: Duration) -> String {
+    pub(super) fn give_up(self, limit: Duration) -> String {
         self.shared.distrust();
         format!("{}: no answer within {}", self.shared.name, humantime::format_duration(limit))
     }
 
     /// Lets one read take as long as it takes. The session is not used again.
-    pub async fn without_limit(&mut self) -> Result<(), StoreError> {
+    pub(super) async fn without_limit(&mut self) -> Result<(), StoreError> {
         let lift = "SET SESSION sql_auto_is_null = 0 /*!80000 , max_execution_time = 0 */ /*M! , max_statement_time = 0 */";
         self.conn().execute(lift).await?;
         if let Some(held) = &mut self.held {

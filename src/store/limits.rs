@@ -10,17 +10,17 @@ const MAX_COMMIT: Duration = Duration::from_secs(5);
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
     /// Silence, after which the server ends the session.
-    pub silence: Duration,
+    pub(crate) silence: Duration,
     /// The work of one attempt at a transaction, its commit aside.
-    pub work: Duration,
+    pub(crate) work: Duration,
     /// The commit of it. Both together are no longer than the silence.
-    pub commit: Duration,
+    pub(crate) commit: Duration,
     lock_wait: Duration,
 }
 
 impl Limits {
     /// A session's row locks end within `lock_limit`, which the server counts in whole seconds: at least two of them.
-    pub fn within(lock_limit: Duration) -> Self {
+    pub(super) fn within(lock_limit: Duration) -> Self {
         let silence = Duration::from_secs(lock_limit.as_secs().max(2));
         let commit = (silence * 2 / 5).min(MAX_COMMIT);
         let work = silence.saturating_sub(commit).min(MAX_STATEMENT);
@@ -30,7 +30,7 @@ impl Limits {
 
     /// What a session begins with, whatever the server's defaults are. `MySQL` bounds the time of reads alone, `MariaDB` that
     /// of every statement; each takes the other's setting for a comment.
-    pub fn session(&self) -> String {
+    pub(super) fn session(&self) -> String {
         let Self { silence, work, lock_wait, .. } = self;
         let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());
         format!(

@@ -21,12 +21,12 @@ const MAX_ATTEMPTS: u32 = 20;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Brings the order store's tables up to date. Idempotent.
-pub async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreError> {
+pub(crate) async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreError> {
     migrate(url, sqlx::migrate!("migrations/orders")).await
 }
 
 /// Brings the stock store's tables up to date. Idempotent.
-pub async fn migrate_stock_store(url: &SecretUrl) -> Result<(), StoreError> {
+pub(crate) async fn migrate_stock_store(url: &SecretUrl) -> Result<(), StoreError> {
     migrate(url, sqlx::migrate!("migrations/stock")).await
 }
 

@@ -39,14 +39,14 @@ pub struct NewOrder {
 /// An order as the order store shows it.
 #[derive(Debug, Clone)]
 pub struct StoredOrder {
-    pub order_id: OrderId,
+    pub(crate) order_id: OrderId,
     pub status: OrderState,
     pub reason: Option<String>,
-    pub reference: Option<String>,
-    pub customer_id: Option<String>,
-    pub lines: Lines,
-    pub created_at: DateTime<Utc>,
-    pub updated_at: DateTime<Utc>,
+    pub(crate) reference: Option<String>,
+    pub(crate) customer_id: Option<String>,
+    pub(crate) lines: Lines,
+    pub(crate) created_at: DateTime<Utc>,
+    pub(crate) updated_at: DateTime<Utc>,
 }
 
 const INSERT_ORDERS: &str = "
@@ -70,7 +70,7 @@ impl OrderStore {
         Self { db }
     }
 
-    pub fn database(&self) -> &Database {
+    pub(crate) fn database(&self) -> &Database {
         &self.db
     }
 
@@ -85,7 +85,7 @@ impl OrderStore {
 
     /// The same until a deadline, after which no COMMIT is sent. A COMMIT that was sent before it is
     /// awaited for a second more.
-    pub async fn place_by(
+    pub(crate) async fn place_by(
         &self,
         orders: &[NewOrder],
         lease: Duration,

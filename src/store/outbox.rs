@@ -64,7 +64,7 @@ pub(super) async fn insert(
 impl OrderStore {
     /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same. Those of orders that
     /// cannot be read are left out, and come up again when their lease has run out.
-    pub async fn claim_outbox(
+    pub(crate) async fn claim_outbox(
         &self,
         limit: u32,
         lease: Duration,

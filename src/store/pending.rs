@@ -60,7 +60,10 @@ impl OrderStore {
     }
 
     /// The events of those of the orders that are pending and can be read.
-    pub async fn find_pending(&self, ids: &[OrderId]) -> Result<Vec<OrderEvent>, StoreError> {
+    pub(crate) async fn find_pending(
+        &self,
+        ids: &[OrderId],
+    ) -> Result<Vec<OrderEvent>, StoreError> {
         let query = sqlx::query(FIND).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         Ok(readable_events(&rows, |_| Ok(EventKind::Placed)))

@@ -13,7 +13,7 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(2);
 
 /// What a role does with a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Work {
+pub(crate) enum Work {
     /// Places orders, and reads and strikes out the outbox.
     Place,
     /// Moves orders, and writes the releases that are owed.
@@ -57,14 +57,14 @@ impl Work {
 
 impl OrderStore {
     /// Tries whether the store can be used for the work; a round trip, which changes nothing.
-    pub async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
+    pub(crate) async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
         probe(&self.db, work).await
     }
 }
 
 impl StockStore {
     /// Tries whether the store can be used for the work; a round trip, which changes nothing.
-    pub async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
+    pub(crate) async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
         probe(self.database(), work).await
     }
 }

@@ -15,17 +15,17 @@ use crate::domain::{MAX_AVAILABLE, ProductId};
 /// A product as it is to be: imported, or shown.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Product {
-    pub product_id: ProductId,
-    pub name: String,
+    pub(crate) id: ProductId,
+    pub(crate) name: String,
     pub available: i64,
 }
 
 /// What an import did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct ImportSummary {
-    pub added: usize,
-    pub changed: usize,
-    pub unchanged: usize,
+pub(crate) struct ImportSummary {
+    pub(crate) added: usize,
+    pub(crate) changed: usize,
+    pub(crate) unchanged: usize,
 }
 
 macro_rules! read_products {
@@ -69,17 +69,17 @@ const BOOK: &str = "
 impl StockStore {
     /// Brings products to the names and quantities given, and books what that changes, in one transaction. The products are
     /// distinct.
-    pub async fn import(
+    pub(crate) async fn import(
         &self,
         products: &[Product],
         now: DateTime<Utc>,
     ) -> Result<ImportSummary, StoreError> {
-        let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.product_id, p)).collect();
+        let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.id, p)).collect();
         let keys = product_ids(wanted.keys().copied())?;
         transaction!(self.db, "import", |conn, _| {
             let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
             let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
-            let present: BTreeMap<_, _> = found.iter().map(|p| (&p.product_id, p)).collect();
+            let present: BTreeMap<_, _> = found.iter().map(|p| (&p.id, p)).collect();
             let (mut added, mut changed, mut movements) = (Vec::new(), Vec::new(), Vec::new());
             for (id, product) in &wanted {
                 let row = (id.as_str(), product.name.as_str(), product.available);
@@ -114,7 +114,7 @@ impl StockStore {
 
     /// Adds units of a product. Answers what is available then, or `None` for an unknown product; [`StoreError::Refused`] where
     /// that would be more than [`MAX_AVAILABLE`]. (What failed orders give back may still come on top.)
-    pub async fn restock(
+    pub(crate) async fn restock(
         &self,
         id: &ProductId,
         quantity: i64,
@@ -152,7 +152,7 @@ impl StockStore {
     }
 
     /// Up to `limit` products whose ids come after `after`, in the order of their ids.
-    pub async fn list_products(
+    pub(crate) async fn list_products(
         &self,
         after: Option<&ProductId>,
         limit: u32,
@@ -166,7 +166,7 @@ impl StockStore {
 
 fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
     Ok(Product {
-        product_id: ProductId::parse(ascii(row, "product_id")?)?,
+        id: ProductId::parse(ascii(row, "product_id")?)?,
         name: text(row, "name")?,
         available: row.try_get("available")?,
     })

@@ -24,7 +24,7 @@ pub struct OwedRelease {
     /// How often its event was published.
     pub sent: u32,
     /// When its event is published next; `None` once the order is beyond the horizon.
-    pub due_at: Option<DateTime<Utc>>,
+    pub(crate) due_at: Option<DateTime<Utc>>,
 }
 
 /// Releases that were due, leased to the caller.
@@ -38,10 +38,10 @@ pub struct ClaimedReleases {
 
 /// When an owed release is published next.
 #[derive(Debug, Clone, Copy)]
-pub struct Schedule {
-    pub order_id: OrderId,
-    pub sent: u32,
-    pub due_at: DateTime<Utc>,
+pub(crate) struct Schedule {
+    pub(crate) order_id: OrderId,
+    pub(crate) sent: u32,
+    pub(crate) due_at: DateTime<Utc>,
 }
 
 /// An order may owe its release for more than one cause; one row serves all.
@@ -145,7 +145,10 @@ impl OrderStore {
 
     /// Says when releases are published next. Those that are done meanwhile, or expired, are passed
     /// over.
-    pub async fn schedule_releases(&self, mut schedules: Vec<Schedule>) -> Result<(), StoreError> {
+    pub(crate) async fn schedule_releases(
+        &self,
+        mut schedules: Vec<Schedule>,
+    ) -> Result<(), StoreError> {
         schedules.sort_unstable_by_key(|schedule| schedule.order_id);
         let row =
             |s: &Schedule| (hex(s.order_id), s.sent, s.due_at.format("%F %T%.3f").to_string());
@@ -158,7 +161,7 @@ impl OrderStore {
 
     /// Gives up releases of orders beyond the horizon: they stay as rows and are never due again.
     /// Answers how many were not given up before.
-    pub async fn expire_releases(&self, ids: &[OrderId]) -> Result<u64, StoreError> {
+    pub(crate) async fn expire_releases(&self, ids: &[OrderId]) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, "expire releases", |conn, _| {
             Ok(sqlx::query(EXPIRE).bind(&ids).execute(conn).await?.rows_affected())
@@ -197,7 +200,7 @@ impl OrderStore {
 
     /// Owes releases again, due at once, of those of the orders that are failed or cancelled.
     /// Answers how many those are.
-    pub async fn owe_releases(
+    pub(crate) async fn owe_releases(
         &self,
         ids: &[OrderId],
         now: DateTime<Utc>,
@@ -214,7 +217,7 @@ impl OrderStore {
 
     /// Forgets releases that are owed, as their orders' stock came back in another way. Only orders
     /// below `below` are touched. Answers how many releases were owed.
-    pub async fn dismiss_releases(
+    pub(crate) async fn dismiss_releases(
         &self,
         ids: &[OrderId],
         below: OrderId,

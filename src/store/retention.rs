@@ -169,7 +169,11 @@ impl StockStore {
 
 impl OrderStore {
     /// Deletes the final ones among up to `limit` of the oldest orders below `below`.
-    pub async fn purge_orders(&self, below: OrderId, limit: u32) -> Result<Purge, StoreError> {
+    pub(crate) async fn purge_orders(
+        &self,
+        below: OrderId,
+        limit: u32,
+    ) -> Result<Purge, StoreError> {
         transaction!(self.db, "purge orders", |conn, _| {
             let Some(from) = OF_ORDERS.claim(conn).await? else { return Ok(Purge::Busy) };
             let Some(end) = OF_ORDERS.end(conn, from, below, limit).await? else {
@@ -186,7 +190,7 @@ impl OrderStore {
     }
 
     /// Deletes up to `limit` of the oldest idempotency keys that were first used before `before`.
-    pub async fn purge_idempotency_keys(
+    pub(crate) async fn purge_idempotency_keys(
         &self,
         before: DateTime<Utc>,
         limit: u32,
@@ -197,7 +201,7 @@ impl OrderStore {
     }
 
     /// The lowest order that may be there whatever its state.
-    pub async fn purged_below(&self) -> Result<OrderId, StoreError> {
+    pub(crate) async fn purged_below(&self) -> Result<OrderId, StoreError> {
         on_connection!(self.db, |conn| OF_ORDERS.read(conn).await)
     }
 }

@@ -47,17 +47,17 @@ pub(super) struct Sessions {
 pub(super) struct Shared {
     options: MySqlConnectOptions,
     /// The role of the store and its server's address, for errors.
-    pub name: String,
-    pub limits: Limits,
+    pub(crate) name: String,
+    pub(crate) limits: Limits,
     begin: String,
     size: u32,
     permits: Arc<Semaphore>,
     state: Mutex<State>,
-    pub ending: mpsc::UnboundedSender<Ending>,
+    pub(crate) ending: mpsc::UnboundedSender<Ending>,
     /// Why sessions cannot be ended at present; sent again with each attempt.
     failure: watch::Sender<Option<Failure>>,
     /// Has the next attempt made at once.
-    pub hurry: Notify,
+    pub(crate) hurry: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -70,25 +70,25 @@ struct State {
 /// A session of the server.
 #[derive(Debug)]
 pub(super) struct Session {
-    pub conn: MySqlConnection,
+    pub(crate) conn: MySqlConnection,
     /// The user-level lock by which any other session finds this one; `None` where the server has
     /// no such locks.
-    pub name: Option<String>,
+    pub(crate) name: Option<String>,
     generation: u64,
-    pub expires_at: Instant,
+    pub(crate) expires_at: Instant,
     idle_since: Instant,
 }
 
 /// A session that the server has to end. Its place stays taken until then.
 #[derive(Debug)]
 pub(super) struct Ending {
-    pub session: Session,
+    pub(crate) session: Session,
     _permit: OwnedSemaphorePermit,
 }
 
 impl Sessions {
     /// Opens none yet. Fails where the URL cannot be read.
-    pub fn new(
+    pub(super) fn new(
         store: &config::Store,
         role: &str,
         lock_limit: Duration,
@@ -114,13 +114,13 @@ impl Sessions {
         Ok(Self { shared })
     }
 
-    pub fn limits(&self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         self.shared.limits
     }
 
     /// A session that works: an idle one, or a new one. Fails within 5 s, and says which server it
     /// is about.
-    pub async fn acquire(&self) -> Result<InUse, StoreError> {
+    pub(super) async fn acquire(&self) -> Result<InUse, StoreError> {
         let shared = &self.shared;
         shared
             .acquire()
@@ -129,31 +129,31 @@ impl Sessions {
     }
 
     /// How many sessions are idle, and how many are not.
-    pub fn count(&self) -> (usize, usize) {
+    pub(super) fn count(&self) -> (usize, usize) {
         let idle = self.shared.state().idle.len();
         (idle, (self.shared.size as usize).saturating_sub(self.shared.permits.available_permits()))
     }
 
     /// Whether none is free.
-    pub fn are_in_use(&self) -> bool {
+    pub(super) fn are_in_use(&self) -> bool {
         self.shared.permits.available_permits() == 0
     }
 
-    pub fn are_closed(&self) -> bool {
+    pub(super) fn are_closed(&self) -> bool {
         self.shared.permits.is_closed()
     }
 
-    pub fn options(&self) -> &MySqlConnectOptions {
+    pub(super) fn options(&self) -> &MySqlConnectOptions {
         &self.shared.options
     }
 
     /// A session beside the pool.
-    pub async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
+    pub(super) async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
         self.shared.dial_plainly().await
     }
 
     /// Closes all; waits up to 5 s for those that are in use.
-    pub async fn close(&self) {
+    pub(super) async fn close(&self) {
         let _still_in_use =
             timeout(CLOSE_TIMEOUT, self.shared.permits.acquire_many(self.shared.size)).await;
         self.shared.permits.close();
@@ -165,9 +165,9 @@ impl Sessions {
 /// An attempt at ending sessions that failed.
 #[derive(Debug, Clone)]
 pub(super) struct Failure {
-    pub why: String,
+    pub(crate) why: String,
     /// How many are still to be ended.
-    pub sessions: usize,
+    pub(crate) sessions: usize,
 }
 
 /// Why there is no session.
@@ -285,17 +285,17 @@ impl Shared {
     }
 
     /// A session without the settings of the pool, by which others are ended.
-    pub async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
+    pub(super) async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
         self.options.connect().await
     }
 
     /// Notes whether sessions can be ended at present.
-    pub fn note_failure(&self, failure: Option<Failure>) {
+    pub(super) fn note_failure(&self, failure: Option<Failure>) {
         self.failure.send_replace(failure);
     }
 
     /// Closes the idle sessions that nobody used for half of what the server allows.
-    pub fn close_unused(&self) {
+    pub(super) fn close_unused(&self) {
         let (now, unused) = (Instant::now(), self.limits.silence / 2);
         let is_used = |session: &mut Session| {
             now < session.expires_at && now.duration_since(session.idle_since) < unused
@@ -317,7 +317,7 @@ impl Shared {
     }
 
     /// Uses no session again that exists now: what one of them met may await the others.
-    pub fn distrust(&self) {
+    pub(super) fn distrust(&self) {
         let idle = {
             let mut state = self.state();
             state.generation += 1;
@@ -328,7 +328,7 @@ impl Shared {
         }
     }
 
-    pub fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
+    pub(super) fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
         let now = Instant::now();
         session.idle_since = now;
         {

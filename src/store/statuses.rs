@@ -20,15 +20,15 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct Applied {
     /// How many orders moved to each state.
-    pub moved: Vec<(OrderState, usize)>,
+    pub(crate) moved: Vec<(OrderState, usize)>,
     /// Events of the releases that are owed now, leased to the caller.
-    pub events: Vec<OrderEvent>,
+    pub(crate) events: Vec<OrderEvent>,
     /// Orders whose release is reported as done, each as often as that was.
-    pub released: usize,
+    pub(crate) released: usize,
     /// Orders that the store does not know.
-    pub unknown: Vec<OrderId>,
+    pub(crate) unknown: Vec<OrderId>,
     /// Completed orders that are reported failed too late for their stock to be given back; they stay completed.
-    pub too_late: Vec<OrderId>,
+    pub(crate) too_late: Vec<OrderId>,
 }
 
 /// In the order of the primary key, so that two compensators lock in the same order.

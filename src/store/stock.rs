@@ -74,7 +74,7 @@ impl StockStore {
         Self { db, metrics, horizon }
     }
 
-    pub fn database(&self) -> &Database {
+    pub(crate) fn database(&self) -> &Database {
         &self.db
     }
 
@@ -94,7 +94,7 @@ impl StockStore {
     }
 
     /// The same under locks: nothing is committed that they have not outlasted.
-    pub async fn decide_while<E: Borrow<OrderEvent> + Sync>(
+    pub(crate) async fn decide_while<E: Borrow<OrderEvent> + Sync>(
         &self,
         is_held: impl Fn() -> bool + Send + Sync,
         events: &[E],

@@ -24,12 +24,12 @@ use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 /// An order as the order store has it.
 #[derive(Debug, Clone)]
 pub struct OrderRow {
-    pub status: OrderState,
-    pub lines: Lines,
+    pub(crate) status: OrderState,
+    pub(crate) lines: Lines,
 }
 
 /// What is stored of an order, or what is damaged in it.
-pub type Found<T> = (OrderId, Result<T, String>);
+pub(crate) type Found<T> = (OrderId, Result<T, String>);
 
 /// The stock store at one instant.
 #[derive(Debug, Default)]
@@ -69,7 +69,7 @@ const FIND_DECIDED: &str = concat!(
 
 impl OrderStore {
     /// The same as [`StockStore::silent_transactions`], of the order store.
-    pub async fn silent_transactions(
+    pub(crate) async fn silent_transactions(
         &self,
         seconds: u32,
     ) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
@@ -80,7 +80,7 @@ impl OrderStore {
 impl StockStore {
     /// Sessions of this database that hold a transaction open and have been silent for more than so many seconds, and for how many.
     /// `None` where the user may not see that.
-    pub async fn silent_transactions(
+    pub(crate) async fn silent_transactions(
         &self,
         seconds: u32,
     ) -> Result<Option<Vec<(u64, i64)>>, StoreError> {
@@ -138,7 +138,7 @@ async fn in_transactions(
 
 impl OrderStore {
     /// Up to `limit` orders after `after`, in the order of their ids.
-    pub async fn page_of_orders(
+    pub(crate) async fn page_of_orders(
         &self,
         after: Option<OrderId>,
         limit: u32,
@@ -181,7 +181,7 @@ impl StockStore {
     }
 
     /// Those of the orders that were decided, and whether each holds stock.
-    pub async fn find_decided(
+    pub(crate) async fn find_decided(
         &self,
         ids: &[OrderId],
     ) -> Result<HashMap<OrderId, bool>, StoreError> {

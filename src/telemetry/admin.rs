@@ -16,7 +16,7 @@ use crate::{http, lifecycle::Shutdown};
 const MAX_CONNECTIONS: usize = 64;
 
 /// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
-pub async fn serve_admin(
+pub(crate) async fn serve_admin(
     listener: TcpListener,
     health: Health,
     metrics: Metrics,

@@ -17,27 +17,27 @@ const SLOW: Duration = Duration::from_secs(1);
 
 /// Why a dependency cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lack {
+pub(crate) struct Lack {
     /// The address and the cause.
-    pub why: String,
+    pub(crate) why: String,
     /// The server answers and refuses: waiting mends nothing, as with a wrong password.
-    pub is_refusal: bool,
+    pub(crate) is_refusal: bool,
 }
 
 impl Lack {
     /// A dependency that does not answer, or not as it should.
-    pub fn unreachable(why: impl Into<String>) -> Self {
+    pub(crate) fn unreachable(why: impl Into<String>) -> Self {
         Self { why: why.into(), is_refusal: false }
     }
 
-    pub fn refused(why: impl Into<String>) -> Self {
+    pub(crate) fn refused(why: impl Into<String>) -> Self {
         Self { why: why.into(), is_refusal: true }
     }
 }
 
 /// Whether a role is ready without a dependency.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Need {
+pub(crate) enum Need {
     /// The role cannot work without it.
     Always,
     /// The role can work without it for a while. But until the dependency was up once, a refusal
@@ -46,7 +46,7 @@ pub enum Need {
 }
 
 /// A dependency that is tried all the time, so that readiness is known before there is work.
-pub struct Dependency {
+pub(crate) struct Dependency {
     component: Component,
     need: Need,
     up: IntGauge,
@@ -57,14 +57,14 @@ pub struct Dependency {
 
 impl Dependency {
     /// `component` is not ready before the first try.
-    pub fn new(component: Component, need: Need, up: IntGauge) -> Self {
+    pub(crate) fn new(component: Component, need: Need, up: IntGauge) -> Self {
         up.set(0);
         Self { component, need, up, was_up: false, lack: None }
     }
 
     /// Tries the dependency every 3 s while it is up and every second while it is down, one try at
     /// a time. It goes on during a stop, whose log says what hung, until work is cut off.
-    pub async fn watch<T>(mut self, attempt: impl Fn() -> T, shutdown: Shutdown)
+    pub(crate) async fn watch<T>(mut self, attempt: impl Fn() -> T, shutdown: Shutdown)
     where
         T: Future<Output = Result<(), Lack>>,
     {

@@ -46,7 +46,7 @@ impl Health {
     }
 
     /// Each component that is not ready, with why.
-    pub fn not_ready(&self) -> Vec<String> {
+    pub(crate) fn not_ready(&self) -> Vec<String> {
         self.each(|component, state| {
             state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name))
         })
@@ -54,7 +54,7 @@ impl Health {
 
     /// Each component that is at work and has not reported for three minutes. None where a
     /// dependency was down or slow in these three minutes: the loops may wait for it.
-    pub fn stuck(&self, now: Instant) -> Vec<String> {
+    pub(crate) fn stuck(&self, now: Instant) -> Vec<String> {
         let excused = *self.excused.lock().unwrap_or_else(PoisonError::into_inner);
         if excused.is_some_and(|excused| now.saturating_duration_since(excused) <= STUCK_AFTER) {
             return Vec::new();
@@ -73,31 +73,31 @@ impl Health {
 }
 
 impl Component {
-    pub fn name(&self) -> &'static str {
+    pub(crate) fn name(&self) -> &'static str {
         self.name
     }
 
-    pub fn ready(&self) {
+    pub(crate) fn ready(&self) {
         self.report(None);
     }
 
-    pub fn not_ready(&self, why: impl Into<String>) {
+    pub(crate) fn not_ready(&self, why: impl Into<String>) {
         self.report(Some(why.into()));
     }
 
     /// Says that a dependency is down or slow, so that no loop of the process counts as stuck.
-    pub fn excuse(&self) {
+    pub(crate) fn excuse(&self) {
         *self.excused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
     /// Alive, and as ready as before.
-    pub fn alive(&self) {
+    pub(crate) fn alive(&self) {
         let mut state = self.lock();
         (state.reported, state.waiting) = (Instant::now(), false);
     }
 
     /// Waits for work; that there is none for long does not mean that the loop is stuck.
-    pub async fn waiting<T>(&self, work: impl Future<Output = T>) -> T {
+    pub(crate) async fn waiting<T>(&self, work: impl Future<Output = T>) -> T {
         self.lock().waiting = true;
         let work = work.await;
         self.alive();

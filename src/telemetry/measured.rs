@@ -1,9 +1,9 @@
 /// What the roles of a process measure. A role shows no zeros for what another role measures.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MeasuredBy {
-    pub ingest: bool,
-    pub worker: bool,
-    pub compensator: bool,
+pub(crate) struct MeasuredBy {
+    pub(crate) ingest: bool,
+    pub(crate) worker: bool,
+    pub(crate) compensator: bool,
 }
 
 // Beginnings of names. A metric that begins with none of them is every role's.
@@ -27,10 +27,10 @@ const OF_CONSUMERS: [&str; 6] = [
 ];
 
 impl MeasuredBy {
-    pub const ALL: Self = Self { ingest: true, worker: true, compensator: true };
+    pub(crate) const ALL: Self = Self { ingest: true, worker: true, compensator: true };
 
     /// Whether one of the roles measures the metric of this name.
-    pub fn measures(self, name: &str) -> bool {
+    pub(crate) fn measures(self, name: &str) -> bool {
         let lists: [(&[&str], bool); 4] = [
             (&OF_INGEST, self.ingest),
             (&OF_WORKER, self.worker),

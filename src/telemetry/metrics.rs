@@ -20,37 +20,37 @@ const BATCH_SIZES: &[f64] =
 pub struct Metrics {
     registry: Registry,
     measured_by: MeasuredBy,
-    pub orders_ingested: IntCounterVec,
-    pub orders_decided: IntCounterVec,
-    pub order_latency: Histogram,
-    pub batch_orders: Histogram,
-    pub batch_seconds: HistogramVec,
-    pub lock_wait: HistogramVec,
-    pub lock_hold: HistogramVec,
+    pub(crate) orders_ingested: IntCounterVec,
+    pub(crate) orders_decided: IntCounterVec,
+    pub(crate) order_latency: Histogram,
+    pub(crate) batch_orders: Histogram,
+    pub(crate) batch_seconds: HistogramVec,
+    pub(crate) lock_wait: HistogramVec,
+    pub(crate) lock_hold: HistogramVec,
     pub lock_failures: IntCounterVec,
-    pub lock_fallback: IntGauge,
+    pub(crate) lock_fallback: IntGauge,
     pub stale_writes_rejected: IntCounter,
-    pub consumer_lag: IntGaugeVec,
-    pub consumer_lag_seconds: GaugeVec,
-    pub dependency_up: IntGaugeVec,
-    pub redis_master_up: IntGaugeVec,
+    pub(crate) consumer_lag: IntGaugeVec,
+    pub(crate) consumer_lag_seconds: GaugeVec,
+    pub(crate) dependency_up: IntGaugeVec,
+    pub(crate) redis_master_up: IntGaugeVec,
     pub rebalances: IntCounterVec,
-    pub consumer_recreations: IntCounterVec,
-    pub poll_errors: IntCounterVec,
-    pub dead_letters: IntCounterVec,
-    pub lanes_stopped: IntGaugeVec,
-    pub outbox_pending: IntGauge,
-    pub outbox_oldest: Gauge,
+    pub(crate) consumer_recreations: IntCounterVec,
+    pub(crate) poll_errors: IntCounterVec,
+    pub(crate) dead_letters: IntCounterVec,
+    pub(crate) lanes_stopped: IntGaugeVec,
+    pub(crate) outbox_pending: IntGauge,
+    pub(crate) outbox_oldest: Gauge,
     pub pending_oldest: Gauge,
     pub pending_orders: IntCounterVec,
     pub releases_owed: IntGauge,
     pub owed_releases: IntCounterVec,
-    pub compensations: IntCounterVec,
-    pub retention_deleted: IntCounterVec,
+    pub(crate) compensations: IntCounterVec,
+    pub(crate) retention_deleted: IntCounterVec,
     pub retries: IntCounterVec,
-    pub pool_connections: IntGaugeVec,
-    pub http_requests: IntCounterVec,
-    pub http_request_seconds: HistogramVec,
+    pub(crate) pool_connections: IntGaugeVec,
+    pub(crate) http_requests: IntCounterVec,
+    pub(crate) http_request_seconds: HistogramVec,
 }
 
 impl Metrics {
@@ -223,7 +223,7 @@ impl Metrics {
 
     /// The same metrics, of which only what these roles measure is exposed.
     #[must_use]
-    pub fn measured_by(self, measured_by: MeasuredBy) -> Self {
+    pub(crate) fn measured_by(self, measured_by: MeasuredBy) -> Self {
         Self { measured_by, ..self }
     }
 
@@ -248,7 +248,7 @@ impl Metrics {
     }
 
     /// Shows a partition's lag in messages, and in ms where it is known.
-    pub fn set_lag(&self, topic: &str, partition: i32, messages: i64, age_ms: Option<i64>) {
+    pub(crate) fn set_lag(&self, topic: &str, partition: i32, messages: i64, age_ms: Option<i64>) {
         let labels = [topic, &partition.to_string()];
         self.consumer_lag.with_label_values(&labels).set(messages);
         if let Some(age) = age_ms.and_then(|age| u64::try_from(age).ok()) {
@@ -259,14 +259,14 @@ impl Metrics {
     }
 
     /// Shows no lag of a partition that is not measured any more.
-    pub fn forget_lag(&self, topic: &str, partition: i32) {
+    pub(crate) fn forget_lag(&self, topic: &str, partition: i32) {
         let labels = [topic, &partition.to_string()];
         let _absent = self.consumer_lag.remove_label_values(&labels);
         let _absent = self.consumer_lag_seconds.remove_label_values(&labels);
     }
 
     /// The text format that Prometheus scrapes, of what the process measures.
-    pub fn exposition(&self) -> Vec<u8> {
+    pub(crate) fn exposition(&self) -> Vec<u8> {
         let mut text = Vec::new();
         let mut families = self.registry.gather();
         families.retain(|family| self.measured_by.measures(family.name()));

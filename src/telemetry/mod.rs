@@ -8,9 +8,10 @@ mod measured;
 mod metrics;
 mod zeros;
 
-pub use admin::serve_admin;
-pub use dependency::{Dependency, Lack, Need};
-pub use health::{Component, Health};
-pub use logging::init_logging;
-pub use measured::MeasuredBy;
+pub(crate) use admin::serve_admin;
+pub(crate) use dependency::{Dependency, Lack, Need};
+pub(crate) use health::Component;
+pub use health::Health;
+pub(crate) use logging::init_logging;
+pub(crate) use measured::MeasuredBy;
 pub use metrics::Metrics;

@@ -17,21 +17,21 @@ const OUTCOMES: [&str; 3] = ["COMPLETED", "FAILED", "RELEASED"];
 /// Shows at 0 what a role may count, so that `rate()` and `increase()` see the first increment.
 impl Metrics {
     /// The dead letters of a topic that the process consumes.
-    pub fn begin_dead_letters(&self, topic: &str) {
+    pub(crate) fn begin_dead_letters(&self, topic: &str) {
         for class in DEAD_LETTER_CLASSES {
             self.dead_letters.with_label_values(&[topic, class]);
         }
     }
 
     /// The attempts that a role repeats where one of these fails.
-    pub fn begin_retries(&self, dependencies: &[&str]) {
+    pub(crate) fn begin_retries(&self, dependencies: &[&str]) {
         for dependency in dependencies {
             self.retries.with_label_values(&[*dependency]);
         }
     }
 
     /// The decisions of a worker under each of these lock strategies.
-    pub fn begin_decisions(&self, strategies: &[&str]) {
+    pub(crate) fn begin_decisions(&self, strategies: &[&str]) {
         for (strategy, outcome) in
             strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome)))
         {

@@ -16,10 +16,10 @@ use crate::{
 /// What the check found out about the events that the workers have passed.
 #[derive(Debug, Default)]
 pub(super) struct PassedEvents {
-    pub count: u64,
-    pub violations: Vec<Violation>,
+    pub(crate) count: u64,
+    pub(crate) violations: Vec<Violation>,
     /// What could not be looked at, and why.
-    pub unchecked: Vec<String>,
+    pub(crate) unchecked: Vec<String>,
 }
 
 /// An event before the offset that the workers have committed.

@@ -10,7 +10,7 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     report.products = snapshot.available.len();
     report.outcomes = snapshot.outcomes;
     let mut violated = |invariant, subject, detail| {
-        report.violations.push(Violation { invariant, subject, detail })
+        report.violations.push(Violation { invariant, subject, detail });
     };
     for (id, available) in &snapshot.available {
         let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);

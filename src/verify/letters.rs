@@ -23,7 +23,7 @@ pub(super) struct Letters {
 
 impl Letters {
     /// Reads both dead-letter topics. `None` where `checks` leaves Kafka out, or it cannot be read.
-    pub async fn read(checks: &Checks<'_>) -> Option<Self> {
+    pub(super) async fn read(checks: &Checks<'_>) -> Option<Self> {
         if checks.is_without(7) {
             return None;
         }
@@ -32,7 +32,7 @@ impl Letters {
         read.inspect_err(|error| tracing::warn!(%error, "the dead letters cannot be read")).ok()
     }
 
-    pub fn read_blocking(topics: &Topics) -> KafkaResult<Self> {
+    pub(super) fn read_blocking(topics: &Topics) -> KafkaResult<Self> {
         let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
         let mut letters = Self::default();
         let mut first = BTreeMap::new();
@@ -62,13 +62,18 @@ impl Letters {
     }
 
     /// Why an order's last message was dead-lettered, if it was.
-    pub fn cause(&self, id: OrderId) -> Option<&str> {
+    pub(super) fn cause(&self, id: OrderId) -> Option<&str> {
         self.causes.get(&id).map(String::as_str)
     }
 
     /// Whether a message of the `orders` topic was dead-lettered. True too if it may have been, and
     /// its letter is no longer retained.
-    pub fn may_explain(&self, partition: i32, offset: i64, written_at_millis: Option<i64>) -> bool {
+    pub(super) fn may_explain(
+        &self,
+        partition: i32,
+        offset: i64,
+        written_at_millis: Option<i64>,
+    ) -> bool {
         self.events.contains(&(partition, offset))
             || written_at_millis.unwrap_or(0) < self.complete_since
     }

@@ -43,7 +43,7 @@ async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
                 let detail =
                     format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
                 Violation { invariant: 6, subject: format!("key {key}"), detail }
-            }))
+            }));
         }
         Err(error) => report.unchecked.push(format!("invariant 6, the locks in Redis: {error}")),
     }

@@ -17,7 +17,7 @@ use std::{
 use chrono::Utc;
 use serde::Serialize;
 
-pub use releases::{LostReleases, find_lost_releases};
+pub(crate) use releases::{LostReleases, find_lost_releases};
 use releases::{Release, judge_overdue};
 
 use crate::{
@@ -34,33 +34,33 @@ const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// A broken promise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Violation {
+pub(crate) struct Violation {
     /// Its number in the list of invariants.
-    pub invariant: u8,
+    pub(crate) invariant: u8,
     /// The product or the order.
-    pub subject: String,
-    pub detail: String,
+    pub(crate) subject: String,
+    pub(crate) detail: String,
 }
 
 /// What was found.
 #[derive(Debug, Default, Serialize)]
-pub struct Report {
-    pub products: usize,
-    pub outcomes: u64,
-    pub orders: u64,
+pub(crate) struct Report {
+    pub(crate) products: usize,
+    pub(crate) outcomes: u64,
+    pub(crate) orders: u64,
     /// Events that the workers have passed, as far as the topic retains them.
-    pub events: u64,
-    pub violations: Vec<Violation>,
+    pub(crate) events: u64,
+    pub(crate) violations: Vec<Violation>,
     /// Orders that were still in flight when the time to settle was over.
-    pub unsettled: Vec<(String, String)>,
+    pub(crate) unsettled: Vec<(String, String)>,
     /// Orders that are not final until people see to their dead letters, and why.
-    pub dead_lettered: Vec<(String, String)>,
+    pub(crate) dead_lettered: Vec<(String, String)>,
     /// What could not be looked at, and why.
-    pub unchecked: Vec<String>,
+    pub(crate) unchecked: Vec<String>,
     /// What the user of a store may not look at.
-    pub forbidden: Vec<String>,
+    pub(crate) forbidden: Vec<String>,
     /// What was left out on purpose, and why.
-    pub left_out: Vec<String>,
+    pub(crate) left_out: Vec<String>,
 }
 
 /// Orders in flight.
@@ -104,16 +104,16 @@ struct Stores<'a> {
 }
 
 /// What is checked, and how.
-pub struct Checks<'a> {
-    pub orders: &'a OrderStore,
-    pub stock: &'a StockStore,
-    pub config: &'a Config,
-    pub events: Arc<OrderEventCodec>,
-    pub statuses: Arc<OrderStatusCodec>,
+pub(crate) struct Checks<'a> {
+    pub(crate) orders: &'a OrderStore,
+    pub(crate) stock: &'a StockStore,
+    pub(crate) config: &'a Config,
+    pub(crate) events: Arc<OrderEventCodec>,
+    pub(crate) statuses: Arc<OrderStatusCodec>,
     /// The invariants that are left out knowingly: 6 and 7 may be.
-    pub without: &'a [u8],
+    pub(crate) without: &'a [u8],
     /// How long orders in flight are waited for, at most.
-    pub settle: Duration,
+    pub(crate) settle: Duration,
 }
 
 /// What it takes to read the topics, on a thread of its own.
@@ -141,7 +141,7 @@ impl Checks<'_> {
 
 /// Checks both stores, the locks, and the events that the workers have passed. Fails if a store
 /// cannot be read. Anything else that cannot be read is named in the report.
-pub async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
+pub(crate) async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
     if checks.is_without(7) {
         let mut report = check_stores(checks).await?;
         report.left_out.push(
@@ -190,7 +190,7 @@ async fn check_stores(checks: &Checks<'_>) -> Result<Report, StoreError> {
     for (id, lack) in open {
         match letters.as_ref().and_then(|letters| letters.cause(id)) {
             Some(cause) => {
-                report.dead_lettered.push((id.to_string(), format!("{}; {cause}", lack.as_str())))
+                report.dead_lettered.push((id.to_string(), format!("{}; {cause}", lack.as_str())));
             }
             None if lack == InFlight::OverdueRelease => overdue.push(id),
             None => report.unsettled.push((id.to_string(), lack.as_str().to_owned())),
@@ -310,7 +310,7 @@ fn judge_forgotten(order: &OrderRow) -> Verdict {
 
 impl Report {
     /// Whether every check was made that was asked for, and every order is final or dead-lettered.
-    pub fn is_complete(&self) -> bool {
+    pub(crate) fn is_complete(&self) -> bool {
         self.unsettled.is_empty() && self.unchecked.is_empty() && self.forbidden.is_empty()
     }
 

@@ -17,10 +17,10 @@ const LONGEST_OWED: TimeDelta = TimeDelta::minutes(10);
 
 /// What is known of an order's release.
 pub(super) struct Release<'a> {
-    pub order_id: OrderId,
-    pub state: OrderState,
-    pub outcome: Option<&'a Outcome>,
-    pub owed: Option<&'a OwedRelease>,
+    pub(crate) order_id: OrderId,
+    pub(crate) state: OrderState,
+    pub(crate) outcome: Option<&'a Outcome>,
+    pub(crate) owed: Option<&'a OwedRelease>,
 }
 
 impl Release<'_> {
@@ -39,7 +39,7 @@ impl Release<'_> {
 
     /// `None` where the release decides nothing. No order below `decidable_from` can be decided or
     /// released any more.
-    pub fn judge(&self, decidable_from: OrderId, now: DateTime<Utc>) -> Option<Verdict> {
+    pub(super) fn judge(&self, decidable_from: OrderId, now: DateTime<Utc>) -> Option<Verdict> {
         let is_expired = self.order_id < decidable_from;
         let restock = "`stocklock stock restock` returns its units, `stocklock releases dismiss` closes the release";
         match self.owed {
@@ -110,15 +110,15 @@ pub(super) async fn judge_overdue(
 
 /// Failed and cancelled orders whose stock was not released, and whose release nobody owes.
 #[derive(Debug, Default)]
-pub struct LostReleases {
+pub(crate) struct LostReleases {
     /// Those that a worker can still release.
-    pub owable: Vec<OrderId>,
+    pub(crate) owable: Vec<OrderId>,
     /// Those beyond the horizon.
-    pub expired: Vec<OrderId>,
+    pub(crate) expired: Vec<OrderId>,
 }
 
 /// Reads every order, and what became of it, for releases that are lost.
-pub async fn find_lost_releases(
+pub(crate) async fn find_lost_releases(
     orders: &OrderStore,
     stock: &StockStore,
     horizon: Horizon,

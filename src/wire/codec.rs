@@ -17,10 +17,10 @@ pub(super) const REGISTRY_HEADER_BYTES: usize = 5;
 
 /// A schema of this crate: the text of the file, and what it means.
 pub(super) struct OwnSchema {
-    pub text: &'static str,
-    pub parsed: LazyLock<Schema>,
+    pub(crate) text: &'static str,
+    pub(crate) parsed: LazyLock<Schema>,
     /// What earlier versions wrote: their values may still be on the topics.
-    pub earlier: &'static [&'static str],
+    pub(crate) earlier: &'static [&'static str],
 }
 
 /// A value without its header, and the schema that it was written with.
@@ -45,7 +45,10 @@ impl Codec {
     /// ignored.
     ///
     /// Fails if the own schema does not resolve, which a test of the embedded schemas rules out.
-    pub fn new(own: &'static OwnSchema, writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub(super) fn new(
+        own: &'static OwnSchema,
+        writers: &[WriterSchema],
+    ) -> Result<Self, SchemaError> {
         let schema: &'static Schema = &own.parsed;
         let json = serde_json::from_str(own.text)
             .map_err(|error| SchemaError::NoJson("our own".to_owned(), error))?;
@@ -73,12 +76,12 @@ impl Codec {
     }
 
     /// A value of the own schema that has nothing but its header yet.
-    pub fn begin(&self) -> Datum {
+    pub(super) fn begin(&self) -> Datum {
         Datum::after(&self.header)
     }
 
     /// Fails unless all of the bytes are one value in a known framing, of a known schema.
-    pub fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
+    pub(super) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
         let (value, rest) = match self.unframe(bytes)? {
             Framed::Ours(mut datum) => {
                 (self.own.read_deser(&mut datum).map_err(undecodable)?, datum)

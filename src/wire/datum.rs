@@ -3,7 +3,7 @@
 pub(super) struct Datum(Vec<u8>);
 
 impl Datum {
-    pub fn after(header: &[u8]) -> Self {
+    pub(super) fn after(header: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(160);
         bytes.extend_from_slice(header);
         Self(bytes)
@@ -11,7 +11,7 @@ impl Datum {
 
     /// A `long`, or an `int` that fits.
     #[expect(clippy::cast_possible_truncation, reason = "the low seven bits are what is meant")]
-    pub fn long(mut self, value: i64) -> Self {
+    pub(super) fn long(mut self, value: i64) -> Self {
         let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
         while rest > 0x7F {
             self.0.push(rest as u8 & 0x7F | 0x80);
@@ -21,14 +21,14 @@ impl Datum {
         self
     }
 
-    pub fn string(self, text: &str) -> Self {
+    pub(super) fn string(self, text: &str) -> Self {
         let mut datum = self.length(text.len());
         datum.0.extend_from_slice(text.as_bytes());
         datum
     }
 
     /// A `["null", "string"]`.
-    pub fn optional_string(self, text: Option<&str>) -> Self {
+    pub(super) fn optional_string(self, text: Option<&str>) -> Self {
         match text {
             None => self.long(0),
             Some(text) => self.long(1).string(text),
@@ -36,14 +36,14 @@ impl Datum {
     }
 
     /// An `array`, as one block.
-    pub fn array<T>(self, items: &[T], write: impl Fn(Self, &T) -> Self) -> Self {
+    pub(super) fn array<T>(self, items: &[T], write: impl Fn(Self, &T) -> Self) -> Self {
         if items.is_empty() {
             return self.long(0);
         }
         items.iter().fold(self.length(items.len()), write).long(0)
     }
 
-    pub fn into_bytes(self) -> Vec<u8> {
+    pub(super) fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 

@@ -34,7 +34,7 @@ pub enum WireError {
 
 impl WireError {
     /// A bounded label for metrics and dead-letter headers.
-    pub fn class(&self) -> &'static str {
+    pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Empty
             | Self::UnknownFraming(_)

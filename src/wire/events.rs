@@ -78,7 +78,7 @@ struct OrderStatusObject {
 }
 
 /// Fails with the first of the schemas whose values neither topic can read.
-pub fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
+pub(crate) fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
     writers.iter().try_for_each(|writer| writer.check(&ORDER_EVENT.parsed, &ORDER_STATUS.parsed))
 }
 
@@ -94,7 +94,7 @@ impl OrderEventCodec {
 
     /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
     /// them does not resolve.
-    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
 
@@ -141,7 +141,7 @@ impl OrderStatusCodec {
 
     /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
     /// them does not resolve.
-    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_STATUS, writers).map(Self)
     }
 

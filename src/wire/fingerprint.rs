@@ -1,7 +1,7 @@
 use serde_json::{Map, Value};
 
 /// Identifies a schema in the header of a value, in the order of the header's bytes.
-pub type Fingerprint = [u8; 8];
+pub(super) type Fingerprint = [u8; 8];
 
 /// What CRC-64-AVRO begins with, which is its polynomial too.
 const EMPTY: u64 = 0xC15D_213A_A4D7_A795;
@@ -15,7 +15,7 @@ const PRIMITIVES: [&str; 8] =
 /// The library `apache-avro` does not reduce `{"type":"string","logicalType":"uuid"}` to
 /// `"string"`, as the rules STRIP and PRIMITIVES together ask for, so it computes another
 /// fingerprint for such a schema.
-pub fn fingerprint(schema: &Value) -> Fingerprint {
+pub(super) fn fingerprint(schema: &Value) -> Fingerprint {
     let mut canonical = String::new();
     write_schema(schema, "", &mut canonical);
     crc64(canonical.as_bytes()).to_le_bytes()
@@ -35,7 +35,7 @@ fn write_schema(schema: &Value, namespace: &str, out: &mut String) {
     match schema {
         Value::String(name) => write_text(&full_name(name, namespace), out),
         Value::Array(variants) => {
-            write_list(variants, out, |variant, out| write_schema(variant, namespace, out))
+            write_list(variants, out, |variant, out| write_schema(variant, namespace, out));
         }
         Value::Object(schema) => match schema.get("type") {
             Some(Value::String(kind)) => write_complex(schema, kind, namespace, out),
@@ -84,7 +84,7 @@ fn write_attribute(schema: &Map<String, Value>, kind: &str, namespace: &str, out
         "enum" => {
             out.push_str(r#","symbols":"#);
             write_list(list("symbols"), out, |symbol, out| {
-                write_text(symbol.as_str().unwrap_or_default(), out)
+                write_text(symbol.as_str().unwrap_or_default(), out);
             });
         }
         "fixed" => {

@@ -11,6 +11,7 @@ mod fingerprint;
 mod json;
 mod writer_schema;
 
-pub use error::WireError;
-pub use events::{OrderEventCodec, OrderStatusCodec, check_writer_schemas};
-pub use writer_schema::{SchemaError, WriterSchema};
+pub(crate) use error::WireError;
+pub(crate) use events::check_writer_schemas;
+pub use events::{OrderEventCodec, OrderStatusCodec};
+pub(crate) use writer_schema::{SchemaError, WriterSchema};

@@ -19,7 +19,7 @@ pub enum SchemaError {
 }
 
 /// A schema that another system writes its values with, such as one with a field that ours lacks.
-pub struct WriterSchema {
+pub(crate) struct WriterSchema {
     /// Where it comes from, for errors.
     name: String,
     /// The id that a schema registry gave it, if it is registered.
@@ -32,7 +32,11 @@ pub struct WriterSchema {
 impl WriterSchema {
     /// Parses the text of an `.avsc` file. Keeps its memory until the process ends. Fails if it is
     /// no Avro schema.
-    pub fn parse(name: &str, registered_id: Option<u32>, text: &str) -> Result<Self, SchemaError> {
+    pub(crate) fn parse(
+        name: &str,
+        registered_id: Option<u32>,
+        text: &str,
+    ) -> Result<Self, SchemaError> {
         let json = serde_json::from_str(text)
             .map_err(|error| SchemaError::NoJson(name.to_owned(), error))?;
         let schema = Schema::parse(&json)
@@ -85,7 +89,7 @@ impl WriterSchema {
 pub(super) struct WrittenWith(GenericDatumReader<'static>);
 
 impl WrittenWith {
-    pub fn read_value(&self, datum: &mut &[u8]) -> Result<Value, apache_avro::Error> {
+    pub(super) fn read_value(&self, datum: &mut &[u8]) -> Result<Value, apache_avro::Error> {
         self.0.read_value(datum)
     }
 }

@@ -30,7 +30,7 @@ use crate::{
 const QUEUE: usize = 100_000;
 
 /// Brings orders, of which so many arrive a second, to their final status.
-pub async fn run(
+pub(super) async fn run(
     scratch: &Scratch,
     orders: &OrderStore,
     stock: &StockStore,

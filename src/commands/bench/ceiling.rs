@@ -14,10 +14,10 @@ use crate::{
 };
 
 /// Connections to each store that are tried.
-pub const CONNECTIONS: [usize; 3] = [1, 2, 4];
+pub(super) const CONNECTIONS: [usize; 3] = [1, 2, 4];
 
 /// Orders a second.
-pub async fn measure(
+pub(super) async fn measure(
     orders: &OrderStore,
     stock: &StockStore,
     events: &[OrderEvent],
@@ -68,7 +68,7 @@ async fn bring_back(
 }
 
 /// What a worker says of its decisions.
-pub fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
+pub(super) fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
     let said = |(order_id, status)| OrderStatus {
         order_id,
         status,

@@ -10,7 +10,7 @@ use futures::{
 use super::{report::Run, role::Role, scratch::Scratch};
 
 /// A compensator, workers that may come and go, and an ingest where orders are placed over HTTP.
-pub struct Fleet<'a> {
+pub(super) struct Fleet<'a> {
     scratch: &'a Scratch,
     log: &'a File,
     compensator: Role,
@@ -23,7 +23,7 @@ pub struct Fleet<'a> {
 
 impl<'a> Fleet<'a> {
     /// Starts a compensator, waits until it has its partitions, and starts the workers.
-    pub async fn start(
+    pub(super) async fn start(
         scratch: &'a Scratch,
         log: &'a File,
         workers: usize,
@@ -36,7 +36,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Waits until one of the workers has partitions.
-    pub async fn any_ready(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn any_ready(&mut self) -> anyhow::Result<()> {
         let ready = self.workers.iter_mut().map(|worker| worker.ready().boxed_local());
         let (first, _, others) = select_all(ready).await;
         drop(others);
@@ -44,12 +44,12 @@ impl<'a> Fleet<'a> {
     }
 
     /// Waits until all of the workers have partitions.
-    pub async fn all_ready(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn all_ready(&mut self) -> anyhow::Result<()> {
         try_join_all(self.workers.iter_mut().map(Role::ready)).await.map(drop)
     }
 
     /// Starts an ingest. Answers where it takes orders.
-    pub async fn serve(&mut self) -> anyhow::Result<String> {
+    pub(super) async fn serve(&mut self) -> anyhow::Result<String> {
         let mut ingest = Role::spawn("ingest", self.scratch, self.log)?;
         ingest.ready().await?;
         let url = format!("http://{}/v1/orders", ingest.http);
@@ -58,7 +58,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// How many orders have got their final status in the order store.
-    pub async fn count_final(&self) -> anyhow::Result<u64> {
+    pub(super) async fn count_final(&self) -> anyhow::Result<u64> {
         let metrics = self.compensator.metrics().await?;
         let kinds = ["kind=\"completed\"", "kind=\"failed\""];
         let moved: f64 =
@@ -68,7 +68,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// While there are only so many workers, another joins; else the oldest is killed by SIGKILL.
-    pub fn change(&mut self, workers: usize) -> anyhow::Result<()> {
+    pub(super) fn change(&mut self, workers: usize) -> anyhow::Result<()> {
         if self.workers.len() <= workers {
             self.workers.push_back(Role::spawn("worker", self.scratch, self.log)?);
             self.run.joined += 1;
@@ -82,7 +82,7 @@ impl<'a> Fleet<'a> {
     }
 
     /// Stops all, and answers what they used and did.
-    pub async fn stop(mut self) -> anyhow::Result<Run> {
+    pub(super) async fn stop(mut self) -> anyhow::Result<Run> {
         for worker in self.workers {
             // One that has just joined may not answer yet.
             if let Ok(metrics) = worker.metrics().await {

@@ -29,19 +29,19 @@ const CLIENTS: usize = 256;
 /// Requests that an open loop may have under way.
 const MAX_REQUESTS: usize = 10_000;
 
-pub struct Load<'a> {
-    pub scratch: &'a Scratch,
-    pub workload: &'a Workload,
-    pub workers: usize,
+pub(super) struct Load<'a> {
+    pub(crate) scratch: &'a Scratch,
+    pub(crate) workload: &'a Workload,
+    pub(crate) workers: usize,
     /// How often the workers change while they work.
-    pub churn: Option<Duration>,
+    pub(crate) churn: Option<Duration>,
     /// What the roles say.
-    pub log: &'a File,
+    pub(crate) log: &'a File,
 }
 
 impl Load<'_> {
     /// From a backlog on the topic: the time begins when the first worker has its partitions.
-    pub async fn drain(&self, orders: &OrderStore) -> anyhow::Result<(Run, Histogram<u64>)> {
+    pub(super) async fn drain(&self, orders: &OrderStore) -> anyhow::Result<(Run, Histogram<u64>)> {
         let counted_from = Utc::now();
         let events = self.scratch.place(orders, self.workload).await?;
         self.scratch.publish(&events).await?;
@@ -53,7 +53,7 @@ impl Load<'_> {
 
     /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered. The latencies are those of the
     /// orders after the time to warm up.
-    pub async fn end_to_end(
+    pub(super) async fn end_to_end(
         &self,
         orders: &OrderStore,
         rate: Option<u32>,

@@ -37,7 +37,7 @@ const SHORTEST_CHURN: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Args)]
-pub struct BenchArgs {
+pub(super) struct BenchArgs {
     /// Orders of a run
     #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
     orders: u32,
@@ -152,7 +152,11 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub async fn run(args: &BenchArgs, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    args: &BenchArgs,
+    layers: &Layers,
+    output: Output,
+) -> anyhow::Result<Answer> {
     let config = Config::resolve(layers)?;
     let batch_max = args.batch_max.map_or(config.worker.batches.max, |max| max as usize);
     let bench = Bench {

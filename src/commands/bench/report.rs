@@ -7,52 +7,52 @@ use super::{super::Output, Bounds, role::Usage};
 
 /// What one run gave.
 #[derive(Debug, Default, Serialize)]
-pub struct Run {
-    pub mode: &'static str,
-    pub workload: String,
-    pub strategy: &'static str,
-    pub orders: usize,
+pub(super) struct Run {
+    pub(crate) mode: &'static str,
+    pub(crate) workload: String,
+    pub(crate) strategy: &'static str,
+    pub(crate) orders: usize,
     /// Orders that were there before.
-    pub history: u32,
-    pub lines: usize,
-    pub batch_max: usize,
-    pub workers: usize,
+    pub(crate) history: u32,
+    pub(crate) lines: usize,
+    pub(crate) batch_max: usize,
+    pub(crate) workers: usize,
     /// Workers that joined, and that were killed, during the run.
-    pub joined: usize,
-    pub killed: usize,
-    pub seconds: f64,
-    pub orders_per_s: f64,
-    pub lines_per_s: f64,
-    pub batches_per_s: f64,
-    pub mean_batch: f64,
+    pub(crate) joined: usize,
+    pub(crate) killed: usize,
+    pub(crate) seconds: f64,
+    pub(crate) orders_per_s: f64,
+    pub(crate) lines_per_s: f64,
+    pub(crate) batches_per_s: f64,
+    pub(crate) mean_batch: f64,
     /// Of the workers that were there at the end: how many batches, and how many orders in them.
     #[serde(skip)]
-    pub batches: f64,
+    pub(crate) batches: f64,
     #[serde(skip)]
-    pub batched: f64,
-    pub ceiling_orders_per_s: Option<f64>,
-    pub ratio_to_ceiling: Option<f64>,
-    pub p50_ms: f64,
-    pub p95_ms: f64,
-    pub p99_ms: f64,
-    pub max_ms: f64,
+    pub(crate) batched: f64,
+    pub(crate) ceiling_orders_per_s: Option<f64>,
+    pub(crate) ratio_to_ceiling: Option<f64>,
+    pub(crate) p50_ms: f64,
+    pub(crate) p95_ms: f64,
+    pub(crate) p99_ms: f64,
+    pub(crate) max_ms: f64,
     /// What the commits and the Kafka hops take without stocklock at the same rate.
-    pub bare_p50_ms: Option<f64>,
-    pub bare_p99_ms: Option<f64>,
-    pub ratio_to_bare_p99: Option<f64>,
+    pub(crate) bare_p50_ms: Option<f64>,
+    pub(crate) bare_p99_ms: Option<f64>,
+    pub(crate) ratio_to_bare_p99: Option<f64>,
     /// Of the process that had the highest.
-    pub peak_rss_mib: f64,
-    pub peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
-    pub cpu_seconds_per_1000_orders: BTreeMap<&'static str, f64>,
+    pub(crate) peak_rss_mib: f64,
+    pub(crate) peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
+    pub(crate) cpu_seconds_per_1000_orders: BTreeMap<&'static str, f64>,
     /// Of other programs on this machine, the servers among them, by name.
-    pub cpu_seconds_per_1000_orders_of_others: BTreeMap<String, f64>,
-    pub verified: bool,
+    pub(crate) cpu_seconds_per_1000_orders_of_others: BTreeMap<String, f64>,
+    pub(crate) verified: bool,
 }
 
 impl Run {
     /// Takes the seconds that all orders took, and the CPU seconds that other programs used in them.
     #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
-    pub fn tell_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
+    pub(super) fn tell_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
         let orders = self.orders as f64;
         self.seconds = round(seconds, 3);
         self.orders_per_s = round(orders / seconds, 1);
@@ -67,7 +67,7 @@ impl Run {
     }
 
     /// Adds what a process of a role has used; the CPU seconds until [`Run::tell_rates`] are those of all orders.
-    pub fn tell_usage(&mut self, role: &'static str, usage: Usage) {
+    pub(super) fn tell_usage(&mut self, role: &'static str, usage: Usage) {
         let peak = self.peak_rss_mib_by_role.entry(role).or_default();
         *peak = round(peak.max(usage.peak_rss_mib), 1);
         self.peak_rss_mib = self.peak_rss_mib.max(*peak);
@@ -75,14 +75,14 @@ impl Run {
     }
 
     /// Takes the orders' times from acceptance to their final status, microseconds.
-    pub fn tell_latencies(&mut self, micros: &Histogram<u64>) {
+    pub(super) fn tell_latencies(&mut self, micros: &Histogram<u64>) {
         self.p50_ms = millis(micros.value_at_quantile(0.5));
         self.p95_ms = millis(micros.value_at_quantile(0.95));
         self.p99_ms = millis(micros.value_at_quantile(0.99));
         self.max_ms = millis(micros.max());
     }
 
-    pub fn compare_with(&mut self, bounds: &Bounds) {
+    pub(super) fn compare_with(&mut self, bounds: &Bounds) {
         let ceiling = bounds.ceiling_orders_per_s;
         self.ceiling_orders_per_s = ceiling.map(|ceiling| round(ceiling, 1));
         self.ratio_to_ceiling = ceiling.map(|ceiling| round(self.orders_per_s / ceiling, 3));
@@ -92,7 +92,7 @@ impl Run {
         self.ratio_to_bare_p99 = self.bare_p99_ms.map(|bare| round(self.p99_ms / bare, 2));
     }
 
-    pub fn print(&self, output: Output) {
+    pub(super) fn print(&self, output: Output) {
         match output {
             Output::Json => match serde_json::to_string(self) {
                 Ok(line) => println!("{line}"),

@@ -21,26 +21,26 @@ const ASK_EVERY: Duration = Duration::from_millis(5);
 
 /// What a process has used so far.
 #[derive(Debug, Clone, Copy)]
-pub struct Usage {
-    pub cpu_seconds: f64,
-    pub peak_rss_mib: f64,
+pub(super) struct Usage {
+    pub(crate) cpu_seconds: f64,
+    pub(crate) peak_rss_mib: f64,
 }
 
 /// It is killed when it is dropped.
-pub struct Role {
-    pub name: &'static str,
-    pub http: SocketAddr,
+pub(super) struct Role {
+    pub(crate) name: &'static str,
+    pub(crate) http: SocketAddr,
     admin: SocketAddr,
     client: reqwest::Client,
     process: Child,
 }
 
 /// A role's metrics at an instant.
-pub struct Exposition(String);
+pub(super) struct Exposition(String);
 
 impl Exposition {
     /// The sum over those samples of a metric whose labels match.
-    pub fn sum(&self, name: &str, label: &str) -> f64 {
+    pub(super) fn sum(&self, name: &str, label: &str) -> f64 {
         let samples = self.0.lines().filter(|line| line.starts_with(name) && line.contains(label));
         samples.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
     }
@@ -48,7 +48,11 @@ impl Exposition {
 
 impl Role {
     /// Starts a role on free ports.
-    pub fn spawn(name: &'static str, scratch: &Scratch, log: &fs::File) -> anyhow::Result<Self> {
+    pub(super) fn spawn(
+        name: &'static str,
+        scratch: &Scratch,
+        log: &fs::File,
+    ) -> anyhow::Result<Self> {
         let (admin, http) = (free_address()?, free_address()?);
         let inherited = std::env::vars().filter(|(name, _)| !name.starts_with("STOCKLOCK__"));
         let process = Command::new(std::env::current_exe()?)
@@ -67,7 +71,7 @@ impl Role {
     }
 
     /// Waits until it is ready: a consumer then has its partitions.
-    pub async fn ready(&mut self) -> anyhow::Result<()> {
+    pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !self.is_ready().await {
             if let Some(status) = self.process.try_wait()? {
@@ -86,13 +90,13 @@ impl Role {
         answer.is_ok_and(|response| response.status().is_success())
     }
 
-    pub async fn metrics(&self) -> anyhow::Result<Exposition> {
+    pub(super) async fn metrics(&self) -> anyhow::Result<Exposition> {
         Ok(Exposition(
             self.client.get(format!("http://{}/metrics", self.admin)).send().await?.text().await?,
         ))
     }
 
-    pub fn usage(&self) -> anyhow::Result<Usage> {
+    pub(super) fn usage(&self) -> anyhow::Result<Usage> {
         let pid = self.process.id();
         let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
         let peak = status.lines().find_map(|line| {
@@ -104,7 +108,7 @@ impl Role {
         })
     }
 
-    pub async fn stop(mut self) -> anyhow::Result<()> {
+    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
         let begun = Instant::now();
         while begun.elapsed() < STOP_DEADLINE {

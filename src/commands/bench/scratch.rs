@@ -22,15 +22,18 @@ const CHUNK: usize = 1_000;
 /// Nobody else publishes what is placed here.
 const LEASE: Duration = Duration::from_secs(3_600);
 
-pub struct Scratch {
-    pub config: Config,
+pub(super) struct Scratch {
+    pub(crate) config: Config,
     layers: Layers,
     databases: [SiblingDatabase; 2],
 }
 
 impl Scratch {
     /// Sets up both stores on the configured servers, whose user may create databases, and the topics.
-    pub async fn create(layers: &Layers, settings: &[(&str, String)]) -> anyhow::Result<Self> {
+    pub(super) async fn create(
+        layers: &Layers,
+        settings: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let configured = Config::resolve(layers)?;
         let name = format!("bench_{}", &uuid::Uuid::now_v7().simple().to_string()[20..]);
         let orders = SiblingDatabase::create(
@@ -68,18 +71,18 @@ impl Scratch {
     }
 
     /// The settings of a role of this run.
-    pub fn environment(&self) -> BTreeMap<String, String> {
+    pub(super) fn environment(&self) -> BTreeMap<String, String> {
         self.layers.environment()
     }
 
-    pub fn stores(&self, metrics: &Metrics) -> anyhow::Result<(OrderStore, StockStore)> {
+    pub(super) fn stores(&self, metrics: &Metrics) -> anyhow::Result<(OrderStore, StockStore)> {
         Ok((
             process::open_order_store(&self.config, metrics)?,
             process::open_stock_store(&self.config, metrics)?,
         ))
     }
 
-    pub async fn import(
+    pub(super) async fn import(
         &self,
         stock: &StockStore,
         units: &BTreeMap<ProductId, i64>,
@@ -87,7 +90,7 @@ impl Scratch {
         let products: Vec<_> = units
             .iter()
             .map(|(id, available)| Product {
-                product_id: id.clone(),
+                id: id.clone(),
                 name: id.to_string(),
                 available: *available,
             })
@@ -99,7 +102,7 @@ impl Scratch {
     }
 
     /// Orders that were refused before, one a millisecond until now.
-    pub async fn add_history(
+    pub(super) async fn add_history(
         &self,
         orders: &OrderStore,
         stock: &StockStore,
@@ -120,7 +123,7 @@ impl Scratch {
     }
 
     /// Saves the orders as ingest does; none is published.
-    pub async fn place(
+    pub(super) async fn place(
         &self,
         orders: &OrderStore,
         workload: &Workload,
@@ -155,7 +158,7 @@ impl Scratch {
     }
 
     /// Puts the events on the topic.
-    pub async fn publish(&self, events: &[OrderEvent]) -> anyhow::Result<()> {
+    pub(super) async fn publish(&self, events: &[OrderEvent]) -> anyhow::Result<()> {
         let (producer, codec) = (Producer::new(&self.config.kafka)?, OrderEventCodec::new()?);
         for chunk in events.chunks(CHUNK) {
             let messages = chunk.iter().map(|event| {
@@ -172,7 +175,7 @@ impl Scratch {
     }
 
     /// Removes what was set up.
-    pub async fn remove(self) -> anyhow::Result<()> {
+    pub(super) async fn remove(self) -> anyhow::Result<()> {
         for database in &self.databases {
             database.remove().await?;
         }

@@ -12,7 +12,7 @@ use nix::unistd::{SysconfVar, sysconf};
 const TOLD_FROM_PER_MILLE: f64 = 5.0;
 
 /// Counts from its making.
-pub struct Stopwatch {
+pub(super) struct Stopwatch {
     begun: Instant,
     before: HashMap<u32, Process>,
 }
@@ -23,13 +23,13 @@ struct Process {
 }
 
 impl Stopwatch {
-    pub fn start() -> Self {
+    pub(super) fn start() -> Self {
         Self { before: processes(), begun: Instant::now() }
     }
 
     /// The seconds since then, and the CPU seconds of each program on this machine in them, by its name. Processes of this program
     /// are counted but for this one, which is `bench`.
-    pub fn stop(&self) -> (f64, BTreeMap<String, f64>) {
+    pub(super) fn stop(&self) -> (f64, BTreeMap<String, f64>) {
         let seconds = self.begun.elapsed().as_secs_f64();
         let now = processes();
         let this = std::process::id();
@@ -50,7 +50,7 @@ impl Stopwatch {
 }
 
 /// The CPU seconds that a process has used so far, by `/proc`.
-pub fn cpu_seconds(process: u32) -> Option<f64> {
+pub(super) fn cpu_seconds(process: u32) -> Option<f64> {
     parse(&fs::read_to_string(format!("/proc/{process}/stat")).ok()?)
         .map(|process| process.cpu_seconds)
 }

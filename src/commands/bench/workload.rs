@@ -13,24 +13,24 @@ const LONGEST_WARM_UP: Duration = Duration::from_secs(3);
 const QUANTITIES: RangeInclusive<i64> = 1..=5;
 
 /// The lines of each order, in the order in which they are placed.
-pub struct Workload {
-    pub name: String,
-    pub orders: Vec<Lines>,
+pub(super) struct Workload {
+    pub(crate) name: String,
+    pub(crate) orders: Vec<Lines>,
 }
 
 /// What the generated orders are drawn from.
 #[derive(Debug, Clone)]
-pub struct Shape {
-    pub orders: usize,
-    pub products: usize,
+pub(super) struct Shape {
+    pub(crate) orders: usize,
+    pub(crate) products: usize,
     /// The exponent of Zipf's law: product n is asked for with a weight of n^-zipf. 0 is uniform.
-    pub zipf: f64,
-    pub lines: RangeInclusive<usize>,
-    pub seed: u64,
+    pub(crate) zipf: f64,
+    pub(crate) lines: RangeInclusive<usize>,
+    pub(crate) seed: u64,
 }
 
 impl Workload {
-    pub fn generate(shape: &Shape) -> anyhow::Result<Self> {
+    pub(super) fn generate(shape: &Shape) -> anyhow::Result<Self> {
         let &Shape { orders, products, zipf, ref lines, seed } = shape;
         let ids = (0..products)
             .map(|n| ProductId::parse(&format!("sku-{n}")))
@@ -63,13 +63,13 @@ impl Workload {
     }
 
     /// How much of a run at a rate is not counted: a tenth, 3 s at most.
-    pub fn warm_up(&self, rate: u32) -> Duration {
+    pub(super) fn warm_up(&self, rate: u32) -> Duration {
         let orders = u32::try_from(self.orders.len()).unwrap_or(u32::MAX);
         (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP)
     }
 
     /// The first `limit` valid orders of a file, a request body a line. Those that ingest would refuse are left out.
-    pub fn read(file: &Path, limit: usize) -> anyhow::Result<Self> {
+    pub(super) fn read(file: &Path, limit: usize) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let requests = text.lines().filter(|line| !line.trim().is_empty());
         let valid = requests.filter_map(|line| OrderRequest::parse(line.as_bytes()).ok());
@@ -83,12 +83,12 @@ impl Workload {
         Ok(Self { name, orders })
     }
 
-    pub fn count_lines(&self) -> usize {
+    pub(super) fn count_lines(&self) -> usize {
         self.orders.iter().map(|lines| lines.as_slice().len()).sum()
     }
 
     /// For each product so much that `fill` of the demand for it can be served.
-    pub fn stock(&self, fill: f64) -> BTreeMap<ProductId, i64> {
+    pub(super) fn stock(&self, fill: f64) -> BTreeMap<ProductId, i64> {
         let mut demand = BTreeMap::new();
         for line in self.orders.iter().flat_map(Lines::as_slice) {
             *demand.entry(line.product_id().clone()).or_insert(0_i64) += line.quantity();

@@ -48,7 +48,7 @@ pub(super) struct Supervision {
 }
 
 impl Supervision {
-    pub fn new(stall_timeout: Duration, topic: &str, metrics: &Metrics) -> Self {
+    pub(super) fn new(stall_timeout: Duration, topic: &str, metrics: &Metrics) -> Self {
         Self {
             watchdog: Watchdog::default(),
             watched: Instant::now(),
@@ -64,7 +64,7 @@ impl Supervision {
     }
 
     /// A message of the partition came.
-    pub fn heard(&mut self, partition: i32, now: Instant) {
+    pub(super) fn heard(&mut self, partition: i32, now: Instant) {
         self.last_heard = Some(now);
         self.watchdog.heard(partition);
     }
@@ -80,7 +80,7 @@ impl Supervision {
     }
 
     /// Whether the client was replaced, and the new one is not well yet.
-    pub fn has_replaced(&self) -> bool {
+    pub(super) fn has_replaced(&self) -> bool {
         self.pauses.replacements() > 0
     }
 }

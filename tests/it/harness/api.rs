@@ -16,14 +16,14 @@ static PROMISED: LazyLock<Value> = LazyLock::new(|| {
 
 /// The HTTP API as a client sees it.
 #[derive(Clone)]
-pub struct Api {
+pub(crate) struct Api {
     url: String,
     client: Client,
 }
 
 /// A response, read to its end.
 #[derive(Debug)]
-pub struct Answer {
+pub(crate) struct Answer {
     request: String,
     pub status: u16,
     pub headers: HeaderMap,
@@ -31,29 +31,29 @@ pub struct Answer {
 }
 
 impl Api {
-    pub fn of(role: &Role) -> Self {
+    pub(crate) fn of(role: &Role) -> Self {
         Self { url: role.http.clone(), client: Client::new() }
     }
 
-    pub async fn get(&self, path: &str) -> Answer {
+    pub(crate) async fn get(&self, path: &str) -> Answer {
         self.send(Method::GET, path, &[], "").await
     }
 
-    pub async fn place(&self, order: &Value) -> Answer {
+    pub(crate) async fn place(&self, order: &Value) -> Answer {
         self.post(&order.to_string(), &[]).await
     }
 
     /// Places an order and asks to be answered with its outcome.
-    pub async fn place_and_wait(&self, order: &Value, seconds: u64) -> Answer {
+    pub(crate) async fn place_and_wait(&self, order: &Value, seconds: u64) -> Answer {
         self.post(&order.to_string(), &[("prefer", &format!("wait={seconds}"))]).await
     }
 
-    pub async fn post(&self, body: &str, headers: &[(&str, &str)]) -> Answer {
+    pub(crate) async fn post(&self, body: &str, headers: &[(&str, &str)]) -> Answer {
         self.send(Method::POST, "/v1/orders", headers, body).await
     }
 
     /// Fails the test where the OpenAPI document does not promise such an answer.
-    pub async fn send(
+    pub(crate) async fn send(
         &self,
         method: Method,
         path: &str,
@@ -77,7 +77,7 @@ impl Api {
     }
 
     /// Waits until an order is in a state, and answers how it is shown then.
-    pub async fn becomes(&self, id: &str, status: &str) -> Value {
+    pub(crate) async fn becomes(&self, id: &str, status: &str) -> Value {
         let begun = Instant::now();
         loop {
             let shown = self.get(&format!("/v1/orders/{id}")).await.is(200).body;
@@ -90,7 +90,7 @@ impl Api {
     }
 
     /// Waits until an order is no longer pending, and answers how it is shown then.
-    pub async fn decided(&self, id: &str) -> Value {
+    pub(crate) async fn decided(&self, id: &str) -> Value {
         let begun = Instant::now();
         loop {
             let shown = self.get(&format!("/v1/orders/{id}")).await.is(200).body;
@@ -105,14 +105,14 @@ impl Api {
 
 impl Answer {
     #[track_caller]
-    pub fn is(self, status: u16) -> Self {
+    pub(crate) fn is(self, status: u16) -> Self {
         assert_eq!(self.status, status, "{self:?}");
         self
     }
 
     /// Fails the test unless it is an RFC 9457 problem of this status.
     #[track_caller]
-    pub fn problem(self, status: u16) -> Self {
+    pub(crate) fn problem(self, status: u16) -> Self {
         assert_eq!(self.header("content-type"), "application/problem+json", "{self:?}");
         let (kind, title, detail) = (&self.body["type"], &self.body["title"], &self.body["detail"]);
         assert!(kind.is_string() && title.is_string() && detail.is_string(), "{self:?}");
@@ -121,17 +121,17 @@ impl Answer {
     }
 
     /// The pointers to the fields that are to blame.
-    pub fn blamed(&self) -> Vec<&str> {
+    pub(crate) fn blamed(&self) -> Vec<&str> {
         let errors = self.body["errors"].as_array().map(Vec::as_slice).unwrap_or_default();
         assert!(errors.iter().all(|error| error["detail"].is_string()), "{self:?}");
         errors.iter().filter_map(|error| error["pointer"].as_str()).collect()
     }
 
-    pub fn header(&self, name: &str) -> &str {
+    pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    pub fn order_id(&self) -> &str {
+    pub(crate) fn order_id(&self) -> &str {
         self.body["order_id"].as_str().unwrap_or_else(|| panic!("no order_id: {self:?}"))
     }
 

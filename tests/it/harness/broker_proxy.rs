@@ -23,7 +23,7 @@ const CONSUMER_GROUP_HEARTBEAT: i16 = 68;
 const HEARTBEAT_ERROR: std::ops::Range<usize> = 9..11;
 
 /// A way to a broker whose answers can be swallowed, changed or withheld.
-pub struct BrokerProxy {
+pub(crate) struct BrokerProxy {
     /// As for `kafka.brokers`.
     pub address: String,
     broker: String,
@@ -55,7 +55,7 @@ enum Address {
 }
 
 impl BrokerProxy {
-    pub async fn before(broker: &str) -> Self {
+    pub(crate) async fn before(broker: &str) -> Self {
         let (listener, address) = listen().await;
         let state = Arc::new(State {
             theirs: as_answered(broker),
@@ -74,7 +74,7 @@ impl BrokerProxy {
 
     /// Gives the broker a new address behind the same bootstrap address. Connections to its former
     /// addresses hang from then on, as those to a machine that is gone.
-    pub async fn move_broker(&self) {
+    pub(crate) async fn move_broker(&self) {
         let (listener, address) = listen().await;
         let number = *self.state.present.borrow() + 1;
         let state = Arc::clone(&self.state);
@@ -84,38 +84,38 @@ impl BrokerProxy {
     }
 
     /// Ends all connections, and every new one at once.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.state.is_cut.send_replace(true);
     }
 
     /// Takes connections and lets nothing through any more, as a broker does that is stopped.
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.state.is_hung.store(true, Ordering::SeqCst);
     }
 
     /// Lets through what was held up, and all that comes.
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.state.is_hung.store(false, Ordering::SeqCst);
         self.state.is_cut.send_replace(false);
     }
 
     /// Swallows the answers to fetches on all connections that there are. New ones work.
-    pub fn swallow_fetches(&self) {
+    pub(crate) fn swallow_fetches(&self) {
         self.state.deaf.store(self.state.connections.load(Ordering::SeqCst), Ordering::SeqCst);
     }
 
     /// How many answers were swallowed.
-    pub fn swallowed(&self) -> usize {
+    pub(crate) fn swallowed(&self) -> usize {
         self.state.swallowed.load(Ordering::SeqCst)
     }
 
     /// Answers the next heartbeat of a KIP-848 member with this error.
-    pub fn fail_heartbeat(&self, error: i16) {
+    pub(crate) fn fail_heartbeat(&self, error: i16) {
         self.state.heartbeat_error.store(error, Ordering::SeqCst);
     }
 
     /// Whether that heartbeat has been answered.
-    pub fn has_failed_heartbeat(&self) -> bool {
+    pub(crate) fn has_failed_heartbeat(&self) -> bool {
         self.state.heartbeat_error.load(Ordering::SeqCst) == 0
     }
 }

@@ -7,18 +7,18 @@ use std::{
 };
 
 /// A program, with all that it needs from the folder of clients.
-pub struct Program(Command);
+pub(crate) struct Program(Command);
 
 impl Program {
     /// A Python file of the project, by its path.
-    pub fn python(file: &str) -> Self {
+    pub(crate) fn python(file: &str) -> Self {
         let mut command = Command::new(folder().join("python/bin/python"));
         command.arg(file);
         Self(command)
     }
 
     /// A Java file of the project, which is compiled as it starts.
-    pub fn java(file: &str) -> Self {
+    pub(crate) fn java(file: &str) -> Self {
         let mut command = Command::new("java");
         // Short-lived: less to compile, one thread to collect.
         command
@@ -30,7 +30,7 @@ impl Program {
 
     /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended
     /// with status 0.
-    pub fn run(mut self, args: &[&str], input: &str) -> String {
+    pub(crate) fn run(mut self, args: &[&str], input: &str) -> String {
         let command = self.0.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
         let command = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut running = command.spawn().expect("the program runs");

@@ -7,7 +7,7 @@ use stocklock::domain::Lines;
 
 /// Places orders over HTTP, some of them at once, and answers the ids of those that were acknowledged. What is not acknowledged,
 /// since the server is not there, is not placed again.
-pub async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<String> {
+pub(crate) async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<String> {
     let client = Client::new();
     let placing = stream::iter(bodies.to_vec()).map(|body| {
         let request = client.post(format!("{url}/v1/orders")).json(&body);
@@ -23,7 +23,7 @@ pub async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<Strin
 }
 
 /// The body of a request for these lines.
-pub fn body(lines: &Lines) -> Value {
+pub(crate) fn body(lines: &Lines) -> Value {
     let lines: Vec<_> =
         lines.as_slice().iter().map(|line| (line.product_id().as_str(), line.quantity())).collect();
     super::lines(&lines)

@@ -18,7 +18,7 @@ use tempfile::TempDir;
 use super::{PATIENCE, World, free_address};
 
 /// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed when they are dropped.
-pub struct Masters {
+pub(crate) struct Masters {
     masters: Vec<Master>,
     tls: Option<String>,
 }
@@ -30,7 +30,7 @@ struct Master {
 }
 
 impl Masters {
-    pub async fn start(count: usize) -> Self {
+    pub(crate) async fn start(count: usize) -> Self {
         let masters = Self {
             masters: (0..count).map(|_| Master::start(free_address())).collect(),
             tls: None,
@@ -43,7 +43,7 @@ impl Masters {
 
     /// A master that speaks TLS at an address of its own, and without TLS at that of
     /// [`Self::urls`].
-    pub async fn start_with_tls(settings: &[&str]) -> Self {
+    pub(crate) async fn start_with_tls(settings: &[&str]) -> Self {
         let tls = free_address();
         let (_, port) = tls.rsplit_once(':').expect("host:port");
         let settings = [&["--tls-port", port][..], settings].concat();
@@ -53,12 +53,12 @@ impl Masters {
         masters
     }
 
-    pub fn tls_urls(&self) -> Vec<SecretUrl> {
+    pub(crate) fn tls_urls(&self) -> Vec<SecretUrl> {
         self.tls.iter().map(|address| SecretUrl::new(format!("rediss://{address}"))).collect()
     }
 
     /// Has each master run a command, as its owner.
-    pub async fn command<T: redis::FromRedisValue>(&self, command: &str) -> Vec<T> {
+    pub(crate) async fn command<T: redis::FromRedisValue>(&self, command: &str) -> Vec<T> {
         let mut answers = Vec::new();
         for master in &self.masters {
             let mut words = command.split(' ');
@@ -75,43 +75,43 @@ impl Masters {
         answers
     }
 
-    pub fn urls(&self) -> Vec<SecretUrl> {
+    pub(crate) fn urls(&self) -> Vec<SecretUrl> {
         self.masters.iter().map(|master| SecretUrl::new(master.url())).collect()
     }
 
     /// As a user of each, with the password `secret`.
-    pub fn urls_as(&self, user: &str) -> Vec<SecretUrl> {
+    pub(crate) fn urls_as(&self, user: &str) -> Vec<SecretUrl> {
         let with_user =
             |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address));
         self.masters.iter().map(with_user).collect()
     }
 
-    pub fn urls_with(&self, password: &str) -> Vec<SecretUrl> {
+    pub(crate) fn urls_with(&self, password: &str) -> Vec<SecretUrl> {
         self.masters.iter().map(|master| SecretUrl::new(master.url_with(password))).collect()
     }
 
     /// Has a world use these masters instead of the shared ones.
-    pub fn serve(&self, world: &mut World) {
+    pub(crate) fn serve(&self, world: &mut World) {
         world.config.redis.urls = self.urls();
         let urls: Vec<_> = self.masters.iter().map(Master::url).collect();
         world.env.insert("STOCKLOCK__REDIS__URLS".to_owned(), urls.join(","));
     }
 
     /// Stops a master, as `kill -STOP` does, and fails the test unless it answers nobody any more.
-    pub async fn freeze(&self, number: usize) {
+    pub(crate) async fn freeze(&self, number: usize) {
         self.masters[number].signal(Signal::SIGSTOP);
         let ping =
             tokio::time::timeout(Duration::from_millis(300), self.masters[number].ping()).await;
         assert!(!matches!(ping, Ok(true)), "the master is not stopped");
     }
 
-    pub async fn thaw(&self, number: usize) {
+    pub(crate) async fn thaw(&self, number: usize) {
         self.masters[number].signal(Signal::SIGCONT);
         self.answers(number).await;
     }
 
     /// Kills a master and starts another at its address, which knows nothing.
-    pub async fn restart_empty(&mut self, number: usize) {
+    pub(crate) async fn restart_empty(&mut self, number: usize) {
         let master = &mut self.masters[number];
         master.server.kill().expect("killed");
         master.server.wait().expect("ended");
@@ -121,7 +121,7 @@ impl Masters {
     }
 
     /// Turns a master's clock ahead of ours, and fails the test unless it goes so.
-    pub async fn turn_clock(&self, number: usize, ahead: Duration) {
+    pub(crate) async fn turn_clock(&self, number: usize, ahead: Duration) {
         fs::write(self.masters[number].clock(), ahead.as_secs().to_string()).expect("written");
         let ours = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
         let theirs = self.masters[number].time().await;
@@ -129,12 +129,12 @@ impl Masters {
     }
 
     /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1 where they live for ever.
-    pub async fn keys_of(&self, number: usize, pattern: &str) -> BTreeMap<String, i64> {
+    pub(crate) async fn keys_of(&self, number: usize, pattern: &str) -> BTreeMap<String, i64> {
         keys(&self.masters[number].url(), pattern).await
     }
 
     /// Sets a key of a master, for a time or for ever.
-    pub async fn set(&self, number: usize, key: &str, ttl: Option<Duration>) {
+    pub(crate) async fn set(&self, number: usize, key: &str, ttl: Option<Duration>) {
         let mut set = redis::cmd("SET");
         set.arg(key).arg("somebody's");
         if let Some(ttl) = ttl {
@@ -145,7 +145,7 @@ impl Masters {
     }
 
     /// Changes the password that a master asks for, and ends its connections.
-    pub async fn change_password(&self, number: usize, former: &str, password: &str) {
+    pub(crate) async fn change_password(&self, number: usize, former: &str, password: &str) {
         let mut connection =
             connect(&self.masters[number].url_with(former)).await.expect("a connection");
         let mut set = redis::cmd("CONFIG");
@@ -272,7 +272,7 @@ async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {
 
 impl World {
     /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where they live for ever.
-    pub async fn keys(&self) -> BTreeMap<String, i64> {
+    pub(crate) async fn keys(&self) -> BTreeMap<String, i64> {
         let mut found = BTreeMap::new();
         for url in &self.config.redis.urls {
             found.extend(keys(url.expose(), &format!("{}*", self.config.lock.prefix)).await);
@@ -281,7 +281,7 @@ impl World {
     }
 
     /// Has all its masters forget this world's keys. Answers how many there were.
-    pub async fn delete_keys(&self) -> usize {
+    pub(crate) async fn delete_keys(&self) -> usize {
         let mut deleted = 0;
         for url in &self.config.redis.urls {
             let names: Vec<_> = keys(url.expose(), &format!("{}*", self.config.lock.prefix))

@@ -16,23 +16,23 @@ mod tamper;
 mod topics;
 mod world;
 
-pub use api::Api;
-pub use broker_proxy::BrokerProxy;
-pub use clients::Program;
-pub use load::{body, place_all};
-pub use masters::Masters;
-pub use private_kafka::PrivateKafka;
-pub use process::{Cli, Role, free_address};
-pub use proxy::Proxy;
-pub use raw::Raw;
-pub use rival::Rival;
-pub use servers::Server;
-pub use steps::{
+pub(crate) use api::Api;
+pub(crate) use broker_proxy::BrokerProxy;
+pub(crate) use clients::Program;
+pub(crate) use load::{body, place_all};
+pub(crate) use masters::Masters;
+pub(crate) use private_kafka::PrivateKafka;
+pub(crate) use process::{Cli, Role, free_address};
+pub(crate) use proxy::Proxy;
+pub(crate) use raw::Raw;
+pub(crate) use rival::Rival;
+pub(crate) use servers::Server;
+pub(crate) use steps::{
     acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders,
     release, try_step,
 };
-pub use topics::{delivered, header};
-pub use world::{Database, PATIENCE, Strategy, World, lines};
+pub(crate) use topics::{delivered, header};
+pub(crate) use world::{Database, PATIENCE, Strategy, World, lines};
 
 /// Runs a test once for each database and lock strategy: `on_every_stack! { async fn name(world: World) { … } }`.
 macro_rules! on_every_stack {

@@ -22,7 +22,7 @@ const DENY: u8 = 2;
 const ALLOW: u8 = 3;
 
 /// A broker of its own for a test that takes its data or its clients' rights away.
-pub struct PrivateKafka {
+pub(crate) struct PrivateKafka {
     /// As for `kafka.brokers`.
     pub address: String,
     dir: TempDir,
@@ -31,7 +31,7 @@ pub struct PrivateKafka {
 
 impl PrivateKafka {
     /// Starts a broker without data, and waits until it answers.
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let (address, controller) = (free_address(), free_address());
         let dir = tempfile::tempdir().expect("a folder");
         let log = dir.path().join("log");
@@ -59,7 +59,7 @@ impl PrivateKafka {
     }
 
     /// Ends the broker as a crash of its machine does.
-    pub fn crash(&mut self) {
+    pub(crate) fn crash(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().expect("killed");
             child.wait().expect("ended");
@@ -67,7 +67,7 @@ impl PrivateKafka {
     }
 
     /// Starts the broker again with the data that it has, and waits until it answers.
-    pub fn go_on(&mut self) {
+    pub(crate) fn go_on(&mut self) {
         let log = std::fs::File::options()
             .create(true)
             .append(true)
@@ -90,13 +90,13 @@ impl PrivateKafka {
     }
 
     /// Forgets all topics and groups. The broker must have crashed.
-    pub fn lose_disk(&self) {
+    pub(crate) fn lose_disk(&self) {
         std::fs::remove_dir_all(self.log()).expect("removed");
         copy(&self.formatted(), &self.log());
     }
 
     /// Forgets all messages of a topic, which stays the same topic. The broker must have crashed.
-    pub fn lose_messages(&self, topic: &str) {
+    pub(crate) fn lose_messages(&self, topic: &str) {
         let partitions = std::fs::read_dir(self.log())
             .expect("the log")
             .map(|entry| entry.expect("an entry").path());
@@ -118,7 +118,7 @@ impl PrivateKafka {
     }
 
     /// Takes every client's right to read a topic. All other rights stay.
-    pub fn deny_reading(&self, topic: &str) {
+    pub(crate) fn deny_reading(&self, topic: &str) {
         for (operation, permission) in [(ALL, ALLOW), (READ, DENY)] {
             let mut entry = vec![TOPIC];
             entry.extend(text(topic));
@@ -130,7 +130,7 @@ impl PrivateKafka {
     }
 
     /// Gives the right back.
-    pub fn allow_reading(&self, topic: &str) {
+    pub(crate) fn allow_reading(&self, topic: &str) {
         let mut filter = vec![TOPIC];
         filter.extend(text(topic));
         filter.push(LITERAL);

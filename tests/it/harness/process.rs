@@ -17,13 +17,13 @@ use serde_json::Value;
 use super::world::PATIENCE;
 
 /// A command that has ended.
-pub struct Cli {
+pub(crate) struct Cli {
     args: String,
     output: Output,
 }
 
 /// A role that runs until it is killed or dropped.
-pub struct Role {
+pub(crate) struct Role {
     child: Child,
     pub http: String,
     pub admin: String,
@@ -38,47 +38,51 @@ fn command(env: &BTreeMap<String, String>) -> Command {
 }
 
 impl Cli {
-    pub fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
+    pub(crate) fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
         let output = command(env).args(args).output().expect("the binary runs");
         Self { args: args.join(" "), output }
     }
 
     /// Fails the test unless the command ended with status 0.
     #[track_caller]
-    pub fn succeeds(self) -> Self {
+    pub(crate) fn succeeds(self) -> Self {
         self.exits(0)
     }
 
     #[track_caller]
-    pub fn exits(self, status: i32) -> Self {
+    pub(crate) fn exits(self, status: i32) -> Self {
         let shown = format!("stocklock {}\n{}{}", self.args, self.stdout(), self.stderr());
         assert_eq!(self.output.status.code(), Some(status), "{shown}");
         self
     }
 
-    pub fn stdout(&self) -> String {
+    pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
 
-    pub fn stderr(&self) -> String {
+    pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.output.stderr).into_owned()
     }
 
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         serde_json::from_slice(&self.output.stdout)
             .unwrap_or_else(|e| panic!("{e}: {}", self.stdout()))
     }
 }
 
 impl Role {
-    pub fn spawn(env: &BTreeMap<String, String>, role: &str, settings: &[(&str, &str)]) -> Self {
+    pub(crate) fn spawn(
+        env: &BTreeMap<String, String>,
+        role: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
         let mut command = command(env);
         command.arg(role);
         Self::start(command, settings)
     }
 
     /// The same with a hard limit of open files.
-    pub fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
+    pub(crate) fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
         let stocklock = command(env);
         let mut shell = Command::new("bash");
         shell
@@ -107,7 +111,7 @@ impl Role {
     }
 
     /// Waits for `/readyz`.
-    pub async fn ready(&self) {
+    pub(crate) async fn ready(&self) {
         let begun = Instant::now();
         loop {
             let answer = reqwest::get(format!("{}/readyz", self.admin)).await;
@@ -120,7 +124,7 @@ impl Role {
     }
 
     /// Waits until it is not ready for this reason, and answers all that it says.
-    pub async fn complains(&self, of: &str) -> String {
+    pub(crate) async fn complains(&self, of: &str) -> String {
         let begun = Instant::now();
         loop {
             let answer = reqwest::get(format!("{}/readyz", self.admin)).await.expect("an answer");
@@ -138,7 +142,7 @@ impl Role {
     }
 
     /// Waits until a metric, over all its labels that contain `labels`, is as it should be.
-    pub async fn shows(&self, name: &str, labels: &str, is_right: impl Fn(f64) -> bool) {
+    pub(crate) async fn shows(&self, name: &str, labels: &str, is_right: impl Fn(f64) -> bool) {
         let begun = Instant::now();
         loop {
             let found = self.metric(name, labels).await;
@@ -151,7 +155,7 @@ impl Role {
     }
 
     /// All metrics, as text.
-    pub async fn metrics(&self) -> String {
+    pub(crate) async fn metrics(&self) -> String {
         reqwest::get(format!("{}/metrics", self.admin))
             .await
             .expect("metrics")
@@ -161,7 +165,7 @@ impl Role {
     }
 
     /// Waits for `/livez`: it runs, ready or not.
-    pub async fn listening(&self) {
+    pub(crate) async fn listening(&self) {
         let begun = Instant::now();
         while reqwest::get(format!("{}/livez", self.admin)).await.is_err() {
             assert!(begun.elapsed() < PATIENCE, "not listening:\n{}", self.log());
@@ -170,7 +174,7 @@ impl Role {
     }
 
     /// The value of a metric, over all its labels that contain `labels`; 0 where there is none.
-    pub async fn metric(&self, name: &str, labels: &str) -> f64 {
+    pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
         let text = reqwest::get(format!("{}/metrics", self.admin))
             .await
             .expect("metrics")
@@ -189,12 +193,12 @@ impl Role {
         clippy::cast_sign_loss,
         reason = "counters are small and count up"
     )]
-    pub async fn count(&self, name: &str, labels: &str) -> u64 {
+    pub(crate) async fn count(&self, name: &str, labels: &str) -> u64 {
         self.metric(name, labels).await as u64
     }
 
     /// The most memory that it had resident, in KiB.
-    pub fn peak_memory_kib(&self) -> u64 {
+    pub(crate) fn peak_memory_kib(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
             .expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
@@ -202,23 +206,23 @@ impl Role {
     }
 
     /// How many files and sockets it has open.
-    pub fn open_files(&self) -> usize {
+    pub(crate) fn open_files(&self) -> usize {
         std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its files").count()
     }
 
     /// Ends it as `kill -9` does.
-    pub fn kill(mut self) {
+    pub(crate) fn kill(mut self) {
         self.child.kill().expect("killed");
         self.child.wait().expect("ended");
     }
 
     /// Freezes it, as `kill -STOP` does.
-    pub fn freeze(&self) {
+    pub(crate) fn freeze(&self) {
         self.signal(Signal::SIGSTOP);
     }
 
     /// Lets it go on.
-    pub fn thaw(&self) {
+    pub(crate) fn thaw(&self) {
         self.signal(Signal::SIGCONT);
     }
 
@@ -227,7 +231,7 @@ impl Role {
     }
 
     /// Waits until it has ended by itself, and fails the test unless it ended with this status. Answers its log.
-    pub async fn ended(mut self, status: i32) -> String {
+    pub(crate) async fn ended(mut self, status: i32) -> String {
         let begun = Instant::now();
         loop {
             if let Some(ended) = self.child.try_wait().expect("its status") {
@@ -240,12 +244,12 @@ impl Role {
     }
 
     /// Asks it to stop, as an orchestrator does.
-    pub fn terminate(&self) {
+    pub(crate) fn terminate(&self) {
         self.signal(Signal::SIGTERM);
     }
 
     /// Ends it as an orchestrator does, and fails the test unless it ends well.
-    pub fn stop(mut self) {
+    pub(crate) fn stop(mut self) {
         self.signal(Signal::SIGTERM);
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
@@ -259,7 +263,7 @@ impl Role {
     }
 
     /// Waits until it has died at the crash point, and fails the test where it ended otherwise.
-    pub async fn crashed_at(mut self, point: &str) {
+    pub(crate) async fn crashed_at(mut self, point: &str) {
         let begun = Instant::now();
         let status = loop {
             match self.child.try_wait().expect("its status") {
@@ -277,7 +281,7 @@ impl Role {
     }
 
     /// Waits until it has stopped at the point.
-    pub async fn stopped_at(&self, point: &str) {
+    pub(crate) async fn stopped_at(&self, point: &str) {
         let begun = Instant::now();
         while !self.log().contains(&format!("stopped at {point}")) {
             assert!(begun.elapsed() < PATIENCE, "{point} was never reached:\n{}", self.log());
@@ -285,7 +289,7 @@ impl Role {
         }
     }
 
-    pub fn log(&self) -> String {
+    pub(crate) fn log(&self) -> String {
         let mut text = String::new();
         self.log.reopen().expect("the log").read_to_string(&mut text).expect("text");
         text
@@ -304,7 +308,7 @@ impl Drop for Role {
 
 /// An address that nobody listens on, and that neither another call nor the system will give to others: its port is below those that the
 /// system gives out by itself, from 32768 on.
-pub fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     static GIVEN: AtomicU32 = AtomicU32::new(0);
     // Another run of the tests begins elsewhere.
     let begin = std::process::id().wrapping_mul(97);

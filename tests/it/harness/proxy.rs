@@ -19,19 +19,19 @@ enum Way {
 }
 
 /// A way to a server that can be cut, or hang.
-pub struct Proxy {
+pub(crate) struct Proxy {
     way: watch::Sender<Way>,
     server: Arc<Mutex<String>>,
 }
 
 impl Proxy {
     /// A proxy before the server of a URL, and the URL that leads through it.
-    pub async fn before(url: &str) -> (Self, String) {
+    pub(crate) async fn before(url: &str) -> (Self, String) {
         Self::before_distant(url, Duration::ZERO).await
     }
 
     /// The same for a server to which the way takes so long.
-    pub async fn before_distant(url: &str, delay: Duration) -> (Self, String) {
+    pub(crate) async fn before_distant(url: &str, delay: Duration) -> (Self, String) {
         let authority = url
             .split_once("://")
             .and_then(|(_, rest)| rest.split(['/', '?']).next())
@@ -46,22 +46,22 @@ impl Proxy {
     }
 
     /// Lets new connections go to another server; those that are open stay where they are.
-    pub fn lead_to(&self, server: &str) {
+    pub(crate) fn lead_to(&self, server: &str) {
         server.clone_into(&mut self.server.lock().expect("no panic"));
     }
 
     /// Ends all connections, and every new one at once, as a server does that is shut down.
-    pub fn cut(&self) {
+    pub(crate) fn cut(&self) {
         self.way.send_replace(Way::Cut);
     }
 
     /// Takes connections and lets nothing through any more, as a server does that is stopped, or a firewall that forgets.
-    pub fn hang(&self) {
+    pub(crate) fn hang(&self) {
         self.way.send_replace(Way::Hung);
     }
 
     /// Lets new connections through. Those that hung are ended.
-    pub fn mend(&self) {
+    pub(crate) fn mend(&self) {
         self.way.send_replace(Way::Open);
     }
 }

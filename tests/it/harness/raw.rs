@@ -9,26 +9,26 @@ use tokio::{
 use super::world::PATIENCE;
 
 /// A client that writes bytes instead of requests, and ends its connection as it likes.
-pub struct Raw(TcpStream);
+pub(crate) struct Raw(TcpStream);
 
 impl Raw {
     /// Connects to `http://ADDRESS`.
-    pub async fn connect(base: &str) -> Self {
+    pub(crate) async fn connect(base: &str) -> Self {
         let address: SocketAddr = base.trim_start_matches("http://").parse().expect("an address");
         Self(TcpStream::connect(address).await.expect("a connection"))
     }
 
-    pub async fn send(&mut self, bytes: &[u8]) {
+    pub(crate) async fn send(&mut self, bytes: &[u8]) {
         self.0.write_all(bytes).await.expect("sent");
     }
 
     /// Sends for as long as the server takes it, for a moment at most. Answers whether it took all.
-    pub async fn send_for(&mut self, bytes: &[u8], moment: Duration) -> bool {
+    pub(crate) async fn send_for(&mut self, bytes: &[u8], moment: Duration) -> bool {
         matches!(timeout(moment, self.0.write_all(bytes)).await, Ok(Ok(())))
     }
 
     /// Sends an order, without waiting for the answer.
-    pub async fn place(&mut self, order: &str, headers: &str) {
+    pub(crate) async fn place(&mut self, order: &str, headers: &str) {
         let length = order.len();
         let head = format!(
             "POST /v1/orders HTTP/1.1\r\nhost: x\r\n{headers}content-length: {length}\r\n\r\n"
@@ -37,12 +37,12 @@ impl Raw {
     }
 
     /// Says that nothing more will be sent, and goes on reading.
-    pub async fn finish_sending(&mut self) {
+    pub(crate) async fn finish_sending(&mut self) {
         self.0.shutdown().await.expect("half closed");
     }
 
     /// Reads until the server closes the connection.
-    pub async fn read_to_end(&mut self) -> String {
+    pub(crate) async fn read_to_end(&mut self) -> String {
         let mut answer = Vec::new();
         let read = timeout(PATIENCE, self.0.read_to_end(&mut answer)).await.expect("an end");
         read.expect("no reset");
@@ -50,12 +50,12 @@ impl Raw {
     }
 
     /// Whether the server has closed the connection, told by sending.
-    pub async fn is_refused(&mut self) -> bool {
+    pub(crate) async fn is_refused(&mut self) -> bool {
         matches!(timeout(Duration::from_millis(10), self.0.write(b"G")).await, Ok(Err(_)))
     }
 
     /// Waits until the server closes the connection, in whatever way.
-    pub async fn is_closed(&mut self) {
+    pub(crate) async fn is_closed(&mut self) {
         let mut bytes = vec![0; 1 << 16];
         let closing = async { while self.0.read(&mut bytes).await.is_ok_and(|read| read > 0) {} };
         timeout(PATIENCE, closing).await.expect("the connection is still open");

@@ -3,13 +3,13 @@ use sqlx::{Connection as _, MySqlConnection};
 use super::World;
 
 /// A rival that holds a product's row, with a change of it that is not committed yet.
-pub struct Rival {
+pub(crate) struct Rival {
     pub conn: MySqlConnection,
 }
 
 impl Rival {
     /// Changes what is available of a product, as `stock restock` does, and does not commit.
-    pub async fn adjust(world: &World, product: &str, quantity: i64) -> Self {
+    pub(crate) async fn adjust(world: &World, product: &str, quantity: i64) -> Self {
         let sql = format!(
             "UPDATE products SET available = available + {quantity}, version = version + 1 WHERE product_id = '{product}';
              INSERT INTO stock_movements (product_id, kind, quantity, created_at)
@@ -19,7 +19,7 @@ impl Rival {
     }
 
     /// Changes what no decision rests on, a product's name, and does not commit.
-    pub async fn rename(world: &World, product: &str) -> Self {
+    pub(crate) async fn rename(world: &World, product: &str) -> Self {
         Self::begin(
             world,
             &format!("UPDATE products SET name = 'new' WHERE product_id = '{product}'"),
@@ -36,7 +36,7 @@ impl Rival {
         Self { conn }
     }
 
-    pub async fn commit(mut self) {
+    pub(crate) async fn commit(mut self) {
         sqlx::raw_sql("COMMIT").execute(&mut self.conn).await.expect("committed");
     }
 }

@@ -15,7 +15,7 @@ use tokio::sync::OnceCell;
 use super::{Database, PATIENCE, free_address};
 
 /// A server that is killed when it is dropped.
-pub struct Server {
+pub(crate) struct Server {
     database: Database,
     address: String,
     dir: TempDir,
@@ -33,7 +33,7 @@ GRANT ALL PRIVILEGES ON *.* TO 'admin'@'%' WITH GRANT OPTION;
 
 impl Server {
     /// Starts a server with more options than those that every test's server has.
-    pub async fn start(database: Database, options: &[&str]) -> Self {
+    pub(crate) async fn start(database: Database, options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         copy(prepared(database).await, &dir.path().join("data"));
         fs::write(dir.path().join("accounts.sql"), ACCOUNTS).expect("written");
@@ -69,20 +69,20 @@ impl Server {
     }
 
     /// As `STOCKLOCK_TEST_DATABASES` names the shared ones.
-    pub fn url(&self) -> String {
+    pub(crate) fn url(&self) -> String {
         self.url_of("stocklock")
     }
 
-    pub fn address(&self) -> &str {
+    pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    pub async fn admin(&self) -> MySqlConnection {
+    pub(crate) async fn admin(&self) -> MySqlConnection {
         MySqlConnection::connect(&self.url_of("admin")).await.expect("a connection")
     }
 
     /// Has this server follow another, which began as it did, from its first change on.
-    pub async fn follow(&self, primary: &Server) {
+    pub(crate) async fn follow(&self, primary: &Server) {
         let (_, port) = primary.address.rsplit_once(':').expect("host:port");
         let account = "'127.0.0.1'";
         let sql = match self.database {
@@ -102,7 +102,7 @@ impl Server {
 
     /// Makes this server read-only and promotes another, which follows it, once that has all of its
     /// changes. Sessions stay open.
-    pub async fn hand_over_to(&self, replica: &Server) {
+    pub(crate) async fn hand_over_to(&self, replica: &Server) {
         let mut old = self.admin().await;
         old.execute("SET GLOBAL read_only = ON").await.expect("read-only");
         if self.database == Database::MySql {

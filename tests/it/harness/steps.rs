@@ -25,7 +25,7 @@ const LONG_LEASE: Duration = Duration::from_secs(3600);
 
 impl World {
     /// A worker with connections of its own, as another process has them.
-    pub fn worker(&self, metrics: &Metrics) -> Worker {
+    pub(crate) fn worker(&self, metrics: &Metrics) -> Worker {
         let (config, producer) =
             (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         Worker {
@@ -39,7 +39,7 @@ impl World {
         }
     }
 
-    pub fn compensator(&self, metrics: &Metrics) -> Compensator {
+    pub(crate) fn compensator(&self, metrics: &Metrics) -> Compensator {
         let (config, producer) =
             (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
@@ -59,13 +59,13 @@ impl World {
     }
 
     /// Saves orders as ingest does, and answers their events, which are not on the topic yet.
-    pub async fn save(&self, orders: &[Lines]) -> Vec<OrderEvent> {
+    pub(crate) async fn save(&self, orders: &[Lines]) -> Vec<OrderEvent> {
         self.save_as(orders.iter().map(|lines| (OrderId::generate(), lines.clone())).collect())
             .await
     }
 
     /// The same with ids of the test's choice, which tell when the orders were made.
-    pub async fn save_as(&self, orders: Vec<(OrderId, Lines)>) -> Vec<OrderEvent> {
+    pub(crate) async fn save_as(&self, orders: Vec<(OrderId, Lines)>) -> Vec<OrderEvent> {
         let orders: Vec<_> = orders
             .into_iter()
             .map(|(order_id, lines)| NewOrder {
@@ -81,20 +81,20 @@ impl World {
     }
 
     /// Has the compensator take all of the statuses topic, from its start, and publish what that releases.
-    pub async fn replay_statuses(&self, compensator: &Compensator) {
+    pub(crate) async fn replay_statuses(&self, compensator: &Compensator) {
         let messages = self.read_topic(&self.config.topics.order_status);
         try_step(compensator, &messages).await.expect("applied");
         compensator.relay.drain().await;
     }
 
     /// Has the worker take all of the orders topic, from its start.
-    pub async fn replay_orders(&self, worker: &Worker) {
+    pub(crate) async fn replay_orders(&self, worker: &Worker) {
         let messages = self.read_topic(&self.config.topics.orders);
         step(worker, &messages).await;
     }
 
     /// Fails the test unless the ledger explains the stock, and nothing is below zero.
-    pub async fn check_ledger(&self, store: &StockStore) {
+    pub(crate) async fn check_ledger(&self, store: &StockStore) {
         let snapshot = store.snapshot().await.expect("a snapshot");
         assert_eq!(snapshot.damaged, []);
         for (id, available) in &snapshot.available {
@@ -105,29 +105,29 @@ impl World {
     }
 }
 
-pub fn placed(order_id: OrderId, lines: Lines) -> OrderEvent {
+pub(super) fn placed(order_id: OrderId, lines: Lines) -> OrderEvent {
     OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at: Utc::now() }
 }
 
 /// An id of so many days ago; of the future where that is below 0.
-pub fn aged(days: i64) -> OrderId {
+pub(crate) fn aged(days: i64) -> OrderId {
     made_ago(TimeDelta::days(days))
 }
 
 /// An id of some time ago.
-pub fn made_ago(age: TimeDelta) -> OrderId {
+pub(crate) fn made_ago(age: TimeDelta) -> OrderId {
     made_at(Utc::now() - age)
 }
 
-pub fn made_at(time: DateTime<Utc>) -> OrderId {
+pub(crate) fn made_at(time: DateTime<Utc>) -> OrderId {
     OrderId::new(time, &std::array::from_fn(|_| fastrand::u8(..)))
 }
 
-pub fn release(of: &OrderEvent) -> OrderEvent {
+pub(crate) fn release(of: &OrderEvent) -> OrderEvent {
     OrderEvent { kind: EventKind::Release, ..of.clone() }
 }
 
-pub fn order_lines(lines: &[(&str, i64)]) -> Lines {
+pub(crate) fn order_lines(lines: &[(&str, i64)]) -> Lines {
     let line = |(id, quantity): &(&str, i64)| {
         Line::new(ProductId::parse(id).expect("an id"), *quantity).expect("a line")
     };
@@ -135,7 +135,7 @@ pub fn order_lines(lines: &[(&str, i64)]) -> Lines {
 }
 
 /// Orders of 1 to 4 lines over products `p0`…, in any order and also twice; the same for the same seed.
-pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
+pub(crate) fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut order = || {
         let lines: Vec<_> = (0..random.usize(1..=4))
@@ -149,7 +149,7 @@ pub fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
 }
 
 /// Has a batch decoded, handled and published, as a lane does; nothing of it may be left behind.
-pub async fn try_step<H: Handler>(
+pub(crate) async fn try_step<H: Handler>(
     handler: &H,
     messages: &[OwnedMessage],
 ) -> Result<H::Handled, H::Error> {
@@ -166,7 +166,7 @@ async fn repeat_later(error: &impl Display) {
 }
 
 /// Has a worker decide and report a batch, and what it leaves behind again, as a lane does. Answers how many orders got their outcome.
-pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
+pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let mut decoded: Vec<_> = messages.iter().map(|message| worker.decode(message)).collect();
     let (mut open, mut outcomes) = (messages.iter().collect::<Vec<_>>(), 0);
     let begun = Instant::now();
@@ -188,7 +188,7 @@ pub async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
 }
 
 /// Has a worker decide events, in as many parts as others' locks make it.
-pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
+pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
     let arrived: Vec<_> =
         events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
@@ -209,12 +209,16 @@ pub async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
 }
 
 /// The same for events that come in one batch, in this order.
-pub async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
+pub(crate) async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
     step(worker, &events.iter().map(delivered).collect::<Vec<_>>()).await
 }
 
 /// Waits until the task has come to a statement that begins so and that a lock of this connection holds up.
-pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>, statement: &str) {
+pub(crate) async fn is_held_up_at<T>(
+    holder: &mut MySqlConnection,
+    task: &JoinHandle<T>,
+    statement: &str,
+) {
     let database: String =
         sqlx::query_scalar("SELECT DATABASE()").fetch_one(&mut *holder).await.expect("its name");
     let text = |row: &MySqlRow, column| row.try_get::<Option<String>, _>(column).ok().flatten();
@@ -237,7 +241,7 @@ pub async fn is_held_up_at<T>(holder: &mut MySqlConnection, task: &JoinHandle<T>
 }
 
 /// Acquires all of the products or none, within `lock.wait`.
-pub async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
+pub(crate) async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
     let since = Instant::now();
     let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
     locks.acquire(|held, _| Wanted { products: all(held).iter().cloned().collect(), since }).await

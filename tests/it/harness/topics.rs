@@ -40,7 +40,7 @@ impl World {
     }
 
     /// The names of all topics that carry a name of this world's.
-    pub fn topics(&self) -> Vec<String> {
+    pub(crate) fn topics(&self) -> Vec<String> {
         let Topics { orders, order_status, .. } = &self.config.topics;
         let reader = self.reader("reader");
         let metadata = answer("metadata", || reader.fetch_metadata(None, TIMEOUT));
@@ -58,7 +58,7 @@ impl World {
     }
 
     /// Where each of so many partitions of a topic ends.
-    pub fn read_partitions(&self, topic: &str, partitions: i32) -> Vec<i64> {
+    pub(crate) fn read_partitions(&self, topic: &str, partitions: i32) -> Vec<i64> {
         let reader = self.reader("reader");
         let end = |partition| {
             answer("watermarks", || reader.fetch_watermarks(topic, partition, TIMEOUT)).1
@@ -67,7 +67,7 @@ impl World {
     }
 
     /// Everything that is in a topic, each partition in its order.
-    pub fn read_topic(&self, topic: &str) -> Vec<OwnedMessage> {
+    pub(crate) fn read_topic(&self, topic: &str) -> Vec<OwnedMessage> {
         let reader = self.reader("reader");
         let ends = self.ends(&reader, topic);
         let mut all = TopicPartitionList::new();
@@ -94,13 +94,13 @@ impl World {
     }
 
     /// How many messages a topic has got so far.
-    pub fn count_messages(&self, topic: &str) -> usize {
+    pub(crate) fn count_messages(&self, topic: &str) -> usize {
         let ends = self.ends(&self.reader("reader"), topic);
         usize::try_from(ends.iter().map(|(_, end)| end).sum::<i64>()).expect("a count")
     }
 
     /// The messages of a topic which the group has not committed yet.
-    pub fn uncommitted(&self, group_id: &str, topic: &str) -> i64 {
+    pub(crate) fn uncommitted(&self, group_id: &str, topic: &str) -> i64 {
         let reader = self.reader(group_id);
         let ends = self.ends(&reader, topic);
         let mut asked = TopicPartitionList::new();
@@ -117,7 +117,7 @@ impl World {
     }
 
     /// The messages of an order's partition from its own on.
-    pub fn count_from(&self, order_id: OrderId, topic: &str) -> i64 {
+    pub(crate) fn count_from(&self, order_id: OrderId, topic: &str) -> i64 {
         let (key, all) = (order_id.to_string(), self.read_topic(topic));
         let own =
             all.iter().find(|message| message.key() == Some(key.as_bytes())).expect("its message");
@@ -128,7 +128,7 @@ impl World {
     }
 
     /// How the members of a group agree on who has what; empty where the broker says it.
-    pub fn assignor(&self, group_id: &str) -> String {
+    pub(crate) fn assignor(&self, group_id: &str) -> String {
         let reader = self.reader("reader");
         let groups = answer("groups", || reader.fetch_group_list(Some(group_id), TIMEOUT));
         groups.groups().first().map_or_else(String::new, |group| group.protocol().to_owned())
@@ -136,7 +136,7 @@ impl World {
 
     /// Commits for a group, of which no member may be there, so many messages beyond the end of
     /// each partition of a topic.
-    pub fn commit_beyond_the_end(&self, group_id: &str, topic: &str, messages: i64) {
+    pub(crate) fn commit_beyond_the_end(&self, group_id: &str, topic: &str, messages: i64) {
         let reader = self.reader(group_id);
         let mut offsets = TopicPartitionList::new();
         for (partition, end) in self.ends(&reader, topic) {
@@ -148,7 +148,7 @@ impl World {
     }
 
     /// How many messages of a topic the broker still has.
-    pub fn count_retained(&self, topic: &str) -> i64 {
+    pub(crate) fn count_retained(&self, topic: &str) -> i64 {
         let reader = self.reader("reader");
         let retained = |partition| {
             let (low, high) =
@@ -159,7 +159,7 @@ impl World {
     }
 
     /// Has the broker forget all messages of a topic, as a retention does.
-    pub async fn truncate_topic(&self, topic: &str) {
+    pub(crate) async fn truncate_topic(&self, topic: &str) {
         let mut all = TopicPartitionList::new();
         for (partition, end) in self.ends(&self.reader("reader"), topic) {
             all.add_partition_offset(topic, partition, Offset::Offset(end)).expect("a partition");
@@ -172,7 +172,7 @@ impl World {
     }
 
     /// Deletes a topic and creates it again.
-    pub async fn recreate_topic(&self, topic: &str) {
+    pub(crate) async fn recreate_topic(&self, topic: &str) {
         let admin: AdminClient<_> =
             client_config(&self.config.kafka).create().expect("an admin client");
         let deleted =
@@ -190,7 +190,7 @@ impl World {
     }
 
     /// Waits until the group has committed all that is in the topic.
-    pub async fn caught_up(&self, group_id: &str, topic: &str) {
+    pub(crate) async fn caught_up(&self, group_id: &str, topic: &str) {
         let begun = Instant::now();
         loop {
             let behind = self.uncommitted(group_id, topic);
@@ -206,12 +206,12 @@ impl World {
     }
 
     /// Changes the size of the largest batch that a topic takes.
-    pub async fn limit_message_bytes(&self, topic: &str, bytes: usize) {
+    pub(crate) async fn limit_message_bytes(&self, topic: &str, bytes: usize) {
         self.alter_topic(topic, "max.message.bytes", &bytes.to_string()).await;
     }
 
     /// Changes one setting of a topic; the others go back to their defaults.
-    pub async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
+    pub(crate) async fn alter_topic(&self, topic: &str, key: &str, value: &str) {
         let admin: AdminClient<_> =
             client_config(&self.config.kafka).create().expect("an admin client");
         let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(key, value);
@@ -221,7 +221,7 @@ impl World {
     }
 
     /// Has the broker miss a KIP-848 member of the workers' group after six seconds of silence.
-    pub async fn shorten_sessions(&self) {
+    pub(crate) async fn shorten_sessions(&self) {
         let admin: AdminClient<_> =
             client_config(&self.config.kafka).create().expect("an admin client");
         let group = ResourceSpecifier::Group(&self.config.kafka.group_id);
@@ -233,7 +233,7 @@ impl World {
     }
 
     /// Puts values into a topic as they are.
-    pub async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
+    pub(crate) async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
         let message = |(id, payload): (OrderId, _)| Message {
             key: Some(id.to_string().into_bytes()),
             payload: Some(payload),
@@ -243,18 +243,18 @@ impl World {
         producer.produce(topic, values.into_iter().map(message).collect()).await.expect("produced");
     }
 
-    pub async fn produce_events(&self, events: &[OrderEvent]) {
+    pub(crate) async fn produce_events(&self, events: &[OrderEvent]) {
         let codec = OrderEventCodec::new().expect("the schema");
         let values = events.iter().map(|event| (event.order_id, codec.encode(event)));
         self.produce(&self.config.topics.orders, values.collect()).await;
     }
 
     /// Reports that an order failed, in somebody's words.
-    pub async fn report_failed(&self, order_id: OrderId, words: &str) {
+    pub(crate) async fn report_failed(&self, order_id: OrderId, words: &str) {
         self.report(order_id, ReportedStatus::Failed(Reason::parse(words)), "payments").await;
     }
 
-    pub async fn report(&self, order_id: OrderId, status: ReportedStatus, source: &str) {
+    pub(crate) async fn report(&self, order_id: OrderId, status: ReportedStatus, source: &str) {
         let report = OrderStatus {
             order_id,
             status,
@@ -266,14 +266,14 @@ impl World {
     }
 
     /// What the statuses topic says, in the order of each partition.
-    pub fn read_statuses(&self) -> Vec<OrderStatus> {
+    pub(crate) fn read_statuses(&self) -> Vec<OrderStatus> {
         let codec = OrderStatusCodec::new().expect("the schema");
         let read = self.read_topic(&self.config.topics.order_status);
         let now = chrono::Utc::now();
         read.iter().filter_map(|message| codec.decode(message.payload()?, now).ok()).collect()
     }
 
-    pub fn read_events(&self) -> Vec<OrderEvent> {
+    pub(crate) fn read_events(&self) -> Vec<OrderEvent> {
         let codec = OrderEventCodec::new().expect("the schema");
         let read = self.read_topic(&self.config.topics.orders);
         read.iter().filter_map(|message| codec.decode(message.payload()?).ok()).collect()
@@ -281,13 +281,13 @@ impl World {
 }
 
 /// A header's value, as text.
-pub fn header(message: &OwnedMessage, key: &str) -> Option<String> {
+pub(crate) fn header(message: &OwnedMessage, key: &str) -> Option<String> {
     let found = message.headers()?.iter().find(|header| header.key == key)?;
     Some(String::from_utf8_lossy(found.value?).into_owned())
 }
 
 /// An event as the worker gets it from its lane.
-pub fn delivered(event: &OrderEvent) -> OwnedMessage {
+pub(crate) fn delivered(event: &OrderEvent) -> OwnedMessage {
     let payload = OrderEventCodec::new().expect("the schema").encode(event);
     OwnedMessage::new(Some(payload), None, "orders".to_owned(), Timestamp::NotAvailable, 0, 0, None)
 }

@@ -20,19 +20,19 @@ use uuid::Uuid;
 use super::{Cli, Role};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Database {
+pub(crate) enum Database {
     MySql,
     MariaDb,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Strategy {
+pub(crate) enum Strategy {
     Row,
     Redlock,
 }
 
 /// Databases, topics, groups and lock keys that no other test has.
-pub struct World {
+pub(crate) struct World {
     pub env: BTreeMap<String, String>,
     pub config: Config,
     pub strategy: Strategy,
@@ -41,23 +41,23 @@ pub struct World {
 }
 
 /// How long a test waits for something that is bound to happen.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 impl World {
     /// Sets up both stores, in two databases, and the topics.
-    pub async fn new(database: Database, strategy: Strategy) -> Self {
+    pub(crate) async fn new(database: Database, strategy: Strategy) -> Self {
         Self::on_brokers(database, strategy, &inherited("STOCKLOCK__KAFKA__BROKERS")).await
     }
 
     /// The same on other brokers than those of the stack.
-    pub async fn on_brokers(database: Database, strategy: Strategy, brokers: &str) -> Self {
+    pub(crate) async fn on_brokers(database: Database, strategy: Strategy, brokers: &str) -> Self {
         let world = Self::on_servers(&server_url(database), brokers, strategy).await;
         world.cli(&["setup"]).succeeds();
         world
     }
 
     /// The same on a database server of the test's choice, without `setup`.
-    pub async fn on(server_url: &str, strategy: Strategy) -> Self {
+    pub(crate) async fn on(server_url: &str, strategy: Strategy) -> Self {
         Self::on_servers(server_url, &inherited("STOCKLOCK__KAFKA__BROKERS"), strategy).await
     }
 
@@ -75,23 +75,23 @@ impl World {
     }
 
     /// Runs a command to its end.
-    pub fn cli(&self, args: &[&str]) -> Cli {
+    pub(crate) fn cli(&self, args: &[&str]) -> Cli {
         Cli::run(&self.env, args)
     }
 
     /// Starts a role and waits until it is ready. It is killed when it is dropped.
-    pub async fn start(&self, role: &str) -> Role {
+    pub(crate) async fn start(&self, role: &str) -> Role {
         self.start_with(role, &[]).await
     }
 
     /// The same with more settings: `[("STOCKLOCK__LOCK__TTL", "1s")]`.
-    pub async fn start_with(&self, role: &str, settings: &[(&str, &str)]) -> Role {
+    pub(crate) async fn start_with(&self, role: &str, settings: &[(&str, &str)]) -> Role {
         let started = Role::spawn(&self.env, role, settings);
         started.ready().await;
         started
     }
 
-    pub fn import(&self, stock: &[(&str, i64)]) {
+    pub(crate) fn import(&self, stock: &[(&str, i64)]) {
         let mut csv = "product_id,name,available\n".to_owned();
         for (id, available) in stock {
             writeln!(csv, "{id},{id},{available}").expect("a string takes it");
@@ -102,18 +102,18 @@ impl World {
     }
 
     /// What is available of a product.
-    pub fn available(&self, id: &str) -> i64 {
+    pub(crate) fn available(&self, id: &str) -> i64 {
         let shown = self.cli(&["--output", "json", "stock", "show", id]).succeeds();
         shown.json()[0]["available"].as_i64().expect("available")
     }
 
     /// Fails the test unless all invariants hold.
-    pub fn verify(&self) {
+    pub(crate) fn verify(&self) {
         self.cli(&["verify", "--settle", "60s"]).succeeds();
     }
 
     /// Counts the orders in a state, in the order store.
-    pub async fn count_orders(&self, status: &str) -> i64 {
+    pub(crate) async fn count_orders(&self, status: &str) -> i64 {
         let mut conn = MySqlConnection::connect(self.config.order_store.url.expose())
             .await
             .expect("the order store");
@@ -122,7 +122,7 @@ impl World {
     }
 
     /// Waits until no order is pending.
-    pub async fn settled(&self) {
+    pub(crate) async fn settled(&self) {
         let begun = Instant::now();
         loop {
             let pending = self.count_orders("PENDING").await;
@@ -135,22 +135,22 @@ impl World {
     }
 
     /// Runs a statement behind the project's back, in the stock store.
-    pub async fn tamper_with_stock(&self, sql: &str) {
+    pub(crate) async fn tamper_with_stock(&self, sql: &str) {
         let mut conn = MySqlConnection::connect(self.config.stock_store.url.expose())
             .await
             .expect("the stock store");
         sqlx::raw_sql(sql).execute(&mut conn).await.expect("the statement");
     }
 
-    pub fn metrics() -> Metrics {
+    pub(crate) fn metrics() -> Metrics {
         Metrics::new().expect("metrics")
     }
 
-    pub fn order_store(&self) -> store::OrderStore {
+    pub(crate) fn order_store(&self) -> store::OrderStore {
         self.order_store_with(&Self::metrics())
     }
 
-    pub fn order_store_with(&self, metrics: &Metrics) -> store::OrderStore {
+    pub(crate) fn order_store_with(&self, metrics: &Metrics) -> store::OrderStore {
         let idle = Duration::from_secs(60);
         let opened = store::Database::open(
             &self.config.order_store,
@@ -161,12 +161,16 @@ impl World {
         store::OrderStore::new(opened.expect("the order store"))
     }
 
-    pub fn stock_store(&self, metrics: &Metrics) -> store::StockStore {
+    pub(crate) fn stock_store(&self, metrics: &Metrics) -> store::StockStore {
         self.stock_store_with(metrics, self.config.retention.horizon)
     }
 
     /// The same with another horizon than the configured one.
-    pub fn stock_store_with(&self, metrics: &Metrics, horizon: Horizon) -> store::StockStore {
+    pub(crate) fn stock_store_with(
+        &self,
+        metrics: &Metrics,
+        horizon: Horizon,
+    ) -> store::StockStore {
         let idle = Duration::from_secs(60);
         let opened = store::Database::open(
             &self.config.stock_store,
@@ -226,7 +230,7 @@ impl Drop for World {
 }
 
 /// An order's lines as a request body has them.
-pub fn lines(lines: &[(&str, i64)]) -> Value {
+pub(crate) fn lines(lines: &[(&str, i64)]) -> Value {
     let lines = lines.iter().map(|(id, quantity)| json!({"product_id": id, "quantity": quantity}));
     json!({"lines": lines.collect::<Vec<_>>()})
 }
