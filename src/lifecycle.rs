@@ -38,7 +38,7 @@ struct Work {
 
 impl Shutdown {
     /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
-    pub(crate) fn on_signals() -> std::io::Result<Self> {
+    pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

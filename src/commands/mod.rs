@@ -3,7 +3,7 @@
 #[macro_use]
 mod print;
 
-mod bench;
+pub mod bench;
 mod config;
 mod dependencies;
 mod import;
@@ -76,7 +76,7 @@ enum Command {
     /// Check the invariants over stores, locks and topics: exit status 0 they hold, 1 one is
     /// violated, 2 not checked in full
     Verify(verify::VerifyArgs),
-    /// Measure the pipeline on databases and topics of its own, beside what the databases can do at all
+    /// Measure the pipeline with a seeded load, on stores that hold nothing else
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),

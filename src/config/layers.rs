@@ -37,7 +37,7 @@ pub struct Layers {
 impl Layers {
     /// The environment. What is not UTF-8 is in it with replacement characters, which
     /// [`super::Config::resolve`] reports.
-    pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
+    pub fn variables() -> impl Iterator<Item = (String, String)> {
         let text = |text: OsString| text.to_string_lossy().into_owned();
         std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
     }

@@ -16,7 +16,7 @@ pub enum LockStrategy {
 }
 
 impl LockStrategy {
-    pub(crate) fn as_str(self) -> &'static str {
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Row => "row",
             Self::Redlock => "redlock",

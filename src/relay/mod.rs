@@ -29,11 +29,11 @@ pub use pending::{PendingWatch, Turn};
 pub use releases::{ReleasePass, ReleaseWatch};
 
 /// How long whoever commits an event has to publish it before a sweep does.
-pub(crate) const COMMITTER_LEASE: Duration = Duration::from_secs(2);
+pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
 /// How long a sweep has; longer than a delivery may take.
 const SWEEP_LEASE: Duration = Duration::from_secs(15);
 /// How long events that are published stay in the outbox, so that many are struck out at once.
-pub(crate) const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
+pub const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
 const SWEEP_MAX: u32 = 500;
 /// Groups that are published at once; beyond them the sweep publishes.

@@ -1,78 +1,22 @@
 //! What `stocklock bench` needs of the stores, and nobody else.
 
-use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
 use hdrhistogram::Histogram;
-use sqlx::{Connection, MySqlConnection, Row as _};
-use url::Url;
+use sqlx::Row as _;
 
-use super::{
-    OrderStore, StockStore, StoreError,
-    database::transaction,
-    rows::{expect_rows, order_ids, wanted_orders},
-};
-use crate::{config::SecretUrl, domain::OrderId};
-
-/// A database beside a store's own, on the same server.
-pub(crate) struct SiblingDatabase {
-    pub(crate) url: SecretUrl,
-    name: String,
-}
-
-impl SiblingDatabase {
-    /// Creates it; its name is that of the store's database and `suffix`.
-    pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
-        let mut url =
-            Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
-        let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
-        url.set_path(&name);
-        run(store, format!("CREATE DATABASE `{name}`")).await?;
-        Ok(Self { url: SecretUrl::new(url), name })
-    }
-
-    pub(crate) async fn remove(&self) -> Result<(), StoreError> {
-        run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
-    }
-}
-
-async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
-    let mut conn = MySqlConnection::connect(server.expose()).await?;
-    sqlx::raw_sql(&sql).execute(&mut conn).await?;
-    conn.close().await?;
-    Ok(())
-}
+use super::{Database, OrderStore, StockStore, StoreError, database::on_connection};
+use crate::domain::OrderId;
 
 /// A day; what took longer counts as that.
 const LONGEST_MICROS: u64 = 86_400_000_000;
 
-const ADD_ORDERS: &str = concat!(
-    "INSERT INTO orders (order_id, status, reason, `lines`, created_at, updated_at)
-    SELECT order_id, 'FAILED', 'INSUFFICIENT_STOCK', '[[\"sku-1\",1],[\"sku-2\",2]]', ?, ? FROM ",
-    wanted_orders!(),
-);
-
-const ADD_OUTCOMES: &str = concat!(
-    "INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
-    SELECT order_id, 'FAILED', 'INSUFFICIENT_STOCK', '[]', ? FROM ",
-    wanted_orders!(),
-);
-
 impl OrderStore {
-    /// Adds orders that were refused at a time, as [`StockStore::add_refused`] does.
-    pub(crate) async fn add_refused(
-        &self,
-        ids: &[OrderId],
-        at: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let hex = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "add history", |conn, _| {
-            let added = sqlx::query(ADD_ORDERS).bind(at).bind(at).bind(&hex).execute(conn).await?;
-            expect_rows("orders added", ids.len(), added.rows_affected())
-        })
+    pub(crate) async fn has_orders(&self) -> Result<bool, StoreError> {
+        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM orders)").await
     }
 
     /// How long each order from `first` on took from its acceptance to its last change, microseconds.
-    pub(crate) async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
+    pub async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
         let mut histogram = Histogram::new_with_max(LONGEST_MICROS, 3)
             .map_err(|e| StoreError::Refused(e.to_string()))?;
         let mut in_use = self.db.acquire().await?;
@@ -89,16 +33,11 @@ impl OrderStore {
 }
 
 impl StockStore {
-    /// Adds the outcomes of orders that were refused at a time.
-    pub(crate) async fn add_refused(
-        &self,
-        ids: &[OrderId],
-        at: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        let hex = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "add history", |conn, _| {
-            let added = sqlx::query(ADD_OUTCOMES).bind(at).bind(&hex).execute(conn).await?;
-            expect_rows("outcomes added", ids.len(), added.rows_affected())
-        })
+    pub(crate) async fn has_products(&self) -> Result<bool, StoreError> {
+        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM products)").await
     }
+}
+
+async fn has_rows(db: &Database, sql: &'static str) -> Result<bool, StoreError> {
+    on_connection!(db, |conn| sqlx::query_scalar(sql).fetch_one(conn).await)
 }

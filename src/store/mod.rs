@@ -25,7 +25,6 @@ mod statuses;
 mod stock;
 mod verify;
 
-pub(crate) use bench::SiblingDatabase;
 pub use database::{Database, Role};
 pub use error::StoreError;
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};

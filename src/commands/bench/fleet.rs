@@ -7,11 +7,11 @@ use futures::{
     future::{select_all, try_join_all},
 };
 
-use super::{report::Run, role::Role, scratch::Scratch};
+use super::{report::Run, role::Role, site::Site};
 
 /// A compensator, workers that may come and go, and an ingest where orders are placed over HTTP.
-pub(super) struct Fleet<'a> {
-    scratch: &'a Scratch,
+pub struct Fleet<'a> {
+    site: &'a Site,
     log: &'a File,
     compensator: Role,
     ingest: Option<Role>,
@@ -24,15 +24,15 @@ pub(super) struct Fleet<'a> {
 impl<'a> Fleet<'a> {
     /// Starts a compensator, waits until it has its partitions, and starts the workers.
     pub(super) async fn start(
-        scratch: &'a Scratch,
+        site: &'a Site,
         log: &'a File,
         workers: usize,
     ) -> anyhow::Result<Self> {
-        let spawn = |role| Role::spawn(role, scratch, log);
+        let spawn = |role| Role::spawn(role, site, log);
         let mut compensator = spawn("compensator")?;
         compensator.ready().await?;
         let workers = (0..workers).map(|_| spawn("worker")).collect::<anyhow::Result<_>>()?;
-        Ok(Self { scratch, log, compensator, ingest: None, workers, run: Run::default() })
+        Ok(Self { site, log, compensator, ingest: None, workers, run: Run::default() })
     }
 
     /// Waits until one of the workers has partitions.
@@ -50,7 +50,7 @@ impl<'a> Fleet<'a> {
 
     /// Starts an ingest. Answers where it takes orders.
     pub(super) async fn serve(&mut self) -> anyhow::Result<String> {
-        let mut ingest = Role::spawn("ingest", self.scratch, self.log)?;
+        let mut ingest = Role::spawn("ingest", self.site, self.log)?;
         ingest.ready().await?;
         let url = format!("http://{}/v1/orders", ingest.http);
         self.ingest = Some(ingest);
@@ -67,16 +67,20 @@ impl<'a> Fleet<'a> {
         Ok(moved as u64)
     }
 
-    /// While there are only so many workers, another joins; else the oldest is killed by SIGKILL.
-    pub(super) fn change(&mut self, workers: usize) -> anyhow::Result<()> {
-        if self.workers.len() <= workers {
-            self.workers.push_back(Role::spawn("worker", self.scratch, self.log)?);
-            self.run.joined += 1;
-        } else if let Some(oldest) = self.workers.pop_front() {
-            // What it did until then is lost with it.
-            self.run.tell_usage(oldest.name, oldest.usage()?);
-            drop(oldest);
-            self.run.killed += 1;
+    pub fn count_workers(&self) -> usize {
+        self.workers.len()
+    }
+
+    /// Starts another worker, and does not wait for it.
+    pub fn add_worker(&mut self) -> anyhow::Result<()> {
+        self.workers.push_back(Role::spawn("worker", self.site, self.log)?);
+        Ok(())
+    }
+
+    /// Kills the worker that joined first by SIGKILL. What it measured until then is lost, but for its use of the machine.
+    pub fn kill_oldest_worker(&mut self) -> anyhow::Result<()> {
+        if let Some(oldest) = self.workers.pop_front() {
+            self.run.add_usage(oldest.name, oldest.usage()?);
         }
         Ok(())
     }
@@ -89,11 +93,11 @@ impl<'a> Fleet<'a> {
                 self.run.batches += metrics.sum("stocklock_batch_orders_count", "");
                 self.run.batched += metrics.sum("stocklock_batch_orders_sum", "");
             }
-            self.run.tell_usage(worker.name, worker.usage()?);
+            self.run.add_usage(worker.name, worker.usage()?);
             worker.stop().await?;
         }
         for role in std::iter::once(self.compensator).chain(self.ingest) {
-            self.run.tell_usage(role.name, role.usage()?);
+            self.run.add_usage(role.name, role.usage()?);
             role.stop().await?;
         }
         Ok(self.run)

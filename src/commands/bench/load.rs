@@ -13,9 +13,7 @@ use reqwest::StatusCode;
 use serde_json::json;
 use tokio::task::JoinSet;
 
-use super::{
-    fleet::Fleet, report::Run, scratch::Scratch, stopwatch::Stopwatch, workload::Workload,
-};
+use super::{fleet::Fleet, report::Run, site::Site, stopwatch::Stopwatch, workload::Workload};
 use crate::{
     domain::{Lines, OrderId},
     store::OrderStore,
@@ -29,12 +27,14 @@ const CLIENTS: usize = 256;
 /// Requests that an open loop may have under way.
 const MAX_REQUESTS: usize = 10_000;
 
+/// What happens to the fleet while it works: called about every 20 ms.
+pub type Meanwhile<'a> = &'a dyn Fn(&mut Fleet<'_>) -> anyhow::Result<()>;
+
 pub(super) struct Load<'a> {
-    pub(crate) scratch: &'a Scratch,
+    pub(crate) site: &'a Site,
     pub(crate) workload: &'a Workload,
     pub(crate) workers: usize,
-    /// How often the workers change while they work.
-    pub(crate) churn: Option<Duration>,
+    pub(crate) meanwhile: Meanwhile<'a>,
     /// What the roles say.
     pub(crate) log: &'a File,
 }
@@ -43,10 +43,10 @@ impl Load<'_> {
     /// From a backlog on the topic: the time begins when the first worker has its partitions.
     pub(super) async fn drain(&self, orders: &OrderStore) -> anyhow::Result<(Run, Histogram<u64>)> {
         let counted_from = Utc::now();
-        let events = self.scratch.place(orders, self.workload).await?;
-        self.scratch.publish(&events).await?;
+        let events = self.site.place(orders, self.workload).await?;
+        self.site.publish(&events).await?;
         drop(events);
-        let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
+        let mut fleet = Fleet::start(self.site, self.log, self.workers).await?;
         fleet.any_ready().await?;
         self.finish(fleet, &Stopwatch::start(), orders, counted_from).await
     }
@@ -58,7 +58,7 @@ impl Load<'_> {
         orders: &OrderStore,
         rate: Option<u32>,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
-        let mut fleet = Fleet::start(self.scratch, self.log, self.workers).await?;
+        let mut fleet = Fleet::start(self.site, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
         let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
@@ -84,7 +84,7 @@ impl Load<'_> {
         run.workload.clone_from(&self.workload.name);
         (run.orders, run.lines) = (self.workload.orders.len(), self.workload.count_lines());
         run.workers = self.workers;
-        run.tell_rates(seconds, others);
+        run.set_rates(seconds, others);
         Ok((run, orders.settle_times(OrderId::first_of(counted_from)).await?))
     }
 
@@ -93,7 +93,7 @@ impl Load<'_> {
             "{bar:40} {pos}/{len} orders final, {per_sec}, {elapsed}",
         )?;
         let progress = ProgressBar::new(self.workload.orders.len() as u64).with_style(style);
-        let (mut moved_at, mut changed_at) = (Instant::now(), Instant::now());
+        let mut moved_at = Instant::now();
         while progress.position() < self.workload.orders.len() as u64 {
             tokio::time::sleep(LOOK_EVERY).await;
             let moved = fleet.count_final().await?;
@@ -107,10 +107,7 @@ impl Load<'_> {
                     self.workload.orders.len()
                 );
             }
-            if self.churn.is_some_and(|interval| changed_at.elapsed() >= interval) {
-                fleet.change(self.workers)?;
-                changed_at = Instant::now();
-            }
+            (self.meanwhile)(fleet)?;
         }
         progress.finish_and_clear();
         Ok(())

@@ -3,25 +3,20 @@ use std::collections::BTreeMap;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use super::{super::Output, Bounds, role::Usage};
+use super::{super::Output, role::Usage};
 
 /// What one run gave.
 #[derive(Debug, Default, Serialize)]
-pub(super) struct Run {
+pub struct Run {
     pub(crate) mode: &'static str,
     pub(crate) workload: String,
     pub(crate) strategy: &'static str,
     pub(crate) orders: usize,
-    /// Orders that were there before.
-    pub(crate) history: u32,
     pub(crate) lines: usize,
     pub(crate) batch_max: usize,
     pub(crate) workers: usize,
-    /// Workers that joined, and that were killed, during the run.
-    pub(crate) joined: usize,
-    pub(crate) killed: usize,
     pub(crate) seconds: f64,
-    pub(crate) orders_per_s: f64,
+    pub orders_per_s: f64,
     pub(crate) lines_per_s: f64,
     pub(crate) batches_per_s: f64,
     pub(crate) mean_batch: f64,
@@ -30,29 +25,23 @@ pub(super) struct Run {
     pub(crate) batches: f64,
     #[serde(skip)]
     pub(crate) batched: f64,
-    pub(crate) ceiling_orders_per_s: Option<f64>,
-    pub(crate) ratio_to_ceiling: Option<f64>,
     pub(crate) p50_ms: f64,
     pub(crate) p95_ms: f64,
-    pub(crate) p99_ms: f64,
+    pub p99_ms: f64,
     pub(crate) max_ms: f64,
-    /// What the commits and the Kafka hops take without stocklock at the same rate.
-    pub(crate) bare_p50_ms: Option<f64>,
-    pub(crate) bare_p99_ms: Option<f64>,
-    pub(crate) ratio_to_bare_p99: Option<f64>,
     /// Of the process that had the highest.
     pub(crate) peak_rss_mib: f64,
     pub(crate) peak_rss_mib_by_role: BTreeMap<&'static str, f64>,
     pub(crate) cpu_seconds_per_1000_orders: BTreeMap<&'static str, f64>,
     /// Of other programs on this machine, the servers among them, by name.
     pub(crate) cpu_seconds_per_1000_orders_of_others: BTreeMap<String, f64>,
-    pub(crate) verified: bool,
+    pub verified: bool,
 }
 
 impl Run {
     /// Takes the seconds that all orders took, and the CPU seconds that other programs used in them.
     #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
-    pub(super) fn tell_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
+    pub(super) fn set_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
         let orders = self.orders as f64;
         self.seconds = round(seconds, 3);
         self.orders_per_s = round(orders / seconds, 1);
@@ -66,8 +55,8 @@ impl Run {
         }
     }
 
-    /// Adds what a process of a role has used; the CPU seconds until [`Run::tell_rates`] are those of all orders.
-    pub(super) fn tell_usage(&mut self, role: &'static str, usage: Usage) {
+    /// Adds what a process of a role has used; the CPU seconds until [`Run::set_rates`] are those of all orders.
+    pub(super) fn add_usage(&mut self, role: &'static str, usage: Usage) {
         let peak = self.peak_rss_mib_by_role.entry(role).or_default();
         *peak = round(peak.max(usage.peak_rss_mib), 1);
         self.peak_rss_mib = self.peak_rss_mib.max(*peak);
@@ -75,21 +64,11 @@ impl Run {
     }
 
     /// Takes the orders' times from acceptance to their final status, microseconds.
-    pub(super) fn tell_latencies(&mut self, micros: &Histogram<u64>) {
+    pub(super) fn set_latencies(&mut self, micros: &Histogram<u64>) {
         self.p50_ms = millis(micros.value_at_quantile(0.5));
         self.p95_ms = millis(micros.value_at_quantile(0.95));
         self.p99_ms = millis(micros.value_at_quantile(0.99));
         self.max_ms = millis(micros.max());
-    }
-
-    pub(super) fn compare_with(&mut self, bounds: &Bounds) {
-        let ceiling = bounds.ceiling_orders_per_s;
-        self.ceiling_orders_per_s = ceiling.map(|ceiling| round(ceiling, 1));
-        self.ratio_to_ceiling = ceiling.map(|ceiling| round(self.orders_per_s / ceiling, 3));
-        let bare =
-            |quantile| Some(millis(bounds.bare_micros.as_ref()?.value_at_quantile(quantile)));
-        (self.bare_p50_ms, self.bare_p99_ms) = (bare(0.5), bare(0.99));
-        self.ratio_to_bare_p99 = self.bare_p99_ms.map(|bare| round(self.p99_ms / bare, 2));
     }
 
     pub(super) fn print(&self, output: Output) {
@@ -107,21 +86,10 @@ impl Run {
         println!("  {:>10} orders, {} lines, in {} s", self.orders, self.lines, self.seconds);
         println!("  {:>10} orders/s, {} lines/s", self.orders_per_s, self.lines_per_s);
         println!("  {:>10} batches/s of {} orders", self.batches_per_s, self.mean_batch);
-        if let (Some(ceiling), Some(ratio)) = (self.ceiling_orders_per_s, self.ratio_to_ceiling) {
-            println!("  {ratio:>10} of the ceiling, {ceiling} orders/s");
-        }
-        if self.killed + self.joined > 0 {
-            println!("  {:>10} workers killed, {} joined", self.killed, self.joined);
-        }
         println!(
             "  {:>10} ms p50, {} p95, {} p99, {} max",
             self.p50_ms, self.p95_ms, self.p99_ms, self.max_ms
         );
-        if let (Some(p50), Some(p99), Some(ratio)) =
-            (self.bare_p50_ms, self.bare_p99_ms, self.ratio_to_bare_p99)
-        {
-            println!("  {ratio:>10} of the p99 without stocklock: {p50} ms p50, {p99} p99");
-        }
         for (role, cpu) in &self.cpu_seconds_per_1000_orders {
             let peak = self.peak_rss_mib_by_role.get(role).copied().unwrap_or_default();
             println!("  {cpu:>10} CPU seconds a thousand orders, {peak} MiB at most: {role}");
@@ -133,11 +101,11 @@ impl Run {
     }
 }
 
-fn millis(micros: u64) -> f64 {
+pub fn millis(micros: u64) -> f64 {
     round(f64::from(u32::try_from(micros).unwrap_or(u32::MAX)) / 1000.0, 2)
 }
 
-fn round(value: f64, digits: i32) -> f64 {
+pub fn round(value: f64, digits: i32) -> f64 {
     let scale = 10_f64.powi(digits);
     (value * scale).round() / scale
 }

@@ -13,7 +13,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{scratch::Scratch, stopwatch::cpu_seconds};
+use super::{site::Site, stopwatch::cpu_seconds};
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -48,18 +48,14 @@ impl Exposition {
 
 impl Role {
     /// Starts a role on free ports.
-    pub(super) fn spawn(
-        name: &'static str,
-        scratch: &Scratch,
-        log: &fs::File,
-    ) -> anyhow::Result<Self> {
+    pub(super) fn spawn(name: &'static str, site: &Site, log: &fs::File) -> anyhow::Result<Self> {
         let (admin, http) = (free_address()?, free_address()?);
         let inherited = std::env::vars().filter(|(name, _)| !name.starts_with("STOCKLOCK__"));
-        let process = Command::new(std::env::current_exe()?)
+        let process = Command::new(&site.binary)
             .arg(name)
             .env_clear()
             .envs(inherited)
-            .envs(scratch.environment())
+            .envs(site.environment())
             .env("STOCKLOCK__ADMIN__LISTEN", admin.to_string())
             .env("STOCKLOCK__HTTP__LISTEN", http.to_string())
             .stdin(Stdio::null())

@@ -13,9 +13,9 @@ const LONGEST_WARM_UP: Duration = Duration::from_secs(3);
 const QUANTITIES: RangeInclusive<i64> = 1..=5;
 
 /// The lines of each order, in the order in which they are placed.
-pub(super) struct Workload {
+pub struct Workload {
     pub(crate) name: String,
-    pub(crate) orders: Vec<Lines>,
+    pub orders: Vec<Lines>,
 }
 
 /// What the generated orders are drawn from.
@@ -63,7 +63,7 @@ impl Workload {
     }
 
     /// How much of a run at a rate is not counted: a tenth, 3 s at most.
-    pub(super) fn warm_up(&self, rate: u32) -> Duration {
+    pub fn warm_up(&self, rate: u32) -> Duration {
         let orders = u32::try_from(self.orders.len()).unwrap_or(u32::MAX);
         (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP)
     }
@@ -88,7 +88,7 @@ impl Workload {
     }
 
     /// For each product so much that `fill` of the demand for it can be served.
-    pub(super) fn stock(&self, fill: f64) -> BTreeMap<ProductId, i64> {
+    pub fn stock(&self, fill: f64) -> BTreeMap<ProductId, i64> {
         let mut demand = BTreeMap::new();
         for line in self.orders.iter().flat_map(Lines::as_slice) {
             *demand.entry(line.product_id().clone()).or_insert(0_i64) += line.quantity();

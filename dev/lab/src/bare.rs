@@ -16,8 +16,10 @@ use tokio::{
     time::{Instant, sleep, sleep_until},
 };
 
-use super::{ceiling::statuses, scratch::Scratch};
-use crate::{
+use crate::ceiling::statuses;
+
+use stocklock::{
+    commands::bench::Site,
     config::{BatchConfig, Config},
     domain::{EventKind, Lines, OrderEvent, OrderId},
     kafka::{Message, Producer, client_config},
@@ -30,8 +32,8 @@ use crate::{
 const QUEUE: usize = 100_000;
 
 /// Brings orders, of which so many arrive a second, to their final status.
-pub(super) async fn run(
-    scratch: &Scratch,
+pub(crate) async fn run(
+    site: &Site,
     orders: &OrderStore,
     stock: &StockStore,
     arriving: &[Lines],
@@ -40,7 +42,7 @@ pub(super) async fn run(
     let (arrivals, arrived) = mpsc::channel(QUEUE);
     let (placed, events) = mpsc::channel(QUEUE);
     let (published, in_outbox) = mpsc::channel(QUEUE);
-    let config = &scratch.config;
+    let config = &site.config;
     let count = arriving.len();
     let mut tasks = JoinSet::new();
     tasks.spawn(apply(orders.clone(), config.clone(), count));

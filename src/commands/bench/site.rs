@@ -1,58 +1,50 @@
-//! Databases, topics, groups and lock keys that only one run uses, and that go with it.
+//! Where a run takes place: two stores, and topics, groups and lock keys that only this run uses.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::Context as _;
-use chrono::{SubsecRound as _, TimeDelta, Utc};
+use chrono::{SubsecRound as _, Utc};
 
 use super::{super::process, workload::Workload};
 use crate::{
     config::{Config, Layers},
     domain::{EventKind, OrderEvent, OrderId, ProductId},
     kafka::{Message, Producer, delete_topics, ensure_topics},
-    store::{
-        NewOrder, OrderStore, Product, SiblingDatabase, StockStore, migrate_order_store,
-        migrate_stock_store,
-    },
+    store::{NewOrder, OrderStore, Product, StockStore, migrate_order_store, migrate_stock_store},
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
 
+/// Products, orders or messages of a statement or of a request to the broker.
 const CHUNK: usize = 1_000;
-/// Nobody else publishes what is placed here.
+/// The relay publishes nothing that is placed here: no run takes longer.
 const LEASE: Duration = Duration::from_secs(3_600);
 
-pub(super) struct Scratch {
-    pub(crate) config: Config,
+/// The configured stores, migrated, and topics of this run alone.
+pub struct Site {
+    pub config: Config,
     layers: Layers,
-    databases: [SiblingDatabase; 2],
+    /// The program whose roles run.
+    pub(super) binary: PathBuf,
 }
 
-impl Scratch {
-    /// Sets up both stores on the configured servers, whose user may create databases, and the topics.
-    pub(super) async fn create(
+impl Site {
+    /// Migrates the configured stores and creates topics for one run, with `settings` over `layers`.
+    ///
+    /// Fails where the configuration is wrong, or a store or a broker is not reached.
+    pub async fn open(
         layers: &Layers,
         settings: &[(&str, String)],
+        binary: &Path,
     ) -> anyhow::Result<Self> {
         let configured = Config::resolve(layers)?;
         let name = format!("bench_{}", &uuid::Uuid::now_v7().simple().to_string()[20..]);
-        let orders = SiblingDatabase::create(
-            &configured.order_store.migrate_url,
-            &format!("_{name}_orders"),
-        )
-        .await;
-        let stock =
-            SiblingDatabase::create(&configured.stock_store.migrate_url, &format!("_{name}_stock"))
-                .await;
-        let databases =
-            [orders.context("a database for orders")?, stock.context("a database for stock")?];
-        let [orders_url, stock_url] = databases.each_ref().map(|database| &database.url);
         let topics = &configured.topics;
         let own = [
-            ("order_store.url", orders_url.expose().to_owned()),
-            ("order_store.migrate_url", orders_url.expose().to_owned()),
-            ("stock_store.url", stock_url.expose().to_owned()),
-            ("stock_store.migrate_url", stock_url.expose().to_owned()),
             ("lock.prefix", format!("{name}:{}", configured.lock.prefix)),
             ("kafka.group_id", format!("{name}.{}", configured.kafka.group_id)),
             ("compensator.group_id", format!("{name}.{}", configured.compensator.group_id)),
@@ -63,11 +55,11 @@ impl Scratch {
         ];
         let layers =
             layers.with(own.iter().chain(settings).map(|(key, value)| (*key, value.clone())));
-        migrate_order_store(orders_url).await?;
-        migrate_stock_store(stock_url).await?;
-        let scratch = Self { config: Config::resolve(&layers)?, layers, databases };
-        ensure_topics(&scratch.config.kafka, &scratch.config.topics).await.context("topics")?;
-        Ok(scratch)
+        let config = Config::resolve(&layers)?;
+        migrate_order_store(&config.order_store.migrate_url).await.context("the order store")?;
+        migrate_stock_store(&config.stock_store.migrate_url).await.context("the stock store")?;
+        ensure_topics(&config.kafka, &config.topics).await.context("topics")?;
+        Ok(Self { config, layers, binary: binary.to_owned() })
     }
 
     /// The settings of a role of this run.
@@ -75,14 +67,16 @@ impl Scratch {
         self.layers.environment()
     }
 
-    pub(super) fn stores(&self, metrics: &Metrics) -> anyhow::Result<(OrderStore, StockStore)> {
+    /// Opens both stores.
+    pub fn stores(&self, metrics: &Metrics) -> anyhow::Result<(OrderStore, StockStore)> {
         Ok((
             process::open_order_store(&self.config, metrics)?,
             process::open_stock_store(&self.config, metrics)?,
         ))
     }
 
-    pub(super) async fn import(
+    /// Brings the stock to `units`.
+    pub async fn import(
         &self,
         stock: &StockStore,
         units: &BTreeMap<ProductId, i64>,
@@ -101,29 +95,8 @@ impl Scratch {
         Ok(())
     }
 
-    /// Orders that were refused before, one a millisecond until now.
-    pub(super) async fn add_history(
-        &self,
-        orders: &OrderStore,
-        stock: &StockStore,
-        count: u32,
-    ) -> anyhow::Result<()> {
-        let now = Utc::now();
-        let ids: Vec<_> = (1..=count)
-            .rev()
-            .map(|age| OrderId::first_of(now - TimeDelta::milliseconds(age.into())))
-            .collect();
-        for chunk in ids.chunks(10 * CHUNK) {
-            let (placed, decided) =
-                tokio::join!(orders.add_refused(chunk, now), stock.add_refused(chunk, now));
-            placed?;
-            decided?;
-        }
-        Ok(())
-    }
-
-    /// Saves the orders as ingest does; none is published.
-    pub(super) async fn place(
+    /// Saves the orders as ingest does, and publishes none.
+    pub async fn place(
         &self,
         orders: &OrderStore,
         workload: &Workload,
@@ -174,11 +147,8 @@ impl Scratch {
         Ok(())
     }
 
-    /// Removes what was set up.
-    pub(super) async fn remove(self) -> anyhow::Result<()> {
-        for database in &self.databases {
-            database.remove().await?;
-        }
+    /// Deletes the topics of this run. What it wrote to the stores stays.
+    pub async fn close(self) -> anyhow::Result<()> {
         delete_topics(&self.config.kafka, &self.config.topics).await?;
         Ok(())
     }

@@ -7,17 +7,17 @@ use anyhow::Context as _;
 use chrono::{DateTime, Utc};
 use tokio::{sync::mpsc, task::JoinSet};
 
-use crate::{
+use stocklock::{
     domain::{OrderEvent, OrderId, OrderStatus, WORKER_SOURCE, fold::Decisions},
     relay::COMMITTER_LEASE,
     store::{Guard, OrderStore, StockStore},
 };
 
 /// Connections to each store that are tried.
-pub(super) const CONNECTIONS: [usize; 3] = [1, 2, 4];
+pub(crate) const CONNECTIONS: [usize; 3] = [1, 2, 4];
 
 /// Orders a second.
-pub(super) async fn measure(
+pub(crate) async fn measure(
     orders: &OrderStore,
     stock: &StockStore,
     events: &[OrderEvent],
@@ -68,7 +68,7 @@ async fn bring_back(
 }
 
 /// What a worker says of its decisions.
-pub(super) fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
+pub(crate) fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
     let said = |(order_id, status)| OrderStatus {
         order_id,
         status,
