@@ -75,39 +75,39 @@ async fn one_order_a_group(world: &World, deadline: &str) -> Role {
     world.start_with("ingest", &settings).await
 }
 
-on_each_database! {
-    async fn orders_of_clients_that_have_gone_are_not_saved(world: World) {
-        let ingest = one_order_a_group(&world, "60s").await;
-        let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
-        api.place(&order).await.is(202);
-        let lock = Lock::on(&world).await;
-        let patient = tokio::spawn({
-            let (api, order) = (api.clone(), order.clone());
-            async move { tokio::join!(api.place(&order), api.place(&order)) }
-        });
-        blocked(&world, 2).await;
+on_each_database!(orders_of_clients_that_have_gone_are_not_saved,);
 
-        let (mut gone, mut half_closed) = (Vec::new(), Raw::connect(&ingest.http).await);
-        for _ in 0..20 {
-            let mut client = Raw::connect(&ingest.http).await;
-            client.place(&order.to_string(), "").await;
-            gone.push(client);
-        }
-        half_closed.place(&order.to_string(), "").await;
-        half_closed.finish_sending().await;
-        drop(gone);
-        comes_to(&ingest, "abandoned", 20).await;
-        lock.release().await;
+async fn orders_of_clients_that_have_gone_are_not_saved(world: World) {
+    let ingest = one_order_a_group(&world, "60s").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    api.place(&order).await.is(202);
+    let lock = Lock::on(&world).await;
+    let patient = tokio::spawn({
+        let (api, order) = (api.clone(), order.clone());
+        async move { tokio::join!(api.place(&order), api.place(&order)) }
+    });
+    blocked(&world, 2).await;
 
-        let (one, other) = patient.await.expect("answers");
-        let _both = (one.is(202), other.is(202));
-        let answer = half_closed.read_to_end().await;
-        let answers = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
-        assert!(answers.starts_with("HTTP/1.1 202"), "{answer}");
-        api.place(&order).await.is(202);
-        assert_eq!(count_all(&world).await, 5);
-        comes_to(&ingest, "abandoned", 20).await;
+    let (mut gone, mut half_closed) = (Vec::new(), Raw::connect(&ingest.http).await);
+    for _ in 0..20 {
+        let mut client = Raw::connect(&ingest.http).await;
+        client.place(&order.to_string(), "").await;
+        gone.push(client);
     }
+    half_closed.place(&order.to_string(), "").await;
+    half_closed.finish_sending().await;
+    drop(gone);
+    comes_to(&ingest, "abandoned", 20).await;
+    lock.release().await;
+
+    let (one, other) = patient.await.expect("answers");
+    let _both = (one.is(202), other.is(202));
+    let answer = half_closed.read_to_end().await;
+    let answers = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
+    assert!(answers.starts_with("HTTP/1.1 202"), "{answer}");
+    api.place(&order).await.is(202);
+    assert_eq!(count_all(&world).await, 5);
+    comes_to(&ingest, "abandoned", 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,27 +133,27 @@ async fn a_client_that_has_only_finished_sending_is_answered_on_every_route() {
     assert!(answer.contains("HTTP/1.1 202") && answer.contains("PENDING"), "{answer}");
 }
 
-on_each_database! {
-    async fn an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved(world: World) {
-        let ingest = one_order_a_group(&world, "1s").await;
-        let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
-        api.place(&order).await.is(202);
-        let lock = Lock::on(&world).await;
-        let answers = futures::future::join_all((0..50).map(|_| api.place(&order))).await;
-        for answer in answers {
-            assert!(answer.problem(503).header("retry-after").parse::<u64>().is_ok());
-        }
+on_each_database!(an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved,);
 
-        // The store is known to be away: if each waited for its deadline, it would take 100 s.
-        let begun = Instant::now();
-        for _ in 0..100 {
-            api.place(&order).await.problem(503);
-        }
-        assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
-        lock.release().await;
-        taken_again(&api, &order).await;
-        assert_eq!(count_all(&world).await, 2);
+async fn an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved(world: World) {
+    let ingest = one_order_a_group(&world, "1s").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    api.place(&order).await.is(202);
+    let lock = Lock::on(&world).await;
+    let answers = futures::future::join_all((0..50).map(|_| api.place(&order))).await;
+    for answer in answers {
+        assert!(answer.problem(503).header("retry-after").parse::<u64>().is_ok());
     }
+
+    // The store is known to be away: if each waited for its deadline, it would take 100 s.
+    let begun = Instant::now();
+    for _ in 0..100 {
+        api.place(&order).await.problem(503);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
+    lock.release().await;
+    taken_again(&api, &order).await;
+    assert_eq!(count_all(&world).await, 2);
 }
 
 /// Places an order once the store is known to be back.

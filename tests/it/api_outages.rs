@@ -9,24 +9,27 @@ use crate::harness::{Api, Database, PATIENCE, Proxy, Strategy, World, lines, on_
 /// Where nobody listens.
 const NOWHERE: &str = "127.0.0.1:9";
 
-on_each_database! {
-    async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(world: World) {
-        world.import(&[("a", 5)]);
-        let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
-        let nowhere = format!("mysql://u:p@{NOWHERE}/stock");
-        let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &nowhere)]).await;
-        let api = Api::of(&ingest);
-        let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
-        let failed = api.decided(unchecked.order_id()).await;
-        assert_eq!((&failed["status"], &failed["reason"]), (&json!("FAILED"), &json!("UNKNOWN_PRODUCT")));
-        let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
-        assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
-        api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
-        let away = api.get("/v1/products/a").await.problem(503);
-        assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
-        assert_eq!(world.available("a"), 4);
-        world.verify();
-    }
+on_each_database!(with_the_stock_store_away_the_worker_decides_about_unknown_products,);
+
+async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(world: World) {
+    world.import(&[("a", 5)]);
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    let nowhere = format!("mysql://u:p@{NOWHERE}/stock");
+    let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &nowhere)]).await;
+    let api = Api::of(&ingest);
+    let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
+    let failed = api.decided(unchecked.order_id()).await;
+    assert_eq!(
+        (&failed["status"], &failed["reason"]),
+        (&json!("FAILED"), &json!("UNKNOWN_PRODUCT"))
+    );
+    let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
+    assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
+    api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+    let away = api.get("/v1/products/a").await.problem(503);
+    assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
+    assert_eq!(world.available("a"), 4);
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

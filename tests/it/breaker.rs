@@ -99,24 +99,25 @@ async fn a_lane_that_meets_nothing_but_poison_stops_and_goes_on_after_a_restart(
     worker.stop();
 }
 
-on_each_database! {
-    async fn a_lane_whose_orders_are_all_refused_stops_and_goes_on_when_they_are_not(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        world.import(&[("a", 1000)]);
-        world.tamper_with_stock(REFUSE_ALL).await;
-        world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 450]).await).await;
-        let (worker, _compensator) = (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
-        worker.listening().await;
-        stands_still(&worker).await;
-        world.tamper_with_stock("DROP TRIGGER refuses").await;
-        world.caught_up(group, topic).await;
-        worker.ready().await;
-        assert_eq!(worker.metric("stocklock_lanes_stopped", "").await, 0.0);
-        assert_eq!(letters(&world).1, MOST);
-        world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
-        assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (250, 750));
-        worker.stop();
-    }
+on_each_database!(a_lane_whose_orders_are_all_refused_stops_and_goes_on_when_they_are_not,);
+
+async fn a_lane_whose_orders_are_all_refused_stops_and_goes_on_when_they_are_not(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    world.import(&[("a", 1000)]);
+    world.tamper_with_stock(REFUSE_ALL).await;
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 450]).await).await;
+    let (worker, _compensator) =
+        (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
+    worker.listening().await;
+    stands_still(&worker).await;
+    world.tamper_with_stock("DROP TRIGGER refuses").await;
+    world.caught_up(group, topic).await;
+    worker.ready().await;
+    assert_eq!(worker.metric("stocklock_lanes_stopped", "").await, 0.0);
+    assert_eq!(letters(&world).1, MOST);
+    world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
+    assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (250, 750));
+    worker.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

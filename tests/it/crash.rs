@@ -62,22 +62,27 @@ async fn crash_worker_and_compensator(world: World, worker_point: &str, compensa
     check_nothing_lost(&world, &acknowledged).await;
 }
 
-on_two_stacks! {
-    async fn a_worker_that_dies_with_its_locks_held_loses_nothing(world: World) {
-        crash_worker_and_compensator(world, "deduct.locked", "compensate.committed").await;
-    }
+on_two_stacks!(
+    a_worker_that_dies_with_its_locks_held_loses_nothing,
+    a_worker_that_dies_in_its_transaction_loses_nothing,
+    a_worker_that_dies_after_its_commit_loses_nothing,
+    a_worker_that_dies_before_it_stores_its_offsets_does_nothing_twice,
+);
 
-    async fn a_worker_that_dies_in_its_transaction_loses_nothing(world: World) {
-        crash_worker_and_compensator(world, "deduct.written", "compensate.written").await;
-    }
+async fn a_worker_that_dies_with_its_locks_held_loses_nothing(world: World) {
+    crash_worker_and_compensator(world, "deduct.locked", "compensate.committed").await;
+}
 
-    async fn a_worker_that_dies_after_its_commit_loses_nothing(world: World) {
-        crash_worker_and_compensator(world, "deduct.committed", "compensate.committed").await;
-    }
+async fn a_worker_that_dies_in_its_transaction_loses_nothing(world: World) {
+    crash_worker_and_compensator(world, "deduct.written", "compensate.written").await;
+}
 
-    async fn a_worker_that_dies_before_it_stores_its_offsets_does_nothing_twice(world: World) {
-        crash_worker_and_compensator(world, "deduct.published", "compensate.written").await;
-    }
+async fn a_worker_that_dies_after_its_commit_loses_nothing(world: World) {
+    crash_worker_and_compensator(world, "deduct.committed", "compensate.committed").await;
+}
+
+async fn a_worker_that_dies_before_it_stores_its_offsets_does_nothing_twice(world: World) {
+    crash_worker_and_compensator(world, "deduct.published", "compensate.written").await;
 }
 
 /// Places orders until one is not acknowledged, however long the ingest takes to its crash point.

@@ -86,79 +86,91 @@ impl Load {
     }
 }
 
-on_two_stacks! {
-    async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
-        let (first, second) = (world.start("worker").await, world.start("worker").await);
-        let load = Load::on(&ingest);
-        tokio::join!(works(&first), works(&second));
-        assert_eq!(world.assignor(group), "cooperative-sticky");
-        let third = world.start("worker").await;
-        works(&third).await;
-        gave_up(&first).await;
-        first.stop();
-        third.kill();
-        // The killed one's partitions come to the second once its session has run out.
-        owns_all(&second).await;
-        load.ends_well(&world).await;
-        second.stop();
-        assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
-    }
+on_two_stacks!(
+    workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice,
+    workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either,
+    a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again,
+);
 
-    /// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
-    async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start_with("compensator", &protocol).await);
-        let first = world.start_with("worker", &protocol).await;
-        let load = Load::on(&ingest);
-        works(&first).await;
-        let second = world.start_with("worker", &protocol).await;
-        works(&second).await;
-        gave_up(&first).await;
-        assert_eq!(world.assignor(group), "", "the members have no say");
-        for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
-            assert!(given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"), "{given_up}");
-        }
-        first.stop();
-        owns_all(&second).await;
-        load.ends_well(&world).await;
-        second.stop();
-        assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
-    }
+async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let (first, second) = (world.start("worker").await, world.start("worker").await);
+    let load = Load::on(&ingest);
+    tokio::join!(works(&first), works(&second));
+    assert_eq!(world.assignor(group), "cooperative-sticky");
+    let third = world.start("worker").await;
+    works(&third).await;
+    gave_up(&first).await;
+    first.stop();
+    third.kill();
+    // The killed one's partitions come to the second once its session has run out.
+    owns_all(&second).await;
+    load.ends_well(&world).await;
+    second.stop();
+    assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
+}
 
-    /// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
-    async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
-        let impatient = [("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"), ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s")];
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
-        let (frozen, other) = (world.start_with("worker", &impatient).await, world.start("worker").await);
-        let load = Load::on(&ingest);
-        tokio::join!(works(&frozen), works(&other));
-        frozen.freeze();
-        owns_all(&other).await;
-        frozen.thaw();
-        let begun = Instant::now();
-        while frozen.count("stocklock_rebalances_total", "lost").await == 0 {
-            assert!(begun.elapsed() < PATIENCE, "it does not notice:\n{}", frozen.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let before = frozen.count("stocklock_orders_decided_total", "").await;
-        let begun = Instant::now();
-        while frozen.count("stocklock_orders_decided_total", "").await <= before {
-            assert!(begun.elapsed() < PATIENCE, "it does not come back:\n{}", frozen.log());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        frozen.ready().await;
-        assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
-        load.ends_well(&world).await;
-        frozen.stop();
-        other.stop();
-        assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
+/// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
+async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) =
+        (world.start("ingest").await, world.start_with("compensator", &protocol).await);
+    let first = world.start_with("worker", &protocol).await;
+    let load = Load::on(&ingest);
+    works(&first).await;
+    let second = world.start_with("worker", &protocol).await;
+    works(&second).await;
+    gave_up(&first).await;
+    assert_eq!(world.assignor(group), "", "the members have no say");
+    for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
+        assert!(
+            given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"),
+            "{given_up}"
+        );
     }
+    first.stop();
+    owns_all(&second).await;
+    load.ends_well(&world).await;
+    second.stop();
+    assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
+}
+
+/// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
+async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
+    let impatient = [
+        ("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"),
+        ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s"),
+    ];
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let (frozen, other) =
+        (world.start_with("worker", &impatient).await, world.start("worker").await);
+    let load = Load::on(&ingest);
+    tokio::join!(works(&frozen), works(&other));
+    frozen.freeze();
+    owns_all(&other).await;
+    frozen.thaw();
+    let begun = Instant::now();
+    while frozen.count("stocklock_rebalances_total", "lost").await == 0 {
+        assert!(begun.elapsed() < PATIENCE, "it does not notice:\n{}", frozen.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = frozen.count("stocklock_orders_decided_total", "").await;
+    let begun = Instant::now();
+    while frozen.count("stocklock_orders_decided_total", "").await <= before {
+        assert!(begun.elapsed() < PATIENCE, "it does not come back:\n{}", frozen.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    frozen.ready().await;
+    assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
+    load.ends_well(&world).await;
+    frozen.stop();
+    other.stop();
+    assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
 }
 
 /// Waits until a reading has not changed for so long.

@@ -60,19 +60,22 @@ async fn check_units_come_back(world: &World) {
     assert_eq!(world.order_store().count_owed_releases().await.expect("the order store"), 0);
 }
 
-on_two_stacks! {
-    async fn units_come_back_although_the_topic_was_truncated(world: World) {
-        lose_releases(&world, async || world.truncate_topic(&world.config.topics.orders).await).await;
-        // Published by the compensator with the usual patience of five minutes.
-        world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
-        check_units_come_back(&world).await;
-    }
+on_two_stacks!(
+    units_come_back_although_the_topic_was_truncated,
+    units_come_back_although_the_topic_was_deleted,
+);
 
-    async fn units_come_back_although_the_topic_was_deleted(world: World) {
-        lose_releases(&world, async || world.recreate_topic(&world.config.topics.orders).await).await;
-        world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
-        check_units_come_back(&world).await;
-    }
+async fn units_come_back_although_the_topic_was_truncated(world: World) {
+    lose_releases(&world, async || world.truncate_topic(&world.config.topics.orders).await).await;
+    // Published by the compensator with the usual patience of five minutes.
+    world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
+    check_units_come_back(&world).await;
+}
+
+async fn units_come_back_although_the_topic_was_deleted(world: World) {
+    lose_releases(&world, async || world.recreate_topic(&world.config.topics.orders).await).await;
+    world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
+    check_units_come_back(&world).await;
 }
 
 /// A worker's RELEASED that the broker lost is as good as a lost release.
