@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection as _, Executor as _, MySqlConnection};
 
 use crate::harness::{
-    Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines, on_each_database,
+    Api, Database, Proxy, Raw, Role, Strategy, World, lines, on_each_database, wait_until,
 };
 
 /// A lock on the tables that placing an order writes.
@@ -30,34 +30,25 @@ async fn connect(world: &World) -> MySqlConnection {
 /// Waits until so many statements wait for the lock.
 async fn blocked(world: &World, statements: i64) {
     let mut conn = connect(world).await;
-    let begun = Instant::now();
     let sql = "SELECT COUNT(*) FROM information_schema.processlist
                WHERE db = DATABASE() AND state = 'Waiting for table metadata lock'";
-    loop {
+    wait_until(&format!("{statements} statements wait for the lock"), async || {
         // MySQL shows no list in which another test's statement has bytes that are no text.
         let found: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap_or(0);
-        if found >= statements {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{found} statements wait, not {statements}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        found >= statements
+    })
+    .await;
 }
 
+/// Waits until a role has counted so many orders with this result. Fails the test if there are more.
 async fn comes_to(role: &Role, result: &str, count: u64) {
-    let begun = Instant::now();
-    loop {
-        let found =
-            role.count("stocklock_orders_ingested_total", &format!("result=\"{result}\"")).await;
-        if found == count {
-            return;
-        }
-        assert!(
-            found < count && begun.elapsed() < PATIENCE,
-            "{found} orders are {result}, not {count}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until(&format!("{count} orders are {result}"), async || {
+        let labels = format!("result=\"{result}\"");
+        let found = role.count("stocklock_orders_ingested_total", &labels).await;
+        assert!(found <= count, "{found} orders are {result}, not {count}");
+        found == count
+    })
+    .await;
 }
 
 async fn count_all(world: &World) -> i64 {
@@ -158,15 +149,14 @@ async fn an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved(world:
 
 /// Places an order once the store is known to be back.
 async fn taken_again(api: &Api, order: &serde_json::Value) {
-    let begun = Instant::now();
-    loop {
-        match api.place(order).await {
-            answer if answer.status == 202 => return,
-            answer => drop(answer.problem(503)),
+    wait_until("an order is accepted", async || match api.place(order).await {
+        answer if answer.status == 202 => true,
+        answer => {
+            answer.problem(503);
+            false
         }
-        assert!(begun.elapsed() < PATIENCE, "no order is taken");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,11 +1,9 @@
 //! `stocklock bench`: it measures the real pipeline, says what it found, and leaves nothing behind.
 
-use std::time::{Duration, Instant};
-
 use serde_json::Value;
 use sqlx::{Connection, MySqlConnection};
 
-use crate::harness::{PATIENCE, World, lines, on_each_database};
+use crate::harness::{World, lines, on_each_database, wait_for};
 
 const SMALL: [&str; 10] = [
     "--output",
@@ -30,8 +28,8 @@ fn number(run: &Value, field: &str) -> f64 {
     run[field].as_f64().unwrap_or_else(|| panic!("{field}: {run}"))
 }
 
-/// What carries the name of one of the world's databases or topics and is none of them.
-async fn left_behind(world: &World) -> Vec<String> {
+/// The databases and topics that the bench made: their names begin with those of the world's.
+async fn remains(world: &World) -> Vec<String> {
     let mut conn =
         MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
     let databases = "SELECT CAST(schema_name AS CHAR) FROM information_schema.schemata
@@ -69,11 +67,11 @@ async fn a_drain_is_measured_under_both_strategies_beside_the_ceiling(world: Wor
         let others = run["cpu_seconds_per_1000_orders_of_others"].as_object().expect("an object");
         assert!(seconds < 0.2 || others.contains_key("java"), "the broker works too: {run}");
     }
-    let begun = Instant::now();
-    while !left_behind(&world).await.is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "{:?}", left_behind(&world).await);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_for(async || match remains(&world).await {
+        names if names.is_empty() => Ok(()),
+        names => Err(format!("{names:?} remain")),
+    })
+    .await;
 }
 
 on_each_database!(latency_is_measured_at_a_given_rate,);

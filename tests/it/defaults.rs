@@ -20,11 +20,7 @@ async fn flow(world: &World) {
     assert_eq!(api.get(&path).await.is(200).body["status"], "COMPLETED");
     assert_eq!(api.get("/v1/products/a").await.is(200).body["available"], 3);
     world.cli(&["order", "fail", &completed, "--reason", "PAYMENT_DECLINED: ü€"]).succeeds();
-    let begun = Instant::now();
-    while (world.available("a"), world.available("B")) != (5, 1) {
-        assert!(begun.elapsed() < PATIENCE, "the units do not come back:\n{}", all.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    world.has_available(&[("a", 5), ("B", 1)]).await;
     let failed = api.get(&path).await.is(200).body;
     assert_eq!(
         (&failed["status"], &failed["reason"]),

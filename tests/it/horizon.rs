@@ -1,14 +1,14 @@
 //! Orders as old as the horizon of the ledger: nothing is done about them that what is forgotten could make wrong.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::collections::BTreeSet;
 
 use chrono::TimeDelta;
 use rdkafka::Message as _;
 use stocklock::domain::{OrderId, OrderState, ReportedStatus, WORKER_SOURCE};
 
 use crate::harness::{
-    Database, PATIENCE, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines,
-    release,
+    Database, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines, release,
+    wait_for,
 };
 
 /// The order and the error's class of each dead letter, in the order of the ids.
@@ -116,14 +116,12 @@ async fn setup_warns_of_a_topic_that_keeps_events_for_longer_than_they_can_be_de
     for (retention_ms, kept) in [("3456000000", "for 1month 9days"), ("-1", "for ever")] {
         world.alter_topic(&world.config.topics.orders, "retention.ms", retention_ms).await;
         // The broker may need a moment to see the change itself.
-        let begun = Instant::now();
-        let warned = loop {
+        let warned = wait_for(async || {
             let warned = world.cli(&["--output", "json", "setup"]).succeeds();
-            if warned.stdout().contains(&format!("retention.ms: {retention_ms},")) {
-                break warned;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{}", warned.stdout());
-        };
+            let is_seen = warned.stdout().contains(&format!("retention.ms: {retention_ms},"));
+            if is_seen { Ok(warned) } else { Err(warned.stdout()) }
+        })
+        .await;
         let warning = warned.json()["warnings"][0].as_str().expect("a warning").to_owned();
         assert!(warning.contains(kept) && warning.contains("retention.outcomes"), "{warning}");
         let text = warned.stderr();

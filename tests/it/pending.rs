@@ -1,6 +1,6 @@
 //! Orders that stay pending, since their event was lost, are produced again.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use chrono::{TimeDelta, Utc};
 use stocklock::{
@@ -12,8 +12,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    PATIENCE, Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks,
-    order_lines,
+    Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks, order_lines,
 };
 
 fn relay(world: &World) -> Relay {
@@ -55,15 +54,7 @@ fn on_topic(world: &World) -> Vec<OrderId> {
 
 /// Waits until the age of the oldest pending order is as it should be.
 async fn oldest_comes_to(role: &Role, is_right: impl Fn(f64) -> bool) {
-    let begun = Instant::now();
-    loop {
-        let age = role.metric("stocklock_pending_oldest_seconds", "").await;
-        if is_right(age) {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "the oldest is {age} s old");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    role.shows("stocklock_pending_oldest_seconds", "", is_right).await;
 }
 
 on_two_stacks!(an_order_whose_event_was_lost_becomes_final_by_itself,);

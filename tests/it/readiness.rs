@@ -1,15 +1,13 @@
 //! `/readyz` is true: a role is ready once it has tried what its work needs, and says what it lacks
 //! and why.
 
-use std::time::{Duration, Instant};
-
 use rdkafka::admin::{AdminClient, AdminOptions};
 use sqlx::{Connection as _, MySqlConnection};
 use stocklock::kafka::client_config;
 
 use crate::harness::{
-    Api, BrokerProxy, Cli, Database, PATIENCE, Proxy, Role, Strategy, World, lines,
-    on_each_database,
+    Api, BrokerProxy, Cli, Database, Proxy, Role, Strategy, World, lines, on_each_database,
+    proxies_of_masters, wait_until,
 };
 
 const NOWHERE: &str = "127.0.0.1:9";
@@ -135,12 +133,7 @@ async fn a_refused_connection_is_named_with_its_address() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_under_redlock_needs_a_majority_of_the_masters() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
-    let (mut proxies, mut urls) = (Vec::new(), Vec::new());
-    for master in &world.config.redis.urls {
-        let (proxy, url) = Proxy::before(master.expose()).await;
-        proxies.push(proxy);
-        urls.push(url);
-    }
+    let (proxies, urls) = proxies_of_masters(&world).await;
     let masters = urls.join(",");
     let settings = ("STOCKLOCK__REDIS__URLS", masters.as_str());
     proxies.iter().for_each(Proxy::cut);
@@ -222,22 +215,14 @@ async fn all_are_ready(protocol: &str) {
     for worker in &workers {
         worker.ready().await;
     }
-    let begun = Instant::now();
-    loop {
+    wait_until("one worker has no partition", async || {
         let mut idle = 0;
         for worker in &workers {
             idle += usize::from(!worker.metrics().await.contains("stocklock_consumer_lag{"));
         }
-        if idle == 1 {
-            break;
-        }
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "{idle} of {} workers have no partition",
-            workers.len()
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        idle == 1
+    })
+    .await;
     for worker in &workers {
         worker.ready().await;
     }

@@ -1,40 +1,28 @@
 //! Workers come and go under load: what one leaves, another takes, and nothing is lost or twice.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all,
-    random_orders,
+    Database, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, random_orders,
+    stays, unchanged_for, wait_for, wait_until,
 };
 
 /// Waits until a worker has decided something itself.
 async fn works(worker: &Role) {
-    let begun = Instant::now();
-    while worker.count("stocklock_orders_decided_total", "").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it decides nothing:\n{}", worker.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    worker.shows("stocklock_orders_decided_total", "", |decided| decided > 0.0).await;
 }
 
 /// Waits until a worker has had partitions taken away.
 async fn gave_up(worker: &Role) {
-    let begun = Instant::now();
-    while worker.count("stocklock_rebalances_total", "revoke").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it keeps its partitions:\n{}", worker.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
 }
 
 /// Waits until a worker has got all partitions, which takes until the session of one that was killed has run out.
 async fn owns_all(worker: &Role) {
-    let begun = Instant::now();
-    loop {
+    wait_until("the worker owns all partitions", async || {
         let log = worker.log();
         let count = |what: &str| -> usize {
             let lists = log
@@ -43,12 +31,9 @@ async fn owns_all(worker: &Role) {
                 .filter_map(|line| line.split(['[', ']']).nth(1));
             lists.map(|list| list.split(',').filter(|id| !id.trim().is_empty()).count()).sum()
         };
-        if count("partitions assigned") - count("partitions taken away") == 4 {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "it never got all partitions:\n{log}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+        count("partitions assigned") - count("partitions taken away") == 4
+    })
+    .await;
 }
 
 /// Orders that are placed without a pause.
@@ -154,38 +139,15 @@ async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(worl
     frozen.freeze();
     owns_all(&other).await;
     frozen.thaw();
-    let begun = Instant::now();
-    while frozen.count("stocklock_rebalances_total", "lost").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it does not notice:\n{}", frozen.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    let before = frozen.count("stocklock_orders_decided_total", "").await;
-    let begun = Instant::now();
-    while frozen.count("stocklock_orders_decided_total", "").await <= before {
-        assert!(begun.elapsed() < PATIENCE, "it does not come back:\n{}", frozen.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    frozen.shows("stocklock_rebalances_total", "lost", |losses| losses > 0.0).await;
+    let before = frozen.metric("stocklock_orders_decided_total", "").await;
+    frozen.shows("stocklock_orders_decided_total", "", |decided| decided > before).await;
     frozen.ready().await;
     assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
     load.ends_well(&world).await;
     frozen.stop();
     other.stop();
     assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
-}
-
-/// Waits until a reading has not changed for so long.
-async fn unchanged_for<T: PartialEq>(long: Duration, read: impl AsyncFn() -> T) -> T {
-    let begun = Instant::now();
-    let (mut last, mut since) = (read().await, Instant::now());
-    while since.elapsed() < long {
-        assert!(begun.elapsed() < PATIENCE, "it changes for ever");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = read().await;
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
-    }
-    last
 }
 
 /// Restarts one of two static members, and fails the test where the other notices.
@@ -216,9 +178,8 @@ async fn restart_a_static_member(protocol: &str) {
     second.stop();
     let second = world.start_with("worker", &settings("second")).await;
     works(&second).await;
-    // A rebalance would have come within a few heartbeats.
-    tokio::time::sleep(Duration::from_secs(15)).await;
-    assert_eq!(rebalances().await, before, "{}", first.log());
+    // A rebalance would come within a few heartbeats.
+    stays(Duration::from_secs(15), "no rebalance", async || rebalances().await == before).await;
     load.ends_well(&world).await;
     first.stop();
     second.stop();
@@ -262,12 +223,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
 
 /// The partitions whose lag a worker shows.
 async fn shown_lags(worker: &Role, topic: &str) -> BTreeSet<String> {
-    let text = reqwest::get(format!("{}/metrics", worker.admin))
-        .await
-        .expect("metrics")
-        .text()
-        .await
-        .expect("text");
+    let text = worker.metrics().await;
     let of_topic = text
         .lines()
         .filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
@@ -281,19 +237,17 @@ async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topic = &world.config.topics.orders;
     let comes_to = async |workers: &[&Role], expected: &[usize]| {
-        let begun = Instant::now();
-        loop {
+        wait_for(async || {
             let mut shown = Vec::new();
             for worker in workers {
                 shown.push(shown_lags(worker, topic).await);
             }
             let all: BTreeSet<_> = shown.iter().flatten().collect();
-            if all.len() == 4 && shown.iter().map(BTreeSet::len).eq(expected.iter().copied()) {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{shown:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            let is_right =
+                all.len() == 4 && shown.iter().map(BTreeSet::len).eq(expected.iter().copied());
+            if is_right { Ok(()) } else { Err(format!("{shown:?}, not {expected:?}")) }
+        })
+        .await;
     };
     let first = world.start("worker").await;
     comes_to(&[&first], &[4]).await;
@@ -317,11 +271,7 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let mute =
         Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
     mute.listening().await;
-    let begun = Instant::now();
-    while mute.count("stocklock_retries_total", "kafka").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it reports, or does not try:\n{}", mute.log());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    mute.shows("stocklock_retries_total", "kafka", |retries| retries > 0.0).await;
     assert!(world.available("a") < 100, "orders were decided");
     mute.stop();
     assert_eq!(world.uncommitted(group, topic), 10);

@@ -1,31 +1,23 @@
 //! However long the database makes us wait: few sessions, and no row lock for longer than
 //! `lock.ttl`.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use futures::future::join_all;
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
-use stocklock::{
-    domain::OrderId,
-    store::{Database as Pool, Guard, NewOrder, OrderStore, Role, StoreError},
-};
+use stocklock::store::{Database as Pool, Guard, OrderStore, Role, StoreError};
+use tokio::task::JoinHandle;
 
-use crate::harness::{PATIENCE, World, aged, on_each_database, order_lines};
+use crate::harness::{PATIENCE, World, aged, new_order, on_each_database, order_lines, wait_until};
 
 const LEASE: Duration = Duration::from_secs(60);
 const LOCK_LIMIT: Duration = Duration::from_secs(3);
-/// No limit on waiting for locks ends this, as none ends the wait for a disk or for a replica.
-const SLEEP: &str = "FOR EACH ROW SET @slept = SLEEP(600)";
-
-fn order() -> NewOrder {
-    NewOrder {
-        order_id: OrderId::generate(),
-        reference: None,
-        customer_id: None,
-        lines: order_lines(&[("a", 1)]),
-        accepted_at: chrono::Utc::now(),
-    }
-}
+/// Ten minutes that no limit on waiting for locks ends, as none ends the wait for a disk or for a
+/// replica. The sleeps are short: MariaDB ends a long one by itself once its client has gone.
+const SLEEP: &str = "FOR EACH ROW BEGIN
+    DECLARE passes INT DEFAULT 0;
+    WHILE passes < 1200 DO SET @slept = SLEEP(0.5); SET passes = passes + 1; END WHILE;
+END";
 
 fn order_store(world: &World, pool_max: u32, lock_limit: Duration) -> OrderStore {
     let mut config = world.config.order_store.clone();
@@ -52,6 +44,15 @@ async fn sessions(conn: &mut MySqlConnection) -> Vec<Option<String>> {
     others.map(|row| row.try_get_unchecked("State").expect("a state")).collect()
 }
 
+/// Waits until a statement of the task is in [`SLEEP`]. Fails the test if the task ends before.
+async fn is_held_up<T>(watching: &mut MySqlConnection, task: &JoinHandle<T>) {
+    wait_until("the statement is held up", async || {
+        assert!(!task.is_finished(), "the statement is not held up");
+        sessions(watching).await.iter().flatten().any(|state| state == SLEEPING)
+    })
+    .await;
+}
+
 async fn connect(url: &str) -> MySqlConnection {
     MySqlConnection::connect(url).await.expect("a connection")
 }
@@ -75,13 +76,14 @@ async fn statements_that_were_given_up_are_ended_and_sessions_stay_few(world: Wo
 
     let placing = tokio::spawn({
         let store = store.clone();
-        async move { join_all((0..8).map(|_| async { store.place(&[order()], LEASE).await })).await }
+        async move { join_all((0..8).map(|_| async { store.place(&[new_order()], LEASE).await })).await }
     });
     let (mut most, mut slept) = (0, false);
     while !placing.is_finished() {
         let found = sessions(&mut admin).await;
         slept |= found.iter().flatten().any(|state| state == SLEEPING);
         most = most.max(found.len());
+        // Between two samples of the number of sessions.
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let placed = placing.await.expect("no panic");
@@ -94,7 +96,7 @@ async fn statements_that_were_given_up_are_ended_and_sessions_stay_few(world: Wo
         "{placed:?}"
     );
     assert!(most <= POOL_MAX as usize, "there were {most} sessions");
-    store.place(&[order()], LEASE).await.expect("placed");
+    store.place(&[new_order()], LEASE).await.expect("placed");
     assert_eq!(world.count_orders("PENDING").await, 1, "a statement went on after it was given up");
 }
 
@@ -109,20 +111,14 @@ async fn the_statement_of_a_caller_that_has_gone_is_ended(world: World) {
 
     let placing = tokio::spawn({
         let store = store.clone();
-        async move { store.place(&[order()], LEASE).await }
+        async move { store.place(&[new_order()], LEASE).await }
     });
-    let begun = Instant::now();
-    while !sessions(&mut watching).await.iter().flatten().any(|state| state == SLEEPING) {
-        assert!(
-            begun.elapsed() < PATIENCE && !placing.is_finished(),
-            "the statement is not held up"
-        );
-    }
+    is_held_up(&mut watching, &placing).await;
     placing.abort();
 
     let dropping = tokio::time::timeout(PATIENCE, admin.execute("DROP TRIGGER slow"));
     dropping.await.expect("the statement went on").expect("dropped");
-    store.place(&[order()], LEASE).await.expect("placed");
+    store.place(&[new_order()], LEASE).await.expect("placed");
 }
 
 async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
@@ -144,10 +140,7 @@ async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
         let (store, events) = (store.clone(), events.clone());
         async move { store.decide(&events, Guard::RowLocks, chrono::Utc::now()).await }
     });
-    let begun = Instant::now();
-    while !sessions(&mut admin).await.iter().flatten().any(|state| state == SLEEPING) {
-        assert!(begun.elapsed() < PATIENCE && !deciding.is_finished(), "it is not held up");
-    }
+    is_held_up(&mut admin, &deciding).await;
     rival.execute("SET SESSION innodb_lock_wait_timeout = 500").await.expect("patience");
     let locking = "SELECT available FROM products WHERE product_id = 'a' FOR UPDATE";
     let locked = tokio::time::timeout(PATIENCE, rival.fetch_one(locking)).await;
@@ -167,11 +160,11 @@ async fn a_wait_for_a_table_ends_as_one_for_a_row_does(world: World) {
     admin.execute("LOCK TABLES orders READ").await.expect("locked");
 
     let placed =
-        tokio::time::timeout(PATIENCE, store.place(&[order()], LEASE)).await.expect("it ends");
+        tokio::time::timeout(PATIENCE, store.place(&[new_order()], LEASE)).await.expect("it ends");
     admin.execute("UNLOCK TABLES").await.expect("unlocked");
 
     assert!(matches!(placed, Err(StoreError::Conflict(_))), "{placed:?}");
-    store.place(&[order()], LEASE).await.expect("placed");
+    store.place(&[new_order()], LEASE).await.expect("placed");
     assert_eq!(world.count_orders("PENDING").await, 1);
 }
 

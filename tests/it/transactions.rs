@@ -2,26 +2,12 @@
 
 use std::time::Duration;
 
-use chrono::Utc;
 use sqlx::{Connection as _, MySqlConnection};
-use stocklock::{
-    domain::OrderId,
-    store::{Database as Pool, NewOrder, OrderStore, Role},
-};
+use stocklock::store::{Database as Pool, OrderStore, Role};
 
-use crate::harness::{World, on_each_database, order_lines};
+use crate::harness::{World, new_order, on_each_database};
 
 const LEASE: Duration = Duration::from_secs(60);
-
-fn order() -> NewOrder {
-    NewOrder {
-        order_id: OrderId::generate(),
-        reference: None,
-        customer_id: None,
-        lines: order_lines(&[("a", 1)]),
-        accepted_at: Utc::now(),
-    }
-}
 
 on_each_database!(half_of_a_dropped_transaction_is_not_committed_by_the_next,);
 
@@ -31,7 +17,7 @@ async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World
     let pool =
         Pool::open(&config, Role::OrderStore, LEASE, World::metrics()).expect("the order store");
     let store = OrderStore::new(pool);
-    let (dropped, next) = (order(), order());
+    let (dropped, next) = (new_order(), new_order());
 
     // The order's row goes in; its outbox row waits for this rival.
     let mut rival = MySqlConnection::connect(config.url.expose()).await.expect("the order store");

@@ -146,7 +146,7 @@ async fn run_what_cannot_be_listed(world: &World) -> u64 {
 async fn is_not_listed(world: &World) {
     let begun = Instant::now();
     while let (true, false) = lists_transactions(world).await {
-        assert!(begun.elapsed() < PATIENCE, "MySQL lists this one");
+        assert!(begun.elapsed() < PATIENCE, "MySQL lists the statement");
         // InnoDB renews the list only where nobody has read it for 100 ms.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -196,6 +196,7 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
     masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
     masters.set(2, &format!("{prefix}c"), None).await;
     let holder = Rival::rename(&world, "a").await;
+    // The age of the transaction is what is tested.
     tokio::time::sleep(Duration::from_secs(6)).await;
     let unlisted = run_what_cannot_be_listed(&world).await;
     is_not_listed(&world).await;
@@ -203,6 +204,7 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
         .await
         .expect("a connection");
     let killing = tokio::spawn(async move {
+        // `verify` meets the statement first, and repeats until the server lists its transactions.
         tokio::time::sleep(Duration::from_secs(3)).await;
         let kill = format!("KILL {unlisted}");
         sqlx::query(&kill).execute(&mut killer).await.expect("killed");

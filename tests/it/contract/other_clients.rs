@@ -11,7 +11,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines,
+    Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines, stays,
 };
 
 /// Another client, which asks once.
@@ -73,8 +73,10 @@ async fn what_another_client_holds_is_waited_for(world: World) {
     let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
     let theirs = Other::new(&world).await.lock(&world, "b").await.expect("free");
     let deciding = tokio::spawn(async move { decide(&worker, &events).await });
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    assert!(!deciding.is_finished(), "it is another's");
+    stays(Duration::from_secs(2), "the other client holds the product", async || {
+        !deciding.is_finished()
+    })
+    .await;
     assert_eq!((world.available("a"), world.available("b")), (5, 5));
     theirs.unlock().await;
     deciding.await.expect("decided");

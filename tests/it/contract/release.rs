@@ -1,7 +1,5 @@
 //! An order that fails for another's reasons gives its stock back, once, whatever arrives first and however often.
 
-use std::time::Instant;
-
 use rdkafka::Message as _;
 use stocklock::{
     domain::{EventKind, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE},
@@ -9,8 +7,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Strategy, World, deliver, header, lines, on_every_stack, order_lines,
-    place_all, release, try_step,
+    Database, Strategy, World, deliver, header, lines, on_every_stack, order_lines, place_all,
+    release, try_step,
 };
 
 const WORDS: &str = "card declined: “Überziehung”";
@@ -139,10 +137,7 @@ async fn a_reported_failure_brings_the_stock_back_through_the_running_roles() {
     for _ in 0..2 {
         world.cli(&["order", "fail", &placed[1], "--reason", WORDS]).succeeds();
     }
-    let begun = Instant::now();
-    while (world.available("a"), world.available("b")) != (7, 4) {
-        assert!(begun.elapsed() < PATIENCE, "the stock did not come back");
-    }
+    world.has_available(&[("a", 7), ("b", 4)]).await;
     assert_eq!(order(&world, placed[1].parse().unwrap()).await.reason.as_deref(), Some(WORDS));
     assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("FAILED").await), (3, 1));
     world.verify();

@@ -3,10 +3,13 @@
 mod api;
 mod broker_proxy;
 mod clients;
+mod faults;
 mod load;
 mod masters;
+mod orders;
 mod private_kafka;
 mod process;
+mod progress;
 mod proxy;
 mod raw;
 mod rival;
@@ -21,8 +24,10 @@ mod world;
 pub(crate) use api::Api;
 pub(crate) use broker_proxy::BrokerProxy;
 pub(crate) use clients::Program;
+pub(crate) use faults::{proxies_of_masters, readiness};
 pub(crate) use load::{body, place_all};
 pub(crate) use masters::Masters;
+pub(crate) use orders::new_order;
 pub(crate) use private_kafka::PrivateKafka;
 pub(crate) use process::{Cli, Role, free_address};
 pub(crate) use proxy::Proxy;
@@ -35,5 +40,7 @@ pub(crate) use steps::{
     release, try_step,
 };
 pub(crate) use topics::{delivered, header};
-pub(crate) use wait::{stays, wait_for, wait_for_within, wait_until, wait_until_within};
+pub(crate) use wait::{
+    stays, unchanged_for, wait_for, wait_for_within, wait_until, wait_until_within,
+};
 pub(crate) use world::{Database, PATIENCE, Strategy, World, lines};

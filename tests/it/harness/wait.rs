@@ -62,3 +62,18 @@ pub(crate) async fn stays(
     }
     assert!(is_true().await, "no longer after {duration:?}: {condition}");
 }
+
+/// Waits until a reading has not changed for a time, and returns it.
+pub(crate) async fn unchanged_for<T: PartialEq>(time: Duration, read: impl AsyncFn() -> T) -> T {
+    let begun = Instant::now();
+    let (mut last, mut since) = (read().await, Instant::now());
+    while since.elapsed() < time {
+        assert!(begun.elapsed() < PATIENCE, "the reading is never unchanged for {time:?}");
+        tokio::time::sleep(INTERVAL).await;
+        let now = read().await;
+        if now != last {
+            (last, since) = (now, Instant::now());
+        }
+    }
+    last
+}
