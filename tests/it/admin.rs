@@ -1,27 +1,17 @@
 //! `/livez`, `/readyz` and `/metrics` of every role.
 
-use std::time::Instant;
-
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use crate::harness::{Api, Database, PATIENCE, Proxy, Role, Strategy, World, lines, order_lines};
+use crate::harness::{Api, Database, Proxy, Role, Strategy, World, lines, order_lines};
 
 async fn ask(role: &Role, path: &str) -> (u16, String) {
     let answer = reqwest::get(format!("{}{path}", role.admin)).await.expect("an answer");
     (answer.status().as_u16(), answer.text().await.expect("a text"))
 }
 
-/// Waits for a metric: what it counts may happen after the client had its answer.
+/// Waits until a metric has a value: a role may count after the client has its answer.
 async fn comes_to(role: &Role, name: &str, labels: &str, value: f64) {
-    let begun = Instant::now();
-    loop {
-        let found = role.metric(name, labels).await;
-        if (found - value).abs() < f64::EPSILON {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{name}{{{labels}}} is {found}, not {value}");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    role.shows(name, labels, |found| found == value).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,7 +44,8 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     ] {
         comes_to(role, name, labels, value).await;
     }
-    // An event may come more than once, and whoever falls silent for a while is given its partitions again.
+    // An event may come more than once, and a worker that is silent for a while gets its partitions
+    // again.
     world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
     let number = |count: usize| f64::from(u32::try_from(count).expect("few"));
     let messages = number(world.count_messages(&world.config.topics.orders));

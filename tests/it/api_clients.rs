@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use sqlx::{Connection as _, Executor as _, MySqlConnection};
 
 use crate::harness::{
-    Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines, on_each_database,
+    Api, Database, Proxy, Raw, Role, Strategy, World, lines, on_each_database, wait_until,
 };
 
 /// A lock on the tables that placing an order writes.
@@ -30,34 +30,25 @@ async fn connect(world: &World) -> MySqlConnection {
 /// Waits until so many statements wait for the lock.
 async fn blocked(world: &World, statements: i64) {
     let mut conn = connect(world).await;
-    let begun = Instant::now();
     let sql = "SELECT COUNT(*) FROM information_schema.processlist
                WHERE db = DATABASE() AND state = 'Waiting for table metadata lock'";
-    loop {
+    wait_until(&format!("{statements} statements wait for the lock"), async || {
         // MySQL shows no list in which another test's statement has bytes that are no text.
         let found: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.unwrap_or(0);
-        if found >= statements {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{found} statements wait, not {statements}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        found >= statements
+    })
+    .await;
 }
 
+/// Waits until a role has counted so many orders with this result. Fails the test if there are more.
 async fn comes_to(role: &Role, result: &str, count: u64) {
-    let begun = Instant::now();
-    loop {
-        let found =
-            role.count("stocklock_orders_ingested_total", &format!("result=\"{result}\"")).await;
-        if found == count {
-            return;
-        }
-        assert!(
-            found < count && begun.elapsed() < PATIENCE,
-            "{found} orders are {result}, not {count}"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until(&format!("{count} orders are {result}"), async || {
+        let labels = format!("result=\"{result}\"");
+        let found = role.count("stocklock_orders_ingested_total", &labels).await;
+        assert!(found <= count, "{found} orders are {result}, not {count}");
+        found == count
+    })
+    .await;
 }
 
 async fn count_all(world: &World) -> i64 {
@@ -75,39 +66,39 @@ async fn one_order_a_group(world: &World, deadline: &str) -> Role {
     world.start_with("ingest", &settings).await
 }
 
-on_each_database! {
-    async fn orders_of_clients_that_have_gone_are_not_saved(world: World) {
-        let ingest = one_order_a_group(&world, "60s").await;
-        let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
-        api.place(&order).await.is(202);
-        let lock = Lock::on(&world).await;
-        let patient = tokio::spawn({
-            let (api, order) = (api.clone(), order.clone());
-            async move { tokio::join!(api.place(&order), api.place(&order)) }
-        });
-        blocked(&world, 2).await;
+on_each_database!(orders_of_clients_that_have_gone_are_not_saved,);
 
-        let (mut gone, mut half_closed) = (Vec::new(), Raw::connect(&ingest.http).await);
-        for _ in 0..20 {
-            let mut client = Raw::connect(&ingest.http).await;
-            client.place(&order.to_string(), "").await;
-            gone.push(client);
-        }
-        half_closed.place(&order.to_string(), "").await;
-        half_closed.finish_sending().await;
-        drop(gone);
-        comes_to(&ingest, "abandoned", 20).await;
-        lock.release().await;
+async fn orders_of_clients_that_have_gone_are_not_saved(world: World) {
+    let ingest = one_order_a_group(&world, "60s").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    api.place(&order).await.is(202);
+    let lock = Lock::on(&world).await;
+    let patient = tokio::spawn({
+        let (api, order) = (api.clone(), order.clone());
+        async move { tokio::join!(api.place(&order), api.place(&order)) }
+    });
+    blocked(&world, 2).await;
 
-        let (one, other) = patient.await.expect("answers");
-        let _both = (one.is(202), other.is(202));
-        let answer = half_closed.read_to_end().await;
-        let answers = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
-        assert!(answers.starts_with("HTTP/1.1 202"), "{answer}");
-        api.place(&order).await.is(202);
-        assert_eq!(count_all(&world).await, 5);
-        comes_to(&ingest, "abandoned", 20).await;
+    let (mut gone, mut half_closed) = (Vec::new(), Raw::connect(&ingest.http).await);
+    for _ in 0..20 {
+        let mut client = Raw::connect(&ingest.http).await;
+        client.place(&order.to_string(), "").await;
+        gone.push(client);
     }
+    half_closed.place(&order.to_string(), "").await;
+    half_closed.finish_sending().await;
+    drop(gone);
+    comes_to(&ingest, "abandoned", 20).await;
+    lock.release().await;
+
+    let (one, other) = patient.await.expect("answers");
+    let _both = (one.is(202), other.is(202));
+    let answer = half_closed.read_to_end().await;
+    let answers = answer.strip_prefix("HTTP/1.1 100 Continue\r\n\r\n").unwrap_or(&answer);
+    assert!(answers.starts_with("HTTP/1.1 202"), "{answer}");
+    api.place(&order).await.is(202);
+    assert_eq!(count_all(&world).await, 5);
+    comes_to(&ingest, "abandoned", 20).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -133,40 +124,39 @@ async fn a_client_that_has_only_finished_sending_is_answered_on_every_route() {
     assert!(answer.contains("HTTP/1.1 202") && answer.contains("PENDING"), "{answer}");
 }
 
-on_each_database! {
-    async fn an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved(world: World) {
-        let ingest = one_order_a_group(&world, "1s").await;
-        let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
-        api.place(&order).await.is(202);
-        let lock = Lock::on(&world).await;
-        let answers = futures::future::join_all((0..50).map(|_| api.place(&order))).await;
-        for answer in answers {
-            assert!(answer.problem(503).header("retry-after").parse::<u64>().is_ok());
-        }
+on_each_database!(an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved,);
 
-        // The store is known to be away: if each waited for its deadline, it would take 100 s.
-        let begun = Instant::now();
-        for _ in 0..100 {
-            api.place(&order).await.problem(503);
-        }
-        assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
-        lock.release().await;
-        taken_again(&api, &order).await;
-        assert_eq!(count_all(&world).await, 2);
+async fn an_order_that_waits_beyond_the_deadline_is_refused_and_not_saved(world: World) {
+    let ingest = one_order_a_group(&world, "1s").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    api.place(&order).await.is(202);
+    let lock = Lock::on(&world).await;
+    let answers = futures::future::join_all((0..50).map(|_| api.place(&order))).await;
+    for answer in answers {
+        assert!(answer.problem(503).header("retry-after").parse::<u64>().is_ok());
     }
+
+    // The store is known to be away: if each waited for its deadline, it would take 100 s.
+    let begun = Instant::now();
+    for _ in 0..100 {
+        api.place(&order).await.problem(503);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
+    lock.release().await;
+    taken_again(&api, &order).await;
+    assert_eq!(count_all(&world).await, 2);
 }
 
 /// Places an order once the store is known to be back.
 async fn taken_again(api: &Api, order: &serde_json::Value) {
-    let begun = Instant::now();
-    loop {
-        match api.place(order).await {
-            answer if answer.status == 202 => return,
-            answer => drop(answer.problem(503)),
+    wait_until("an order is accepted", async || match api.place(order).await {
+        answer if answer.status == 202 => true,
+        answer => {
+            answer.problem(503);
+            false
         }
-        assert!(begun.elapsed() < PATIENCE, "no order is taken");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

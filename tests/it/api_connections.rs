@@ -1,10 +1,10 @@
 //! Which connections ingest keeps, and what their clients see of an answer that ends them.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-use crate::harness::{Api, Database, PATIENCE, Raw, Role, Strategy, World, lines};
+use crate::harness::{Api, Database, Raw, Role, Strategy, World, lines, wait_until};
 
 async fn ingest() -> (World, Role) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -36,11 +36,10 @@ async fn small_room() -> (World, Role, usize) {
 }
 
 async fn comes_to(role: &Role, labels: &str, count: u64) {
-    let begun = Instant::now();
-    while role.count("stocklock_http_requests_total", labels).await < count {
-        assert!(begun.elapsed() < PATIENCE, "fewer than {count} answers of {labels}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until(&format!("{count} answers of {labels}"), async || {
+        role.count("stocklock_http_requests_total", labels).await >= count
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -53,13 +52,11 @@ async fn a_room_full_of_requests_in_flight_answers_503_to_others() {
         client.place(&order, "prefer: wait=30\r\n").await;
         in_flight.push(client);
     }
-    let begun = Instant::now();
-    while ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await
-        < room as u64
-    {
-        assert!(begun.elapsed() < PATIENCE, "not all orders are saved");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("all orders are saved", async || {
+        let saved = ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await;
+        saved >= room as u64
+    })
+    .await;
 
     let mut others = Vec::new();
     for _ in 0..100 {
@@ -90,6 +87,7 @@ async fn a_full_room_does_not_cut_an_upload_in_progress() {
     let mut silent = Vec::new();
     for _ in 0..steps {
         upload.send(b" ").await;
+        // A client that sends slowly: the time between its bytes is what is tested.
         tokio::time::sleep(Duration::from_millis(20)).await;
         silent.push(Raw::connect(&ingest.http).await);
     }

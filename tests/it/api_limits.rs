@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, MySqlConnection};
 
-use crate::harness::{Api, Database, PATIENCE, Proxy, Raw, Role, Strategy, World, lines};
+use crate::harness::{Api, Database, Proxy, Raw, Role, Strategy, World, lines, wait_until};
 
 async fn ingest() -> (World, Role) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -119,22 +119,20 @@ async fn the_sum_of_all_bodies_is_bounded_and_small_orders_pass() {
     });
     let clients = futures::future::join_all(sending).await;
     let refused = r#"route="/v1/orders",status="503""#;
-    let begun = Instant::now();
-    while ingest.count("stocklock_http_requests_total", refused).await < 40 {
-        assert!(begun.elapsed() < PATIENCE, "the bound is not reached");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("the bound of all bodies is reached", async || {
+        ingest.count("stocklock_http_requests_total", refused).await >= 40
+    })
+    .await;
     let peak = ingest.peak_memory_kib();
     assert!(peak < 160 << 10, "{peak} KiB");
     let large = format!("{}{}", lines(&[("a", 1)]), " ".repeat(1 << 19));
     assert!(!api.post(&large, &[]).await.problem(503).header("retry-after").is_empty());
     api.place(&lines(&[("a", 1)])).await.is(202);
     drop(clients);
-    let begun = Instant::now();
-    while api.post(&large, &[]).await.status != 202 {
-        assert!(begun.elapsed() < PATIENCE, "what the bodies held is not free again");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    wait_until("the memory of the bodies is free again", async || {
+        api.post(&large, &[]).await.status == 202
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -146,11 +144,7 @@ async fn a_client_that_reads_no_answers_is_cut_off() {
     let answered = r#"route="/openapi.json",status="200""#;
     assert!(ingest.count("stocklock_http_requests_total", answered).await > 0);
     // The client goes on sending, which fails once the server has closed the connection.
-    let begun = Instant::now();
-    while !client.is_refused().await {
-        assert!(begun.elapsed() < PATIENCE, "the connection is still open");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_until("the connection is closed", async || client.is_refused().await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,32 +1,38 @@
-//! Ingest with one of its dependencies away: an order is accepted and durable, or refused and not saved.
+//! Ingest while one of its dependencies is away: an order is accepted and durable, or it is refused
+//! and not saved.
 
 use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::harness::{Api, Database, PATIENCE, Proxy, Strategy, World, lines, on_each_database};
+use crate::harness::{
+    Api, Database, PATIENCE, Proxy, Strategy, World, lines, on_each_database, wait_until,
+};
 
 /// Where nobody listens.
 const NOWHERE: &str = "127.0.0.1:9";
 
-on_each_database! {
-    async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(world: World) {
-        world.import(&[("a", 5)]);
-        let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
-        let nowhere = format!("mysql://u:p@{NOWHERE}/stock");
-        let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &nowhere)]).await;
-        let api = Api::of(&ingest);
-        let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
-        let failed = api.decided(unchecked.order_id()).await;
-        assert_eq!((&failed["status"], &failed["reason"]), (&json!("FAILED"), &json!("UNKNOWN_PRODUCT")));
-        let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
-        assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
-        api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
-        let away = api.get("/v1/products/a").await.problem(503);
-        assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
-        assert_eq!(world.available("a"), 4);
-        world.verify();
-    }
+on_each_database!(with_the_stock_store_away_the_worker_decides_about_unknown_products,);
+
+async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(world: World) {
+    world.import(&[("a", 5)]);
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    let nowhere = format!("mysql://u:p@{NOWHERE}/stock");
+    let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &nowhere)]).await;
+    let api = Api::of(&ingest);
+    let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
+    let failed = api.decided(unchecked.order_id()).await;
+    assert_eq!(
+        (&failed["status"], &failed["reason"]),
+        (&json!("FAILED"), &json!("UNKNOWN_PRODUCT"))
+    );
+    let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
+    assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
+    api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+    let away = api.get("/v1/products/a").await.problem(503);
+    assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
+    assert_eq!(world.available("a"), 4);
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -36,11 +42,7 @@ async fn with_kafka_away_an_order_waits_in_the_outbox_and_a_later_sweep_publishe
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     let cut_off = world.start_with("ingest", &[("STOCKLOCK__KAFKA__BROKERS", NOWHERE)]).await;
     let accepted = Api::of(&cut_off).place(&lines(&[("a", 2)])).await.is(202);
-    let begun = Instant::now();
-    while cut_off.metric("stocklock_outbox_pending", "").await < 1.0 {
-        assert!(begun.elapsed() < PATIENCE, "the metric does not tell of the order");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    cut_off.shows("stocklock_outbox_pending", "", |pending| pending >= 1.0).await;
     assert_eq!(world.count_orders("PENDING").await, 1);
     cut_off.kill();
 
@@ -48,11 +50,7 @@ async fn with_kafka_away_an_order_waits_in_the_outbox_and_a_later_sweep_publishe
     assert_eq!(Api::of(&mended).decided(accepted.order_id()).await["status"], "COMPLETED");
     assert_eq!(world.available("a"), 3);
     world.verify();
-    let begun = Instant::now();
-    while mended.metric("stocklock_outbox_pending", "").await > 0.0 {
-        assert!(begun.elapsed() < PATIENCE, "the outbox is not empty");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    mended.shows("stocklock_outbox_pending", "", |pending| pending == 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -70,11 +68,8 @@ async fn with_the_order_store_away_orders_are_refused_and_taken_again_when_it_is
     store.mend();
     ingest.ready().await;
     api.get(before.header("location")).await.is(200);
-    let begun = Instant::now();
-    while api.place(&lines(&[("a", 1)])).await.status != 202 {
-        assert!(begun.elapsed() < PATIENCE, "no order is taken");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    wait_until("an order is accepted", async || api.place(&lines(&[("a", 1)])).await.status == 202)
+        .await;
     assert_eq!(world.count_orders("PENDING").await, 2);
 }
 
@@ -100,6 +95,7 @@ async fn an_order_that_may_be_sent_again_is_not_saved() {
         round += 1;
         let placing = futures::future::join_all((0..8).map(|_| api.place(&order)));
         let fault = async {
+            // The moment of the cut is what is tested.
             tokio::time::sleep(took * (1 + round % 7) / 4).await;
             store.cut();
         };

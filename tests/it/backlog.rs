@@ -38,6 +38,7 @@ async fn a_worker_shows_the_age_of_the_first_message_that_it_has_not_handled() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 50)]);
     world.produce_events(&world.save(&[order_lines(&[("a", 1)])]).await).await;
+    // The age of the message is what is tested.
     tokio::time::sleep(Duration::from_secs(10)).await;
     let nowhere = [("STOCKLOCK__STOCK_STORE__URL", "mysql://u:p@127.0.0.1:9/stock")];
 

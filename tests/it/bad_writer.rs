@@ -1,4 +1,5 @@
-//! One system that writes what nobody can use delays others by the rate of dead letters alone.
+//! One system writes messages that no role can use. It delays other systems by the rate of dead
+//! letters alone.
 
 use std::{
     collections::HashSet,
@@ -16,7 +17,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines,
+    Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines, wait_until,
 };
 
 /// More than a lane holds in its memory, which passes at once.
@@ -64,36 +65,37 @@ async fn produce_bad(world: &World, count: usize, partition: Option<i32>) {
     sending.buffer_unordered(5000).collect::<Vec<_>>().await;
 }
 
-/// Waits until so many orders are completed. Answers how many dead letters there are then.
+/// Waits until so many orders are completed. Returns the number of dead letters at that time.
 async fn completed(world: &World, orders: usize, compensator: &Role) -> u64 {
-    let begun = Instant::now();
-    while world.count_orders("COMPLETED").await < i64::try_from(orders).expect("a count") {
-        assert!(begun.elapsed() < PATIENCE, "the orders are not final:\n{}", compensator.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let orders = i64::try_from(orders).expect("a count");
+    wait_until(&format!("{orders} orders are completed"), async || {
+        world.count_orders("COMPLETED").await >= orders
+    })
+    .await;
     compensator.count("stocklock_dead_letters_total", &world.config.topics.order_status).await
 }
 
-on_each_database! {
-    async fn many_reports_of_unknown_orders_stop_no_lane(world: World) {
-        let topics = &world.config.topics;
-        world.import(&[("a", 100)]);
-        produce_bad(&world, 2000, None).await;
-        world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 40]).await).await;
+on_each_database!(many_reports_of_unknown_orders_stop_no_lane,);
 
-        let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
-        world.settled().await;
-        world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+async fn many_reports_of_unknown_orders_stop_no_lane(world: World) {
+    let topics = &world.config.topics;
+    world.import(&[("a", 100)]);
+    produce_bad(&world, 2000, None).await;
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 40]).await).await;
 
-        assert_eq!(world.count_orders("COMPLETED").await, 40);
-        assert_eq!(compensator.metric("stocklock_lanes_stopped", "").await, 0.0);
-        for class in ["undecodable", "invalid", "unknown_order"] {
-            let letters = compensator.count("stocklock_dead_letters_total", &format!("class=\"{class}\"")).await;
-            assert!((666..=667).contains(&letters), "{letters} of {class}");
-        }
-        worker.stop();
-        compensator.stop();
+    let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
+    assert_eq!(world.count_orders("COMPLETED").await, 40);
+    assert_eq!(compensator.metric("stocklock_lanes_stopped", "").await, 0.0);
+    for class in ["undecodable", "invalid", "unknown_order"] {
+        let letters =
+            compensator.count("stocklock_dead_letters_total", &format!("class=\"{class}\"")).await;
+        assert!((666..=667).contains(&letters), "{letters} of {class}");
     }
+    worker.stop();
+    compensator.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,9 +1,7 @@
-//! A lane of which too much would be set aside stops, rather than dead-letter a whole topic, and loses nothing by it.
+//! A lane halts if it would dead-letter too many of its messages. It does not dead-letter a whole
+//! topic, and it loses no message.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use rdkafka::Message as _;
 use stocklock::{
@@ -12,46 +10,31 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, header, on_each_database, order_lines,
+    Database, Role, Strategy, World, header, on_each_database, order_lines, readiness, stays,
+    wait_for,
 };
 
-/// What the breaker lets by of a lane's last 1,000 messages.
+/// The most dead letters that the breaker lets through among a lane's last 1,000 messages.
 const MOST: usize = 200;
 /// Refuses every order.
 const REFUSE_ALL: &str = "CREATE TRIGGER refuses BEFORE INSERT ON order_outcomes FOR EACH ROW
                           SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not today'";
 
-/// Waits until a worker's lane stands still, and says so.
-async fn stands_still(worker: &Role) {
-    let begun = Instant::now();
-    loop {
+/// Waits until a role's lane is halted and the role reports it.
+async fn is_halted(worker: &Role) {
+    wait_for(async || {
         let stopped = worker.metric("stocklock_lanes_stopped", "").await;
-        let ready = reqwest::get(format!("{}/readyz", worker.admin))
-            .await
-            .expect("an answer")
-            .text()
-            .await
-            .expect("text");
-        if stopped == 1.0 && ready.contains("stopped at the 200 dead letters of 1000 messages") {
-            break;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{stopped} lanes stopped, {ready}:\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        let (_, why) = readiness(worker).await;
+        let is_halted =
+            stopped == 1.0 && why.contains("stopped at the 200 dead letters of 1000 messages");
+        if is_halted { Ok(()) } else { Err(format!("{stopped} lanes stopped, {why}")) }
+    })
+    .await;
     let live = reqwest::get(format!("{}/livez", worker.admin)).await.expect("an answer");
-    assert!(live.status().is_success(), "a restart by itself would only set more aside");
+    assert!(live.status().is_success(), "a restart would only dead-letter more messages");
 }
 
-async fn readiness(role: &Role) -> String {
-    reqwest::get(format!("{}/readyz", role.admin))
-        .await
-        .expect("an answer")
-        .text()
-        .await
-        .expect("text")
-}
-
-/// Where the messages that were set aside came from, and how many letters there are.
+/// The partition and the offset of each dead-lettered message, and the number of letters.
 fn letters(world: &World) -> (BTreeSet<(String, String)>, usize) {
     let letters = world.read_topic(&world.config.topics.orders_dlq);
     let origin =
@@ -66,7 +49,7 @@ fn letters(world: &World) -> (BTreeSet<(String, String)>, usize) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lane_that_meets_nothing_but_poison_stops_and_goes_on_after_a_restart() {
+async fn a_lane_of_nothing_but_poison_halts_and_goes_on_after_a_restart() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     world.import(&[("a", 100)]);
@@ -77,15 +60,14 @@ async fn a_lane_that_meets_nothing_but_poison_stops_and_goes_on_after_a_restart(
 
     let worker = Role::spawn(&world.env, "worker", &[]);
     worker.listening().await;
-    stands_still(&worker).await;
-    tokio::time::sleep(Duration::from_secs(7)).await;
-    assert_eq!(letters(&world).1, MOST, "it stands still");
-    stands_still(&worker).await;
+    is_halted(&worker).await;
+    stays(Duration::from_secs(7), "the lane is halted", async || letters(&world).1 == MOST).await;
+    is_halted(&worker).await;
     worker.stop();
     let left = world.uncommitted(group, topic);
     assert!(
         (200..=250).contains(&left),
-        "{left} are left: 200 of the poison, and the orders behind it"
+        "{left} remain: 200 of the poison, and the orders behind it"
     );
 
     let worker = world.start("worker").await;
@@ -99,28 +81,29 @@ async fn a_lane_that_meets_nothing_but_poison_stops_and_goes_on_after_a_restart(
     worker.stop();
 }
 
-on_each_database! {
-    async fn a_lane_whose_orders_are_all_refused_stops_and_goes_on_when_they_are_not(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        world.import(&[("a", 1000)]);
-        world.tamper_with_stock(REFUSE_ALL).await;
-        world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 450]).await).await;
-        let (worker, _compensator) = (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
-        worker.listening().await;
-        stands_still(&worker).await;
-        world.tamper_with_stock("DROP TRIGGER refuses").await;
-        world.caught_up(group, topic).await;
-        worker.ready().await;
-        assert_eq!(worker.metric("stocklock_lanes_stopped", "").await, 0.0);
-        assert_eq!(letters(&world).1, MOST);
-        world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
-        assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (250, 750));
-        worker.stop();
-    }
+on_each_database!(a_lane_halts_while_all_its_orders_are_refused_and_then_goes_on,);
+
+async fn a_lane_halts_while_all_its_orders_are_refused_and_then_goes_on(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    world.import(&[("a", 1000)]);
+    world.tamper_with_stock(REFUSE_ALL).await;
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 450]).await).await;
+    let (worker, _compensator) =
+        (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
+    worker.listening().await;
+    is_halted(&worker).await;
+    world.tamper_with_stock("DROP TRIGGER refuses").await;
+    world.caught_up(group, topic).await;
+    worker.ready().await;
+    assert_eq!(worker.metric("stocklock_lanes_stopped", "").await, 0.0);
+    assert_eq!(letters(&world).1, MOST);
+    world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
+    assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (250, 750));
+    worker.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
+async fn a_halted_lane_gives_its_partitions_up_at_once() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     let topics = &world.config.topics;
     world.import(&[("a", 1000)]);
@@ -130,33 +113,29 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     let (worker, _compensator) =
         (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
     worker.listening().await;
-    stands_still(&worker).await;
+    is_halted(&worker).await;
     let rival = Role::spawn(&world.env, "worker", &[]);
     rival.listening().await;
-    let begun = Instant::now();
-    while worker.count("stocklock_rebalances_total", "revoke").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it keeps its partitions:\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
     let log = worker.log();
     let given_up =
         log.lines().find(|line| line.contains("partitions taken away")).expect("a line of it");
     assert!(given_up.contains("drained=true"), "{given_up}");
-    stands_still(&worker).await;
+    is_halted(&worker).await;
 
     world.tamper_with_stock("DROP TRIGGER refuses").await;
     world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
     let letters = world.read_topic(&topics.orders_dlq);
     assert!(letters.len() <= 2 * MOST, "{} letters of two lanes", letters.len());
-    let set_aside: BTreeSet<_> =
+    let dead_lettered: BTreeSet<_> =
         letters.iter().filter_map(|letter| Some(letter.key()?.to_vec())).collect();
     let statuses: BTreeSet<_> =
         world.read_statuses().into_iter().map(|status| status.order_id).collect();
     for order in &orders {
         let id = order.order_id;
         assert!(
-            statuses.contains(&id) || set_aside.contains(id.to_string().as_bytes()),
+            statuses.contains(&id) || dead_lettered.contains(id.to_string().as_bytes()),
             "{id} is lost"
         );
     }
@@ -183,9 +162,9 @@ async fn a_lane_stops_when_workers_report_orders_that_are_unknown() {
 
     let compensator = Role::spawn(&world.env, "compensator", &[]);
     compensator.listening().await;
-    stands_still(&compensator).await;
+    is_halted(&compensator).await;
 
-    assert!(readiness(&compensator).await.contains("messages of source \"worker\""));
+    assert!(readiness(&compensator).await.1.contains("messages of source \"worker\""));
     assert_eq!(world.count_messages(&topics.order_status_dlq), MOST);
     let lines: Lines = order_lines(&[("a", 1)]);
     world.save_as(ids.into_iter().map(|id| (id, lines.clone())).collect()).await;
@@ -204,9 +183,9 @@ async fn a_lane_stops_at_a_partition_of_values_whose_schema_is_unknown() {
 
     let compensator = Role::spawn(&world.env, "compensator", &[]);
     compensator.listening().await;
-    stands_still(&compensator).await;
+    is_halted(&compensator).await;
 
-    let ready = readiness(&compensator).await;
+    let (_, ready) = readiness(&compensator).await;
     assert!(
         ready.contains("messages of partition ") && ready.contains("unknown_schema"),
         "{ready}"

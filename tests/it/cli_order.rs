@@ -78,14 +78,8 @@ async fn a_failure_that_is_reported_late_fails_the_order_and_returns_its_stock()
             .succeeds()
             .stdout();
     assert!(unknown.contains("this command cannot know"), "{unknown}");
-    // `verify` waits until the stock is back.
-    let begun = std::time::Instant::now();
-    while api.get(&format!("/v1/orders/{id}")).await.body["status"] != "FAILED" {
-        assert!(begun.elapsed() < crate::harness::PATIENCE, "the report was not heard");
-        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    }
+    let shown = api.becomes(&id, "FAILED").await;
     world.verify();
-    let shown = api.get(&format!("/v1/orders/{id}")).await.is(200).body;
     assert_eq!((text(&shown, "status"), text(&shown, "reason")), ("FAILED", "payment declined ✗"));
     assert_eq!(world.available("a"), 5);
 }

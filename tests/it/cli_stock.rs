@@ -23,24 +23,28 @@ fn stock(world: &World) -> Value {
     world.cli(&["--output", "json", "stock", "show"]).succeeds().json()
 }
 
-on_each_database! {
-    async fn setup_may_be_repeated_and_keeps_what_is_there(world: World) {
-        world.import(&[("a", 3)]);
-        let again = world.cli(&["setup"]).succeeds().stdout();
-        assert_eq!(again.lines().filter(|line| line.starts_with("topic") && line.ends_with("exists")).count(), 4, "{again}");
-        assert_eq!(world.available("a"), 3);
-        world.verify();
-    }
+on_each_database!(setup_may_be_repeated_and_keeps_what_is_there,);
+
+async fn setup_may_be_repeated_and_keeps_what_is_there(world: World) {
+    world.import(&[("a", 3)]);
+    let again = world.cli(&["setup"]).succeeds().stdout();
+    assert_eq!(
+        again.lines().filter(|line| line.starts_with("topic") && line.ends_with("exists")).count(),
+        4,
+        "{again}"
+    );
+    assert_eq!(world.available("a"), 3);
+    world.verify();
 }
 
-on_each_database! {
-    async fn setup_finishes_what_an_interrupted_one_began(world: World) {
-        // As a kill between its statements leaves it: a table is missing, and the migration is noted as begun.
-        world.tamper_with_stock("DROP TABLE stock_movements; UPDATE _sqlx_migrations SET success = FALSE WHERE version = 1001").await;
-        world.cli(&["setup"]).succeeds();
-        world.import(&[("a", 3)]);
-        world.verify();
-    }
+on_each_database!(setup_finishes_what_an_interrupted_one_began,);
+
+async fn setup_finishes_what_an_interrupted_one_began(world: World) {
+    // As a kill between its statements leaves it: a table is missing, and the migration is noted as begun.
+    world.tamper_with_stock("DROP TABLE stock_movements; UPDATE _sqlx_migrations SET success = FALSE WHERE version = 1001").await;
+    world.cli(&["setup"]).succeeds();
+    world.import(&[("a", 3)]);
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,24 +77,41 @@ async fn setup_reports_topics_that_differ_and_leaves_them() {
     assert!(text.contains("is left as it is, but differs: partitions: 4, configured 7"), "{text}");
 }
 
-on_each_database! {
-    async fn an_import_adds_changes_and_leaves_products_and_books_the_difference(world: World) {
-        let csv = "product_id,name,available\na,Apple,5\nb,\"Pear, green \"\"é😀\"\"\",7\nC,,0\nd,Date,9007199254740991\n";
-        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 4, "changed": 0, "unchanged": 0}));
-        let before = json!([
-            {"product_id": "C", "name": "", "available": 0}, {"product_id": "a", "name": "Apple", "available": 5},
-            {"product_id": "b", "name": "Pear, green \"é😀\"", "available": 7},
-            {"product_id": "d", "name": "Date", "available": 9_007_199_254_740_991_i64},
-        ]);
-        assert_eq!(stock(&world), before);
-        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 0, "changed": 0, "unchanged": 4}));
-        // More of one, less of another, a name alone, a new one; with Windows' line ends.
-        let csv = "product_id,name,available\r\na,Apple,8\r\nb,Pear,2\r\nC,Cherry,0\r\ne,Elder,1\r\n";
-        assert_eq!(import(&world, csv).0.succeeds().json(), json!({"added": 1, "changed": 3, "unchanged": 0}));
-        let available: Vec<_> = stock(&world).as_array().expect("rows").iter().map(|row| row["available"].clone()).collect();
-        assert_eq!(available, [json!(0), json!(8), json!(2), json!(9_007_199_254_740_991_i64), json!(1)]);
-        world.verify();
-    }
+on_each_database!(an_import_adds_changes_and_leaves_products_and_books_the_difference,);
+
+async fn an_import_adds_changes_and_leaves_products_and_books_the_difference(world: World) {
+    let csv = "product_id,name,available\na,Apple,5\nb,\"Pear, green \"\"é😀\"\"\",7\nC,,0\nd,Date,9007199254740991\n";
+    assert_eq!(
+        import(&world, csv).0.succeeds().json(),
+        json!({"added": 4, "changed": 0, "unchanged": 0})
+    );
+    let before = json!([
+        {"product_id": "C", "name": "", "available": 0}, {"product_id": "a", "name": "Apple", "available": 5},
+        {"product_id": "b", "name": "Pear, green \"é😀\"", "available": 7},
+        {"product_id": "d", "name": "Date", "available": 9_007_199_254_740_991_i64},
+    ]);
+    assert_eq!(stock(&world), before);
+    assert_eq!(
+        import(&world, csv).0.succeeds().json(),
+        json!({"added": 0, "changed": 0, "unchanged": 4})
+    );
+    // More of one, less of another, a name alone, a new one; with Windows' line ends.
+    let csv = "product_id,name,available\r\na,Apple,8\r\nb,Pear,2\r\nC,Cherry,0\r\ne,Elder,1\r\n";
+    assert_eq!(
+        import(&world, csv).0.succeeds().json(),
+        json!({"added": 1, "changed": 3, "unchanged": 0})
+    );
+    let available: Vec<_> = stock(&world)
+        .as_array()
+        .expect("rows")
+        .iter()
+        .map(|row| row["available"].clone())
+        .collect();
+    assert_eq!(
+        available,
+        [json!(0), json!(8), json!(2), json!(9_007_199_254_740_991_i64), json!(1)]
+    );
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -140,24 +161,32 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
     assert_eq!(stock(&world), json!([]));
 }
 
-on_each_database! {
-    async fn stock_is_shown_and_restocked(world: World) {
-        world.import(&[("b", 2), ("a", 9_007_199_254_740_990)]);
-        let shown = world.cli(&["stock", "show", "b", "b", "a"]).succeeds().stdout();
-        let rows: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
-        assert_eq!(rows, [["a", "9007199254740990", "a"], ["b", "2", "b"]]);
-        let partly = world.cli(&["stock", "show", "b", "c"]).exits(1);
-        assert!(partly.stdout().starts_with("b ") && partly.stderr() == "no product c\n", "{}", partly.stderr());
+on_each_database!(stock_is_shown_and_restocked,);
 
-        let restocked = world.cli(&["--output", "json", "stock", "restock", "b", "3"]).succeeds().json();
-        assert_eq!(restocked, json!({"product_id": "b", "available": 5}));
-        assert_eq!(world.cli(&["stock", "restock", "c", "3"]).exits(1).stderr(), "no product c\n");
-        assert_eq!(world.cli(&["stock", "restock", "a", "1"]).succeeds().stdout(), "a: 9007199254740991 available\n");
-        let full = world.cli(&["stock", "restock", "a", "1"]).exits(1).stderr();
-        assert!(full.contains("9007199254740991"), "{full}");
-        assert_eq!(world.available("b"), 5);
-        world.verify();
-    }
+async fn stock_is_shown_and_restocked(world: World) {
+    world.import(&[("b", 2), ("a", 9_007_199_254_740_990)]);
+    let shown = world.cli(&["stock", "show", "b", "b", "a"]).succeeds().stdout();
+    let rows: Vec<Vec<_>> = shown.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!(rows, [["a", "9007199254740990", "a"], ["b", "2", "b"]]);
+    let partly = world.cli(&["stock", "show", "b", "c"]).exits(1);
+    assert!(
+        partly.stdout().starts_with("b ") && partly.stderr() == "no product c\n",
+        "{}",
+        partly.stderr()
+    );
+
+    let restocked =
+        world.cli(&["--output", "json", "stock", "restock", "b", "3"]).succeeds().json();
+    assert_eq!(restocked, json!({"product_id": "b", "available": 5}));
+    assert_eq!(world.cli(&["stock", "restock", "c", "3"]).exits(1).stderr(), "no product c\n");
+    assert_eq!(
+        world.cli(&["stock", "restock", "a", "1"]).succeeds().stdout(),
+        "a: 9007199254740991 available\n"
+    );
+    let full = world.cli(&["stock", "restock", "a", "1"]).exits(1).stderr();
+    assert!(full.contains("9007199254740991"), "{full}");
+    assert_eq!(world.available("b"), 5);
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

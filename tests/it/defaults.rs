@@ -20,11 +20,7 @@ async fn flow(world: &World) {
     assert_eq!(api.get(&path).await.is(200).body["status"], "COMPLETED");
     assert_eq!(api.get("/v1/products/a").await.is(200).body["available"], 3);
     world.cli(&["order", "fail", &completed, "--reason", "PAYMENT_DECLINED: ü€"]).succeeds();
-    let begun = Instant::now();
-    while (world.available("a"), world.available("B")) != (5, 1) {
-        assert!(begun.elapsed() < PATIENCE, "the units do not come back:\n{}", all.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    world.has_available(&[("a", 5), ("B", 1)]).await;
     let failed = api.get(&path).await.is(200).body;
     assert_eq!(
         (&failed["status"], &failed["reason"]),
@@ -128,41 +124,49 @@ async fn make_binary(world: &World, kinds: &str) {
     }
 }
 
-on_each_database! {
-    async fn text_is_read_whatever_the_collation_of_its_column(world: World) {
-        make_binary(&world, "enum|varchar.(255|512|128)").await;
-        assert!(enumerations(&world).await.iter().all(|(_, collation)| collation == "utf8mb4_bin"));
+on_each_database!(
+    text_is_read_whatever_the_collation_of_its_column,
+    setup_names_the_character_sets_of_enumerations,
+    setup_leaves_a_table_that_others_hold_and_succeeds_later,
+);
 
-        flow(&world).await;
-    }
+async fn text_is_read_whatever_the_collation_of_its_column(world: World) {
+    make_binary(&world, "enum|varchar.(255|512|128)").await;
+    assert!(enumerations(&world).await.iter().all(|(_, collation)| collation == "utf8mb4_bin"));
 
-    async fn setup_names_the_character_sets_of_enumerations(world: World) {
-        let before = enumerations(&world).await;
-        make_binary(&world, "enum").await;
-        let binary = enumerations(&world).await;
+    flow(&world).await;
+}
 
-        world.cli(&["setup"]).succeeds();
+async fn setup_names_the_character_sets_of_enumerations(world: World) {
+    let before = enumerations(&world).await;
+    make_binary(&world, "enum").await;
+    let binary = enumerations(&world).await;
 
-        assert!(before.iter().all(|(_, collation)| collation == "ascii_general_ci"), "{before:?}");
-        assert!(binary.iter().all(|(_, collation)| collation == "utf8mb4_bin"), "{binary:?}");
-        assert_eq!(enumerations(&world).await, before);
-    }
+    world.cli(&["setup"]).succeeds();
 
-    async fn setup_leaves_a_table_that_others_hold_and_succeeds_later(world: World) {
-        make_binary(&world, "enum").await;
-        let mut holder = MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("a connection");
-        holder.execute("START TRANSACTION").await.expect("begun");
-        holder.fetch_all("SELECT * FROM outbox").await.expect("it holds the table");
-        let binary = |found: Vec<(String, String)>| found.iter().any(|(_, collation)| collation == "utf8mb4_bin");
+    assert!(before.iter().all(|(_, collation)| collation == "ascii_general_ci"), "{before:?}");
+    assert!(binary.iter().all(|(_, collation)| collation == "utf8mb4_bin"), "{binary:?}");
+    assert_eq!(enumerations(&world).await, before);
+}
 
-        world.cli(&["setup"]).succeeds();
-        let while_held = binary(enumerations(&world).await);
-        holder.execute("COMMIT").await.expect("committed");
-        world.cli(&["setup"]).succeeds();
+async fn setup_leaves_a_table_that_others_hold_and_succeeds_later(world: World) {
+    make_binary(&world, "enum").await;
+    let mut holder = MySqlConnection::connect(world.config.order_store.url.expose())
+        .await
+        .expect("a connection");
+    holder.execute("START TRANSACTION").await.expect("begun");
+    holder.fetch_all("SELECT * FROM outbox").await.expect("it holds the table");
+    let binary = |found: Vec<(String, String)>| {
+        found.iter().any(|(_, collation)| collation == "utf8mb4_bin")
+    };
 
-        assert!(while_held, "it was held");
-        assert!(!binary(enumerations(&world).await));
-    }
+    world.cli(&["setup"]).succeeds();
+    let while_held = binary(enumerations(&world).await);
+    holder.execute("COMMIT").await.expect("committed");
+    world.cli(&["setup"]).succeeds();
+
+    assert!(while_held, "it was held");
+    assert!(!binary(enumerations(&world).await));
 }
 
 async fn statement_log(database: Database) {

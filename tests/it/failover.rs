@@ -3,13 +3,11 @@
 use std::time::{Duration, Instant};
 
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
-use stocklock::{
-    domain::{OrderId, ProductId},
-    store::{NewOrder, StoreError},
-};
+use stocklock::{domain::ProductId, store::StoreError};
 
 use crate::harness::{
-    Api, Database, Proxy, Server, Strategy, World, lines, on_each_database, order_lines,
+    Api, Database, Proxy, Server, Strategy, World, lines, new_order, on_each_database,
+    wait_until_within,
 };
 
 const LEASE: Duration = Duration::from_secs(60);
@@ -44,10 +42,12 @@ async fn fail_over(database: Database) {
     proxy.lead_to(new.address());
 
     let switched = Instant::now();
-    while api.place_and_wait(&lines(&[("a", 1)]), 10).await.status != 201 {
-        assert!(switched.elapsed() < SOON, "no order completes:\n{}", roles[0].log());
-    }
+    wait_until_within(SOON, "an order completes", async || {
+        api.place_and_wait(&lines(&[("a", 1)]), 10).await.status == 201
+    })
+    .await;
     eprintln!("{database:?}: an order completed {:?} after the switch", switched.elapsed());
+    // How long a session may read from the old primary is what is tested.
     tokio::time::sleep(Duration::from_secs(1)).await;
     let shown = reader.find_products(&[id]).await.expect("read");
     assert_eq!(shown[0].available, world.available("a"), "a session reads from the old primary");
@@ -81,43 +81,39 @@ async fn sessions(asking: &mut MySqlConnection) -> Vec<u64> {
         .collect()
 }
 
-on_each_database! {
-    async fn a_session_of_an_unfit_server_is_closed_and_no_idle_one_used(world: World) {
-        let store = world.order_store();
-        let mut admin = MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("a connection");
-        let place = || {
-            let order = NewOrder {
-                order_id: OrderId::generate(),
-                reference: None,
-                customer_id: None,
-                lines: order_lines(&[("a", 1)]),
-                accepted_at: chrono::Utc::now(),
-            };
-            let store = store.clone();
-            async move { store.place(&[order], LEASE).await }
-        };
-        for number in UNFIT {
-            let all = futures::future::join_all((0..3).map(|_| place())).await;
-            assert!(all.iter().all(Result::is_ok), "{all:?}");
-            let before = sessions(&mut admin).await;
-            let trigger = format!(
-                "CREATE TRIGGER unfit BEFORE INSERT ON outbox FOR EACH ROW
-                 SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'unfit'"
-            );
-            admin.execute(trigger.as_str()).await.expect("a trigger");
+on_each_database!(a_session_of_an_unfit_server_is_closed_and_no_idle_one_used,);
 
-            let refused = place().await.expect_err("the server is unfit");
-            admin.execute("DROP TRIGGER unfit").await.expect("dropped");
-            place().await.expect("placed by a new session");
+async fn a_session_of_an_unfit_server_is_closed_and_no_idle_one_used(world: World) {
+    let store = world.order_store();
+    let mut admin = MySqlConnection::connect(world.config.order_store.url.expose())
+        .await
+        .expect("a connection");
+    let place = || {
+        let store = store.clone();
+        async move { store.place(&[new_order()], LEASE).await }
+    };
+    for number in UNFIT {
+        let all = futures::future::join_all((0..3).map(|_| place())).await;
+        assert!(all.iter().all(Result::is_ok), "{all:?}");
+        let before = sessions(&mut admin).await;
+        let trigger = format!(
+            "CREATE TRIGGER unfit BEFORE INSERT ON outbox FOR EACH ROW
+             SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'unfit'"
+        );
+        admin.execute(trigger.as_str()).await.expect("a trigger");
 
-            assert!(matches!(refused, StoreError::Unavailable(_)), "{number}: {refused:?}");
-            assert!(!before.is_empty());
-            let begun = Instant::now();
-            while sessions(&mut admin).await.iter().any(|id| before.contains(id)) {
-                assert!(begun.elapsed() < SOON, "{number}: an old session is there");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        }
+        let refused = place().await.expect_err("the server is unfit");
+        admin.execute("DROP TRIGGER unfit").await.expect("dropped");
+        place().await.expect("placed by a new session");
+
+        assert!(matches!(refused, StoreError::Unavailable(_)), "{number}: {refused:?}");
+        assert!(!before.is_empty());
+        wait_until_within(
+            SOON,
+            &format!("no old session remains after error {number}"),
+            async || !sessions(&mut admin).await.iter().any(|id| before.contains(id)),
+        )
+        .await;
     }
 }
 
@@ -136,37 +132,45 @@ async fn lose(url: &str, tables: &[&str], save: bool) {
     }
 }
 
-on_each_database! {
-    async fn verify_finds_what_a_failover_of_a_store_lost(world: World) {
-        world.import(&[("a", 10)]);
-        let all = world.start("all").await;
-        let api = Api::of(&all);
-        api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
-        world.settled().await;
-        let (orders, stock) = (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
-        let (of_orders, of_stock) = (["orders", "outbox"], ["products", "order_outcomes", "stock_movements"]);
-        lose(orders, &of_orders, true).await;
-        lose(stock, &of_stock, true).await;
-        let order = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
-        world.settled().await;
-        world.verify();
-        all.stop();
+on_each_database!(verify_finds_what_a_failover_of_a_store_lost,);
 
-        lose(orders, &of_orders, false).await;
-        let lost_order = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
-        lose(stock, &of_stock, false).await;
-        let both = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
-        world.tamper_with_orders(&format!(
-            "INSERT INTO orders SELECT UNHEX(REPLACE('{order}', '-', '')), status, reason, reference, customer_id,
-             `lines`, created_at, updated_at FROM saved_orders LIMIT 1"
-        )).await;
-        let lost_outcome = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
+async fn verify_finds_what_a_failover_of_a_store_lost(world: World) {
+    world.import(&[("a", 10)]);
+    let all = world.start("all").await;
+    let api = Api::of(&all);
+    api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+    world.settled().await;
+    let (orders, stock) =
+        (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
+    let (of_orders, of_stock) =
+        (["orders", "outbox"], ["products", "order_outcomes", "stock_movements"]);
+    lose(orders, &of_orders, true).await;
+    lose(stock, &of_stock, true).await;
+    let order = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
+    world.settled().await;
+    world.verify();
+    all.stop();
 
-        let says = |text: &str| format!("VIOLATED invariant 3: order {order}: {text}");
-        assert!(lost_order.contains(&says("was decided, and the order store does not have it")), "{lost_order}");
-        // The stores agree, and only the topic still knows of the order.
-        assert!(both.contains(&format!("VIOLATED invariant 7: order {order}: was passed")), "{both}");
-        assert!(!both.contains("invariant 3"), "{both}");
-        assert!(lost_outcome.contains(&says("is COMPLETED, and no worker decided it")), "{lost_outcome}");
-    }
+    lose(orders, &of_orders, false).await;
+    let lost_order = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
+    lose(stock, &of_stock, false).await;
+    let both = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
+    world.tamper_with_orders(&format!(
+        "INSERT INTO orders SELECT UNHEX(REPLACE('{order}', '-', '')), status, reason, reference, customer_id,
+         `lines`, created_at, updated_at FROM saved_orders LIMIT 1"
+    )).await;
+    let lost_outcome = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
+
+    let says = |text: &str| format!("VIOLATED invariant 3: order {order}: {text}");
+    assert!(
+        lost_order.contains(&says("was decided, and the order store does not have it")),
+        "{lost_order}"
+    );
+    // The stores agree, and only the topic still knows of the order.
+    assert!(both.contains(&format!("VIOLATED invariant 7: order {order}: was passed")), "{both}");
+    assert!(!both.contains("invariant 3"), "{both}");
+    assert!(
+        lost_outcome.contains(&says("is COMPLETED, and no worker decided it")),
+        "{lost_outcome}"
+    );
 }

@@ -1,14 +1,14 @@
 //! Orders as old as the horizon of the ledger: nothing is done about them that what is forgotten could make wrong.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::collections::BTreeSet;
 
 use chrono::TimeDelta;
 use rdkafka::Message as _;
 use stocklock::domain::{OrderId, OrderState, ReportedStatus, WORKER_SOURCE};
 
 use crate::harness::{
-    Database, PATIENCE, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines,
-    release,
+    Database, Strategy, World, aged, header, made_ago, on_two_stacks, order_lines, release,
+    wait_for,
 };
 
 /// The order and the error's class of each dead letter, in the order of the ids.
@@ -32,34 +32,43 @@ async fn state(world: &World, id: OrderId) -> OrderState {
     world.order_store().find(id).await.expect("the order store").expect("the order").status
 }
 
-on_two_stacks! {
-    async fn an_event_beyond_the_horizon_is_set_aside_and_never_decided(world: World) {
-        let topics = &world.config.topics;
-        world.import(&[("a", 10)]);
-        // Ten minutes beyond the horizon nothing is purged yet.
-        let just_expired = [10, 20].map(|minutes| made_ago(TimeDelta::days(30) + TimeDelta::minutes(minutes)));
-        let ids = [aged(-2), aged(0), aged(29), just_expired[0], just_expired[1], aged(4000)];
-        let saved = world.save_as(ids.map(|id| (id, order_lines(&[("a", 1)]))).to_vec()).await;
-        let [ahead, now, within, expired, released, ancient] = [0, 1, 2, 3, 4, 5].map(|index: usize| saved[index].order_id);
-        let mut events = saved.clone();
-        // A release alone would record that its order is not to be decided.
-        events[4] = release(&saved[4]);
-        world.produce_events(&events).await;
-        let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
-        world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
-        world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+on_two_stacks!(an_event_beyond_the_horizon_is_set_aside_and_never_decided,);
 
-        let mut expected =
-            [(ahead, "invalid"), (expired, "expired"), (released, "expired"), (ancient, "expired")].map(|(id, c)| (id, c.to_owned()));
-        expected.sort();
-        assert_eq!(letters(&world, &topics.orders_dlq), expected);
-        assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("PENDING").await), (2, 4));
-        assert_eq!((state(&world, now).await, state(&world, within).await), (OrderState::Completed, OrderState::Completed));
-        let snapshot = world.stock_store(&World::metrics()).snapshot().await.expect("a snapshot");
-        assert_eq!((snapshot.outcomes, world.available("a")), (2, 8));
-        worker.stop();
-        compensator.stop();
-    }
+async fn an_event_beyond_the_horizon_is_set_aside_and_never_decided(world: World) {
+    let topics = &world.config.topics;
+    world.import(&[("a", 10)]);
+    // Ten minutes beyond the horizon nothing is purged yet.
+    let just_expired =
+        [10, 20].map(|minutes| made_ago(TimeDelta::days(30) + TimeDelta::minutes(minutes)));
+    let ids = [aged(-2), aged(0), aged(29), just_expired[0], just_expired[1], aged(4000)];
+    let saved = world.save_as(ids.map(|id| (id, order_lines(&[("a", 1)]))).to_vec()).await;
+    let [ahead, now, within, expired, released, ancient] =
+        [0, 1, 2, 3, 4, 5].map(|index: usize| saved[index].order_id);
+    let mut events = saved.clone();
+    // A release alone would record that its order is not to be decided.
+    events[4] = release(&saved[4]);
+    world.produce_events(&events).await;
+    let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
+    world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
+    let mut expected =
+        [(ahead, "invalid"), (expired, "expired"), (released, "expired"), (ancient, "expired")]
+            .map(|(id, c)| (id, c.to_owned()));
+    expected.sort();
+    assert_eq!(letters(&world, &topics.orders_dlq), expected);
+    assert_eq!(
+        (world.count_orders("COMPLETED").await, world.count_orders("PENDING").await),
+        (2, 4)
+    );
+    assert_eq!(
+        (state(&world, now).await, state(&world, within).await),
+        (OrderState::Completed, OrderState::Completed)
+    );
+    let snapshot = world.stock_store(&World::metrics()).snapshot().await.expect("a snapshot");
+    assert_eq!((snapshot.outcomes, world.available("a")), (2, 8));
+    worker.stop();
+    compensator.stop();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -107,14 +116,12 @@ async fn setup_warns_of_a_topic_that_keeps_events_for_longer_than_they_can_be_de
     for (retention_ms, kept) in [("3456000000", "for 1month 9days"), ("-1", "for ever")] {
         world.alter_topic(&world.config.topics.orders, "retention.ms", retention_ms).await;
         // The broker may need a moment to see the change itself.
-        let begun = Instant::now();
-        let warned = loop {
+        let warned = wait_for(async || {
             let warned = world.cli(&["--output", "json", "setup"]).succeeds();
-            if warned.stdout().contains(&format!("retention.ms: {retention_ms},")) {
-                break warned;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{}", warned.stdout());
-        };
+            let is_seen = warned.stdout().contains(&format!("retention.ms: {retention_ms},"));
+            if is_seen { Ok(warned) } else { Err(warned.stdout()) }
+        })
+        .await;
         let warning = warned.json()["warnings"][0].as_str().expect("a warning").to_owned();
         assert!(warning.contains(kept) && warning.contains("retention.outcomes"), "{warning}");
         let text = warned.stderr();

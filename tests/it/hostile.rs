@@ -14,7 +14,7 @@ use futures::{StreamExt as _, stream};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use crate::harness::{Database, PATIENCE, Raw, Role, Strategy, World, lines};
+use crate::harness::{Database, Raw, Role, Strategy, World, lines, wait_until};
 
 /// Good orders a second, and for how long they are measured.
 const RATE: u32 = 500;
@@ -107,11 +107,10 @@ async fn accepted(ingest: &Role) -> u64 {
 
 /// Waits until the orders of the waiting clients are saved, which takes a while.
 async fn all_placed(ingest: &Role, orders: u64) {
-    let begun = Instant::now();
-    while accepted(ingest).await < orders {
-        assert!(begun.elapsed() < PATIENCE, "the waiting clients placed no orders");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_until("the orders of the waiting clients are saved", async || {
+        accepted(ingest).await >= orders
+    })
+    .await;
 }
 
 /// A head or a body that comes a byte at a time.
@@ -128,6 +127,7 @@ async fn trickle(mut clients: Vec<Raw>, is_over: Arc<AtomicBool>) {
         for client in &mut clients {
             client.send_for(b" ", Duration::from_millis(5)).await;
         }
+        // The pace of a slow client.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
 }
@@ -142,6 +142,7 @@ async fn send_large_bodies(http: String, is_over: Arc<AtomicBool>) {
         if let Ok(answer) = answer {
             assert!([422, 503].contains(&answer.status().as_u16()), "{answer:?}");
         }
+        // The pace of one sender.
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }

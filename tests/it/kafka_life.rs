@@ -1,7 +1,7 @@
 //! What happens to brokers and topics while the roles run: partitions are added, topics made anew,
 //! data lost, addresses changed.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rdkafka::{
     admin::{AdminClient, AdminOptions, NewPartitions},
@@ -12,32 +12,10 @@ use stocklock::kafka::{client_config, delete_topics};
 
 use crate::harness::{
     BrokerProxy, Database, PATIENCE, PrivateKafka, Role, Strategy, World, body, order_lines,
-    place_all, random_orders,
+    place_all, random_orders, wait_for, wait_until,
 };
 
 const PROTOCOL: &str = "STOCKLOCK__KAFKA__GROUP_PROTOCOL";
-
-/// Waits until `/readyz` says something of a role, or that it is ready where `expected` is "ok".
-async fn says(role: &Role, expected: &str) {
-    let begun = Instant::now();
-    loop {
-        let answer = reqwest::get(format!("{}/readyz", role.admin))
-            .await
-            .expect("an answer")
-            .text()
-            .await
-            .expect("text");
-        if answer.contains(expected) {
-            return;
-        }
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "it says {answer:?}, not {expected:?}:\n{}",
-            role.log()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
 
 /// Places orders of one unit of "a" each.
 async fn place(ingest: &Role, orders: usize) {
@@ -45,27 +23,9 @@ async fn place(ingest: &Role, orders: usize) {
     assert_eq!(place_all(&ingest.http, &bodies, 8).await.len(), orders);
 }
 
-/// Waits until so many orders are completed.
-async fn completed(world: &World, orders: i64) {
-    let begun = Instant::now();
-    loop {
-        let completed = world.count_orders("COMPLETED").await;
-        if completed == orders {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{completed} of {orders} orders are completed");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
-}
-
 /// The lags that a role shows of its topic, or `None` where it shows none.
 async fn lag(role: &Role, topic: &str) -> Option<f64> {
-    let text = reqwest::get(format!("{}/metrics", role.admin))
-        .await
-        .expect("metrics")
-        .text()
-        .await
-        .expect("text");
+    let text = role.metrics().await;
     let lines = text
         .lines()
         .filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
@@ -73,28 +33,16 @@ async fn lag(role: &Role, topic: &str) -> Option<f64> {
 }
 
 async fn shows_lag(role: &Role, topic: &str, expected: Option<f64>) {
-    let begun = Instant::now();
-    loop {
-        let shown = lag(role, topic).await;
-        if shown == expected {
-            return;
-        }
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "it shows {shown:?}, not {expected:?}:\n{}",
-            role.log()
-        );
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_for(async || match lag(role, topic).await {
+        shown if shown == expected => Ok(()),
+        shown => Err(format!("the lag is {shown:?}, not {expected:?}")),
+    })
+    .await;
 }
 
 /// Waits until a role has replaced its consumer.
 async fn replaced(role: &Role, topic: &str) {
-    let begun = Instant::now();
-    while role.count("stocklock_consumer_recreations_total", topic).await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it is not replaced:\n{}", role.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    role.shows("stocklock_consumer_recreations_total", topic, |consumers| consumers > 0.0).await;
 }
 
 async fn partitions_are_added(protocol: &str) {
@@ -105,7 +53,7 @@ async fn partitions_are_added(protocol: &str) {
         (world.start_with("worker", &settings).await, world.start("compensator").await);
     let ingest = world.start("ingest").await;
     place(&ingest, 20).await;
-    completed(&world, 20).await;
+    world.completed(20).await;
 
     let admin: AdminClient<DefaultClientContext> =
         client_config(&world.config.kafka).create().unwrap();
@@ -117,12 +65,10 @@ async fn partitions_are_added(protocol: &str) {
 
     // A producer made now knows them at once.
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 60]).await).await;
-    completed(&world, 80).await;
+    world.completed(80).await;
     shows_lag(&worker, topic, Some(0.0)).await;
-    let begun = Instant::now();
-    while !world.read_partitions(topic, 8).iter().skip(4).any(|end| *end > 0) {
-        assert!(begun.elapsed() < PATIENCE, "nothing came to the new partitions");
-    }
+    let ends = world.read_partitions(topic, 8);
+    assert!(ends.iter().skip(4).any(|end| *end > 0), "no order is in a new partition: {ends:?}");
     worker.stop();
 }
 
@@ -146,23 +92,23 @@ async fn a_topic_that_is_made_anew_is_read_from_its_beginning() {
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     let ingest = world.start("ingest").await;
     place(&ingest, 20).await;
-    completed(&world, 20).await;
+    world.completed(20).await;
     world.caught_up(&world.config.kafka.group_id, topic).await;
 
     delete_topics(&world.config.kafka, &world.config.topics).await.unwrap();
-    let begun = Instant::now();
-    while !world.cli(&["setup"]).stdout().contains("created") {
-        assert!(begun.elapsed() < PATIENCE, "the topics are not deleted");
-    }
+    wait_until("the topics are created", async || {
+        world.cli(&["setup"]).stdout().contains("created")
+    })
+    .await;
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 100]).await).await;
 
     for role in [&worker, &compensator] {
         replaced(role, "").await;
         assert!(role.log().contains("the topic was replaced"), "{}", role.log());
     }
-    completed(&world, 120).await;
+    world.completed(120).await;
     place(&ingest, 20).await;
-    completed(&world, 140).await;
+    world.completed(140).await;
     tokio::join!(worker.ready(), compensator.ready());
     world.caught_up(&world.config.kafka.group_id, topic).await;
     world.verify();
@@ -180,12 +126,12 @@ async fn a_topic_that_is_gone_makes_its_readers_unready_until_it_is_back() {
         (world.start("worker").await, world.start_with("compensator", &consumer).await);
 
     delete_topics(&world.config.kafka, &world.config.topics).await.unwrap();
-    tokio::join!(says(&worker, "Unknown topic"), says(&compensator, "Unknown topic"));
+    tokio::join!(worker.complains("Unknown topic"), compensator.complains("Unknown topic"));
     shows_lag(&worker, &world.config.topics.orders, None).await;
 
     world.cli(&["setup"]).succeeds();
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 20]).await).await;
-    completed(&world, 20).await;
+    world.completed(20).await;
     tokio::join!(worker.ready(), compensator.ready());
     worker.stop();
     compensator.stop();
@@ -201,7 +147,7 @@ async fn orders_become_final_whatever_the_broker_forgets() {
     let ingest = world.start_with("ingest", &impatient).await;
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     place(&ingest, 100).await;
-    completed(&world, 100).await;
+    world.completed(100).await;
     world.caught_up(&world.config.kafka.group_id, topic).await;
 
     // The partitions are shorter than the workers have read: offsets must go back.
@@ -209,7 +155,7 @@ async fn orders_become_final_whatever_the_broker_forgets() {
     kafka.lose_messages(topic);
     kafka.go_on();
     place(&ingest, 20).await;
-    completed(&world, 120).await;
+    world.completed(120).await;
     world.caught_up(&world.config.kafka.group_id, topic).await;
 
     // All is gone, topics and groups.
@@ -218,9 +164,9 @@ async fn orders_become_final_whatever_the_broker_forgets() {
     kafka.lose_disk();
     kafka.go_on();
     world.cli(&["setup"]).succeeds();
-    completed(&world, 140).await;
+    world.completed(140).await;
     place(&ingest, 20).await;
-    completed(&world, 160).await;
+    world.completed(160).await;
     tokio::join!(worker.ready(), compensator.ready(), ingest.ready());
     world.verify();
     for role in [worker, compensator, ingest] {
@@ -238,13 +184,13 @@ async fn a_right_to_read_that_is_taken_makes_a_worker_unready_until_it_is_back()
     shows_lag(&worker, topic, Some(0.0)).await;
 
     kafka.deny_reading(topic);
-    says(&worker, "refuses fetches").await;
+    worker.complains("refuses fetches").await;
     assert!(worker.count("stocklock_poll_errors_total", topic).await > 0, "{}", worker.log());
     shows_lag(&worker, topic, None).await;
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 20]).await).await;
 
     kafka.allow_reading(topic);
-    completed(&world, 20).await;
+    world.completed(20).await;
     worker.ready().await;
     shows_lag(&worker, topic, Some(0.0)).await;
     worker.stop();
@@ -263,12 +209,12 @@ async fn brokers_that_come_back_under_another_address_are_found() {
     );
     let ingest = world.start_with("ingest", &settings).await;
     place(&ingest, 20).await;
-    completed(&world, 20).await;
+    world.completed(20).await;
 
     proxy.move_broker().await;
     place(&ingest, 20).await;
-    says(&worker, "orders:").await;
-    completed(&world, 40).await;
+    worker.complains("orders:").await;
+    world.completed(40).await;
     tokio::join!(worker.ready(), compensator.ready());
     world.verify();
     for role in [worker, compensator, ingest] {
@@ -286,11 +232,12 @@ async fn a_broker_that_is_away_is_reported_once_and_not_for_ever() {
     shows_lag(&compensator, topic, Some(0.0)).await;
 
     proxy.cut();
-    says(&compensator, "order-status:").await;
+    compensator.complains("order-status:").await;
     shows_lag(&compensator, topic, None).await;
-    let begun = compensator.log().lines().count();
+    let before = compensator.log().lines().count();
+    // How much the role logs in a time is what is tested.
     tokio::time::sleep(Duration::from_secs(10)).await;
-    let lines = compensator.log().lines().count() - begun;
+    let lines = compensator.log().lines().count() - before;
     assert!(lines < 10, "{lines} lines in ten seconds:\n{}", compensator.log());
 
     proxy.mend();
@@ -317,7 +264,7 @@ async fn a_client_that_ends_by_a_fatal_error_is_replaced() {
     replaced(&worker, topic).await;
     assert!(proxy.has_failed_heartbeat(), "the fault never fired");
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 20]).await).await;
-    completed(&world, 20).await;
+    world.completed(20).await;
     worker.ready().await;
     worker.stop();
 }
@@ -337,11 +284,10 @@ async fn records_that_are_no_messages_are_no_lag() {
             .unwrap();
     }
     producer.commit_transaction(PATIENCE).unwrap();
-    let begun = Instant::now();
-    while world.count_messages(&world.config.topics.orders_dlq) < 4 {
-        assert!(begun.elapsed() < PATIENCE, "the messages are not handled:\n{}", worker.log());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    wait_until("the messages are dead-lettered", async || {
+        world.count_messages(&world.config.topics.orders_dlq) >= 4
+    })
+    .await;
     shows_lag(&worker, topic, Some(0.0)).await;
     worker.stop();
 }

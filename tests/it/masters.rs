@@ -393,48 +393,50 @@ async fn what_a_late_master_grants_to_a_claim_that_was_refused_is_given_back() {
     }
 }
 
-on_each_database! {
-    async fn a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale(world: World) {
-        let masters = Masters::start(3).await;
-        let mut world = world;
-        masters.serve(&mut world);
-        world.config.lock.ttl = Duration::from_secs(30);
-        world.import(&[("a", 1)]);
-        let settings = [
-            ("STOCKLOCK__LOCK__STRATEGY", "redlock"),
-            ("STOCKLOCK__LOCK__TTL", "30s"),
-            ("STOCKLOCK_STOP_AT", "deduct.read"),
-        ];
-        let stopped = Role::spawn(&world.env, "worker", &settings);
-        stopped.ready().await;
-        produce(&world, 1).await;
-        stopped.stopped_at("deduct.read").await;
-        let mut holders = 0;
-        for number in 0..3 {
-            holders += masters.keys_of(number, "*lock:a").await.len();
-            // The database ends the session of a holder that sleeps for longer than the TTL, so it is the masters' time that passes.
-            masters.turn_clock(number, Duration::from_secs(60)).await;
-        }
-        assert!(holders >= 2, "it held the key");
-        // Another worker takes over its product, and sells the last unit.
-        world.config.lock.strategy = stocklock::config::LockStrategy::Redlock;
-        let other = world.worker(&World::metrics());
-        let orders = world.save(&[order_lines(&[("a", 1)])]).await;
-        assert_eq!(deliver(&other, &orders).await, 1);
-        assert_eq!(world.available("a"), 0);
-        stopped.thaw();
-        let begun = Instant::now();
-        while stopped.count("stocklock_stale_writes_rejected_total", "").await == 0 {
-            assert!(begun.elapsed() < PATIENCE, "nothing stale was rejected:\n{}", stopped.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
-        assert_eq!(world.available("a"), 0);
-        world.check_ledger(&other.store).await;
-        stopped.stop();
-        world.replay_statuses(&world.compensator(&World::metrics())).await;
-        world.verify();
+on_each_database!(a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale,);
+
+async fn a_holder_that_is_stopped_for_longer_than_its_locks_live_writes_nothing_stale(
+    world: World,
+) {
+    let masters = Masters::start(3).await;
+    let mut world = world;
+    masters.serve(&mut world);
+    world.config.lock.ttl = Duration::from_secs(30);
+    world.import(&[("a", 1)]);
+    let settings = [
+        ("STOCKLOCK__LOCK__STRATEGY", "redlock"),
+        ("STOCKLOCK__LOCK__TTL", "30s"),
+        ("STOCKLOCK_STOP_AT", "deduct.read"),
+    ];
+    let stopped = Role::spawn(&world.env, "worker", &settings);
+    stopped.ready().await;
+    produce(&world, 1).await;
+    stopped.stopped_at("deduct.read").await;
+    let mut holders = 0;
+    for number in 0..3 {
+        holders += masters.keys_of(number, "*lock:a").await.len();
+        // The database ends the session of a holder that sleeps for longer than the TTL, so it is the masters' time that passes.
+        masters.turn_clock(number, Duration::from_secs(60)).await;
     }
+    assert!(holders >= 2, "it held the key");
+    // Another worker takes over its product, and sells the last unit.
+    world.config.lock.strategy = stocklock::config::LockStrategy::Redlock;
+    let other = world.worker(&World::metrics());
+    let orders = world.save(&[order_lines(&[("a", 1)])]).await;
+    assert_eq!(deliver(&other, &orders).await, 1);
+    assert_eq!(world.available("a"), 0);
+    stopped.thaw();
+    let begun = Instant::now();
+    while stopped.count("stocklock_stale_writes_rejected_total", "").await == 0 {
+        assert!(begun.elapsed() < PATIENCE, "nothing stale was rejected:\n{}", stopped.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
+    assert_eq!(world.available("a"), 0);
+    world.check_ledger(&other.store).await;
+    stopped.stop();
+    world.replay_statuses(&world.compensator(&World::metrics())).await;
+    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,38 +1,30 @@
-//! A line to a server breaks or hangs, and comes back: orders wait, none is lost, none is set aside.
-
-use std::time::{Duration, Instant};
+//! A connection to a server breaks or hangs, and comes back: orders wait, none is lost, and none is
+//! dead-lettered.
 
 use serde_json::Value;
 
 use crate::harness::{
-    Database, PATIENCE, Proxy, Role, Strategy, World, body, on_every_stack, place_all,
-    random_orders,
+    Database, Proxy, Role, Strategy, World, body, on_every_stack, place_all, proxies_of_masters,
+    random_orders, readiness, wait_for,
 };
 
 fn bodies(seed: u64) -> Vec<Value> {
     random_orders(seed, 100, 3).iter().map(body).collect()
 }
 
-/// Waits until a role has met the fault, and says so.
+/// Waits until a role has met the fault and reports that it is not ready.
 async fn suffers(role: &Role, dependency: &str) {
-    let begun = Instant::now();
-    loop {
+    wait_for(async || {
         let retries =
-            role.metric("stocklock_retries_total", &format!("dependency=\"{dependency}\"")).await;
-        let ready = reqwest::get(format!("{}/readyz", role.admin))
-            .await
-            .expect("an answer")
-            .status()
-            .is_success();
-        if retries > 0.0 && !ready {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "{retries} retries, ready: {ready}\n{}", role.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+            role.count("stocklock_retries_total", &format!("dependency=\"{dependency}\"")).await;
+        let (status, why) = readiness(role).await;
+        if retries > 0 && status != 200 { Ok(()) } else { Err(format!("{retries} retries, {why}")) }
+    })
+    .await;
 }
 
-/// Places orders, takes the line of one role down, places more, and brings the line up again.
+/// Places orders, breaks the connection of one role, places more, and mends the connection. Fails the
+/// test unless all orders are decided and none is dead-lettered.
 async fn survive(
     world: &World,
     role: &str,
@@ -62,18 +54,18 @@ async fn survive(
     suffering.ready().await;
     assert_eq!(world.count_orders("COMPLETED").await + world.count_orders("FAILED").await, 200);
     for dead_letters in [&world.config.topics.orders_dlq, &world.config.topics.order_status_dlq] {
-        assert_eq!(world.count_messages(dead_letters), 0, "an outage is nobody's poison");
+        assert_eq!(world.count_messages(dead_letters), 0, "an outage dead-letters no message");
     }
     world.verify();
     suffering.stop();
 }
 
-on_every_stack! {
-    async fn a_stock_store_that_goes_away_and_comes_back_costs_no_order(world: World) {
-        let (proxy, url) = Proxy::before(world.config.stock_store.url.expose()).await;
-        let settings = [("STOCKLOCK__STOCK_STORE__URL", url.as_str())];
-        survive(&world, "worker", &settings, "stock_store", &[proxy], Proxy::cut).await;
-    }
+on_every_stack!(a_stock_store_that_goes_away_and_comes_back_costs_no_order,);
+
+async fn a_stock_store_that_goes_away_and_comes_back_costs_no_order(world: World) {
+    let (proxy, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+    let settings = [("STOCKLOCK__STOCK_STORE__URL", url.as_str())];
+    survive(&world, "worker", &settings, "stock_store", &[proxy], Proxy::cut).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -84,15 +76,11 @@ async fn an_order_store_that_goes_away_and_comes_back_costs_no_status() {
     survive(&world, "compensator", &settings, "order_store", &[proxy], Proxy::cut).await;
 }
 
-/// One master of three is not missed; without the others, no lock is had, and no order decided.
+/// Breaks the connections to all masters. One master of three is not missed. Without the others no
+/// lock is acquired, and no order is decided.
 async fn lose_the_masters(fault: fn(&Proxy)) {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
-    let (mut proxies, mut urls) = (Vec::new(), Vec::new());
-    for master in &world.config.redis.urls {
-        let (proxy, url) = Proxy::before(master.expose()).await;
-        proxies.push(proxy);
-        urls.push(url);
-    }
+    let (proxies, urls) = proxies_of_masters(&world).await;
     fault(&proxies[2]);
     let urls = urls.join(",");
     survive(&world, "worker", &[("STOCKLOCK__REDIS__URLS", &urls)], "redis", &proxies[..2], fault)

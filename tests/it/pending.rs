@@ -1,6 +1,6 @@
 //! Orders that stay pending, since their event was lost, are produced again.
 
-use std::{sync::Arc, time::Instant};
+use std::sync::Arc;
 
 use chrono::{TimeDelta, Utc};
 use stocklock::{
@@ -12,8 +12,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    PATIENCE, Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks,
-    order_lines,
+    Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks, order_lines,
 };
 
 fn relay(world: &World) -> Relay {
@@ -55,151 +54,168 @@ fn on_topic(world: &World) -> Vec<OrderId> {
 
 /// Waits until the age of the oldest pending order is as it should be.
 async fn oldest_comes_to(role: &Role, is_right: impl Fn(f64) -> bool) {
-    let begun = Instant::now();
-    loop {
-        let age = role.metric("stocklock_pending_oldest_seconds", "").await;
-        if is_right(age) {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "the oldest is {age} s old");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    role.shows("stocklock_pending_oldest_seconds", "", is_right).await;
+}
+
+on_two_stacks!(an_order_whose_event_was_lost_becomes_final_by_itself,);
+
+async fn an_order_whose_event_was_lost_becomes_final_by_itself(world: World) {
+    world.import(&[("a", 100)]);
+    lost(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
+    let ingest = world.start_with("ingest", &[("STOCKLOCK__INGEST__PENDING_AFTER", "2s")]).await;
+    oldest_comes_to(&ingest, |age| age > 3.0).await;
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+    oldest_comes_to(&ingest, |age| age == 0.0).await;
+    assert!(ingest.count("stocklock_pending_orders_total", "produced").await >= 20);
+    assert_eq!(world.available("a"), 80);
+    world.verify();
+    ingest.stop();
+}
+
+on_each_database!(
+    a_turn_produces_a_bounded_number_and_none_again_before_its_time,
+    an_order_that_stays_pending_is_produced_ever_more_rarely,
+    of_orders_that_stay_pending_again_and_again_a_turn_produces_few,
+    an_order_that_cannot_be_read_keeps_no_other_from_being_published,
+    an_order_that_is_committed_late_is_found_all_the_same,
+    the_age_of_the_oldest_pending_order_is_told_and_is_zero_without_one,
+    an_order_too_old_to_be_decided_is_not_produced_again,
+    a_scan_reads_a_part_at_a_time_and_misses_nothing,
+);
+
+async fn a_turn_produces_a_bounded_number_and_none_again_before_its_time(world: World) {
+    world.import(&[("a", 5000)]);
+    let (metrics, now, after) = (World::metrics(), Utc::now(), TimeDelta::minutes(5));
+    let mut watch = watch(&world, &metrics);
+    let saved = lost(
+        &world,
+        (0..1200).map(|n| made_ago(TimeDelta::minutes(10) + TimeDelta::seconds(n))).collect(),
+    )
+    .await;
+    lost(&world, vec![made_ago(TimeDelta::minutes(4))]).await;
+    for expected in [500, 500, 200, 0] {
+        assert_eq!(produced(watch.turn(now).await.expect("a turn")), expected);
+    }
+    let mut ids: Vec<_> = saved.iter().map(|event| event.order_id).collect();
+    ids.sort();
+    assert_eq!(on_topic(&world), ids, "each once, and not the one that is 4 minutes old");
+    assert_eq!(metrics.pending_orders.with_label_values(&["produced"]).get(), 1200);
+
+    // All but five become final; those five, and the younger one, come again when their time has passed.
+    deliver(&world.worker(&World::metrics()), &saved[5..]).await;
+    world.replay_statuses(&world.compensator(&World::metrics())).await;
+    assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a turn")), 1);
+    assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 5);
+    assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 0);
+}
+
+async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    lost(&world, vec![made_ago(TimeDelta::minutes(6))]).await;
+    for (minutes, expected) in
+        [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)]
+    {
+        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
+        assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
 
-on_two_stacks! {
-    async fn an_order_whose_event_was_lost_becomes_final_by_itself(world: World) {
-        world.import(&[("a", 100)]);
-        lost(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
-        let ingest = world.start_with("ingest", &[("STOCKLOCK__INGEST__PENDING_AFTER", "2s")]).await;
-        oldest_comes_to(&ingest, |age| age > 3.0).await;
-        let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
-        world.settled().await;
-        oldest_comes_to(&ingest, |age| age == 0.0).await;
-        assert!(ingest.count("stocklock_pending_orders_total", "produced").await >= 20);
-        assert_eq!(world.available("a"), 80);
-        world.verify();
-        ingest.stop();
+async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(6))).collect()).await;
+    for (minutes, expected) in
+        [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)]
+    {
+        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
+        assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
 
-on_each_database! {
-    async fn a_turn_produces_a_bounded_number_and_none_again_before_its_time(world: World) {
-        world.import(&[("a", 5000)]);
-        let (metrics, now, after) = (World::metrics(), Utc::now(), TimeDelta::minutes(5));
-        let mut watch = watch(&world, &metrics);
-        let saved = lost(&world, (0..1200).map(|n| made_ago(TimeDelta::minutes(10) + TimeDelta::seconds(n))).collect()).await;
-        lost(&world, vec![made_ago(TimeDelta::minutes(4))]).await;
-        for expected in [500, 500, 200, 0] {
-            assert_eq!(produced(watch.turn(now).await.expect("a turn")), expected);
+async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let (mut watch, relay) = (watch(&world, &metrics), relay(&world));
+    let lines = order_lines(&[("a", 1)]);
+    let ids = [3, 2, 1].map(|minutes| made_ago(TimeDelta::minutes(10 + minutes)));
+    world.save_as(ids.iter().map(|id| (*id, lines.clone())).collect()).await;
+    let damage = format!(
+        "UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')",
+        ids[0].uuid().simple()
+    );
+    world.tamper_with_orders(&damage).await;
+    world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
+    assert_eq!(relay.sweep().await.expect("a sweep"), 2);
+    assert_eq!(produced(watch.turn(now).await.expect("a turn")), 2);
+    assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
+}
+
+async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    // A later order is final already.
+    lost(&world, vec![made_ago(TimeDelta::seconds(5))]).await;
+    world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
+    assert_eq!(produced(watch.turn(now).await.expect("a turn")), 0);
+    let late = lost(&world, vec![made_ago(TimeDelta::seconds(40))]).await;
+    assert_eq!(produced(watch.turn(now + TimeDelta::minutes(5)).await.expect("a turn")), 1);
+    assert_eq!(on_topic(&world), [late[0].order_id]);
+}
+
+async fn the_age_of_the_oldest_pending_order_is_told_and_is_zero_without_one(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    let mut tells = async |seconds: f64| {
+        watch.turn(now).await.expect("a turn");
+        let told = metrics.pending_oldest.get();
+        assert!((told - seconds).abs() < 0.01, "{told} instead of {seconds}");
+    };
+    tells(0.0).await;
+    let made = |seconds| made_at(now - TimeDelta::seconds(seconds));
+    lost(&world, vec![made(20)]).await;
+    tells(20.0).await;
+    lost(&world, vec![made(3600), made(7200)]).await;
+    tells(7200.0).await;
+    world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
+    tells(0.0).await;
+}
+
+async fn an_order_too_old_to_be_decided_is_not_produced_again(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
+    assert_eq!(produced(watch.turn(now).await.expect("a turn")), 1);
+    let turn = watch.turn(now + TimeDelta::days(2)).await.expect("a turn");
+    assert_eq!(turn, Turn { produced: 0, expired: 1, is_complete: true });
+    assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
+    assert_eq!(on_topic(&world), [old[0].order_id]);
+}
+
+async fn a_scan_reads_a_part_at_a_time_and_misses_nothing(world: World) {
+    let mut ids: Vec<_> = (0..10).map(|n| made_ago(TimeDelta::minutes(60 - n))).collect();
+    ids.sort();
+    lost(&world, ids.clone()).await;
+    for final_one in [0, 1, 4, 5, 6, 7, 9] {
+        let hex = ids[final_one].uuid().simple();
+        world
+            .tamper_with_orders(&format!(
+                "UPDATE orders SET status = 'FAILED' WHERE order_id = UNHEX('{hex}')"
+            ))
+            .await;
+    }
+    let store = world.order_store();
+    for (limit, pending_max) in [(1, 9), (3, 9), (10, 1), (100, 2), (4, 1)] {
+        let (mut after, mut found) = (aged(1), Vec::new());
+        loop {
+            let scan =
+                store.scan_pending(after, aged(0), limit, pending_max).await.expect("a scan");
+            assert!(scan.pending.len() <= pending_max);
+            found.extend(scan.pending);
+            let Some(last) = scan.last else { break };
+            assert!(last > after);
+            after = last;
         }
-        let mut ids: Vec<_> = saved.iter().map(|event| event.order_id).collect();
-        ids.sort();
-        assert_eq!(on_topic(&world), ids, "each once, and not the one that is 4 minutes old");
-        assert_eq!(metrics.pending_orders.with_label_values(&["produced"]).get(), 1200);
-
-        // All but five become final; those five, and the younger one, come again when their time has passed.
-        deliver(&world.worker(&World::metrics()), &saved[5..]).await;
-        world.replay_statuses(&world.compensator(&World::metrics())).await;
-        assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a turn")), 1);
-        assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 5);
-        assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 0);
-    }
-
-    async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        lost(&world, vec![made_ago(TimeDelta::minutes(6))]).await;
-        for (minutes, expected) in [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(produced(turn), expected, "after {minutes} minutes");
-        }
-    }
-
-    async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(6))).collect()).await;
-        for (minutes, expected) in [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(produced(turn), expected, "after {minutes} minutes");
-        }
-    }
-
-    async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let (mut watch, relay) = (watch(&world, &metrics), relay(&world));
-        let lines = order_lines(&[("a", 1)]);
-        let ids = [3, 2, 1].map(|minutes| made_ago(TimeDelta::minutes(10 + minutes)));
-        world.save_as(ids.iter().map(|id| (*id, lines.clone())).collect()).await;
-        let damage = format!("UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')", ids[0].uuid().simple());
-        world.tamper_with_orders(&damage).await;
-        world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
-        assert_eq!(relay.sweep().await.expect("a sweep"), 2);
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 2);
-        assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
-    }
-
-    async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        // A later order is final already.
-        lost(&world, vec![made_ago(TimeDelta::seconds(5))]).await;
-        world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 0);
-        let late = lost(&world, vec![made_ago(TimeDelta::seconds(40))]).await;
-        assert_eq!(produced(watch.turn(now + TimeDelta::minutes(5)).await.expect("a turn")), 1);
-        assert_eq!(on_topic(&world), [late[0].order_id]);
-    }
-
-    async fn the_age_of_the_oldest_pending_order_is_told_and_is_zero_without_one(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        let mut tells = async |seconds: f64| {
-            watch.turn(now).await.expect("a turn");
-            let told = metrics.pending_oldest.get();
-            assert!((told - seconds).abs() < 0.01, "{told} instead of {seconds}");
-        };
-        tells(0.0).await;
-        let made = |seconds| made_at(now - TimeDelta::seconds(seconds));
-        lost(&world, vec![made(20)]).await;
-        tells(20.0).await;
-        lost(&world, vec![made(3600), made(7200)]).await;
-        tells(7200.0).await;
-        world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-        tells(0.0).await;
-    }
-
-    async fn an_order_too_old_to_be_decided_is_not_produced_again(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 1);
-        let turn = watch.turn(now + TimeDelta::days(2)).await.expect("a turn");
-        assert_eq!(turn, Turn { produced: 0, expired: 1, is_complete: true });
-        assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
-        assert_eq!(on_topic(&world), [old[0].order_id]);
-    }
-
-    async fn a_scan_reads_a_part_at_a_time_and_misses_nothing(world: World) {
-        let mut ids: Vec<_> = (0..10).map(|n| made_ago(TimeDelta::minutes(60 - n))).collect();
-        ids.sort();
-        lost(&world, ids.clone()).await;
-        for final_one in [0, 1, 4, 5, 6, 7, 9] {
-            let hex = ids[final_one].uuid().simple();
-            world.tamper_with_orders(&format!("UPDATE orders SET status = 'FAILED' WHERE order_id = UNHEX('{hex}')")).await;
-        }
-        let store = world.order_store();
-        for (limit, pending_max) in [(1, 9), (3, 9), (10, 1), (100, 2), (4, 1)] {
-            let (mut after, mut found) = (aged(1), Vec::new());
-            loop {
-                let scan = store.scan_pending(after, aged(0), limit, pending_max).await.expect("a scan");
-                assert!(scan.pending.len() <= pending_max);
-                found.extend(scan.pending);
-                let Some(last) = scan.last else { break };
-                assert!(last > after);
-                after = last;
-            }
-            assert_eq!(found, [ids[2], ids[3], ids[8]], "{limit}, {pending_max}");
-        }
+        assert_eq!(found, [ids[2], ids[3], ids[8]], "{limit}, {pending_max}");
     }
 }

@@ -1,15 +1,13 @@
 //! `/readyz` is true: a role is ready once it has tried what its work needs, and says what it lacks
 //! and why.
 
-use std::time::{Duration, Instant};
-
 use rdkafka::admin::{AdminClient, AdminOptions};
 use sqlx::{Connection as _, MySqlConnection};
 use stocklock::kafka::client_config;
 
 use crate::harness::{
-    Api, BrokerProxy, Cli, Database, PATIENCE, Proxy, Role, Strategy, World, lines,
-    on_each_database,
+    Api, BrokerProxy, Cli, Database, Proxy, Role, Strategy, World, lines, on_each_database,
+    proxies_of_masters, wait_until,
 };
 
 const NOWHERE: &str = "127.0.0.1:9";
@@ -41,54 +39,60 @@ fn address(url: &str) -> String {
     format!("{}:{}", url.host_str().expect("a host"), url.port().expect("a port"))
 }
 
-on_each_database! {
-    async fn a_role_that_cannot_use_its_store_is_not_ready_and_says_why(world: World) {
-        let (orders, stock) = (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
-        let at = address(orders);
-        let (denied, no_database) = (with_password(orders, "wrong"), orders.replace("_orders", "_nowhere"));
-        for (role, setting, why) in [
-            ("ingest", (ORDER_STORE, &*denied), ["order_store: ", &*at, "Access denied"]),
-            ("ingest", (STOCK_STORE, &*denied), ["stock_store: ", &*at, "Access denied"]),
-            ("worker", (STOCK_STORE, &*denied), ["stock_store: ", &*at, "Access denied"]),
-            ("compensator", (ORDER_STORE, &*denied), ["order_store: ", &*at, "Access denied"]),
-            ("compensator", (ORDER_STORE, &*no_database), ["order_store: ", &*at, "_nowhere"]),
-            // Its tables are those of the other store.
-            ("worker", (STOCK_STORE, orders), ["stock_store: ", &*at, "doesn't exist"]),
-            ("compensator", (ORDER_STORE, stock), ["order_store: ", &*at, "doesn't exist"]),
-        ] {
-            lacks(&world, role, setting, &why).await;
-        }
-    }
+on_each_database!(
+    a_role_that_cannot_use_its_store_is_not_ready_and_says_why,
+    a_store_that_may_only_be_read_is_a_lack,
+);
 
-    /// The application's user may read, and no more.
-    async fn a_store_that_may_only_be_read_is_a_lack(world: World) {
-        let (orders, stock) = (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
-        let mut server = MySqlConnection::connect(stock).await.expect("the server");
-        let database = url::Url::parse(stock).expect("a URL").path()[1..].to_owned();
-        let user = &database[..20.min(database.len())];
-        let create = format!(
-            "CREATE USER '{user}'@'%' IDENTIFIED BY 'reader'; GRANT SELECT ON {database}.* TO '{user}'@'%';
-             GRANT SELECT ON {}.* TO '{user}'@'%'",
-            &url::Url::parse(orders).expect("a URL").path()[1..],
-        );
-        sqlx::raw_sql(&create).execute(&mut server).await.expect("a user");
-        let as_reader = |url: &str| {
-            let mut url = url::Url::parse(url).expect("a URL");
-            url.set_username(user).expect("set");
-            with_password(url.as_str(), "reader")
-        };
-
-        for (role, key, url, store) in [
-            ("worker", STOCK_STORE, as_reader(stock), "stock_store: "),
-            ("compensator", ORDER_STORE, as_reader(orders), "order_store: "),
-            ("ingest", ORDER_STORE, as_reader(orders), "order_store: "),
-        ] {
-            lacks(&world, role, (key, &url), &[store, "denied"]).await;
-        }
-        // To read is all that ingest does with the stock.
-        world.start_with("ingest", &[(STOCK_STORE, &as_reader(stock))]).await.stop();
-        sqlx::raw_sql(&format!("DROP USER '{user}'@'%'")).execute(&mut server).await.expect("dropped");
+async fn a_role_that_cannot_use_its_store_is_not_ready_and_says_why(world: World) {
+    let (orders, stock) =
+        (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
+    let at = address(orders);
+    let (denied, no_database) =
+        (with_password(orders, "wrong"), orders.replace("_orders", "_nowhere"));
+    for (role, setting, why) in [
+        ("ingest", (ORDER_STORE, &*denied), ["order_store: ", &*at, "Access denied"]),
+        ("ingest", (STOCK_STORE, &*denied), ["stock_store: ", &*at, "Access denied"]),
+        ("worker", (STOCK_STORE, &*denied), ["stock_store: ", &*at, "Access denied"]),
+        ("compensator", (ORDER_STORE, &*denied), ["order_store: ", &*at, "Access denied"]),
+        ("compensator", (ORDER_STORE, &*no_database), ["order_store: ", &*at, "_nowhere"]),
+        // Its tables are those of the other store.
+        ("worker", (STOCK_STORE, orders), ["stock_store: ", &*at, "doesn't exist"]),
+        ("compensator", (ORDER_STORE, stock), ["order_store: ", &*at, "doesn't exist"]),
+    ] {
+        lacks(&world, role, setting, &why).await;
     }
+}
+
+/// The application's user may read, and no more.
+async fn a_store_that_may_only_be_read_is_a_lack(world: World) {
+    let (orders, stock) =
+        (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
+    let mut server = MySqlConnection::connect(stock).await.expect("the server");
+    let database = url::Url::parse(stock).expect("a URL").path()[1..].to_owned();
+    let user = &database[..20.min(database.len())];
+    let create = format!(
+        "CREATE USER '{user}'@'%' IDENTIFIED BY 'reader'; GRANT SELECT ON {database}.* TO '{user}'@'%';
+         GRANT SELECT ON {}.* TO '{user}'@'%'",
+        &url::Url::parse(orders).expect("a URL").path()[1..],
+    );
+    sqlx::raw_sql(&create).execute(&mut server).await.expect("a user");
+    let as_reader = |url: &str| {
+        let mut url = url::Url::parse(url).expect("a URL");
+        url.set_username(user).expect("set");
+        with_password(url.as_str(), "reader")
+    };
+
+    for (role, key, url, store) in [
+        ("worker", STOCK_STORE, as_reader(stock), "stock_store: "),
+        ("compensator", ORDER_STORE, as_reader(orders), "order_store: "),
+        ("ingest", ORDER_STORE, as_reader(orders), "order_store: "),
+    ] {
+        lacks(&world, role, (key, &url), &[store, "denied"]).await;
+    }
+    // To read is all that ingest does with the stock.
+    world.start_with("ingest", &[(STOCK_STORE, &as_reader(stock))]).await.stop();
+    sqlx::raw_sql(&format!("DROP USER '{user}'@'%'")).execute(&mut server).await.expect("dropped");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -129,12 +133,7 @@ async fn a_refused_connection_is_named_with_its_address() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_under_redlock_needs_a_majority_of_the_masters() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
-    let (mut proxies, mut urls) = (Vec::new(), Vec::new());
-    for master in &world.config.redis.urls {
-        let (proxy, url) = Proxy::before(master.expose()).await;
-        proxies.push(proxy);
-        urls.push(url);
-    }
+    let (proxies, urls) = proxies_of_masters(&world).await;
     let masters = urls.join(",");
     let settings = ("STOCKLOCK__REDIS__URLS", masters.as_str());
     proxies.iter().for_each(Proxy::cut);
@@ -216,22 +215,14 @@ async fn all_are_ready(protocol: &str) {
     for worker in &workers {
         worker.ready().await;
     }
-    let begun = Instant::now();
-    loop {
+    wait_until("one worker has no partition", async || {
         let mut idle = 0;
         for worker in &workers {
             idle += usize::from(!worker.metrics().await.contains("stocklock_consumer_lag{"));
         }
-        if idle == 1 {
-            break;
-        }
-        assert!(
-            begun.elapsed() < PATIENCE,
-            "{idle} of {} workers have no partition",
-            workers.len()
-        );
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+        idle == 1
+    })
+    .await;
     for worker in &workers {
         worker.ready().await;
     }

@@ -1,40 +1,28 @@
 //! Workers come and go under load: what one leaves, another takes, and nothing is lost or twice.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, body, on_two_stacks, order_lines, place_all,
-    random_orders,
+    Database, Role, Strategy, World, body, on_two_stacks, order_lines, place_all, random_orders,
+    stays, unchanged_for, wait_for, wait_until,
 };
 
 /// Waits until a worker has decided something itself.
 async fn works(worker: &Role) {
-    let begun = Instant::now();
-    while worker.count("stocklock_orders_decided_total", "").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it decides nothing:\n{}", worker.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    worker.shows("stocklock_orders_decided_total", "", |decided| decided > 0.0).await;
 }
 
 /// Waits until a worker has had partitions taken away.
 async fn gave_up(worker: &Role) {
-    let begun = Instant::now();
-    while worker.count("stocklock_rebalances_total", "revoke").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it keeps its partitions:\n{}", worker.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
 }
 
 /// Waits until a worker has got all partitions, which takes until the session of one that was killed has run out.
 async fn owns_all(worker: &Role) {
-    let begun = Instant::now();
-    loop {
+    wait_until("the worker owns all partitions", async || {
         let log = worker.log();
         let count = |what: &str| -> usize {
             let lists = log
@@ -43,12 +31,9 @@ async fn owns_all(worker: &Role) {
                 .filter_map(|line| line.split(['[', ']']).nth(1));
             lists.map(|list| list.split(',').filter(|id| !id.trim().is_empty()).count()).sum()
         };
-        if count("partitions assigned") - count("partitions taken away") == 4 {
-            return;
-        }
-        assert!(begun.elapsed() < PATIENCE, "it never got all partitions:\n{log}");
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+        count("partitions assigned") - count("partitions taken away") == 4
+    })
+    .await;
 }
 
 /// Orders that are placed without a pause.
@@ -86,94 +71,83 @@ impl Load {
     }
 }
 
-on_two_stacks! {
-    async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
-        let (first, second) = (world.start("worker").await, world.start("worker").await);
-        let load = Load::on(&ingest);
-        tokio::join!(works(&first), works(&second));
-        assert_eq!(world.assignor(group), "cooperative-sticky");
-        let third = world.start("worker").await;
-        works(&third).await;
-        gave_up(&first).await;
-        first.stop();
-        third.kill();
-        // The killed one's partitions come to the second once its session has run out.
-        owns_all(&second).await;
-        load.ends_well(&world).await;
-        second.stop();
-        assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
-    }
+on_two_stacks!(
+    workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice,
+    workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either,
+    a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again,
+);
 
-    /// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
-    async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
-        let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
-        let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start_with("compensator", &protocol).await);
-        let first = world.start_with("worker", &protocol).await;
-        let load = Load::on(&ingest);
-        works(&first).await;
-        let second = world.start_with("worker", &protocol).await;
-        works(&second).await;
-        gave_up(&first).await;
-        assert_eq!(world.assignor(group), "", "the members have no say");
-        for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
-            assert!(given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"), "{given_up}");
-        }
-        first.stop();
-        owns_all(&second).await;
-        load.ends_well(&world).await;
-        second.stop();
-        assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
-    }
-
-    /// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
-    async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
-        let impatient = [("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"), ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s")];
-        world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
-        let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
-        let (frozen, other) = (world.start_with("worker", &impatient).await, world.start("worker").await);
-        let load = Load::on(&ingest);
-        tokio::join!(works(&frozen), works(&other));
-        frozen.freeze();
-        owns_all(&other).await;
-        frozen.thaw();
-        let begun = Instant::now();
-        while frozen.count("stocklock_rebalances_total", "lost").await == 0 {
-            assert!(begun.elapsed() < PATIENCE, "it does not notice:\n{}", frozen.log());
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        let before = frozen.count("stocklock_orders_decided_total", "").await;
-        let begun = Instant::now();
-        while frozen.count("stocklock_orders_decided_total", "").await <= before {
-            assert!(begun.elapsed() < PATIENCE, "it does not come back:\n{}", frozen.log());
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-        frozen.ready().await;
-        assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
-        load.ends_well(&world).await;
-        frozen.stop();
-        other.stop();
-        assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
-    }
+async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let (first, second) = (world.start("worker").await, world.start("worker").await);
+    let load = Load::on(&ingest);
+    tokio::join!(works(&first), works(&second));
+    assert_eq!(world.assignor(group), "cooperative-sticky");
+    let third = world.start("worker").await;
+    works(&third).await;
+    gave_up(&first).await;
+    first.stop();
+    third.kill();
+    // The killed one's partitions come to the second once its session has run out.
+    owns_all(&second).await;
+    load.ends_well(&world).await;
+    second.stop();
+    assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
 }
 
-/// Waits until a reading has not changed for so long.
-async fn unchanged_for<T: PartialEq>(long: Duration, read: impl AsyncFn() -> T) -> T {
-    let begun = Instant::now();
-    let (mut last, mut since) = (read().await, Instant::now());
-    while since.elapsed() < long {
-        assert!(begun.elapsed() < PATIENCE, "it changes for ever");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let now = read().await;
-        if now != last {
-            (last, since) = (now, Instant::now());
-        }
+/// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
+async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) =
+        (world.start("ingest").await, world.start_with("compensator", &protocol).await);
+    let first = world.start_with("worker", &protocol).await;
+    let load = Load::on(&ingest);
+    works(&first).await;
+    let second = world.start_with("worker", &protocol).await;
+    works(&second).await;
+    gave_up(&first).await;
+    assert_eq!(world.assignor(group), "", "the members have no say");
+    for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
+        assert!(
+            given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"),
+            "{given_up}"
+        );
     }
-    last
+    first.stop();
+    owns_all(&second).await;
+    load.ends_well(&world).await;
+    second.stop();
+    assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
+}
+
+/// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
+async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
+    let impatient = [
+        ("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"),
+        ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s"),
+    ];
+    world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
+    let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
+    let (frozen, other) =
+        (world.start_with("worker", &impatient).await, world.start("worker").await);
+    let load = Load::on(&ingest);
+    tokio::join!(works(&frozen), works(&other));
+    frozen.freeze();
+    owns_all(&other).await;
+    frozen.thaw();
+    frozen.shows("stocklock_rebalances_total", "lost", |losses| losses > 0.0).await;
+    let before = frozen.metric("stocklock_orders_decided_total", "").await;
+    frozen.shows("stocklock_orders_decided_total", "", |decided| decided > before).await;
+    frozen.ready().await;
+    assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
+    load.ends_well(&world).await;
+    frozen.stop();
+    other.stop();
+    assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
 }
 
 /// Restarts one of two static members, and fails the test where the other notices.
@@ -204,9 +178,8 @@ async fn restart_a_static_member(protocol: &str) {
     second.stop();
     let second = world.start_with("worker", &settings("second")).await;
     works(&second).await;
-    // A rebalance would have come within a few heartbeats.
-    tokio::time::sleep(Duration::from_secs(15)).await;
-    assert_eq!(rebalances().await, before, "{}", first.log());
+    // A rebalance would come within a few heartbeats.
+    stays(Duration::from_secs(15), "no rebalance", async || rebalances().await == before).await;
     load.ends_well(&world).await;
     first.stop();
     second.stop();
@@ -250,12 +223,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
 
 /// The partitions whose lag a worker shows.
 async fn shown_lags(worker: &Role, topic: &str) -> BTreeSet<String> {
-    let text = reqwest::get(format!("{}/metrics", worker.admin))
-        .await
-        .expect("metrics")
-        .text()
-        .await
-        .expect("text");
+    let text = worker.metrics().await;
     let of_topic = text
         .lines()
         .filter(|line| line.starts_with("stocklock_consumer_lag{") && line.contains(topic));
@@ -269,19 +237,17 @@ async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topic = &world.config.topics.orders;
     let comes_to = async |workers: &[&Role], expected: &[usize]| {
-        let begun = Instant::now();
-        loop {
+        wait_for(async || {
             let mut shown = Vec::new();
             for worker in workers {
                 shown.push(shown_lags(worker, topic).await);
             }
             let all: BTreeSet<_> = shown.iter().flatten().collect();
-            if all.len() == 4 && shown.iter().map(BTreeSet::len).eq(expected.iter().copied()) {
-                return;
-            }
-            assert!(begun.elapsed() < PATIENCE, "{shown:?}");
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
+            let is_right =
+                all.len() == 4 && shown.iter().map(BTreeSet::len).eq(expected.iter().copied());
+            if is_right { Ok(()) } else { Err(format!("{shown:?}, not {expected:?}")) }
+        })
+        .await;
     };
     let first = world.start("worker").await;
     comes_to(&[&first], &[4]).await;
@@ -305,11 +271,7 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let mute =
         Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
     mute.listening().await;
-    let begun = Instant::now();
-    while mute.count("stocklock_retries_total", "kafka").await == 0 {
-        assert!(begun.elapsed() < PATIENCE, "it reports, or does not try:\n{}", mute.log());
-        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
-    }
+    mute.shows("stocklock_retries_total", "kafka", |retries| retries > 0.0).await;
     assert!(world.available("a") < 100, "orders were decided");
     mute.stop();
     assert_eq!(world.uncommitted(group, topic), 10);

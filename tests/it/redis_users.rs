@@ -7,10 +7,10 @@ use stocklock::{
     domain::ProductId,
     lock::{Lease, Locks, overlong_keys},
 };
-use tokio::time::{Instant, sleep};
 
 use crate::harness::{
-    Database, Masters, PATIENCE, Proxy, Role, Strategy, World, acquire, order_lines,
+    Database, Masters, Proxy, Role, Strategy, World, acquire, order_lines, stays, wait_for_within,
+    wait_until,
 };
 
 /// All commands, all keys, and no channel: the default of Redis 7.
@@ -58,25 +58,20 @@ async fn an_unlock_without_channel_rights_releases_all_keys() {
 
     let held = acquire(&holder, &wanted).await.expect("free");
     let waiting = tokio::spawn(async move { acquire(&waiter, &products(50)).await });
-    let begun = Instant::now();
-    while masters.keys_of(0, "* queues").await.is_empty() {
-        assert!(begun.elapsed() < PATIENCE, "nobody waits");
-        sleep(Duration::from_millis(10)).await;
-    }
+    wait_until("the waiter is in a queue", async || {
+        !masters.keys_of(0, "* queues").await.is_empty()
+    })
+    .await;
     held.release().await;
     let next = waiting.await.expect("no panic").expect("the waiter is next");
 
     assert!(refused(&masters).await.contains("turns"), "no master refused PUBLISH");
     next.release().await;
-    let begun = Instant::now();
-    while locked(&masters, 3).await > 0 {
-        assert!(
-            begun.elapsed() < Duration::from_secs(20),
-            "{} keys stay locked",
-            locked(&masters, 3).await
-        );
-        sleep(Duration::from_millis(50)).await;
-    }
+    wait_for_within(Duration::from_secs(20), async || match locked(&masters, 3).await {
+        0 => Ok(()),
+        keys => Err(format!("{keys} keys stay locked")),
+    })
+    .await;
 }
 
 /// A key that somebody else wrote, of another type, is none of ours; the rest is released.
@@ -107,11 +102,10 @@ async fn the_rights_in_the_docs_are_all_that_is_needed() {
     config.lock.ttl = Duration::from_secs(6);
     let (ours, theirs, wanted) = (locks(&config), locks(&config), products(1_500));
 
-    // Locked, waited for, renewed, released, and had by the next.
+    // Acquired, waited for, renewed, released, and acquired by the next.
     let held = acquire(&ours, &wanted).await.expect("free");
     let waiting = tokio::spawn(async move { acquire(&theirs, &products(1_500)).await });
-    sleep(config.lock.ttl / 2).await;
-    assert!(!held.is_lost(), "it was renewed");
+    stays(config.lock.ttl / 2, "the lock is renewed", async || !held.is_lost()).await;
     held.release().await;
     waiting.await.expect("no panic").expect("released").release().await;
     let lease = Lease::new(&config.lock, &config.redis, "test").expect("a lease");
@@ -127,12 +121,8 @@ fn is_warned_of<'a>(log: &'a str, command: &'a str) -> impl Iterator<Item = &'a 
     })
 }
 
-async fn logged(worker: &Role, what: impl Fn(&str) -> bool) {
-    let begun = Instant::now();
-    while !what(&worker.log()) {
-        assert!(begun.elapsed() < PATIENCE, "it is not in the log:\n{}", worker.log());
-        sleep(Duration::from_millis(20)).await;
-    }
+async fn logged(worker: &Role, is_in: impl Fn(&str) -> bool) {
+    wait_until("the log has the event", async || is_in(&worker.log())).await;
 }
 
 async fn produce(world: &World, count: usize) {
@@ -166,12 +156,15 @@ async fn a_missing_right_is_named_by_one_warning() {
     logged(&worker, |log| is_warned_of(log, "SUBSCRIBE").next().is_some()).await;
     held.release().await;
     for _ in 0..3 {
-        let begun = Instant::now();
-        while is_warned_of(&worker.log(), "PUBLISH").next().is_none() {
-            assert!(begun.elapsed() < PATIENCE, "nobody is warned of PUBLISH:\n{}", worker.log());
+        wait_until("the worker warns of PUBLISH", async || {
+            if is_warned_of(&worker.log(), "PUBLISH").next().is_some() {
+                return true;
+            }
             produce(&world, 5).await;
             acquire(&ours, &a).await.expect("our turn").release().await;
-        }
+            false
+        })
+        .await;
     }
     produce(&world, 5).await;
     acquire(&ours, &a).await.expect("our turn").release().await;

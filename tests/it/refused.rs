@@ -1,18 +1,20 @@
-//! What a database refuses for its data is set aside alone; what it cannot do waits.
-
-use std::time::{Duration, Instant};
+//! A database refuses a write for its data: that message alone is dead-lettered. A database cannot
+//! write at present: the messages wait.
 
 use rdkafka::{Message as _, message::OwnedMessage};
 use serde_json::json;
 use stocklock::domain::{OrderEvent, OrderId};
 
-use crate::harness::{PATIENCE, Role, World, header, on_each_database, order_lines, release};
+use crate::harness::{
+    PATIENCE, Role, World, header, on_each_database, order_lines, readiness, release,
+    wait_for_within,
+};
 
-/// Long enough that all that is on the topic is one batch.
+/// Long enough that all messages of the topic are one batch.
 const ONE_BATCH: (&str, &str) = ("STOCKLOCK__WORKER__LINGER", "500ms");
 const ORDERS: usize = 300;
 
-/// Puts orders on the topic of which none is decided yet, and answers them and the one in their middle.
+/// Puts undecided orders on the topic. Returns them, and the id of the order in their middle.
 async fn orders_with_a_culprit(world: &World) -> (Vec<OrderEvent>, OrderId) {
     world.import(&[("a", 1000)]);
     let orders = world.save(&vec![order_lines(&[("a", 1)]); ORDERS]).await;
@@ -28,7 +30,7 @@ async fn all_done(world: &World) {
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
 }
 
-/// Fails the test unless one message was set aside, as it was found, for this reason.
+/// Fails the test unless one message was dead-lettered, as it was found, for this reason.
 fn check_letter(
     world: &World,
     topic: &str,
@@ -78,131 +80,162 @@ fn literal(id: OrderId) -> String {
     format!("X'{}'", id.uuid().simple())
 }
 
-/// Waits until a role has repeated what a dependency does not do, a message alone at last, and says that it is not ready.
+/// Waits until a role has repeated a batch, in the end a batch of one message, and is not ready.
 async fn repeats(role: &Role, dependency: &str) {
-    let begun = Instant::now();
     let mut alone_since = None;
-    loop {
+    // Each part on the way there is tried some times, ever more rarely.
+    wait_for_within(3 * PATIENCE, async || {
         let retries = role.count("stocklock_retries_total", dependency).await;
-        let ready = reqwest::get(format!("{}/readyz", role.admin))
-            .await
-            .expect("an answer")
-            .status()
-            .is_success();
+        let (status, why) = readiness(role).await;
         // Of many failures the log names few.
         if alone_since.is_none() && role.log().contains("batch failed messages=1 ") {
             alone_since = Some(retries);
         }
-        if !ready && alone_since.is_some_and(|before| retries >= before + 3) {
-            return;
+        if status != 200 && alone_since.is_some_and(|before| retries >= before + 3) {
+            Ok(())
+        } else {
+            Err(format!("{retries} retries, alone since {alone_since:?}, {status} {why}"))
         }
-        // Each part on the way there is tried some times, ever more rarely.
-        assert!(
-            begun.elapsed() < 3 * PATIENCE,
-            "{retries} retries, alone since {alone_since:?}, ready: {ready}\n{}",
-            role.log()
-        );
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    })
+    .await;
 }
 
-on_each_database! {
-    async fn an_order_that_the_stock_store_refuses_is_set_aside_alone(world: World) {
-        let topics = &world.config.topics;
-        let (_, culprit) = orders_with_a_culprit(&world).await;
-        let condition = format!("order_id <> {}", literal(culprit));
-        world.tamper_with_stock(&constraint("order_outcomes", &condition)).await;
-        let (worker, compensator) = (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
-        all_done(&world).await;
-        check_letter(&world, &topics.orders, &topics.orders_dlq, culprit, "refused", "not_this_one");
-        assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (299, 701));
-        assert_eq!(worker.count("stocklock_dead_letters_total", "class=\"refused\"").await, 1);
-        let parts = worker.count("stocklock_batch_orders_count", "").await;
-        assert!(parts >= 6, "done in {parts} parts: it was not in the middle of a batch");
-        assert_eq!(worker.count("stocklock_batch_orders_sum", "").await, 299, "each of the others once");
-        assert_eq!(worker.count("stocklock_retries_total", "stock_store").await, 0, "a refusal is no outage");
+on_each_database!(
+    an_order_that_the_stock_store_refuses_is_dead_lettered_alone,
+    a_status_that_the_order_store_refuses_is_dead_lettered_alone,
+    an_order_that_the_database_cannot_write_at_present_waits,
+    an_order_whose_outcome_is_corrupt_is_dead_lettered_alone,
+    orders_of_a_product_whose_row_is_corrupt_wait_until_it_is_mended,
+);
 
-        world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
-        all_done(&world).await;
-        assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (319, 661));
-        check_only_dead_lettered(&world, culprit);
-        worker.stop();
-        compensator.stop();
-    }
+async fn an_order_that_the_stock_store_refuses_is_dead_lettered_alone(world: World) {
+    let topics = &world.config.topics;
+    let (_, culprit) = orders_with_a_culprit(&world).await;
+    let condition = format!("order_id <> {}", literal(culprit));
+    world.tamper_with_stock(&constraint("order_outcomes", &condition)).await;
+    let (worker, compensator) =
+        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+    all_done(&world).await;
+    check_letter(&world, &topics.orders, &topics.orders_dlq, culprit, "refused", "not_this_one");
+    assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (299, 701));
+    assert_eq!(worker.count("stocklock_dead_letters_total", "class=\"refused\"").await, 1);
+    let parts = worker.count("stocklock_batch_orders_count", "").await;
+    assert!(parts >= 6, "done in {parts} parts: it was not in the middle of a batch");
+    assert_eq!(
+        worker.count("stocklock_batch_orders_sum", "").await,
+        299,
+        "each of the others once"
+    );
+    assert_eq!(
+        worker.count("stocklock_retries_total", "stock_store").await,
+        0,
+        "a refusal is no outage"
+    );
 
-    async fn a_status_that_the_order_store_refuses_is_set_aside_alone(world: World) {
-        let topics = &world.config.topics;
-        let (_, culprit) = orders_with_a_culprit(&world).await;
-        world.tamper_with_orders(&trigger("UPDATE", "orders", culprit, "45000")).await;
-        let worker = world.start("worker").await;
-        world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
-        let linger = [("STOCKLOCK__COMPENSATOR__LINGER", "500ms")];
-        let compensator = world.start_with("compensator", &linger).await;
-        all_done(&world).await;
-        check_letter(&world, &topics.order_status, &topics.order_status_dlq, culprit, "refused", "not this one");
-        assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("PENDING").await), (299, 1));
-        assert_eq!(compensator.count("stocklock_dead_letters_total", "class=\"refused\"").await, 1);
-        assert_eq!(compensator.count("stocklock_compensations_total", "completed").await, 299);
-        assert_eq!(compensator.count("stocklock_retries_total", "order_store").await, 0, "a refusal is no outage");
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
+    all_done(&world).await;
+    assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (319, 661));
+    check_only_dead_lettered(&world, culprit);
+    worker.stop();
+    compensator.stop();
+}
 
-        world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
-        all_done(&world).await;
-        assert_eq!(world.count_orders("COMPLETED").await, 319);
-        check_only_dead_lettered(&world, culprit);
-        worker.stop();
-        compensator.stop();
-    }
+async fn a_status_that_the_order_store_refuses_is_dead_lettered_alone(world: World) {
+    let topics = &world.config.topics;
+    let (_, culprit) = orders_with_a_culprit(&world).await;
+    world.tamper_with_orders(&trigger("UPDATE", "orders", culprit, "45000")).await;
+    let worker = world.start("worker").await;
+    world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
+    let linger = [("STOCKLOCK__COMPENSATOR__LINGER", "500ms")];
+    let compensator = world.start_with("compensator", &linger).await;
+    all_done(&world).await;
+    check_letter(
+        &world,
+        &topics.order_status,
+        &topics.order_status_dlq,
+        culprit,
+        "refused",
+        "not this one",
+    );
+    assert_eq!(
+        (world.count_orders("COMPLETED").await, world.count_orders("PENDING").await),
+        (299, 1)
+    );
+    assert_eq!(compensator.count("stocklock_dead_letters_total", "class=\"refused\"").await, 1);
+    assert_eq!(compensator.count("stocklock_compensations_total", "completed").await, 299);
+    assert_eq!(
+        compensator.count("stocklock_retries_total", "order_store").await,
+        0,
+        "a refusal is no outage"
+    );
 
-    /// A trigger that asks for another attempt is no refusal, whatever it says.
-    async fn an_order_that_the_database_cannot_do_at_present_waits_with_those_behind_it(world: World) {
-        let topics = &world.config.topics;
-        let (orders, culprit) = orders_with_a_culprit(&world).await;
-        world.tamper_with_stock(&trigger("INSERT", "order_outcomes", culprit, "40001")).await;
-        let (worker, compensator) = (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
-        repeats(&worker, "stock_store").await;
-        assert!(world.uncommitted(&world.config.kafka.group_id, &topics.orders) > 0);
-        world.tamper_with_stock("DROP TRIGGER refuses").await;
-        world.settled().await;
-        worker.ready().await;
-        assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(orders.len()).unwrap());
-        assert_eq!(world.count_messages(&topics.orders_dlq), 0, "an outage is nobody's poison");
-        world.verify();
-        worker.stop();
-        compensator.stop();
-    }
+    world.produce_events(&world.save(&vec![order_lines(&[("a", 2)]); 20]).await).await;
+    all_done(&world).await;
+    assert_eq!(world.count_orders("COMPLETED").await, 319);
+    check_only_dead_lettered(&world, culprit);
+    worker.stop();
+    compensator.stop();
+}
 
-    /// The others of its batch, and those that want the same product, are not to blame.
-    async fn an_order_whose_outcome_is_damaged_is_set_aside_alone(world: World) {
-        let topics = &world.config.topics;
-        let (orders, culprit) = orders_with_a_culprit(&world).await;
-        let worker = world.start_with("worker", &[ONE_BATCH]).await;
-        let compensator = world.start("compensator").await;
-        world.settled().await;
-        let damage = format!("UPDATE order_outcomes SET `lines` = '[[' WHERE order_id = {}", literal(culprit));
-        world.tamper_with_stock(&damage).await;
-        world.produce_events(&orders.iter().map(release).collect::<Vec<_>>()).await;
-        all_done(&world).await;
-        check_letter(&world, &topics.orders, &topics.orders_dlq, culprit, "damaged", "order_outcomes.lines");
-        assert_eq!(world.available("a"), 999, "the others are given back");
-        worker.stop();
-        compensator.stop();
-    }
+/// A trigger that asks for another attempt is no refusal, whatever it says.
+async fn an_order_that_the_database_cannot_write_at_present_waits(world: World) {
+    let topics = &world.config.topics;
+    let (orders, culprit) = orders_with_a_culprit(&world).await;
+    world.tamper_with_stock(&trigger("INSERT", "order_outcomes", culprit, "40001")).await;
+    let (worker, compensator) =
+        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+    repeats(&worker, "stock_store").await;
+    assert!(world.uncommitted(&world.config.kafka.group_id, &topics.orders) > 0);
+    world.tamper_with_stock("DROP TRIGGER refuses").await;
+    world.settled().await;
+    worker.ready().await;
+    assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(orders.len()).unwrap());
+    assert_eq!(world.count_messages(&topics.orders_dlq), 0, "an outage dead-letters no message");
+    world.verify();
+    worker.stop();
+    compensator.stop();
+}
 
-    /// Trailing blanks do not count where the database compares ids, and no id has any.
-    async fn orders_of_a_product_whose_row_is_damaged_wait_until_it_is_mended(world: World) {
-        let topics = &world.config.topics;
-        world.import(&[("a", 100), ("b", 100)]);
-        world.tamper_with_stock("UPDATE products SET product_id = 'a ' WHERE product_id = 'a'").await;
-        let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("b", 1)])]).await;
-        world.produce_events(&orders).await;
-        let (worker, compensator) = (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
-        repeats(&worker, "stock_store").await;
-        world.tamper_with_stock("UPDATE products SET product_id = 'a' WHERE product_id = 'a '").await;
-        world.settled().await;
-        assert_eq!((world.available("a"), world.available("b")), (99, 99));
-        assert_eq!(world.count_messages(&topics.orders_dlq), 0, "no order is to blame");
-        world.verify();
-        worker.stop();
-        compensator.stop();
-    }
+/// The others of its batch, and those that want the same product, are not to blame.
+async fn an_order_whose_outcome_is_corrupt_is_dead_lettered_alone(world: World) {
+    let topics = &world.config.topics;
+    let (orders, culprit) = orders_with_a_culprit(&world).await;
+    let worker = world.start_with("worker", &[ONE_BATCH]).await;
+    let compensator = world.start("compensator").await;
+    world.settled().await;
+    let damage =
+        format!("UPDATE order_outcomes SET `lines` = '[[' WHERE order_id = {}", literal(culprit));
+    world.tamper_with_stock(&damage).await;
+    world.produce_events(&orders.iter().map(release).collect::<Vec<_>>()).await;
+    all_done(&world).await;
+    check_letter(
+        &world,
+        &topics.orders,
+        &topics.orders_dlq,
+        culprit,
+        "damaged",
+        "order_outcomes.lines",
+    );
+    assert_eq!(world.available("a"), 999, "the units of the others are released");
+    worker.stop();
+    compensator.stop();
+}
+
+/// Trailing blanks do not count where the database compares ids, and no id has any.
+async fn orders_of_a_product_whose_row_is_corrupt_wait_until_it_is_mended(world: World) {
+    let topics = &world.config.topics;
+    world.import(&[("a", 100), ("b", 100)]);
+    world.tamper_with_stock("UPDATE products SET product_id = 'a ' WHERE product_id = 'a'").await;
+    let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("b", 1)])]).await;
+    world.produce_events(&orders).await;
+    let (worker, compensator) =
+        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+    repeats(&worker, "stock_store").await;
+    world.tamper_with_stock("UPDATE products SET product_id = 'a' WHERE product_id = 'a '").await;
+    world.settled().await;
+    assert_eq!((world.available("a"), world.available("b")), (99, 99));
+    assert_eq!(world.count_messages(&topics.orders_dlq), 0, "no order is to blame");
+    world.verify();
+    worker.stop();
+    compensator.stop();
 }

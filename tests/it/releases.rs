@@ -56,118 +56,157 @@ fn published(published: usize) -> ReleasePass {
     ReleasePass { published, ..ReleasePass::default() }
 }
 
-on_each_database! {
-    async fn a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_order(world: World) {
-        world.import(&[("a", 10)]);
-        let (worker, compensator) = (world.worker(&World::metrics()), world.compensator(&World::metrics()));
-        let orders = world.save(&[1, 99, 2, 3].map(|units| order_lines(&[("a", units)]))).await;
-        // Completed; refused; released before; the worker never sees the last one.
-        deliver(&worker, &orders[..3]).await;
-        deliver(&worker, &[release(&orders[2])]).await;
-        world.replay_statuses(&compensator).await;
-        for order in &orders {
-            world.report_failed(order.order_id, "payment").await;
-        }
-        world.replay_statuses(&compensator).await;
-        let owing = owed(&world).await;
-        assert!([0, 3].iter().all(|index: &usize| owing.contains_key(&orders[*index].order_id)), "{owing:?}");
-        assert!(owing.values().all(|owed| owed.sent == 1), "published at once: {owing:?}");
+on_each_database!(
+    a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_order,
+    owed_releases_are_published_again_ever_more_rarely,
+    of_releases_that_stay_owed_few_are_published_and_hold_up_no_other,
+    a_claimed_release_is_nobody_elses_until_its_lease_has_run_out,
+    a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it,
+    a_release_of_an_order_that_cannot_be_read_holds_up_no_other,
+);
 
-        for order in &orders {
-            deliver(&worker, &[release(order)]).await;
-        }
-        let reported = world.read_statuses().into_iter().filter(|said| said.status == ReportedStatus::Released);
-        assert_eq!(reported.filter(|said| said.source == WORKER_SOURCE).count(), 5);
-        world.replay_statuses(&compensator).await;
-        assert_eq!((owed(&world).await, world.available("a")), (BTreeMap::new(), 10));
-        world.verify();
+async fn a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_order(world: World) {
+    world.import(&[("a", 10)]);
+    let (worker, compensator) =
+        (world.worker(&World::metrics()), world.compensator(&World::metrics()));
+    let orders = world.save(&[1, 99, 2, 3].map(|units| order_lines(&[("a", units)]))).await;
+    // Completed; refused; released before; the worker never sees the last one.
+    deliver(&worker, &orders[..3]).await;
+    deliver(&worker, &[release(&orders[2])]).await;
+    world.replay_statuses(&compensator).await;
+    for order in &orders {
+        world.report_failed(order.order_id, "payment").await;
     }
+    world.replay_statuses(&compensator).await;
+    let owing = owed(&world).await;
+    assert!(
+        [0, 3].iter().all(|index: &usize| owing.contains_key(&orders[*index].order_id)),
+        "{owing:?}"
+    );
+    assert!(owing.values().all(|owed| owed.sent == 1), "published at once: {owing:?}");
 
-    async fn owed_releases_are_published_again_ever_more_rarely(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
-        for (minutes, expected) in [(0, 2), (4, 0), (5, 2), (14, 0), (15, 2), (34, 0), (35, 2), (74, 0), (75, 2)] {
-            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
-            assert_eq!(pass, published(expected), "after {minutes} minutes");
-        }
-        assert_eq!(on_topic(&world), 10);
-        assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
-        assert_eq!(metrics.releases_owed.get(), 2);
-        let outbox = world.order_store().outbox_state().await.expect("the outbox");
-        assert_eq!((outbox.pending, outbox.oldest), (0, None), "releases do not count as orders to publish");
+    for order in &orders {
+        deliver(&worker, &[release(order)]).await;
     }
+    let reported =
+        world.read_statuses().into_iter().filter(|said| said.status == ReportedStatus::Released);
+    assert_eq!(reported.filter(|said| said.source == WORKER_SOURCE).count(), 5);
+    world.replay_statuses(&compensator).await;
+    assert_eq!((owed(&world).await, world.available("a")), (BTreeMap::new(), 10));
+    world.verify();
+}
 
-    async fn of_releases_that_stay_owed_few_are_published_and_hold_up_no_other(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        failed(&world, (0..170).map(|_| OrderId::generate()).collect()).await;
-        world.tamper_with_orders("UPDATE owed_releases SET sent = 3").await;
-        failed(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
-        let mut pass = async |seconds: i64| watch.pass(now + TimeDelta::seconds(seconds)).await.expect("a pass");
-        assert_eq!(pass(0).await, ReleasePass { published: 70, postponed: 120, expired: 0 });
-        assert_eq!(pass(59).await, published(0));
-        assert_eq!(pass(60).await, published(50));
-        assert_eq!(pass(61).await, published(0));
-        assert_eq!(pass(120).await, published(50));
-        assert_eq!(pass(180).await, published(20));
-        assert_eq!(pass(181).await, published(0));
+async fn owed_releases_are_published_again_ever_more_rarely(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
+    for (minutes, expected) in
+        [(0, 2), (4, 0), (5, 2), (14, 0), (15, 2), (34, 0), (35, 2), (74, 0), (75, 2)]
+    {
+        let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        assert_eq!(pass, published(expected), "after {minutes} minutes");
     }
+    assert_eq!(on_topic(&world), 10);
+    assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
+    assert_eq!(metrics.releases_owed.get(), 2);
+    let outbox = world.order_store().outbox_state().await.expect("the outbox");
+    assert_eq!(
+        (outbox.pending, outbox.oldest),
+        (0, None),
+        "releases do not count as orders to publish"
+    );
+}
 
-    async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
-        // The store keeps milliseconds.
-        let (store, now) = (world.order_store(), Utc::now().trunc_subsecs(3));
-        failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
-        let claim = async |seconds: i64| {
-            let now = now + TimeDelta::seconds(seconds);
-            let claimed = store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
-            assert_eq!(claimed.owed.len(), claimed.events.len());
-            claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
-        };
-        let (first, second) = (claim(0).await, claim(1).await);
-        assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));
-        assert_eq!(claim(14).await.len(), 0);
-        assert_eq!(claim(15).await, first);
-        assert_eq!(store.count_owed_releases().await.expect("a count"), 300);
+async fn of_releases_that_stay_owed_few_are_published_and_hold_up_no_other(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    failed(&world, (0..170).map(|_| OrderId::generate()).collect()).await;
+    world.tamper_with_orders("UPDATE owed_releases SET sent = 3").await;
+    failed(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
+    let mut pass =
+        async |seconds: i64| watch.pass(now + TimeDelta::seconds(seconds)).await.expect("a pass");
+    assert_eq!(pass(0).await, ReleasePass { published: 70, postponed: 120, expired: 0 });
+    assert_eq!(pass(59).await, published(0));
+    assert_eq!(pass(60).await, published(50));
+    assert_eq!(pass(61).await, published(0));
+    assert_eq!(pass(120).await, published(50));
+    assert_eq!(pass(180).await, published(20));
+    assert_eq!(pass(181).await, published(0));
+}
+
+async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
+    // The store keeps milliseconds.
+    let (store, now) = (world.order_store(), Utc::now().trunc_subsecs(3));
+    failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
+    let claim = async |seconds: i64| {
+        let now = now + TimeDelta::seconds(seconds);
+        let claimed =
+            store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
+        assert_eq!(claimed.owed.len(), claimed.events.len());
+        claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+    };
+    let (first, second) = (claim(0).await, claim(1).await);
+    assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));
+    assert_eq!(claim(14).await.len(), 0);
+    assert_eq!(claim(15).await, first);
+    assert_eq!(store.count_owed_releases().await.expect("a count"), 300);
+}
+
+async fn a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    let kept = TimeDelta::days(30);
+    let orders = failed(
+        &world,
+        vec![made_ago(kept + TimeDelta::minutes(1)), made_ago(kept - TimeDelta::hours(1))],
+    )
+    .await;
+    let [old, young] = [0, 1].map(|index: usize| orders[index].order_id);
+    for (days, expected) in [(0, (1, 1)), (0, (0, 0)), (1, (0, 1)), (40, (0, 0))] {
+        let pass = watch.pass(now + TimeDelta::days(days)).await.expect("a pass");
+        assert_eq!((pass.published, pass.expired), expected, "after {days} days");
     }
+    assert_eq!(metrics.owed_releases.with_label_values(&["expired"]).get(), 2);
+    assert_eq!((metrics.releases_owed.get(), on_topic(&world)), (0, 1));
 
-    async fn a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        let kept = TimeDelta::days(30);
-        let orders = failed(&world, vec![made_ago(kept + TimeDelta::minutes(1)), made_ago(kept - TimeDelta::hours(1))]).await;
-        let [old, young] = [0, 1].map(|index: usize| orders[index].order_id);
-        for (days, expected) in [(0, (1, 1)), (0, (0, 0)), (1, (0, 1)), (40, (0, 0))] {
-            let pass = watch.pass(now + TimeDelta::days(days)).await.expect("a pass");
-            assert_eq!((pass.published, pass.expired), expected, "after {days} days");
-        }
-        assert_eq!(metrics.owed_releases.with_label_values(&["expired"]).get(), 2);
-        assert_eq!((metrics.releases_owed.get(), on_topic(&world)), (0, 1));
+    let text = world.cli(&["verify", "--settle", "0s"]).exits(1).stdout();
+    assert!(
+        text.contains(&format!("VIOLATED invariant 3: order {old}: its release was still owed")),
+        "{text}"
+    );
+    let listed = world.cli(&["--output", "json", "releases", "list"]).succeeds().stdout();
+    assert_eq!(
+        (listed.lines().count(), listed.matches(r#""expired":true"#).count()),
+        (2, 2),
+        "{listed}"
+    );
+    let refused =
+        world.cli(&["releases", "dismiss", &old.to_string(), &young.to_string()]).exits(2);
+    assert!(
+        refused.stderr().contains(&format!("order {young} is not beyond the horizon")),
+        "{}",
+        refused.stderr()
+    );
+    world.cli(&["releases", "dismiss", &old.to_string()]).succeeds();
+    world.cli(&["releases", "dismiss", &old.to_string()]).exits(1);
+    assert_eq!(owed(&world).await.into_keys().collect::<Vec<_>>(), [young]);
+}
 
-        let text = world.cli(&["verify", "--settle", "0s"]).exits(1).stdout();
-        assert!(text.contains(&format!("VIOLATED invariant 3: order {old}: its release was still owed")), "{text}");
-        let listed = world.cli(&["--output", "json", "releases", "list"]).succeeds().stdout();
-        assert_eq!((listed.lines().count(), listed.matches(r#""expired":true"#).count()), (2, 2), "{listed}");
-        let refused = world.cli(&["releases", "dismiss", &old.to_string(), &young.to_string()]).exits(2);
-        assert!(refused.stderr().contains(&format!("order {young} is not beyond the horizon")), "{}", refused.stderr());
-        world.cli(&["releases", "dismiss", &old.to_string()]).succeeds();
-        world.cli(&["releases", "dismiss", &old.to_string()]).exits(1);
-        assert_eq!(owed(&world).await.into_keys().collect::<Vec<_>>(), [young]);
+async fn a_release_of_an_order_that_cannot_be_read_holds_up_no_other(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    let orders = failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
+    let damaged = orders[0].order_id;
+    let damage = format!(
+        "UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')",
+        damaged.uuid().simple()
+    );
+    world.tamper_with_orders(&damage).await;
+    for (minutes, expected) in [(0, 1), (1, 0), (5, 1)] {
+        let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        assert_eq!(pass, published(expected), "after {minutes} minutes");
     }
-
-    async fn a_release_of_an_order_that_cannot_be_read_holds_up_no_other(world: World) {
-        let (metrics, now) = (World::metrics(), Utc::now());
-        let mut watch = watch(&world, &metrics);
-        let orders = failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
-        let damaged = orders[0].order_id;
-        let damage = format!("UPDATE orders SET `lines` = 'none' WHERE order_id = UNHEX('{}')", damaged.uuid().simple());
-        world.tamper_with_orders(&damage).await;
-        for (minutes, expected) in [(0, 1), (1, 0), (5, 1)] {
-            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
-            assert_eq!(pass, published(expected), "after {minutes} minutes");
-        }
-        assert_eq!(owed(&world).await[&damaged].sent, 2, "it waits ever longer too");
-    }
+    assert_eq!(owed(&world).await[&damaged].sent, 2, "it waits ever longer too");
 }
 
 /// What a batch of statuses leaves owed is what it would leave if they came one by one.

@@ -1,23 +1,11 @@
 //! What the broker or an earlier version lost of releases comes back, and `verify` says what is
 //! missing.
 
-use std::time::Instant;
-
 use stocklock::domain::{OrderId, OrderState};
 
-use crate::harness::{
-    Api, Database, PATIENCE, Strategy, World, deliver, lines, on_two_stacks, order_lines,
-};
+use crate::harness::{Api, Database, Strategy, World, deliver, lines, on_two_stacks, order_lines};
 
 const AGAIN_SOON: [(&str, &str); 1] = [("STOCKLOCK__INGEST__PENDING_AFTER", "1s")];
-
-async fn comes_back(world: &World, available: i64) {
-    let begun = Instant::now();
-    while world.available("a") != available {
-        assert!(begun.elapsed() < PATIENCE, "{} are available", world.available("a"));
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-}
 
 /// Completes orders, fails all but the first while no worker runs, and has the broker lose their
 /// releases.
@@ -53,26 +41,29 @@ async fn check_units_come_back(world: &World) {
     assert_eq!(owed.matches("its stock is not released yet").count(), 3, "{owed}");
 
     let all = world.start_with("all", &AGAIN_SOON).await;
-    comes_back(world, 8).await;
+    world.has_available(&[("a", 8)]).await;
     world.verify();
     assert!(all.count("stocklock_owed_releases_total", "produced").await >= 3);
     all.stop();
     assert_eq!(world.order_store().count_owed_releases().await.expect("the order store"), 0);
 }
 
-on_two_stacks! {
-    async fn units_come_back_although_the_topic_was_truncated(world: World) {
-        lose_releases(&world, async || world.truncate_topic(&world.config.topics.orders).await).await;
-        // Published by the compensator with the usual patience of five minutes.
-        world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
-        check_units_come_back(&world).await;
-    }
+on_two_stacks!(
+    units_come_back_although_the_topic_was_truncated,
+    units_come_back_although_the_topic_was_deleted,
+);
 
-    async fn units_come_back_although_the_topic_was_deleted(world: World) {
-        lose_releases(&world, async || world.recreate_topic(&world.config.topics.orders).await).await;
-        world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
-        check_units_come_back(&world).await;
-    }
+async fn units_come_back_although_the_topic_was_truncated(world: World) {
+    lose_releases(&world, async || world.truncate_topic(&world.config.topics.orders).await).await;
+    // Published by the compensator with the usual patience of five minutes.
+    world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
+    check_units_come_back(&world).await;
+}
+
+async fn units_come_back_although_the_topic_was_deleted(world: World) {
+    lose_releases(&world, async || world.recreate_topic(&world.config.topics.orders).await).await;
+    world.tamper_with_orders("UPDATE owed_releases SET due_at = due_at - INTERVAL 5 MINUTE").await;
+    check_units_come_back(&world).await;
 }
 
 /// A worker's RELEASED that the broker lost is as good as a lost release.
@@ -90,7 +81,7 @@ async fn a_lost_report_of_a_release_is_repeated() {
     world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
     compensator.stop();
     let worker = world.start("worker").await;
-    comes_back(&world, 10).await;
+    world.has_available(&[("a", 10)]).await;
     world.truncate_topic(&world.config.topics.order_status).await;
     assert_eq!(
         world.order_store().count_owed_releases().await.expect("the order store"),
@@ -115,7 +106,7 @@ async fn an_order_that_was_released_is_not_pending_for_ever() {
     let id = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
     world.cli(&["order", "fail", &id, "--reason", "payment"]).succeeds();
     api.becomes(&id, "FAILED").await;
-    comes_back(&world, 10).await;
+    world.has_available(&[("a", 10)]).await;
     world.verify();
     world.tamper_with_orders("UPDATE orders SET status = 'PENDING', reason = NULL").await;
     all.stop();
@@ -209,7 +200,7 @@ async fn releases_that_an_earlier_version_lost_are_named_and_owed_again() {
     assert_eq!(world.cli(&owe).succeeds().json()["owed"], 0, "they are owed already");
 
     let all = world.start("all").await;
-    comes_back(&world, 9).await;
+    world.has_available(&[("a", 9)]).await;
     world.verify();
     all.stop();
     let states = [0, 1, 2].map(|order: usize| placed[order].order_id);

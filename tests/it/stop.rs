@@ -6,6 +6,7 @@ use stocklock::domain::{Reason, ReportedStatus};
 
 use crate::harness::{
     Api, BrokerProxy, Database, Proxy, Role, Strategy, World, lines, order_lines,
+    proxies_of_masters, stays,
 };
 
 const DEADLINE: (&str, &str) = ("STOCKLOCK__STOP__DEADLINE", "4s");
@@ -28,12 +29,7 @@ async fn a_worker_ends_at_the_deadline_although_all_its_servers_hang() {
     world.import(&[("a", 5)]);
     let (store, store_url) = Proxy::before(world.config.stock_store.url.expose()).await;
     let broker = BrokerProxy::before(&world.config.kafka.brokers).await;
-    let (mut masters, mut urls) = (Vec::new(), Vec::new());
-    for master in &world.config.redis.urls {
-        let (proxy, url) = Proxy::before(master.expose()).await;
-        masters.push(proxy);
-        urls.push(url);
-    }
+    let (masters, urls) = proxies_of_masters(&world).await;
     let settings = [
         DEADLINE,
         ("STOCKLOCK__STOCK_STORE__URL", &store_url),
@@ -95,9 +91,9 @@ async fn ingest_ends_at_the_deadline_although_its_store_hangs() {
         .json(&lines(&[("a", 1)]))
         .send();
     let placing = tokio::spawn(placing);
-    // The request, or a sweep of the outbox, waits for a connection by then, and would for longer
-    // than the deadline.
-    tokio::time::sleep(Duration::from_secs(1)).await;
+    // The request, or a sweep of the outbox, waits for a connection, and would for longer than the
+    // deadline.
+    stays(Duration::from_secs(1), "the request waits", async || !placing.is_finished()).await;
 
     is_cut_off(ingest, "").await;
     assert!(

@@ -1,6 +1,6 @@
 //! Topics that take less than a producer sends, or no letter without a key; `setup` says so.
 
-use std::{collections::BTreeSet, time::Instant};
+use std::collections::BTreeSet;
 
 use chrono::Utc;
 use rdkafka::{
@@ -16,7 +16,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, header, lines, made_at, order_lines, place_all,
+    Database, PATIENCE, Strategy, World, header, lines, made_at, order_lines, place_all, wait_for,
+    wait_until,
 };
 
 /// Less than a batch of some hundred orders or statuses.
@@ -36,19 +37,11 @@ fn incompressible(bytes: usize) -> Message {
 
 /// Waits until the broker refuses a batch of this size.
 async fn takes_no_more(world: &World, topic: &str, bytes: usize) {
-    let (producer, begun) =
-        (Producer::new(&world.config.kafka).expect("a producer"), Instant::now());
-    while producer.produce(topic, vec![incompressible(bytes)]).await.is_ok() {
-        assert!(begun.elapsed() < PATIENCE, "{topic} takes {bytes} bytes");
-    }
-}
-
-async fn waits_for(role: &Role, metric: &str, labels: &str, value: f64) {
-    let begun = Instant::now();
-    while role.metric(metric, labels).await != value {
-        assert!(begun.elapsed() < PATIENCE, "{metric} is no {value}:\n{}", role.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    let producer = Producer::new(&world.config.kafka).expect("a producer");
+    wait_until(&format!("{topic} takes no {bytes} bytes"), async || {
+        producer.produce(topic, vec![incompressible(bytes)]).await.is_err()
+    })
+    .await;
 }
 
 /// The worker finds the topic large as it starts, and the compensator finds it small.
@@ -118,12 +111,8 @@ async fn an_event_that_its_topic_does_not_take_waits_alone_in_the_outbox() {
 
     assert_eq!(place_all(&all.http, &bodies, bodies.len()).await.len(), bodies.len());
 
-    waits_for(&all, "stocklock_outbox_pending", "", 1.0).await;
-    let begun = Instant::now();
-    while world.count_orders("COMPLETED").await < 40 {
-        assert!(begun.elapsed() < PATIENCE, "the others are not done:\n{}", all.log());
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    all.shows("stocklock_outbox_pending", "", |pending| pending == 1.0).await;
+    world.completed(40).await;
     assert!(all.log().contains("too large for topic"), "{}", all.log());
     world.limit_message_bytes(&topics.orders, 1_000_000).await;
     world.settled().await;
@@ -153,13 +142,12 @@ async fn an_order_whose_status_its_topic_does_not_take_is_dead_lettered() {
     );
     world.limit_message_bytes(&topics.order_status, 1_000_000).await;
     // As ingest does with orders that stay pending.
-    let begun = Instant::now();
     let compensator = world.start("compensator").await;
-    while world.count_orders("COMPLETED").await < 3 {
-        assert!(begun.elapsed() < PATIENCE, "not final:\n{}", worker.log());
+    wait_until("the orders are completed", async || {
         world.produce_events(&orders).await;
-        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
-    }
+        world.count_orders("COMPLETED").await == 3
+    })
+    .await;
     assert_eq!(world.available("a"), 7);
     worker.stop();
     compensator.stop();
@@ -173,12 +161,12 @@ async fn a_letter_without_a_key_gets_one_where_its_topic_is_compacted() {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &world.config.kafka.brokers);
     let producer: FutureProducer = client.create().expect("a producer");
-    // Whoever gets the answer knows that the broker has seen the change.
-    let begun = Instant::now();
+    // A refusal shows that the broker has seen the change.
     let no_key = || FutureRecord::<(), str>::to(&topics.order_status_dlq).payload("no key");
-    while producer.send(no_key(), PATIENCE).await.is_ok() {
-        assert!(begun.elapsed() < PATIENCE, "it takes letters without a key");
-    }
+    wait_until("the topic refuses letters without a key", async || {
+        producer.send(no_key(), PATIENCE).await.is_err()
+    })
+    .await;
     for number in 0..10 {
         let bad = FutureRecord::<[u8], str>::to(&topics.order_status)
             .payload("no Avro")
@@ -228,15 +216,13 @@ async fn setup_says_which_setting_of_a_topic_can_stop_us() {
     let expected = bad.map(|(topic, name, value)| format!("topic {topic}: {name} is {value}"));
 
     // The broker may need a moment to see the changes itself.
-    let begun = Instant::now();
-    let (text, report) = loop {
+    let (text, report) = wait_for(async || {
         let set_up = world.cli(&["--output", "json", "setup"]).succeeds();
         let (text, report) = (set_up.stderr(), set_up.json());
-        if report["warnings"].as_array().is_some_and(|warnings| warnings.len() >= bad.len()) {
-            break (text, report);
-        }
-        assert!(begun.elapsed() < PATIENCE, "{report}");
-    };
+        let warnings = report["warnings"].as_array().map_or(0, Vec::len);
+        if warnings >= bad.len() { Ok((text, report)) } else { Err(report) }
+    })
+    .await;
 
     for expected in &expected {
         assert!(text.contains(&format!("WARNING: {expected}")), "{expected} is not in\n{text}");

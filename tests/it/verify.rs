@@ -146,7 +146,7 @@ async fn run_what_cannot_be_listed(world: &World) -> u64 {
 async fn is_not_listed(world: &World) {
     let begun = Instant::now();
     while let (true, false) = lists_transactions(world).await {
-        assert!(begun.elapsed() < PATIENCE, "MySQL lists this one");
+        assert!(begun.elapsed() < PATIENCE, "MySQL lists the statement");
         // InnoDB renews the list only where nobody has read it for 100 ms.
         tokio::time::sleep(Duration::from_millis(300)).await;
     }
@@ -176,140 +176,182 @@ fn healthy_report(world: &World) -> Value {
     report
 }
 
-on_each_database! {
-    async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
-        let mut world = world;
-        let masters = Masters::start(3).await;
-        masters.serve(&mut world);
-        for (key, value) in [("STRATEGY", "redlock"), ("TTL", "1s")] {
-            world.env.insert(format!("STOCKLOCK__LOCK__{key}"), value.to_owned());
-        }
-        world.import(&[("a", 5)]);
-        let prefix = world.config.lock.prefix.clone();
-        masters.set(0, &format!("{prefix}a"), Some(Duration::from_millis(900))).await;
-        world.verify();
-        masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
-        masters.set(2, &format!("{prefix}c"), None).await;
-        let holder = Rival::rename(&world, "a").await;
-        tokio::time::sleep(Duration::from_secs(6)).await;
-        let unlisted = run_what_cannot_be_listed(&world).await;
-        is_not_listed(&world).await;
-        let mut killer = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-        let killing = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_secs(3)).await;
-            let kill = format!("KILL {unlisted}");
-            sqlx::query(&kill).execute(&mut killer).await.expect("killed");
-        });
-        let found = report(&world, "0s", 1)["violations"].as_array().expect("violations").clone();
-        let details: Vec<_> = found.iter().map(|violation| violation["detail"].as_str().expect("text")).collect();
-        assert!(found.iter().all(|violation| violation["invariant"] == 6), "{found:?}");
-        assert_eq!(details.len(), 3, "{found:?}");
-        assert_eq!(found[0]["subject"], json!(format!("key {prefix}b")));
-        assert!(details[1].starts_with("lives for ever on master 2"), "{found:?}");
-        assert!(details[2].contains("in a transaction"), "{found:?}");
-        killing.await.expect("killed");
-        holder.commit().await;
-        masters.set(1, &format!("{prefix}b"), Some(Duration::from_millis(1))).await;
-        masters.set(2, &format!("{prefix}c"), Some(Duration::from_millis(1))).await;
-        world.verify();
-        masters.freeze(1).await;
-        let unchecked = report(&world, "0s", 2)["unchecked"].to_string();
-        assert!(unchecked.contains("the locks in Redis") && unchecked.contains("does not answer"), "{unchecked}");
-    }
+on_each_database!(
+    locks_and_transactions_that_outlive_their_ttl_are_found,
+    an_invariant_that_may_not_be_looked_at_is_not_said_to_hold,
+    every_damage_is_found_and_its_row_is_named,
+);
 
-    async fn an_invariant_that_may_not_be_looked_at_is_not_said_to_hold(world: World) {
-        let mut url = Url::parse(world.config.stock_store.url.expose()).expect("a URL");
-        let user = url.path().trim_start_matches('/').to_owned();
-        url.set_username(&user).expect("a user");
-        url.set_password(Some("secret")).expect("a password");
-        let may_read = format!(
-            "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}'; REVOKE PROCESS ON *.* FROM '{user}'"
+async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
+    let mut world = world;
+    let masters = Masters::start(3).await;
+    masters.serve(&mut world);
+    for (key, value) in [("STRATEGY", "redlock"), ("TTL", "1s")] {
+        world.env.insert(format!("STOCKLOCK__LOCK__{key}"), value.to_owned());
+    }
+    world.import(&[("a", 5)]);
+    let prefix = world.config.lock.prefix.clone();
+    masters.set(0, &format!("{prefix}a"), Some(Duration::from_millis(900))).await;
+    world.verify();
+    masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
+    masters.set(2, &format!("{prefix}c"), None).await;
+    let holder = Rival::rename(&world, "a").await;
+    // The age of the transaction is what is tested.
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    let unlisted = run_what_cannot_be_listed(&world).await;
+    is_not_listed(&world).await;
+    let mut killer = MySqlConnection::connect(world.config.stock_store.url.expose())
+        .await
+        .expect("a connection");
+    let killing = tokio::spawn(async move {
+        // `verify` meets the statement first, and repeats until the server lists its transactions.
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        let kill = format!("KILL {unlisted}");
+        sqlx::query(&kill).execute(&mut killer).await.expect("killed");
+    });
+    let found = report(&world, "0s", 1)["violations"].as_array().expect("violations").clone();
+    let details: Vec<_> =
+        found.iter().map(|violation| violation["detail"].as_str().expect("text")).collect();
+    assert!(found.iter().all(|violation| violation["invariant"] == 6), "{found:?}");
+    assert_eq!(details.len(), 3, "{found:?}");
+    assert_eq!(found[0]["subject"], json!(format!("key {prefix}b")));
+    assert!(details[1].starts_with("lives for ever on master 2"), "{found:?}");
+    assert!(details[2].contains("in a transaction"), "{found:?}");
+    killing.await.expect("killed");
+    holder.commit().await;
+    masters.set(1, &format!("{prefix}b"), Some(Duration::from_millis(1))).await;
+    masters.set(2, &format!("{prefix}c"), Some(Duration::from_millis(1))).await;
+    world.verify();
+    masters.freeze(1).await;
+    let unchecked = report(&world, "0s", 2)["unchecked"].to_string();
+    assert!(
+        unchecked.contains("the locks in Redis") && unchecked.contains("does not answer"),
+        "{unchecked}"
+    );
+}
+
+async fn an_invariant_that_may_not_be_looked_at_is_not_said_to_hold(world: World) {
+    let mut url = Url::parse(world.config.stock_store.url.expose()).expect("a URL");
+    let user = url.path().trim_start_matches('/').to_owned();
+    url.set_username(&user).expect("a user");
+    url.set_password(Some("secret")).expect("a password");
+    let may_read = format!(
+        "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}'; REVOKE PROCESS ON *.* FROM '{user}'"
+    );
+    world.tamper_with_stock(&may_read).await;
+    let read = [
+        "--output",
+        "json",
+        "verify",
+        "--settle",
+        "0s",
+        "--set",
+        &format!("stock_store.url={url}"),
+    ];
+    let found = world.cli(&read).exits(2).json();
+    let without = world.cli(&[&read[..], &["--without", "6"]].concat()).exits(0).json();
+    world.tamper_with_stock(&format!("DROP USER '{user}'")).await;
+    let forbidden = found["forbidden"][0].as_str().expect("said");
+    assert!(forbidden.contains("stock_store") && forbidden.contains("PROCESS"), "{found:#}");
+    assert_eq!((&found["holds"], &without["holds"]), (&json!(false), &json!(true)));
+    assert!(without["left_out"].to_string().contains("--without 6"), "{without:#}");
+    assert_eq!(report(&world, "0s", 0)["forbidden"], json!([]));
+}
+
+async fn every_damage_is_found_and_its_row_is_named(world: World) {
+    let (completed, failed) = decided(&world).await;
+    let healthy = json!({
+        "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "dead_lettered": [],
+        "unchecked": [], "forbidden": [], "left_out": ["the locks in Redis: lock.strategy is row"], "holds": true
+    });
+    assert_eq!(healthy_report(&world), healthy);
+    for (store, table) in TABLES {
+        store.run(&world, &format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
+    }
+    for Damage { store, sql, invariant, subject } in DAMAGES {
+        store.run(&world, sql).await;
+        let subject = match subject {
+            Subject::Product(id) => format!("product {id}"),
+            Subject::Completed => format!("order {completed}"),
+            Subject::Failed => format!("order {failed}"),
+        };
+        let found = report(&world, "5s", 1);
+        let violations = found["violations"].as_array().expect("violations");
+        let named =
+            violations.iter().any(|v| v["invariant"] == invariant && v["subject"] == subject);
+        assert!(named && found["holds"] == false, "{sql}\n{subject} is not named: {found:#}");
+        let undecided =
+            violations.iter().any(|v| v["detail"] == "is COMPLETED, and no worker decided it");
+        assert_eq!(undecided, sql.starts_with("DELETE FROM order_outcomes"), "{sql}\n{found:#}");
+        let text = world.cli(&["verify"]).exits(1).stdout();
+        assert!(
+            text.contains(&format!("VIOLATED invariant {invariant}: {subject}")),
+            "{sql}\n{text}"
         );
-        world.tamper_with_stock(&may_read).await;
-        let read = ["--output", "json", "verify", "--settle", "0s", "--set", &format!("stock_store.url={url}")];
-        let found = world.cli(&read).exits(2).json();
-        let without = world.cli(&[&read[..], &["--without", "6"]].concat()).exits(0).json();
-        world.tamper_with_stock(&format!("DROP USER '{user}'")).await;
-        let forbidden = found["forbidden"][0].as_str().expect("said");
-        assert!(forbidden.contains("stock_store") && forbidden.contains("PROCESS"), "{found:#}");
-        assert_eq!((&found["holds"], &without["holds"]), (&json!(false), &json!(true)));
-        assert!(without["left_out"].to_string().contains("--without 6"), "{without:#}");
-        assert_eq!(report(&world, "0s", 0)["forbidden"], json!([]));
-    }
-
-    async fn every_damage_is_found_and_its_row_is_named(world: World) {
-        let (completed, failed) = decided(&world).await;
-        let healthy = json!({
-            "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "dead_lettered": [],
-            "unchecked": [], "forbidden": [], "left_out": ["the locks in Redis: lock.strategy is row"], "holds": true
-        });
-        assert_eq!(healthy_report(&world), healthy);
         for (store, table) in TABLES {
-            store.run(&world, &format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
+            let restore =
+                format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table}");
+            store.run(&world, &restore).await;
         }
-        for Damage { store, sql, invariant, subject } in DAMAGES {
-            store.run(&world, sql).await;
-            let subject = match subject {
-                Subject::Product(id) => format!("product {id}"),
-                Subject::Completed => format!("order {completed}"),
-                Subject::Failed => format!("order {failed}"),
-            };
-            let found = report(&world, "5s", 1);
-            let violations = found["violations"].as_array().expect("violations");
-            let named = violations.iter().any(|v| v["invariant"] == invariant && v["subject"] == subject);
-            assert!(named && found["holds"] == false, "{sql}\n{subject} is not named: {found:#}");
-            let undecided = violations.iter().any(|v| v["detail"] == "is COMPLETED, and no worker decided it");
-            assert_eq!(undecided, sql.starts_with("DELETE FROM order_outcomes"), "{sql}\n{found:#}");
-            let text = world.cli(&["verify"]).exits(1).stdout();
-            assert!(text.contains(&format!("VIOLATED invariant {invariant}: {subject}")), "{sql}\n{text}");
-            for (store, table) in TABLES {
-                let restore = format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM kept_{table}");
-                store.run(&world, &restore).await;
-            }
-        }
-        assert_eq!(healthy_report(&world), healthy, "the damages were undone one by one");
     }
+    assert_eq!(healthy_report(&world), healthy, "the damages were undone one by one");
 }
 
-on_each_database! {
-    async fn stock_below_zero_cannot_be_written(world: World) {
-        world.import(&[("a", 3)]);
-        let refused = world.try_stock("UPDATE products SET available = -1 WHERE product_id = 'a'").await;
-        let error = refused.expect_err("the CHECK refuses it").to_string();
-        assert!(error.contains("available_is_not_negative"), "{error}");
-        world.verify();
-    }
+on_each_database!(stock_below_zero_cannot_be_written,);
+
+async fn stock_below_zero_cannot_be_written(world: World) {
+    world.import(&[("a", 3)]);
+    let refused =
+        world.try_stock("UPDATE products SET available = -1 WHERE product_id = 'a'").await;
+    let error = refused.expect_err("the CHECK refuses it").to_string();
+    assert!(error.contains("available_is_not_negative"), "{error}");
+    world.verify();
 }
 
-on_each_database! {
-    async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed(world: World) {
-        world.import(&[("a", 3)]);
-        let ingest = world.start("ingest").await;
-        let id = Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202).order_id().to_owned();
-        let begun = Instant::now();
-        let open = report(&world, "1s", 2);
-        assert!((Duration::from_secs(1)..Duration::from_secs(20)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
-        assert_eq!(open["unsettled"], json!([[id, "not decided yet"]]));
-        assert_eq!((&open["violations"], &open["holds"]), (&json!([]), &json!(false)));
-        // A failed order whose release never comes would keep its stock for ever.
-        world.tamper_with_orders("UPDATE orders SET status = 'FAILED', reason = 'payment'").await;
-        let violations = &report(&world, "0s", 1)["violations"];
-        assert!(violations[0]["detail"].to_string().contains("is FAILED, and its release is neither done nor owed"), "{violations}");
-        let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at) SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
-        world.tamper_with_orders(owe).await;
-        assert_eq!(report(&world, "0s", 2)["unsettled"], json!([[id, "its stock is not released yet"]]));
-        world.tamper_with_orders("DELETE FROM owed_releases").await;
-        world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED', reason = NULL").await;
-        let violations = &report(&world, "0s", 1)["violations"];
-        assert_eq!((&violations[0]["invariant"], &violations[0]["subject"]), (&json!(3), &json!(format!("order {id}"))));
-    }
+on_each_database!(what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed,);
+
+async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed(world: World) {
+    world.import(&[("a", 3)]);
+    let ingest = world.start("ingest").await;
+    let id = Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202).order_id().to_owned();
+    let begun = Instant::now();
+    let open = report(&world, "1s", 2);
+    assert!(
+        (Duration::from_secs(1)..Duration::from_secs(20)).contains(&begun.elapsed()),
+        "{:?}",
+        begun.elapsed()
+    );
+    assert_eq!(open["unsettled"], json!([[id, "not decided yet"]]));
+    assert_eq!((&open["violations"], &open["holds"]), (&json!([]), &json!(false)));
+    // A failed order whose release never comes would keep its stock for ever.
+    world.tamper_with_orders("UPDATE orders SET status = 'FAILED', reason = 'payment'").await;
+    let violations = &report(&world, "0s", 1)["violations"];
+    assert!(
+        violations[0]["detail"]
+            .to_string()
+            .contains("is FAILED, and its release is neither done nor owed"),
+        "{violations}"
+    );
+    let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at) SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
+    world.tamper_with_orders(owe).await;
+    assert_eq!(
+        report(&world, "0s", 2)["unsettled"],
+        json!([[id, "its stock is not released yet"]])
+    );
+    world.tamper_with_orders("DELETE FROM owed_releases").await;
+    world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED', reason = NULL").await;
+    let violations = &report(&world, "0s", 1)["violations"];
+    assert_eq!(
+        (&violations[0]["invariant"], &violations[0]["subject"]),
+        (&json!(3), &json!(format!("order {id}")))
+    );
 }
 
-on_each_database! {
-    async fn what_cannot_be_checked_is_neither_right_nor_wrong(world: World) {
-        let nowhere = "stock_store.url=mysql://u:p@127.0.0.1:9/stock";
-        let unreachable = world.cli(&["verify", "--settle", "1s", "--set", nowhere]).exits(2);
-        assert!(unreachable.stderr().contains("unavailable"), "{}", unreachable.stderr());
-        assert!(!unreachable.stdout().contains("hold"), "{}", unreachable.stdout());
-    }
+on_each_database!(what_cannot_be_checked_is_neither_right_nor_wrong,);
+
+async fn what_cannot_be_checked_is_neither_right_nor_wrong(world: World) {
+    let nowhere = "stock_store.url=mysql://u:p@127.0.0.1:9/stock";
+    let unreachable = world.cli(&["verify", "--settle", "1s", "--set", nowhere]).exits(2);
+    assert!(unreachable.stderr().contains("unavailable"), "{}", unreachable.stderr());
+    assert!(!unreachable.stdout().contains("hold"), "{}", unreachable.stdout());
 }

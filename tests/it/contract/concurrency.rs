@@ -45,64 +45,86 @@ fn count(decisions: &[Decisions], wanted: impl Fn(&Outcome) -> bool) -> usize {
         .count()
 }
 
-on_every_stack! {
-    async fn hundreds_of_orders_on_one_product_sell_it_out_exactly(world: World) {
-        world.import(&[("hot", 150)]);
-        let all = world.start("all").await;
-        let bodies = vec![lines(&[("hot", 1)]); 400];
-        assert_eq!(place_all(&all.http, &bodies, 64).await.len(), 400);
-        world.settled().await;
-        let counts = (world.count_orders("COMPLETED").await, world.count_orders("FAILED").await);
-        assert_eq!((counts, world.available("hot")), ((150, 250), 0));
-        world.verify();
-        all.stop();
-    }
+on_every_stack!(
+    hundreds_of_orders_on_one_product_sell_it_out_exactly,
+    workers_side_by_side_sell_one_product_out_exactly,
+    workers_that_want_the_same_products_in_different_orders_all_get_done,
+    an_order_gets_all_its_lines_or_none,
+);
 
-    async fn workers_side_by_side_sell_one_product_out_exactly(world: World) {
-        world.import(&[("hot", 100)]);
-        let (_, decisions) = decide_side_by_side(&world, vec![order_lines(&[("hot", 1)]); 240], 6, 8).await;
-        let completed = count(&decisions, |outcome| matches!(outcome, Outcome::Completed(_)));
-        let refused = count(&decisions, |outcome| *outcome == Outcome::Failed(Reason::InsufficientStock));
-        assert_eq!((completed, refused, world.available("hot")), (100, 140, 0));
-        world.check_ledger(&world.stock_store(&World::metrics())).await;
-    }
+async fn hundreds_of_orders_on_one_product_sell_it_out_exactly(world: World) {
+    world.import(&[("hot", 150)]);
+    let all = world.start("all").await;
+    let bodies = vec![lines(&[("hot", 1)]); 400];
+    assert_eq!(place_all(&all.http, &bodies, 64).await.len(), 400);
+    world.settled().await;
+    let counts = (world.count_orders("COMPLETED").await, world.count_orders("FAILED").await);
+    assert_eq!((counts, world.available("hot")), ((150, 250), 0));
+    world.verify();
+    all.stop();
+}
 
-    async fn workers_that_want_the_same_products_in_different_orders_all_get_done(world: World) {
-        let products: Vec<_> = (0..6).map(|n| format!("p{n}")).collect();
-        world.import(&products.iter().map(|id| (id.as_str(), 90)).collect::<Vec<_>>());
-        let (orders, decisions) = decide_side_by_side(&world, random_orders(7, 240, products.len()), 4, 6).await;
-        assert_eq!(count(&decisions, |_| true), 240);
-        let store = world.stock_store(&World::metrics());
-        let left = store.snapshot().await.expect("a snapshot").available;
-        // Stock only goes down here: what could be served at the end could have been served before.
-        let is_refused = |order: &&OrderEvent| decisions.iter().any(|d| matches!(d.outcomes.get(&order.order_id), Some(Outcome::Failed(_))));
-        let refused: Vec<_> = orders.iter().filter(is_refused).collect();
-        assert!(!refused.is_empty());
-        for order in refused {
-            let demand = order.lines.demand();
-            assert!(demand.iter().any(|(id, quantity)| left[id] < quantity), "{demand:?} was refused, {left:?} are left");
-        }
-        world.check_ledger(&store).await;
-    }
+async fn workers_side_by_side_sell_one_product_out_exactly(world: World) {
+    world.import(&[("hot", 100)]);
+    let (_, decisions) =
+        decide_side_by_side(&world, vec![order_lines(&[("hot", 1)]); 240], 6, 8).await;
+    let completed = count(&decisions, |outcome| matches!(outcome, Outcome::Completed(_)));
+    let refused =
+        count(&decisions, |outcome| *outcome == Outcome::Failed(Reason::InsufficientStock));
+    assert_eq!((completed, refused, world.available("hot")), (100, 140, 0));
+    world.check_ledger(&world.stock_store(&World::metrics())).await;
+}
 
-    async fn an_order_gets_all_its_lines_or_none(world: World) {
-        world.import(&[("few", 5), ("none", 0)]);
-        let worker = world.worker(&World::metrics());
-        let wanted = [
-            order_lines(&[("few", 1), ("none", 1)]),
-            // A repeated product is one demand: each line alone could be served.
-            order_lines(&[("few", 3), ("few", 3)]),
-            order_lines(&[("few", 1), ("nowhere", 1)]),
-            order_lines(&[("few", 2), ("few", 3)]),
-        ];
-        let events = world.save(&wanted).await;
-        assert_eq!(deliver(&worker, &events).await, 4);
-        let outcomes = worker.store.find_outcomes(&events.iter().map(|e| e.order_id).collect::<Vec<_>>()).await.unwrap();
-        let of = |index: usize| outcomes[&events[index].order_id].clone().unwrap();
-        assert_eq!([of(0), of(1)], [(); 2].map(|()| Outcome::Failed(Reason::InsufficientStock)));
-        assert_eq!([of(2), of(3)], [Outcome::Failed(Reason::UnknownProduct), Outcome::Completed(wanted[3].demand())]);
-        assert_eq!((world.available("few"), world.available("none")), (0, 0));
+async fn workers_that_want_the_same_products_in_different_orders_all_get_done(world: World) {
+    let products: Vec<_> = (0..6).map(|n| format!("p{n}")).collect();
+    world.import(&products.iter().map(|id| (id.as_str(), 90)).collect::<Vec<_>>());
+    let (orders, decisions) =
+        decide_side_by_side(&world, random_orders(7, 240, products.len()), 4, 6).await;
+    assert_eq!(count(&decisions, |_| true), 240);
+    let store = world.stock_store(&World::metrics());
+    let left = store.snapshot().await.expect("a snapshot").available;
+    // Stock only goes down here: what could be served at the end could have been served before.
+    let is_refused = |order: &&OrderEvent| {
+        decisions
+            .iter()
+            .any(|d| matches!(d.outcomes.get(&order.order_id), Some(Outcome::Failed(_))))
+    };
+    let refused: Vec<_> = orders.iter().filter(is_refused).collect();
+    assert!(!refused.is_empty());
+    for order in refused {
+        let demand = order.lines.demand();
+        assert!(
+            demand.iter().any(|(id, quantity)| left[id] < quantity),
+            "{demand:?} was refused, {left:?} are left"
+        );
     }
+    world.check_ledger(&store).await;
+}
+
+async fn an_order_gets_all_its_lines_or_none(world: World) {
+    world.import(&[("few", 5), ("none", 0)]);
+    let worker = world.worker(&World::metrics());
+    let wanted = [
+        order_lines(&[("few", 1), ("none", 1)]),
+        // A repeated product is one demand: each line alone could be served.
+        order_lines(&[("few", 3), ("few", 3)]),
+        order_lines(&[("few", 1), ("nowhere", 1)]),
+        order_lines(&[("few", 2), ("few", 3)]),
+    ];
+    let events = world.save(&wanted).await;
+    assert_eq!(deliver(&worker, &events).await, 4);
+    let outcomes = worker
+        .store
+        .find_outcomes(&events.iter().map(|e| e.order_id).collect::<Vec<_>>())
+        .await
+        .unwrap();
+    let of = |index: usize| outcomes[&events[index].order_id].clone().unwrap();
+    assert_eq!([of(0), of(1)], [(); 2].map(|()| Outcome::Failed(Reason::InsufficientStock)));
+    assert_eq!(
+        [of(2), of(3)],
+        [Outcome::Failed(Reason::UnknownProduct), Outcome::Completed(wanted[3].demand())]
+    );
+    assert_eq!((world.available("few"), world.available("none")), (0, 0));
 }
 
 /// The server's own connections are few, and those who wait for one are many.

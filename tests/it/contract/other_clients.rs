@@ -11,7 +11,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines,
+    Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines, stays,
 };
 
 /// Another client, which asks once.
@@ -65,41 +65,49 @@ impl Theirs {
     }
 }
 
-on_every_stack! {
-    async fn what_another_client_holds_is_waited_for(world: World) {
-        world.import(&[("a", 5), ("b", 5)]);
-        let worker = Arc::new(world.worker(&World::metrics()));
-        let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
-        let theirs = Other::new(&world).await.lock(&world, "b").await.expect("free");
-        let deciding = tokio::spawn(async move { decide(&worker, &events).await });
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        assert!(!deciding.is_finished(), "it is another's");
-        assert_eq!((world.available("a"), world.available("b")), (5, 5));
-        theirs.unlock().await;
-        deciding.await.expect("decided");
-        assert_eq!((world.available("a"), world.available("b")), (4, 4));
-    }
+on_every_stack!(what_another_client_holds_is_waited_for, what_a_worker_holds_is_denied_to_others,);
 
-    async fn what_a_worker_holds_is_denied_to_others(world: World) {
-        world.import(&[("a", 5), ("b", 5)]);
-        let worker = Arc::new(world.worker(&World::metrics()));
-        let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
-        // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
-        let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("a connection");
-        sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.expect("begun");
-        let insert = sqlx::query("INSERT INTO order_outcomes VALUES (?, 'FAILED', NULL, '[]', NOW(3), NULL)");
-        insert.bind(&events[0].order_id.as_bytes()[..]).execute(&mut rival).await.expect("inserted");
-        let deciding = tokio::spawn(async move { decide(&worker, &events).await });
-        is_held_up_at(&mut rival, &deciding, "INSERT INTO order_outcomes").await;
-        for product in ["a", "b"] {
-            assert!(Other::new(&world).await.lock(&world, product).await.is_none(), "{product} is the worker's");
-        }
-        rival.close().await.expect("rolled back");
-        deciding.await.expect("decided");
-        for product in ["a", "b"] {
-            assert_eq!(world.available(product), 4);
-            Other::new(&world).await.lock(&world, product).await.expect("free again").unlock().await;
-        }
+async fn what_another_client_holds_is_waited_for(world: World) {
+    world.import(&[("a", 5), ("b", 5)]);
+    let worker = Arc::new(world.worker(&World::metrics()));
+    let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
+    let theirs = Other::new(&world).await.lock(&world, "b").await.expect("free");
+    let deciding = tokio::spawn(async move { decide(&worker, &events).await });
+    stays(Duration::from_secs(2), "the other client holds the product", async || {
+        !deciding.is_finished()
+    })
+    .await;
+    assert_eq!((world.available("a"), world.available("b")), (5, 5));
+    theirs.unlock().await;
+    deciding.await.expect("decided");
+    assert_eq!((world.available("a"), world.available("b")), (4, 4));
+}
+
+async fn what_a_worker_holds_is_denied_to_others(world: World) {
+    world.import(&[("a", 5), ("b", 5)]);
+    let worker = Arc::new(world.worker(&World::metrics()));
+    let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
+    // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
+    let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose())
+        .await
+        .expect("a connection");
+    sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.expect("begun");
+    let insert =
+        sqlx::query("INSERT INTO order_outcomes VALUES (?, 'FAILED', NULL, '[]', NOW(3), NULL)");
+    insert.bind(&events[0].order_id.as_bytes()[..]).execute(&mut rival).await.expect("inserted");
+    let deciding = tokio::spawn(async move { decide(&worker, &events).await });
+    is_held_up_at(&mut rival, &deciding, "INSERT INTO order_outcomes").await;
+    for product in ["a", "b"] {
+        assert!(
+            Other::new(&world).await.lock(&world, product).await.is_none(),
+            "{product} is the worker's"
+        );
+    }
+    rival.close().await.expect("rolled back");
+    deciding.await.expect("decided");
+    for product in ["a", "b"] {
+        assert_eq!(world.available(product), 4);
+        Other::new(&world).await.lock(&world, product).await.expect("free again").unlock().await;
     }
 }
 
