@@ -25,6 +25,7 @@ def parse_options():
     parser.add_argument("--out", type=pathlib.Path, required=True)
     parser.add_argument("--report-only", action="store_true")
     parser.add_argument("--binary")
+    parser.add_argument("--lab")
     parser.add_argument("--only", type=lambda names: names.split(","))
     parser.add_argument("--runs", type=int)
     parser.add_argument("--orders", type=int)
@@ -96,7 +97,7 @@ def measure(options, results):
     described = machine.describe(options.kafka_version)
     peer = Peer(options.peer, logs, warmup=options.peer_orders if options.quick else PEER_WARMUP) if options.peer else None
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
-    stocklock = Stocklock(options.binary, logs, baskets)
+    stocklock = Stocklock(options.binary, options.lab, logs, baskets)
     plan = Plan(Sizes.of(options), stocklock, peer, carry_out)
     for section in options.only:
         heading(section)

@@ -23,8 +23,9 @@ SERVERS = {
 class Stocklock:
     who = "stocklock"
 
-    def __init__(self, binary, logs, baskets):
+    def __init__(self, binary, lab, logs, baskets):
         self.binary = binary
+        self.lab = lab
         self.log = logs / "stocklock"
         self.baskets = baskets
 
@@ -67,10 +68,11 @@ class Stocklock:
         settings = ["--set", f"topics.partitions={PARTITIONS}"]
         if masters == 1:
             settings += ["--set", "redis.urls=FIRST"]
-        return ["--output", "json", *settings, "bench", *map(str, chosen)]
+        return [*settings, *map(str, chosen)]
 
     def run(self, arguments):
-        result = child.run([self.binary, *map(self._fill_in, arguments)], os.environ, self.log)
+        command = [self.lab, "--binary", self.binary, *map(self._fill_in, arguments)]
+        result = child.run(command, os.environ, self.log)
         if not result["verified"]:
             raise Failed(f"not verified: {result}")
         if "BASKETS" in arguments and result["lines"] != self.baskets.count_lines(result["orders"]):
@@ -85,7 +87,7 @@ class Stocklock:
 
     @staticmethod
     def shown(arguments):
-        return " ".join(["stocklock", *arguments])
+        return " ".join(["stocklock-lab", *arguments])
 
 
 class Peer:

@@ -3,6 +3,7 @@ use std::{
     io::Read as _,
     net::TcpListener,
     os::unix::process::ExitStatusExt as _,
+    path::Path,
     process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
@@ -30,8 +31,14 @@ pub(crate) struct Role {
     log: tempfile::NamedTempFile,
 }
 
+const STOCKLOCK: &str = env!("CARGO_BIN_EXE_stocklock");
+
 fn command(env: &BTreeMap<String, String>) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
+    program(Path::new(STOCKLOCK), env)
+}
+
+fn program(path: &Path, env: &BTreeMap<String, String>) -> Command {
+    let mut command = Command::new(path);
     let inherited = std::env::vars().filter(|(key, _)| !key.starts_with("STOCKLOCK__"));
     command.env_clear().envs(inherited).envs(env).stdin(Stdio::null());
     command
@@ -40,6 +47,13 @@ fn command(env: &BTreeMap<String, String>) -> Command {
 impl Cli {
     pub(crate) fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
         let output = command(env).args(args).output().expect("the binary runs");
+        Self { args: args.join(" "), output }
+    }
+
+    /// Runs the laboratory, which `cargo build --package stocklock-lab` puts beside stocklock.
+    pub(crate) fn run_lab(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
+        let path = Path::new(STOCKLOCK).with_file_name("stocklock-lab");
+        let output = program(&path, env).args(args).output().expect("the laboratory is built");
         Self { args: args.join(" "), output }
     }
 

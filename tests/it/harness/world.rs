@@ -79,6 +79,11 @@ impl World {
         Cli::run(&self.env, args)
     }
 
+    /// Runs the laboratory to its end.
+    pub(crate) fn lab(&self, args: &[&str]) -> Cli {
+        Cli::run_lab(&self.env, args)
+    }
+
     /// Starts a role and waits until it is ready. It is killed when it is dropped.
     pub(crate) async fn start(&self, role: &str) -> Role {
         self.start_with(role, &[]).await
