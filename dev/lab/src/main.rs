@@ -179,7 +179,7 @@ impl Bench<'_> {
             let meanwhile =
                 |fleet: &mut Fleet<'_>| churn.as_ref().map_or(Ok(()), |c| c.go_on(fleet));
             let run = load.measure(site, &self.workload, strategy, &meanwhile).await?;
-            let counts = churn.map(|churn| churn.counts()).unwrap_or_default();
+            let counts = churn.map(Churn::counts).unwrap_or_default();
             Ok(LabRun::new(run, self.lab.history, counts, bounds))
         })
         .await
