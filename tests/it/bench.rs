@@ -94,11 +94,11 @@ async fn stores_that_are_not_empty_are_refused_unless_they_may_be_reused(world: 
     world.import(&[("somebodys", 7)]);
 
     let refused = world.cli(&words(&format!("bench {SMALL}"))).exits(2);
-    let reused = bench(&world, "--strategy row --reuse-stores");
+    let second = bench(&world, "--strategy row --reuse-stores");
 
     let error = refused.stderr();
     assert!(error.contains("stock_store.url: the store is not empty"), "{error}");
-    is_a_verified_drain(&reused[0]);
+    is_a_verified_drain(&second[0]);
     assert_eq!(world.available("somebodys"), 7);
     nothing_remains(&world).await;
 }

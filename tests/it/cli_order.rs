@@ -78,7 +78,7 @@ async fn a_failure_that_is_reported_late_fails_the_order_and_returns_its_stock()
             .succeeds()
             .stdout();
     assert!(unknown.contains("this command cannot know"), "{unknown}");
-    let shown = api.becomes(&id, "FAILED").await;
+    let shown = api.becomes(id, "FAILED").await;
     world.verify();
     assert_eq!((text(&shown, "status"), text(&shown, "reason")), ("FAILED", "payment declined ✗"));
     assert_eq!(world.available("a"), 5);
