@@ -8,7 +8,7 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use super::{MAX_BODY_BYTES, problem::Problem};
-use crate::http::{Connection, Held};
+use crate::http::{Connection, HeldMemory};
 
 const TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may send nothing of a body.
@@ -41,7 +41,7 @@ fn is_json(content_type: &str) -> bool {
 /// A body that was read, and the memory that it holds.
 pub(super) struct Read {
     pub(crate) bytes: Vec<u8>,
-    _held: Held,
+    _held: HeldMemory,
 }
 
 /// Reads a body of at most [`MAX_BODY_BYTES`].
@@ -59,7 +59,7 @@ pub(super) async fn read(body: Body, connection: &Connection) -> Result<Read, Pr
 }
 
 async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
-    let (mut bytes, mut held) = (Vec::new(), Held::default());
+    let (mut bytes, mut held) = (Vec::new(), HeldMemory::default());
     while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(|_| too_slow())? {
         let chunk = chunk.map_err(|e| {
             Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}"))
