@@ -15,7 +15,7 @@ use crate::{
     config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
     deduct::Worker,
     error_text, http,
-    ingest::{self, Api, Catalog, Committer, Desk},
+    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
     lock::{Lease, Locks},
@@ -205,13 +205,13 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     shared.watch_order_store(Role::Ingest, &orders);
     shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
-    let limits = (config.ingest.groups, config.ingest.deadline);
+    let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
-        Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
-    let desk = Desk::new(orders.clone(), shutdown.clone());
+        Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
+    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
     let relaying =
         spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
-    let asking = spawn(desk.clone().run());
+    let asking = spawn(outcomes.clone().run());
     let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
     let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
     let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
@@ -226,7 +226,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         orders: orders.clone(),
         stock: stock.clone(),
         committer,
-        desk,
+        outcomes,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
     let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
