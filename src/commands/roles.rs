@@ -14,8 +14,8 @@ use crate::{
     compensate::Compensator,
     config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
     deduct::Worker,
-    http,
-    ingest::{self, Api, Catalog, Committer, Desk},
+    error_text, http,
+    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
     lock::{Lease, Locks},
@@ -83,7 +83,8 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     let mut failed = None;
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended.context("a role panicked").and_then(|result| result) {
-            tracing::error!(%error, "a role failed");
+            let error_text = error_text::with_causes(error.as_ref());
+            tracing::error!(error = error_text, "a role failed");
             failed = failed.or(Some(error));
         }
         shared.shutdown.request();
@@ -204,13 +205,13 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     shared.watch_order_store(Role::Ingest, &orders);
     shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
-    let limits = (config.ingest.groups, config.ingest.deadline);
+    let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
-        Committer::start(orders.clone(), relay.clone(), limits, metrics.clone());
-    let desk = Desk::new(orders.clone(), shutdown.clone());
+        Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
+    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
     let relaying =
         spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
-    let asking = spawn(desk.clone().run());
+    let asking = spawn(outcomes.clone().run());
     let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
     let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
     let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
@@ -225,7 +226,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         orders: orders.clone(),
         stock: stock.clone(),
         committer,
-        desk,
+        outcomes,
     };
     tracing::info!(address = %config.http.listen, "taking orders");
     let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));

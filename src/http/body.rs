@@ -1,3 +1,5 @@
+//! A request's body, and what becomes of the part that its handler does not read.
+
 use std::{
     future::poll_fn,
     pin::Pin,
@@ -14,18 +16,20 @@ use tokio::{runtime::Handle, time::timeout};
 
 use super::connection::{Connection, WeakConnection};
 
-/// How much of a body is read on that its handler did not read to the end, and for how long.
-const DISCARD_BYTES: usize = 64 << 20;
-const DISCARD_TIME: Duration = Duration::from_secs(5);
+/// How many bytes of an unread body the server reads and discards, and for how long it does so.
+const MAX_DISCARDED_BYTES: usize = 64 << 20;
+const MAX_DISCARD_TIME: Duration = Duration::from_secs(5);
 
-/// A request's body. The server reads on for a while what the handler leaves unread: a client that
-/// is cut off while it sends sees a broken connection, not the answer.
+/// A request's body.
+///
+/// When it is dropped, the server reads and discards the part that the handler left unread. Without
+/// that, a client that is still sending would see a broken connection instead of its answer.
 pub(super) struct RequestBody {
     connection: Connection,
-    /// None once the body has ended.
+    /// `None` once the body has ended.
     unread: Option<Incoming>,
-    /// The client sends the body. One that asked with `Expect: 100-continue` waits for the first
-    /// read.
+    /// The client sends the body. It does not yet if it sent `Expect: 100-continue` and the handler
+    /// has read nothing.
     is_sent: bool,
 }
 
@@ -72,14 +76,15 @@ impl Drop for RequestBody {
     fn drop(&mut self) {
         let Some(unread) = self.unread.take().filter(|_| self.is_sent) else { return };
         if let Ok(runtime) = Handle::try_current() {
-            runtime.spawn(timeout(DISCARD_TIME, discard(unread, self.connection.downgrade())));
+            runtime.spawn(timeout(MAX_DISCARD_TIME, discard(unread, self.connection.downgrade())));
         }
     }
 }
 
+/// Reads a body to its end, or until it has sent [`MAX_DISCARDED_BYTES`].
 async fn discard(mut body: Incoming, connection: WeakConnection) {
     let mut discarded = 0;
-    while discarded <= DISCARD_BYTES {
+    while discarded <= MAX_DISCARDED_BYTES {
         match poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
             Some(Ok(frame)) => discarded += frame.data_ref().map_or(0, Bytes::len),
             Some(Err(_)) => return,

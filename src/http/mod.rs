@@ -1,10 +1,19 @@
-//! HTTP as every role serves it. What clients can hold is bounded: connections, memory and time.
+//! HTTP/1.1 as every role serves it, with bounds on what clients can hold.
+//!
+//! | bound | file |
+//! | --- | --- |
+//! | connections | [`slots`]: a full listener cuts idle connections, or answers 503 |
+//! | open files | [`open_files`]: how many connections the process can afford |
+//! | memory of heads and bodies | [`memory`] |
+//! | time: a client that is silent, has gone, or reads nothing | [`connection`], [`io`] |
+//! | unread bodies | [`body`] |
 
 mod body;
 mod connection;
-mod files;
+mod io;
 mod memory;
-mod room;
+mod open_files;
+mod slots;
 
 use std::{pin::pin, sync::Arc, time::Duration};
 
@@ -22,15 +31,15 @@ use tokio::{
 };
 
 pub(crate) use connection::{Connection, CountRefusal};
-pub(crate) use files::connections_beside;
-pub(crate) use memory::{Held, Memory};
+pub(crate) use memory::{HeldMemory, MemoryBudget};
+pub(crate) use open_files::connections_beside;
 
 use crate::lifecycle::Shutdown;
 use body::RequestBody;
-use connection::Io;
-use room::{Place, Room};
+use io::ConnectionIo;
+use slots::{Slot, Slots};
 
-/// A head of this size or above is answered with 431.
+/// A request whose head has this size or more is answered with 431.
 pub(crate) const MAX_HEAD_BYTES: usize = 16 << 10;
 /// How much the server reads ahead, and how much of its answers waits for the client.
 const MAX_BUFFER_BYTES: usize = 16 << 10;
@@ -38,13 +47,13 @@ const MAX_BUFFER_BYTES: usize = 16 << 10;
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
 /// How long requests in flight may take at a stop before their connections are cut.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
-/// After the system refused a connection, for instance as there are no more file descriptors.
-const ACCEPT_DELAY: Duration = Duration::from_millis(100);
+/// The pause after the system refused a connection, for instance for lack of file descriptors.
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Serves until a stop is requested. Requests in flight are then answered, for 10 s at most.
+/// Serves `app` until a stop is requested. Then finishes the requests in flight, within 10 s.
 ///
-/// A connection above `max_connections` takes the place of the connection that waits longest for
-/// its client. It is answered with 503 where the server works for every client.
+/// A connection above `max_connections` gets the slot of an idle connection, the longest idle
+/// first. It is answered with 503 if no connection is idle.
 pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
@@ -52,7 +61,7 @@ pub(crate) async fn serve(
     count_refusal: CountRefusal,
     shutdown: Shutdown,
 ) {
-    let (room, memory) = (Arc::new(Room::new(max_connections)), Memory::default());
+    let (slots, memory) = (Arc::new(Slots::new(max_connections)), MemoryBudget::default());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
     loop {
@@ -65,40 +74,45 @@ pub(crate) async fn serve(
             },
         };
         let connection = Connection::new(stream, memory.clone(), Arc::clone(&count_refusal));
-        let Some(place) = room.admit(&connection).await else {
+        let Some(slot) = slots.admit(&connection).await else {
             connection.refuse();
             continue;
         };
         let served = graceful.watch(serve_connection(&connection, app.clone()));
         connections.spawn(async move {
-            serve_until_cut(&connection, served, &place).await;
+            serve_until_cut(&connection, served, &slot).await;
+            // The slot closes the socket, so no other clone of the connection may outlive it.
             drop(connection);
-            drop(place);
+            drop(slot);
         });
     }
     drop(listener);
     if timeout(STOP_DEADLINE, graceful.shutdown()).await.is_err() {
-        tracing::warn!("connections are cut, their requests were not finished in time");
+        tracing::warn!(
+            deadline = ?STOP_DEADLINE,
+            "requests are unfinished at the stop, cutting their connections"
+        );
     }
     connections.shutdown().await;
 }
 
+/// Returns `None` if the system refused the connection, after a pause.
 async fn accept(listener: &TcpListener) -> Option<TcpStream> {
     match listener.accept().await {
         Ok((stream, _)) => Some(stream),
         Err(error) => {
             tracing::warn!(%error, "connection not accepted");
-            sleep(ACCEPT_DELAY).await;
+            sleep(ACCEPT_RETRY_DELAY).await;
             None
         }
     }
 }
 
-/// Serves a connection to its end, or until others need its place while it waits for its client.
+/// Serves a connection to its end. Returns sooner if the connection is cut while it is idle.
 async fn serve_until_cut(
     connection: &Connection,
     served: impl Future<Output = hyper::Result<()>>,
-    place: &Place,
+    slot: &Slot,
 ) {
     let serving = async {
         let served = served.await;
@@ -114,19 +128,19 @@ async fn serve_until_cut(
         tokio::select! {
             biased;
             () = &mut serving => return,
-            () = connection.cut() => {
-                if connection.idle_since().is_some() {
-                    tracing::debug!("connection cut, others need its place");
+            () = connection.cut_requested() => {
+                if connection.idle_since_ms().is_some() {
+                    tracing::debug!("idle connection cut, a new connection gets its slot");
                     return;
                 }
-                // Its request has arrived in the meantime.
-                place.keep();
+                // A request arrived after the cut was requested, so the connection stays.
+                slot.keep();
             }
         }
     }
 }
 
-type Served<S> = http1::Connection<TokioIo<Io>, S>;
+type Served<S> = http1::Connection<TokioIo<ConnectionIo>, S>;
 
 fn serve_connection(
     connection: &Connection,
@@ -135,12 +149,12 @@ fn serve_connection(
     impl hyper::service::Service<
         Request<Incoming>,
         Response = axum::response::Response,
-        Error = connection::Gone,
+        Error = connection::ClientGone,
         Future: Send,
     > + use<>,
 > {
     let (app, connection) = (TowerToHyperService::new(app), connection.clone());
-    let io = TokioIo::new(Io::new(connection.clone()));
+    let io = TokioIo::new(ConnectionIo::new(connection.clone()));
     let service = service_fn(move |request: Request<Incoming>| {
         let (connection, version) = (connection.clone(), request.version());
         let (mut head, body) = request.into_parts();
@@ -155,7 +169,8 @@ fn serve_connection(
         .header_read_timeout(HEAD_TIMEOUT)
         .max_header_size(MAX_HEAD_BYTES)
         .max_buf_size(MAX_BUFFER_BYTES)
-        // `Connection` tells a client that has gone from one that has only finished sending.
+        // A client may shut down its sending side and still read. `Connection` finds out whether
+        // the client has gone altogether.
         .half_close(true)
         .serve_connection(io, service)
 }

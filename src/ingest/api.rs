@@ -1,3 +1,5 @@
+//! The routes of the API: what each handler does, and which response the client receives.
+
 use std::{collections::BTreeSet, sync::Arc, time::Instant};
 
 use axum::{
@@ -14,11 +16,14 @@ use serde_json::{Map, Value, json};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, Desk, OrderRequest, Rejected, body, prefer,
+    Catalog, Committer, OrderRequest, OutcomeWatch, SaveError, body,
+    outcomes::DecidedState,
+    prefer,
     problem::{FieldError, Problem, respond},
 };
 use crate::{
     domain::{OrderId, OrderState, ProductId},
+    error_text,
     http::{self, Connection},
     lifecycle::Shutdown,
     store::{NewOrder, OrderStore, StockStore, StoredOrder},
@@ -28,24 +33,24 @@ use crate::{
 const OPENAPI: &str = include_str!("openapi.json");
 /// The label of a request that no route takes.
 const OTHER_ROUTE: &str = "other";
-/// Answers to requests that reach no route.
+/// The statuses with which the server refuses a request before it reaches a route.
 const REFUSALS: [&str; 2] = ["414", "431"];
 
-/// What the handlers work with.
+/// The parts that the handlers use.
 #[derive(Clone)]
 pub(crate) struct Api {
     pub(crate) orders: OrderStore,
     pub(crate) stock: StockStore,
     pub(crate) catalog: Catalog,
     pub(crate) committer: Committer,
-    pub(crate) desk: Desk,
-    /// Unpublished orders beyond which no more are taken.
+    pub(crate) outcomes: OutcomeWatch,
+    /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
     pub(crate) max_connections: usize,
     pub(crate) metrics: Metrics,
 }
 
-/// Serves the API until a stop is requested; requests in flight are answered.
+/// Serves the API until a stop is requested. Then finishes the requests in flight.
 pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
@@ -69,7 +74,8 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
 }
 
-/// A rate needs a first value: shows every answer that the API's document names.
+/// Creates the metrics of every response in the API's document at 0, so that `rate()` sees the
+/// first increment.
 fn begin_at_zero(metrics: &Metrics) {
     let document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
     for (route, methods) in document["paths"].as_object().into_iter().flatten() {
@@ -88,6 +94,7 @@ fn begin_at_zero(metrics: &Metrics) {
     metrics.http_request_seconds.with_label_values(&[OTHER_ROUTE]);
 }
 
+/// Counts and times every request.
 async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
     let route = request
@@ -118,14 +125,16 @@ async fn place_order(
     };
     api.metrics.orders_ingested.with_label_values(&[result]).inc();
     let order_id = placed?;
-    let Some(patience) = prefer::wait(&headers) else { return Ok(accepted(order_id)) };
-    match api.desk.wait(order_id, patience).await {
-        Some((state, reason)) => Ok(decided(order_id, state, reason)),
+    let Some(max_wait) = prefer::wait(&headers) else { return Ok(accepted(order_id)) };
+    match api.outcomes.wait(order_id, max_wait).await {
+        Some(outcome) => Ok(decided(order_id, outcome)),
         None => Ok(accepted(order_id)),
     }
 }
 
 impl Api {
+    /// Saves the order of a request and returns its id. Fails with the problem that the client
+    /// receives; unless it is a 504, nothing was saved.
     async fn place(
         &self,
         headers: &HeaderMap,
@@ -139,9 +148,9 @@ impl Api {
         }
         let body = body::read(body, connection).await?;
         let request = OrderRequest::parse(&body.bytes)?;
-        let at_present =
-            |rejected: Rejected| Problem::unavailable(format!("{rejected}; nothing was saved"));
-        self.committer.check_store().map_err(at_present)?;
+        let nothing_saved =
+            |error: SaveError| Problem::unavailable(format!("{error}; nothing was saved"));
+        self.committer.check_store().map_err(nothing_saved)?;
         self.refuse_unknown_products(&request).await?;
         if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
             return Err(Problem::unavailable("the broker lags behind; nothing was saved"));
@@ -154,17 +163,19 @@ impl Api {
             accepted_at: Utc::now().trunc_subsecs(3),
         };
         let order_id = order.order_id;
-        self.committer.save(order).await.map_err(|rejected| not_saved(order_id, &rejected))?;
+        self.committer.save(order).await.map_err(|error| not_saved(order_id, &error))?;
         Ok(order_id)
     }
 
+    /// Fails with a 422 that names the lines whose product does not exist.
     async fn refuse_unknown_products(&self, request: &OrderRequest) -> Result<(), Problem> {
         let lines = request.lines.as_slice();
         let products: BTreeSet<_> = lines.iter().map(|line| line.product_id().clone()).collect();
-        let unknown = self.catalog.unknown(&products).await;
-        let blamed =
-            lines.iter().enumerate().filter(|(_, line)| unknown.contains(line.product_id()));
-        let errors: Vec<_> = blamed
+        let unknown = self.catalog.find_unknown(&products).await;
+        let errors: Vec<_> = lines
+            .iter()
+            .enumerate()
+            .filter(|(_, line)| unknown.contains(line.product_id()))
             .map(|(index, line)| FieldError {
                 pointer: format!("/lines/{index}/product_id"),
                 detail: format!("unknown product {}", line.product_id()),
@@ -174,20 +185,18 @@ impl Api {
     }
 }
 
-fn not_saved(order_id: OrderId, rejected: &Rejected) -> Problem {
-    match rejected {
-        Rejected::Overloaded | Rejected::Unavailable | Rejected::TooLate => {
-            Problem::unavailable(rejected.to_string())
+fn not_saved(order_id: OrderId, error: &SaveError) -> Problem {
+    match error {
+        SaveError::QueueFull | SaveError::StoreAway | SaveError::DeadlinePassed => {
+            Problem::unavailable(error.to_string())
         }
-        Rejected::Unknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, rejected.to_string())
+        SaveError::CommitUnknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
             .with("order_id", order_id.to_string())
             .header(header::LOCATION, location(order_id).1),
-        Rejected::Refused(_) => {
-            tracing::error!(%order_id, error = %rejected, "a valid order was refused");
-            Problem::new(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the order store refuses this order; nothing was saved",
-            )
+        SaveError::RefusedByStore(_) => {
+            let causes = error_text::with_causes(error);
+            tracing::error!(%order_id, error = causes, "the order store refused a valid order");
+            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
         }
     }
 }
@@ -201,12 +210,14 @@ fn location(id: OrderId) -> (HeaderName, String) {
     (header::LOCATION, format!("/v1/orders/{id}"))
 }
 
+/// 202: the order is durable, its outcome is not known yet.
 fn accepted(id: OrderId) -> Response {
     let body = json!({"order_id": id.to_string(), "status": OrderState::Pending.as_str()});
     answer(StatusCode::ACCEPTED, vec![location(id)], &body)
 }
 
-fn decided(id: OrderId, state: OrderState, reason: Option<String>) -> Response {
+/// 201 for a completed order, 409 for every other outcome.
+fn decided(id: OrderId, DecidedState { state, reason }: DecidedState) -> Response {
     let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
     if state == OrderState::Completed {
         let body = json!({"order_id": id.to_string(), "status": state.as_str()});
@@ -259,6 +270,7 @@ fn order_body(order: &StoredOrder) -> Value {
     body
 }
 
+/// RFC 3339, UTC, with milliseconds.
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
@@ -274,6 +286,10 @@ async fn show_product(
         Problem::unavailable("the stock store does not answer at present")
     })?;
     let product = found.first().ok_or_else(unknown)?;
-    let body = json!({"product_id": product.id.as_str(), "name": product.name, "available": product.available});
+    let body = json!({
+        "product_id": product.id.as_str(),
+        "name": product.name,
+        "available": product.available,
+    });
     Ok(answer(StatusCode::OK, Vec::new(), &body))
 }

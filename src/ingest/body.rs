@@ -1,3 +1,5 @@
+//! Reads the body of a request, with bounds on its type, size, time and memory.
+
 use std::time::Duration;
 
 use axum::{
@@ -8,15 +10,19 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use super::{MAX_BODY_BYTES, problem::Problem};
-use crate::http::{Connection, Held};
+use crate::http::{Connection, HeldMemory};
 
-const TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a body may take.
+const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may send nothing of a body.
-const SILENCE: Duration = Duration::from_secs(10);
-const FIRST_BYTES: usize = 1 << 10;
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The least memory that a body is read into. It doubles when it is full.
+const MIN_BUFFER_BYTES: usize = 1 << 10;
 
-/// Fails with 415 where the content type is given and is not JSON. A web page of another origin may
-/// send forms and texts, but no JSON.
+/// Fails with a 415 if the content type is given and is not JSON.
+///
+/// This keeps out web pages of another origin: a browser lets them send forms and texts unasked,
+/// but no JSON.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     let mut given = headers.get_all(header::CONTENT_TYPE).iter();
     if given.all(|value| value.to_str().is_ok_and(is_json)) {
@@ -27,7 +33,8 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         .header(header::ACCEPT, "application/json"))
 }
 
-/// `application/json` or a type of the suffix `+json` (RFC 6839), whatever its parameters.
+/// Whether a content type is `application/json`, or ends in `+json` (RFC 6839). Parameters are
+/// ignored.
 fn is_json(content_type: &str) -> bool {
     let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     match essence.strip_prefix("application/") {
@@ -38,29 +45,35 @@ fn is_json(content_type: &str) -> bool {
     }
 }
 
-/// A body that was read, and the memory that it holds.
-pub(super) struct Read {
-    pub(crate) bytes: Vec<u8>,
-    _held: Held,
+/// The bytes of a body, and the memory that they hold.
+pub(super) struct ReadBody {
+    pub(super) bytes: Vec<u8>,
+    _held: HeldMemory,
 }
 
 /// Reads a body of at most [`MAX_BODY_BYTES`].
 ///
-/// Fails with 408 for a body that arrives too slowly, 413 for one that is too large, and 503 where
-/// all bodies together hold too much memory.
-pub(super) async fn read(body: Body, connection: &Connection) -> Result<Read, Problem> {
+/// Fails with
+/// - 400 if the body breaks off,
+/// - 408 if it takes longer than 30 s, or nothing arrives for 10 s,
+/// - 413 if it is too large,
+/// - 503 if all bodies together hold too much memory.
+pub(super) async fn read(body: Body, connection: &Connection) -> Result<ReadBody, Problem> {
     if body.size_hint().lower() > MAX_BODY_BYTES as u64 {
         return Err(too_large());
     }
-    let reading = timeout(TIMEOUT, read_all(body.into_data_stream(), connection));
+    let reading = timeout(BODY_TIMEOUT, read_all(body.into_data_stream(), connection));
     let read = reading.await.unwrap_or_else(|_| Err(too_slow()))?;
     connection.request_read();
     Ok(read)
 }
 
-async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result<Read, Problem> {
-    let (mut bytes, mut held) = (Vec::new(), Held::default());
-    while let Some(chunk) = timeout(SILENCE, chunks.next()).await.map_err(|_| too_slow())? {
+async fn read_all(
+    mut chunks: BodyDataStream,
+    connection: &Connection,
+) -> Result<ReadBody, Problem> {
+    let (mut bytes, mut held) = (Vec::new(), HeldMemory::default());
+    while let Some(chunk) = timeout(SILENCE_TIMEOUT, chunks.next()).await.map_err(|_| too_slow())? {
         let chunk = chunk.map_err(|e| {
             Problem::new(StatusCode::BAD_REQUEST, format!("the body breaks off: {e}"))
         })?;
@@ -69,17 +82,17 @@ async fn read_all(mut chunks: BodyDataStream, connection: &Connection) -> Result
             return Err(too_large());
         }
         if length > bytes.capacity() {
-            let room = length.max(2 * bytes.capacity()).clamp(FIRST_BYTES, MAX_BODY_BYTES);
-            if !connection.memory().hold_body(&mut held, room) {
+            let capacity = length.max(2 * bytes.capacity()).clamp(MIN_BUFFER_BYTES, MAX_BODY_BYTES);
+            if !connection.memory().hold_body(&mut held, capacity) {
                 return Err(Problem::unavailable(
                     "the bodies of all requests are too large; nothing was saved",
                 ));
             }
-            bytes.reserve_exact(room - bytes.len());
+            bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&chunk);
     }
-    Ok(Read { bytes, _held: held })
+    Ok(ReadBody { bytes, _held: held })
 }
 
 fn too_large() -> Problem {
@@ -98,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn json_is_told_from_what_a_web_page_may_send() {
+    fn json_is_accepted_and_what_a_web_page_may_send_is_not() {
         for json in [
             "application/json",
             "Application/JSON; charset=utf-8",

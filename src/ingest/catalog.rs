@@ -1,3 +1,5 @@
+//! Which products exist, so that an order of an unknown product is rejected at once.
+
 use std::{
     collections::{BTreeSet, HashSet},
     sync::{
@@ -13,107 +15,135 @@ use tokio::{
     time::timeout,
 };
 
-use crate::{domain::ProductId, store::StockStore};
+use crate::{
+    domain::ProductId,
+    error_text,
+    store::{StockStore, StoreError},
+};
 
-/// Products that are remembered; a product is never deleted, so what is remembered stays true.
-const REMEMBERED: usize = 200_000;
-/// Unknown products that are remembered, and for how long: a product may be imported any moment.
-const REMEMBERED_MISSES: usize = 10_000;
-const MISS_STANDS: Duration = Duration::from_secs(1);
-/// How long a request waits for a look-up, and how long a look-up may take.
+/// The most products that are remembered as existing. A product is never deleted, so what is
+/// remembered stays true.
+const MAX_KNOWN_PRODUCTS: usize = 200_000;
+/// The most products that are remembered as unknown, and for how long: a product may be imported at
+/// any moment.
+const MAX_UNKNOWN_PRODUCTS: usize = 10_000;
+const UNKNOWN_FOR: Duration = Duration::from_secs(1);
+/// How long a request waits for its look-up.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(500);
+/// How long a query may take.
 const QUERY_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the stock store is left alone after it failed to answer.
+/// How long nothing is looked up after a look-up has failed.
 const PAUSE_MS: u64 = 1_000;
-/// Requests that wait for a look-up; of more the products stay unchecked.
-const QUEUE: usize = 1_000;
-/// Requests that share a query.
-const SHARE: usize = 50;
+/// The most requests that wait for a look-up. The products of a request above it stay unchecked.
+const MAX_QUEUED_LOOK_UPS: usize = 1_000;
+/// The most requests that share a query.
+const MAX_LOOK_UPS_PER_QUERY: usize = 50;
 
-/// Which products exist. One query at a time looks up what all requests lack.
+/// Finds out which products exist. One query at a time looks up the products that all requests
+/// lack. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Catalog {
     known: Arc<Cache<ProductId, ()>>,
-    missed: Arc<Cache<ProductId, Instant>>,
+    /// When a query found that the product does not exist.
+    unknown: Arc<Cache<ProductId, Instant>>,
     queue: mpsc::Sender<LookUp>,
-    begun: Instant,
-    /// Milliseconds since `begun` until which nothing is looked up.
-    paused_until: Arc<AtomicU64>,
+    begun_at: Instant,
+    /// Nothing is looked up before this time, in ms since `begun_at`.
+    paused_until_ms: Arc<AtomicU64>,
 }
 
+/// A request's question which of its products exist.
 struct LookUp {
     wanted: Vec<ProductId>,
-    /// Those that exist.
-    found: oneshot::Sender<Result<Arc<HashSet<ProductId>>, String>>,
+    found: oneshot::Sender<Result<Arc<HashSet<ProductId>>, LookUpError>>,
+}
+
+/// Why products were not looked up.
+#[derive(Debug, Clone, thiserror::Error)]
+enum LookUpError {
+    #[error("{MAX_QUEUED_LOOK_UPS} requests wait for a look-up already")]
+    QueueFull,
+    #[error("the stock store did not answer in time")]
+    TimedOut,
+    #[error("the stock store cannot be asked")]
+    Store(#[source] Arc<StoreError>),
 }
 
 impl Catalog {
-    /// Starts the task that looks up; it ends with the last clone.
+    /// Starts the task that looks up products. It ends once the last clone is dropped.
     pub(crate) fn new(store: StockStore) -> Self {
-        let (queue, wanted) = mpsc::channel(QUEUE);
-        tokio::spawn(look_up(store, wanted));
+        let (queue, wanted) = mpsc::channel(MAX_QUEUED_LOOK_UPS);
+        tokio::spawn(run_queries(store, wanted));
         Self {
-            known: Arc::new(Cache::new(REMEMBERED)),
-            missed: Arc::new(Cache::new(REMEMBERED_MISSES)),
+            known: Arc::new(Cache::new(MAX_KNOWN_PRODUCTS)),
+            unknown: Arc::new(Cache::new(MAX_UNKNOWN_PRODUCTS)),
             queue,
-            begun: Instant::now(),
-            paused_until: Arc::default(),
+            begun_at: Instant::now(),
+            paused_until_ms: Arc::default(),
         }
     }
 
-    /// Those of the products that do not exist. None while the stock store is away: then the worker
-    /// decides.
-    pub(crate) async fn unknown(&self, products: &BTreeSet<ProductId>) -> BTreeSet<ProductId> {
+    /// The products among `products` that do not exist.
+    ///
+    /// Products that cannot be looked up count as existing: the worker decides about their orders.
+    /// After a failure, nothing is looked up for 1 s.
+    pub(super) async fn find_unknown(&self, products: &BTreeSet<ProductId>) -> BTreeSet<ProductId> {
         let (mut unknown, mut wanted) = (BTreeSet::new(), Vec::new());
         for id in products.iter().filter(|id| self.known.get(*id).is_none()) {
-            if self.missed.get(id).is_some_and(|missed: Instant| missed.elapsed() < MISS_STANDS) {
+            if self.unknown.get(id).is_some_and(|since: Instant| since.elapsed() < UNKNOWN_FOR) {
                 unknown.insert(id.clone());
             } else {
                 wanted.push(id.clone());
             }
         }
-        if wanted.is_empty() || self.now() < self.paused_until.load(Ordering::Relaxed) {
+        if wanted.is_empty() || self.now_ms() < self.paused_until_ms.load(Ordering::Relaxed) {
             return unknown;
         }
-        match self.find(wanted.clone()).await {
+        match self.look_up(wanted.clone()).await {
             Ok(found) => {
                 for id in wanted {
                     if found.contains(&id) {
                         self.known.insert(id, ());
                     } else {
-                        self.missed.insert(id.clone(), Instant::now());
+                        self.unknown.insert(id.clone(), Instant::now());
                         unknown.insert(id);
                     }
                 }
             }
             Err(error) => {
-                self.paused_until.store(self.now() + PAUSE_MS, Ordering::Relaxed);
-                tracing::warn!(error, "products not looked up, orders are taken unchecked");
+                self.paused_until_ms.store(self.now_ms() + PAUSE_MS, Ordering::Relaxed);
+                let error = error_text::with_causes(&error);
+                tracing::warn!(error, "products not looked up, orders are accepted unchecked");
             }
         }
         unknown
     }
 
-    async fn find(&self, wanted: Vec<ProductId>) -> Result<Arc<HashSet<ProductId>>, String> {
+    /// Returns the products of `wanted` that exist. Fails with every variant of [`LookUpError`].
+    async fn look_up(
+        &self,
+        wanted: Vec<ProductId>,
+    ) -> Result<Arc<HashSet<ProductId>>, LookUpError> {
         let (sender, found) = oneshot::channel();
         self.queue
             .try_send(LookUp { wanted, found: sender })
-            .map_err(|_| "too many requests wait".to_owned())?;
+            .map_err(|_| LookUpError::QueueFull)?;
         match timeout(LOOK_UP_TIMEOUT, found).await {
             Ok(Ok(found)) => found,
-            _ => Err("no answer in time".to_owned()),
+            _ => Err(LookUpError::TimedOut),
         }
     }
 
-    fn now(&self) -> u64 {
-        u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX)
+    fn now_ms(&self) -> u64 {
+        u64::try_from(self.begun_at.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 }
 
-async fn look_up(store: StockStore, mut queue: mpsc::Receiver<LookUp>) {
+/// Runs one query after the other, each for all requests that wait.
+async fn run_queries(store: StockStore, mut queue: mpsc::Receiver<LookUp>) {
     let mut waiting = Vec::new();
-    while queue.recv_many(&mut waiting, SHARE).await > 0 {
-        // Requests that waited too long are gone.
+    while queue.recv_many(&mut waiting, MAX_LOOK_UPS_PER_QUERY).await > 0 {
+        // Requests whose wait has timed out need no answer.
         waiting.retain(|look_up| !look_up.found.is_closed());
         let wanted: BTreeSet<_> =
             waiting.iter().flat_map(|look_up| &look_up.wanted).cloned().collect();
@@ -123,11 +153,11 @@ async fn look_up(store: StockStore, mut queue: mpsc::Receiver<LookUp>) {
         let wanted: Vec<_> = wanted.into_iter().collect();
         let found = match timeout(QUERY_TIMEOUT, store.find_products(&wanted)).await {
             Ok(Ok(found)) => Ok(Arc::new(found.into_iter().map(|product| product.id).collect())),
-            Ok(Err(error)) => Err(error.to_string()),
-            Err(_) => Err("no answer in time".to_owned()),
+            Ok(Err(error)) => Err(LookUpError::Store(Arc::new(error))),
+            Err(_) => Err(LookUpError::TimedOut),
         };
         for look_up in waiting.drain(..) {
-            let _gone = look_up.found.send(found.clone());
+            let _request_gone = look_up.found.send(found.clone());
         }
     }
 }

@@ -1,3 +1,5 @@
+//! Group commit: orders that arrive together share a transaction.
+
 use std::{
     pin::Pin,
     sync::{
@@ -24,164 +26,179 @@ use crate::{
     telemetry::Metrics,
 };
 
-/// Orders that wait for a commit; more are refused.
-const QUEUE: usize = 10_000;
-/// Groups on their way at once: while one is being committed, the next gathers.
-const COMMITTERS: usize = 2;
-/// How long attempts fail before the store counts as away.
+/// The most orders that wait for a commit. An order above it is not accepted.
+const MAX_QUEUED_ORDERS: usize = 10_000;
+/// Tasks that commit. Two, so that the next group gathers while one is being committed.
+const COMMIT_TASKS: usize = 2;
+/// How long attempts fail before the order store counts as away.
 const AWAY_AFTER: Duration = Duration::from_secs(1);
-/// How often a store that is away is asked whether it is back, and for how long.
+/// The pause between two probes of an order store that is away, and how long a probe may take.
 const PROBE_EVERY: Duration = Duration::from_millis(250);
 const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why an order was not saved.
+/// Why an order was not saved. The text is for the client.
 #[derive(Debug, Clone, thiserror::Error)]
-pub(crate) enum Rejected {
+pub(crate) enum SaveError {
     #[error("more orders are waiting than can be saved soon")]
-    Overloaded,
+    QueueFull,
     #[error("the order store cannot save orders at present")]
-    Unavailable,
+    StoreAway,
     #[error("the order waited too long to be saved; nothing was saved")]
-    TooLate,
-    #[error(
-        "the order store broke off in a commit: the order is saved or it is not, as GET will tell"
-    )]
-    Unknown,
-    #[error("the order store refuses this order: {0}")]
-    Refused(String),
+    DeadlinePassed,
+    /// The order may be saved or not.
+    #[error("the outcome of the commit is unknown: GET shows whether the order was saved")]
+    CommitUnknown,
+    /// The order store rejects the order for its data, although the API found the order valid.
+    #[error("the order store refuses this order; nothing was saved")]
+    RefusedByStore(#[source] Arc<StoreError>),
 }
 
-/// Group commit: orders that arrive together share a transaction.
+/// Saves orders. Orders that arrive together share a transaction. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Committer {
-    queue: mpsc::Sender<Waiting>,
+    queue: mpsc::Sender<QueuedOrder>,
     /// How long an order may wait for its transaction to begin.
     deadline: Duration,
-    is_away: Arc<AtomicBool>,
-    /// Orders whose clients have gone before their transaction began.
+    is_store_away: Arc<AtomicBool>,
+    /// Counts orders whose clients have gone before their transaction began.
     abandoned: IntCounter,
     _alive: Arc<()>,
 }
 
-struct Waiting {
+/// An order that waits for a commit.
+struct QueuedOrder {
     order: NewOrder,
+    /// The order's transaction begins before this instant, or never.
     deadline: Instant,
-    claim: Claim,
-    saved: oneshot::Sender<Result<(), Rejected>>,
+    ownership: Ownership,
+    saved: oneshot::Sender<Result<(), SaveError>>,
 }
 
-/// Decides between a committer that begins with an order and a client that gives it up: the first
-/// one takes it.
+/// Belongs to the first caller of [`Ownership::take`]: to the task that begins an order's
+/// transaction, or to the client that gives the order up.
 #[derive(Clone, Default)]
-struct Claim(Arc<AtomicBool>);
+struct Ownership(Arc<AtomicBool>);
 
-impl Claim {
+impl Ownership {
+    /// Returns true for the first caller alone.
     fn take(&self) -> bool {
         !self.0.swap(true, Ordering::AcqRel)
     }
 }
 
-/// A client whose connection has closed drops this with its request, and so gives the order up.
-struct Client {
-    claim: Claim,
+/// Gives an order up when it is dropped, unless its transaction has begun. It is dropped with its
+/// request when the client closes the connection.
+struct AbandonOnDrop {
+    ownership: Ownership,
     abandoned: IntCounter,
 }
 
-impl Drop for Client {
+impl Drop for AbandonOnDrop {
     fn drop(&mut self) {
-        if self.claim.take() {
+        if self.ownership.take() {
             self.abandoned.inc();
         }
     }
 }
 
 impl Committer {
-    /// Starts the tasks that commit. They end once the last clone of the committer is dropped and the
-    /// queue is empty.
+    /// Starts the tasks that commit. `groups` bounds the orders of a transaction, and `deadline` is
+    /// how long an order may wait for its transaction to begin.
+    ///
+    /// The tasks end once the last clone of the committer is dropped and the queue is empty.
     pub(crate) fn start(
         store: OrderStore,
         relay: Relay,
-        (groups, deadline): (BatchConfig, Duration),
-        metrics: Metrics,
+        groups: BatchConfig,
+        deadline: Duration,
+        metrics: &Metrics,
     ) -> (Self, JoinSet<()>) {
-        let (queue, orders) = mpsc::channel(QUEUE);
-        let waiting = Arc::new(Mutex::new(Queue { orders, groups, closed_at: Instant::now() }));
-        let (is_away, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(()));
+        let (queue, orders) = mpsc::channel(MAX_QUEUED_ORDERS);
+        let queued = OrderQueue { orders, groups, closed_at: Instant::now() };
+        let queued = Arc::new(Mutex::new(queued));
+        let (is_store_away, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(()));
         let abandoned = metrics.orders_ingested.with_label_values(&["abandoned"]);
         let mut tasks = JoinSet::new();
-        for _ in 0..COMMITTERS {
-            let task = Task {
+        for _ in 0..COMMIT_TASKS {
+            let task = CommitTask {
                 store: store.clone(),
                 relay: relay.clone(),
                 metrics: metrics.clone(),
-                is_away: Arc::clone(&is_away),
+                is_store_away: Arc::clone(&is_store_away),
                 alive: Arc::downgrade(&alive),
             };
-            tasks.spawn(task.run(Arc::clone(&waiting)));
+            tasks.spawn(task.run(Arc::clone(&queued)));
         }
-        (Self { queue, deadline, is_away, abandoned, _alive: alive }, tasks)
+        (Self { queue, deadline, is_store_away, abandoned, _alive: alive }, tasks)
     }
 
     /// Returns once the order is durable, and on its way to the `orders` topic.
     ///
-    /// No transaction is begun once the deadline has passed, or once this is dropped. A transaction
-    /// that has begun may take as long again.
-    pub(crate) async fn save(&self, order: NewOrder) -> Result<(), Rejected> {
+    /// The order's transaction begins before the deadline or not at all. It does not begin either
+    /// once this future is dropped. A transaction that has begun may take as long again.
+    ///
+    /// Fails with every variant of [`SaveError`]. After `CommitUnknown` the order may be saved.
+    pub(crate) async fn save(&self, order: NewOrder) -> Result<(), SaveError> {
         self.check_store()?;
         let deadline = Instant::now() + self.deadline;
         let (saved, mut outcome) = oneshot::channel();
-        let claim = Claim::default();
-        let waiting = Waiting { order, deadline, claim: claim.clone(), saved };
-        self.queue.try_send(waiting).map_err(|_| Rejected::Overloaded)?;
-        let client = Client { claim, abandoned: self.abandoned.clone() };
+        let ownership = Ownership::default();
+        let queued = QueuedOrder { order, deadline, ownership: ownership.clone(), saved };
+        self.queue.try_send(queued).map_err(|_| SaveError::QueueFull)?;
+        let client = AbandonOnDrop { ownership, abandoned: self.abandoned.clone() };
         let answer = match timeout_at(deadline, &mut outcome).await {
             Ok(answer) => answer,
-            Err(_) if client.claim.take() => return Err(Rejected::TooLate),
+            Err(_) if client.ownership.take() => return Err(SaveError::DeadlinePassed),
             Err(_) => outcome.await,
         };
-        // The task is lost that had the order, or that would have taken it.
+        // No answer: the task ended that had the order, or the tasks that might have taken it.
         answer.unwrap_or_else(|_| {
-            Err(if client.claim.take() { Rejected::Unavailable } else { Rejected::Unknown })
+            let has_begun = !client.ownership.take();
+            Err(if has_begun { SaveError::CommitUnknown } else { SaveError::StoreAway })
         })
     }
 
-    /// Fails while the store is known to be away.
-    pub(crate) fn check_store(&self) -> Result<(), Rejected> {
-        if self.is_away.load(Ordering::Relaxed) { Err(Rejected::Unavailable) } else { Ok(()) }
+    /// Fails with `StoreAway` while the order store is known to be away.
+    pub(crate) fn check_store(&self) -> Result<(), SaveError> {
+        if self.is_store_away.load(Ordering::Relaxed) { Err(SaveError::StoreAway) } else { Ok(()) }
     }
 }
 
-impl Waiting {
-    /// Takes the order for a transaction, unless its client has given it up or it waited too long.
-    fn begin(self) -> Option<Self> {
-        if self.claim.take() { self.unless_late() } else { None }
+impl QueuedOrder {
+    /// Takes the order for a transaction. Returns `None` if its client gave it up or its deadline
+    /// has passed.
+    fn begin(self, now: Instant) -> Option<Self> {
+        if self.ownership.take() { self.unless_late(now) } else { None }
     }
 
-    fn unless_late(self) -> Option<Self> {
-        if Instant::now() < self.deadline {
+    /// Answers a late order with `DeadlinePassed`, and returns `None`.
+    fn unless_late(self, now: Instant) -> Option<Self> {
+        if now < self.deadline {
             return Some(self);
         }
-        self.answer(Err(Rejected::TooLate));
+        self.answer(Err(SaveError::DeadlinePassed));
         None
     }
 
-    fn answer(self, outcome: Result<(), Rejected>) {
-        // The client may have gone; what became of its order stands.
-        let _gone = self.saved.send(outcome);
+    fn answer(self, outcome: Result<(), SaveError>) {
+        // The client may have gone. The outcome of its order stands.
+        let _client_gone = self.saved.send(outcome);
     }
 }
 
-/// Orders that wait for a commit.
-struct Queue {
-    orders: mpsc::Receiver<Waiting>,
+/// The orders that wait for a commit.
+struct OrderQueue {
+    orders: mpsc::Receiver<QueuedOrder>,
     groups: BatchConfig,
     /// When the last group was closed.
     closed_at: Instant,
 }
 
-impl Queue {
-    /// Waits for orders, and closes their group as a lane closes its batches. Empty where no more will come.
-    async fn next_group(&mut self) -> Vec<Waiting> {
+impl OrderQueue {
+    /// Waits for orders and closes their group, as a lane closes its batches: when it is full, or
+    /// when no order waits and `linger` has passed since the last group. So a lone order does not
+    /// wait (Nagle, RFC 896). Empty if no more orders will come.
+    async fn next_group(&mut self) -> Vec<QueuedOrder> {
         let BatchConfig { max, linger } = self.groups;
         let mut group = Vec::new();
         let mut received = self.orders.recv_many(&mut group, max).await;
@@ -198,33 +215,35 @@ impl Queue {
     }
 }
 
-struct Task {
+/// One of the tasks that commit.
+struct CommitTask {
     store: OrderStore,
     relay: Relay,
     metrics: Metrics,
-    is_away: Arc<AtomicBool>,
-    /// Gone with the last committer.
+    is_store_away: Arc<AtomicBool>,
+    /// Cannot be upgraded once the last committer is dropped.
     alive: Weak<()>,
 }
 
-impl Task {
-    async fn run(self, queue: Arc<Mutex<Queue>>) {
+impl CommitTask {
+    async fn run(self, queue: Arc<Mutex<OrderQueue>>) {
         loop {
             self.wait_for_store().await;
             let group = queue.lock().await.next_group().await;
             if group.is_empty() {
                 return;
             }
-            self.save(group.into_iter().filter_map(Waiting::begin).collect()).await;
+            let now = Instant::now();
+            self.save(group.into_iter().filter_map(|queued| queued.begin(now)).collect()).await;
         }
     }
 
-    /// Asks a store that is away until it is back, or nobody places orders any more.
+    /// Probes a store that is away until it is back, or until the last committer is dropped.
     async fn wait_for_store(&self) {
-        while self.is_away.load(Ordering::Relaxed) && self.alive.strong_count() > 0 {
+        while self.is_store_away.load(Ordering::Relaxed) && self.alive.strong_count() > 0 {
             match timeout(PROBE_TIMEOUT, self.store.probe(&[Work::Place])).await {
                 Ok(Ok(())) => {
-                    if self.is_away.swap(false, Ordering::Relaxed) {
+                    if self.is_store_away.swap(false, Ordering::Relaxed) {
                         tracing::info!("the order store is back");
                     }
                 }
@@ -236,65 +255,75 @@ impl Task {
         }
     }
 
-    /// Saves a group; one that is refused is split until the culprit is alone.
-    fn save(&self, mut group: Vec<Waiting>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+    /// Saves a group and answers its clients. A group that the store refuses is split in halves,
+    /// until the refused order is alone.
+    fn save(&self, mut group: Vec<QueuedOrder>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             match self.place(&mut group).await {
                 Ok(orders) => {
                     crash_point("ingest.committed");
-                    for waiting in group {
-                        waiting.answer(Ok(()));
+                    for queued in group {
+                        queued.answer(Ok(()));
                     }
                     self.relay.publish_in_background(orders.into_iter().map(placed).collect());
                 }
-                Err(Rejected::Refused(_)) if group.len() > 1 => {
+                Err(SaveError::RefusedByStore(_)) if group.len() > 1 => {
                     let second_half = group.split_off(group.len() / 2);
                     self.save(group).await;
                     self.save(second_half).await;
                 }
-                Err(rejected) => {
-                    for waiting in group {
-                        waiting.answer(Err(rejected.clone()));
+                Err(error) => {
+                    for queued in group {
+                        queued.answer(Err(error.clone()));
                     }
                 }
             }
         })
     }
 
-    /// Places a group in one transaction, and tries again up to the last deadline of the group.
-    /// Between attempts, orders leave it whose deadline has passed or whose client has gone.
-    async fn place(&self, group: &mut Vec<Waiting>) -> Result<Vec<NewOrder>, Rejected> {
-        let (mut failures, mut exhausted, begun) =
-            (Backoff::default(), Rejected::Unavailable, Instant::now());
-        while let Some(deadline) = group.iter().map(|waiting| waiting.deadline).max() {
-            let orders: Vec<_> = group.iter().map(|waiting| waiting.order.clone()).collect();
+    /// Places a group in one transaction, and repeats a failed attempt until the last deadline of
+    /// the group. Between attempts, an order leaves the group if its deadline has passed or its
+    /// client has gone.
+    ///
+    /// Fails with `RefusedByStore` at once. Fails with `StoreAway` at the last deadline, or with
+    /// `CommitUnknown` if the outcome of an attempt is unknown.
+    async fn place(&self, group: &mut Vec<QueuedOrder>) -> Result<Vec<NewOrder>, SaveError> {
+        let (mut failures, begun_at) = (Backoff::default(), Instant::now());
+        let mut is_commit_unknown = false;
+        while let Some(deadline) = group.iter().map(|queued| queued.deadline).max() {
+            let orders: Vec<_> = group.iter().map(|queued| queued.order.clone()).collect();
             let error = match self.store.place_by(&orders, COMMITTER_LEASE, deadline).await {
                 Ok(()) => {
-                    self.is_away.store(false, Ordering::Relaxed);
+                    self.is_store_away.store(false, Ordering::Relaxed);
                     return Ok(orders);
                 }
-                Err(StoreError::Refused(why)) => return Err(Rejected::Refused(why)),
+                Err(error @ StoreError::Refused(_)) => {
+                    return Err(SaveError::RefusedByStore(Arc::new(error)));
+                }
                 Err(error) => error,
             };
             self.metrics.retries.with_label_values(&["order_store"]).inc();
             let delay = failures.next_delay();
-            let is_over = Instant::now() + delay >= deadline;
-            if is_over || begun.elapsed() >= AWAY_AFTER {
-                self.is_away.store(true, Ordering::Relaxed);
+            let is_last = Instant::now() + delay >= deadline;
+            if is_last || begun_at.elapsed() >= AWAY_AFTER {
+                self.is_store_away.store(true, Ordering::Relaxed);
             }
             tracing::warn!(orders = orders.len(), %error, "orders not saved");
-            if let StoreError::CommitUnknown(_) = error {
-                exhausted = Rejected::Unknown;
-            }
-            if is_over {
-                return Err(exhausted);
+            is_commit_unknown |= matches!(error, StoreError::CommitUnknown(_));
+            if is_last {
+                return Err(if is_commit_unknown {
+                    SaveError::CommitUnknown
+                } else {
+                    SaveError::StoreAway
+                });
             }
             sleep(delay).await;
-            // After a commit of unknown outcome, the next attempt says what became of each order.
-            if !matches!(exhausted, Rejected::Unknown) {
-                group.retain(|waiting| !waiting.saved.is_closed());
-                *group =
-                    std::mem::take(group).into_iter().filter_map(Waiting::unless_late).collect();
+            // After a commit of unknown outcome no order leaves the group: the next attempt finds
+            // out whether each of them was saved.
+            if !is_commit_unknown {
+                group.retain(|queued| !queued.saved.is_closed());
+                let (queued, now) = (std::mem::take(group), Instant::now());
+                *group = queued.into_iter().filter_map(|queued| queued.unless_late(now)).collect();
             }
         }
         Ok(Vec::new())
@@ -317,13 +346,13 @@ mod tests {
     use super::*;
     use crate::domain::{Line, Lines, OrderId, ProductId};
 
-    /// What a client is answered whose order is lost with the task that committed.
-    async fn answer_of_lost_task(has_begun: bool) -> Result<(), Rejected> {
-        let (queue, mut orders) = mpsc::channel::<Waiting>(1);
+    /// What the client receives if the task that commits ends without an answer.
+    async fn answer_of_lost_task(has_begun: bool) -> Result<(), SaveError> {
+        let (queue, mut orders) = mpsc::channel::<QueuedOrder>(1);
         let committer = Committer {
             queue,
             deadline: Duration::from_secs(60),
-            is_away: Arc::default(),
+            is_store_away: Arc::default(),
             abandoned: IntCounter::new("abandoned", "abandoned orders").unwrap(),
             _alive: Arc::default(),
         };
@@ -336,15 +365,15 @@ mod tests {
             accepted_at: Utc::now(),
         };
         let task = async {
-            let waiting = orders.recv().await.unwrap();
-            drop(if has_begun { waiting.begin() } else { Some(waiting) });
+            let queued = orders.recv().await.unwrap();
+            drop(if has_begun { queued.begin(Instant::now()) } else { Some(queued) });
         };
         tokio::join!(committer.save(order), task).0
     }
 
     #[tokio::test]
     async fn an_order_of_a_lost_task_is_unknown_once_its_transaction_began() {
-        assert!(matches!(answer_of_lost_task(true).await, Err(Rejected::Unknown)));
-        assert!(matches!(answer_of_lost_task(false).await, Err(Rejected::Unavailable)));
+        assert!(matches!(answer_of_lost_task(true).await, Err(SaveError::CommitUnknown)));
+        assert!(matches!(answer_of_lost_task(false).await, Err(SaveError::StoreAway)));
     }
 }

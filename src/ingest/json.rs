@@ -1,26 +1,31 @@
-//! A request's JSON, read as it comes: what is refused is never held, only what is wrong with it.
+//! Reads the JSON of an order request, and collects what is wrong with it.
+//!
+//! The JSON is parsed as a stream: a value that is wrong or unknown is skipped. So the result is
+//! never larger than a valid order and 20 errors, however large the request is.
+
+mod values;
 
 use std::{cell::RefCell, fmt};
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::problem::{FieldError, MAX_ERRORS};
+use super::problem::{FieldError, MAX_FIELD_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, ProductId};
+use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
-pub(super) const MAX_TEXT_CHARS: usize = 128;
-/// How much of a value or a name an error shows.
-const MAX_SHOWN_CHARS: usize = 64;
+/// The most characters of a reference and of a customer id.
+const MAX_TEXT_CHARS: usize = 128;
 const ORDER_FIELDS: [&str; 3] = ["reference", "customer_id", "lines"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
-const ORDER: &str = "must be an object with lines";
-const LINE: &str = "must be an object with product_id and quantity";
+const NOT_AN_ORDER: &str = "must be an object with lines";
+const NOT_A_LINE: &str = "must be an object with product_id and quantity";
 
-/// What is wrong with a request, [`MAX_ERRORS`] at most.
+/// The wrong fields of a request, [`MAX_FIELD_ERRORS`] at most.
 #[derive(Debug, Default)]
-pub(super) struct Errors(RefCell<Vec<FieldError>>);
+pub(super) struct FieldErrors(RefCell<Vec<FieldError>>);
 
-impl Errors {
-    /// Ends the reading where these are enough.
+impl FieldErrors {
+    /// Adds an error. Fails, so that the parser ends, once there are [`MAX_FIELD_ERRORS`].
     fn add<E: de::Error>(
         &self,
         pointer: impl Into<String>,
@@ -30,8 +35,9 @@ impl Errors {
         if self.are_enough() { Err(E::custom("too many errors")) } else { Ok(()) }
     }
 
+    /// Whether the parser ended early, because there are [`MAX_FIELD_ERRORS`].
     pub(super) fn are_enough(&self) -> bool {
-        self.0.borrow().len() >= MAX_ERRORS
+        self.0.borrow().len() >= MAX_FIELD_ERRORS
     }
 
     pub(super) fn into_inner(self) -> Vec<FieldError> {
@@ -39,19 +45,21 @@ impl Errors {
     }
 }
 
-/// An order as far as it could be read.
+/// An order as far as it could be read. It is valid if there are no errors.
 #[derive(Debug, Default)]
-pub(super) struct Draft {
-    pub(crate) reference: Option<String>,
-    pub(crate) customer_id: Option<String>,
-    /// Those that are valid.
-    pub(crate) lines: Vec<Line>,
+pub(super) struct OrderDraft {
+    pub(super) reference: Option<String>,
+    pub(super) customer_id: Option<String>,
+    /// The valid lines.
+    pub(super) lines: Vec<Line>,
 }
 
-/// Reads an order. Fails where the JSON ends or breaks, or where the errors are enough.
-pub(super) struct OrderSeed<'a>(pub &'a Errors);
+/// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
+/// once there are [`MAX_FIELD_ERRORS`].
+pub(super) struct OrderSeed<'a>(pub(super) &'a FieldErrors);
 
-/// Answers what else a value may be than what its visitor takes.
+/// The methods of a visitor that refuses every scalar. (serde routes each kind of value to a method
+/// of its own, and a missing method would end the parser instead of adding an error.)
 macro_rules! refuse_scalars {
     () => {
         fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {
@@ -75,7 +83,7 @@ macro_rules! refuse_scalars {
     };
 }
 
-/// A seed that is its own visitor.
+/// Makes a visitor its own seed.
 macro_rules! seed {
     ($seed:ident, $value:ty) => {
         impl<'de> DeserializeSeed<'de> for $seed<'_> {
@@ -90,17 +98,17 @@ macro_rules! seed {
     };
 }
 
-seed!(OrderSeed, Draft);
+seed!(OrderSeed, OrderDraft);
 seed!(LinesSeed, Vec<Line>);
 seed!(LineSeed, Option<Line>);
-seed!(NameSeed, Name);
 
 impl OrderSeed<'_> {
-    fn refuse<E: de::Error>(self) -> Result<Draft, E> {
-        self.0.add("", ORDER)?;
-        Ok(Draft::default())
+    fn refuse<E: de::Error>(self) -> Result<OrderDraft, E> {
+        self.0.add("", NOT_AN_ORDER)?;
+        Ok(OrderDraft::default())
     }
 
+    /// Reads a text that may be null.
     fn text<'de, A: MapAccess<'de>>(
         &self,
         name: &str,
@@ -122,7 +130,7 @@ impl OrderSeed<'_> {
 }
 
 impl<'de> Visitor<'de> for OrderSeed<'_> {
-    type Value = Draft;
+    type Value = OrderDraft;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("an order")
@@ -130,28 +138,28 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
 
     refuse_scalars!();
 
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Draft, A::Error> {
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<OrderDraft, A::Error> {
         while items.next_element::<IgnoredAny>()?.is_some() {}
         self.refuse()
     }
 
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Draft, A::Error> {
-        let (mut draft, mut seen) = (Draft::default(), [false; ORDER_FIELDS.len()]);
-        while let Some(name) = map.next_key_seed(NameSeed(&ORDER_FIELDS))? {
-            match name.once(&mut seen) {
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OrderDraft, A::Error> {
+        let (mut draft, mut fields) = (OrderDraft::default(), Fields::new(&ORDER_FIELDS));
+        while let Some(name) = map.next_key_seed(NameSeed(fields.names))? {
+            match fields.note(name) {
                 Ok("reference") => draft.reference = self.text("reference", &mut map)?,
                 Ok("customer_id") => draft.customer_id = self.text("customer_id", &mut map)?,
                 Ok(_) => draft.lines = map.next_value_seed(LinesSeed(self.0))?,
-                Err((name, wrong)) => {
+                Err(WrongName { shown, fault }) => {
                     let detail = format!(
-                        "{wrong}; an order has reference, customer_id and lines, each once"
+                        "{fault}; an order has reference, customer_id and lines, each once"
                     );
-                    self.0.add(format!("/{name}"), detail)?;
+                    self.0.add(format!("/{shown}"), detail)?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        if !seen[2] {
+        if !fields.has("lines") {
             self.0
                 .add("/lines", format!("is missing; must be an array of 1 to {MAX_LINES} lines"))?;
         }
@@ -159,7 +167,7 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
     }
 }
 
-struct LinesSeed<'a>(&'a Errors);
+struct LinesSeed<'a>(&'a FieldErrors);
 
 impl LinesSeed<'_> {
     fn refuse<E: de::Error>(self) -> Result<Vec<Line>, E> {
@@ -208,16 +216,17 @@ impl<'de> Visitor<'de> for LinesSeed<'_> {
 }
 
 struct LineSeed<'a> {
-    errors: &'a Errors,
+    errors: &'a FieldErrors,
     index: usize,
 }
 
 impl LineSeed<'_> {
     fn refuse<E: de::Error>(self) -> Result<Option<Line>, E> {
-        self.errors.add(format!("/lines/{}", self.index), LINE)?;
+        self.errors.add(format!("/lines/{}", self.index), NOT_A_LINE)?;
         Ok(None)
     }
 
+    /// Adds an error about a field of the line.
     fn blame<E: de::Error>(&self, name: &str, detail: impl Into<String>) -> Result<(), E> {
         self.errors.add(format!("/lines/{}/{name}", self.index), detail)
     }
@@ -261,28 +270,28 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Line>, A::Error> {
-        let (mut product_id, mut quantity, mut seen) = (None, None, [false; LINE_FIELDS.len()]);
-        let mut is_valid = true;
-        while let Some(name) = map.next_key_seed(NameSeed(&LINE_FIELDS))? {
-            match name.once(&mut seen) {
+        let (mut product_id, mut quantity) = (None, None);
+        let (mut fields, mut is_valid) = (Fields::new(&LINE_FIELDS), true);
+        while let Some(name) = map.next_key_seed(NameSeed(fields.names))? {
+            match fields.note(name) {
                 Ok("product_id") => {
                     product_id = self.product_id(&map.next_value_seed(ScalarSeed)?)?;
                 }
                 Ok(_) => quantity = self.quantity(&map.next_value_seed(ScalarSeed)?)?,
-                Err((name, wrong)) => {
+                Err(WrongName { shown, fault }) => {
                     is_valid = false;
                     self.blame(
-                        &name,
-                        format!("{wrong}; a line has product_id and quantity, each once"),
+                        &shown,
+                        format!("{fault}; a line has product_id and quantity, each once"),
                     )?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
-        if !seen[0] {
+        if !fields.has("product_id") {
             self.blame("product_id", "is missing")?;
         }
-        if !seen[1] {
+        if !fields.has("quantity") {
             self.blame(
                 "quantity",
                 format!("is missing; must be a whole number from 1 to {MAX_QUANTITY}"),
@@ -290,126 +299,5 @@ impl<'de> Visitor<'de> for LineSeed<'_> {
         }
         let line = product_id.zip(quantity).filter(|_| is_valid);
         Ok(line.and_then(|(product_id, quantity)| Line::new(product_id, quantity).ok()))
-    }
-}
-
-/// Reads a member's name. Takes the names that are known.
-struct NameSeed<'a>(&'a [&'static str]);
-
-enum Name {
-    /// The number of the name among those that are known, and the name.
-    Known(usize, &'static str),
-    /// As an error's pointer shows it.
-    Unknown(String),
-}
-
-impl Name {
-    /// Fails with the name as a pointer shows it, and with what is wrong: unknown, or repeated.
-    fn once(self, seen: &mut [bool]) -> Result<&'static str, (String, &'static str)> {
-        match self {
-            Self::Unknown(name) => Err((name, "unknown field")),
-            Self::Known(number, name) => {
-                let is_repeated =
-                    seen.get_mut(number).is_none_or(|seen| std::mem::replace(seen, true));
-                if is_repeated { Err((name.to_owned(), "repeated field")) } else { Ok(name) }
-            }
-        }
-    }
-}
-
-impl Visitor<'_> for NameSeed<'_> {
-    type Value = Name;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_str<E: de::Error>(self, name: &str) -> Result<Name, E> {
-        let known = self.0.iter().enumerate().find(|(_, known)| **known == name);
-        // RFC 6901, section 3.
-        let shown = || cut(name, MAX_SHOWN_CHARS).replace('~', "~0").replace('/', "~1");
-        Ok(known
-            .map_or_else(|| Name::Unknown(shown()), |(number, known)| Name::Known(number, known)))
-    }
-}
-
-/// Reads a value whose fields do not matter.
-struct ScalarSeed;
-
-enum Scalar {
-    Null,
-    /// One character more than any text may have, at most.
-    Text(String),
-    Whole(i64),
-    /// As an error shows it.
-    Other(String),
-}
-
-impl Scalar {
-    fn shown(&self) -> String {
-        match self {
-            Self::Null => "null".to_owned(),
-            Self::Text(text) => format!("{:?}", cut(text, MAX_SHOWN_CHARS)),
-            Self::Whole(n) => n.to_string(),
-            Self::Other(shown) => shown.clone(),
-        }
-    }
-}
-
-impl<'de> DeserializeSeed<'de> for ScalarSeed {
-    type Value = Scalar;
-
-    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Scalar, D::Error> {
-        deserializer.deserialize_any(self)
-    }
-}
-
-impl<'de> Visitor<'de> for ScalarSeed {
-    type Value = Scalar;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a value")
-    }
-
-    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Scalar, E> {
-        Ok(Scalar::Other(value.to_string()))
-    }
-
-    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Scalar, E> {
-        Ok(Scalar::Whole(value))
-    }
-
-    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Scalar, E> {
-        Ok(i64::try_from(value).map_or_else(|_| Scalar::Other(value.to_string()), Scalar::Whole))
-    }
-
-    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar::Other(format!("{value:?}")))
-    }
-
-    fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {
-        Ok(Scalar::Text(value.chars().take(MAX_TEXT_CHARS + 1).collect()))
-    }
-
-    fn visit_unit<E: de::Error>(self) -> Result<Scalar, E> {
-        Ok(Scalar::Null)
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Scalar, A::Error> {
-        while items.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other("an array".to_owned()))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Scalar, A::Error> {
-        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Scalar::Other("an object".to_owned()))
-    }
-}
-
-/// The beginning of a text, with an ellipsis where more follows.
-fn cut(text: &str, max_chars: usize) -> String {
-    match text.char_indices().nth(max_chars) {
-        Some((end, _)) => format!("{}…", &text[..end]),
-        None => text.to_owned(),
     }
 }

@@ -1,17 +1,30 @@
-//! The HTTP API: orders in, answers out.
+//! The HTTP API. It takes orders, saves them in groups, and answers questions about orders and
+//! products.
+//!
+//! The files in the order in which a `POST /v1/orders` passes them:
+//!
+//! | file | step |
+//! | --- | --- |
+//! | `api.rs` | routes, handlers, responses |
+//! | `body.rs` | reads the body, with bounds on its size, time and memory |
+//! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
+//! | `catalog.rs` | finds out which of its products exist |
+//! | `committer.rs` | saves the orders of many clients in one transaction |
+//! | `prefer.rs`, `outcomes.rs` | let a client with `Prefer: wait` wait for the outcome |
+//! | `problem.rs` | errors as RFC 9457 wants them |
 
 mod api;
 mod body;
 mod catalog;
 mod committer;
-mod desk;
 mod json;
+mod outcomes;
 mod prefer;
 mod problem;
 mod request;
 
 pub(crate) use api::{Api, serve};
 pub(crate) use catalog::Catalog;
-pub(crate) use committer::{Committer, Rejected};
-pub(crate) use desk::Desk;
+pub(crate) use committer::{Committer, SaveError};
+pub(crate) use outcomes::OutcomeWatch;
 pub(crate) use request::{MAX_BODY_BYTES, OrderRequest};

@@ -1,10 +1,14 @@
+//! The `Prefer` header (RFC 7240).
+
 use std::time::Duration;
 
 use axum::http::HeaderMap;
 
-const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// The longest wait for an outcome. A client that prefers more waits this long.
+const MAX_WAIT: Duration = Duration::from_secs(60);
 
-/// The `wait` preference (RFC 7240, section 4.3), 60 s at most; none where there is none or it is malformed.
+/// How long the client prefers to wait for the outcome (`wait`, RFC 7240, section 4.3), 60 s at
+/// most. `None` if the header has no such preference, or a malformed one.
 pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     let mut named = preferences.flat_map(|value| value.split(',')).filter_map(|preference| {
@@ -12,7 +16,7 @@ pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
         name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').to_owned())
     });
     let seconds: u64 = named.next()?.parse().ok()?;
-    Some(Duration::from_secs(seconds).min(LONGEST_WAIT))
+    Some(Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
 #[cfg(test)]

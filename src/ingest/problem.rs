@@ -1,3 +1,5 @@
+//! Errors of the API as RFC 9457 wants them, and responses with a JSON body.
+
 use axum::{
     body::Body,
     http::{HeaderName, HeaderValue, StatusCode, header},
@@ -6,10 +8,10 @@ use axum::{
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-/// The most fields that one answer blames.
-pub(super) const MAX_ERRORS: usize = 20;
+/// The most wrong fields that one answer names.
+pub(super) const MAX_FIELD_ERRORS: usize = 20;
 
-/// An error as RFC 9457 has it.
+/// A problem document (RFC 9457): an error as the client receives it.
 #[derive(Debug, Clone)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -17,15 +19,17 @@ pub(crate) struct Problem {
     headers: Vec<(HeaderName, String)>,
 }
 
-/// What is wrong with one field, and what is allowed.
+/// One wrong field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub(crate) struct FieldError {
     /// A JSON pointer (RFC 6901) into the request's body.
     pub(crate) pointer: String,
+    /// What is wrong, and what is allowed.
     pub(crate) detail: String,
 }
 
 impl Problem {
+    /// A problem without a type of its own. `detail` says what went wrong this time.
     pub(crate) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
         let mut members = Map::new();
         members.insert("type".into(), "about:blank".into());
@@ -35,25 +39,26 @@ impl Problem {
         Self { status, members, headers: Vec::new() }
     }
 
-    /// 422 with the fields that are to blame, the first [`MAX_ERRORS`] of them.
+    /// 422 that names the wrong fields, the first [`MAX_FIELD_ERRORS`] of them.
     pub(crate) fn invalid(errors: &[FieldError]) -> Self {
-        let errors = errors.get(..MAX_ERRORS).unwrap_or(errors);
+        let errors = errors.get(..MAX_FIELD_ERRORS).unwrap_or(errors);
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved")
             .with("errors", json!(errors))
     }
 
-    /// 503 that asks to come back in a second.
+    /// 503 with a `Retry-After` of a second.
     pub(crate) fn unavailable(detail: impl Into<String>) -> Self {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, "1")
     }
 
+    /// Adds a header to the response.
     #[must_use]
     pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {
         self.headers.push((name, value.into()));
         self
     }
 
-    /// Sets a member of our own.
+    /// Sets an extension member (RFC 9457, section 3.2).
     #[must_use]
     pub(crate) fn with(mut self, name: &str, value: impl Into<Value>) -> Self {
         self.members.insert(name.to_owned(), value.into());
@@ -76,7 +81,7 @@ impl IntoResponse for Problem {
     }
 }
 
-/// A response with a JSON body.
+/// A response with a JSON body. Leaves out a header whose value is not allowed in HTTP.
 pub(super) fn respond<'a>(
     status: StatusCode,
     headers: impl IntoIterator<Item = &'a (HeaderName, String)>,

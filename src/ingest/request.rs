@@ -1,15 +1,18 @@
+//! An order request, parsed from JSON.
+
 use axum::http::StatusCode;
 use serde::de::DeserializeSeed as _;
 
 use super::{
-    json::{Draft, Errors, OrderSeed},
+    json::{FieldErrors, OrderDraft, OrderSeed},
     problem::Problem,
 };
 use crate::domain::Lines;
 
+/// The most bytes of a request's body: 1 MiB.
 pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
 
-/// An order as a client asks for it.
+/// A valid order as a client asks for it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct OrderRequest {
     pub(crate) reference: Option<String>,
@@ -18,10 +21,10 @@ pub(crate) struct OrderRequest {
 }
 
 impl OrderRequest {
-    /// Fails with 400 where the body is no JSON. Fails with 422 and the fields that are to blame, 20
-    /// at most, where it is no order.
+    /// Fails with a 400 if the body is not JSON. Fails with a 422 if it is JSON but not a valid
+    /// order; the 422 names the wrong fields, 20 at most.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
-        let errors = Errors::default();
+        let errors = FieldErrors::default();
         let mut json = serde_json::Deserializer::from_slice(body);
         let read =
             OrderSeed(&errors).deserialize(&mut json).and_then(|draft| json.end().map(|()| draft));
@@ -34,7 +37,7 @@ impl OrderRequest {
             }
             read => read.unwrap_or_default(),
         };
-        let Draft { reference, customer_id, lines } = draft;
+        let OrderDraft { reference, customer_id, lines } = draft;
         match (errors.into_inner().as_slice(), Lines::new(lines)) {
             ([], Ok(lines)) => Ok(Self { reference, customer_id, lines }),
             (errors, _) => Err(Problem::invalid(errors)),
@@ -46,7 +49,8 @@ impl OrderRequest {
 mod tests {
     use super::*;
 
-    fn blamed(body: &str) -> Vec<String> {
+    /// The pointers to the fields that the answer to `body` names as wrong.
+    fn wrong_fields(body: &str) -> Vec<String> {
         let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
         assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
         problem.body()["errors"]
@@ -58,66 +62,72 @@ mod tests {
     }
 
     #[test]
-    fn an_order_is_read_with_what_the_caller_adds() {
-        let body = r#"{"reference":"r","customer_id":null,"lines":[{"product_id":"a","quantity":1000000}]}"#;
+    fn an_order_is_read_with_the_fields_of_the_caller() {
+        let line = r#"{"product_id":"a","quantity":1000000}"#;
+        let body = format!(r#"{{"reference":"r","customer_id":null,"lines":[{line}]}}"#);
+
         let order = OrderRequest::parse(body.as_bytes()).unwrap();
+
         assert_eq!((order.reference.as_deref(), order.customer_id), (Some("r"), None));
         assert_eq!(order.lines.as_slice()[0].quantity(), 1_000_000);
     }
 
     #[test]
-    fn each_field_that_is_to_blame_is_pointed_at() {
-        assert_eq!(blamed("[]"), [""]);
-        assert_eq!(blamed("{}"), ["/lines"]);
-        assert_eq!(blamed(r#"{"lines":[]}"#), ["/lines"]);
-        assert_eq!(blamed(r#"{"lines":[{}]}"#), ["/lines/0/product_id", "/lines/0/quantity"]);
-        assert_eq!(blamed(r#"{"lines":[7]}"#), ["/lines/0"]);
-        let bad_line = r#"{"lines":[{"product_id":"a","quantity":1},{"product_id":"a b","quantity":0,"x/y":1}],"extra":1}"#;
+    fn each_wrong_field_is_pointed_at() {
+        assert_eq!(wrong_fields("[]"), [""]);
+        assert_eq!(wrong_fields("{}"), ["/lines"]);
+        assert_eq!(wrong_fields(r#"{"lines":[]}"#), ["/lines"]);
+        assert_eq!(wrong_fields(r#"{"lines":[{}]}"#), ["/lines/0/product_id", "/lines/0/quantity"]);
+        assert_eq!(wrong_fields(r#"{"lines":[7]}"#), ["/lines/0"]);
+        let bad_line = concat!(
+            r#"{"lines":[{"product_id":"a","quantity":1},"#,
+            r#"{"product_id":"a b","quantity":0,"x/y":1}],"extra":1}"#
+        );
         assert_eq!(
-            blamed(bad_line),
+            wrong_fields(bad_line),
             ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]
         );
         for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
-            assert_eq!(blamed(&body), ["/lines/0/quantity"], "{quantity}");
+            assert_eq!(wrong_fields(&body), ["/lines/0/quantity"], "{quantity}");
         }
         let long = format!(
             r#"{{"reference":"{}","lines":[{{"product_id":"a","quantity":1}}]}}"#,
             "é".repeat(129)
         );
-        assert_eq!(blamed(&long), ["/reference"]);
+        assert_eq!(wrong_fields(&long), ["/reference"]);
     }
 
     #[test]
     fn too_many_lines_are_counted() {
         let lines = vec![r#"{"product_id":"a","quantity":1}"#; 101].join(",");
-        assert_eq!(blamed(&format!(r#"{{"lines":[{lines}]}}"#)), ["/lines"]);
+        assert_eq!(wrong_fields(&format!(r#"{{"lines":[{lines}]}}"#)), ["/lines"]);
     }
 
     #[test]
     fn a_repeated_field_is_refused_wherever_it_stands() {
         let line = r#"{"product_id":"a","quantity":1}"#;
-        assert_eq!(blamed(&format!(r#"{{"lines":[{line}],"lines":[{line}]}}"#)), ["/lines"]);
+        assert_eq!(wrong_fields(&format!(r#"{{"lines":[{line}],"lines":[{line}]}}"#)), ["/lines"]);
         assert_eq!(
-            blamed(&format!(r#"{{"reference":"r","lines":[{line}],"reference":"r"}}"#)),
+            wrong_fields(&format!(r#"{{"reference":"r","lines":[{line}],"reference":"r"}}"#)),
             ["/reference"]
         );
         let repeated = r#"{"lines":[{"product_id":"a","quantity":1,"quantity":2}]}"#;
-        assert_eq!(blamed(repeated), ["/lines/0/quantity"]);
+        assert_eq!(wrong_fields(repeated), ["/lines/0/quantity"]);
         // An escape does not hide it.
         let escaped = r#"{"lines":[{"product_id":"a","quantity":1,"qu\u0061ntity":2}]}"#;
-        assert_eq!(blamed(escaped), ["/lines/0/quantity"]);
+        assert_eq!(wrong_fields(escaped), ["/lines/0/quantity"]);
     }
 
     #[test]
-    fn what_is_wrong_is_shown_cut_and_twenty_times_at_most() {
+    fn at_most_twenty_wrong_fields_are_shown_and_each_is_cut() {
         let unknown: Vec<_> = (0..131_071).map(|n| format!(r#""{n}":0"#)).collect();
         for body in [
             format!("{{{}}}", unknown.join(",")),
             format!(r#"{{"lines":[{}]}}"#, vec!["{}"; 100].join(",")),
             format!(r#"{{"lines":[{}]}}"#, vec!["7"; 100_000].join(",")),
         ] {
-            assert_eq!(blamed(&body).len(), 20);
+            assert_eq!(wrong_fields(&body).len(), 20);
         }
         let long = "x".repeat(1_000_000);
         for body in [
@@ -133,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn values_of_any_kind_in_any_place_are_told_from_json_that_breaks() {
+    fn values_of_a_wrong_kind_are_no_broken_json() {
         let nested = format!("{}{}", "[".repeat(10_000), "]".repeat(10_000));
         for value in
             ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{}", "[[1],{\"a\":[2]}]", &nested]
@@ -142,21 +152,21 @@ mod tests {
                 format!(r#"{{"x":{value}}}"#),
                 format!(r#"{{"lines":[{{"product_id":"a","quantity":1,"x":{value}}}]}}"#),
             ] {
-                assert!(!blamed(&body).is_empty(), "{body:.80}");
+                assert!(!wrong_fields(&body).is_empty(), "{body:.80}");
             }
         }
         for value in ["null", "true", "7", "-7", "1.5", "\"a\"", "[]", "{\"a\":1}"] {
             assert_eq!(
-                blamed(&format!(r#"{{"lines":[{value}]}}"#))[0].split('/').nth(1),
+                wrong_fields(&format!(r#"{{"lines":[{value}]}}"#))[0].split('/').nth(1),
                 Some("lines"),
                 "{value}"
             );
-            assert_ne!(blamed(value), [""; 0], "{value}");
+            assert_ne!(wrong_fields(value), [""; 0], "{value}");
         }
     }
 
     #[test]
-    fn what_is_no_json_is_a_bad_request() {
+    fn a_body_that_is_not_json_is_a_bad_request() {
         for body in ["", "{", "{}x", "\u{0}"] {
             let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
             assert_eq!(problem.status(), StatusCode::BAD_REQUEST, "{body:?}");

@@ -1,0 +1,158 @@
+//! A connection as hyper reads and writes it.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::{Sleep, sleep},
+};
+
+use super::connection::Connection;
+
+/// How long a client may take nothing of an answer before its connection is cut.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// The header of a response without a body.
+const EMPTY_BODY: &[u8] = b"content-length: 0\r\n";
+
+/// A connection as hyper reads and writes it. It bounds the memory of heads and the time of writes,
+/// and gives a body to the responses that hyper writes by itself.
+pub(super) struct ConnectionIo {
+    connection: Connection,
+    /// The timer that runs while the client takes nothing.
+    stalled: Option<Pin<Box<Sleep>>>,
+}
+
+impl ConnectionIo {
+    pub(super) fn new(connection: Connection) -> Self {
+        Self { connection, stalled: None }
+    }
+
+    /// Writes as soon as the client takes something. Fails with `TimedOut` if it takes nothing for
+    /// [`WRITE_TIMEOUT`].
+    fn poll_writing(
+        &mut self,
+        cx: &mut Context<'_>,
+        write: impl Fn(&TcpStream) -> io::Result<usize>,
+    ) -> Poll<io::Result<usize>> {
+        self.connection.set_unflushed(true);
+        let stream = self.connection.stream();
+        loop {
+            match stream.poll_write_ready(cx) {
+                Poll::Ready(Ok(())) => match write(stream) {
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                    written => {
+                        self.stalled = None;
+                        return Poll::Ready(written);
+                    }
+                },
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    let stalled =
+                        self.stalled.get_or_insert_with(|| Box::pin(sleep(WRITE_TIMEOUT)));
+                    ready!(stalled.as_mut().poll(cx));
+                    return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                }
+            }
+        }
+    }
+}
+
+impl AsyncRead for ConnectionIo {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let stream = self.connection.stream();
+        loop {
+            ready!(stream.poll_read_ready(cx))?;
+            match stream.try_read_buf(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Poll::Ready(Err(error)),
+                Ok(bytes) => return Poll::Ready(self.connection.count_head(bytes)),
+            }
+        }
+    }
+}
+
+/// A response that is sent instead of one of hyper's own.
+struct ProblemResponse<'b> {
+    status: &'b str,
+    text: String,
+}
+
+/// The problem document (RFC 9457) that replaces a response without a body that hyper writes by
+/// itself. Like hyper's response, it ends the connection. `None` for every other response.
+fn problem_instead_of(bytes: &[u8]) -> Option<ProblemResponse<'_>> {
+    let status = std::str::from_utf8(bytes.strip_prefix(b"HTTP/1.1 ")?.get(..3)?).ok()?;
+    let (title, detail) = match status {
+        "400" => ("Bad Request", "the request is no HTTP/1.1"),
+        "414" => ("URI Too Long", "the address is too long"),
+        "431" => (
+            "Request Header Fields Too Large",
+            "a head has less than 16384 bytes and 100 fields at most",
+        ),
+        _ => return None,
+    };
+    let mut windows = bytes.windows(EMPTY_BODY.len());
+    let is_empty = windows.any(|window| window.eq_ignore_ascii_case(EMPTY_BODY));
+    let body = format!(
+        r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#
+    );
+    let head = format!(
+        "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n\
+         connection: close\r\ncontent-length: {}\r\n\r\n",
+        body.len()
+    );
+    is_empty.then_some(ProblemResponse { status, text: head + &body })
+}
+
+impl AsyncWrite for ConnectionIo {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        if let Some(problem) = problem_instead_of(bytes) {
+            self.connection.count_refusal(problem.status);
+            // The socket's buffer has room, unless the client reads none of its answers.
+            self.connection.send_now(problem.text.as_bytes());
+            return Poll::Ready(Ok(bytes.len()));
+        }
+        self.poll_writing(cx, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        if let [head] = slices
+            && head.starts_with(b"HTTP/1.1 4")
+        {
+            return self.poll_write(cx, head);
+        }
+        self.poll_writing(cx, |stream| stream.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// hyper calls this once its buffer is empty.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.connection.set_unflushed(false);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Does nothing: the socket is closed when the connection is dropped.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
