@@ -10,7 +10,7 @@ use stocklock::{
     deduct::{Arrived, Worker},
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
     kafka::{Done, Handler, Producer},
-    lock::{Held, LockError, Locks, Wanted},
+    lock::{Held, LockError, Locks, Selection},
     relay::Relay,
     store::{NewOrder, StockStore},
     telemetry::Metrics,
@@ -154,7 +154,7 @@ pub(crate) async fn try_step<H: Handler>(
     messages: &[OwnedMessage],
 ) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
-    let Done { handled, left_behind } = handler.handle(&decoded).await?;
+    let Done { handled, deferred: left_behind } = handler.handle(&decoded).await?;
     assert!(left_behind.is_empty(), "left behind");
     handler.publish(&handled).await?;
     Ok(handled)
@@ -172,7 +172,7 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.handle(&decoded).await {
-            Ok(Done { handled, left_behind }) => {
+            Ok(Done { handled, deferred: left_behind }) => {
                 worker.publish(&handled).await.expect("reported");
                 outcomes += handled.outcomes.len();
                 open = left_behind.into_iter().map(|number| open[number]).collect();
@@ -195,7 +195,7 @@ pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisi
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.decide(&open).await {
-            Ok(Done { handled, left_behind }) => {
+            Ok(Done { handled, deferred: left_behind }) => {
                 decisions.push(handled);
                 open = left_behind.into_iter().map(|number| open[number]).collect();
                 if open.is_empty() {
@@ -243,6 +243,10 @@ pub(crate) async fn is_held_up_at<T>(
 /// Acquires all of the products or none, within `lock.wait`.
 pub(crate) async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
     let since = Instant::now();
-    let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
-    locks.acquire(|held, _| Wanted { products: all(held).iter().cloned().collect(), since }).await
+    let all_or_none = |refused: &BTreeSet<ProductId>| {
+        let products = if refused.is_empty() { products } else { &[] };
+        let products = products.iter().cloned().collect();
+        Selection { products, since, deferred: Vec::new(), covers_half: true }
+    };
+    Ok(locks.acquire(all_or_none).await?.held)
 }
