@@ -58,7 +58,7 @@ impl Shutdown {
     /// with status 130.
     ///
     /// Fails if the process cannot register a signal handler.
-    pub(crate) fn on_signals() -> std::io::Result<Self> {
+    pub fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
         let (mut terminate, mut interrupt) =
             (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
