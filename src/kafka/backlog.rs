@@ -19,7 +19,7 @@ const UNSERVED_AFTER: Duration = Duration::from_secs(10);
 /// How exactly the time of a message is searched, ms.
 const RESOLUTION_MS: i64 = 100;
 /// Messages that are older look as if they were so old, ms: a year.
-const LONGEST_AGE_MS: i64 = 365 * 86_400_000;
+const MAX_AGE_MS: i64 = 365 * 86_400_000;
 
 /// Shows the lag of a topic that other processes consume, while none of them works on it: so the
 /// lag is known although all consumers are away. A consumer at work shows its own lag.
@@ -158,7 +158,7 @@ impl BacklogWatch {
     fn search_times(&self, wanted: &HashMap<i32, i64>) -> KafkaResult<HashMap<i32, i64>> {
         let now = Utc::now().timestamp_millis();
         let mut bounds: HashMap<i32, (i64, i64)> =
-            wanted.keys().map(|partition| (*partition, (now - LONGEST_AGE_MS, now))).collect();
+            wanted.keys().map(|partition| (*partition, (now - MAX_AGE_MS, now))).collect();
         while bounds.values().any(|(low, high)| high - low > RESOLUTION_MS) {
             let middles = bounds
                 .iter()

@@ -3,9 +3,9 @@ use std::collections::HashMap;
 use super::Blame;
 
 /// How many of the last messages count.
-pub(super) const WINDOW: usize = 1000;
+pub(super) const WINDOW_MESSAGES: usize = 1000;
 /// The most of them that may be set aside: a fifth.
-pub(super) const MOST_SET_ASIDE: usize = WINDOW / 5;
+pub(super) const MAX_DEAD_LETTERS: usize = WINDOW_MESSAGES / 5;
 /// Sources that are told apart; those that come later are counted as one.
 const MAX_SOURCES: usize = 64;
 
@@ -75,27 +75,27 @@ impl Breaker {
 #[derive(Debug)]
 struct Window {
     /// Whether each of them was set aside; a ring.
-    last: [bool; WINDOW],
+    last: [bool; WINDOW_MESSAGES],
     next: usize,
-    set_aside: usize,
+    dead_letters: usize,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { last: [false; WINDOW], next: 0, set_aside: 0 }
+        Self { last: [false; WINDOW_MESSAGES], next: 0, dead_letters: 0 }
     }
 }
 
 impl Window {
     fn has_room(&self) -> bool {
-        self.set_aside - usize::from(self.last[self.next]) < MOST_SET_ASIDE
+        self.dead_letters - usize::from(self.last[self.next]) < MAX_DEAD_LETTERS
     }
 
-    fn push(&mut self, set_aside: bool) {
-        self.set_aside -= usize::from(self.last[self.next]);
-        self.set_aside += usize::from(set_aside);
-        self.last[self.next] = set_aside;
-        self.next = (self.next + 1) % WINDOW;
+    fn push(&mut self, is_dead_letter: bool) {
+        self.dead_letters -= usize::from(self.last[self.next]);
+        self.dead_letters += usize::from(is_dead_letter);
+        self.last[self.next] = is_dead_letter;
+        self.next = (self.next + 1) % WINDOW_MESSAGES;
     }
 }
 
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifth_may_be_set_aside_for_ever() {
+    fn a_fifth_may_be_dead_lettered_for_ever() {
         let mut breaker = Breaker::default();
         for _ in 0..1000 {
             count(&mut breaker, 1, "worker", Some(Blame::Lane));

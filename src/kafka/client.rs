@@ -9,7 +9,7 @@ use std::{
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
-use super::seldom::Seldom;
+use super::log_limiter::LogLimiter;
 use crate::config::Kafka;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
@@ -53,10 +53,10 @@ pub(super) fn report_topic_ids(client: &mut ClientConfig) {
     client.set("debug", "metadata").set_log_level(RDKafkaLogLevel::Debug);
 }
 
-/// What a client says in its log and by its errors, written seldom.
+/// What a client says in its log and by its errors, written limiter.
 #[derive(Debug, Default)]
 pub(super) struct ClientLog {
-    seldom: Seldom,
+    limiter: LogLimiter,
     topic_replaced: AtomicBool,
     ids: TopicIds,
 }
@@ -79,8 +79,8 @@ impl ClientLog {
                 tracing::debug!(facility, line, "librdkafka");
             }
             _ => {
-                if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
-                    tracing::warn!(facility, line, unsaid, "librdkafka");
+                if let Some(dropped_lines) = self.limiter.is_due(facility, Instant::now()) {
+                    tracing::warn!(facility, line, dropped_lines, "librdkafka");
                 }
             }
         }
@@ -88,8 +88,8 @@ impl ClientLog {
 
     /// Writes an error of the client.
     pub(super) fn error(&self, error: &KafkaError, reason: &str) {
-        if let Some(unsaid) = self.seldom.is_due(&error.to_string(), Instant::now()) {
-            tracing::warn!(%error, reason, unsaid, "kafka");
+        if let Some(dropped_lines) = self.limiter.is_due(&error.to_string(), Instant::now()) {
+            tracing::warn!(%error, reason, dropped_lines, "kafka");
         }
     }
 

@@ -32,11 +32,11 @@ pub(super) struct Condition {
     topic: String,
     protocol: GroupProtocol,
     health: Component,
-    state: Mutex<State>,
+    state: Mutex<Observations>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Observations {
     /// Why the member is out of its group, or `None` while it is in it.
     outside: Option<String>,
     has_joined: bool,
@@ -45,7 +45,7 @@ struct State {
     error: Option<String>,
     /// What the brokers say of the topic as a whole, where it is not there or may not be seen.
     topic_error: Option<String>,
-    fault: Option<Standing>,
+    fault: Option<ObservedFault>,
     /// Since when a broker has left questions unanswered that is taken for connected.
     unanswered_since: Option<Instant>,
     statistics_in_order: u32,
@@ -57,7 +57,7 @@ struct State {
 
 /// A fault that the statistics show.
 #[derive(Debug)]
-struct Standing {
+struct ObservedFault {
     fault: Fault,
     since: Instant,
     statistics: u32,
@@ -69,13 +69,13 @@ pub(super) enum Fault {
     /// The client reaches no broker for it; a new client might.
     Unreachable(String),
     /// The broker answers and refuses.
-    Refused(String),
+    FetchRefused(String),
 }
 
 impl Fault {
     fn text(&self) -> &str {
         match self {
-            Self::Unreachable(text) | Self::Refused(text) => text,
+            Self::Unreachable(text) | Self::FetchRefused(text) => text,
         }
     }
 }
@@ -185,7 +185,7 @@ impl Condition {
             }
         }
         let fault = owned.iter().find_map(|p| find_fault(statistics, &self.topic, *p));
-        state.take_fault(fault.or_else(|| find_fault_of_group(statistics)), now);
+        state.note_fault(fault.or_else(|| find_fault_of_group(statistics)), now);
         is_in_order &= state.fault.is_none();
         state.statistics_in_order = if is_in_order { state.statistics_in_order + 1 } else { 0 };
         if state.statistics_in_order >= CONFIRMATIONS {
@@ -213,7 +213,7 @@ impl Condition {
         state.has_joined && is_confirmed && state.fault.is_none() && state.complaint().is_none()
     }
 
-    fn report(&self, state: &State) {
+    fn report(&self, state: &Observations) {
         match state.complaint() {
             Some(why) => self.health.not_ready(why),
             // Until the first join it is starting, which the component says by itself.
@@ -222,19 +222,23 @@ impl Condition {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, Observations> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    fn take_fault(&mut self, found: Option<Fault>, now: Instant) {
+impl Observations {
+    fn note_fault(&mut self, found: Option<Fault>, now: Instant) {
         self.fault = match (found, self.fault.take()) {
             (None, _) => None,
             (Some(fault), Some(before)) if is_same_kind(&fault, &before.fault) => {
-                Some(Standing { fault, since: before.since, statistics: before.statistics + 1 })
+                Some(ObservedFault {
+                    fault,
+                    since: before.since,
+                    statistics: before.statistics + 1,
+                })
             }
-            (Some(fault), _) => Some(Standing { fault, since: now, statistics: 1 }),
+            (Some(fault), _) => Some(ObservedFault { fault, since: now, statistics: 1 }),
         };
     }
 
@@ -312,7 +316,9 @@ fn find_fault(statistics: &Statistics, topic: &str, partition: i32) -> Option<Fa
     }
     // A broker that refuses a fetch says -1 instead of where the partition ends.
     (seen.hi_offset == -1).then(|| {
-        Fault::Refused(format!("the broker refuses fetches of partition {partition} of {topic}"))
+        Fault::FetchRefused(format!(
+            "the broker refuses fetches of partition {partition} of {topic}"
+        ))
     })
 }
 

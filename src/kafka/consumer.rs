@@ -20,9 +20,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     Lane,
-    context::Context,
+    callbacks::ConsumerCallbacks,
     lane::{Offsets, Received},
-    member::{Client, Member},
+    member::{ConsumerClient, Member},
     partitions::{Partitions, Polled},
 };
 use crate::{
@@ -33,10 +33,10 @@ use crate::{
 };
 
 /// Memory of the messages that wait in a lane, bytes.
-const LANE_BYTES: usize = 8 << 20;
-/// What a waiting message costs besides its payload, bytes.
-const MESSAGE_OVERHEAD: usize = 256;
-const POLL: Duration = Duration::from_millis(100);
+const MAX_LANE_BYTES: usize = 8 << 20;
+/// What a undelivered message costs besides its payload, bytes.
+const MESSAGE_OVERHEAD_BYTES: usize = 256;
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
 /// fetched of them, the first partition first. Where there are other lanes, they wait too.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
@@ -67,13 +67,14 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context::new(subscription.topic, kafka, &partitions, metrics, &health);
+        let context =
+            ConsumerCallbacks::new(subscription.topic, kafka, &partitions, metrics, &health);
         let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
-                let memory = Arc::new(Semaphore::new(LANE_BYTES));
-                let inlet = Inlet { sender, memory, waiting: VecDeque::new() };
+                let memory = Arc::new(Semaphore::new(MAX_LANE_BYTES));
+                let inlet = Inlet { sender, memory, undelivered: VecDeque::new() };
                 (
                     inlet,
                     Lane {
@@ -133,17 +134,17 @@ struct Inlet {
     memory: Arc<Semaphore>,
     /// Messages that found the lane full; while there are any, the lane's partitions are paused. (More than one: partitions that
     /// are assigned meanwhile are not paused yet.)
-    waiting: VecDeque<Waiting>,
+    undelivered: VecDeque<UndeliveredMessage>,
 }
 
-struct Waiting {
+struct UndeliveredMessage {
     message: OwnedMessage,
     assignment: u64,
 }
 
 struct Poller {
     member: Arc<Member>,
-    client: Client,
+    client: ConsumerClient,
     partitions: Arc<Partitions>,
     inlets: Vec<Inlet>,
     supervision: Supervision,
@@ -160,18 +161,22 @@ impl Poller {
         let mut polled = Ok(());
         while !self.shutdown.is_requested() {
             let now = Instant::now();
-            self.retry_waiting();
+            self.retry_undelivered();
             self.supervise(now);
             let may_come =
-                |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
+                |partition| self.inlets[self.partitions.lane(partition)].undelivered.is_empty();
             self.partitions.throttle.apply(
                 &self.client,
                 &self.client.context().topic,
                 now,
                 may_come,
             );
-            let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
-            match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
+            let any_undelivered = self.inlets.iter().any(|inlet| !inlet.undelivered.is_empty());
+            match self.client.poll(if any_undelivered {
+                Duration::from_millis(5)
+            } else {
+                POLL_TIMEOUT
+            }) {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
@@ -187,7 +192,7 @@ impl Poller {
                     }
                     // The context has written it.
                     self.client.context().condition.poll_failed(&error);
-                    std::thread::sleep(failures.next_delay().min(POLL));
+                    std::thread::sleep(failures.next_delay().min(POLL_TIMEOUT));
                 }
             }
         }
@@ -225,14 +230,14 @@ impl Poller {
             Polled::Unowned => return,
         };
         let lane = self.partitions.lane(message.partition());
-        self.supervision.heard(message.partition(), now);
+        self.supervision.received(message.partition(), now);
         self.partitions.throttle.add_message(message.partition(), now);
         if let Some(produced_at) = message.timestamp().to_millis() {
             self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
         }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
-        if inlet.waiting.is_empty() {
+        if inlet.undelivered.is_empty() {
             let cost = cost(&message);
             let memory =
                 Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
@@ -246,10 +251,10 @@ impl Poller {
                 return inlet.accept(message, assignment, memory);
             }
         }
-        inlet.waiting.push_back(Waiting { message, assignment });
+        inlet.undelivered.push_back(UndeliveredMessage { message, assignment });
         tracing::debug!(
             lane,
-            waiting = inlet.waiting.len(),
+            undelivered = inlet.undelivered.len(),
             "the lane is full, its partitions are paused"
         );
         self.set_paused(lane, true);
@@ -283,23 +288,25 @@ impl Poller {
         }
     }
 
-    fn retry_waiting(&mut self) {
+    fn retry_undelivered(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            if inlet.waiting.is_empty() {
+            if inlet.undelivered.is_empty() {
                 continue;
             }
-            while let Some(next) = inlet.waiting.front() {
+            while let Some(next) = inlet.undelivered.front() {
                 let Ok(memory) =
                     Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message))
                 else {
                     break;
                 };
-                if let Some(Waiting { message, assignment }) = inlet.waiting.pop_front() {
+                if let Some(UndeliveredMessage { message, assignment }) =
+                    inlet.undelivered.pop_front()
+                {
                     inlet.accept(message, assignment, memory);
                 }
             }
-            if inlet.waiting.is_empty() {
+            if inlet.undelivered.is_empty() {
                 self.set_paused(lane, false);
             }
         }
@@ -357,9 +364,9 @@ impl Inlet {
 fn cost(message: &OwnedMessage) -> u32 {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();
-    let bytes = MESSAGE_OVERHEAD
+    let bytes = MESSAGE_OVERHEAD_BYTES
         + message.payload().map_or(0, <[u8]>::len)
         + message.key().map_or(0, <[u8]>::len)
         + headers;
-    u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.min(MAX_LANE_BYTES)).unwrap_or(u32::MAX)
 }

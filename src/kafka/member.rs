@@ -12,8 +12,8 @@ use rdkafka::{
 
 use super::{
     Subscription,
+    callbacks::ConsumerCallbacks,
     client::{client_config, report_topic_ids},
-    context::Context,
     partitions::Partitions,
 };
 use crate::config::{GroupProtocol, Kafka};
@@ -24,13 +24,13 @@ const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 /// How often a client says how far its partitions are fetched, milliseconds.
 const STATISTICS_INTERVAL_MS: &str = "2000";
 
-pub(super) type Client = Arc<BaseConsumer<Context>>;
+pub(super) type ConsumerClient = Arc<BaseConsumer<ConsumerCallbacks>>;
 
 /// A member of a group: the client that is it at present.
 pub(super) struct Member {
     config: ClientConfig,
-    probe_config: ClientConfig,
-    current: RwLock<Client>,
+    query_config: ClientConfig,
+    current: RwLock<ConsumerClient>,
 }
 
 impl Member {
@@ -38,17 +38,17 @@ impl Member {
     pub(super) fn join(
         kafka: &Kafka,
         subscription: &Subscription<'_>,
-        context: Context,
+        context: ConsumerCallbacks,
     ) -> KafkaResult<Self> {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
         client.subscribe(&[subscription.topic])?;
-        let mut probe_config = client_config(kafka);
-        probe_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
-        Ok(Self { config, probe_config, current: RwLock::new(client) })
+        let mut query_config = client_config(kafka);
+        query_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
+        Ok(Self { config, query_config, current: RwLock::new(client) })
     }
 
-    pub(super) fn client(&self) -> Client {
+    pub(super) fn client(&self) -> ConsumerClient {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -98,13 +98,17 @@ impl Member {
     }
 
     /// What a client is made with that asks about this member's group and does not join it.
-    pub(super) fn probe_config(&self) -> &ClientConfig {
-        &self.probe_config
+    pub(super) fn query_config(&self) -> &ClientConfig {
+        &self.query_config
     }
 
     /// Leaves the group and joins it with a new client; fences the partitions first. Only the caller holds `client`, the one at
     /// present. One that does not close in time, which it does on a thread of its own, is left to itself.
-    pub(super) fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
+    pub(super) fn replace(
+        &self,
+        client: &mut ConsumerClient,
+        partitions: &Partitions,
+    ) -> KafkaResult<()> {
         let old = client.context();
         let context = old.successor();
         let topic = context.topic.clone();

@@ -13,25 +13,25 @@ use super::throttle::Throttle;
 #[derive(Debug)]
 pub(super) struct Partitions {
     lanes: usize,
-    state: Mutex<State>,
+    state: Mutex<OwnedPartitions>,
     settled: Condvar,
     /// Bounds the rate of their dead letters.
     pub(super) throttle: Throttle,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    owned: HashMap<i32, Owned>,
+struct OwnedPartitions {
+    owned: HashMap<i32, OwnedPartition>,
     assignments: u64,
     /// Lanes that would keep a revocation waiting in vain.
-    standing_still: HashSet<usize>,
+    halted_lanes: HashSet<usize>,
 }
 
 #[derive(Debug)]
-struct Owned {
+struct OwnedPartition {
     assignment: u64,
     draining: bool,
-    batches_in_hand: usize,
+    batches_in_flight: usize,
     /// The offset at which the assignment began; 0 before the first message.
     begun_at: i64,
     /// Next offset after the last message that was polled; 0 before the first.
@@ -53,12 +53,12 @@ pub(super) enum Polled {
     Truncated,
 }
 
-impl Owned {
+impl OwnedPartition {
     fn since(assignment: u64) -> Self {
         Self {
             assignment,
             draining: false,
-            batches_in_hand: 0,
+            batches_in_flight: 0,
             begun_at: 0,
             polled_up_to: 0,
             done_up_to: 0,
@@ -93,7 +93,7 @@ impl Partitions {
         state.assignments += 1;
         let assignment = state.assignments;
         for partition in partitions {
-            state.owned.insert(*partition, Owned::since(assignment));
+            state.owned.insert(*partition, OwnedPartition::since(assignment));
         }
     }
 
@@ -108,11 +108,11 @@ impl Partitions {
         let mut from = offset;
         if let Some(owned) = state.owned.get_mut(&partition) {
             from = offset.min(owned.first_undone());
-            *owned = Owned {
+            *owned = OwnedPartition {
                 draining: owned.draining,
                 begun_at: from,
                 polled_up_to: from,
-                ..Owned::since(assignment)
+                ..OwnedPartition::since(assignment)
             };
         }
         drop(state);
@@ -159,14 +159,14 @@ impl Partitions {
                 owned.draining = true;
             }
         }
-        let in_hand = |state: &mut State| {
-            let moves = |partition: &i32| !state.standing_still.contains(&self.lane(*partition));
-            let is_in_hand = |partition| {
-                state.owned.get(partition).is_some_and(|owned| owned.batches_in_hand > 0)
+        let in_flight = |state: &mut OwnedPartitions| {
+            let moves = |partition: &i32| !state.halted_lanes.contains(&self.lane(*partition));
+            let is_in_flight = |partition| {
+                state.owned.get(partition).is_some_and(|owned| owned.batches_in_flight > 0)
             };
-            partitions.iter().any(|partition| is_in_hand(partition) && moves(partition))
+            partitions.iter().any(|partition| is_in_flight(partition) && moves(partition))
         };
-        let waited = self.settled.wait_timeout_while(state, deadline, in_hand);
+        let waited = self.settled.wait_timeout_while(state, deadline, in_flight);
         let (mut state, timeout) = waited.unwrap_or_else(PoisonError::into_inner);
         for partition in partitions {
             state.owned.remove(partition);
@@ -177,12 +177,12 @@ impl Partitions {
     }
 
     /// Says of a lane that its batches do not end, or that they do again.
-    pub(super) fn set_standing_still(&self, lane: usize, stands_still: bool) {
+    pub(super) fn set_halted(&self, lane: usize, is_halted: bool) {
         let mut state = self.lock();
-        if stands_still {
-            state.standing_still.insert(lane);
+        if is_halted {
+            state.halted_lanes.insert(lane);
         } else {
-            state.standing_still.remove(&lane);
+            state.halted_lanes.remove(&lane);
         }
         drop(state);
         self.settled.notify_all();
@@ -199,13 +199,13 @@ impl Partitions {
     }
 
     /// Counts a batch in hand for each of its partitions. Answers which of them it may take.
-    pub(super) fn take(&self, partitions: &HashMap<i32, u64>) -> Vec<i32> {
+    pub(super) fn begin_batch(&self, partitions: &HashMap<i32, u64>) -> Vec<i32> {
         let mut state = self.lock();
         let mut taken = Vec::with_capacity(partitions.len());
         for (partition, assignment) in partitions {
             match state.owned.get_mut(partition) {
                 Some(owned) if owned.assignment == *assignment && !owned.draining => {
-                    owned.batches_in_hand += 1;
+                    owned.batches_in_flight += 1;
                     taken.push(*partition);
                 }
                 _ => {}
@@ -247,12 +247,12 @@ impl Partitions {
         Some(owned.stored_up_to)
     }
 
-    /// Undoes [`Partitions::take`].
-    pub(super) fn put_back(&self, partitions: &HashMap<i32, u64>) {
+    /// Undoes [`Partitions::begin_batch`].
+    pub(super) fn end_batch(&self, partitions: &HashMap<i32, u64>) {
         let mut state = self.lock();
         for (partition, assignment) in partitions {
             match state.owned.get_mut(partition) {
-                Some(owned) if owned.assignment == *assignment => owned.batches_in_hand -= 1,
+                Some(owned) if owned.assignment == *assignment => owned.batches_in_flight -= 1,
                 _ => {}
             }
         }
@@ -260,7 +260,7 @@ impl Partitions {
         self.settled.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, OwnedPartitions> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -277,18 +277,21 @@ mod tests {
         partitions.assign(&[0, 1]);
         let assignment = partitions.assignment(0).unwrap();
         let batch = HashMap::from([(0, assignment)]);
-        assert_eq!(partitions.take(&batch), [0]);
+        assert_eq!(partitions.begin_batch(&batch), [0]);
         thread::scope(|scope| {
             let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(10)));
             while !partitions.lock().owned[&0].draining {
                 thread::yield_now();
             }
-            assert!(partitions.take(&batch).is_empty(), "a draining partition gives no new batch");
+            assert!(
+                partitions.begin_batch(&batch).is_empty(),
+                "a draining partition gives no new batch"
+            );
             assert!(
                 partitions.is_owned(0, assignment),
                 "the batch in hand may still store its offset"
             );
-            partitions.put_back(&batch);
+            partitions.end_batch(&batch);
             assert!(revoked.join().unwrap());
         });
         assert!(!partitions.is_owned(0, assignment));
@@ -300,12 +303,14 @@ mod tests {
         let partitions = Partitions::new(2);
         partitions.assign(&[0, 1]);
         for partition in [0, 1] {
-            partitions
-                .take(&HashMap::from([(partition, partitions.assignment(partition).unwrap())]));
+            partitions.begin_batch(&HashMap::from([(
+                partition,
+                partitions.assignment(partition).unwrap(),
+            )]));
         }
         thread::scope(|scope| {
             let revoked = scope.spawn(|| partitions.revoke(&[1], Duration::from_secs(60)));
-            partitions.set_standing_still(1, true);
+            partitions.set_halted(1, true);
             assert!(revoked.join().unwrap());
         });
         assert!(!partitions.revoke(&[0], Duration::from_millis(1)), "the other lane goes on");
@@ -371,23 +376,23 @@ mod tests {
         partitions.assign(&[0]);
         let assignment = partitions.assignment(0).unwrap();
         let batch = HashMap::from([(0, assignment)]);
-        partitions.take(&batch);
+        partitions.begin_batch(&batch);
         thread::scope(|scope| {
             let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(60)));
             while !partitions.lock().owned[&0].draining {
                 thread::yield_now();
             }
             partitions.add_letters(0, assignment, 10_000, now);
-            partitions.put_back(&batch);
+            partitions.end_batch(&batch);
             assert!(revoked.join().unwrap());
         });
 
         partitions.add_letters(0, assignment, 10_000, now);
 
-        assert!(!partitions.throttle.has_suspects());
+        assert!(!partitions.throttle.is_active());
         partitions.assign(&[0]);
         partitions.add_letters(0, partitions.assignment(0).unwrap(), 10_000, now);
-        assert!(partitions.throttle.has_suspects());
+        assert!(partitions.throttle.is_active());
     }
 
     #[test]
@@ -409,13 +414,13 @@ mod tests {
         let partitions = Partitions::new(1);
         partitions.assign(&[0]);
         let batch = HashMap::from([(0, partitions.assignment(0).unwrap())]);
-        partitions.take(&batch);
+        partitions.begin_batch(&batch);
         assert!(!partitions.revoke(&[0], Duration::from_millis(1)));
         partitions.assign(&[0]);
         assert!(
             !partitions.is_owned(0, batch[&0]),
             "an offset of the former assignment is dropped"
         );
-        partitions.put_back(&batch);
+        partitions.end_batch(&batch);
     }
 }

@@ -35,7 +35,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
-    client: Arc<RwLock<Arc<Client>>>,
+    client: Arc<RwLock<Arc<ProducerClient>>>,
     renewal: Arc<Mutex<ProducerRenewal>>,
     /// What the client's batches may have.
     batch_bytes: Arc<AtomicUsize>,
@@ -43,8 +43,8 @@ pub struct Producer {
 }
 
 /// The client that produces at present, and what it says.
-struct Client {
-    producer: FutureProducer<Context>,
+struct ProducerClient {
+    producer: FutureProducer<ProducerCallbacks>,
     log: Arc<ClientLog>,
     begun: Instant,
 }
@@ -77,9 +77,9 @@ impl Message {
 }
 
 #[derive(Clone)]
-struct Context(Arc<ClientLog>);
+struct ProducerCallbacks(Arc<ClientLog>);
 
-impl ClientContext for Context {
+impl ClientContext for ProducerCallbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.0.line(level, facility, line);
     }
@@ -89,10 +89,11 @@ impl ClientContext for Context {
     }
 }
 
-impl Client {
+impl ProducerClient {
     fn new(config: &ClientConfig) -> KafkaResult<Arc<Self>> {
         let log = Arc::<ClientLog>::default();
-        let producer = FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?;
+        let producer =
+            FutureProducer::from_config_and_context(config, ProducerCallbacks(Arc::clone(&log)))?;
         Ok(Arc::new(Self { producer, log, begun: Instant::now() }))
     }
 
@@ -122,7 +123,7 @@ impl Producer {
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
         report_topic_ids(&mut client);
         let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
-        let first = Arc::new(RwLock::new(Client::new(&client)?));
+        let first = Arc::new(RwLock::new(ProducerClient::new(&client)?));
         let config = Arc::new(client);
         Ok(Self {
             config,
@@ -177,7 +178,7 @@ impl Producer {
         topic: &str,
         messages: &[Message],
         refused: &[usize],
-        refused_by: &Arc<Client>,
+        refused_by: &Arc<ProducerClient>,
     ) -> KafkaResult<Vec<usize>> {
         self.fit_batches_to(&[topic]).await?;
         let mut refused = refused.to_vec();
@@ -190,7 +191,7 @@ impl Producer {
         }
         let mut config = (*self.config).clone();
         config.set("batch.num.messages", "1");
-        let alone = Client::new(&config)?;
+        let alone = ProducerClient::new(&config)?;
         let too_large = deliver(&alone.producer, topic, messages, &refused).await;
         release(alone);
         let too_large = too_large?;
@@ -201,7 +202,7 @@ impl Producer {
     }
 
     /// Lowers the limit of batches, unless another client than `present` has taken over meanwhile.
-    fn limit_batches(&self, bytes: usize, present: &Arc<Client>) -> KafkaResult<()> {
+    fn limit_batches(&self, bytes: usize, present: &Arc<ProducerClient>) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         let (former, bytes) =
             (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
@@ -214,13 +215,13 @@ impl Producer {
         Ok(())
     }
 
-    fn new_client(&self) -> KafkaResult<Arc<Client>> {
+    fn new_client(&self) -> KafkaResult<Arc<ProducerClient>> {
         let mut config = (*self.config).clone();
         config.set("batch.size", self.batch_bytes.load(Ordering::Relaxed).to_string());
-        Client::new(&config)
+        ProducerClient::new(&config)
     }
 
-    fn current(&self) -> Arc<Client> {
+    fn current(&self) -> Arc<ProducerClient> {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
@@ -231,7 +232,7 @@ impl Producer {
     }
 
     /// Replaces the client `present`, unless another call has replaced it meanwhile.
-    fn replace(&self, present: &Arc<Client>, is_failing: bool) -> KafkaResult<()> {
+    fn replace(&self, present: &Arc<ProducerClient>, is_failing: bool) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&client, present) {
             let fatal = client.producer.client().fatal_error();
@@ -254,7 +255,7 @@ impl Producer {
 }
 
 /// Gives a client back. The last one to do so ends it, which may take half a second.
-fn release(client: Arc<Client>) {
+fn release(client: Arc<ProducerClient>) {
     if Arc::strong_count(&client) == 1 {
         drop(tokio::task::spawn_blocking(move || drop(client)));
     }
@@ -263,7 +264,7 @@ fn release(client: Arc<Client>) {
 /// Produces the messages with these numbers. Answers the numbers of those that are too large, by
 /// themselves or with others of their batch.
 async fn deliver(
-    client: &FutureProducer<Context>,
+    client: &FutureProducer<ProducerCallbacks>,
     topic: &str,
     messages: &[Message],
     numbers: &[usize],
@@ -296,7 +297,7 @@ fn is_too_large(error: &KafkaError) -> bool {
 }
 
 async fn enqueue(
-    client: &FutureProducer<Context>,
+    client: &FutureProducer<ProducerCallbacks>,
     topic: &str,
     message: &Message,
 ) -> KafkaResult<DeliveryFuture> {

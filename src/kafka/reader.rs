@@ -14,9 +14,9 @@ use super::client_config;
 use crate::config::Kafka;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long nothing may come of partitions that have messages.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
 /// Reads what a topic retains, without joining a group. Its calls block. Each fails if the brokers
 /// say nothing for 30 s.
@@ -25,7 +25,7 @@ pub(crate) struct TopicReader {
 }
 
 /// Partitions, and with each the offset up to which it is read.
-pub(crate) type Ends = BTreeMap<i32, i64>;
+pub(crate) type EndOffsets = BTreeMap<i32, i64>;
 
 impl TopicReader {
     /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can
@@ -44,13 +44,13 @@ impl TopicReader {
     }
 
     /// The offset that the group has committed of each partition for which it has.
-    pub(crate) fn committed(&self, topic: &str) -> KafkaResult<Ends> {
+    pub(crate) fn committed(&self, topic: &str) -> KafkaResult<EndOffsets> {
         let mut asked = TopicPartitionList::new();
         for partition in self.partitions(topic)? {
             asked.add_partition(topic, partition);
         }
         let answered = self.client.committed_offsets(asked, ANSWER_TIMEOUT)?;
-        let mut committed = Ends::new();
+        let mut committed = EndOffsets::new();
         for element in answered.elements() {
             element.error()?;
             if let Offset::Offset(offset) = element.offset() {
@@ -61,7 +61,7 @@ impl TopicReader {
     }
 
     /// The whole of each partition of a topic.
-    pub(crate) fn all(&self, topic: &str) -> KafkaResult<Ends> {
+    pub(crate) fn all(&self, topic: &str) -> KafkaResult<EndOffsets> {
         Ok(self.partitions(topic)?.into_iter().map(|partition| (partition, i64::MAX)).collect())
     }
 
@@ -76,7 +76,7 @@ impl TopicReader {
     pub(crate) fn read(
         &self,
         topic: &str,
-        mut ends: Ends,
+        mut ends: EndOffsets,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
     ) -> KafkaResult<()> {
         ends.retain(|_, end| *end > 0);
@@ -87,8 +87,8 @@ impl TopicReader {
         self.client.assign(&assigned)?;
         let mut received_at = Instant::now();
         while !ends.is_empty() {
-            match self.client.poll(POLL) {
-                None if received_at.elapsed() > SILENCE_MAX => {
+            match self.client.poll(POLL_TIMEOUT) {
+                None if received_at.elapsed() > MAX_SILENCE => {
                     return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::RequestTimedOut));
                 }
                 None => continue,

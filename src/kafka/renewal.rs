@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest time between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a new client may take to connect and to answer a question.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The pauses between replacements that do not help: each is twice as long as the one before, from
 /// 15 s to 5 min.
@@ -53,9 +53,9 @@ impl Pauses {
 
 /// Asks by a new client whether a topic can be reached, where the present client cannot reach it.
 #[derive(Debug, Default)]
-pub(super) struct Probe(Option<mpsc::Receiver<bool>>);
+pub(super) struct ReachabilityCheck(Option<mpsc::Receiver<bool>>);
 
-impl Probe {
+impl ReachabilityCheck {
     /// Returns true once a new client has reached the leaders of all partitions of the topic and
     /// the group's coordinator, and asks on a thread of its own until then. `config` names the
     /// group, which the new client does not join.
@@ -92,7 +92,7 @@ impl Probe {
 
 fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
     let client: BaseConsumer = config.create()?;
-    let metadata = client.fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let found = metadata
         .topics()
         .first()
@@ -104,10 +104,10 @@ fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
         if partition.leader() < 0 {
             return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable));
         }
-        client.fetch_watermarks(topic, partition.id(), PROBE_TIMEOUT)?;
+        client.fetch_watermarks(topic, partition.id(), ANSWER_TIMEOUT)?;
         partitions.add_partition(topic, partition.id());
     }
-    client.committed_offsets(partitions, PROBE_TIMEOUT)?;
+    client.committed_offsets(partitions, ANSWER_TIMEOUT)?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ const ASK_AGAIN_AFTER: Duration = Duration::from_secs(3);
 /// Since when nothing came of each partition of which something might.
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
-    heard: HashSet<i32>,
+    received: HashSet<i32>,
     silent_since: HashMap<i32, Instant>,
     /// Those that were found to be behind when they were last asked about.
     behind: HashSet<i32>,
@@ -17,21 +17,21 @@ pub(super) struct Watchdog {
 
 impl Watchdog {
     /// A message came.
-    pub(super) fn heard(&mut self, partition: i32) {
-        self.heard.insert(partition);
+    pub(super) fn received(&mut self, partition: i32) {
+        self.received.insert(partition);
     }
 
     /// Whether a message came since the last look.
-    pub(super) fn has_heard(&self, partition: i32) -> bool {
-        self.heard.contains(&partition)
+    pub(super) fn has_received(&self, partition: i32) -> bool {
+        self.received.contains(&partition)
     }
 
     /// Those of the partitions `expected` to be fetched of which nothing came, and about which
     /// nobody asked, for half of `limit`; the longest first.
     pub(super) fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
-        let heard = std::mem::take(&mut self.heard);
+        let received = std::mem::take(&mut self.received);
         let still_silent =
-            |partition: &i32| expected.contains(partition) && !heard.contains(partition);
+            |partition: &i32| expected.contains(partition) && !received.contains(partition);
         self.silent_since.retain(|partition, _| still_silent(partition));
         self.behind.retain(still_silent);
         let mut silent = Vec::new();
@@ -80,7 +80,7 @@ mod tests {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!(watchdog.silent(&[0, 1], LIMIT, start).is_empty());
-        watchdog.heard(1);
+        watchdog.received(1);
         assert_eq!(watchdog.silent(&[0, 1], LIMIT, after(30)), [0]);
         watchdog.asked(0, after(30));
         assert!(!watchdog.is_stalled(0, true), "it may be on its way");
@@ -93,11 +93,11 @@ mod tests {
     fn a_partition_that_brings_something_or_is_paused_begins_anew() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        for (seconds, heard, expected) in
+        for (seconds, received, expected) in
             [(0, false, &[0][..]), (30, true, &[0]), (60, false, &[]), (90, false, &[0])]
         {
-            if heard {
-                watchdog.heard(0);
+            if received {
+                watchdog.received(0);
             }
             assert!(
                 watchdog.silent(expected, LIMIT, after(seconds)).is_empty(),
@@ -107,7 +107,7 @@ mod tests {
         assert_eq!(watchdog.silent(&[0], LIMIT, after(120)), [0]);
         watchdog.asked(0, after(120));
         assert!(!watchdog.is_stalled(0, true));
-        watchdog.heard(0);
+        watchdog.received(0);
         watchdog.silent(&[0], LIMIT, after(121));
         assert_eq!(watchdog.silent(&[0], LIMIT, after(151)), [0]);
         assert!(!watchdog.is_stalled(0, true), "something came in between");

@@ -32,7 +32,7 @@ async fn stands_still(worker: &Role) {
             .text()
             .await
             .expect("text");
-        if stopped == 1.0 && ready.contains("stopped at the 200 dead letters of 1000 messages") {
+        if stopped == 1.0 && ready.contains("halted: 200 dead letters among 1000 messages") {
             break;
         }
         assert!(begun.elapsed() < PATIENCE, "{stopped} lanes stopped, {ready}:\n{}", worker.log());

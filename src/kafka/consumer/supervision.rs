@@ -9,22 +9,22 @@ use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::Metada
 use super::Poller;
 use crate::{
     kafka::{
-        context::Context,
-        renewal::{Pauses, Probe},
+        callbacks::ConsumerCallbacks,
+        renewal::{Pauses, ReachabilityCheck},
         watchdog::Watchdog,
     },
     telemetry::Metrics,
 };
 
 /// How often the client is looked at.
-const WATCH: Duration = Duration::from_secs(1);
+const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
 /// How often a member without a partition asks after its topic.
 const ASK_TOPIC_EVERY: Duration = Duration::from_secs(5);
 /// How long the broker may take to say where a partition ends.
 const ASK_END: Duration = Duration::from_millis(500);
 /// No further partition is asked about in a pass that has asked for so long: nothing is polled
 /// meanwhile.
-const MAX_ASKING: Duration = Duration::from_millis(20);
+const MAX_ASKING_PER_PASS: Duration = Duration::from_millis(20);
 /// How soon a client may be replaced again as its topic was replaced. Brokers may disagree on the
 /// topic for some seconds.
 const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
@@ -33,17 +33,17 @@ const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 pub(super) struct Supervision {
     watchdog: Watchdog,
     /// When the client was last looked at.
-    watched: Instant,
+    supervised_at: Instant,
     stall_timeout: Duration,
     /// When the last message came of any partition.
-    last_heard: Option<Instant>,
+    last_received_at: Option<Instant>,
     /// When the client was last replaced.
     replaced_at: Option<Instant>,
     pauses: Pauses,
-    probe: Probe,
+    reachability: ReachabilityCheck,
     /// The partition whose broker did not answer when it was last asked.
     unanswered: Option<i32>,
-    topic_asked: Instant,
+    topic_asked_at: Instant,
     recreations: IntCounter,
 }
 
@@ -51,28 +51,29 @@ impl Supervision {
     pub(super) fn new(stall_timeout: Duration, topic: &str, metrics: &Metrics) -> Self {
         Self {
             watchdog: Watchdog::default(),
-            watched: Instant::now(),
+            supervised_at: Instant::now(),
             stall_timeout,
-            last_heard: None,
+            last_received_at: None,
             replaced_at: None,
             pauses: Pauses::default(),
-            probe: Probe::default(),
+            reachability: ReachabilityCheck::default(),
             unanswered: None,
-            topic_asked: Instant::now(),
+            topic_asked_at: Instant::now(),
             recreations: metrics.consumer_recreations.with_label_values(&[topic]),
         }
     }
 
     /// A message of the partition came.
-    pub(super) fn heard(&mut self, partition: i32, now: Instant) {
-        self.last_heard = Some(now);
-        self.watchdog.heard(partition);
+    pub(super) fn received(&mut self, partition: i32, now: Instant) {
+        self.last_received_at = Some(now);
+        self.watchdog.received(partition);
     }
 
     /// Whether a message of any partition came within half of the stall timeout.
     fn has_anything_come(&self, now: Instant) -> bool {
-        self.last_heard
-            .is_some_and(|heard| now.saturating_duration_since(heard) < self.stall_timeout / 2)
+        self.last_received_at.is_some_and(|received| {
+            now.saturating_duration_since(received) < self.stall_timeout / 2
+        })
     }
 
     fn may_follow_topic(&self, now: Instant) -> bool {
@@ -90,7 +91,7 @@ impl Poller {
     /// for good, it reaches no broker although a new client would, or it fetches nothing although
     /// there is something and its lane has room.
     pub(super) fn supervise(&mut self, now: Instant) {
-        if now.duration_since(self.supervision.watched) < WATCH {
+        if now.duration_since(self.supervision.supervised_at) < SUPERVISE_EVERY {
             return;
         }
         self.health.alive();
@@ -116,8 +117,8 @@ impl Poller {
             let unreachable_for = context.condition.unreachable_for(now);
             if let Some((code, reason)) = self.client.client().fatal_error() {
                 self.recreate(&format!("{code}: {reason}"), None);
-            } else if self.supervision.probe.reaches(
-                self.member.probe_config(),
+            } else if self.supervision.reachability.reaches(
+                self.member.query_config(),
                 &context.topic,
                 unreachable_for,
             ) {
@@ -126,16 +127,16 @@ impl Poller {
                 self.recreate(&format!("partition {partition} stalled"), Some(partition));
             }
         }
-        self.supervision.watched = Instant::now();
+        self.supervision.supervised_at = Instant::now();
     }
 
     /// Asks after the topic where the member has no partition of it, for then nothing else shows
     /// that it is gone.
-    fn look_after_topic(&mut self, context: &Context, now: Instant) {
-        if now.duration_since(self.supervision.topic_asked) < ASK_TOPIC_EVERY {
+    fn look_after_topic(&mut self, context: &ConsumerCallbacks, now: Instant) {
+        if now.duration_since(self.supervision.topic_asked_at) < ASK_TOPIC_EVERY {
             return;
         }
-        self.supervision.topic_asked = now;
+        self.supervision.topic_asked_at = now;
         if !self.partitions.owned().is_empty() {
             return context.condition.topic_is(None);
         }
@@ -148,14 +149,14 @@ impl Poller {
     }
 
     /// A partition of which nothing comes although the broker has messages of it.
-    fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
+    fn find_stalled(&mut self, context: &ConsumerCallbacks, now: Instant) -> Option<i32> {
         let has_room = |partition: &i32| {
-            let is_full = !self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+            let is_full = !self.inlets[self.partitions.lane(*partition)].undelivered.is_empty();
             !is_full && !self.partitions.throttle.is_paused(*partition)
         };
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
         if self.supervision.unanswered.is_some_and(|partition| {
-            self.supervision.watchdog.has_heard(partition) || !expected.contains(&partition)
+            self.supervision.watchdog.has_received(partition) || !expected.contains(&partition)
         }) {
             self.supervision.unanswered = None;
             context.condition.unanswered(None);
@@ -168,7 +169,7 @@ impl Poller {
                 return Some(partition);
             }
             // Nothing is polled while a broker is asked: the next pass asks about the rest.
-            if began.elapsed() > MAX_ASKING {
+            if began.elapsed() > MAX_ASKING_PER_PASS {
                 break;
             }
         }
@@ -177,7 +178,7 @@ impl Poller {
 
     /// Asks where a silent partition ends. A broker that does not answer is away, which is no
     /// stall.
-    fn is_stalled(&mut self, context: &Context, partition: i32, now: Instant) -> bool {
+    fn is_stalled(&mut self, context: &ConsumerCallbacks, partition: i32, now: Instant) -> bool {
         let asked = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
         let supervision = &mut self.supervision;
         let is_first = supervision.unanswered.is_none_or(|unanswered| unanswered == partition);
@@ -213,12 +214,12 @@ impl Poller {
         self.supervision.recreations.inc();
         let now = Instant::now();
         self.supervision.pauses.replaced(now);
-        (self.supervision.replaced_at, self.supervision.last_heard) = (Some(now), None);
-        (self.supervision.watchdog, self.supervision.probe, self.supervision.unanswered) =
-            (Watchdog::default(), Probe::default(), None);
+        (self.supervision.replaced_at, self.supervision.last_received_at) = (Some(now), None);
+        (self.supervision.watchdog, self.supervision.reachability, self.supervision.unanswered) =
+            (Watchdog::default(), ReachabilityCheck::default(), None);
         drop(context);
         match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
+            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.undelivered.clear()),
             // The former client goes on, or the next pass tries again.
             Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
         }

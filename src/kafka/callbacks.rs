@@ -17,7 +17,9 @@ use rdkafka::{
     topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
 };
 
-use super::{ages::Ages, client::ClientLog, condition::Condition, partitions::Partitions};
+use super::{
+    client::ClientLog, condition::Condition, message_ages::MessageAges, partitions::Partitions,
+};
 use crate::{
     config::Kafka,
     telemetry::{Component, Metrics},
@@ -26,21 +28,21 @@ use crate::{
 /// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
 /// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
 /// their offsets are not taken any more.
-const LONGEST_DRAIN: Duration = Duration::from_secs(15);
+const MAX_DRAIN: Duration = Duration::from_secs(15);
 /// How long after a topic was replaced the committed offsets are not trusted: a member may have
 /// committed one of the former topic.
-const DISTRUST: Duration = Duration::from_secs(60);
+const DISTRUST_COMMITTED_FOR: Duration = Duration::from_secs(60);
 
 /// What librdkafka calls back on the poll thread.
-pub(super) struct Context {
+pub(super) struct ConsumerCallbacks {
     pub(crate) topic: String,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) metrics: Metrics,
     pub(crate) condition: Arc<Condition>,
     pub(crate) log: ClientLog,
     max_poll_interval: Duration,
-    fetched: Mutex<HashMap<i32, Fetched>>,
-    pub(crate) ages: Ages,
+    fetch_progress: Mutex<HashMap<i32, FetchProgress>>,
+    pub(crate) ages: MessageAges,
     /// Another client has taken over: what becomes of this one's partitions means nothing.
     retired: AtomicBool,
     /// Until then, partitions are read from their beginning.
@@ -49,7 +51,7 @@ pub(super) struct Context {
 
 /// How far a partition is fetched, as of the last statistics.
 #[derive(Debug, Clone, Copy)]
-struct Fetched {
+struct FetchProgress {
     next_offset: i64,
     /// Messages of all partitions that are fetched and were not polled yet: the partitions share
     /// the consumer's queue.
@@ -57,7 +59,7 @@ struct Fetched {
     committed: i64,
 }
 
-impl Fetched {
+impl FetchProgress {
     /// While messages are queued, the partition may have to wait until they are polled: then only
     /// silence of all partitions counts. A client beyond the end fetches nothing either.
     fn is_behind(self, end: i64, anything_came: bool) -> bool {
@@ -65,7 +67,7 @@ impl Fetched {
     }
 }
 
-impl Context {
+impl ConsumerCallbacks {
     pub(super) fn new(
         topic: &str,
         kafka: &Kafka,
@@ -80,8 +82,8 @@ impl Context {
             metrics: metrics.clone(),
             condition: Arc::new(Condition::new(topic, kafka.group_protocol, health)),
             log: ClientLog::default(),
-            fetched: Mutex::default(),
-            ages: Ages::default(),
+            fetch_progress: Mutex::default(),
+            ages: MessageAges::default(),
             retired: AtomicBool::new(false),
             from_beginning_until: None,
         }
@@ -91,7 +93,7 @@ impl Context {
     /// are read from their beginning.
     pub(super) fn successor(&self) -> Self {
         let from_beginning_until = if self.log.is_topic_replaced() {
-            Some(Instant::now() + DISTRUST)
+            Some(Instant::now() + DISTRUST_COMMITTED_FOR)
         } else {
             self.from_beginning_until
         };
@@ -102,8 +104,8 @@ impl Context {
             metrics: self.metrics.clone(),
             condition: Arc::clone(&self.condition),
             log: ClientLog::default(),
-            fetched: Mutex::default(),
-            ages: Ages::default(),
+            fetch_progress: Mutex::default(),
+            ages: MessageAges::default(),
             retired: AtomicBool::new(false),
             from_beginning_until,
         }
@@ -140,15 +142,15 @@ impl Context {
     /// Whether a partition that ends at this offset has messages that the client does not bring;
     /// `anything_came` says whether it brought any of another partition of late.
     pub(super) fn is_behind(&self, partition: i32, end: i64, anything_came: bool) -> bool {
-        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
     /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
     /// commit.
     pub(super) fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
-        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_far = |(partition, fetched): (&i32, &Fetched)| {
+        let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_far = |(partition, fetched): (&i32, &FetchProgress)| {
             Some((*partition, self.partitions.committed_too_far(*partition, fetched.committed)?))
         };
         fetched.iter().filter_map(too_far).collect()
@@ -171,7 +173,7 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for ConsumerCallbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.log.line(level, facility, line);
     }
@@ -186,12 +188,12 @@ impl ClientContext for Context {
             owned.into_iter().filter(|partition| !known.contains(partition)).collect();
         self.forget_lag(&unknown);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
-        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.clear();
         for (partition, state) in &topic.partitions {
             let (next_offset, queued, committed) =
                 (state.next_offset, state.fetchq_cnt, state.committed_offset);
-            fetched.insert(*partition, Fetched { next_offset, queued, committed });
+            fetched.insert(*partition, FetchProgress { next_offset, queued, committed });
         }
         drop(fetched);
         for partition in known {
@@ -209,7 +211,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for ConsumerCallbacks {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if self.retired.load(Ordering::SeqCst) {
             return;
@@ -241,7 +243,7 @@ impl ConsumerContext for Context {
                 let (kind, deadline) = if is_lost {
                     ("lost", Duration::ZERO)
                 } else {
-                    ("revoke", LONGEST_DRAIN.min(self.max_poll_interval / 2))
+                    ("revoke", MAX_DRAIN.min(self.max_poll_interval / 2))
                 };
                 let partitions = ids(list);
                 let drained = self.partitions.revoke(&partitions, deadline);
@@ -285,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_not_behind_while_messages_of_others_come() {
-        let fetched = |next_offset, queued| Fetched { next_offset, queued, committed: 0 };
+        let fetched = |next_offset, queued| FetchProgress { next_offset, queued, committed: 0 };
         for (next_offset, queued, anything_came, is_behind) in [
             (9, 0, false, false),
             (7, 0, true, true),

@@ -7,27 +7,27 @@ use std::{
 /// Messages that arrive within this time of each other count as one.
 const SAMPLE_EVERY_MS: i64 = 100;
 /// Samples of a partition; further messages count as the last of them.
-const SAMPLES_MAX: usize = 10_000;
+const MAX_SAMPLES: usize = 10_000;
 
 /// When the messages of each partition were produced that are not handled yet.
 #[derive(Debug, Default)]
-pub(super) struct Ages(Mutex<HashMap<i32, Partition>>);
+pub(super) struct MessageAges(Mutex<HashMap<i32, PartitionAges>>);
 
 #[derive(Debug, Default)]
-struct Partition {
+struct PartitionAges {
     /// Some of the messages: their offsets, and when they were produced, Unix time in ms.
     produced_at_ms: BTreeMap<i64, i64>,
     /// The next message to handle as of the last look, and since when it is that.
-    stood_at: Option<(i64, Instant)>,
+    next_since: Option<(i64, Instant)>,
 }
 
-impl Ages {
+impl MessageAges {
     /// A message has arrived.
     pub(super) fn arrived(&self, partition: i32, offset: i64, produced_at_ms: i64) {
         let mut partitions = self.lock();
         let samples = &mut partitions.entry(partition).or_default().produced_at_ms;
         let is_news = samples.last_key_value().is_none_or(|(last, at)| {
-            offset > *last && produced_at_ms >= at + SAMPLE_EVERY_MS && samples.len() < SAMPLES_MAX
+            offset > *last && produced_at_ms >= at + SAMPLE_EVERY_MS && samples.len() < MAX_SAMPLES
         });
         if is_news {
             samples.insert(offset, produced_at_ms);
@@ -45,11 +45,11 @@ impl Ages {
         {
             partition.produced_at_ms = partition.produced_at_ms.split_off(&sample);
         }
-        let stood_since = match partition.stood_at {
+        let stood_since = match partition.next_since {
             Some((offset, since)) if offset == next => since,
             _ => now,
         };
-        partition.stood_at = Some((next, stood_since));
+        partition.next_since = Some((next, stood_since));
         let produced_at_ms = partition.produced_at_ms.first_key_value().map(|(_, at)| *at);
         let age =
             produced_at_ms.map(|at| Duration::from_millis(u64::try_from(now_ms - at).unwrap_or(0)));
@@ -61,7 +61,7 @@ impl Ages {
         self.lock().remove(&partition);
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Partition>> {
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, PartitionAges>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -72,7 +72,7 @@ mod tests {
 
     #[test]
     fn the_age_is_that_of_the_first_message_that_is_not_handled() {
-        let (ages, now) = (Ages::default(), Instant::now());
+        let (ages, now) = (MessageAges::default(), Instant::now());
         for (offset, produced_at_ms) in [(5, 1_000), (6, 1_010), (7, 4_000)] {
             ages.arrived(0, offset, produced_at_ms);
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn a_message_that_has_not_arrived_is_at_least_as_old_as_its_turn() {
-        let (ages, begun) = (Ages::default(), Instant::now());
+        let (ages, begun) = (MessageAges::default(), Instant::now());
         assert_eq!(ages.of(0, 5, 10_000, begun), Duration::ZERO);
 
         let later = begun + Duration::from_secs(30);
