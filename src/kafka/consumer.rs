@@ -32,17 +32,19 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// Memory of the messages that wait in a lane, bytes.
+/// Memory of the messages that a lane holds, bytes.
 const MAX_LANE_BYTES: usize = 8 << 20;
-/// What a undelivered message costs besides its payload, bytes.
+/// Memory of a message besides its key, payload and headers, bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
-/// fetched of them, the first partition first. Where there are other lanes, they wait too.
+/// How long the poll thread waits for a full lane before it pauses the lane's partitions. A pause costs:
+/// the client drops the messages that it has fetched of these partitions, and fetches them again one
+/// partition after the other. But other lanes wait too meanwhile.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
+/// The same for the only lane of a consumer.
 const ONLY_LANE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What to consume, and as whom.
+/// The topic to consume, the group to join, and the number of lanes.
 #[derive(Debug, Clone)]
 pub struct Subscription<'a> {
     pub group_id: &'a str,
@@ -50,15 +52,19 @@ pub struct Subscription<'a> {
     pub lanes: usize,
 }
 
-/// A member of a consumer group: a thread that never stops polling, whatever its lanes are doing.
+/// A member of a consumer group. Its poll thread polls all the time, even while its lanes are full, so
+/// that the group keeps the member.
 #[derive(Debug)]
 pub struct Consumer {
     thread: JoinHandle<KafkaResult<()>>,
 }
 
 impl Consumer {
-    /// Joins the group. The consumer leaves it once `shutdown` is requested and its lanes are dropped. Fails where the configuration is
-    /// refused; brokers that cannot be reached are waited for.
+    /// Starts the poll thread, which joins the group. The consumer leaves the group once `shutdown` is
+    /// requested and its lanes are dropped.
+    ///
+    /// Fails if librdkafka rejects the configuration or no thread can be started. Does not fail if the
+    /// brokers are away: the client waits for them.
     pub fn start(
         kafka: &Kafka,
         subscription: &Subscription<'_>,
@@ -132,16 +138,18 @@ impl Consumer {
 struct Inlet {
     sender: mpsc::UnboundedSender<Received>,
     memory: Arc<Semaphore>,
-    /// Messages that found the lane full; while there are any, the lane's partitions are paused. (More than one: partitions that
-    /// are assigned meanwhile are not paused yet.)
+    /// Messages that came while the lane was full. While there are any, the lane's partitions are
+    /// paused. There may be several, since partitions that are assigned meanwhile are not paused.
     undelivered: VecDeque<UndeliveredMessage>,
 }
 
+/// A polled message that its lane has no room for.
 struct UndeliveredMessage {
     message: OwnedMessage,
     assignment: u64,
 }
 
+/// The poll thread.
 struct Poller {
     member: Arc<Member>,
     client: ConsumerClient,
@@ -155,7 +163,10 @@ struct Poller {
 }
 
 impl Poller {
-    /// Polls until the process is to stop. An error that the client does not recover from stops the process, and is the answer.
+    /// Polls until the process is to stop, and then leaves the group.
+    ///
+    /// Fails if another process has the `kafka.group_instance_id`, and then requests the stop of this
+    /// process.
     fn run(mut self) -> KafkaResult<()> {
         let mut failures = Backoff::default();
         let mut polled = Ok(());
@@ -185,12 +196,12 @@ impl Poller {
                 Some(Err(error)) => {
                     self.poll_errors.inc();
                     if let Some((code, reason)) = self.fence() {
-                        tracing::error!(%code, reason, "the group cannot be consumed");
+                        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
                         self.health.not_ready(reason);
                         self.shutdown.request();
                         polled = Err(KafkaError::MessageConsumptionFatal(code));
                     }
-                    // The context has written it.
+                    // The client's error callback has logged it.
                     self.client.context().condition.poll_failed(&error);
                     std::thread::sleep(failures.next_delay().min(POLL_TIMEOUT));
                 }
@@ -200,24 +211,25 @@ impl Poller {
         polled
     }
 
-    /// The error of a client that is shut out of its group, since another process has its
-    /// `kafka.group_instance_id`.
+    /// The client's error if another process has its `kafka.group_instance_id`, and so shut it out of
+    /// the group.
     fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.client.client().fatal_error().filter(|(code, _)| match code {
             RDKafkaErrorCode::FencedInstanceId => true,
-            // The name may still be that of the client that this one replaced.
+            // The id may still belong to the client that this one replaced.
             RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
             _ => false,
         })
     }
 
-    /// Gives a message to its lane; `now` is when the poll began.
+    /// Gives a message to its lane. If the lane is full, waits a little, then keeps the message and
+    /// pauses the lane's partitions. `now` is when the poll began.
     fn deliver(&mut self, message: OwnedMessage, now: Instant) {
         let assignment = match self.partitions.polled(message.partition(), message.offset()) {
             Polled::InOrder(assignment) => assignment,
             Polled::Truncated => {
                 if !self.rewind(&message) {
-                    // It comes again.
+                    // The client delivers this message again.
                     return;
                 }
                 let Polled::InOrder(assignment) =
@@ -255,13 +267,13 @@ impl Poller {
         tracing::debug!(
             lane,
             undelivered = inlet.undelivered.len(),
-            "the lane is full, its partitions are paused"
+            "lane full, pausing its partitions"
         );
         self.set_paused(lane, true);
     }
 
-    /// Begins a truncated partition again, of which this message came. Returns whether the message
-    /// is the first to be handled.
+    /// Begins the truncated partition of this message anew. Returns whether this message is the first
+    /// one to be handled.
     fn rewind(&mut self, message: &OwnedMessage) -> bool {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         self.client.context().ages.forget(partition);
@@ -272,14 +284,15 @@ impl Poller {
                     partition,
                     offset,
                     from,
-                    "the partition was truncated, it is read again"
+                    "partition was truncated, reading it again"
                 );
                 from == offset
             }
             Err(error) => {
                 self.recreate(
                     &format!(
-                        "partition {partition} was truncated, no seek to undone messages: {error}"
+                        "partition {partition} was truncated, and the client did not seek to {offset} \
+                         or before: {error}"
                     ),
                     None,
                 );
@@ -288,6 +301,8 @@ impl Poller {
         }
     }
 
+    /// Gives kept messages to their lanes, as far as there is room, and resumes the partitions of lanes
+    /// that have room again.
     fn retry_undelivered(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
@@ -312,7 +327,8 @@ impl Poller {
         }
     }
 
-    /// Pauses or resumes all partitions of a lane.
+    /// Pauses or resumes all partitions of a lane. Does not resume partitions that the throttle has
+    /// paused.
     fn set_paused(&self, lane: usize, paused: bool) {
         let Ok(assigned) = self.client.assignment() else { return };
         let mut of_lane = TopicPartitionList::new();
@@ -328,7 +344,7 @@ impl Poller {
         }
     }
 
-    /// Lets the lanes finish what they hold, and leaves the group with their offsets committed.
+    /// Waits until the lanes have finished and are dropped, commits their offsets, and leaves the group.
     fn stop(self) {
         let Self { member, client, inlets, health, .. } = self;
         drop(inlets);
@@ -355,12 +371,13 @@ impl Inlet {
     ) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
-            tracing::debug!("the lane is gone");
+            tracing::debug!("message dropped, its lane has ended");
         }
     }
 }
 
-/// A message's share of its lane's memory; one larger than the lane may have all of it.
+/// A message's share of its lane's memory, bytes. A message that is larger than the lane gets all of
+/// the memory.
 fn cost(message: &OwnedMessage) -> u32 {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();

@@ -4,26 +4,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// Between two log lines that say the same.
-const SAY_AGAIN_AFTER: Duration = Duration::from_secs(60);
-/// Subjects that are told apart; all others count as one.
+/// Time between two log lines about one subject.
+const REPEAT_AFTER: Duration = Duration::from_secs(60);
+/// Subjects that are counted apart. All further subjects count as one.
 const MAX_SUBJECTS: usize = 64;
 const OTHERS: &str = "others";
 
-/// Limits log lines that say the same: the first is written at once, and then one a minute.
+/// Limits log lines about one subject: the first line is written at once, then one line a minute.
 #[derive(Debug, Default)]
 pub(super) struct LogLimiter(Mutex<HashMap<String, LastLine>>);
 
 #[derive(Debug)]
 struct LastLine {
     at: Instant,
-    /// Lines that were not written since.
+    /// Lines that were dropped since then.
     dropped_lines: u64,
 }
 
 impl LogLimiter {
-    /// Returns how many lines about `subject` were dropped since the last one, or `None` where this
-    /// one is to be dropped too.
+    /// Returns how many lines about `subject` were dropped since the last written line, or `None` if
+    /// this line is to be dropped too.
     pub(super) fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subject =
@@ -32,7 +32,7 @@ impl LogLimiter {
             said.insert(subject.to_owned(), LastLine { at: now, dropped_lines: 0 });
             return Some(0);
         };
-        if now.duration_since(before.at) < SAY_AGAIN_AFTER {
+        if now.duration_since(before.at) < REPEAT_AFTER {
             before.dropped_lines += 1;
             return None;
         }
@@ -60,7 +60,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_subjects_are_remembered() {
+    fn the_number_of_subjects_is_bounded() {
         let (limiter, now) = (LogLimiter::default(), Instant::now());
         for number in 0..1000 {
             limiter.is_due(&number.to_string(), now);

@@ -13,41 +13,48 @@ use rdkafka::{
 
 use super::member::ConsumerClient;
 
-/// Dead letters that may pass of a partition in a second, and messages that come of it once it is
-/// limited.
+/// Dead letters of a partition that may pass in a second. Also the messages that a limited partition
+/// may deliver in a second.
 const MAX_LETTERS_PER_SECOND: u32 = 2000;
-/// How far a partition may be ahead of that rate.
+/// How far a partition may be ahead of that rate before it is limited.
 const MAX_AHEAD: Duration = Duration::from_millis(500);
-/// A limit ends this long after the last batch with many letters.
+/// How long after the last batch with many dead letters a limit ends.
 const LIMITED_FOR: Duration = Duration::from_secs(10);
 
-/// Bounds the rate of dead letters that no repetition mends. A partition whose letters are ahead of
-/// the rate is limited: its messages come at that rate too, good or bad. The client pauses it
-/// meanwhile; the others go on.
+/// Bounds the rate of the dead letters that are blamed on their writers.
+///
+/// If a partition's letters are ahead of the rate, the partition is limited: all its messages, good
+/// and bad, come at that rate. To that end the client pauses the partition again and again. The other
+/// partitions are not affected.
+///
+/// The rate is kept by due times, as in the generic cell rate algorithm (ITU-T I.371): each letter
+/// moves the due time on by its share of a second, and a partition is ahead while its due time is in
+/// the future.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     rates: Mutex<HashMap<i32, PartitionRate>>,
-    /// Whether there are any. Most of the time there are none, and the poll thread takes no lock.
+    /// Whether `rates` has entries. Most of the time it has none, and the poll thread takes no lock.
     is_active: AtomicBool,
 }
 
-/// A partition with dead letters.
+/// The rate of a partition that had dead letters of late.
 #[derive(Debug)]
 struct PartitionRate {
-    /// When the letters so far would have passed at the rate.
+    /// When all its letters so far would have passed at the allowed rate.
     letters_due_at: Instant,
     limit: Option<Limit>,
 }
 
+/// The limit of a partition whose letters were ahead of the rate.
 #[derive(Debug)]
 struct Limit {
     until: Instant,
-    /// When the messages so far would have come at the rate.
+    /// When all its messages so far would have come at the allowed rate.
     messages_due_at: Instant,
     is_paused: bool,
 }
 
-/// What is to be done with partitions, by the poll thread.
+/// The partitions that the client is to pause and to resume.
 #[derive(Debug, PartialEq, Eq)]
 struct Changes {
     pause: Vec<i32>,
@@ -55,7 +62,7 @@ struct Changes {
 }
 
 impl Throttle {
-    /// Counts dead letters of a partition, those of one batch.
+    /// Counts the dead letters of a partition in one batch.
     pub(super) fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
         let mut rates = self.lock();
         self.is_active.store(true, Ordering::Release);
@@ -73,7 +80,7 @@ impl Throttle {
         }
     }
 
-    /// Counts a message that came.
+    /// Counts a polled message.
     pub(super) fn add_message(&self, partition: i32, now: Instant) {
         if !self.is_active() {
             return;
@@ -83,7 +90,7 @@ impl Throttle {
         }
     }
 
-    /// Whether nothing comes of the partition, as it is paused.
+    /// Whether the throttle has paused the partition.
     pub(super) fn is_paused(&self, partition: i32) -> bool {
         self.is_active()
             && self
@@ -93,24 +100,28 @@ impl Throttle {
                 .is_some_and(|limit| limit.is_paused)
     }
 
-    /// Forgets partitions that are assigned anew: the client has not paused them.
+    /// Forgets partitions that are assigned anew. The client has not paused them.
     pub(super) fn forget(&self, partitions: &[i32]) {
         self.retain(|partition, _| !partitions.contains(partition));
     }
 
-    /// Whether any partition has had dead letters of late.
+    /// Whether any partition had dead letters of late.
     pub(super) fn is_active(&self) -> bool {
         self.is_active.load(Ordering::Acquire)
     }
 
+    /// Keeps the rates for which `stays` returns `true`.
     fn retain(&self, mut stays: impl FnMut(&i32, &mut PartitionRate) -> bool) {
         let mut rates = self.lock();
         rates.retain(|partition, rate| stays(partition, rate));
         self.is_active.store(!rates.is_empty(), Ordering::Release);
     }
 
-    /// Pauses and resumes what is due, in the client. The poll thread calls it before each poll.
-    /// Partitions that `may_come` denies are left to who has paused them.
+    /// Pauses and resumes partitions in the client, as they are due. The poll thread calls it before
+    /// each poll.
+    ///
+    /// Does not resume a partition for which `may_come` returns `false`: its lane is full, and the
+    /// poll thread resumes it later.
     pub(super) fn apply(
         &self,
         client: &ConsumerClient,
@@ -123,7 +134,7 @@ impl Throttle {
         }
         let Changes { pause, resume } = self.changes(now, may_come);
         if !pause.is_empty() {
-            tracing::debug!(topic, partitions = ?pause, "partitions with dead letters paused");
+            tracing::debug!(topic, partitions = ?pause, "pausing partitions with many dead letters");
             warn_of(topic, client.pause(&list(topic, &pause)));
         }
         if !resume.is_empty() {
@@ -131,6 +142,7 @@ impl Throttle {
         }
     }
 
+    /// Decides which partitions are to be paused and resumed, and forgets rates that are over.
     fn changes(&self, now: Instant, may_come: impl Fn(i32) -> bool) -> Changes {
         let mut changes = Changes { pause: Vec::new(), resume: Vec::new() };
         self.retain(|partition, rate| {
@@ -153,7 +165,7 @@ impl Throttle {
     }
 }
 
-/// How long so many messages take at the rate.
+/// How long so many messages take at the allowed rate.
 fn time_of(messages: u32) -> Duration {
     Duration::from_secs(1) * messages / MAX_LETTERS_PER_SECOND
 }
@@ -166,7 +178,7 @@ fn list(topic: &str, partitions: &[i32]) -> TopicPartitionList {
     list
 }
 
-/// A partition may have been revoked a moment ago.
+/// Logs a failure. It may be harmless: a partition may have been revoked a moment ago.
 fn warn_of(topic: &str, done: KafkaResult<()>) {
     if let Err(error) = done {
         tracing::warn!(topic, %error, "partitions not paused or resumed");

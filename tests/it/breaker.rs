@@ -140,7 +140,7 @@ async fn a_lane_that_stands_still_gives_its_partitions_up_at_once() {
     }
     let log = worker.log();
     let given_up =
-        log.lines().find(|line| line.contains("partitions taken away")).expect("a line of it");
+        log.lines().find(|line| line.contains("partitions revoked")).expect("a line of it");
     assert!(given_up.contains("drained=true"), "{given_up}");
     stands_still(&worker).await;
 

@@ -43,7 +43,7 @@ async fn owns_all(worker: &Role) {
                 .filter_map(|line| line.split(['[', ']']).nth(1));
             lists.map(|list| list.split(',').filter(|id| !id.trim().is_empty()).count()).sum()
         };
-        if count("partitions assigned") - count("partitions taken away") == 4 {
+        if count("partitions assigned") - count("partitions revoked") == 4 {
             return;
         }
         assert!(begun.elapsed() < PATIENCE, "it never got all partitions:\n{log}");
@@ -120,7 +120,7 @@ on_two_stacks! {
         works(&second).await;
         gave_up(&first).await;
         assert_eq!(world.assignor(group), "", "the members have no say");
-        for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
+        for given_up in first.log().lines().filter(|line| line.contains("partitions revoked")) {
             assert!(given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"), "{given_up}");
         }
         first.stop();
@@ -231,7 +231,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
     let first = world.start_with("worker", &name).await;
     let second = world.start_with("worker", &name).await;
     let log = first.ended(2).await;
-    assert!(log.contains("the group cannot be consumed"), "{log}");
+    assert!(log.contains("consumer shut out of its group"), "{log}");
     owns_all(&second).await;
 
     // Under the broker's protocol it is the one that comes who is refused.
@@ -243,7 +243,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
     ];
     let first = world.start_with("worker", &broker_s).await;
     let log = Role::spawn(&world.env, "worker", &broker_s).ended(2).await;
-    assert!(log.contains("the group cannot be consumed"), "{log}");
+    assert!(log.contains("consumer shut out of its group"), "{log}");
     first.stop();
     second.stop();
 }
