@@ -9,38 +9,50 @@ use rdkafka::{
     metadata::MetadataPartition, topic_partition_list::TopicPartitionListElem,
 };
 
-use super::probe::{ANSWERS_WITHIN, KafkaProbe};
-use crate::{config::KafkaConfig, lifecycle::Shutdown, telemetry::Metrics};
+use super::probe::{ANSWER_TIMEOUT, KafkaProbe};
+use crate::{config::Kafka, lifecycle::Shutdown, telemetry::Metrics};
 
-/// Between two looks at the offsets.
-const LOOK_EVERY: Duration = Duration::from_secs(4);
-/// A backlog of which nothing is committed for so long has no consumer that shows its lag.
+/// Mean time between two measurements.
+const MEASURE_EVERY: Duration = Duration::from_secs(4);
+/// If nothing of a backlog is committed for so long, no consumer works on it and shows its lag.
 const UNSERVED_AFTER: Duration = Duration::from_secs(10);
-/// How exactly the time of a message is searched, ms.
+/// How exactly the time of a message is searched, milliseconds.
 const RESOLUTION_MS: i64 = 100;
-/// Messages that are older look as if they were so old, ms: a year.
-const LONGEST_AGE_MS: i64 = 365 * 86_400_000;
+/// The greatest age that is shown, milliseconds: a year. Older messages are shown with this age.
+const MAX_AGE_MS: i64 = 365 * 86_400_000;
 
-/// Shows the lag of a topic that other processes consume, while none of them works on it: so the
-/// lag is known although all consumers are away. A consumer at work shows its own lag.
+/// Shows the lag of a topic that other processes consume, while none of them works on it. So the lag
+/// is known although all consumers are away. A consumer that works shows its own lag.
 pub(crate) struct BacklogWatch {
     probe: KafkaProbe,
     topic: String,
     metrics: Metrics,
+    /// The partitions with messages that are not committed.
     backlogs: HashMap<i32, Backlog>,
+    /// Partitions whose gauges are set.
     shown: HashSet<i32>,
+    /// Failed measurements in a row.
     failures: u32,
 }
 
-/// What is left to read of a partition.
+/// Messages of a partition that the group has not committed.
+#[derive(Debug, Clone, Copy)]
+struct Uncommitted {
+    partition: i32,
+    /// The offset of the first of them.
+    next: i64,
+    messages: i64,
+}
+
+/// The backlog of a partition: its uncommitted messages, as of the last measurement.
 #[derive(Debug, Clone, Copy)]
 struct Backlog {
     /// The offset of its first message.
     next: i64,
     messages: i64,
-    /// Since when the backlog begins at that message.
+    /// When a measurement first found that message to be the next one.
     since: Instant,
-    /// When that message was produced, Unix time in ms.
+    /// When that message was produced, Unix time in milliseconds, if it is known.
     produced_at_ms: Option<i64>,
 }
 
@@ -51,8 +63,9 @@ impl Backlog {
 }
 
 impl BacklogWatch {
-    /// Watches what `group_id` has not committed of a topic. Fails where the configuration is
-    /// refused.
+    /// Watches the messages of a topic that `group_id` has not committed.
+    ///
+    /// Fails if librdkafka rejects the configuration.
     pub(crate) fn new(
         kafka: &KafkaConfig,
         group_id: &str,
@@ -64,30 +77,36 @@ impl BacklogWatch {
         Ok(Self { probe, topic: topic.to_owned(), metrics, backlogs, shown, failures: 0 })
     }
 
-    /// Looks every few seconds until a stop is requested. What cannot be measured is not shown.
+    /// Measures every few seconds until a stop is requested. Shows no lag that cannot be measured.
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
-        loop {
-            let looking = tokio::task::spawn_blocking(move || {
-                self.look(Instant::now());
+        while !shutdown.is_requested() {
+            let measuring = tokio::task::spawn_blocking(move || {
+                self.update(Instant::now());
                 self
             });
-            let Ok(Ok(watch)) = shutdown.interruptible(looking).await else { return };
-            self = watch;
-            let delay = LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0);
-            if shutdown.sleep(delay).await.is_err() {
-                return;
+            self = tokio::select! {
+                measured = measuring => match measured {
+                    Ok(watch) => watch,
+                    Err(_) => return,
+                },
+                () = shutdown.requested() => return,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(MEASURE_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
+                () = shutdown.requested() => {}
             }
         }
     }
 
-    fn look(&mut self, now: Instant) {
+    /// Measures the backlogs and sets the gauges.
+    fn update(&mut self, now: Instant) {
         match self.measure(now) {
             Ok(()) => self.failures = 0,
             Err(error) => {
                 self.failures = self.failures.saturating_add(1);
-                // Once, and not where a leader has just changed.
+                // Logged once, and not at the first failure: a leader may have just changed.
                 if self.failures == 2 {
-                    tracing::warn!(topic = self.topic, %error, "the backlog cannot be measured");
+                    tracing::warn!(topic = self.topic, %error, "backlog not measured");
                 }
                 self.backlogs.clear();
             }
@@ -97,7 +116,7 @@ impl BacklogWatch {
 
     fn measure(&mut self, now: Instant) -> KafkaResult<()> {
         let former = std::mem::take(&mut self.backlogs);
-        for (partition, next, messages) in self.left_to_read()? {
+        for Uncommitted { partition, next, messages } in self.uncommitted()? {
             let fresh = Backlog { next, messages, since: now, produced_at_ms: None };
             let known = former.get(&partition).filter(|known| known.next == next);
             let backlog = known.map_or(fresh, |known| Backlog { messages, ..*known });
@@ -121,12 +140,13 @@ impl BacklogWatch {
         Ok(())
     }
 
-    /// Each partition that has messages that are not committed: the offset of the first, and how
-    /// many there are.
-    fn left_to_read(&self) -> KafkaResult<Vec<(i32, i64, i64)>> {
+    /// The uncommitted messages of each partition that has any.
+    ///
+    /// Fails if a broker does not answer within 5 s, or rejects a question.
+    fn uncommitted(&self) -> KafkaResult<Vec<Uncommitted>> {
         let client = &self.probe.client;
         while client.poll(Duration::ZERO).is_some() {}
-        let metadata = client.fetch_metadata(Some(&self.topic), ANSWERS_WITHIN)?;
+        let metadata = client.fetch_metadata(Some(&self.topic), ANSWER_TIMEOUT)?;
         let found = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
         let mut asked = TopicPartitionList::new();
         for partition in found {
@@ -138,22 +158,25 @@ impl BacklogWatch {
         let ids: Vec<_> = found.iter().map(MetadataPartition::id).collect();
         let begins = self.offsets(ids.iter().map(|id| (*id, Offset::Beginning)))?;
         let ends = self.offsets(ids.iter().map(|id| (*id, Offset::End)))?;
-        let committed = by_partition(&client.committed_offsets(asked, ANSWERS_WITHIN)?);
-        let left = ids.into_iter().filter_map(|id| {
+        let committed = by_partition(&client.committed_offsets(asked, ANSWER_TIMEOUT)?);
+        let uncommitted = ids.into_iter().filter_map(|id| {
             let (begin, end) = (*begins.get(&id)?, *ends.get(&id)?);
             let next = committed.get(&id).map_or(begin, |committed| begin.max(*committed));
-            (next < end).then_some((id, next, end - next))
+            let messages = end - next;
+            (messages > 0).then_some(Uncommitted { partition: id, next, messages })
         });
-        Ok(left.collect())
+        Ok(uncommitted.collect())
     }
 
-    /// When the messages at these offsets were produced, Unix time in ms: the latest time up to
-    /// which the broker finds no later message. It takes some 30 requests, for all of them at once,
-    /// and no right to read.
+    /// When the messages at these offsets were produced, Unix time in milliseconds.
+    ///
+    /// Searches by halves for the latest time for which the broker still names this message or an
+    /// earlier one. That takes some 30 requests, each for all partitions. Unlike a fetch it needs no
+    /// right to read.
     fn search_times(&self, wanted: &HashMap<i32, i64>) -> KafkaResult<HashMap<i32, i64>> {
         let now = Utc::now().timestamp_millis();
         let mut bounds: HashMap<i32, (i64, i64)> =
-            wanted.keys().map(|partition| (*partition, (now - LONGEST_AGE_MS, now))).collect();
+            wanted.keys().map(|partition| (*partition, (now - MAX_AGE_MS, now))).collect();
         while bounds.values().any(|(low, high)| high - low > RESOLUTION_MS) {
             let middles = bounds
                 .iter()
@@ -168,8 +191,8 @@ impl BacklogWatch {
         Ok(bounds.into_iter().map(|(partition, (low, _))| (partition, low)).collect())
     }
 
-    /// Of each partition the offset at its beginning, at its end, or of the first message that is
-    /// not older than a time in ms.
+    /// An offset of each partition: at its beginning, at its end, or of the first message that is not
+    /// older than a Unix time in milliseconds.
     fn offsets(
         &self,
         asked: impl Iterator<Item = (i32, Offset)>,
@@ -178,11 +201,12 @@ impl BacklogWatch {
         for (partition, offset) in asked {
             list.add_partition_offset(&self.topic, partition, offset)?;
         }
-        let found = self.probe.client.offsets_for_times(list, ANSWERS_WITHIN)?;
+        let found = self.probe.client.offsets_for_times(list, ANSWER_TIMEOUT)?;
         found.elements().iter().try_for_each(TopicPartitionListElem::error)?;
         Ok(by_partition(&found))
     }
 
+    /// Sets the gauges of backlogs on which no consumer works, and removes the others.
     fn show(&mut self, now: Instant) {
         let unserved: HashMap<_, _> =
             self.backlogs.iter().filter(|(_, backlog)| backlog.is_unserved(now)).collect();
@@ -198,7 +222,7 @@ impl BacklogWatch {
     }
 }
 
-/// The offsets that are known.
+/// The offsets that are known, by partition.
 fn by_partition(list: &TopicPartitionList) -> HashMap<i32, i64> {
     let elements = list.elements();
     let known = elements.iter().filter_map(|element| match element.offset() {

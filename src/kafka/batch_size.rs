@@ -8,29 +8,31 @@ use tokio::sync::Mutex;
 
 use super::topic_settings::TopicSettings;
 
-/// The largest batch where no topic asks for less, bytes: less than a topic takes by default.
+/// The largest batch if no topic needs a smaller one, bytes. It is less than a topic takes by default.
 pub(super) const MAX_BATCH_BYTES: usize = 900_000;
-/// No batch limit is lower, bytes. A message that is larger is a batch by itself.
+/// The least limit of batches, bytes. A larger message is a batch by itself.
 pub(super) const MIN_BATCH_BYTES: usize = 1024;
-/// A topic is not asked again sooner than this.
+/// Least time between two questions about a topic.
 const ASK_EVERY: Duration = Duration::from_secs(10);
-const ASK_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a broker may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks topics how large a batch they take.
+/// Asks brokers how large a batch each topic takes.
 #[derive(Debug, Default)]
 pub(super) struct BatchLimits {
+    /// When the broker last answered, or did not answer in time, about each topic.
     asked: Mutex<HashMap<String, Instant>>,
 }
 
 impl BatchLimits {
-    /// The largest batch that every one of these topics takes, bytes. `None` where the broker does
-    /// not say so within 5 s, or all were asked less than 10 s ago.
+    /// The largest batch that each of these topics takes, bytes. `None` if the broker does not answer
+    /// within 5 s, or if all topics were asked about less than 10 s ago.
     pub(super) async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
-        // Who comes meanwhile waits, and then need not ask.
+        // Concurrent callers wait for the lock. Then the topics are asked about already.
         let mut asked = self.asked.lock().await;
         let now = Instant::now();
         asked.retain(|_, at| now.duration_since(*at) < ASK_EVERY);
-        // The broker refuses to describe a topic twice.
+        // The broker rejects a request that names a topic twice.
         let due: BTreeSet<_> =
             topics.iter().copied().filter(|topic| !asked.contains_key(*topic)).collect();
         let due: Vec<_> = due.into_iter().collect();
@@ -38,18 +40,19 @@ impl BatchLimits {
             return None;
         }
         let admin: AdminClient<DefaultClientContext> = config.create().ok()?;
-        let described = TopicSettings::describe(&admin, &due, ASK_TIMEOUT).await;
+        let described = TopicSettings::describe(&admin, &due, ANSWER_TIMEOUT).await;
         asked.extend(due.iter().map(|topic| ((*topic).to_owned(), Instant::now())));
-        // It waits for its thread.
+        // Dropping the client blocks until its thread ends.
         drop(tokio::task::spawn_blocking(move || drop(admin)));
         let described = described.inspect_err(|error| {
-            tracing::info!(topics = ?due, %error, "the largest batches of topics are unknown");
+            tracing::info!(topics = ?due, %error, "limits of the topics' batches not known");
         });
         described.ok()?.values().filter_map(TopicSettings::max_batch_bytes).map(with_margin).min()
     }
 }
 
-/// The broker may compress a batch again by another codec, which may make it a little larger.
+/// Leaves a sixteenth free. The broker may compress a batch again with another codec, and make it a
+/// little larger.
 fn with_margin(bytes: usize) -> usize {
     (bytes - bytes / 16).max(MIN_BATCH_BYTES)
 }

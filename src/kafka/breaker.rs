@@ -2,21 +2,30 @@ use std::collections::HashMap;
 
 use super::Blame;
 
-/// How many of the last messages count.
-pub(super) const WINDOW: usize = 1000;
-/// The most of them that may be set aside: a fifth.
-pub(super) const MOST_SET_ASIDE: usize = WINDOW / 5;
-/// Sources that are told apart; those that come later are counted as one.
+/// How many of the last messages a window has.
+pub(super) const WINDOW_MESSAGES: usize = 1000;
+/// How many of them may be dead letters: a fifth.
+pub(super) const MAX_DEAD_LETTERS: usize = WINDOW_MESSAGES / 5;
+/// Sources that are counted apart. All further sources count as one.
 const MAX_SOURCES: usize = 64;
 
-/// Tells messages that are bad each by itself from a fault that all of them meet. It opens where
-/// more than 200 of the last 1,000 messages would be dead letters that may be our own fault. Those
-/// that are blamed on a source count among its messages; all others count among the lane's, and
-/// those that are blamed on a partition among the partition's too.
+/// Halts a lane if too many of its messages are bad. Then the fault is probably not in the messages,
+/// but in stocklock or its configuration, and dead-lettering them all would do harm.
+///
+/// It opens when more than 200 of the last 1,000 messages would be dead letters. What a letter is
+/// blamed on says among which messages it counts:
+///
+/// | blamed on | counts among the messages of |
+/// | --- | --- |
+/// | [`Blame::Source`] | the source |
+/// | [`Blame::Partition`] | the partition, and the lane |
+/// | [`Blame::Lane`] | the lane |
+/// | [`Blame::Writer`] | nothing: the throttle bounds its rate |
 #[derive(Debug, Default)]
 pub(super) struct Breaker {
     lane: Window,
     partitions: HashMap<i32, Window>,
+    /// The first [`MAX_SOURCES`] sources.
     sources: HashMap<String, Window>,
     other_sources: Window,
 }
@@ -30,15 +39,17 @@ impl Breaker {
             Blame::Partition => {
                 self.lane.has_room() && self.partitions.get(&partition).is_none_or(Window::has_room)
             }
-            Blame::Source(source) if self.is_told_apart(source) => {
+            Blame::Source(source) if self.is_counted_apart(source) => {
                 self.sources.get(source).is_none_or(Window::has_room)
             }
             Blame::Source(_) => self.other_sources.has_room(),
         }
     }
 
-    /// Counts a message that is done. `letter` is given for a dead letter; those that are blamed on
-    /// their writer count nowhere, else they would hide others.
+    /// Counts a message that is done. `letter` is what it is blamed on if it is a dead letter.
+    ///
+    /// A letter that is blamed on its writer is not counted at all. As a good message it would hide
+    /// other letters.
     pub(super) fn count(
         &mut self,
         partition: i32,
@@ -56,12 +67,12 @@ impl Breaker {
         }
     }
 
-    fn is_told_apart(&self, source: &str) -> bool {
+    fn is_counted_apart(&self, source: &str) -> bool {
         self.sources.contains_key(source) || self.sources.len() < MAX_SOURCES
     }
 
     fn of_source(&mut self, source: &str) -> &mut Window {
-        if !self.is_told_apart(source) {
+        if !self.is_counted_apart(source) {
             return &mut self.other_sources;
         }
         if !self.sources.contains_key(source) {
@@ -71,31 +82,33 @@ impl Breaker {
     }
 }
 
-/// The last 1,000 messages. Those that are not seen yet count as good.
+/// The last 1,000 messages. Before there are so many, the missing ones count as good.
 #[derive(Debug)]
 struct Window {
-    /// Whether each of them was set aside; a ring.
-    last: [bool; WINDOW],
+    /// Whether each of them was a dead letter. A ring buffer.
+    last: [bool; WINDOW_MESSAGES],
+    /// The index of the oldest message, which the next one replaces.
     next: usize,
-    set_aside: usize,
+    dead_letters: usize,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { last: [false; WINDOW], next: 0, set_aside: 0 }
+        Self { last: [false; WINDOW_MESSAGES], next: 0, dead_letters: 0 }
     }
 }
 
 impl Window {
+    /// Whether the next message may be a dead letter.
     fn has_room(&self) -> bool {
-        self.set_aside - usize::from(self.last[self.next]) < MOST_SET_ASIDE
+        self.dead_letters - usize::from(self.last[self.next]) < MAX_DEAD_LETTERS
     }
 
-    fn push(&mut self, set_aside: bool) {
-        self.set_aside -= usize::from(self.last[self.next]);
-        self.set_aside += usize::from(set_aside);
-        self.last[self.next] = set_aside;
-        self.next = (self.next + 1) % WINDOW;
+    fn push(&mut self, is_dead_letter: bool) {
+        self.dead_letters -= usize::from(self.last[self.next]);
+        self.dead_letters += usize::from(is_dead_letter);
+        self.last[self.next] = is_dead_letter;
+        self.next = (self.next + 1) % WINDOW_MESSAGES;
     }
 }
 
@@ -118,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fifth_may_be_set_aside_for_ever() {
+    fn a_fifth_may_be_dead_lettered_for_ever() {
         let mut breaker = Breaker::default();
         for _ in 0..1000 {
             count(&mut breaker, 1, "worker", Some(Blame::Lane));
@@ -133,7 +146,7 @@ mod tests {
         count(&mut breaker, 100, "worker", Some(Blame::Lane));
         count(&mut breaker, 50, "worker", None);
         count(&mut breaker, 100, "worker", Some(Blame::Lane));
-        // The first of all is still among the last 1,000, and makes room for one when it leaves them.
+        // The first letter is still among the last 1,000. When it leaves them, there is room for one.
         count(&mut breaker, 749, "worker", None);
         assert!(!breaker.is_closed(0, Blame::Lane));
         count(&mut breaker, 1, "worker", None);

@@ -9,26 +9,25 @@ use std::{
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
-use super::seldom::Seldom;
-use crate::config::KafkaConfig;
+use super::log_limiter::LogLimiter;
+use crate::config::Kafka;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";
-/// How long a client without metadata waits before it asks the bootstrap servers again,
-/// milliseconds.
+/// How long a client without metadata waits before it asks the bootstrap servers again, milliseconds.
 const BOOTSTRAP_AGAIN_MS: &str = "10000";
 /// How long a broker may take to accept a connection, milliseconds.
 const CONNECT_TIMEOUT_MS: &str = "10000";
 /// How long a broker may take to answer a request, milliseconds.
 const REQUEST_TIMEOUT_MS: &str = "20000";
-/// What librdkafka 2.12 logs where a topic was deleted and created again, in its debug context
-/// `metadata`. No call returns the id.
+/// Part of the line that librdkafka 2.12 logs when a topic was deleted and created again, in its debug
+/// context `metadata`. No call returns a topic's id.
 const TOPIC_REPLACED: &str = " changed id from ";
-/// A topic id of zeros, which a client has before the first metadata, or where a broker names none.
+/// A topic id of zeros: the client has no metadata yet, or the broker named no id.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
-/// What every client of the cluster has in common.
-pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
+/// The configuration that every client of the cluster begins with.
+pub fn client_config(kafka: &Kafka) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &kafka.brokers)
@@ -48,28 +47,29 @@ pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
     client
 }
 
-/// Makes the client report a topic's new id to its [`ClientLog`].
+/// Has the client report new ids of topics to its [`ClientLog`].
 pub(super) fn report_topic_ids(client: &mut ClientConfig) {
     client.set("debug", "metadata").set_log_level(RDKafkaLogLevel::Debug);
 }
 
-/// What a client says in its log and by its errors, written seldom.
+/// Takes a client's log lines and errors. Writes them at a limited rate, and notes when a topic of the
+/// client was replaced.
 #[derive(Debug, Default)]
 pub(super) struct ClientLog {
-    seldom: Seldom,
+    limiter: LogLimiter,
     topic_replaced: AtomicBool,
     ids: TopicIds,
 }
 
-/// The last id of each topic that a broker named.
+/// The last id of each topic whose id went back to zeros. (librdkafka itself knows all other ids.)
 #[derive(Debug, Default)]
 struct TopicIds(Mutex<HashMap<String, String>>);
 
 impl ClientLog {
-    /// Writes a line of librdkafka's log, and looks for topics whose id changed.
+    /// Writes a line of librdkafka's log, and notes a topic whose id changed.
     pub(super) fn line(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         if self.ids.is_replacement(line) {
-            tracing::warn!(line, "a topic was replaced by another one of its name");
+            tracing::warn!(line, "a topic was replaced by another topic of its name");
             self.topic_replaced.store(true, Ordering::SeqCst);
             return;
         }
@@ -79,8 +79,8 @@ impl ClientLog {
                 tracing::debug!(facility, line, "librdkafka");
             }
             _ => {
-                if let Some(unsaid) = self.seldom.is_due(facility, Instant::now()) {
-                    tracing::warn!(facility, line, unsaid, "librdkafka");
+                if let Some(dropped_lines) = self.limiter.is_due(facility, Instant::now()) {
+                    tracing::warn!(facility, line, dropped_lines, "librdkafka");
                 }
             }
         }
@@ -88,19 +88,20 @@ impl ClientLog {
 
     /// Writes an error of the client.
     pub(super) fn error(&self, error: &KafkaError, reason: &str) {
-        if let Some(unsaid) = self.seldom.is_due(&error.to_string(), Instant::now()) {
-            tracing::warn!(%error, reason, unsaid, "kafka");
+        if let Some(dropped_lines) = self.limiter.is_due(&error.to_string(), Instant::now()) {
+            tracing::warn!(%error, reason, dropped_lines, "kafka");
         }
     }
 
-    /// Whether a topic that the client uses was deleted and created again.
+    /// Whether a topic of the client was deleted and created again.
     pub(super) fn is_topic_replaced(&self) -> bool {
         self.topic_replaced.load(Ordering::SeqCst)
     }
 }
 
 impl TopicIds {
-    /// Whether a line says that a topic has another id than before. An id of zeros is none.
+    /// Whether a log line says that a topic has another id than before. An id of zeros counts as no
+    /// id.
     fn is_replacement(&self, line: &str) -> bool {
         let Some((before, ids)) = line.split_once(TOPIC_REPLACED) else { return false };
         let Some((from, to)) = ids.split_once(" to ") else { return false };

@@ -20,9 +20,9 @@ use tokio::sync::{Semaphore, mpsc};
 
 use super::{
     Lane,
-    context::Context,
+    callbacks::ConsumerCallbacks,
     lane::{Offsets, Received},
-    member::{Client, Member},
+    member::{ConsumerClient, Member},
     partitions::{Partitions, Polled},
 };
 use crate::{
@@ -32,17 +32,19 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// Memory of the messages that wait in a lane, bytes.
-const LANE_BYTES: usize = 8 << 20;
-/// What a waiting message costs besides its payload, bytes.
-const MESSAGE_OVERHEAD: usize = 256;
-const POLL: Duration = Duration::from_millis(100);
-/// How long the poll thread waits for a full lane before it pauses the lane's partitions, which makes the client fetch anew what it has
-/// fetched of them, the first partition first. Where there are other lanes, they wait too.
+/// Memory of the messages that a lane holds, bytes.
+const MAX_LANE_BYTES: usize = 8 << 20;
+/// Memory of a message besides its key, payload and headers, bytes.
+const MESSAGE_OVERHEAD_BYTES: usize = 256;
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the poll thread waits for a full lane before it pauses the lane's partitions. A pause costs:
+/// the client drops the messages that it has fetched of these partitions, and fetches them again one
+/// partition after the other. But other lanes wait too meanwhile.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
+/// The same for the only lane of a consumer.
 const ONLY_LANE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// What to consume, and as whom.
+/// The topic to consume, the group to join, and the number of lanes.
 #[derive(Debug, Clone)]
 pub struct Subscription<'a> {
     pub group_id: &'a str,
@@ -50,15 +52,19 @@ pub struct Subscription<'a> {
     pub lanes: usize,
 }
 
-/// A member of a consumer group: a thread that never stops polling, whatever its lanes are doing.
+/// A member of a consumer group. Its poll thread polls all the time, even while its lanes are full, so
+/// that the group keeps the member.
 #[derive(Debug)]
 pub struct Consumer {
     thread: JoinHandle<KafkaResult<()>>,
 }
 
 impl Consumer {
-    /// Joins the group. The consumer leaves it once `shutdown` is requested and its lanes are dropped. Fails where the configuration is
-    /// refused; brokers that cannot be reached are waited for.
+    /// Starts the poll thread, which joins the group. The consumer leaves the group once `shutdown` is
+    /// requested and its lanes are dropped.
+    ///
+    /// Fails if librdkafka rejects the configuration or no thread can be started. Does not fail if the
+    /// brokers are away: the client waits for them.
     pub fn start(
         kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
@@ -67,13 +73,14 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context = Context::new(subscription.topic, kafka, &partitions, metrics, &health);
+        let context =
+            ConsumerCallbacks::new(subscription.topic, kafka, &partitions, metrics, &health);
         let member = Arc::new(Member::join(kafka, subscription, context)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
-                let memory = Arc::new(Semaphore::new(LANE_BYTES));
-                let inlet = Inlet { sender, memory, waiting: VecDeque::new() };
+                let memory = Arc::new(Semaphore::new(MAX_LANE_BYTES));
+                let inlet = Inlet { sender, memory, undelivered: VecDeque::new() };
                 (
                     inlet,
                     Lane {
@@ -131,19 +138,21 @@ impl Consumer {
 struct Inlet {
     sender: mpsc::UnboundedSender<Received>,
     memory: Arc<Semaphore>,
-    /// Messages that found the lane full; while there are any, the lane's partitions are paused. (More than one: partitions that
-    /// are assigned meanwhile are not paused yet.)
-    waiting: VecDeque<Waiting>,
+    /// Messages that came while the lane was full. While there are any, the lane's partitions are
+    /// paused. There may be several, since partitions that are assigned meanwhile are not paused.
+    undelivered: VecDeque<UndeliveredMessage>,
 }
 
-struct Waiting {
+/// A polled message that its lane has no room for.
+struct UndeliveredMessage {
     message: OwnedMessage,
     assignment: u64,
 }
 
+/// The poll thread.
 struct Poller {
     member: Arc<Member>,
-    client: Client,
+    client: ConsumerClient,
     partitions: Arc<Partitions>,
     inlets: Vec<Inlet>,
     supervision: Supervision,
@@ -154,24 +163,31 @@ struct Poller {
 }
 
 impl Poller {
-    /// Polls until the process is to stop. An error that the client does not recover from stops the process, and is the answer.
+    /// Polls until the process is to stop, and then leaves the group.
+    ///
+    /// Fails if another process has the `kafka.group_instance_id`, and then requests the stop of this
+    /// process.
     fn run(mut self) -> KafkaResult<()> {
         let mut failures = Backoff::default();
         let mut polled = Ok(());
         while !self.shutdown.is_requested() {
             let now = Instant::now();
-            self.retry_waiting();
+            self.retry_undelivered();
             self.supervise(now);
             let may_come =
-                |partition| self.inlets[self.partitions.lane(partition)].waiting.is_empty();
+                |partition| self.inlets[self.partitions.lane(partition)].undelivered.is_empty();
             self.partitions.throttle.apply(
                 &self.client,
                 &self.client.context().topic,
                 now,
                 may_come,
             );
-            let any_waiting = self.inlets.iter().any(|inlet| !inlet.waiting.is_empty());
-            match self.client.poll(if any_waiting { Duration::from_millis(5) } else { POLL }) {
+            let any_undelivered = self.inlets.iter().any(|inlet| !inlet.undelivered.is_empty());
+            match self.client.poll(if any_undelivered {
+                Duration::from_millis(5)
+            } else {
+                POLL_TIMEOUT
+            }) {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
@@ -180,14 +196,14 @@ impl Poller {
                 Some(Err(error)) => {
                     self.poll_errors.inc();
                     if let Some((code, reason)) = self.fence() {
-                        tracing::error!(%code, reason, "the group cannot be consumed");
+                        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
                         self.health.not_ready(reason);
                         self.shutdown.request();
                         polled = Err(KafkaError::MessageConsumptionFatal(code));
                     }
-                    // The context has written it.
+                    // The client's error callback has logged it.
                     self.client.context().condition.poll_failed(&error);
-                    std::thread::sleep(failures.next_delay().min(POLL));
+                    std::thread::sleep(failures.next_delay().min(POLL_TIMEOUT));
                 }
             }
         }
@@ -195,24 +211,25 @@ impl Poller {
         polled
     }
 
-    /// The error of a client that is shut out of its group, since another process has its
-    /// `kafka.group_instance_id`.
+    /// The client's error if another process has its `kafka.group_instance_id`, and so shut it out of
+    /// the group.
     fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
         self.client.client().fatal_error().filter(|(code, _)| match code {
             RDKafkaErrorCode::FencedInstanceId => true,
-            // The name may still be that of the client that this one replaced.
+            // The id may still belong to the client that this one replaced.
             RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
             _ => false,
         })
     }
 
-    /// Gives a message to its lane; `now` is when the poll began.
+    /// Gives a message to its lane. If the lane is full, waits a little, then keeps the message and
+    /// pauses the lane's partitions. `now` is when the poll began.
     fn deliver(&mut self, message: OwnedMessage, now: Instant) {
         let assignment = match self.partitions.polled(message.partition(), message.offset()) {
             Polled::InOrder(assignment) => assignment,
             Polled::Truncated => {
                 if !self.rewind(&message) {
-                    // It comes again.
+                    // The client delivers this message again.
                     return;
                 }
                 let Polled::InOrder(assignment) =
@@ -225,14 +242,14 @@ impl Poller {
             Polled::Unowned => return,
         };
         let lane = self.partitions.lane(message.partition());
-        self.supervision.heard(message.partition(), now);
+        self.supervision.received(message.partition(), now);
         self.partitions.throttle.add_message(message.partition(), now);
         if let Some(produced_at) = message.timestamp().to_millis() {
             self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
         }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
-        if inlet.waiting.is_empty() {
+        if inlet.undelivered.is_empty() {
             let cost = cost(&message);
             let memory =
                 Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
@@ -246,17 +263,17 @@ impl Poller {
                 return inlet.accept(message, assignment, memory);
             }
         }
-        inlet.waiting.push_back(Waiting { message, assignment });
+        inlet.undelivered.push_back(UndeliveredMessage { message, assignment });
         tracing::debug!(
             lane,
-            waiting = inlet.waiting.len(),
-            "the lane is full, its partitions are paused"
+            undelivered = inlet.undelivered.len(),
+            "lane full, pausing its partitions"
         );
         self.set_paused(lane, true);
     }
 
-    /// Begins a truncated partition again, of which this message came. Returns whether the message
-    /// is the first to be handled.
+    /// Begins the truncated partition of this message anew. Returns whether this message is the first
+    /// one to be handled.
     fn rewind(&mut self, message: &OwnedMessage) -> bool {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         self.client.context().ages.forget(partition);
@@ -267,14 +284,15 @@ impl Poller {
                     partition,
                     offset,
                     from,
-                    "the partition was truncated, it is read again"
+                    "partition was truncated, reading it again"
                 );
                 from == offset
             }
             Err(error) => {
                 self.recreate(
                     &format!(
-                        "partition {partition} was truncated, no seek to undone messages: {error}"
+                        "partition {partition} was truncated, and the client did not seek to {offset} \
+                         or before: {error}"
                     ),
                     None,
                 );
@@ -283,29 +301,34 @@ impl Poller {
         }
     }
 
-    fn retry_waiting(&mut self) {
+    /// Gives kept messages to their lanes, as far as there is room, and resumes the partitions of lanes
+    /// that have room again.
+    fn retry_undelivered(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            if inlet.waiting.is_empty() {
+            if inlet.undelivered.is_empty() {
                 continue;
             }
-            while let Some(next) = inlet.waiting.front() {
+            while let Some(next) = inlet.undelivered.front() {
                 let Ok(memory) =
                     Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message))
                 else {
                     break;
                 };
-                if let Some(Waiting { message, assignment }) = inlet.waiting.pop_front() {
+                if let Some(UndeliveredMessage { message, assignment }) =
+                    inlet.undelivered.pop_front()
+                {
                     inlet.accept(message, assignment, memory);
                 }
             }
-            if inlet.waiting.is_empty() {
+            if inlet.undelivered.is_empty() {
                 self.set_paused(lane, false);
             }
         }
     }
 
-    /// Pauses or resumes all partitions of a lane.
+    /// Pauses or resumes all partitions of a lane. Does not resume partitions that the throttle has
+    /// paused.
     fn set_paused(&self, lane: usize, paused: bool) {
         let Ok(assigned) = self.client.assignment() else { return };
         let mut of_lane = TopicPartitionList::new();
@@ -321,7 +344,7 @@ impl Poller {
         }
     }
 
-    /// Lets the lanes finish what they hold, and leaves the group with their offsets committed.
+    /// Waits until the lanes have finished and are dropped, commits their offsets, and leaves the group.
     fn stop(self) {
         let Self { member, client, inlets, health, .. } = self;
         drop(inlets);
@@ -348,18 +371,19 @@ impl Inlet {
     ) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
-            tracing::debug!("the lane is gone");
+            tracing::debug!("message dropped, its lane has ended");
         }
     }
 }
 
-/// A message's share of its lane's memory; one larger than the lane may have all of it.
+/// A message's share of its lane's memory, bytes. A message that is larger than the lane gets all of
+/// the memory.
 fn cost(message: &OwnedMessage) -> u32 {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();
-    let bytes = MESSAGE_OVERHEAD
+    let bytes = MESSAGE_OVERHEAD_BYTES
         + message.payload().map_or(0, <[u8]>::len)
         + message.key().map_or(0, <[u8]>::len)
         + headers;
-    u32::try_from(bytes.min(LANE_BYTES)).unwrap_or(u32::MAX)
+    u32::try_from(bytes.min(MAX_LANE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -12,35 +12,47 @@ use rdkafka::{
 use super::{DeadLetterReason, Message, ProduceError, Producer};
 use crate::telemetry::Metrics;
 
-/// Letters of a batch that are logged one by one.
+/// Dead letters of one call that are logged one by one.
 const MAX_LOGGED: usize = 10;
 
-/// Messages that no retry can help, set aside as they were found.
+/// Publishes messages to a dead-letter topic as they were found.
 #[derive(Clone)]
 pub struct DeadLetters {
     producer: Producer,
     topic: Arc<str>,
-    /// Whether the topic has refused a letter that had no key.
+    /// Whether the topic has rejected a letter without a key.
     needs_keys: Arc<AtomicBool>,
     metrics: Metrics,
 }
 
+/// A message to be dead-lettered, and why.
+pub(super) struct DeadLetter<'m> {
+    pub(super) message: &'m OwnedMessage,
+    pub(super) reason: DeadLetterReason,
+}
+
 impl DeadLetters {
+    /// `topic` is the dead-letter topic.
     pub fn new(producer: Producer, topic: &str, metrics: &Metrics) -> Self {
         Self { producer, topic: topic.into(), needs_keys: Arc::default(), metrics: metrics.clone() }
     }
 
-    /// Sets messages aside, each with its refusal's class and text, and waits until the broker has them. May set one aside
-    /// twice: the original topic, partition and offset in its headers identify it. One that the dead-letter topic finds too large
-    /// goes without its value, or if need be without its key and its own headers too, and a header `stocklock.omitted.bytes` says so.
-    pub(crate) async fn set_aside(
-        &self,
-        letters: &[(&OwnedMessage, DeadLetterReason)],
-    ) -> Result<(), ProduceError> {
+    /// Publishes dead letters, and returns when the broker has acknowledged all of them. A letter may
+    /// be published twice: the original topic, partition and offset in its headers identify it.
+    ///
+    /// A letter that is too large for the dead-letter topic is published without its value. If it is
+    /// still too large, it is published without its key and its own headers too. The header
+    /// `stocklock.omitted.bytes` says how much is left out.
+    ///
+    /// Fails with a [`ProduceError`] if the broker did not acknowledge a letter; others may be
+    /// published.
+    pub(super) async fn publish(&self, letters: &[DeadLetter<'_>]) -> Result<(), ProduceError> {
         let mut open: Vec<_> = letters.iter().collect();
-        for extent in [Extent::Whole, Extent::WithoutValue, Extent::OurHeaders] {
-            let too_large = match self.produce(&open, extent).await {
-                Err(ProduceError::TooLarge { numbers, .. }) if extent > Extent::OurHeaders => {
+        for content in [LetterContent::Whole, LetterContent::NoValue, LetterContent::OwnHeaders] {
+            let too_large = match self.produce(&open, content).await {
+                Err(ProduceError::TooLarge { numbers, .. })
+                    if content > LetterContent::OwnHeaders =>
+                {
                     numbers
                 }
                 produced => {
@@ -54,83 +66,83 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// A compacted topic refuses a letter without a key, as its message had none; then it gets one.
+    /// Produces letters. A compacted topic rejects a message without a key: from the first such
+    /// rejection on, every letter without a key gets one.
     async fn produce(
         &self,
-        letters: &[&(&OwnedMessage, DeadLetterReason)],
-        extent: Extent,
+        letters: &[&DeadLetter<'_>],
+        content: LetterContent,
     ) -> Result<(), ProduceError> {
         let needs_keys = self.needs_keys.load(Ordering::Relaxed);
         let compose = |needs_keys| {
-            let letters = letters
-                .iter()
-                .map(|(message, refusal)| letter(message, refusal, extent, needs_keys));
+            let letters = letters.iter().map(|letter| compose(letter, content, needs_keys));
             letters.collect::<Vec<_>>()
         };
         match self.producer.produce(&self.topic, compose(needs_keys)).await {
             Err(ProduceError::Kafka(error)) if is_invalid_record(&error) && !needs_keys => {
                 self.needs_keys.store(true, Ordering::Relaxed);
-                let topic = &*self.topic;
-                tracing::warn!(topic, %error, "the topic refuses letters without a key, is its cleanup.policy compact?");
+                tracing::warn!(
+                    topic = &*self.topic,
+                    %error,
+                    "dead letters without a key rejected, adding keys; is cleanup.policy compact?"
+                );
                 self.producer.produce(&self.topic, compose(true)).await
             }
             produced => produced,
         }
     }
 
-    fn count(&self, letters: &[(&OwnedMessage, DeadLetterReason)]) {
-        for (message, refusal) in letters {
-            self.metrics.dead_letters.with_label_values(&[message.topic(), refusal.class]).inc();
+    fn count(&self, letters: &[DeadLetter<'_>]) {
+        for DeadLetter { message, reason } in letters {
+            self.metrics.dead_letters.with_label_values(&[message.topic(), reason.class]).inc();
         }
-        for (message, DeadLetterReason { class, text }) in letters.iter().take(MAX_LOGGED) {
+        for DeadLetter { message, reason } in letters.iter().take(MAX_LOGGED) {
             let (topic, partition, offset) =
                 (message.topic(), message.partition(), message.offset());
+            let DeadLetterReason { class, text } = reason;
             tracing::warn!(topic, partition, offset, class, error = text, "dead-lettered");
         }
         if letters.len() > MAX_LOGGED {
-            tracing::warn!(letters = letters.len() - MAX_LOGGED, "more were dead-lettered");
+            tracing::warn!(letters = letters.len() - MAX_LOGGED, "further messages dead-lettered");
         }
     }
 }
 
-/// How much of a message its letter has.
+/// How much of a message its letter has, from least to most.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Extent {
-    /// Only why and from where, which is bounded.
-    OurHeaders,
-    /// Its key and its headers too.
-    WithoutValue,
+enum LetterContent {
+    /// Only the headers that [`DeadLetters`] adds. Their size is bounded.
+    OwnHeaders,
+    /// The message's key and headers too.
+    NoValue,
     Whole,
 }
 
-fn letter(
-    message: &OwnedMessage,
-    refusal: &DeadLetterReason,
-    extent: Extent,
-    needs_key: bool,
-) -> Message {
+/// Makes the message that is published as a letter.
+fn compose(letter: &DeadLetter<'_>, content: LetterContent, needs_key: bool) -> Message {
+    let DeadLetter { message, reason } = letter;
     let (key, payload) = (message.key(), message.payload());
     let found = || message.headers().into_iter().flat_map(Headers::iter);
     let mut headers = OwnedHeaders::new();
-    if extent >= Extent::WithoutValue {
+    if content >= LetterContent::NoValue {
         headers = found().fold(headers, OwnedHeaders::insert);
     }
-    headers = add_ours(headers, message, refusal);
+    headers = add_own_headers(headers, message, reason);
     let mut omitted = 0;
-    if extent < Extent::Whole {
+    if content < LetterContent::Whole {
         omitted += payload.map_or(0, <[u8]>::len);
     }
-    if extent < Extent::WithoutValue {
+    if content < LetterContent::NoValue {
         omitted += key.map_or(0, <[u8]>::len);
         omitted += found()
             .map(|header| header.key.len() + header.value.map_or(0, <[u8]>::len))
             .sum::<usize>();
     }
-    if extent < Extent::Whole {
+    if content < LetterContent::Whole {
         headers = headers
             .insert(Header { key: "stocklock.omitted.bytes", value: Some(&omitted.to_string()) });
     }
-    let mut kept_key = key.filter(|_| extent >= Extent::WithoutValue).map(<[u8]>::to_vec);
+    let mut kept_key = key.filter(|_| content >= LetterContent::NoValue).map(<[u8]>::to_vec);
     if needs_key && kept_key.is_none() {
         let origin = format!("{}-{}-{}", message.topic(), message.partition(), message.offset());
         kept_key = Some(origin.into_bytes());
@@ -138,19 +150,20 @@ fn letter(
     }
     Message {
         key: kept_key,
-        payload: payload.filter(|_| extent == Extent::Whole).map(<[u8]>::to_vec),
+        payload: payload.filter(|_| content == LetterContent::Whole).map(<[u8]>::to_vec),
         headers: Some(headers),
     }
 }
 
-/// librdkafka gives the second code to the others of the batch.
+/// Whether the broker rejected a record. librdkafka gives the second code to the other records of
+/// the batch.
 fn is_invalid_record(error: &KafkaError) -> bool {
     let code = error.rdkafka_error_code();
     matches!(code, Some(RDKafkaErrorCode::InvalidRecord | RDKafkaErrorCode::InvalidDifferentRecord))
 }
 
-/// Adds why, and from where.
-fn add_ours(
+/// Adds the headers that say why the message was dead-lettered and where it was found.
+fn add_own_headers(
     headers: OwnedHeaders,
     message: &OwnedMessage,
     DeadLetterReason { class, text }: &DeadLetterReason,

@@ -8,15 +8,17 @@ use rdkafka::{
 use super::client_config;
 use crate::config::{self, GroupProtocol};
 
-const TIMEOUT: Duration = Duration::from_secs(10);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the workers' group has a member. Always `true` under the protocol `consumer`, whose
-/// members the client cannot list. Blocks for up to 10 s; fails where no broker answers.
-pub(crate) fn has_workers(kafka: &config::KafkaConfig) -> KafkaResult<bool> {
+/// Whether the workers' group has a member. Always `true` under the group protocol `consumer`, whose
+/// members librdkafka cannot list.
+///
+/// Blocks for up to 10 s. Fails if no broker answers in that time.
+pub(crate) fn has_workers(kafka: &config::Kafka) -> KafkaResult<bool> {
     if kafka.group_protocol == GroupProtocol::Consumer {
         return Ok(true);
     }
     let client: BaseConsumer = client_config(kafka).create()?;
-    let groups = client.fetch_group_list(Some(&kafka.group_id), TIMEOUT)?;
+    let groups = client.fetch_group_list(Some(&kafka.group_id), ANSWER_TIMEOUT)?;
     Ok(groups.groups().iter().any(|group| !group.members().is_empty()))
 }

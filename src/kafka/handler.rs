@@ -2,97 +2,115 @@ use std::collections::HashSet;
 
 use rdkafka::message::OwnedMessage;
 
-/// The keys of messages whose outcomes the topic does not take, for their size. The others are
-/// told.
+/// Keys of messages whose outcomes were not published, since they are too large for the topic. All
+/// other outcomes of the same call were acknowledged.
 pub(crate) type Unpublished = HashSet<Vec<u8>>;
 
-/// What a lane's batches are for, in three steps. Those that fail are repeated, which must do no harm.
+/// What a role does with the messages of a lane.
+///
+/// A [`Lane`](super::Lane) decodes each message, handles them in batches, publishes the outcomes and
+/// asks for reasons to dead-letter. A step that fails is repeated with the same messages, so each
+/// method must be safe to repeat.
 pub trait Handler: Send + Sync + 'static {
-    /// A message as it was understood, or why it was not.
+    /// A decoded message, or the reason why it cannot be decoded.
     type Decoded: Send + Sync;
-    /// What came of a batch, to be published.
+    /// What [`Handler::handle`] did, as [`Handler::publish`] needs it.
     type Handled: Send + Sync;
     type Error: std::error::Error + Send + Sync;
 
+    /// Decodes a message. Must not block: it runs on the async runtime.
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
 
-    /// Does the messages of a batch, or of a part of one, in one transaction, but for those that have to be left behind for now, which
-    /// are in the next batch again.
+    /// Handles the messages of a batch, or of a part of one, in one transaction.
+    ///
+    /// May defer messages. The lane puts a deferred message at the front of its next batch, and
+    /// stores no offset behind it before it is handled. A deferred message must not be overtaken by
+    /// a later one that depends on it: the handler defers both.
+    ///
+    /// Fails with an error that [`Handler::fate`] explains. Then nothing of the transaction holds.
     fn handle(
         &self,
         messages: &[Self::Decoded],
     ) -> impl Future<Output = Result<Done<Self::Handled>, Self::Error>> + Send;
 
-    /// Why one of the messages that were handled is to be set aside all the same.
+    /// The reason to dead-letter a message that was handled, or `None` for a good message.
     fn dead_letter_reason(
         &self,
         message: &Self::Decoded,
         handled: &Self::Handled,
     ) -> Option<DeadLetterReason>;
 
-    /// Whose word the message is, where it says so; letters that are blamed on a source are counted
-    /// among its messages.
+    /// The source that the message names, if it names one. The breaker counts each source's
+    /// messages apart.
     fn source<'m>(&self, _message: &'m Self::Decoded) -> Option<&'m str> {
         None
     }
 
-    /// What the dead letter of a message that is refused is blamed on. The lane, unless the handler
-    /// knows better.
-    fn blame<'m>(&self, _message: &'m Self::Decoded, _refusal: &DeadLetterReason) -> Blame<'m> {
+    /// What a dead letter is blamed on. The default is the lane.
+    fn blame<'m>(&self, _message: &'m Self::Decoded, _reason: &DeadLetterReason) -> Blame<'m> {
         Blame::Lane
     }
 
-    /// Tells others what came of the messages. Their offsets are stored when all of their batch is published.
+    /// Publishes the outcomes of handled messages, and returns when the broker has acknowledged
+    /// them. The lane stores the offsets of a batch only when all of the batch is published.
+    ///
+    /// Fails if an outcome was not acknowledged. If all failures are of outcomes that are too large,
+    /// [`Handler::unpublished`] names them, and the lane does not repeat.
     fn publish(
         &self,
         handled: &Self::Handled,
     ) -> impl Future<Output = Result<(), Self::Error>> + Send;
 
-    /// The messages whose outcomes are too large to be published, where a publication failed for
-    /// that alone.
+    /// The messages whose outcomes are too large to be published, or `None` if the publication
+    /// failed for another cause.
     fn unpublished(_error: &Self::Error) -> Option<&Unpublished> {
         None
     }
 
+    /// What an error of [`Handler::handle`] or [`Handler::publish`] means for its messages.
     fn fate(error: &Self::Error) -> Fate;
 }
 
-/// What came of messages.
+/// What [`Handler::handle`] did with the messages that it was given.
 #[derive(Debug, Default)]
 pub struct Done<H> {
+    /// The outcome of all messages that are not deferred.
     pub handled: H,
-    /// The numbers of those that are left behind, in their order.
+    /// Indexes of the deferred messages in the slice that was given, ascending.
     pub deferred: Vec<usize>,
 }
 
 /// What an error means for the messages that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
-    /// A dependency, a bounded label, cannot do them at present: they are repeated, as long as it takes.
+    /// A dependency is not available: repeat the messages until it is. The label of the dependency
+    /// is bounded.
     Retry(&'static str),
-    /// One of them will not be accepted, whatever is repeated: the batch is halved until it is alone, and it is set aside under
-    /// this class, a bounded label.
+    /// No repetition helps one of the messages: halve the batch until that message is alone, and
+    /// dead-letter it under this class. The class is a bounded label.
     Reject(&'static str),
 }
 
-/// What a dead letter is blamed on, which says what happens when there are many.
+/// What a dead letter is blamed on. It decides what happens when there are many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Blame<'m> {
-    /// Its writer alone, and no repetition mends it: such letters pass at a bounded rate.
+    /// The writer of the message alone, and no repetition helps: such letters pass at a bounded
+    /// rate (`throttle.rs`).
     Writer,
-    /// This source, or ourselves: too many of them among its messages stop the lane.
+    /// This source, or stocklock: too many letters among the source's messages halt the lane.
     Source(&'m str),
-    /// Some writer of its partition, or ourselves: too many among the partition's messages stop the
-    /// lane.
+    /// Some writer of the partition, or stocklock: too many letters among the partition's messages
+    /// halt the lane.
     Partition,
-    /// Ourselves: too many among the lane's messages stop it.
+    /// Stocklock: too many letters among the lane's messages halt it.
     Lane,
 }
 
-/// Why a message is set aside.
+/// Why a message is dead-lettered.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetterReason {
-    /// A bounded label.
+    /// One of the documented classes of dead letters: a bounded label.
     pub(crate) class: &'static str,
+    /// What was expected, and what was found.
     pub(crate) text: String,
 }

@@ -9,18 +9,20 @@ use tokio::{
 use super::{member::Member, partitions::Partitions};
 use crate::{config::BatchConfig, lifecycle::Shutdown};
 
-/// Messages that are decoded before anyone else gets a turn.
-const DECODED_AT_ONCE: usize = 64;
+/// Messages that are decoded before other tasks of the thread may run.
+const MAX_DECODED_AT_ONCE: usize = 64;
 
-/// A message on its way through a lane; it gives its share of the lane's memory back when it is dropped.
+/// A message on its way through a lane. It holds a share of the lane's memory until it is dropped.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(crate) message: OwnedMessage,
+    /// The assignment of the partition when the message was polled.
     pub(super) assignment: u64,
     pub(super) _memory: OwnedSemaphorePermit,
 }
 
-/// The receiving end of some of a consumer's partitions, whose messages become batches.
+/// Receives the messages of some of a consumer's partitions and makes batches of them.
+/// [`Lane::run`] drives them through a [`Handler`](super::Handler).
 pub struct Lane {
     pub(super) topic: String,
     pub(super) messages: UnboundedReceiver<Received>,
@@ -31,24 +33,32 @@ pub struct Lane {
     pub(super) closed_at: Instant,
 }
 
-/// Messages that are handled together, those of a partition in the order of their offsets. Until it is dropped, its partitions are not
-/// given up.
+/// Messages that are handled together. The messages of a partition are in the order of their
+/// offsets. A revocation waits until the batch is dropped, within its deadline.
 pub struct Batch<D> {
     messages: Vec<Received>,
     decoded: Vec<D>,
-    taken: HashMap<i32, u64>,
-    /// The first offset of each partition that was left behind.
-    left_behind: HashMap<i32, i64>,
+    /// The assignment of each of its partitions.
+    assignments: HashMap<i32, u64>,
+    /// The first offset of each partition that was deferred.
+    first_deferred: HashMap<i32, i64>,
     partitions: Arc<Partitions>,
 }
 
-/// Messages of a batch that are to be in the next one.
-pub(super) struct LeftBehind<D> {
+/// Messages that a batch deferred, for the next batch.
+pub(super) struct DeferredMessages<D> {
     messages: Vec<Received>,
     decoded: Vec<D>,
 }
 
-/// Where the offsets of a lane's batches are stored that are done with.
+/// The last of a partition's messages that are done.
+struct LastDone<'b> {
+    topic: &'b str,
+    partition: i32,
+    offset: i64,
+}
+
+/// Stores the offsets of a lane's batches.
 #[derive(Clone)]
 pub struct Offsets {
     pub(super) lane: usize,
@@ -57,9 +67,16 @@ pub struct Offsets {
 }
 
 impl Lane {
-    /// Waits for messages and decodes them; closes the batch when it is in demand, and then as soon as it is full, or no more messages
-    /// are at hand and `linger` has passed since the batch before: what comes alone does not wait, and what comes often comes in
-    /// batches (as Nagle's algorithm does it, RFC 896). `None` once the process is to stop; what was collected then comes again.
+    /// Collects and decodes messages until the next batch is closed.
+    ///
+    /// A batch is closed when it is demanded, and then as soon as
+    /// - it has `max` messages, or
+    /// - it has any, and `linger` has passed since the batch before it was closed.
+    ///
+    /// So a single message does not wait, and frequent messages come in batches. (Nagle's algorithm
+    /// for TCP has the same idea, RFC 896.)
+    ///
+    /// Returns `None` once the process is to stop. Messages that were collected by then come again.
     pub async fn next_batch<D>(
         &mut self,
         BatchConfig { max, linger }: BatchConfig,
@@ -72,7 +89,7 @@ impl Lane {
         let closes_at = self.closed_at + linger;
         loop {
             let fresh = messages.len();
-            let room = (max - fresh).min(DECODED_AT_ONCE);
+            let room = (max - fresh).min(MAX_DECODED_AT_ONCE);
             let is_due = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return None,
@@ -91,7 +108,7 @@ impl Lane {
             };
             if is_due || is_demanded && messages.len() == max {
                 self.closed_at = Instant::now();
-                let batch = Batch::take(
+                let batch = Batch::begin(
                     std::mem::take(&mut messages),
                     std::mem::take(&mut decoded),
                     &self.partitions,
@@ -103,26 +120,24 @@ impl Lane {
         }
     }
 
-    /// Where the offsets of this lane's batches are stored.
     pub fn offsets(&self) -> &Offsets {
         &self.offsets
     }
 }
 
 impl Offsets {
-    /// The first messages of the batch, so many, are done: their offsets are stored, to be committed soon, up to the first that is not. Those
-    /// of partitions that were taken away are dropped; their next owner repeats what was done.
+    /// Stores the offsets of the first `done` messages of the batch; the client commits them within
+    /// a second. No offset passes a message of its partition that is deferred or not done. Offsets
+    /// of revoked partitions are dropped: the next owner repeats those messages.
+    ///
+    /// Call it only when the outcomes of these messages are acknowledged.
     pub fn store<D>(&self, batch: &Batch<D>, done: usize) {
         let stored = self.member.store_offsets(|| {
             let mut offsets = TopicPartitionList::new();
-            for (topic, partition, last) in batch.last_offsets(done) {
+            for LastDone { topic, partition, offset } in batch.last_done(done) {
                 let first_undone = batch.first_undone(partition, done);
-                let stored = self.partitions.done(
-                    partition,
-                    batch.taken[&partition],
-                    last + 1,
-                    first_undone,
-                );
+                let assignment = batch.assignment(partition);
+                let stored = self.partitions.done(partition, assignment, offset + 1, first_undone);
                 let Some(offset) = stored else { continue };
                 if let Err(error) =
                     offsets.add_partition_offset(topic, partition, Offset::Offset(offset))
@@ -139,56 +154,60 @@ impl Offsets {
 }
 
 impl<D> Batch<D> {
-    fn take(messages: Vec<Received>, decoded: Vec<D>, partitions: &Arc<Partitions>) -> Self {
-        let mut wanted = HashMap::new();
+    /// Begins a batch of the messages whose partitions are owned since the same assignment and are
+    /// not being revoked. Drops the other messages.
+    fn begin(messages: Vec<Received>, decoded: Vec<D>, partitions: &Arc<Partitions>) -> Self {
+        let mut assignments = HashMap::new();
         for received in &messages {
-            wanted.insert(received.message.partition(), received.assignment);
+            assignments.insert(received.message.partition(), received.assignment);
         }
-        let allowed = partitions.take(&wanted);
-        wanted.retain(|partition, _| allowed.contains(partition));
+        let allowed = partitions.begin_batch(&assignments);
+        assignments.retain(|partition, _| allowed.contains(partition));
         let is_current = |received: &Received| {
-            wanted.get(&received.message.partition()) == Some(&received.assignment)
+            assignments.get(&received.message.partition()) == Some(&received.assignment)
         };
         let (messages, decoded) =
             messages.into_iter().zip(decoded).filter(|(received, _)| is_current(received)).unzip();
         let partitions = Arc::clone(partitions);
-        Self { messages, decoded, taken: wanted, left_behind: HashMap::new(), partitions }
+        Self { messages, decoded, assignments, first_deferred: HashMap::new(), partitions }
     }
 
-    /// A batch of what was left behind and of the batch after it, without the partitions that are on their way to other owners: what
-    /// comes later in them must not pass what was left behind.
-    pub(super) fn again(
-        left: LeftBehind<D>,
+    /// Begins a batch of deferred messages and of the messages of `next` behind them.
+    ///
+    /// Drops the messages of partitions that are being revoked, also those of `next`: they must not
+    /// overtake a deferred message of their partition.
+    pub(super) fn resume(
+        deferred: DeferredMessages<D>,
         partitions: &Arc<Partitions>,
         mut next: Option<Self>,
     ) -> Self {
-        let LeftBehind { mut messages, mut decoded } = left;
+        let DeferredMessages { mut messages, mut decoded } = deferred;
         if let Some(next) = &mut next {
             messages.append(&mut next.messages);
             decoded.append(&mut next.decoded);
         }
-        Self::take(messages, decoded, partitions)
+        Self::begin(messages, decoded, partitions)
     }
 
-    /// Takes out the messages with these numbers, which ascend.
-    pub(super) fn leave_behind(&mut self, numbers: &[usize]) -> LeftBehind<D> {
-        let mut left = LeftBehind::default();
+    /// Takes the messages with these numbers out of the batch. The numbers ascend.
+    pub(super) fn defer(&mut self, numbers: &[usize]) -> DeferredMessages<D> {
+        let mut deferred = DeferredMessages::default();
         let mut numbers = numbers.iter().copied().peekable();
         let all =
             std::mem::take(&mut self.messages).into_iter().zip(std::mem::take(&mut self.decoded));
         for (number, (received, decoded)) in all.enumerate() {
             if numbers.next_if_eq(&number).is_some() {
-                self.left_behind
+                self.first_deferred
                     .entry(received.message.partition())
                     .or_insert(received.message.offset());
-                left.messages.push(received);
-                left.decoded.push(decoded);
+                deferred.messages.push(received);
+                deferred.decoded.push(decoded);
             } else {
                 self.messages.push(received);
                 self.decoded.push(decoded);
             }
         }
-        left
+        deferred
     }
 
     pub fn messages(&self) -> impl ExactSizeIterator<Item = &OwnedMessage> {
@@ -199,7 +218,7 @@ impl<D> Batch<D> {
         &self.messages[index].message
     }
 
-    /// Each message as it was decoded, in the same order.
+    /// The decoded messages, in the order of the messages.
     pub(crate) fn decoded(&self) -> &[D] {
         &self.decoded
     }
@@ -212,49 +231,55 @@ impl<D> Batch<D> {
         self.messages.is_empty()
     }
 
-    /// Whether any of its partitions is still this consumer's.
+    /// Whether this consumer still owns any of the batch's partitions.
     pub(crate) fn is_owned(&self) -> bool {
-        self.taken
+        self.assignments
             .iter()
             .any(|(partition, assignment)| self.partitions.is_owned(*partition, *assignment))
     }
 
-    /// Whether the partition of one of its messages is.
+    /// Whether this consumer still owns the partition of a message.
     pub(super) fn owns(&self, index: usize) -> bool {
         let partition = self.message(index).partition();
-        self.partitions.is_owned(partition, self.taken[&partition])
+        self.partitions.is_owned(partition, self.assignment(partition))
     }
 
-    /// The assignment since which the batch has messages of a partition of its own.
+    /// The assignment by which a partition of the batch is owned.
     pub(super) fn assignment(&self, partition: i32) -> u64 {
-        self.taken[&partition]
+        self.assignments[&partition]
     }
 
-    /// Of each partition that is among the first messages, so many.
-    fn last_offsets(&self, first: usize) -> impl Iterator<Item = (&str, i32, i64)> {
+    /// The last of the first `done` messages, for each of their partitions.
+    fn last_done(&self, done: usize) -> impl Iterator<Item = LastDone<'_>> {
         let mut last = HashMap::new();
-        for message in self.messages().take(first) {
-            last.insert(message.partition(), (message.topic(), message.offset()));
+        for message in self.messages().take(done) {
+            let (topic, partition, offset) =
+                (message.topic(), message.partition(), message.offset());
+            last.insert(partition, LastDone { topic, partition, offset });
         }
-        last.into_iter().map(|(partition, (topic, offset))| (topic, partition, offset))
+        last.into_values()
     }
 
-    /// The first offset of a partition that was left behind, or is not among the first messages, so many.
-    fn first_undone(&self, partition: i32, first: usize) -> Option<i64> {
+    /// The first offset of a partition that is deferred or not among the first `done` messages.
+    fn first_undone(&self, partition: i32, done: usize) -> Option<i64> {
         let mut undone =
-            self.messages().skip(first).filter(|message| message.partition() == partition);
+            self.messages().skip(done).filter(|message| message.partition() == partition);
         let undone = undone.next().map(Message::offset);
-        undone.into_iter().chain(self.left_behind.get(&partition).copied()).min()
+        undone.into_iter().chain(self.first_deferred.get(&partition).copied()).min()
     }
 }
 
-impl<D> LeftBehind<D> {
+impl<D> DeferredMessages<D> {
     pub(super) fn len(&self) -> usize {
         self.messages.len()
     }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
 }
 
-impl<D> Default for LeftBehind<D> {
+impl<D> Default for DeferredMessages<D> {
     fn default() -> Self {
         Self { messages: Vec::new(), decoded: Vec::new() }
     }
@@ -262,7 +287,7 @@ impl<D> Default for LeftBehind<D> {
 
 impl<D> Drop for Batch<D> {
     fn drop(&mut self) {
-        self.partitions.put_back(&self.taken);
+        self.partitions.end_batch(&self.assignments);
     }
 }
 
@@ -290,29 +315,30 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_after_a_message_left_behind_goes_with_it_when_its_partition_is_taken_away() {
+    fn messages_behind_a_deferred_one_are_dropped_with_it_on_a_revocation() {
         let partitions = Arc::new(Partitions::new(1));
         partitions.assign(&[0, 1]);
         let assignment = partitions.assignment(0).unwrap();
-        let take = |messages: &[(i32, i64)]| {
+        let begin = |messages: &[(i32, i64)]| {
             let messages: Vec<_> =
                 messages.iter().map(|(p, offset)| received(*p, *offset, assignment)).collect();
             let decoded = vec![(); messages.len()];
-            Batch::take(messages, decoded, &partitions)
+            Batch::begin(messages, decoded, &partitions)
         };
-        let left = take(&[(0, 5), (1, 7)]).leave_behind(&[0, 1]);
-        let next = take(&[(0, 6), (1, 8)]);
+        let deferred = begin(&[(0, 5), (1, 7)]).defer(&[0, 1]);
+        let next = begin(&[(0, 6), (1, 8)]);
+
         thread::scope(|scope| {
             let revoked = scope.spawn(|| partitions.revoke(&[0], Duration::from_secs(10)));
-            while !partitions.take(&HashMap::from([(0, assignment)])).is_empty() {
-                partitions.put_back(&HashMap::from([(0, assignment)]));
+            while !partitions.begin_batch(&HashMap::from([(0, assignment)])).is_empty() {
+                partitions.end_batch(&HashMap::from([(0, assignment)]));
                 thread::yield_now();
             }
-            let batch = Batch::again(left, &partitions, Some(next));
+            let batch = Batch::resume(deferred, &partitions, Some(next));
             let offsets: Vec<_> =
                 batch.messages().map(|message| (message.partition(), message.offset())).collect();
             assert_eq!(offsets, [(1, 7), (1, 8)]);
-            assert!(revoked.join().unwrap(), "nothing of it is in hand any more");
+            assert!(revoked.join().unwrap(), "no batch of it is in flight any more");
         });
     }
 }

@@ -12,48 +12,51 @@ use rdkafka::{
 
 use super::{
     Subscription,
+    callbacks::ConsumerCallbacks,
     client::{client_config, report_topic_ids},
-    context::Context,
     partitions::Partitions,
 };
 use crate::config::{GroupProtocol, KafkaConfig};
 
-/// How long a client that is replaced may take to leave its group before the next one joins.
+/// How long a replaced client may take to leave its group before the next client joins.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
 
-/// How often a client says how far its partitions are fetched, milliseconds.
+/// How often a client reports how far its partitions are fetched, milliseconds.
 const STATISTICS_INTERVAL_MS: &str = "2000";
 
-pub(super) type Client = Arc<BaseConsumer<Context>>;
+pub(super) type ConsumerClient = Arc<BaseConsumer<ConsumerCallbacks>>;
 
-/// A member of a group: the client that is it at present.
+/// A member of a consumer group. Its client may be replaced by a new one.
 pub(super) struct Member {
     config: ClientConfig,
-    probe_config: ClientConfig,
-    current: RwLock<Client>,
+    query_config: ClientConfig,
+    current: RwLock<ConsumerClient>,
 }
 
 impl Member {
-    /// Joins the group.
+    /// Joins the group. Does not wait for a broker. Fails if librdkafka rejects the configuration.
     pub(super) fn join(
         kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
-        context: Context,
+        context: ConsumerCallbacks,
     ) -> KafkaResult<Self> {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
         client.subscribe(&[subscription.topic])?;
-        let mut probe_config = client_config(kafka);
-        probe_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
-        Ok(Self { config, probe_config, current: RwLock::new(client) })
+        let mut query_config = client_config(kafka);
+        query_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
+        Ok(Self { config, query_config, current: RwLock::new(client) })
     }
 
-    pub(super) fn client(&self) -> Client {
+    /// The present client.
+    pub(super) fn client(&self) -> ConsumerClient {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Stores the offsets that `offsets` answers, none of which may be of a partition that is not owned any more: the client is not
-    /// replaced meanwhile.
+    /// Stores the offsets that `offsets` returns. The client is not replaced meanwhile, so `offsets`
+    /// can check that its partitions are still owned: librdkafka rejects other offsets.
+    ///
+    /// Fails if the client rejects an offset.
     pub(super) fn store_offsets(
         &self,
         offsets: impl FnOnce() -> TopicPartitionList,
@@ -63,10 +66,11 @@ impl Member {
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
     }
 
-    /// Begins a partition again whose log was truncated, so that the client went back to `offset`.
-    /// What was stored and committed beyond it is of messages that are gone. Returns the offset
-    /// from which the client reads now, which is lower where earlier messages are not done. Fails
-    /// where the client cannot go back that far.
+    /// Begins a partition anew whose log was truncated, so that the client went back to `offset`. The
+    /// messages whose offsets were stored or committed beyond it are gone.
+    ///
+    /// Returns the offset from which the client reads now: `offset`, or a lower one if earlier
+    /// messages are not done. Fails if the client cannot seek to that lower offset.
     pub(super) fn rewind(
         &self,
         partitions: &Partitions,
@@ -74,7 +78,7 @@ impl Member {
         partition: i32,
         offset: i64,
     ) -> KafkaResult<i64> {
-        // No lane may store an offset in between.
+        // The write lock keeps the lanes from storing an offset in between.
         let client = self.current.write().unwrap_or_else(PoisonError::into_inner);
         let from = partitions.restart(partition, offset);
         if from < offset {
@@ -84,27 +88,37 @@ impl Member {
         offsets.add_partition_offset(topic, partition, Offset::Offset(from))?;
         let stored = client.store_offsets(&offsets);
         if let Err(error) = stored.and_then(|()| client.commit(&offsets, CommitMode::Async)) {
-            tracing::warn!(topic, partition, offset = from, %error, "the committed offset did not go back");
+            tracing::warn!(topic, partition, offset = from, %error, "committed offset not reset");
         }
         Ok(from)
     }
 
-    /// Commits an offset also where it is lower than the committed one, which the client does not
-    /// do by itself.
+    /// Commits an offset even if it is lower than the committed one. The client does not do that by
+    /// itself. Does not wait for the broker.
     pub(super) fn commit(&self, topic: &str, partition: i32, offset: i64) -> KafkaResult<()> {
         let mut offsets = TopicPartitionList::new();
         offsets.add_partition_offset(topic, partition, Offset::Offset(offset))?;
         self.client().commit(&offsets, CommitMode::Async)
     }
 
-    /// What a client is made with that asks about this member's group and does not join it.
-    pub(super) fn probe_config(&self) -> &ClientConfig {
-        &self.probe_config
+    /// The configuration of a client that asks about this member's group without joining it.
+    pub(super) fn query_config(&self) -> &ClientConfig {
+        &self.query_config
     }
 
-    /// Leaves the group and joins it with a new client; fences the partitions first. Only the caller holds `client`, the one at
-    /// present. One that does not close in time, which it does on a thread of its own, is left to itself.
-    pub(super) fn replace(&self, client: &mut Client, partitions: &Partitions) -> KafkaResult<()> {
+    /// Fences the partitions, leaves the group, and joins it with a new client.
+    ///
+    /// `client` is the present client, of which only the caller has a reference besides this member;
+    /// it becomes the new client. The former client closes on a thread of its own. If that takes more
+    /// than 5 s, the new client joins anyway.
+    ///
+    /// Fails if the new client cannot be made, and keeps the former one. Fails too if the new client
+    /// cannot subscribe.
+    pub(super) fn replace(
+        &self,
+        client: &mut ConsumerClient,
+        partitions: &Partitions,
+    ) -> KafkaResult<()> {
         let old = client.context();
         let context = old.successor();
         let topic = context.topic.clone();
@@ -118,16 +132,17 @@ impl Member {
         let (closed, closing) = mpsc::channel();
         std::thread::spawn(move || {
             drop(former);
-            let _nobody_waits = closed.send(());
+            let _receiver_gone = closed.send(());
         });
         if closing.recv_timeout(CLOSE_DEADLINE).is_err() {
-            tracing::warn!(topic, "the former consumer does not close, and is left to itself");
+            tracing::warn!(topic, "the replaced consumer did not close in time");
         }
         client.subscribe(&[&topic])
     }
 }
 
-fn config(kafka: &KafkaConfig, subscription: &Subscription<'_>) -> ClientConfig {
+/// The configuration of a client that joins the group.
+fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
     let mut client = client_config(kafka);
     let millis = |duration: Duration| duration.as_millis().to_string();
     client
@@ -153,7 +168,8 @@ fn config(kafka: &KafkaConfig, subscription: &Subscription<'_>) -> ClientConfig 
             .set("partition.assignment.strategy", "cooperative-sticky")
             .set("session.timeout.ms", millis(kafka.session_timeout))
             .set("heartbeat.interval.ms", millis(kafka.session_timeout / 5)),
-        // The broker assigns, and says how often it wants to hear of its members: librdkafka refuses to be told.
+        // With this protocol the broker assigns partitions and sets the intervals of heartbeats.
+        // librdkafka rejects settings of either.
         GroupProtocol::Consumer => client.set("group.protocol", "consumer"),
     };
     client

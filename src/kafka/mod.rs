@@ -1,18 +1,19 @@
 //! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
 
-mod ages;
 mod backlog;
 mod batch_size;
 mod breaker;
+mod callbacks;
 mod client;
 mod condition;
 mod consumer;
-mod context;
 mod dead_letters;
 mod group;
 mod handler;
 mod lane;
+mod log_limiter;
 mod member;
+mod message_ages;
 mod partitions;
 mod pipeline;
 mod probe;
@@ -20,7 +21,6 @@ mod producer;
 mod publishing;
 mod reader;
 mod renewal;
-mod seldom;
 mod throttle;
 mod topic_settings;
 mod topics;

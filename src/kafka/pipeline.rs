@@ -1,4 +1,4 @@
-use std::{fmt::Display, sync::Arc};
+use std::{fmt::Display, ops::Range, sync::Arc};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -7,9 +7,14 @@ use tokio::{
 };
 
 use super::{
-    DeadLetterReason, DeadLetters, Fate, Handler, Lane,
+    DeadLetterReason,
+    DeadLetters,
+    Done,
+    Fate,
+    Handler,
+    Lane,
     breaker::Breaker,
-    lane::{Batch, LeftBehind},
+    lane::{Batch, DeferredMessages},
     partitions::Partitions,
     publishing::Publishing,
 };
@@ -20,24 +25,82 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// How often a batch, or a part of one, is repeated as it is before it is halved.
+/// After so many failures in a row, the messages of the next attempt are halved.
 const FAILURES_BEFORE_SPLIT: u32 = 3;
 
-/// A batch that is handled, part by part, and not yet published.
+/// A step stops working on its batch: the process is to stop, or all partitions of the batch are
+/// revoked. Messages whose offsets are not stored by then come again, here or to the next owner.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct GivenUp;
+
+/// A batch that is handled and not yet published.
 pub(super) struct HandledBatch<H: Handler> {
+    /// Without the deferred messages.
     pub(crate) batch: Batch<H::Decoded>,
+    /// The parts cover the batch, in its order.
     pub(crate) parts: Vec<Part<H>>,
 }
 
-/// Batches, each closed when it is asked for.
-struct Batches<D> {
+/// Consecutive messages of a batch that were handled together, or one message that was rejected.
+pub(super) struct Part<H: Handler> {
+    /// How many messages the part has, without the deferred ones.
+    pub(crate) messages: usize,
+    pub(crate) result: Result<H::Handled, DeadLetterReason>,
+}
+
+/// What handling a batch gave.
+struct Outcome<H: Handler> {
+    parts: Vec<Part<H>>,
+    /// Numbers in the batch of the messages that are deferred, ascending.
+    deferred: Vec<usize>,
+}
+
+/// Consecutive messages of a batch, as they were decoded.
+struct Span<'b, D> {
+    /// The number of the first message in the batch.
+    first: usize,
+    decoded: &'b [D],
+}
+
+impl<'b, D> Span<'b, D> {
+    fn is_empty(&self) -> bool {
+        self.decoded.is_empty()
+    }
+
+    fn len(&self) -> usize {
+        self.decoded.len()
+    }
+
+    /// The numbers of its messages in the batch.
+    fn numbers(&self) -> Range<usize> {
+        self.first..self.first + self.len()
+    }
+
+    /// The number in the batch of its message `index`.
+    fn number(&self, index: usize) -> usize {
+        self.first + index
+    }
+
+    /// Splits off the first `count` messages, or all if there are fewer.
+    fn split(&self, count: usize) -> (Self, Self) {
+        let (front, back) = self.decoded.split_at(count.min(self.len()));
+        (
+            Self { first: self.first, decoded: front },
+            Self { first: self.number(front.len()), decoded: back },
+        )
+    }
+}
+
+/// Delivers collected batches, each closed on demand: a batch grows until the handling step wants
+/// it.
+struct BatchSource<D> {
     demand: Arc<Semaphore>,
     closed: mpsc::Receiver<Batch<D>>,
     is_demanded: bool,
 }
 
-impl<D> Batches<D> {
-    /// Waits for the next one. `None` where there will be none any more.
+impl<D> BatchSource<D> {
+    /// Demands a batch and waits for it. Returns `None` if the collecting step has ended.
     async fn next(&mut self) -> Option<Batch<D>> {
         self.demand();
         let next = self.closed.recv().await;
@@ -45,13 +108,14 @@ impl<D> Batches<D> {
         next
     }
 
-    /// The next one where it was asked for before and is there.
-    fn at_hand(&mut self) -> Option<Batch<D>> {
+    /// Returns the batch that was demanded before, if it is closed. Does not wait.
+    fn try_next(&mut self) -> Option<Batch<D>> {
         let next = self.closed.try_recv().ok();
         self.is_demanded &= next.is_none();
         next
     }
 
+    /// Has the next batch closed, unless it is demanded already.
     fn demand(&mut self) {
         if !std::mem::replace(&mut self.is_demanded, true) {
             self.demand.add_permits(1);
@@ -59,20 +123,20 @@ impl<D> Batches<D> {
     }
 }
 
-/// Messages that were handled together, and what came of them; or one that was refused.
-pub(super) struct Part<H: Handler> {
-    /// Where it ends in its batch, from which what was left behind is gone; it begins where the part before it ends.
-    pub(crate) end: usize,
-    pub(crate) result: Result<H::Handled, DeadLetterReason>,
-}
-
 impl Lane {
-    /// Has batches handled in turn until the process is to stop. The three steps work on a batch each: while one is in its transaction, the
-    /// next is collected and decoded, and the last is published, what is refused to `dead_letters`. Only then are its offsets stored, in the
-    /// order of the batches.
+    /// Runs the lane's three steps until the process is to stop. Each step works on one batch:
     ///
-    /// A batch that still fails when its partitions have gone is left to their next owner. One that still fails at the stop ends its step:
-    /// the offsets of a later batch would pass those of this one.
+    /// 1. collect and decode the next batch,
+    /// 2. handle a batch in one transaction,
+    /// 3. publish the outcomes of the batch before it, and dead-letter to `dead_letters`.
+    ///
+    /// The offsets of a batch are stored after its third step, in the order of the batches.
+    ///
+    /// A batch that still fails when its partitions are revoked is left to their next owner. If a
+    /// batch still fails at the stop, its step ends there, since the offsets of a later batch would
+    /// pass the failed one.
+    ///
+    /// `health` has one component for handling and one for publishing.
     pub async fn run<H: Handler>(
         mut self,
         handler: H,
@@ -84,7 +148,7 @@ impl Lane {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
         let (collected, to_handle) = mpsc::channel(1);
-        let (done, to_publish) = mpsc::channel(1);
+        let (handled, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
             handler: Arc::clone(&handler),
             metrics: metrics.clone(),
@@ -96,15 +160,16 @@ impl Lane {
             dead_letters,
             offsets: self.offsets.clone(),
             breaker: Breaker::default(),
-            stopped: metrics.lanes_stopped.with_label_values(&[&self.topic]),
+            halted_lanes: metrics.lanes_stopped.with_label_values(&[&self.topic]),
         };
         let mut steps = JoinSet::new();
-        let closed = Batches { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(closed, Arc::clone(&self.partitions), batches.max, done));
+        let source =
+            BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
+        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, handled));
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
-            while let Some(batch) = self.next_batch(batches, decode, taken(&demand)).await {
+            while let Some(batch) = self.next_batch(batches, decode, demanded(&demand)).await {
                 if collected.send(batch).await.is_err() {
                     break;
                 }
@@ -118,13 +183,14 @@ impl Lane {
     }
 }
 
-async fn taken(demand: &Semaphore) {
+/// Returns once a batch is demanded.
+async fn demanded(demand: &Semaphore) {
     if let Ok(permit) = demand.acquire().await {
         permit.forget();
     }
 }
 
-/// What each of a lane's steps has.
+/// What the handling and the publishing step of a lane have in common.
 pub(super) struct Step<H> {
     pub(crate) handler: Arc<H>,
     pub(crate) metrics: Metrics,
@@ -133,34 +199,36 @@ pub(super) struct Step<H> {
 }
 
 impl<H: Handler> Step<H> {
-    /// While `most` messages or more are left behind, no others are asked for.
+    /// Handles batches, each together with the messages that were deferred before. While
+    /// `max_messages` or more are deferred, it demands no further batch.
     async fn handle(
         self,
-        mut batches: Batches<H::Decoded>,
+        mut batches: BatchSource<H::Decoded>,
         partitions: Arc<Partitions>,
-        most: usize,
+        max_messages: usize,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
-        let mut left = LeftBehind::default();
+        let mut deferred = DeferredMessages::default();
         while !self.shutdown.is_requested() {
-            let next = match left.len() {
-                0 => match self.health.waiting(batches.next()).await {
-                    None => return,
-                    next => next,
-                },
-                behind => {
-                    let next = batches.at_hand();
-                    if behind + next.as_ref().map_or(0, Batch::len) < most {
-                        batches.demand();
-                    }
-                    next
+            let next = if deferred.is_empty() {
+                let next = self.health.waiting(batches.next()).await;
+                if next.is_none() {
+                    return;
                 }
+                next
+            } else {
+                let next = batches.try_next();
+                if deferred.len() + next.as_ref().map_or(0, Batch::len) < max_messages {
+                    batches.demand();
+                }
+                next
             };
-            let mut batch = Batch::again(std::mem::take(&mut left), &partitions, next);
-            let Some((parts, left_behind)) = self.handle_all(&batch).await else { continue };
+            let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
+            let Ok(outcome) = self.handle_all(&batch).await else { continue };
             self.health.ready();
-            left = batch.leave_behind(&left_behind);
+            deferred = batch.defer(&outcome.deferred);
+            let parts = outcome.parts;
             if !batch.is_empty()
                 && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err()
             {
@@ -169,70 +237,77 @@ impl<H: Handler> Step<H> {
         }
     }
 
-    /// Repeats what fails, with growing delays and in ever smaller parts: a batch may be too large for the database, in bytes or in
-    /// time. What is refused for its data is halved at once, until the culprit is alone. A part that leaves messages behind is the last. Answers
-    /// the parts without what was left behind, and the numbers of that; `None` where the batch is given up.
-    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Option<(Vec<Part<H>>, Vec<usize>)> {
-        let messages = batch.decoded();
-        let (mut tried_up_to, mut size) = (0, messages.len());
-        let (mut parts, mut left_behind) = (Vec::with_capacity(1), Vec::new());
+    /// Handles a batch, in parts if that is necessary.
+    ///
+    /// - A part that fails for want of a dependency is repeated with growing delays. After every
+    ///   third failure it is halved, since it may be too large for the database in bytes or in time.
+    /// - A part that is rejected is halved at once, until the rejected message is alone.
+    /// - A part that succeeds doubles the size of the next one.
+    /// - The first part that defers messages is the last: all messages behind it are deferred too,
+    ///   since they may not overtake.
+    ///
+    /// Fails with [`GivenUp`] if the process is to stop or the partitions are revoked while a part
+    /// fails.
+    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<Outcome<H>, GivenUp> {
+        let mut rest = Span { first: 0, decoded: batch.decoded() };
+        let mut attempt_len = rest.len();
+        let mut parts = Vec::with_capacity(1);
         let mut backoff = Backoff::default();
-        while tried_up_to < messages.len() {
-            let tried = tried_up_to..messages.len().min(tried_up_to + size);
-            match self.handler.handle(&messages[tried.clone()]).await {
-                Ok(done) => {
+        while !rest.is_empty() {
+            let (attempt, behind) = rest.split(attempt_len);
+            match self.handler.handle(attempt.decoded).await {
+                Ok(Done { handled, deferred }) => {
                     self.health.alive();
-                    left_behind
-                        .extend(done.deferred.into_iter().map(|number| tried.start + number));
-                    parts.push(Part {
-                        end: tried.end - left_behind.len(),
-                        result: Ok(done.handled),
-                    });
-                    if !left_behind.is_empty() {
-                        // None of the parts to come may overtake it.
-                        left_behind.extend(tried.end..messages.len());
-                        break;
+                    let messages = attempt.len() - deferred.len();
+                    parts.push(Part { messages, result: Ok(handled) });
+                    if !deferred.is_empty() {
+                        let deferred = deferred.into_iter().map(|index| attempt.number(index));
+                        let deferred = deferred.chain(behind.numbers()).collect();
+                        return Ok(Outcome { parts, deferred });
                     }
-                    (tried_up_to, size) = (tried.end, size * 2);
+                    rest = behind;
+                    attempt_len *= 2;
                     backoff = Backoff::default();
                 }
                 Err(error) => match H::fate(&error) {
                     Fate::Reject(class) => {
-                        self.goes_on(batch)?;
-                        if tried.len() == 1 {
-                            let refusal = DeadLetterReason { class, text: error.to_string() };
-                            parts.push(Part {
-                                end: tried.end - left_behind.len(),
-                                result: Err(refusal),
-                            });
-                            tried_up_to = tried.end;
+                        self.check_continues(batch)?;
+                        if attempt.len() == 1 {
+                            let reason = DeadLetterReason { class, text: error.to_string() };
+                            parts.push(Part { messages: 1, result: Err(reason) });
+                            rest = behind;
                         } else {
-                            tracing::debug!(messages = tried.len(), class, %error, "refused, tried in halves");
-                            size = tried.len() / 2;
+                            let messages = attempt.len();
+                            tracing::debug!(messages, class, %error, "batch rejected, halving it");
+                            attempt_len = messages / 2;
                         }
                         backoff = Backoff::default();
                     }
                     fate @ Fate::Retry(_) => {
-                        self.failed(&error, fate, tried.len(), batch, &mut backoff).await?;
+                        self.wait_to_retry(&error, fate, attempt.len(), batch, &mut backoff)
+                            .await?;
                         if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
-                            size = (tried.len() / 2).max(1);
+                            attempt_len = (attempt.len() / 2).max(1);
                         }
                     }
                 },
             }
         }
-        Some((parts, left_behind))
+        Ok(Outcome { parts, deferred: Vec::new() })
     }
 
-    /// Waits before the next attempt. `None` where there is to be none.
-    pub(super) async fn failed(
+    /// Reports a failure and waits before the next attempt. Logs the first, second, fourth, eighth
+    /// … failure in a row.
+    ///
+    /// Fails with [`GivenUp`] where there is to be no further attempt.
+    pub(super) async fn wait_to_retry(
         &self,
         error: &impl Display,
         fate: Fate,
         messages: usize,
         batch: &Batch<H::Decoded>,
         backoff: &mut Backoff,
-    ) -> Option<()> {
+    ) -> Result<(), GivenUp> {
         let delay = backoff.next_delay();
         if backoff.failures().is_power_of_two() {
             tracing::warn!(messages, failures = backoff.failures(), %error, ?delay, "batch failed");
@@ -241,14 +316,14 @@ impl<H: Handler> Step<H> {
             self.metrics.retries.with_label_values(&[dependency]).inc();
             self.health.not_ready(error.to_string());
         }
-        self.goes_on(batch)?;
+        self.check_continues(batch)?;
         tokio::time::sleep(delay).await;
-        Some(())
+        Ok(())
     }
 
-    /// `None` where the batch is not worth another attempt: the process is to stop, or its partitions are gone.
-    pub(super) fn goes_on(&self, batch: &Batch<H::Decoded>) -> Option<()> {
+    /// Fails with [`GivenUp`] if the process is to stop, or all partitions of the batch are revoked.
+    pub(super) fn check_continues(&self, batch: &Batch<H::Decoded>) -> Result<(), GivenUp> {
         self.health.alive();
-        (!self.shutdown.is_requested() && batch.is_owned()).then_some(())
+        if self.shutdown.is_requested() || !batch.is_owned() { Err(GivenUp) } else { Ok(()) }
     }
 }

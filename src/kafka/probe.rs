@@ -13,21 +13,21 @@ use rdkafka::{
 use super::client_config;
 use crate::{config::KafkaConfig, telemetry::Lack};
 
-/// How long a broker may take to answer. A broker that does not is asked no more.
-pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
+/// How long a broker may take to answer a question.
+pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client beside the role's own, which asks brokers about topics and about the offsets of a group
-/// that it does not join.
+/// A client beside the role's own. It asks brokers about topics, and about the offsets of a group that
+/// it does not join.
 #[derive(Clone)]
 pub(crate) struct KafkaProbe {
     brokers: Arc<str>,
-    pub(super) client: Arc<BaseConsumer<Observed>>,
+    pub(super) client: Arc<BaseConsumer<ProbeCallbacks>>,
 }
 
-/// Keeps the client's last error, which says why no broker answers, instead of logging it: the
-/// role's own clients do.
+/// Keeps the client's last error, which says why no broker answers. Does not log it, since the role's
+/// own clients do.
 #[derive(Debug, Default)]
-pub(super) struct Observed(Mutex<Option<Cause>>);
+pub(super) struct ProbeCallbacks(Mutex<Option<Cause>>);
 
 #[derive(Debug)]
 struct Cause {
@@ -35,11 +35,11 @@ struct Cause {
     is_refusal: bool,
 }
 
-impl ClientContext for Observed {
+impl ClientContext for ProbeCallbacks {
     fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
 
     fn error(&self, error: KafkaError, reason: &str) {
-        tracing::debug!(%error, reason, "kafka, as asked by the probe");
+        tracing::debug!(%error, reason, "probe of kafka failed");
         let code = error.rdkafka_error_code();
         if code != Some(RDKafkaErrorCode::AllBrokersDown) {
             let is_refusal = code == Some(RDKafkaErrorCode::Authentication);
@@ -49,23 +49,26 @@ impl ClientContext for Observed {
     }
 }
 
-impl ConsumerContext for Observed {}
+impl ConsumerContext for ProbeCallbacks {}
 
 impl KafkaProbe {
-    /// Fails where the configuration is refused; brokers that cannot be reached are asked again and
-    /// again.
-    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
+    /// `group_id` is the group whose committed offsets can be asked for.
+    ///
+    /// Fails if librdkafka rejects the configuration. Does not wait for brokers.
+    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut config = client_config(kafka);
         config
             .set("group.id", group_id)
             .set("enable.auto.commit", "false")
-            .set("socket.timeout.ms", ANSWERS_WITHIN.as_millis().to_string());
-        let client = BaseConsumer::from_config_and_context(&config, Observed::default())?;
+            .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string());
+        let client = BaseConsumer::from_config_and_context(&config, ProbeCallbacks::default())?;
         Ok(Self { brokers: kafka.brokers.as_str().into(), client: Arc::new(client) })
     }
 
-    /// Asks for each of the topics, one request each. Fails where no broker answers, or where a
-    /// topic is absent, not ours to see, or without any leader.
+    /// Asks a broker for each of the topics, with one request for each.
+    ///
+    /// Fails if no broker answers within 5 s, and if a topic is absent, may not be described, or has
+    /// no partition with a leader.
     pub(crate) async fn find(&self, topics: &[String]) -> Result<(), Lack> {
         let (probe, topics) = (self.clone(), topics.to_vec());
         let found = tokio::task::spawn_blocking(move || {
@@ -75,14 +78,14 @@ impl KafkaProbe {
     }
 
     fn find_topic(&self, topic: &str) -> Result<(), Lack> {
-        // Nothing is consumed: polling serves the callbacks.
+        // The client consumes nothing. The poll serves its callbacks.
         while self.client.poll(Duration::ZERO).is_some() {}
-        let metadata = match self.client.fetch_metadata(Some(topic), ANSWERS_WITHIN) {
+        let metadata = match self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
             Ok(metadata) => metadata,
             Err(error) => return Err(self.unreachable(&error)),
         };
         let Some(found) = metadata.topics().first() else {
-            return Err(self.refused(topic, "the brokers do not answer about it"));
+            return Err(self.refused(topic, "the broker's answer does not mention it"));
         };
         if let Some(error) = found.error() {
             return Err(self.refused(topic, &RDKafkaErrorCode::from(error).to_string()));

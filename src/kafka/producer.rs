@@ -21,32 +21,41 @@ use super::{
 };
 use crate::{config::KafkaConfig, domain::OrderId};
 
-/// The largest message, bytes: what a broker takes by default, and as much again for the headers of a dead letter.
+/// The largest message, bytes: twice what a broker takes by default. A dead letter needs the second
+/// half for its headers.
 pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
-/// How long librdkafka tries to deliver a message before it gives up; the caller then decides.
+/// How long librdkafka tries to deliver a message, milliseconds. Then the caller decides what to do.
 const DELIVERY_TIMEOUT_MS: &str = "10000";
+/// How long to wait for room in librdkafka's queue before the next attempt.
 const QUEUE_FULL_DELAY: Duration = Duration::from_millis(5);
-/// How old a client is before it is replaced as its topic was replaced. Brokers may disagree on the
+/// Least age of a client that is replaced since its topic was replaced. Brokers may disagree on the
 /// topic for some seconds.
 const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
+/// How long a stop waits for messages on their way to the broker.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Produces with `acks=all` and idempotence, and partitions as Java's default does.
+/// Produces with `acks=all` and idempotence. Chooses partitions as Java's default partitioner does.
+///
+/// Its clones share one client. The producer replaces that client by itself if
+/// - its deliveries have failed for 15 s,
+/// - it has a fatal error,
+/// - its topic was replaced, or
+/// - a topic takes only smaller batches.
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
-    client: Arc<RwLock<Arc<Client>>>,
+    client: Arc<RwLock<Arc<ProducerClient>>>,
     renewal: Arc<Mutex<ProducerRenewal>>,
-    /// What the client's batches may have.
+    /// The largest batch of the client, bytes.
     batch_bytes: Arc<AtomicUsize>,
     limits: Arc<BatchLimits>,
 }
 
-/// The client that produces at present, and what it says.
-struct Client {
-    producer: FutureProducer<Context>,
+/// A client that produces, with its log.
+struct ProducerClient {
+    producer: FutureProducer<ProducerCallbacks>,
     log: Arc<ClientLog>,
-    begun: Instant,
+    created_at: Instant,
 }
 
 /// Why messages were not produced.
@@ -54,8 +63,8 @@ struct Client {
 pub enum ProduceError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// The broker refuses these messages each alone, going by their numbers; it has acknowledged
-    /// all others.
+    /// The broker rejects each of these messages even alone, as too large. `numbers` are their indexes
+    /// in the messages that were given, in no order. The broker has acknowledged all others.
     #[error("{} of {sent} messages are too large for topic {topic}: raise its max.message.bytes", numbers.len())]
     TooLarge { topic: String, numbers: Vec<usize>, sent: usize },
 }
@@ -76,10 +85,11 @@ impl Message {
     }
 }
 
+/// Receives librdkafka's callbacks.
 #[derive(Clone)]
-struct Context(Arc<ClientLog>);
+struct ProducerCallbacks(Arc<ClientLog>);
 
-impl ClientContext for Context {
+impl ClientContext for ProducerCallbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.0.line(level, facility, line);
     }
@@ -89,26 +99,28 @@ impl ClientContext for Context {
     }
 }
 
-impl Client {
+impl ProducerClient {
     fn new(config: &ClientConfig) -> KafkaResult<Arc<Self>> {
         let log = Arc::<ClientLog>::default();
-        let producer = FutureProducer::from_config_and_context(config, Context(Arc::clone(&log)))?;
-        Ok(Arc::new(Self { producer, log, begun: Instant::now() }))
+        let producer =
+            FutureProducer::from_config_and_context(config, ProducerCallbacks(Arc::clone(&log)))?;
+        Ok(Arc::new(Self { producer, log, created_at: Instant::now() }))
     }
 
-    /// An idempotent producer that lost track of its sequence, for instance as a broker lost its
-    /// last seconds, never delivers again. One whose topic was replaced has a sequence that the new
-    /// topic does not know.
-    fn must_go(&self) -> bool {
-        let may_follow_topic = || self.begun.elapsed() >= MIN_TOPIC_PAUSE;
+    /// Whether the client never delivers again:
+    /// - It lost track of its idempotent sequence, for instance since a broker lost its last seconds.
+    ///   That is a fatal error.
+    /// - Its topic was replaced, and the new topic does not know the sequence.
+    fn is_unusable(&self) -> bool {
+        let may_follow_topic = || self.created_at.elapsed() >= MIN_TOPIC_PAUSE;
         self.producer.client().fatal_error().is_some()
             || self.log.is_topic_replaced() && may_follow_topic()
     }
 }
 
 impl Producer {
-    /// Fails where the configuration is refused; brokers that cannot be reached are waited for.
-    pub fn new(kafka: &KafkaConfig) -> KafkaResult<Self> {
+    /// Fails if librdkafka rejects the configuration. Does not wait for brokers.
+    pub fn new(kafka: &Kafka) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("acks", "all")
@@ -122,7 +134,7 @@ impl Producer {
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
         report_topic_ids(&mut client);
         let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
-        let first = Arc::new(RwLock::new(Client::new(&client)?));
+        let first = Arc::new(RwLock::new(ProducerClient::new(&client)?));
         let config = Arc::new(client);
         Ok(Self {
             config,
@@ -133,22 +145,26 @@ impl Producer {
         })
     }
 
-    /// Produces all messages and waits until the broker has acknowledged each. Those of a batch
-    /// that is too large for the topic are produced again in smaller batches, in the end each
-    /// alone. Fails where one of them could not be delivered; others may have been.
+    /// Produces all messages and waits until the broker has acknowledged each. If a batch is too large
+    /// for the topic, produces its messages again in smaller batches, and in the end each alone.
+    ///
+    /// Fails with
+    /// - [`ProduceError::TooLarge`] if only messages remain that are too large by themselves,
+    /// - [`ProduceError::Kafka`] if a message was not delivered for another cause. Others may have
+    ///   been delivered.
     pub async fn produce(&self, topic: &str, messages: Vec<Message>) -> Result<(), ProduceError> {
         let client = self.current();
         let all: Vec<_> = (0..messages.len()).collect();
         let began = Instant::now();
         let mut produced = deliver(&client.producer, topic, &messages, &all).await;
         let is_failing = self.is_failing(&produced, began);
-        if is_failing || client.must_go() {
+        if is_failing || client.is_unusable() {
             self.replace(&client, is_failing)?;
         }
-        if let Ok(refused) = &produced
-            && !refused.is_empty()
+        if let Ok(too_large) = &produced
+            && !too_large.is_empty()
         {
-            produced = self.produce_smaller(topic, &messages, refused, &client).await;
+            produced = self.produce_smaller(topic, &messages, too_large, &client).await;
         }
         release(client);
         match produced? {
@@ -161,7 +177,9 @@ impl Producer {
         }
     }
 
-    /// Has batches fit what these topics take, as far as the broker says so within some seconds.
+    /// Limits batches to what these topics take. Does nothing if no broker answers within 5 s.
+    ///
+    /// Fails if the client for smaller batches cannot be made.
     pub(crate) async fn fit_batches_to(&self, topics: &[&str]) -> KafkaResult<()> {
         let client = self.current();
         match self.limits.ask(&self.config, topics).await {
@@ -170,100 +188,104 @@ impl Producer {
         }
     }
 
-    /// Produces messages that `refused_by` could not for the size of their batches. Answers the
-    /// numbers of those that the broker refuses alone too.
+    /// Produces messages whose batches were too large when the client `tried` produced them. Returns
+    /// the numbers of the messages that are too large even alone.
     async fn produce_smaller(
         &self,
         topic: &str,
         messages: &[Message],
-        refused: &[usize],
-        refused_by: &Arc<Client>,
+        numbers: &[usize],
+        tried: &Arc<ProducerClient>,
     ) -> KafkaResult<Vec<usize>> {
         self.fit_batches_to(&[topic]).await?;
-        let mut refused = refused.to_vec();
+        let mut remaining = numbers.to_vec();
         let client = self.current();
-        if !Arc::ptr_eq(&client, refused_by) {
-            refused = deliver(&client.producer, topic, messages, &refused).await?;
-            if refused.is_empty() {
-                return Ok(refused);
+        if !Arc::ptr_eq(&client, tried) {
+            remaining = deliver(&client.producer, topic, messages, &remaining).await?;
+            if remaining.is_empty() {
+                return Ok(remaining);
             }
         }
         let mut config = (*self.config).clone();
         config.set("batch.num.messages", "1");
-        let alone = Client::new(&config)?;
-        let too_large = deliver(&alone.producer, topic, messages, &refused).await;
+        let alone = ProducerClient::new(&config)?;
+        let too_large = deliver(&alone.producer, topic, messages, &remaining).await;
         release(alone);
         let too_large = too_large?;
-        if too_large.len() < refused.len() {
+        if too_large.len() < remaining.len() {
             self.limit_batches(self.batch_bytes.load(Ordering::Relaxed) / 2, &client)?;
         }
         Ok(too_large)
     }
 
-    /// Lowers the limit of batches, unless another client than `present` has taken over meanwhile.
-    fn limit_batches(&self, bytes: usize, present: &Arc<Client>) -> KafkaResult<()> {
+    /// Lowers the limit of batches to `bytes`, unless another client has replaced `present` meanwhile.
+    fn limit_batches(&self, bytes: usize, present: &Arc<ProducerClient>) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         let (former, bytes) =
             (self.batch_bytes.load(Ordering::Relaxed), bytes.max(MIN_BATCH_BYTES));
         if bytes >= former || !Arc::ptr_eq(&client, present) {
             return Ok(());
         }
-        tracing::info!(bytes, former, "the producer's batches are limited");
+        tracing::info!(bytes, former, "limiting the producer's batches");
         self.batch_bytes.store(bytes, Ordering::Relaxed);
         release(std::mem::replace(&mut *client, self.new_client()?));
         Ok(())
     }
 
-    fn new_client(&self) -> KafkaResult<Arc<Client>> {
+    fn new_client(&self) -> KafkaResult<Arc<ProducerClient>> {
         let mut config = (*self.config).clone();
         config.set("batch.size", self.batch_bytes.load(Ordering::Relaxed).to_string());
-        Client::new(&config)
+        ProducerClient::new(&config)
     }
 
-    fn current(&self) -> Arc<Client> {
+    fn current(&self) -> Arc<ProducerClient> {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Whether deliveries have failed for so long that another client may help.
+    /// Notes the result of a delivery. Returns whether deliveries have failed for so long that another
+    /// client may help.
     fn is_failing(&self, produced: &KafkaResult<Vec<usize>>, began: Instant) -> bool {
         let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
         renewal.is_due(produced.as_ref().err(), began, Instant::now())
     }
 
     /// Replaces the client `present`, unless another call has replaced it meanwhile.
-    fn replace(&self, present: &Arc<Client>, is_failing: bool) -> KafkaResult<()> {
+    fn replace(&self, present: &Arc<ProducerClient>, is_failing: bool) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         if Arc::ptr_eq(&client, present) {
             let fatal = client.producer.client().fatal_error();
             let topic_replaced = client.log.is_topic_replaced();
-            tracing::warn!(?fatal, topic_replaced, is_failing, "the producer is replaced");
+            tracing::warn!(?fatal, topic_replaced, is_failing, "replacing the producer");
             release(std::mem::replace(&mut *client, self.new_client()?));
         }
         Ok(())
     }
 
-    /// Waits a bounded time for what is still on its way.
+    /// Waits until all messages are delivered, for 10 s at most.
     pub(crate) async fn flush(&self) {
         let client = self.current();
         let flushed =
             tokio::task::spawn_blocking(move || client.producer.flush(FLUSH_TIMEOUT)).await;
         if let Ok(Err(error)) = flushed {
-            tracing::warn!(%error, "messages were not delivered before the stop");
+            tracing::warn!(%error, "messages not delivered before the stop");
         }
     }
 }
 
-/// Gives a client back. The last one to do so ends it, which may take half a second.
-fn release(client: Arc<Client>) {
+/// Drops a reference to a client. Dropping the last one closes the client, which may block for half a
+/// second: that happens on a thread for blocking work.
+fn release(client: Arc<ProducerClient>) {
     if Arc::strong_count(&client) == 1 {
         drop(tokio::task::spawn_blocking(move || drop(client)));
     }
 }
 
-/// Produces the messages with these numbers. Answers the numbers of those that are too large, by
-/// themselves or with others of their batch.
+/// Produces the messages with these numbers. Returns the numbers of the messages that are too large,
+/// alone or together with the others of their batch.
+///
+/// Fails with the first other error.
 async fn deliver(
-    client: &FutureProducer<Context>,
+    client: &FutureProducer<ProducerCallbacks>,
     topic: &str,
     messages: &[Message],
     numbers: &[usize],
@@ -295,8 +317,9 @@ fn is_too_large(error: &KafkaError) -> bool {
     )
 }
 
+/// Puts a message into librdkafka's queue, and waits while the queue is full.
 async fn enqueue(
-    client: &FutureProducer<Context>,
+    client: &FutureProducer<ProducerCallbacks>,
     topic: &str,
     message: &Message,
 ) -> KafkaResult<DeliveryFuture> {

@@ -1,5 +1,6 @@
 use std::{
     collections::BTreeMap,
+    ops::Range,
     time::{Duration, Instant},
 };
 
@@ -13,24 +14,26 @@ use rdkafka::{
 use super::client_config;
 use crate::config::KafkaConfig;
 
+/// How long a broker may take to answer a question.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-const POLL: Duration = Duration::from_millis(100);
-/// How long nothing may come of partitions that have messages.
-const SILENCE_MAX: Duration = Duration::from_secs(30);
+const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// How long the client may deliver nothing before [`TopicReader::read`] fails.
+const MAX_SILENCE: Duration = Duration::from_secs(30);
 
-/// Reads what a topic retains, without joining a group. Its calls block. Each fails if the brokers
-/// say nothing for 30 s.
+/// Reads the messages that a topic retains, without joining a group. Its calls block. A call fails if
+/// a broker rejects a question or does not answer it within 10 s.
 pub(crate) struct TopicReader {
     client: BaseConsumer,
 }
 
-/// Partitions, and with each the offset up to which it is read.
-pub(crate) type Ends = BTreeMap<i32, i64>;
+/// An offset of each partition: it is read up to there, that offset excluded.
+pub(crate) type EndOffsets = BTreeMap<i32, i64>;
 
 impl TopicReader {
-    /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can
-    /// be asked for.
-    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
+    /// `group_id` is the group whose committed offsets can be asked for.
+    ///
+    /// Fails if librdkafka rejects the configuration.
+    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("group.id", group_id)
@@ -43,14 +46,14 @@ impl TopicReader {
         Ok(Self { client: client.create()? })
     }
 
-    /// The offset that the group has committed of each partition for which it has.
-    pub(crate) fn committed(&self, topic: &str) -> KafkaResult<Ends> {
+    /// The offsets that the group has committed. Partitions without one are left out.
+    pub(crate) fn committed(&self, topic: &str) -> KafkaResult<EndOffsets> {
         let mut asked = TopicPartitionList::new();
         for partition in self.partitions(topic)? {
             asked.add_partition(topic, partition);
         }
         let answered = self.client.committed_offsets(asked, ANSWER_TIMEOUT)?;
-        let mut committed = Ends::new();
+        let mut committed = EndOffsets::new();
         for element in answered.elements() {
             element.error()?;
             if let Offset::Offset(offset) = element.offset() {
@@ -60,23 +63,26 @@ impl TopicReader {
         Ok(committed)
     }
 
-    /// The whole of each partition of a topic.
-    pub(crate) fn all(&self, topic: &str) -> KafkaResult<Ends> {
+    /// The ends with which [`TopicReader::read`] reads the whole topic.
+    pub(crate) fn all(&self, topic: &str) -> KafkaResult<EndOffsets> {
         Ok(self.partitions(topic)?.into_iter().map(|partition| (partition, i64::MAX)).collect())
     }
 
-    /// The first offset that a partition retains, and the one behind its last message.
-    pub(crate) fn extent(&self, topic: &str, partition: i32) -> KafkaResult<(i64, i64)> {
-        self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)
+    /// The offsets that a partition retains.
+    pub(crate) fn retained(&self, topic: &str, partition: i32) -> KafkaResult<Range<i64>> {
+        let (first, end) = self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
+        Ok(first..end)
     }
 
-    /// Hands over every message that the topic retains, up to the offsets given or to the present
-    /// end. Each partition keeps its order. Stops early, without an error, once `take` answers
-    /// `false`.
+    /// Gives `take` every message that the topic retains, up to `ends` or to the present end of the
+    /// partition. The messages of a partition come in order. Returns early, without an error, once
+    /// `take` returns `false`.
+    ///
+    /// Fails if the topic is unknown or may not be read, and if nothing comes for 30 s.
     pub(crate) fn read(
         &self,
         topic: &str,
-        mut ends: Ends,
+        mut ends: EndOffsets,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
     ) -> KafkaResult<()> {
         ends.retain(|_, end| *end > 0);
@@ -87,8 +93,8 @@ impl TopicReader {
         self.client.assign(&assigned)?;
         let mut received_at = Instant::now();
         while !ends.is_empty() {
-            match self.client.poll(POLL) {
-                None if received_at.elapsed() > SILENCE_MAX => {
+            match self.client.poll(POLL_TIMEOUT) {
+                None if received_at.elapsed() > MAX_SILENCE => {
                     return Err(KafkaError::MessageConsumption(RDKafkaErrorCode::RequestTimedOut));
                 }
                 None => continue,
@@ -97,7 +103,7 @@ impl TopicReader {
                     error @ (RDKafkaErrorCode::TopicAuthorizationFailed
                     | RDKafkaErrorCode::UnknownTopicOrPartition),
                 ))) => return Err(KafkaError::MessageConsumption(error)),
-                // The client tries again by itself.
+                // The client retries by itself.
                 Some(Err(error)) => {
                     tracing::debug!(%error, topic, "poll failed");
                     continue;
@@ -117,6 +123,7 @@ impl TopicReader {
         Ok(())
     }
 
+    /// The numbers of a topic's partitions.
     fn partitions(&self, topic: &str) -> KafkaResult<Vec<i32>> {
         let metadata = self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().first() else {

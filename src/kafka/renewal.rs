@@ -1,4 +1,4 @@
-//! When a client of the cluster is to be replaced by a new one.
+//! When a client of the cluster is to be replaced by a new client.
 
 use std::{
     sync::mpsc::{self, TryRecvError},
@@ -11,16 +11,16 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-/// How long a client may fail before it is replaced. It recovers by itself from most failures, and
-/// a replacement takes time too.
+/// How long a client may fail before it is replaced. It recovers by itself from most failures, and a
+/// replacement takes time too.
 const PATIENCE: Duration = Duration::from_secs(15);
-/// The longest time between two replacements that did not help.
+/// The longest pause between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a new client may take to connect and to answer a question.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The pauses between replacements that do not help: each is twice as long as the one before, from
-/// 15 s to 5 min.
+/// The pauses between replacements that do not help. Each pause is twice as long as the one before,
+/// from 15 s to 5 min.
 #[derive(Debug, Default)]
 pub(super) struct Pauses {
     replacements: u32,
@@ -36,29 +36,35 @@ impl Pauses {
         self.last.is_none_or(|last| now.duration_since(last) >= pause)
     }
 
+    /// Notes a replacement.
     pub(super) fn replaced(&mut self, now: Instant) {
         (self.replacements, self.last) = (self.replacements.saturating_add(1), Some(now));
     }
 
-    /// How many replacements did not help so far.
+    /// How many replacements since the client last worked.
     pub(super) fn replacements(&self) -> u32 {
         self.replacements
     }
 
-    /// The client works.
+    /// Notes that the client works.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }
 }
 
-/// Asks by a new client whether a topic can be reached, where the present client cannot reach it.
+/// Finds out whether a new client reaches a topic that the present client does not reach.
 #[derive(Debug, Default)]
-pub(super) struct Probe(Option<mpsc::Receiver<bool>>);
+pub(super) struct ReachabilityCheck {
+    /// The answer of the check that runs.
+    answer: Option<mpsc::Receiver<bool>>,
+}
 
-impl Probe {
-    /// Returns true once a new client has reached the leaders of all partitions of the topic and
-    /// the group's coordinator, and asks on a thread of its own until then. `config` names the
-    /// group, which the new client does not join.
+impl ReachabilityCheck {
+    /// Returns `true` once a new client has reached the leaders of all partitions of the topic and the
+    /// group's coordinator. Asks again and again until then, on a thread of its own.
+    ///
+    /// Does nothing until the present client has been without a broker for 15 s. `config` names the
+    /// group; the new client does not join it.
     pub(super) fn reaches(
         &mut self,
         config: &ClientConfig,
@@ -66,13 +72,13 @@ impl Probe {
         unreachable_for: Option<Duration>,
     ) -> bool {
         if unreachable_for.is_none_or(|unreachable_for| unreachable_for < PATIENCE) {
-            self.0 = None;
+            self.answer = None;
             return false;
         }
-        match self.0.as_ref().map(mpsc::Receiver::try_recv) {
+        match self.answer.as_ref().map(mpsc::Receiver::try_recv) {
             Some(Err(TryRecvError::Empty)) => false,
             Some(Ok(true)) => {
-                self.0 = None;
+                self.answer = None;
                 true
             }
             None | Some(Ok(false) | Err(TryRecvError::Disconnected)) => {
@@ -80,19 +86,23 @@ impl Probe {
                 let (config, topic) = (config.clone(), topic.to_owned());
                 std::thread::spawn(move || {
                     let reached = reach(&config, &topic);
-                    tracing::debug!(topic, error = ?reached.as_ref().err(), "asked whether the topic is reachable");
-                    let _nobody_waits = answer.send(reached.is_ok());
+                    let error = reached.as_ref().err();
+                    tracing::debug!(topic, ?error, "reachability of the topic checked");
+                    let _receiver_gone = answer.send(reached.is_ok());
                 });
-                self.0 = Some(answered);
+                self.answer = Some(answered);
                 false
             }
         }
     }
 }
 
+/// Asks the leader of each partition of the topic, and the group's coordinator.
+///
+/// Fails with the first error: no such topic, no leader, or no answer within 5 s.
 fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
     let client: BaseConsumer = config.create()?;
-    let metadata = client.fetch_metadata(Some(topic), PROBE_TIMEOUT)?;
+    let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let found = metadata
         .topics()
         .first()
@@ -104,24 +114,24 @@ fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
         if partition.leader() < 0 {
             return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::LeaderNotAvailable));
         }
-        client.fetch_watermarks(topic, partition.id(), PROBE_TIMEOUT)?;
+        client.fetch_watermarks(topic, partition.id(), ANSWER_TIMEOUT)?;
         partitions.add_partition(topic, partition.id());
     }
-    client.committed_offsets(partitions, PROBE_TIMEOUT)?;
+    client.committed_offsets(partitions, ANSWER_TIMEOUT)?;
     Ok(())
 }
 
-/// Decides when a producer is replaced, by what comes of its deliveries.
+/// Decides when a producer is replaced, by the results of its deliveries.
 #[derive(Debug, Default)]
 pub(super) struct ProducerRenewal {
-    /// When the first delivery began of those that failed since the last success.
+    /// When the first of the deliveries began that failed since the last success.
     failing_since: Option<Instant>,
     pauses: Pauses,
 }
 
 impl ProducerRenewal {
-    /// Takes the error of a delivery that `began` then, or `None` where it succeeded. Returns true
-    /// where the producer is to be replaced now.
+    /// Notes the result of a delivery: its error, or `None` if it succeeded. Returns whether the
+    /// producer is to be replaced now.
     pub(super) fn is_due(
         &mut self,
         error: Option<&KafkaError>,
@@ -147,7 +157,7 @@ impl ProducerRenewal {
     }
 }
 
-/// Whether another client might deliver what this one did not.
+/// Whether another client might deliver these messages. It might not if the broker rejects them.
 fn is_of_client(error: &KafkaError) -> bool {
     !matches!(
         error.rdkafka_error_code(),
@@ -171,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_producer_that_fails_for_long_is_replaced_ever_more_seldom() {
+    fn a_producer_that_fails_for_long_is_replaced_at_growing_intervals() {
         let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
         let mut replaced_after = Vec::new();
         for second in (10..200).step_by(10) {
@@ -185,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn a_producer_that_delivers_or_whose_messages_are_refused_stays() {
+    fn a_producer_that_delivers_or_whose_messages_are_rejected_stays() {
         let (mut renewal, start) = (ProducerRenewal::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!(!renewal.is_due(

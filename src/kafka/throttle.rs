@@ -11,43 +11,50 @@ use rdkafka::{
     consumer::Consumer as _, error::KafkaResult, topic_partition_list::TopicPartitionList,
 };
 
-use super::member::Client;
+use super::member::ConsumerClient;
 
-/// Dead letters that may pass of a partition in a second, and messages that come of it once it is
-/// limited.
-const PER_SECOND: u32 = 2000;
-/// How far a partition may be ahead of that rate.
-const AHEAD: Duration = Duration::from_millis(500);
-/// A limit ends this long after the last batch with many letters.
+/// Dead letters of a partition that may pass in a second. Also the messages that a limited partition
+/// may deliver in a second.
+const MAX_LETTERS_PER_SECOND: u32 = 2000;
+/// How far a partition may be ahead of that rate before it is limited.
+const MAX_AHEAD: Duration = Duration::from_millis(500);
+/// How long after the last batch with many dead letters a limit ends.
 const LIMITED_FOR: Duration = Duration::from_secs(10);
 
-/// Bounds the rate of dead letters that no repetition mends. A partition whose letters are ahead of
-/// the rate is limited: its messages come at that rate too, good or bad. The client pauses it
-/// meanwhile; the others go on.
+/// Bounds the rate of the dead letters that are blamed on their writers.
+///
+/// If a partition's letters are ahead of the rate, the partition is limited: all its messages, good
+/// and bad, come at that rate. To that end the client pauses the partition again and again. The other
+/// partitions are not affected.
+///
+/// The rate is kept by due times, as in the generic cell rate algorithm (ITU-T I.371): each letter
+/// moves the due time on by its share of a second, and a partition is ahead while its due time is in
+/// the future.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
-    suspects: Mutex<HashMap<i32, Suspect>>,
-    /// Whether there are any. Most of the time there are none, and the poll thread takes no lock.
-    has_suspects: AtomicBool,
+    rates: Mutex<HashMap<i32, PartitionRate>>,
+    /// Whether `rates` has entries. Most of the time it has none, and the poll thread takes no lock.
+    is_active: AtomicBool,
 }
 
-/// A partition with dead letters.
+/// The rate of a partition that had dead letters of late.
 #[derive(Debug)]
-struct Suspect {
-    /// When the letters so far would have passed at the rate.
+struct PartitionRate {
+    /// When all its letters so far would have passed at the allowed rate.
     letters_due_at: Instant,
     limit: Option<Limit>,
 }
 
+/// The limit of a partition whose letters were ahead of the rate.
 #[derive(Debug)]
 struct Limit {
     until: Instant,
-    /// When the messages so far would have come at the rate.
+    /// When all its messages so far would have come at the allowed rate.
     messages_due_at: Instant,
     is_paused: bool,
 }
 
-/// What is to be done with partitions, by the poll thread.
+/// The partitions that the client is to pause and to resume.
 #[derive(Debug, PartialEq, Eq)]
 struct Changes {
     pause: Vec<i32>,
@@ -55,77 +62,79 @@ struct Changes {
 }
 
 impl Throttle {
-    /// Counts dead letters of a partition, those of one batch.
+    /// Counts the dead letters of a partition in one batch.
     pub(super) fn add_letters(&self, partition: i32, letters: u32, now: Instant) {
-        let mut suspects = self.lock();
-        self.has_suspects.store(true, Ordering::Release);
-        let suspect =
-            suspects.entry(partition).or_insert(Suspect { letters_due_at: now, limit: None });
-        suspect.letters_due_at = suspect.letters_due_at.max(now) + time_of(letters);
-        let ahead = suspect.letters_due_at.saturating_duration_since(now);
-        match &mut suspect.limit {
-            Some(limit) if ahead > AHEAD / 4 => limit.until = now + LIMITED_FOR,
-            None if ahead > AHEAD => {
-                let (until, messages_due_at) = (now + LIMITED_FOR, suspect.letters_due_at);
-                suspect.limit = Some(Limit { until, messages_due_at, is_paused: false });
+        let mut rates = self.lock();
+        self.is_active.store(true, Ordering::Release);
+        let rate =
+            rates.entry(partition).or_insert(PartitionRate { letters_due_at: now, limit: None });
+        rate.letters_due_at = rate.letters_due_at.max(now) + time_of(letters);
+        let ahead = rate.letters_due_at.saturating_duration_since(now);
+        match &mut rate.limit {
+            Some(limit) if ahead > MAX_AHEAD / 4 => limit.until = now + LIMITED_FOR,
+            None if ahead > MAX_AHEAD => {
+                let (until, messages_due_at) = (now + LIMITED_FOR, rate.letters_due_at);
+                rate.limit = Some(Limit { until, messages_due_at, is_paused: false });
             }
             _ => {}
         }
     }
 
-    /// Counts a message that came.
+    /// Counts a polled message.
     pub(super) fn add_message(&self, partition: i32, now: Instant) {
-        if !self.has_suspects() {
+        if !self.is_active() {
             return;
         }
-        if let Some(limit) =
-            self.lock().get_mut(&partition).and_then(|suspect| suspect.limit.as_mut())
-        {
+        if let Some(limit) = self.lock().get_mut(&partition).and_then(|rate| rate.limit.as_mut()) {
             limit.messages_due_at = limit.messages_due_at.max(now) + time_of(1);
         }
     }
 
-    /// Whether nothing comes of the partition, as it is paused.
+    /// Whether the throttle has paused the partition.
     pub(super) fn is_paused(&self, partition: i32) -> bool {
-        self.has_suspects()
+        self.is_active()
             && self
                 .lock()
                 .get(&partition)
-                .and_then(|suspect| suspect.limit.as_ref())
+                .and_then(|rate| rate.limit.as_ref())
                 .is_some_and(|limit| limit.is_paused)
     }
 
-    /// Forgets partitions that are assigned anew: the client has not paused them.
+    /// Forgets partitions that are assigned anew. The client has not paused them.
     pub(super) fn forget(&self, partitions: &[i32]) {
         self.retain(|partition, _| !partitions.contains(partition));
     }
 
-    /// Whether any partition has had dead letters of late.
-    pub(super) fn has_suspects(&self) -> bool {
-        self.has_suspects.load(Ordering::Acquire)
+    /// Whether any partition had dead letters of late.
+    pub(super) fn is_active(&self) -> bool {
+        self.is_active.load(Ordering::Acquire)
     }
 
-    fn retain(&self, mut stays: impl FnMut(&i32, &mut Suspect) -> bool) {
-        let mut suspects = self.lock();
-        suspects.retain(|partition, suspect| stays(partition, suspect));
-        self.has_suspects.store(!suspects.is_empty(), Ordering::Release);
+    /// Keeps the rates for which `stays` returns `true`.
+    fn retain(&self, mut stays: impl FnMut(&i32, &mut PartitionRate) -> bool) {
+        let mut rates = self.lock();
+        rates.retain(|partition, rate| stays(partition, rate));
+        self.is_active.store(!rates.is_empty(), Ordering::Release);
     }
 
-    /// Pauses and resumes what is due, in the client. The poll thread calls it before each poll.
-    /// Partitions that `may_come` denies are left to who has paused them.
+    /// Pauses and resumes partitions in the client, as they are due. The poll thread calls it before
+    /// each poll.
+    ///
+    /// Does not resume a partition for which `may_come` returns `false`: its lane is full, and the
+    /// poll thread resumes it later.
     pub(super) fn apply(
         &self,
-        client: &Client,
+        client: &ConsumerClient,
         topic: &str,
         now: Instant,
         may_come: impl Fn(i32) -> bool,
     ) {
-        if !self.has_suspects() {
+        if !self.is_active() {
             return;
         }
         let Changes { pause, resume } = self.changes(now, may_come);
         if !pause.is_empty() {
-            tracing::debug!(topic, partitions = ?pause, "partitions with dead letters paused");
+            tracing::debug!(topic, partitions = ?pause, "pausing partitions with many dead letters");
             warn_of(topic, client.pause(&list(topic, &pause)));
         }
         if !resume.is_empty() {
@@ -133,12 +142,13 @@ impl Throttle {
         }
     }
 
+    /// Decides which partitions are to be paused and resumed, and forgets rates that are over.
     fn changes(&self, now: Instant, may_come: impl Fn(i32) -> bool) -> Changes {
         let mut changes = Changes { pause: Vec::new(), resume: Vec::new() };
-        self.retain(|partition, suspect| {
-            let Some(limit) = &mut suspect.limit else { return suspect.letters_due_at > now };
+        self.retain(|partition, rate| {
+            let Some(limit) = &mut rate.limit else { return rate.letters_due_at > now };
             let ahead = limit.messages_due_at.saturating_duration_since(now);
-            if !limit.is_paused && ahead > AHEAD {
+            if !limit.is_paused && ahead > MAX_AHEAD {
                 limit.is_paused = true;
                 changes.pause.push(*partition);
             } else if limit.is_paused && ahead.is_zero() && may_come(*partition) {
@@ -150,14 +160,14 @@ impl Throttle {
         changes
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<i32, Suspect>> {
-        self.suspects.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<i32, PartitionRate>> {
+        self.rates.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// How long so many messages take at the rate.
+/// How long so many messages take at the allowed rate.
 fn time_of(messages: u32) -> Duration {
-    Duration::from_secs(1) * messages / PER_SECOND
+    Duration::from_secs(1) * messages / MAX_LETTERS_PER_SECOND
 }
 
 fn list(topic: &str, partitions: &[i32]) -> TopicPartitionList {
@@ -168,7 +178,7 @@ fn list(topic: &str, partitions: &[i32]) -> TopicPartitionList {
     list
 }
 
-/// A partition may have been revoked a moment ago.
+/// Logs a failure. It may be harmless: a partition may have been revoked a moment ago.
 fn warn_of(topic: &str, done: KafkaResult<()>) {
     if let Err(error) = done {
         tracing::warn!(topic, %error, "partitions not paused or resumed");
@@ -187,8 +197,8 @@ mod tests {
     fn a_partition_ahead_of_the_rate_is_paused_until_its_letters_are_due() {
         let (throttle, start) = (Throttle::default(), Instant::now());
         let after = |millis| start + Duration::from_millis(millis);
-        throttle.add_letters(0, 4 * PER_SECOND, start);
-        throttle.add_letters(1, PER_SECOND / 4, start);
+        throttle.add_letters(0, 4 * MAX_LETTERS_PER_SECOND, start);
+        throttle.add_letters(1, MAX_LETTERS_PER_SECOND / 4, start);
         assert_eq!(
             throttle.changes(start, |_| true),
             changes(&[0], &[]),
@@ -203,17 +213,17 @@ mod tests {
     #[test]
     fn messages_of_limited_partitions_alone_are_counted() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.add_letters(0, PER_SECOND, start);
+        throttle.add_letters(0, MAX_LETTERS_PER_SECOND, start);
         throttle.add_letters(1, 1, start);
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]));
         assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[], &[0]));
-        for _ in 0..9 * PER_SECOND {
+        for _ in 0..9 * MAX_LETTERS_PER_SECOND {
             throttle.add_message(0, start + Duration::from_secs(2));
             throttle.add_message(1, start + Duration::from_secs(2));
         }
         throttle.add_letters(1, 1, start + Duration::from_secs(2));
         assert_eq!(throttle.changes(start + Duration::from_secs(2), |_| true), changes(&[0], &[]));
-        throttle.add_letters(0, 100 * PER_SECOND, start + Duration::from_secs(2));
+        throttle.add_letters(0, 100 * MAX_LETTERS_PER_SECOND, start + Duration::from_secs(2));
         let resumed = throttle.changes(start + Duration::from_secs(12), |_| true);
         assert_eq!(
             resumed,
@@ -225,27 +235,27 @@ mod tests {
     #[test]
     fn a_trickle_of_letters_limits_nothing_and_prolongs_no_limit() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.add_letters(0, PER_SECOND, start);
+        throttle.add_letters(0, MAX_LETTERS_PER_SECOND, start);
         for second in 0..20 {
             for partition in [0, 1] {
                 throttle.add_letters(
                     partition,
-                    PER_SECOND / 100,
+                    MAX_LETTERS_PER_SECOND / 100,
                     start + Duration::from_secs(second),
                 );
             }
             throttle.changes(start + Duration::from_secs(second), |_| true);
         }
-        assert!(throttle.lock().values().all(|suspect| suspect.limit.is_none()));
+        assert!(throttle.lock().values().all(|rate| rate.limit.is_none()));
         throttle.changes(start + Duration::from_secs(60), |_| true);
         assert!(throttle.lock().is_empty());
-        assert!(!throttle.has_suspects());
+        assert!(!throttle.is_active());
     }
 
     #[test]
     fn a_partition_that_is_assigned_anew_is_not_paused() {
         let (throttle, start) = (Throttle::default(), Instant::now());
-        throttle.add_letters(0, 4 * PER_SECOND, start);
+        throttle.add_letters(0, 4 * MAX_LETTERS_PER_SECOND, start);
         assert_eq!(throttle.changes(start, |_| true), changes(&[0], &[]));
         throttle.forget(&[0]);
         assert_eq!(throttle.changes(start + Duration::from_secs(9), |_| true), changes(&[], &[]));

@@ -3,35 +3,41 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How soon a broker is asked again that did not answer.
+/// How long after a question without an answer the broker is asked again.
 const ASK_AGAIN_AFTER: Duration = Duration::from_secs(3);
 
-/// Since when nothing came of each partition of which something might.
+/// Finds partitions of which the client delivers nothing. The caller asks the broker whether such a
+/// partition has messages, and the watchdog decides whether it is stalled.
 #[derive(Debug, Default)]
 pub(super) struct Watchdog {
-    heard: HashSet<i32>,
+    /// Partitions of which a message came since the last pass.
+    received: HashSet<i32>,
+    /// Since when nothing came of a partition and nobody asked about it.
     silent_since: HashMap<i32, Instant>,
-    /// Those that were found to be behind when they were last asked about.
+    /// Partitions that were behind at the last question about them.
     behind: HashSet<i32>,
 }
 
 impl Watchdog {
-    /// A message came.
-    pub(super) fn heard(&mut self, partition: i32) {
-        self.heard.insert(partition);
+    /// The client delivered a message of the partition.
+    pub(super) fn received(&mut self, partition: i32) {
+        self.received.insert(partition);
     }
 
-    /// Whether a message came since the last look.
-    pub(super) fn has_heard(&self, partition: i32) -> bool {
-        self.heard.contains(&partition)
+    /// Whether a message of the partition came since the last pass.
+    pub(super) fn has_received(&self, partition: i32) -> bool {
+        self.received.contains(&partition)
     }
 
-    /// Those of the partitions `expected` to be fetched of which nothing came, and about which
-    /// nobody asked, for half of `limit`; the longest first.
+    /// Ends a pass. Returns the silent partitions, the longest silent first: those of `expected` of
+    /// which nothing came, and about which nobody asked, for half of `limit`.
+    ///
+    /// `expected` are the partitions that the client should fetch. Others begin anew when they are
+    /// expected again.
     pub(super) fn silent(&mut self, expected: &[i32], limit: Duration, now: Instant) -> Vec<i32> {
-        let heard = std::mem::take(&mut self.heard);
+        let received = std::mem::take(&mut self.received);
         let still_silent =
-            |partition: &i32| expected.contains(partition) && !heard.contains(partition);
+            |partition: &i32| expected.contains(partition) && !received.contains(partition);
         self.silent_since.retain(|partition, _| still_silent(partition));
         self.behind.retain(still_silent);
         let mut silent = Vec::new();
@@ -45,21 +51,23 @@ impl Watchdog {
         silent.into_iter().map(|(_, partition)| partition).collect()
     }
 
-    /// Somebody asked about a silent partition: it is silent again after half of the limit.
+    /// Notes that the caller asked about a silent partition. It counts as silent again after half of
+    /// the limit.
     pub(super) fn asked(&mut self, partition: i32, now: Instant) {
         self.silent_since.insert(partition, now);
     }
 
-    /// The same where the broker did not answer: the partition is silent again after 3 s, or after
-    /// half of `limit` where that is less. Whether it is behind is not known.
+    /// Notes that the broker did not answer. The partition counts as silent again after 3 s, or after
+    /// half of `limit` if that is less. Whether the partition is behind is not known any more.
     pub(super) fn ask_again(&mut self, partition: i32, limit: Duration, now: Instant) {
         let saved = (limit / 2).saturating_sub(ASK_AGAIN_AFTER);
         self.silent_since.insert(partition, now.checked_sub(saved).unwrap_or(now));
         self.behind.remove(&partition);
     }
 
-    /// Says of a silent partition whether there are messages that it does not bring. Answers whether it is stalled: there were the
-    /// time before too. (Once may be a message on its way.)
+    /// Notes whether a silent partition is behind, that is, has messages that the client does not
+    /// deliver. Returns whether it is stalled: it was behind at the question before too. (Once is not
+    /// enough, since a message may be on its way.)
     pub(super) fn is_stalled(&mut self, partition: i32, is_behind: bool) -> bool {
         if is_behind {
             return !self.behind.insert(partition);
@@ -80,24 +88,24 @@ mod tests {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
         assert!(watchdog.silent(&[0, 1], LIMIT, start).is_empty());
-        watchdog.heard(1);
+        watchdog.received(1);
         assert_eq!(watchdog.silent(&[0, 1], LIMIT, after(30)), [0]);
         watchdog.asked(0, after(30));
         assert!(!watchdog.is_stalled(0, true), "it may be on its way");
         assert_eq!(watchdog.silent(&[0, 1], LIMIT, after(60)), [0, 1]);
         assert!(watchdog.is_stalled(0, true));
-        assert!(!watchdog.is_stalled(1, false), "nothing is there to come");
+        assert!(!watchdog.is_stalled(1, false), "it has no messages to deliver");
     }
 
     #[test]
-    fn a_partition_that_brings_something_or_is_paused_begins_anew() {
+    fn a_partition_that_delivers_or_is_paused_begins_anew() {
         let (mut watchdog, start) = (Watchdog::default(), Instant::now());
         let after = |seconds| start + Duration::from_secs(seconds);
-        for (seconds, heard, expected) in
+        for (seconds, received, expected) in
             [(0, false, &[0][..]), (30, true, &[0]), (60, false, &[]), (90, false, &[0])]
         {
-            if heard {
-                watchdog.heard(0);
+            if received {
+                watchdog.received(0);
             }
             assert!(
                 watchdog.silent(expected, LIMIT, after(seconds)).is_empty(),
@@ -107,10 +115,10 @@ mod tests {
         assert_eq!(watchdog.silent(&[0], LIMIT, after(120)), [0]);
         watchdog.asked(0, after(120));
         assert!(!watchdog.is_stalled(0, true));
-        watchdog.heard(0);
+        watchdog.received(0);
         watchdog.silent(&[0], LIMIT, after(121));
         assert_eq!(watchdog.silent(&[0], LIMIT, after(151)), [0]);
-        assert!(!watchdog.is_stalled(0, true), "something came in between");
+        assert!(!watchdog.is_stalled(0, true), "a message came in between");
     }
 
     #[test]

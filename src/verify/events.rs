@@ -1,6 +1,6 @@
 //! Invariant 7: a committed offset never passes an order that is neither decided nor dead-lettered.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, ops::Range, sync::Arc};
 
 use chrono::Utc;
 use rdkafka::{Message as _, error::KafkaError};
@@ -79,7 +79,7 @@ fn read_passed(
     let mut committed = reader.committed(orders)?;
     let mut beyond = Vec::new();
     for (partition, offset) in std::mem::take(&mut committed) {
-        let (start, end) = reader.extent(orders, partition)?;
+        let Range { start, end } = reader.retained(orders, partition)?;
         if start < end && offset > end {
             // The topic was created again, or lost its last messages. Its events are not those that
             // were passed.

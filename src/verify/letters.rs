@@ -49,7 +49,7 @@ impl Letters {
             letters.complete_since = letters.complete_since.max(match first.get(partition) {
                 Some((0, _)) => 0,
                 Some((_, written_at)) => written_at.unwrap_or(i64::MAX),
-                None if reader.extent(of_orders, *partition)?.0 == 0 => 0,
+                None if reader.retained(of_orders, *partition)?.start == 0 => 0,
                 None => i64::MAX,
             });
         }

@@ -132,7 +132,7 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
     assert!(letters < BAD as u64, "orders of other partitions waited for all {letters} letters");
     let log = compensator.log();
     assert!(
-        log.contains("partitions with dead letters paused"),
+        log.contains("pausing partitions with many dead letters"),
         "its rate was not bounded:\n{log}"
     );
     let least = Duration::from_secs(1) * u32::try_from(BAD - AT_ONCE).unwrap()

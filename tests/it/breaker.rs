@@ -119,7 +119,7 @@ async fn a_halted_lane_gives_its_partitions_up_at_once() {
     worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
     let log = worker.log();
     let given_up =
-        log.lines().find(|line| line.contains("partitions taken away")).expect("a line of it");
+        log.lines().find(|line| line.contains("partitions revoked")).expect("a line of it");
     assert!(given_up.contains("drained=true"), "{given_up}");
     is_halted(&worker).await;
 

@@ -34,7 +34,7 @@ async fn a_consumer_that_no_longer_fetches_is_replaced_and_loses_nothing() {
         "{}",
         worker.log()
     );
-    assert!(worker.log().contains("the consumer is replaced"), "{}", worker.log());
+    assert!(worker.log().contains("replacing the consumer"), "{}", worker.log());
     worker.ready().await;
     world.caught_up(group, topic).await;
     assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (150, 850));

@@ -62,7 +62,7 @@ async fn all_orders_become_final_on_a_topic_that_takes_only_small_batches() {
 
     assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(ORDERS).unwrap());
     for role in [&worker, &compensator] {
-        assert!(role.log().contains("the producer's batches are limited"), "{}", role.log());
+        assert!(role.log().contains("limiting the producer's batches"), "{}", role.log());
     }
     worker.stop();
     compensator.stop();

@@ -87,13 +87,13 @@ fn one_slow_answer_is_no_complaint_and_silence_of_seconds_is() {
     condition.joined();
     let now = Instant::now();
 
-    condition.unanswered(Some(now));
-    assert_eq!((health.not_ready(), condition.is_well()), (Vec::new(), false));
-    condition.unanswered(None);
-    condition.unanswered(now.checked_sub(Duration::from_secs(5)));
+    condition.set_unanswered(Some(now));
+    assert_eq!((health.not_ready(), condition.is_healthy()), (Vec::new(), false));
+    condition.set_unanswered(None);
+    condition.set_unanswered(now.checked_sub(Duration::from_secs(5)));
 
     assert_eq!(health.not_ready(), ["orders: a broker does not answer"]);
-    condition.unanswered(Some(now));
+    condition.set_unanswered(Some(now));
     assert!(
         condition.unreachable_for(now) >= Some(Duration::from_secs(5)),
         "the first failure counts"
@@ -101,16 +101,16 @@ fn one_slow_answer_is_no_complaint_and_silence_of_seconds_is() {
 }
 
 #[test]
-fn a_new_client_is_well_once_two_statistics_have_shown_it() {
+fn a_new_client_is_healthy_once_two_statistics_have_shown_it() {
     let (_health, condition) = condition();
-    condition.replaced("it reaches no broker, and a new one does", None);
+    condition.replaced("it reaches no broker, but a new client does", None);
     condition.joined();
     for confirmed in [false, true] {
-        assert!(!condition.is_well(), "it has proved nothing yet");
+        assert!(!condition.is_healthy(), "no statistics have shown it yet");
 
         condition.observe(&statistics("UP", "up", partition(7, 7)), &[0], Instant::now());
 
-        assert_eq!(condition.is_well(), confirmed);
+        assert_eq!(condition.is_healthy(), confirmed);
     }
 }
 
@@ -133,7 +133,7 @@ fn a_fault_counts_when_two_statistics_show_it() {
 }
 
 #[test]
-fn a_refused_fetch_is_no_reason_for_another_client() {
+fn a_refused_fetch_is_no_reason_for_a_new_client() {
     let (health, condition) = condition();
     condition.joined();
     for _ in 0..2 {
@@ -151,12 +151,16 @@ fn a_failed_poll_counts_until_every_partition_is_fetched_again() {
         |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());
     condition
         .poll_failed(&KafkaError::MessageConsumption(RDKafkaErrorCode::BrokerTransportFailure));
-    assert_eq!(health.not_ready(), [""; 0], "it is of one connection");
+    assert_eq!(health.not_ready(), [""; 0], "the error is of one connection");
 
     condition.poll_failed(&KafkaError::MessageConsumption(RDKafkaErrorCode::BadMessage));
     for _ in 0..5 {
         observe(partition(7, 9));
-        assert_eq!(health.not_ready().len(), 1, "it has a backlog and does not move");
+        assert_eq!(
+            health.not_ready().len(),
+            1,
+            "the partition has a backlog and makes no progress"
+        );
     }
     observe(partition(9, 9));
     observe(partition(9, 9));
@@ -164,7 +168,7 @@ fn a_failed_poll_counts_until_every_partition_is_fetched_again() {
 }
 
 #[test]
-fn a_stalled_partition_counts_beyond_the_replacement_until_it_moves() {
+fn a_stalled_partition_counts_after_the_replacement_until_it_progresses() {
     let (health, condition) = condition();
     let observe =
         |partition| condition.observe(&statistics("UP", "up", partition), &[0], Instant::now());

@@ -9,41 +9,41 @@ use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::Metada
 use super::Poller;
 use crate::{
     kafka::{
-        context::Context,
-        renewal::{Pauses, Probe},
+        callbacks::{ConsumerCallbacks, PartitionOffset},
+        renewal::{Pauses, ReachabilityCheck},
         watchdog::Watchdog,
     },
     telemetry::Metrics,
 };
 
-/// How often the client is looked at.
-const WATCH: Duration = Duration::from_secs(1);
-/// How often a member without a partition asks after its topic.
+/// Time between two passes of the supervision.
+const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
+/// How often a member without a partition asks the brokers for its topic.
 const ASK_TOPIC_EVERY: Duration = Duration::from_secs(5);
-/// How long the broker may take to say where a partition ends.
-const ASK_END: Duration = Duration::from_millis(500);
-/// No further partition is asked about in a pass that has asked for so long: nothing is polled
+/// How long a broker may take to answer. Nothing is polled meanwhile.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
+/// A pass that has waited for brokers for so long asks about no further partition. Nothing is polled
 /// meanwhile.
-const MAX_ASKING: Duration = Duration::from_millis(20);
-/// How soon a client may be replaced again as its topic was replaced. Brokers may disagree on the
-/// topic for some seconds.
+const MAX_ASKING_PER_PASS: Duration = Duration::from_millis(20);
+/// Least time between two replacements of a client whose topic was replaced. Brokers may disagree on
+/// the topic for some seconds.
 const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 
-/// What decides whether a client is replaced.
+/// What the poll thread remembers to decide whether the client is to be replaced.
 pub(super) struct Supervision {
     watchdog: Watchdog,
-    /// When the client was last looked at.
-    watched: Instant,
+    /// When the last pass ended.
+    supervised_at: Instant,
     stall_timeout: Duration,
-    /// When the last message came of any partition.
-    last_heard: Option<Instant>,
+    /// When the client delivered the last message, of any partition.
+    last_received_at: Option<Instant>,
     /// When the client was last replaced.
     replaced_at: Option<Instant>,
     pauses: Pauses,
-    probe: Probe,
-    /// The partition whose broker did not answer when it was last asked.
+    reachability: ReachabilityCheck,
+    /// The partition whose broker did not answer the last question.
     unanswered: Option<i32>,
-    topic_asked: Instant,
+    topic_asked_at: Instant,
     recreations: IntCounter,
 }
 
@@ -51,114 +51,123 @@ impl Supervision {
     pub(super) fn new(stall_timeout: Duration, topic: &str, metrics: &Metrics) -> Self {
         Self {
             watchdog: Watchdog::default(),
-            watched: Instant::now(),
+            supervised_at: Instant::now(),
             stall_timeout,
-            last_heard: None,
+            last_received_at: None,
             replaced_at: None,
             pauses: Pauses::default(),
-            probe: Probe::default(),
+            reachability: ReachabilityCheck::default(),
             unanswered: None,
-            topic_asked: Instant::now(),
+            topic_asked_at: Instant::now(),
             recreations: metrics.consumer_recreations.with_label_values(&[topic]),
         }
     }
 
-    /// A message of the partition came.
-    pub(super) fn heard(&mut self, partition: i32, now: Instant) {
-        self.last_heard = Some(now);
-        self.watchdog.heard(partition);
+    /// The client delivered a message of the partition.
+    pub(super) fn received(&mut self, partition: i32, now: Instant) {
+        self.last_received_at = Some(now);
+        self.watchdog.received(partition);
     }
 
-    /// Whether a message of any partition came within half of the stall timeout.
+    /// Whether the client delivered a message of any partition within half of the stall timeout.
     fn has_anything_come(&self, now: Instant) -> bool {
-        self.last_heard
-            .is_some_and(|heard| now.saturating_duration_since(heard) < self.stall_timeout / 2)
+        self.last_received_at.is_some_and(|received| {
+            now.saturating_duration_since(received) < self.stall_timeout / 2
+        })
     }
 
+    /// Whether the client may be replaced as its topic was replaced.
     fn may_follow_topic(&self, now: Instant) -> bool {
         self.replaced_at.is_none_or(|at| now.saturating_duration_since(at) >= MIN_TOPIC_PAUSE)
     }
 
-    /// Whether the client was replaced, and the new one is not well yet.
+    /// Whether the client was replaced, and the new one is not healthy yet.
     pub(super) fn has_replaced(&self) -> bool {
         self.pauses.replacements() > 0
     }
 }
 
 impl Poller {
-    /// Replaces a client that does not recover by itself: its topic is another one, it has failed
-    /// for good, it reaches no broker although a new client would, or it fetches nothing although
-    /// there is something and its lane has room.
+    /// Replaces the client if it does not recover by itself, that is, if
+    /// - its topic was replaced,
+    /// - it has a fatal error,
+    /// - it reaches no broker, although a new client does, or
+    /// - one of its partitions is stalled.
+    ///
+    /// The poll thread calls it in each pass. It does something once a second.
     pub(super) fn supervise(&mut self, now: Instant) {
-        if now.duration_since(self.supervision.watched) < WATCH {
+        if now.duration_since(self.supervision.supervised_at) < SUPERVISE_EVERY {
             return;
         }
         self.health.alive();
         let context = Arc::clone(self.client.context());
-        if context.condition.is_well() {
+        if context.condition.is_healthy() {
             self.supervision.pauses.reset();
         }
         self.look_after_topic(&context, now);
-        for (partition, offset) in context.find_committed_too_far() {
+        for PartitionOffset { partition, offset } in context.find_committed_too_far() {
             tracing::warn!(
                 topic = context.topic,
                 partition,
                 offset,
-                "the committed offset goes back, as the partition was truncated"
+                "partition was truncated, resetting the committed offset"
             );
             if let Err(error) = self.member.commit(&context.topic, partition, offset) {
-                tracing::warn!(partition, offset, %error, "the committed offset did not go back");
+                tracing::warn!(partition, offset, %error, "committed offset not reset");
             }
         }
         if context.log.is_topic_replaced() && self.supervision.may_follow_topic(now) {
-            self.recreate("the topic was replaced by another one of its name", None);
+            self.recreate("the topic was replaced by another topic of its name", None);
         } else if self.supervision.pauses.is_over(now) {
             let unreachable_for = context.condition.unreachable_for(now);
             if let Some((code, reason)) = self.client.client().fatal_error() {
                 self.recreate(&format!("{code}: {reason}"), None);
-            } else if self.supervision.probe.reaches(
-                self.member.probe_config(),
+            } else if self.supervision.reachability.reaches(
+                self.member.query_config(),
                 &context.topic,
                 unreachable_for,
             ) {
-                self.recreate("it reaches no broker, and a new one does", None);
+                self.recreate("it reaches no broker, but a new client does", None);
             } else if let Some(partition) = self.find_stalled(&context, now) {
                 self.recreate(&format!("partition {partition} stalled"), Some(partition));
             }
         }
-        self.supervision.watched = Instant::now();
+        self.supervision.supervised_at = Instant::now();
     }
 
-    /// Asks after the topic where the member has no partition of it, for then nothing else shows
-    /// that it is gone.
-    fn look_after_topic(&mut self, context: &Context, now: Instant) {
-        if now.duration_since(self.supervision.topic_asked) < ASK_TOPIC_EVERY {
+    /// Asks a broker for the topic if the member has no partition of it. Nothing else shows such a
+    /// member that its topic was deleted.
+    fn look_after_topic(&mut self, context: &ConsumerCallbacks, now: Instant) {
+        if now.duration_since(self.supervision.topic_asked_at) < ASK_TOPIC_EVERY {
             return;
         }
-        self.supervision.topic_asked = now;
+        self.supervision.topic_asked_at = now;
         if !self.partitions.owned().is_empty() {
-            return context.condition.topic_is(None);
+            return context.condition.set_topic_error(None);
         }
-        let Ok(metadata) = self.client.fetch_metadata(Some(&context.topic), ASK_END) else {
+        let Ok(metadata) = self.client.fetch_metadata(Some(&context.topic), ANSWER_TIMEOUT) else {
             return;
         };
         let error =
             metadata.topics().first().and_then(MetadataTopic::error).map(RDKafkaErrorCode::from);
-        context.condition.topic_is(error.map(|error| format!("topic {}: {error}", context.topic)));
+        context
+            .condition
+            .set_topic_error(error.map(|error| format!("topic {}: {error}", context.topic)));
     }
 
-    /// A partition of which nothing comes although the broker has messages of it.
-    fn find_stalled(&mut self, context: &Context, now: Instant) -> Option<i32> {
+    /// Finds a stalled partition: the broker has messages of it, it is not paused, its lane has room,
+    /// and the client delivers nothing of it for `kafka.stall_timeout`.
+    fn find_stalled(&mut self, context: &ConsumerCallbacks, now: Instant) -> Option<i32> {
         let has_room = |partition: &i32| {
-            let is_full = !self.inlets[self.partitions.lane(*partition)].waiting.is_empty();
+            let is_full = !self.inlets[self.partitions.lane(*partition)].undelivered.is_empty();
             !is_full && !self.partitions.throttle.is_paused(*partition)
         };
         let expected: Vec<_> = self.partitions.owned().into_iter().filter(has_room).collect();
         if self.supervision.unanswered.is_some_and(|partition| {
-            self.supervision.watchdog.has_heard(partition) || !expected.contains(&partition)
+            self.supervision.watchdog.has_received(partition) || !expected.contains(&partition)
         }) {
             self.supervision.unanswered = None;
-            context.condition.unanswered(None);
+            context.condition.set_unanswered(None);
         }
         let silent =
             self.supervision.watchdog.silent(&expected, self.supervision.stall_timeout, now);
@@ -167,60 +176,60 @@ impl Poller {
             if self.is_stalled(context, partition, now) {
                 return Some(partition);
             }
-            // Nothing is polled while a broker is asked: the next pass asks about the rest.
-            if began.elapsed() > MAX_ASKING {
+            // The next pass asks about the other partitions.
+            if began.elapsed() > MAX_ASKING_PER_PASS {
                 break;
             }
         }
         None
     }
 
-    /// Asks where a silent partition ends. A broker that does not answer is away, which is no
-    /// stall.
-    fn is_stalled(&mut self, context: &Context, partition: i32, now: Instant) -> bool {
-        let asked = self.client.fetch_watermarks(&context.topic, partition, ASK_END);
+    /// Asks the broker where a silent partition ends, and returns whether the partition is stalled. If
+    /// the broker does not answer, it is away: that is no stall.
+    fn is_stalled(&mut self, context: &ConsumerCallbacks, partition: i32, now: Instant) -> bool {
+        let asked = self.client.fetch_watermarks(&context.topic, partition, ANSWER_TIMEOUT);
         let supervision = &mut self.supervision;
         let is_first = supervision.unanswered.is_none_or(|unanswered| unanswered == partition);
         supervision.watchdog.asked(partition, now);
         let Ok((_, end)) = asked else {
             supervision.watchdog.is_stalled(partition, false);
-            // One partition shows soon whether the broker is back.
+            // One partition is asked about more often, to notice soon that the broker is back.
             if is_first {
                 supervision.unanswered = Some(partition);
                 supervision.watchdog.ask_again(partition, supervision.stall_timeout, now);
-                context.condition.unanswered(Some(now));
+                context.condition.set_unanswered(Some(now));
             }
             return false;
         };
         if is_first {
             supervision.unanswered = None;
-            context.condition.unanswered(None);
+            context.condition.set_unanswered(None);
         }
         let is_behind = context.is_behind(partition, end, supervision.has_anything_come(now));
         supervision.watchdog.is_stalled(partition, is_behind)
     }
 
-    /// Replaces the client, and says why.
+    /// Replaces the client. `stalled` is the partition because of which it is replaced, if any.
     pub(super) fn recreate(&mut self, why: &str, stalled: Option<i32>) {
         let context = Arc::clone(self.client.context());
         tracing::warn!(
             topic = context.topic,
             why,
             replacements = self.supervision.pauses.replacements(),
-            "the consumer is replaced"
+            "replacing the consumer"
         );
         context.condition.replaced(why, stalled);
         self.supervision.recreations.inc();
         let now = Instant::now();
         self.supervision.pauses.replaced(now);
-        (self.supervision.replaced_at, self.supervision.last_heard) = (Some(now), None);
-        (self.supervision.watchdog, self.supervision.probe, self.supervision.unanswered) =
-            (Watchdog::default(), Probe::default(), None);
+        (self.supervision.replaced_at, self.supervision.last_received_at) = (Some(now), None);
+        (self.supervision.watchdog, self.supervision.reachability, self.supervision.unanswered) =
+            (Watchdog::default(), ReachabilityCheck::default(), None);
         drop(context);
         match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.waiting.clear()),
-            // The former client goes on, or the next pass tries again.
-            Err(error) => tracing::error!(%error, "the consumer cannot be replaced"),
+            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.undelivered.clear()),
+            // The former client continues, or the next pass tries again.
+            Err(error) => tracing::error!(%error, "consumer not replaced"),
         }
     }
 }

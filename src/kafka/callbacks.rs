@@ -17,55 +17,70 @@ use rdkafka::{
     topic_partition_list::{TopicPartitionList, TopicPartitionListElem},
 };
 
-use super::{ages::Ages, client::ClientLog, condition::Condition, partitions::Partitions};
+use super::{
+    client::ClientLog, condition::Condition, message_ages::MessageAges, partitions::Partitions,
+};
 use crate::{
     config::KafkaConfig,
     telemetry::{Component, Metrics},
 };
 
-/// How long a revocation waits for batches in hand, at most; nothing is polled meanwhile, which the group allows for
-/// `kafka.max_poll_interval`. Of partitions that are lost nothing is waited for: another may have them already, and
-/// their offsets are not taken any more.
-const LONGEST_DRAIN: Duration = Duration::from_secs(15);
-/// How long after a topic was replaced the committed offsets are not trusted: a member may have
-/// committed one of the former topic.
-const DISTRUST: Duration = Duration::from_secs(60);
+/// How long a revocation waits for batches in flight, or half of `kafka.max_poll_interval` if that is
+/// less. Nothing is polled meanwhile, which the group allows for `kafka.max_poll_interval`.
+///
+/// A revocation of lost partitions does not wait: another consumer may own them already, and the
+/// group takes no offset of them from this consumer.
+const MAX_DRAIN: Duration = Duration::from_secs(15);
+/// How long after a topic was replaced the committed offsets are not trusted. A member may still have
+/// committed an offset of the former topic.
+const DISTRUST_COMMITTED_FOR: Duration = Duration::from_secs(60);
 
-/// What librdkafka calls back on the poll thread.
-pub(super) struct Context {
+/// Receives librdkafka's callbacks, on the poll thread: rebalances, statistics, errors and log lines.
+pub(super) struct ConsumerCallbacks {
     pub(crate) topic: String,
     pub(crate) partitions: Arc<Partitions>,
     pub(crate) metrics: Metrics,
     pub(crate) condition: Arc<Condition>,
     pub(crate) log: ClientLog,
     max_poll_interval: Duration,
-    fetched: Mutex<HashMap<i32, Fetched>>,
-    pub(crate) ages: Ages,
-    /// Another client has taken over: what becomes of this one's partitions means nothing.
+    fetch_progress: Mutex<HashMap<i32, FetchProgress>>,
+    pub(crate) ages: MessageAges,
+    /// Another client has taken over. Callbacks about this client's partitions are ignored.
     retired: AtomicBool,
-    /// Until then, partitions are read from their beginning.
+    /// Until then, assigned partitions are read from their beginning.
     from_beginning_until: Option<Instant>,
 }
 
-/// How far a partition is fetched, as of the last statistics.
+/// An offset to commit.
 #[derive(Debug, Clone, Copy)]
-struct Fetched {
+pub(super) struct PartitionOffset {
+    pub(super) partition: i32,
+    pub(super) offset: i64,
+}
+
+/// How far a partition is fetched, by the last statistics.
+#[derive(Debug, Clone, Copy)]
+struct FetchProgress {
+    /// The next offset to fetch.
     next_offset: i64,
-    /// Messages of all partitions that are fetched and were not polled yet: the partitions share
-    /// the consumer's queue.
+    /// Fetched messages of all partitions that are not polled yet. The partitions share the
+    /// consumer's queue.
     queued: i64,
     committed: i64,
 }
 
-impl Fetched {
-    /// While messages are queued, the partition may have to wait until they are polled: then only
-    /// silence of all partitions counts. A client beyond the end fetches nothing either.
+impl FetchProgress {
+    /// Whether the partition, which ends at `end`, has messages that the client does not deliver.
+    ///
+    /// While messages are queued, the partition may have to wait until those are polled. Then it is
+    /// behind only if no partition delivered anything. A client whose position is beyond the end
+    /// fetches nothing, so that counts as behind too.
     fn is_behind(self, end: i64, anything_came: bool) -> bool {
         if self.queued > 0 { !anything_came } else { self.next_offset != end }
     }
 }
 
-impl Context {
+impl ConsumerCallbacks {
     pub(super) fn new(
         topic: &str,
         kafka: &KafkaConfig,
@@ -80,18 +95,18 @@ impl Context {
             metrics: metrics.clone(),
             condition: Arc::new(Condition::new(topic, kafka.group_protocol, health)),
             log: ClientLog::default(),
-            fetched: Mutex::default(),
-            ages: Ages::default(),
+            fetch_progress: Mutex::default(),
+            ages: MessageAges::default(),
             retired: AtomicBool::new(false),
             from_beginning_until: None,
         }
     }
 
-    /// The context of a client that takes over. Where the topic is another one now, its partitions
-    /// are read from their beginning.
+    /// The callbacks of the client that takes over. If the topic was replaced, that client reads its
+    /// partitions from their beginning.
     pub(super) fn successor(&self) -> Self {
         let from_beginning_until = if self.log.is_topic_replaced() {
-            Some(Instant::now() + DISTRUST)
+            Some(Instant::now() + DISTRUST_COMMITTED_FOR)
         } else {
             self.from_beginning_until
         };
@@ -102,14 +117,14 @@ impl Context {
             metrics: self.metrics.clone(),
             condition: Arc::clone(&self.condition),
             log: ClientLog::default(),
-            fetched: Mutex::default(),
-            ages: Ages::default(),
+            fetch_progress: Mutex::default(),
+            ages: MessageAges::default(),
             retired: AtomicBool::new(false),
             from_beginning_until,
         }
     }
 
-    /// Shows no lag of partitions that are another's now, or of which nothing is known.
+    /// Removes the lag gauges of partitions that are not owned or not known.
     pub(super) fn forget_lag(&self, partitions: &[i32]) {
         for partition in partitions {
             self.metrics.forget_lag(&self.topic, *partition);
@@ -117,7 +132,7 @@ impl Context {
         }
     }
 
-    /// Shows the age of the first message that is not handled.
+    /// Sets the gauge of the age of the partition's first message that is not handled.
     fn show_age(&self, partition: i32, state: &statistics::Partition, lag: i64) {
         let known = [state.stored_offset, state.committed_offset, state.lo_offset];
         let age = match known.into_iter().find(|offset| *offset >= 0) {
@@ -133,29 +148,32 @@ impl Context {
         gauge.with_label_values(&[&self.topic, &partition.to_string()]).set(age.as_secs_f64());
     }
 
+    /// Notes that another client has taken over.
     pub(super) fn retire(&self) {
         self.retired.store(true, Ordering::SeqCst);
     }
 
-    /// Whether a partition that ends at this offset has messages that the client does not bring;
-    /// `anything_came` says whether it brought any of another partition of late.
+    /// Whether a partition that ends at `end` has messages that the client does not deliver.
+    /// `anything_came` says whether the client delivered a message of any partition of late.
     pub(super) fn is_behind(&self, partition: i32, end: i64, anything_came: bool) -> bool {
-        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
-    /// Partitions whose committed offset is beyond what was polled of them, each with the offset to
-    /// commit.
-    pub(super) fn find_committed_too_far(&self) -> Vec<(i32, i64)> {
-        let fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
-        let too_far = |(partition, fetched): (&i32, &Fetched)| {
-            Some((*partition, self.partitions.committed_too_far(*partition, fetched.committed)?))
+    /// Partitions whose committed offset is beyond their polled messages, with the offsets to commit.
+    pub(super) fn find_committed_too_far(&self) -> Vec<PartitionOffset> {
+        let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
+        let too_far = |(partition, fetched): (&i32, &FetchProgress)| {
+            let offset = self.partitions.committed_too_far(*partition, fetched.committed)?;
+            Some(PartitionOffset { partition: *partition, offset })
         };
         fetched.iter().filter_map(too_far).collect()
     }
 
-    /// Messages that are left to read and to handle. A log may end with records that are no
-    /// messages, as those of transactions, which count while messages of any partition are queued.
+    /// How many messages are left to read and to handle, or `None` if the client does not know.
+    ///
+    /// A log may end with records that are no messages, such as those of transactions. They count
+    /// while messages of any partition are queued.
     fn lag(&self, partition: i32, seen: &statistics::Partition) -> Option<i64> {
         let is_fetched =
             seen.ls_offset >= 0 && seen.next_offset >= seen.ls_offset && seen.fetchq_cnt == 0;
@@ -171,7 +189,7 @@ impl Context {
     }
 }
 
-impl ClientContext for Context {
+impl ClientContext for ConsumerCallbacks {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.log.line(level, facility, line);
     }
@@ -186,12 +204,12 @@ impl ClientContext for Context {
             owned.into_iter().filter(|partition| !known.contains(partition)).collect();
         self.forget_lag(&unknown);
         let Some(topic) = statistics.topics.get(&self.topic) else { return };
-        let mut fetched = self.fetched.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.clear();
         for (partition, state) in &topic.partitions {
             let (next_offset, queued, committed) =
                 (state.next_offset, state.fetchq_cnt, state.committed_offset);
-            fetched.insert(*partition, Fetched { next_offset, queued, committed });
+            fetched.insert(*partition, FetchProgress { next_offset, queued, committed });
         }
         drop(fetched);
         for partition in known {
@@ -209,7 +227,7 @@ impl ClientContext for Context {
     }
 }
 
-impl ConsumerContext for Context {
+impl ConsumerContext for ConsumerCallbacks {
     fn pre_rebalance(&self, consumer: &BaseConsumer<Self>, rebalance: &Rebalance<'_>) {
         if self.retired.load(Ordering::SeqCst) {
             return;
@@ -220,7 +238,11 @@ impl ConsumerContext for Context {
                 let from_beginning =
                     self.from_beginning_until.is_some_and(|until| Instant::now() < until);
                 if from_beginning && let Err(error) = begin_at_beginning(list) {
-                    tracing::warn!(?partitions, %error, "partitions begin at their committed offsets");
+                    tracing::warn!(
+                        ?partitions,
+                        %error,
+                        "partitions not read from their beginning, but from their committed offsets"
+                    );
                 }
                 tracing::info!(
                     topic = self.topic,
@@ -230,7 +252,7 @@ impl ConsumerContext for Context {
                 );
                 self.metrics.rebalances.with_label_values(&["assign"]).inc();
                 self.partitions.assign(&partitions);
-                // The partitions may have been paused in a former assignment.
+                // librdkafka remembers that a partition was paused in a former assignment.
                 if let Err(error) = consumer.resume(list) {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
@@ -241,11 +263,11 @@ impl ConsumerContext for Context {
                 let (kind, deadline) = if is_lost {
                     ("lost", Duration::ZERO)
                 } else {
-                    ("revoke", LONGEST_DRAIN.min(self.max_poll_interval / 2))
+                    ("revoke", MAX_DRAIN.min(self.max_poll_interval / 2))
                 };
                 let partitions = ids(list);
                 let drained = self.partitions.revoke(&partitions, deadline);
-                // librdkafka would remember that a partition is paused until it comes back.
+                // Else librdkafka remembers the pause until the partition is assigned again.
                 if let Err(error) = consumer.resume(list) {
                     tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
                 }
@@ -258,7 +280,7 @@ impl ConsumerContext for Context {
                     ?partitions,
                     kind,
                     drained,
-                    "partitions taken away"
+                    "partitions revoked"
                 );
                 self.metrics.rebalances.with_label_values(&[kind]).inc();
                 self.forget_lag(&partitions);
@@ -274,7 +296,7 @@ fn ids(list: &TopicPartitionList) -> Vec<i32> {
     list.elements().iter().map(TopicPartitionListElem::partition).collect()
 }
 
-/// Sets the offsets from which the partitions that are about to be assigned are read.
+/// Has the partitions that are about to be assigned read from their beginning.
 fn begin_at_beginning(list: &TopicPartitionList) -> Result<(), KafkaError> {
     list.elements().iter_mut().try_for_each(|partition| partition.set_offset(Offset::Beginning))
 }
@@ -285,7 +307,7 @@ mod tests {
 
     #[test]
     fn a_partition_is_not_behind_while_messages_of_others_come() {
-        let fetched = |next_offset, queued| Fetched { next_offset, queued, committed: 0 };
+        let fetched = |next_offset, queued| FetchProgress { next_offset, queued, committed: 0 };
         for (next_offset, queued, anything_came, is_behind) in [
             (9, 0, false, false),
             (7, 0, true, true),
