@@ -10,7 +10,7 @@ use rdkafka::{
 };
 
 use super::probe::{ANSWER_TIMEOUT, KafkaProbe};
-use crate::{config::Kafka, lifecycle::Shutdown, telemetry::Metrics};
+use crate::{config::KafkaConfig, lifecycle::Shutdown, telemetry::Metrics};
 
 /// Mean time between two measurements.
 const MEASURE_EVERY: Duration = Duration::from_secs(4);

@@ -10,7 +10,7 @@ use std::{
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
 use super::log_limiter::LogLimiter;
-use crate::config::Kafka;
+use crate::config::KafkaConfig;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";
@@ -27,7 +27,7 @@ const TOPIC_REPLACED: &str = " changed id from ";
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 /// The configuration that every client of the cluster begins with.
-pub fn client_config(kafka: &Kafka) -> ClientConfig {
+pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &kafka.brokers)

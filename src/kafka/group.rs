@@ -14,7 +14,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// members librdkafka cannot list.
 ///
 /// Blocks for up to 10 s. Fails if no broker answers in that time.
-pub(crate) fn has_workers(kafka: &config::Kafka) -> KafkaResult<bool> {
+pub(crate) fn has_workers(kafka: &config::KafkaConfig) -> KafkaResult<bool> {
     if kafka.group_protocol == GroupProtocol::Consumer {
         return Ok(true);
     }

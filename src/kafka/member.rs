@@ -142,7 +142,7 @@ impl Member {
 }
 
 /// The configuration of a client that joins the group.
-fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
+fn config(kafka: &KafkaConfig, subscription: &Subscription<'_>) -> ClientConfig {
     let mut client = client_config(kafka);
     let millis = |duration: Duration| duration.as_millis().to_string();
     client

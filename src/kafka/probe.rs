@@ -55,7 +55,7 @@ impl KafkaProbe {
     /// `group_id` is the group whose committed offsets can be asked for.
     ///
     /// Fails if librdkafka rejects the configuration. Does not wait for brokers.
-    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
         let mut config = client_config(kafka);
         config
             .set("group.id", group_id)

@@ -120,7 +120,7 @@ impl ProducerClient {
 
 impl Producer {
     /// Fails if librdkafka rejects the configuration. Does not wait for brokers.
-    pub fn new(kafka: &Kafka) -> KafkaResult<Self> {
+    pub fn new(kafka: &KafkaConfig) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("acks", "all")

@@ -33,7 +33,7 @@ impl TopicReader {
     /// `group_id` is the group whose committed offsets can be asked for.
     ///
     /// Fails if librdkafka rejects the configuration.
-    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("group.id", group_id)
