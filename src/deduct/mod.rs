@@ -1,48 +1,58 @@
-//! The worker: orders in, stock deducted, outcomes out.
+//! The worker: takes order events, deducts stock, and reports the outcomes.
+//!
+//! A batch passes these steps:
+//!
+//! 1. Decode the messages.
+//! 2. Lock the products. Orders whose products other holders have are deferred.
+//! 3. Decide the other orders in one transaction: stock, outcomes and ledger.
+//! 4. Unlock.
+//! 5. Report the outcomes on the status topic.
+//!
+//! Every step may be repeated without harm. Only after the last one may the lane store offsets.
 
 mod selection;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-};
+use std::{collections::BTreeMap, sync::Arc};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::time::Instant;
 
 pub use selection::Arrived;
-pub(crate) use selection::Selection;
+use selection::select;
 
 use crate::{
     config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus, WORKER_SOURCE,
+        OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
     kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
-    lock::{LockError, Locks, Patience, Wanted},
+    lock::{Acquired, LockError, Locks},
     store::{StockStore, StoreError},
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec, WireError},
 };
 
-/// Why a batch was not done: an outage, a rival, or an order that the store refuses.
+/// Why a batch was not decided or its outcomes were not reported. `Worker::fate` says what follows.
 #[derive(Debug, thiserror::Error)]
 pub enum DeductError {
+    /// No majority of the Redis masters answered: an outage.
     #[error(transparent)]
     Lock(#[from] LockError),
+    /// The transaction failed, or its locks were lost: an outage, a rival, or an order that the
+    /// store rejects.
     #[error(transparent)]
     Store(#[from] StoreError),
     #[error("the broker did not take the outcomes: {0}")]
     Kafka(#[from] ProduceError),
-    /// All others were acknowledged.
-    #[error("outcomes are too large: {source}")]
+    /// The broker acknowledged all other outcomes.
+    #[error("some outcomes are too large for the broker: {source}")]
     TooLarge { unpublished: Unpublished, source: ProduceError },
 }
 
-/// Decides batches of order events. Whatever it does may be repeated without harm.
+/// Decides batches of order events.
 pub struct Worker {
     pub store: StockStore,
     pub locks: Locks,
@@ -63,7 +73,9 @@ impl Handler for Worker {
         Ok(Arrived { event, at: Instant::now() })
     }
 
-    /// Decides the events in one transaction, but for those whose products others hold.
+    /// Decides the events in one transaction. Defers those whose products other holders have.
+    ///
+    /// Fails as [`Worker::decide`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decisions>, DeductError> {
         let (numbers, arrived): (Vec<_>, Vec<_>) = messages
             .iter()
@@ -76,10 +88,12 @@ impl Handler for Worker {
         let Done { handled, deferred } = self.decide(&arrived).await?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
+        // The batch has numbers of its own, without the messages that cannot be decoded.
         Ok(Done { handled, deferred: deferred.into_iter().map(|number| numbers[number]).collect() })
     }
 
-    /// Besides poison, events of orders that are too old to be decided are set aside.
+    /// Dead-letters messages that cannot be decoded, and events of orders that are expired or from
+    /// the future.
     fn dead_letter_reason(
         &self,
         message: &Self::Decoded,
@@ -87,24 +101,33 @@ impl Handler for Worker {
     ) -> Option<DeadLetterReason> {
         match message {
             Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
-            Ok(Arrived { event, .. }) if decisions.untimely.contains(&event.order_id) => {
-                Some(untimely(event.order_id, Utc::now()))
+            Ok(Arrived { event, .. }) if decisions.expired.contains(&event.order_id) => {
+                Some(expired(event.order_id))
+            }
+            Ok(Arrived { event, .. }) if decisions.from_future.contains(&event.order_id) => {
+                Some(from_future(event.order_id))
             }
             Ok(_) => None,
         }
     }
 
-    /// Tells the outcomes, also those of orders that were decided before.
+    /// Reports the outcomes on the status topic, also those of orders that were decided before.
+    ///
+    /// Fails with [`DeductError::Kafka`] unless the broker acknowledges all of them, and with
+    /// [`DeductError::TooLarge`] if it acknowledges all but those that are too large for it.
     async fn publish(&self, decisions: &Decisions) -> Result<(), DeductError> {
         let begun = Instant::now();
         self.report(&decisions.statuses).await?;
         crash_point("deduct.published");
-        self.stage("publish", begun);
+        self.observe_stage("publish", begun);
         Ok(())
     }
 
     fn unpublished(error: &DeductError) -> Option<&Unpublished> {
-        if let DeductError::TooLarge { unpublished, .. } = error { Some(unpublished) } else { None }
+        match error {
+            DeductError::TooLarge { unpublished, .. } => Some(unpublished),
+            DeductError::Lock(_) | DeductError::Store(_) | DeductError::Kafka(_) => None,
+        }
     }
 
     fn fate(error: &DeductError) -> Fate {
@@ -120,63 +143,62 @@ impl Handler for Worker {
     }
 }
 
-/// Why an order is not decided, going by its age.
-fn untimely(id: OrderId, now: DateTime<Utc>) -> DeadLetterReason {
-    let made_at = id.made_at().to_rfc3339_opts(SecondsFormat::Millis, true);
-    if id.made_at() > now {
-        return DeadLetterReason {
-            class: "invalid",
-            text: format!("order {id} is of {made_at}, more than a day ahead"),
-        };
-    }
+fn expired(id: OrderId) -> DeadLetterReason {
     let text = format!(
-        "order {id} is of {made_at}, and retention.outcomes keeps no outcomes as old as that"
+        "order {id} is of {}, and retention.outcomes keeps no outcomes as old as that",
+        made_at(id)
     );
     DeadLetterReason { class: "expired", text }
 }
 
+fn from_future(id: OrderId) -> DeadLetterReason {
+    let text = format!("order {id} is of {}, more than a day ahead", made_at(id));
+    DeadLetterReason { class: "invalid", text }
+}
+
+fn made_at(id: OrderId) -> String {
+    id.made_at().to_rfc3339_opts(SecondsFormat::Millis, true)
+}
+
 impl Worker {
-    /// Locks the products of a batch, decides it, and unlocks them. What others have locked is left behind: at once where at least half of
-    /// the batch can be decided without, and else after `lock.wait`.
+    /// Locks the products of a batch, decides the batch in one transaction, and unlocks.
+    ///
+    /// Orders whose products other holders have are deferred: at once if at least half of the batch
+    /// can be decided without them, else after `lock.wait`. If no order can be decided then, all of
+    /// them are deferred.
+    ///
+    /// Fails with [`DeductError::Lock`] if no majority of the Redis masters answers, and with
+    /// [`DeductError::Store`] if the transaction fails or the locks are lost before its commit.
     pub async fn decide(&self, arrived: &[&Arrived]) -> Result<Done<Decisions>, DeductError> {
         let begun = Instant::now();
-        let mut left_behind = Vec::new();
-        let choose = |held: &BTreeSet<ProductId>, patience| {
-            let selection = Selection::without(held, arrived.iter().copied());
-            left_behind = selection.left_behind;
-            let waits = patience == Patience::Left && left_behind.len() > arrived.len() / 2;
-            if waits { Wanted::nothing() } else { selection.wanted }
-        };
-        let held = match self.locks.acquire(choose).await {
-            Ok(held) => held,
+        let acquired = self.locks.acquire(|refused| select(arrived, refused)).await;
+        let Acquired { held, selection } = match acquired {
+            Ok(acquired) => acquired,
             Err(LockError::Contended) => {
-                self.stage("lock", begun);
-                return Ok(Done {
-                    handled: Decisions::default(),
-                    deferred: (0..arrived.len()).collect(),
-                });
+                self.observe_stage("lock", begun);
+                let deferred = (0..arrived.len()).collect();
+                return Ok(Done { handled: Decisions::default(), deferred });
             }
-            Err(error) => return Err(error.into()),
+            Err(LockError::Unavailable) => return Err(LockError::Unavailable.into()),
         };
         crash_point("deduct.locked");
-        self.stage("lock", begun);
+        self.observe_stage("lock", begun);
         let begun = Instant::now();
-        let mut behind = left_behind.iter().copied().peekable();
-        let chosen =
-            arrived.iter().enumerate().filter(|(number, _)| behind.next_if_eq(number).is_none());
-        let events: Vec<_> = chosen.map(|(_, arrived)| &arrived.event).collect();
+        let deferred = selection.deferred;
+        let events = without(arrived, &deferred);
         let decided =
             self.store.decide_while(|| !held.is_lost(), &events, held.guard(), Utc::now()).await;
-        self.stage("transaction", begun);
+        self.observe_stage("transaction", begun);
         let begun = Instant::now();
         let strategy = held.strategy();
         held.release().await;
-        self.stage("unlock", begun);
+        self.observe_stage("unlock", begun);
         let handled = decided?;
         self.count(&events, &handled.outcomes, strategy);
-        Ok(Done { handled, deferred: left_behind })
+        Ok(Done { handled, deferred })
     }
 
+    /// Fails as [`Worker::publish`] does.
     async fn report(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
         let occurred_at = Utc::now();
         let messages = statuses.iter().map(|(order_id, status)| {
@@ -196,6 +218,7 @@ impl Worker {
         })
     }
 
+    /// Counts the batch, its new outcomes, and how long each order waited since it was accepted.
     fn count(
         &self,
         events: &[&OrderEvent],
@@ -209,22 +232,25 @@ impl Worker {
         let accepted: BTreeMap<_, _> =
             events.iter().map(|event| (event.order_id, event.accepted_at)).collect();
         for (order_id, outcome) in outcomes {
-            let label = match outcome {
-                Outcome::Completed(_) => "COMPLETED",
-                Outcome::Failed(_) => "FAILED",
-                Outcome::Released(_) => "RELEASED",
-            };
-            self.metrics.orders_decided.with_label_values(&[label, strategy.as_str()]).inc();
+            let labels = [outcome.as_str(), strategy.as_str()];
+            self.metrics.orders_decided.with_label_values(&labels).inc();
             if let Some(accepted_at) = accepted.get(order_id) {
                 self.metrics.order_latency.observe((now - *accepted_at).as_seconds_f64().max(0.0));
             }
         }
     }
 
-    fn stage(&self, stage: &'static str, begun: Instant) {
+    fn observe_stage(&self, stage: &'static str, begun: Instant) {
         self.metrics
             .batch_seconds
             .with_label_values(&[stage])
             .observe(begun.elapsed().as_secs_f64());
     }
+}
+
+/// The events of a batch but the deferred ones. `deferred` is ascending.
+fn without<'a>(batch: &[&'a Arrived], deferred: &[usize]) -> Vec<&'a OrderEvent> {
+    let mut deferred = deferred.iter().copied().peekable();
+    let kept = batch.iter().enumerate().filter(|(number, _)| deferred.next_if_eq(number).is_none());
+    kept.map(|(_, arrived)| &arrived.event).collect()
 }

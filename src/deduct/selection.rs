@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use crate::{
     domain::{Line, OrderEvent, ProductId},
-    lock::Wanted,
+    lock::Selection,
 };
 
-/// An order event, and when it came.
+/// An order event, and when the worker received it.
 #[derive(Debug, Clone)]
 pub struct Arrived {
     pub event: OrderEvent,
@@ -23,35 +23,88 @@ impl Borrow<OrderEvent> for Arrived {
     }
 }
 
-/// Those events of a batch that can be decided while others hold some products.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Selection {
-    /// The numbers of the others, in their order.
-    pub(crate) left_behind: Vec<usize>,
-    /// The products of those that can be decided, and since when the first of them has been here.
-    pub(crate) wanted: Wanted,
+/// Selects the events of a batch that can be decided without the products that were `refused`.
+///
+/// It defers the events with a refused product. It also defers each event that shares a product
+/// with an event deferred before it, so that no order overtakes another on a product.
+pub(super) fn select(batch: &[&Arrived], refused: &BTreeSet<ProductId>) -> Selection {
+    let mut products = BTreeSet::new();
+    let mut since = Instant::now();
+    let mut deferred = Vec::new();
+    let mut blocked: HashSet<&ProductId> = HashSet::new();
+    for (number, Arrived { event, at }) in batch.iter().enumerate() {
+        let wanted = event.lines.as_slice().iter().map(Line::product_id);
+        if wanted.clone().any(|product| refused.contains(product) || blocked.contains(product)) {
+            blocked.extend(wanted);
+            deferred.push(number);
+        } else {
+            products.extend(wanted.cloned());
+            since = since.min(*at);
+        }
+    }
+    let covers_half = deferred.len() <= batch.len() / 2;
+    Selection { products, since, deferred, covers_half }
 }
 
-impl Selection {
-    /// Leaves behind the events with products that are `held`, and those that share a product with one left behind before them, so
-    /// that none overtakes another on a product.
-    pub(crate) fn without<'a>(
-        held: &BTreeSet<ProductId>,
-        arrived: impl IntoIterator<Item = &'a Arrived>,
-    ) -> Self {
-        let mut left_behind = Vec::new();
-        let mut wanted = Wanted::nothing();
-        let mut theirs: HashSet<&ProductId> = HashSet::new();
-        for (number, Arrived { event, at }) in arrived.into_iter().enumerate() {
-            let products = event.lines.as_slice().iter().map(Line::product_id);
-            if products.clone().any(|product| held.contains(product) || theirs.contains(product)) {
-                theirs.extend(products);
-                left_behind.push(number);
-            } else {
-                wanted.products.extend(products.cloned());
-                wanted.since = wanted.since.min(*at);
-            }
-        }
-        Self { left_behind, wanted }
+#[cfg(test)]
+mod tests {
+    use chrono::DateTime;
+
+    use super::*;
+    use crate::domain::{EventKind, Lines, OrderId};
+
+    fn product(id: &str) -> ProductId {
+        ProductId::parse(id).unwrap()
+    }
+
+    fn products(ids: &[&str]) -> BTreeSet<ProductId> {
+        ids.iter().map(|id| product(id)).collect()
+    }
+
+    /// An order for each list of products, in this order.
+    fn batch(orders: &[&[&str]], at: Instant) -> Vec<Arrived> {
+        let event = |ids: &&[&str]| OrderEvent {
+            order_id: OrderId::first_of(DateTime::UNIX_EPOCH),
+            kind: EventKind::Placed,
+            lines: Lines::new(ids.iter().map(|id| Line::new(product(id), 1).unwrap()).collect())
+                .unwrap(),
+            accepted_at: DateTime::UNIX_EPOCH,
+        };
+        orders.iter().map(|ids| Arrived { event: event(ids), at }).collect()
+    }
+
+    #[test]
+    fn nothing_is_deferred_if_no_product_is_refused() {
+        let at = Instant::now();
+        let batch = batch(&[&["a", "b"], &["b", "c"]], at);
+
+        let selection = select(&batch.iter().collect::<Vec<_>>(), &BTreeSet::new());
+
+        let products = products(&["a", "b", "c"]);
+        assert_eq!(
+            selection,
+            Selection { products, since: at, deferred: vec![], covers_half: true }
+        );
+    }
+
+    #[test]
+    fn an_order_that_shares_a_product_with_a_deferred_one_is_deferred() {
+        let batch = batch(&[&["a", "b"], &["b", "c"], &["c"], &["d"]], Instant::now());
+
+        let selection = select(&batch.iter().collect::<Vec<_>>(), &products(&["a"]));
+
+        assert_eq!(selection.deferred, [0, 1, 2]);
+        assert_eq!(selection.products, products(&["d"]));
+        assert!(!selection.covers_half);
+    }
+
+    #[test]
+    fn an_order_before_a_deferred_one_is_not_deferred() {
+        let batch = batch(&[&["b"], &["a", "b"]], Instant::now());
+
+        let selection = select(&batch.iter().collect::<Vec<_>>(), &products(&["a"]));
+
+        assert_eq!(selection.deferred, [1]);
+        assert!(selection.covers_half);
     }
 }

@@ -7,74 +7,105 @@ use std::{
 
 use super::{Demand, EventKind, OrderEvent, OrderId, ProductId, Reason, ReportedStatus};
 
-/// What the stock store records of an order, once and for all but for the step from `Completed` to `Released`.
+/// What the stock store records of an order. It changes at most once, from `Completed` to
+/// `Released`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// These units were deducted and are held.
+    /// These units were deducted, and the order holds them.
     Completed(Demand),
     /// Nothing was deducted.
     Failed(Reason),
-    /// These units were deducted and given back; none, when the release came before the order.
+    /// These units were deducted and released. They are none if the release came before the order.
     Released(Demand),
+}
+
+impl Outcome {
+    pub(crate) fn as_str(&self) -> &'static str {
+        match self {
+            Self::Completed(_) => "COMPLETED",
+            Self::Failed(_) => "FAILED",
+            Self::Released(_) => "RELEASED",
+        }
+    }
 }
 
 /// What a batch changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decisions {
-    /// Orders that had no outcome, with the one they have now.
+    /// The new outcomes, of orders that had none.
     pub outcomes: BTreeMap<OrderId, Outcome>,
     /// Orders whose recorded outcome goes from `Completed` to `Released`.
     pub released: BTreeSet<OrderId>,
-    /// What is available afterwards, of every product on which a decision of this batch rests.
+    /// The units available after the batch, for each product on which one of its decisions rests.
     pub(crate) available: BTreeMap<ProductId, i64>,
-    /// What to report, in the order of the events: of an order placed its outcome, unless that is
-    /// released; of each release that it is done, whatever the order's outcome.
+    /// The statuses to report, in the order of the events. An order placed gets its outcome. A
+    /// release gets `Released`, whatever the order's outcome.
     pub statuses: Vec<(OrderId, ReportedStatus)>,
-    /// Orders that were left alone, as they are not decidable.
-    pub untimely: BTreeSet<OrderId>,
+    /// Orders that were not decided because they are older than the horizon.
+    pub expired: BTreeSet<OrderId>,
+    /// Orders that were not decided because their id lies too far in the future.
+    pub from_future: BTreeSet<OrderId>,
 }
 
-/// A release gives back units of products that the batch did not read: read them too and fold again.
+/// The batch releases units of products whose stock the caller did not read. The caller reads them
+/// too and folds again.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Unread(pub BTreeSet<ProductId>);
+pub(crate) struct StockNotRead(pub BTreeSet<ProductId>);
 
-/// Folds `events` in their order over what is `available` and what is `recorded` of their orders.
+/// Decides `events` in their order.
 ///
-/// A product that is not in `available` is unknown. A repeat, or a release, sees what its own batch did before it. Orders that are
-/// not `decidable` are left alone: what was recorded of them may be forgotten.
+/// - `decidable`: the other orders are not decided. Their outcomes may be forgotten already.
+/// - `available`: the units of each product. A product that is not in it is unknown.
+/// - `recorded`: the outcomes of orders that were decided before.
+///
+/// A repeated event and a release see what the batch did before them.
+///
+/// Fails with [`StockNotRead`] if a release returns units of products that are not in `available`.
 pub(crate) fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
     decidable: &Range<OrderId>,
     available: &HashMap<ProductId, i64>,
     recorded: &HashMap<OrderId, Outcome>,
-) -> Result<Decisions, Unread> {
+) -> Result<Decisions, StockNotRead> {
     let mut fold = Fold {
         before: available,
         recorded,
         changed: BTreeMap::new(),
         available: HashMap::new(),
         statuses: Vec::new(),
-        unread: BTreeSet::new(),
-        untimely: BTreeSet::new(),
+        not_read: BTreeSet::new(),
+        expired: BTreeSet::new(),
+        from_future: BTreeSet::new(),
     };
     for event in events {
-        match event.kind {
-            _ if !decidable.contains(&event.order_id) => drop(fold.untimely.insert(event.order_id)),
-            EventKind::Placed => fold.place(event),
-            EventKind::Release => fold.release(event.order_id),
+        if event.order_id < decidable.start {
+            fold.expired.insert(event.order_id);
+        } else if event.order_id >= decidable.end {
+            fold.from_future.insert(event.order_id);
+        } else {
+            match event.kind {
+                EventKind::Placed => fold.place(event),
+                EventKind::Release => fold.release(event.order_id),
+            }
         }
     }
     fold.finish()
 }
 
+/// The state after some events of a batch.
 struct Fold<'a> {
+    /// The units available before the batch.
     before: &'a HashMap<ProductId, i64>,
+    /// The outcomes before the batch.
     recorded: &'a HashMap<OrderId, Outcome>,
+    /// The outcomes that the batch made or changed.
     changed: BTreeMap<OrderId, Outcome>,
+    /// The units available now, of the products on which a decision rests.
     available: HashMap<ProductId, i64>,
     statuses: Vec<(OrderId, ReportedStatus)>,
-    unread: BTreeSet<ProductId>,
-    untimely: BTreeSet<OrderId>,
+    not_read: BTreeSet<ProductId>,
+    expired: BTreeSet<OrderId>,
+    from_future: BTreeSet<OrderId>,
 }
 
 impl Fold<'_> {
@@ -82,7 +113,7 @@ impl Fold<'_> {
         let status = if let Some(outcome) = self.outcome(event.order_id) {
             reported(outcome)
         } else {
-            let outcome = self.decide(event.lines.demand());
+            let outcome = self.deduct(event.lines.demand());
             let status = reported(&outcome);
             self.changed.insert(event.order_id, outcome);
             status
@@ -90,7 +121,8 @@ impl Fold<'_> {
         self.statuses.push((event.order_id, status));
     }
 
-    fn decide(&mut self, demand: Demand) -> Outcome {
+    /// Deducts all of the demand, or nothing if a product is unknown or short.
+    fn deduct(&mut self, demand: Demand) -> Outcome {
         if demand.product_ids().any(|id| !self.before.contains_key(id)) {
             return Outcome::Failed(Reason::UnknownProduct);
         }
@@ -106,8 +138,8 @@ impl Fold<'_> {
         Outcome::Completed(demand)
     }
 
-    /// Releases what the ledger holds of the order, if anything. The status says in each case that
-    /// the release is done.
+    /// Releases the units that the ledger holds for the order, if any. The status reports the
+    /// release in each case.
     fn release(&mut self, order_id: OrderId) {
         self.statuses.push((order_id, ReportedStatus::Released));
         let held = match self.outcome(order_id) {
@@ -121,7 +153,7 @@ impl Fold<'_> {
         self.changed.insert(order_id, Outcome::Released(held));
     }
 
-    /// The outcome of an order as this batch has left it so far.
+    /// The outcome of an order after the events so far.
     fn outcome(&self, order_id: OrderId) -> Option<&Outcome> {
         self.changed.get(&order_id).or_else(|| self.recorded.get(&order_id))
     }
@@ -130,36 +162,38 @@ impl Fold<'_> {
         self.available.get(id).or_else(|| self.before.get(id)).copied()
     }
 
-    /// Books a change, and that a decision rests on the product.
+    /// Changes the units of a product, and notes that a decision rests on it. A quantity of 0 notes
+    /// that alone.
     fn add(&mut self, id: &ProductId, quantity: i64) {
         if let Some(left) = self.available.get_mut(id) {
             *left += quantity;
         } else if let Some(before) = self.before.get(id) {
             self.available.insert(id.clone(), before + quantity);
         } else {
-            self.unread.insert(id.clone());
+            self.not_read.insert(id.clone());
         }
     }
 
-    fn finish(self) -> Result<Decisions, Unread> {
-        if !self.unread.is_empty() {
-            return Err(Unread(self.unread));
+    fn finish(self) -> Result<Decisions, StockNotRead> {
+        if !self.not_read.is_empty() {
+            return Err(StockNotRead(self.not_read));
         }
         let (updated, outcomes): (BTreeMap<_, _>, _) =
             self.changed.into_iter().partition(|(id, _)| self.recorded.contains_key(id));
         let released = updated.into_keys().collect();
-        let Self { available, statuses, untimely, .. } = self;
+        let Self { available, statuses, expired, from_future, .. } = self;
         Ok(Decisions {
             outcomes,
             released,
             available: available.into_iter().collect(),
             statuses,
-            untimely,
+            expired,
+            from_future,
         })
     }
 }
 
-/// What a worker says of an order.
+/// The status that a worker reports for an outcome.
 fn reported(outcome: &Outcome) -> ReportedStatus {
     match outcome {
         Outcome::Completed(_) => ReportedStatus::Completed,

@@ -3,14 +3,16 @@ use std::time::Duration;
 use rslock::{Lock, LockManager};
 use tokio::time::timeout;
 
-use super::{LockError, client::clients};
-use crate::config;
+use super::client::{MasterError, clients};
+use crate::config::{LockConfig, LockStrategy, RedisConfig};
 
-/// Keeps a job that one process at a time suffices for from being done by several, as far as Redis can: the job must bear it where
-/// two are at it all the same, for instance as it took longer than the TTL.
+/// Lets one process at a time do a job, as far as Redis can.
+///
+/// Two processes may do it at once, for instance when the job takes longer than `lock.ttl`. So the
+/// job must do no harm when it is done twice.
 #[derive(Debug, Clone)]
 pub enum Lease {
-    /// Under `row` there is no Redis. Every process does the job.
+    /// Under `row` there is no Redis: every process does the job.
     None,
     Redlock {
         masters: LockManager,
@@ -20,30 +22,34 @@ pub enum Lease {
 }
 
 impl Lease {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
-    /// is none.
-    pub fn new(
-        lock: &config::LockConfig,
-        redis: &config::RedisConfig,
-        job: &str,
-    ) -> Result<Self, LockError> {
-        if lock.strategy == config::LockStrategy::Row {
-            return Ok(Self::None);
+    /// Connects to nothing yet. `job` names the job; it becomes part of a key in Redis.
+    ///
+    /// Fails with [`MasterError::Url`], [`MasterError::Certificate`] or [`MasterError::NoPem`] if
+    /// the settings of the masters are not usable.
+    pub fn new(lock: &LockConfig, redis: &RedisConfig, job: &str) -> Result<Self, MasterError> {
+        match lock.strategy {
+            LockStrategy::Row => Ok(Self::None),
+            LockStrategy::Redlock => {
+                let mut masters = LockManager::from_clients(clients(redis)?);
+                masters.set_retry(1, Duration::from_millis(1));
+                // No product id has a space in it, so this is the key of no product.
+                let key = format!("{}job {job}", lock.prefix);
+                Ok(Self::Redlock { masters, key, ttl: lock.ttl })
+            }
         }
-        let mut masters = LockManager::from_clients(clients(redis)?);
-        masters.set_retry(1, Duration::from_millis(1));
-        // No product's id has a space, so that this is no product's key.
-        let key = format!("{}job {job}", lock.prefix);
-        Ok(Self::Redlock { masters, key, ttl: lock.ttl })
     }
 
-    /// Does the job. `None` where another is at it, or no majority of the masters answers within the TTL.
+    /// Does the job and answers its result. `None` if another process holds the lease, or if no
+    /// majority of the masters answers within the TTL.
     pub async fn hold<T>(&self, job: impl Future<Output = T>) -> Option<T> {
-        let Self::Redlock { masters, key, ttl } = self else { return Some(job.await) };
-        let lock: Lock = timeout(*ttl, masters.lock(key.as_str(), *ttl)).await.ok()?.ok()?;
+        let (masters, key, ttl) = match self {
+            Self::None => return Some(job.await),
+            Self::Redlock { masters, key, ttl } => (masters, key, *ttl),
+        };
+        let lock: Lock = timeout(ttl, masters.lock(key.as_str(), ttl)).await.ok()?.ok()?;
         let done = job.await;
-        if timeout(*ttl, masters.unlock(&lock)).await.is_err() {
-            tracing::debug!(key, "a lease was not given back, it expires");
+        if timeout(ttl, masters.unlock(&lock)).await.is_err() {
+            tracing::debug!(key, "lease not released in time, it expires");
         }
         Some(done)
     }

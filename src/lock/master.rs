@@ -20,40 +20,42 @@ use tokio::{
 
 use super::{
     client::{BROKEN_AFTER, lacks_a_right},
-    scripts::{Answer, EXTEND, LOCK, PEEK, UNLOCK},
+    scripts::{ClaimAnswer, EXTEND, LOCK, PEEK, UNLOCK},
 };
 
-/// The keys of a batch, and what tells them from anybody else's.
+/// The keys of one script. A master serves no other client while the script runs, less than 3 ms.
+const MAX_KEYS_PER_SCRIPT: usize = 1_000;
+
+/// The delay after each failed attempt to clean up a claim.
+const CLEANUP_DELAY: Duration = Duration::from_millis(250);
+
+/// How long a place in a queue lasts after the last attempt, `lock.ttl` at most. It is longer than
+/// a batch usually takes: a lane that locked a part of its batch asks for the rest with the next
+/// one.
+const PLACE_TTL: Duration = Duration::from_secs(2);
+
+/// A lane's request for all keys of a batch.
 #[derive(Debug)]
-pub(super) struct Claim {
-    pub(crate) keys: Vec<String>,
-    /// For how long its oldest order has waited.
-    pub(crate) waited: Duration,
-    pub(crate) token: String,
-    pub(crate) ttl: Duration,
-    /// What all keys begin with.
-    pub(crate) prefix: Arc<str>,
-    /// Who claims, in the queues.
-    pub(crate) waiter: Arc<str>,
+pub(super) struct KeyClaim {
+    pub(super) keys: Vec<String>,
+    /// How long the oldest order of the batch has waited.
+    pub(super) waited: Duration,
+    /// The value of the keys while this claim holds them. No other claim has the same one.
+    pub(super) token: String,
+    pub(super) ttl: Duration,
+    /// All keys begin with it.
+    pub(super) prefix: Arc<str>,
+    /// The lane's name in the queues.
+    pub(super) waiter: Arc<str>,
 }
 
-/// Keys of one script. A master serves nobody else while it runs, less than 3 ms.
-const KEYS_AT_A_TIME: usize = 1_000;
-
-/// How often a master that did not answer is asked to forget what it was asked before.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
-
-/// How long one stays in a key's queue without asking for it again: longer than a batch usually takes, since whoever goes on with less
-/// asks for the rest with the next one.
-const PLACE_LASTS: Duration = Duration::from_secs(2);
-
-/// What becomes of the places in the queues of keys that are unlocked.
+/// What an unlock does with the lane's places in the queues of the keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Unlock {
-    /// They are given up: the keys have served.
-    Done,
-    /// They are kept: the keys are still wanted.
-    Failed,
+pub(super) enum QueuePlaces {
+    /// The lane leaves the queues: it has used the keys, or gives way.
+    Leave,
+    /// The lane still wants the keys.
+    Keep,
 }
 
 /// One of the independent Redis servers.
@@ -62,17 +64,17 @@ pub(super) struct Master {
     client: Client,
     settings: ConnectionManagerConfig,
     connection: Arc<Mutex<ConnectionManager>>,
-    /// Claims of which it is not known what became of them. While there are any, no further ones are made, so that they cannot
-    /// pile up at a master that hangs.
+    /// The number of claims that the master may or may not have granted. As long as there are any,
+    /// it gets no further claims, so that they cannot pile up at a master that hangs.
     unsettled: Arc<AtomicUsize>,
-    /// Since the last claim that it answered it has failed.
+    /// The master has failed since the last claim that it answered.
     is_failing: Arc<AtomicBool>,
-    /// What an operator was warned of, each thing once.
+    /// The subjects of warnings that were logged. Each is logged once.
     warned_of: Arc<Mutex<BTreeSet<String>>>,
 }
 
 impl Master {
-    /// Connects to nothing yet.
+    /// Connects to nothing yet. Fails if the client's URL is not usable.
     pub(super) fn new(client: &Client, node_timeout: Duration) -> RedisResult<Self> {
         let broken_after = BROKEN_AFTER.max(node_timeout);
         let settings = ConnectionManagerConfig::new()
@@ -91,152 +93,129 @@ impl Master {
         })
     }
 
-    /// Claims all keys or none. `None` where it does not answer in time or cannot lock anything. What
-    /// it grants later, or when nobody waits for it any more, is given back as soon as it can be reached.
-    pub(super) async fn lock(&self, claim: &Arc<Claim>, node_timeout: Duration) -> Option<Answer> {
+    /// Claims all keys or none. `None` if the master fails, does not answer in time, or still has
+    /// an unsettled claim.
+    ///
+    /// A grant that comes too late, or when the caller waits no more, is released in the
+    /// background.
+    pub(super) async fn lock(
+        &self,
+        claim: &Arc<KeyClaim>,
+        node_timeout: Duration,
+    ) -> Option<ClaimAnswer> {
         if !self.is_settled() {
             return None;
         }
-        let patience = Self::patience(claim, node_timeout);
+        let limit = Self::claim_timeout(claim, node_timeout);
         let (master, claim) = (self.clone(), Arc::clone(claim));
         let (answer, answered) = oneshot::channel();
         tokio::spawn(async move {
-            let locked = timeout(patience, master.lock_chunks(&claim)).await;
+            let locked = timeout(limit, master.lock_chunks(&claim)).await;
             match locked.unwrap_or_else(|_| Err(io::Error::from(ErrorKind::TimedOut).into())) {
                 Ok(answered) => {
-                    master.works();
-                    if answered == Answer::Repeated {
-                        master.is_repeated();
+                    master.log_recovery();
+                    if answered == ClaimAnswer::HeldByThisClaim {
+                        master.log_same_server();
                     }
-                    let (heard, is_heard) = oneshot::channel::<()>();
-                    // Where nobody waits for it any more, it comes back and ends here.
-                    drop(answer.send((answered, heard)));
-                    if answered == Answer::Granted && is_heard.await.is_err() {
-                        master.take_back(&claim, None).await;
+                    let (receipt, is_received) = oneshot::channel::<()>();
+                    // If the caller waits no more, this drops the receipt.
+                    drop(answer.send((answered, receipt)));
+                    if answered == ClaimAnswer::Granted && is_received.await.is_err() {
+                        master.clean_up(&claim, None).await;
                     }
                 }
                 Err(error) => {
-                    master.fails(&error);
+                    master.log_failure(&error);
                     let unsettled = Unsettled::new(&master.unsettled);
                     drop(answer);
-                    master.take_back(&claim, Some(unsettled)).await;
+                    master.clean_up(&claim, Some(unsettled)).await;
                 }
             }
         });
-        let (answered, heard) = answered.await.ok()?;
-        let _takes_nothing_back = heard.send(());
+        let (answered, receipt) = answered.await.ok()?;
+        let _cleans_nothing_up = receipt.send(());
         Some(answered)
     }
 
-    /// Whether it is known what became of every claim that was made.
+    /// Whether the end of every claim is known.
     pub(super) fn is_settled(&self) -> bool {
         self.unsettled.load(Ordering::SeqCst) == 0
     }
 
-    /// Unlocks what became nobody's, however long that takes. A connection manager may keep an error for ever, and a connection through a
-    /// proxy may be silent for ever, so each failure replaces them. A proxy that still has the claim has the first attempt to unlock behind
-    /// it; where the connection broke in between, the key stays until it expires.
-    async fn take_back(&self, claim: &Claim, mut unsettled: Option<Unsettled<'_>>) {
-        while let Err(error) = self.unlock(claim, Unlock::Failed).await {
-            self.fails(&error);
+    /// Unlocks a claim that has no holder, however long that takes.
+    ///
+    /// Each failure replaces the connection: a connection manager may keep an error for ever, and
+    /// a connection through a proxy may be silent for ever. A proxy may also still have the claim.
+    /// Then the first unlock comes behind it on the same connection. If the connection broke in
+    /// between, the key stays until it expires.
+    async fn clean_up(&self, claim: &KeyClaim, mut unsettled: Option<Unsettled<'_>>) {
+        while let Err(error) = self.unlock(claim, QueuePlaces::Keep).await {
+            self.log_failure(&error);
             unsettled.get_or_insert_with(|| Unsettled::new(&self.unsettled));
-            self.connect_anew();
-            sleep(ASK_AGAIN).await;
+            self.reconnect();
+            sleep(CLEANUP_DELAY).await;
         }
     }
 
-    fn fails(&self, error: &RedisError) {
-        // The operator was warned of a missing right.
-        if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
-            let master = self.client.get_connection_info().addr();
-            tracing::warn!(%master, %error, "a Redis master does not lock anything");
-        }
-    }
-
-    /// Warns once of each command, which the text begins with.
-    fn lacks(&self, error: &str) {
-        if self.is_news(error.split(':').next().unwrap_or_default()) {
-            let master = self.client.get_connection_info().addr();
-            tracing::warn!(%master, error, "the Redis user lacks a right; docs/locking.md lists the rights");
-        }
-    }
-
-    fn is_repeated(&self) {
-        if self.is_news("repeated") {
-            let master = self.client.get_connection_info().addr();
-            tracing::error!(%master, "two URLs of redis.urls name one Redis server, which then has one vote");
-        }
-    }
-
-    fn is_news(&self, of: &str) -> bool {
-        self.warned_of.lock().unwrap_or_else(PoisonError::into_inner).insert(of.to_owned())
-    }
-
-    fn works(&self) {
-        if self.is_failing.swap(false, Ordering::SeqCst) {
-            let master = self.client.get_connection_info().addr();
-            tracing::info!(%master, "a Redis master answers again");
-        }
-    }
-
-    fn connect_anew(&self) {
+    fn reconnect(&self) {
         match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
             Ok(connection) => {
                 *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
             }
-            Err(error) => tracing::warn!(%error, "a Redis master's connection is not replaced"),
+            Err(error) => tracing::warn!(%error, "connection to a Redis master not replaced"),
         }
     }
 
-    /// How long it may take for so many keys.
-    pub(super) fn patience(claim: &Claim, node_timeout: Duration) -> Duration {
-        let scripts = claim.keys.len().div_ceil(KEYS_AT_A_TIME).max(1);
+    /// How long the scripts of a claim may take, one after the other.
+    pub(super) fn claim_timeout(claim: &KeyClaim, node_timeout: Duration) -> Duration {
+        let scripts = claim.keys.len().div_ceil(MAX_KEYS_PER_SCRIPT).max(1);
         node_timeout * u32::try_from(scripts).unwrap_or(u32::MAX)
     }
 
-    async fn lock_chunks(&self, claim: &Claim) -> RedisResult<Answer> {
+    /// Fails if a script fails; some keys may then be locked.
+    async fn lock_chunks(&self, claim: &KeyClaim) -> RedisResult<ClaimAnswer> {
         for chunk in chunks(claim) {
             let (start, end) = (chunk.start, chunk.end);
             let answer = self.ask(&LOCK, claim, chunk).await?;
-            if answer != Answer::Granted {
+            if answer != ClaimAnswer::Granted {
                 if start > 0 {
-                    self.unlock(claim, Unlock::Failed).await?;
+                    self.unlock(claim, QueuePlaces::Keep).await?;
                 }
-                // Which keeps the places in the queues of those keys.
+                // This keeps the places in the queues of the remaining keys.
                 self.peek_from(claim, end).await?;
                 return Ok(answer);
             }
         }
-        Ok(Answer::Granted)
+        Ok(ClaimAnswer::Granted)
     }
 
-    /// The numbers of the claim's keys that it would refuse.
-    pub(super) async fn peek(&self, claim: &Claim) -> RedisResult<Vec<usize>> {
+    /// The indices of the keys that the master would refuse. Keeps the lane's places in the queues.
+    pub(super) async fn peek(&self, claim: &KeyClaim) -> RedisResult<Vec<usize>> {
         self.peek_from(claim, 0).await
     }
 
-    async fn peek_from(&self, claim: &Claim, first: usize) -> RedisResult<Vec<usize>> {
+    async fn peek_from(&self, claim: &KeyClaim, first: usize) -> RedisResult<Vec<usize>> {
         let mut refused = Vec::new();
         for chunk in chunks(claim).skip_while(|chunk| chunk.start < first) {
             let start = chunk.start;
             let numbers: Vec<usize> = self.ask(&PEEK, claim, chunk).await?;
+            // The script counts from 1.
             refused.extend(numbers.into_iter().map(|number| start + number - 1));
         }
         Ok(refused)
     }
 
-    /// Unlocks what of the claim is locked, and tries all of it. Fails where the master cannot be
-    /// reached or deletes nothing; the keys then expire. That nobody is told whose turn it is, is a
-    /// warning alone.
-    pub(super) async fn unlock(&self, claim: &Claim, unlock: Unlock) -> RedisResult<()> {
+    /// Deletes the keys that the claim holds. It tries all of them, whatever fails.
+    ///
+    /// Fails if the master cannot be reached or does not delete a key; such keys expire. A notice
+    /// to the next lane that fails is only logged.
+    pub(super) async fn unlock(&self, claim: &KeyClaim, places: QueuePlaces) -> RedisResult<()> {
+        let leaves = u64::from(places == QueuePlaces::Leave);
         let mut unlocked = Ok(());
         for chunk in chunks(claim) {
-            match self
-                .run::<Option<String>>(&UNLOCK, claim, chunk, &[u64::from(unlock == Unlock::Done)])
-                .await
-            {
+            match self.run::<Option<String>>(&UNLOCK, claim, chunk, &[leaves]).await {
                 Ok(None) => {}
-                Ok(Some(error)) => self.lacks(error.trim_start_matches("NOPERM ")),
+                Ok(Some(error)) => self.log_missing_right(error.trim_start_matches("NOPERM ")),
                 Err(error) if matches!(error.kind(), redis::ErrorKind::Server(_)) => {
                     unlocked = Err(error);
                 }
@@ -246,8 +225,8 @@ impl Master {
         unlocked
     }
 
-    /// Extends the locks, and answers whether all of them are still held.
-    pub(super) async fn extend(&self, claim: &Claim) -> bool {
+    /// Lets the keys live for another TTL. Answers whether the claim still holds all of them.
+    pub(super) async fn extend(&self, claim: &KeyClaim) -> bool {
         for chunk in chunks(claim) {
             let keys = chunk.len();
             if self.run::<usize>(&EXTEND, claim, chunk, &[]).await.ok() != Some(keys) {
@@ -257,20 +236,23 @@ impl Master {
         true
     }
 
+    /// Runs a script that asks for keys.
     async fn ask<T: FromRedisValue>(
         &self,
         script: &Script,
-        claim: &Claim,
+        claim: &KeyClaim,
         chunk: Range<usize>,
     ) -> RedisResult<T> {
-        self.run(script, claim, chunk, &[millis(claim.waited), millis(PLACE_LASTS.min(claim.ttl))])
-            .await
+        let place_ttl = PLACE_TTL.min(claim.ttl);
+        self.run(script, claim, chunk, &[millis(claim.waited), millis(place_ttl)]).await
     }
 
+    /// Runs a script on the keys of a chunk. `more` are its arguments after those that all scripts
+    /// have. Fails if the master cannot be reached or refuses the script.
     async fn run<T: FromRedisValue>(
         &self,
         script: &Script,
-        claim: &Claim,
+        claim: &KeyClaim,
         chunk: Range<usize>,
         more: &[u64],
     ) -> RedisResult<T> {
@@ -289,22 +271,68 @@ impl Master {
         if let Err(error) = &answered
             && lacks_a_right(error)
         {
-            self.lacks(error.detail().unwrap_or_default());
+            self.log_missing_right(error.detail().unwrap_or_default());
         }
         answered
     }
 }
 
-fn chunks(claim: &Claim) -> impl Iterator<Item = Range<usize>> {
+/// What the log says of a master.
+impl Master {
+    fn log_failure(&self, error: &RedisError) {
+        // A missing right has its own warning.
+        if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
+            let master = self.client.get_connection_info().addr();
+            tracing::warn!(%master, %error, "a Redis master does not lock anything");
+        }
+    }
+
+    fn log_recovery(&self) {
+        if self.is_failing.swap(false, Ordering::SeqCst) {
+            let master = self.client.get_connection_info().addr();
+            tracing::info!(%master, "a Redis master answers again");
+        }
+    }
+
+    /// Logs once for each command. `error` begins with the command and a colon.
+    fn log_missing_right(&self, error: &str) {
+        if self.is_first_warning(error.split(':').next().unwrap_or_default()) {
+            let master = self.client.get_connection_info().addr();
+            tracing::warn!(
+                %master,
+                error,
+                "the Redis user lacks a right; docs/locking.md lists the rights"
+            );
+        }
+    }
+
+    fn log_same_server(&self) {
+        if self.is_first_warning("same server") {
+            let master = self.client.get_connection_info().addr();
+            tracing::error!(
+                %master,
+                "two URLs of redis.urls name one Redis server, which then has one vote"
+            );
+        }
+    }
+
+    fn is_first_warning(&self, subject: &str) -> bool {
+        self.warned_of.lock().unwrap_or_else(PoisonError::into_inner).insert(subject.to_owned())
+    }
+}
+
+fn chunks(claim: &KeyClaim) -> impl Iterator<Item = Range<usize>> {
     let keys = claim.keys.len();
-    (0..keys).step_by(KEYS_AT_A_TIME).map(move |start| start..keys.min(start + KEYS_AT_A_TIME))
+    (0..keys)
+        .step_by(MAX_KEYS_PER_SCRIPT)
+        .map(move |start| start..keys.min(start + MAX_KEYS_PER_SCRIPT))
 }
 
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// A claim of which it is not known what became of it, until it is dropped.
+/// Counts a claim as unsettled until it is dropped.
 struct Unsettled<'a>(&'a AtomicUsize);
 
 impl<'a> Unsettled<'a> {

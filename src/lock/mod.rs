@@ -1,13 +1,33 @@
-//! The two ways to keep other workers off a batch's products, and a lease on jobs. The only user of Redis.
+//! Locks on the products of a batch, and leases on jobs. The only room that talks to Redis.
+//!
+//! A lock saves work; the database decides. Every write names the version that it read, and an
+//! order's outcome has the order's id as its key. So a lock may be lost at any time without harm.
+//! `docs/locking.md` has the algorithm, the failures and the reasons.
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `mod.rs` | [`Locks`], the lock strategy of a lane, and [`Held`], the locks of one batch |
+//! | `redlock.rs` | acquires the keys of a batch on a majority of the masters |
+//! | `held_keys.rs` | renews and releases these keys |
+//! | `votes.rs` | collects the masters' answers without waiting for the slowest master |
+//! | `queue_notices.rs` | receives the notice that this lane is first in the queue of a key |
+//! | `master.rs` | sends claims to one master, and cleans up those whose end is unknown |
+//! | `scripts.rs` | the Lua scripts that the masters run |
+//! | `client.rs` | opens the clients, with TLS |
+//! | `lease.rs` | a lease on a job that one process at a time does |
+//! | `probe.rs` | tries whether a majority can lock, for `/readyz` |
+//! | `survey.rs` | finds keys that outlive the TTL, for `stocklock verify` |
 
 mod client;
+mod held_keys;
 mod lease;
 mod master;
 mod probe;
+mod queue_notices;
 mod redlock;
 mod scripts;
 mod survey;
-mod turns;
+mod votes;
 
 use std::{
     collections::BTreeSet,
@@ -20,63 +40,61 @@ use std::{
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
+pub use client::MasterError;
+use held_keys::HeldKeys;
 pub use lease::Lease;
 pub(crate) use probe::MastersProbe;
 pub(crate) use redlock::Redlock;
-pub(crate) use survey::Overlong;
+pub(crate) use survey::OverlongKey;
 pub use survey::overlong_keys;
 
 use crate::{
-    config::{self, LockFallback, LockStrategy},
+    config::{LockConfig, LockFallback, LockStrategy, RedisConfig},
     domain::ProductId,
     store::Guard,
     telemetry::Metrics,
 };
 
-/// Why a batch does not have its locks.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+/// Why a batch did not acquire its locks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
+    /// Other holders have keys of every order of the batch, until `lock.wait` was over.
     #[error("other holders have some of the keys")]
     Contended,
+    /// An outage: it says nothing about who holds the keys.
     #[error("no majority of the Redis masters answers in time")]
     Unavailable,
-    #[error("a Redis master does not answer: {0}")]
-    Unanswered(String),
-    #[error("redis.urls: {0}")]
-    BadUrl(String),
-    #[error("{0}")]
-    BadTls(String),
 }
 
-/// What is to be locked.
+/// The part of a batch that can be decided without certain products.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Wanted {
+pub struct Selection {
+    /// The products of the orders in this part. Empty if no order can be decided.
     pub products: BTreeSet<ProductId>,
-    /// Since when the one has waited who has waited for the longest.
+    /// Arrival time of the oldest order in this part.
     pub since: Instant,
+    /// Indices of the deferred orders in the batch, ascending.
+    pub deferred: Vec<usize>,
+    /// At least half of the batch can be decided. Then it is locked at once instead of waiting for
+    /// the whole batch.
+    pub covers_half: bool,
 }
 
-impl Wanted {
-    pub(crate) fn nothing() -> Self {
-        Self { products: BTreeSet::new(), since: Instant::now() }
-    }
+/// Locks, and the part of the batch that they cover.
+#[derive(Debug)]
+pub struct Acquired {
+    pub held: Held,
+    pub selection: Selection,
 }
 
-/// Whether one can still wait for what one does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Patience {
-    Left,
-    Over,
-}
-
-/// A lock strategy, ready for use by one lane.
+/// The lock strategy of one lane.
 #[derive(Debug)]
 pub enum Locks {
     /// The transaction locks the rows itself.
     Row,
     Redlock {
         redlock: Arc<Redlock>,
-        /// `None` where it never takes row locks.
+        /// `None` if the lane never takes row locks.
         fallback: Option<Fallback>,
     },
 }
@@ -84,66 +102,83 @@ pub enum Locks {
 /// The locks of a batch, until they are released.
 #[derive(Debug)]
 pub enum Held {
+    /// The transaction holds row locks; there is nothing to release.
     Row,
-    Redlock(Box<redlock::Held>),
+    Redlock(Box<HeldKeys>),
 }
 
 impl Locks {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
-    /// is none.
+    /// Connects to nothing yet.
+    ///
+    /// Fails with [`MasterError::Url`] if a URL of `redis.urls` is not valid, and with
+    /// [`MasterError::Certificate`] or [`MasterError::NoPem`] if a certificate file is not usable.
     pub fn new(
-        lock: &config::LockConfig,
-        redis: &config::RedisConfig,
+        lock: &LockConfig,
+        redis: &RedisConfig,
         metrics: &Metrics,
-    ) -> Result<Self, LockError> {
-        if lock.strategy == LockStrategy::Row {
-            return Ok(Self::Row);
+    ) -> Result<Self, MasterError> {
+        match lock.strategy {
+            LockStrategy::Row => Ok(Self::Row),
+            LockStrategy::Redlock => Ok(Self::Redlock {
+                redlock: Arc::new(Redlock::new(lock, redis, metrics)?),
+                fallback: match lock.fallback {
+                    LockFallback::None => None,
+                    LockFallback::Row => Some(Fallback {
+                        lanes: metrics.lock_fallback.clone(),
+                        is_on: AtomicBool::new(false),
+                    }),
+                },
+            }),
         }
-        let redlock = Arc::new(Redlock::new(lock, redis, metrics)?);
-        let fallback = (lock.fallback == LockFallback::Row).then(|| Fallback {
-            lanes: metrics.lock_fallback.clone(),
-            is_on: AtomicBool::new(false),
-        });
-        Ok(Self::Redlock { redlock, fallback })
     }
 
-    /// Locks all that is wanted, or as much of it as will do: `wanted` says what to try without the products that others hold, which are
-    /// none at first. While that is nothing it waits, until it is its turn, `lock.wait` at most. Fails at once where no majority of
-    /// the masters answers.
+    /// Locks the whole batch, or a part of it if other holders have some of its products.
+    ///
+    /// `select` answers which part of the batch can be decided without the given products. It is
+    /// called with no products for the whole batch, and may be called often.
+    ///
+    /// - A part that covers half of the batch is locked at once.
+    /// - A smaller part is locked when `lock.wait` is over.
+    ///
+    /// Fails with [`LockError::Contended`] after `lock.wait` if no order can be decided. Fails with
+    /// [`LockError::Unavailable`] at once if no majority of the masters answers in time, unless
+    /// `lock.fallback` is `row`.
     pub async fn acquire(
         &self,
-        mut wanted: impl FnMut(&BTreeSet<ProductId>, Patience) -> Wanted,
-    ) -> Result<Held, LockError> {
+        select: impl Fn(&BTreeSet<ProductId>) -> Selection,
+    ) -> Result<Acquired, LockError> {
+        let by_rows = || Acquired { held: Held::Row, selection: select(&BTreeSet::new()) };
         match self {
-            Self::Row => {
-                wanted(&BTreeSet::new(), Patience::Left);
-                Ok(Held::Row)
-            }
+            Self::Row => Ok(by_rows()),
             Self::Redlock { redlock, fallback } => {
-                let acquired = redlock.acquire(&mut wanted).await;
+                let acquired = redlock.acquire(&select).await;
                 if let Some(fallback) = fallback
                     && fallback.takes_over(acquired.as_ref().err())
                 {
-                    wanted(&BTreeSet::new(), Patience::Left);
-                    return Ok(Held::Row);
+                    return Ok(by_rows());
                 }
-                acquired.map(|held| Held::Redlock(Box::new(held)))
+                let (keys, selection) = acquired?;
+                Ok(Acquired { held: Held::Redlock(Box::new(keys)), selection })
             }
         }
     }
 }
 
-/// Row locks, while no majority of the masters answers.
+/// Takes row locks while no majority of the masters answers.
 #[derive(Debug)]
 pub struct Fallback {
-    /// How many lanes take them.
+    /// The number of lanes that take row locks now.
     lanes: IntGauge,
     is_on: AtomicBool,
 }
 
 impl Fallback {
+    /// Whether the batch takes row locks. Logs and counts each change.
     fn takes_over(&self, failure: Option<&LockError>) -> bool {
-        let is_on = failure == Some(&LockError::Unavailable);
+        let is_on = match failure {
+            Some(LockError::Unavailable) => true,
+            Some(LockError::Contended) | None => false,
+        };
         match (self.is_on.swap(is_on, Ordering::SeqCst), is_on) {
             (false, true) => {
                 self.lanes.inc();
@@ -155,7 +190,7 @@ impl Fallback {
                 self.lanes.dec();
                 tracing::info!("a majority of the Redis masters answers again: no more row locks");
             }
-            _ => {}
+            (false, false) | (true, true) => {}
         }
         is_on
     }
@@ -177,7 +212,7 @@ impl Held {
         }
     }
 
-    /// What the transaction under these locks must do itself.
+    /// What protects the transaction under these locks.
     pub(crate) fn guard(&self) -> Guard {
         match self {
             Self::Row => Guard::RowLocks,
@@ -185,19 +220,19 @@ impl Held {
         }
     }
 
-    /// Whether the locks may be another's by now.
+    /// Whether another holder may have the locks by now. The caller asks before each commit.
     pub fn is_lost(&self) -> bool {
         match self {
             Self::Row => false,
-            Self::Redlock(held) => held.is_lost(),
+            Self::Redlock(keys) => keys.is_lost(),
         }
     }
 
-    /// Gives all of them back, as far as the masters can be reached.
+    /// Releases all locks on the masters that can be reached. On the others they expire.
     pub async fn release(self) {
         match self {
             Self::Row => {}
-            Self::Redlock(held) => held.release().await,
+            Self::Redlock(keys) => keys.release().await,
         }
     }
 }

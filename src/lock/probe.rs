@@ -7,17 +7,17 @@ use prometheus::IntGauge;
 use redis::{AsyncConnectionConfig, Client, RedisResult, Script, aio::MultiplexedConnection};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::{LockError, client::clients};
+use super::client::{MasterError, clients};
 use crate::{
-    config,
+    config::{LockConfig, RedisConfig},
     telemetry::{Lack, Metrics},
 };
 
-/// How long a master may take to connect and to answer.
-const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
+/// How long a master may take to connect, and as long again to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Locks and unlocks a key of ours. A master that is read-only, is full or denies the right refuses
-/// it.
+/// Locks and unlocks a key of this probe. It fails on a master that is read-only, that is full, or
+/// whose user lacks the right.
 static LOCK_AND_UNLOCK: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         "redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', 1000)
@@ -25,40 +25,44 @@ static LOCK_AND_UNLOCK: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Tries whether a majority of the Redis masters locks keys.
+/// Tries whether a majority of the Redis masters can lock keys.
 #[derive(Debug)]
 pub(crate) struct MastersProbe {
-    masters: Vec<Probed>,
+    masters: Vec<ProbedMaster>,
     key: Arc<str>,
 }
 
 #[derive(Debug)]
-struct Probed {
+struct ProbedMaster {
     address: String,
     client: Client,
-    /// `None` before the first attempt, and after one that failed.
+    /// `None` before the first attempt and after a failure.
     connection: Mutex<Option<MultiplexedConnection>>,
     up: IntGauge,
 }
 
 impl MastersProbe {
-    /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
+    /// Connects to nothing yet.
+    ///
+    /// Fails with [`MasterError::Url`], [`MasterError::Certificate`] or [`MasterError::NoPem`] if
+    /// the settings of the masters are not usable.
     pub(crate) fn new(
-        lock: &config::LockConfig,
-        redis: &config::RedisConfig,
+        lock: &LockConfig,
+        redis: &RedisConfig,
         metrics: &Metrics,
-    ) -> Result<Self, LockError> {
+    ) -> Result<Self, MasterError> {
         let masters = clients(redis)?.into_iter().map(|client| {
             let address = client.get_connection_info().addr().to_string();
             let up = metrics.redis_master_up.with_label_values(&[&address]);
-            Probed { address, client, connection: Mutex::default(), up }
+            ProbedMaster { address, client, connection: Mutex::default(), up }
         });
-        // No product's id has a space in it, so that this is no product's key.
+        // No product id has a space in it, so this is the key of no product.
         let key = format!("{} probe {}", lock.prefix, uuid::Uuid::now_v7().simple()).into();
         Ok(Self { masters: masters.collect(), key })
     }
 
-    /// Asks every master. Fails where no majority of them locks a key.
+    /// Asks every master to lock a key. Fails unless a majority of them does; the error names the
+    /// cause for each of the others.
     pub(crate) async fn attempt(&self) -> Result<(), Lack> {
         let tried =
             futures::future::join_all(self.masters.iter().map(|master| master.attempt(&self.key)))
@@ -77,10 +81,10 @@ impl MastersProbe {
     }
 }
 
-impl Probed {
+impl ProbedMaster {
     async fn attempt(&self, key: &str) -> Result<(), Lack> {
         let mut connection = self.connection.lock().await;
-        let tried = timeout(ANSWERS_WITHIN * 2, self.lock_and_unlock(&mut connection, key)).await;
+        let tried = timeout(ANSWER_TIMEOUT * 2, self.lock_and_unlock(&mut connection, key)).await;
         let is_up = matches!(tried, Ok(Ok(())));
         self.up.set(i64::from(is_up));
         if !is_up {
@@ -88,9 +92,9 @@ impl Probed {
         }
         match tried {
             Ok(Ok(())) => Ok(()),
-            // An error of the server's has a code.
             Ok(Err(error)) => {
                 let why = format!("{}: {error}", self.address);
+                // Only an error that the server sent has a code.
                 Err(if error.code().is_some() {
                     Lack::refused(why)
                 } else {
@@ -110,8 +114,8 @@ impl Probed {
             connection
         } else {
             let settings = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(ANSWERS_WITHIN))
-                .set_response_timeout(Some(ANSWERS_WITHIN));
+                .set_connection_timeout(Some(ANSWER_TIMEOUT))
+                .set_response_timeout(Some(ANSWER_TIMEOUT));
             connection
                 .insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
         };

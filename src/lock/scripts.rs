@@ -1,21 +1,27 @@
-//! What a master is asked, as scripts. docs/locking.md lists the commands in them, since a user of
-//! Redis needs the right to each.
+//! The Lua scripts that the masters run. A Redis user needs the right to each command in them, and
+//! `docs/locking.md` lists the rights.
+//!
+//! | name in Redis | type | what it is |
+//! | --- | --- | --- |
+//! | `key` | string | the token of the claim that holds the key |
+//! | `key queue` | sorted set | the lanes that wait for the key, by the time since when they wait |
+//! | `key place waiter` | string | lives as long as the lane's place in that queue |
+//! | `prefix queues` | set | the keys that have a queue |
+//! | `prefix turns` | channel | the lane that is first in the queue of a released key |
+//!
+//! No product id has a space in it, so none of the other names is a product's key.
 
 use std::sync::LazyLock;
 
 use redis::{FromRedisValue, ParsingError, Script, Value};
 
-/// Where whose turn it is gets published, after the prefix of the keys. No product's id has a space
-/// in it, so neither this nor any other of our names is a product's key.
-pub(super) const TURNS: &str = " turns";
+/// The channel of the notices to lanes that are first in a queue, after the prefix of the keys.
+pub(super) const NOTICE_CHANNEL: &str = " turns";
 
-/// What all scripts have in common.
+/// A script: its own text, after what all scripts share.
 ///
-/// A claimant that is refused a key gets a place in its queue. The queue is a sorted set by the time
-/// since when each has waited, reckoned by the master's own clock. A place also has a key of its own,
-/// which lives for `PLACE_LASTS`. A set names the keys that have queues.
-///
-/// Within a script Redis does not say which command the user has no right to. These scripts do.
+/// Within a script Redis does not say which command the user has no right to. So these scripts
+/// remember the command and its subject, and name both in the error.
 macro_rules! script {
     ($($body:tt)+) => {
         LazyLock::new(|| {
@@ -42,7 +48,9 @@ macro_rules! script {
                    failed(answer)
                  end
                  local function find_queues()
-                   for i, yes in ipairs(call('SMISMEMBER', queues, unpack(KEYS))) do has_queue[KEYS[i]] = yes == 1 end
+                   for i, yes in ipairs(call('SMISMEMBER', queues, unpack(KEYS))) do
+                     has_queue[KEYS[i]] = yes == 1
+                   end
                  end
                  local function first_in_queue(key)
                    while true do
@@ -51,7 +59,9 @@ macro_rules! script {
                        call('SREM', queues, key)
                        return nil
                      end
-                     if call('EXISTS', key .. ' place ' .. first[1]) == 1 then return first[1], tonumber(first[2]) end
+                     if call('EXISTS', key .. ' place ' .. first[1]) == 1 then
+                       return first[1], tonumber(first[2])
+                     end
                      call('ZREM', key .. ' queue', first[1])
                    end
                  end
@@ -67,23 +77,27 @@ macro_rules! script {
     };
 }
 
-/// The same for scripts that ask for keys.
+/// A script that asks for keys.
+///
+/// A lane has waited since the master's own time minus the age of its claim. So no clocks are
+/// compared. `may_take` answers whether no other lane has waited for the key for longer, and keeps
+/// the lane's own place in the queue.
 macro_rules! asking_script {
     ($body:literal) => {
         script!(concat!(
-            "local waited, place_lasts = ARGV[5], ARGV[6]
+            "local waited, place_ttl = ARGV[5], ARGV[6]
              find_queues()
              local time = redis.call('TIME')
              local since = time[1] * 1000 + math.floor(time[2] / 1000) - waited
-             local function take_place(key)
+             local function enter_queue(key)
                call('ZADD', key .. ' queue', since, waiter)
-               call('SET', key .. ' place ' .. waiter, '', 'PX', place_lasts)
+               call('SET', key .. ' place ' .. waiter, '', 'PX', place_ttl)
                call('PEXPIRE', key .. ' queue', ttl)
                call('PEXPIRE', queues, ttl)
              end
-             local function is_its_turn(key)
+             local function may_take(key)
                if not has_queue[key] then return true end
-               if call('ZSCORE', key .. ' queue', waiter) then take_place(key) end
+               if call('ZSCORE', key .. ' queue', waiter) then enter_queue(key) end
                local first, first_since = first_in_queue(key)
                return not first or first == waiter or first_since > since
              end\n",
@@ -92,36 +106,37 @@ macro_rules! asking_script {
     };
 }
 
-/// Locks all keys or none, and answers as [`Answer`] has it. Where another holds one, or has waited
-/// for it for longer, the claimant gets a place in its queue, and keeps those that it has in
-/// others'.
+/// Locks all keys or none, and answers a [`ClaimAnswer`].
+///
+/// At the first key that is refused, the lane enters its queue. It keeps the places that it has in
+/// the queues of the other keys.
 pub(super) static LOCK: LazyLock<Script> = asking_script!(
     "for i, key in ipairs(KEYS) do
-       local its_turn = is_its_turn(key)
+       local is_free_to_take = may_take(key)
        command, subject = 'SET', key
-       if not (its_turn and at_once('SET', key, token, 'NX', 'PX', ttl)) then
+       if not (is_free_to_take and at_once('SET', key, token, 'NX', 'PX', ttl)) then
          if safely('GET', key) == token then return 3 end
          for granted = 1, i - 1 do call('DEL', KEYS[granted]) end
          call('SADD', queues, key)
-         take_place(key)
-         for later = i + 1, #KEYS do is_its_turn(KEYS[later]) end
-         return its_turn and 1 or 2
+         enter_queue(key)
+         for later = i + 1, #KEYS do may_take(KEYS[later]) end
+         return is_free_to_take and 1 or 2
        end
      end
      return 0"
 );
 
-/// Answers the numbers of the keys that would be refused, and keeps the claimant's places in
+/// Answers the numbers, from 1, of the keys that would be refused. Keeps the lane's places in the
 /// queues.
 pub(super) static PEEK: LazyLock<Script> = asking_script!(
     "local refused = {}
      for i, key in ipairs(KEYS) do
-       if not is_its_turn(key) or call('EXISTS', key) == 1 then refused[#refused + 1] = i end
+       if not may_take(key) or call('EXISTS', key) == 1 then refused[#refused + 1] = i end
      end
      return refused"
 );
 
-/// Answers how many keys were still held, and are now for another TTL.
+/// Lets the keys that the claim still holds live for another TTL. Answers how many these are.
 pub(super) static EXTEND: LazyLock<Script> = script!(
     "local extended = 0
      for _, key in ipairs(KEYS) do
@@ -131,13 +146,13 @@ pub(super) static EXTEND: LazyLock<Script> = script!(
      return extended"
 );
 
-/// Deletes the keys that are still held, and no others, whatever else fails. Then the caller leaves
-/// their queues where it is done with them, and the first in each is told that it is its turn.
+/// Deletes the keys that the claim still holds, and no others, whatever else fails. Then the lane
+/// leaves their queues if it is asked to, and the first lane in each queue gets a notice.
 ///
-/// Fails where a key could not be deleted, after it has tried all. Answers what failed of the rest,
-/// or nothing.
+/// Fails if a key could not be deleted, after it has tried all. Answers the failure of the rest of
+/// its work, or nothing.
 pub(super) static UNLOCK: LazyLock<Script> = script!(
-    "local is_done, released, told = ARGV[5], {}, {}
+    "local leaves, released, notified = ARGV[5], {}, {}
      for _, key in ipairs(KEYS) do
        command, subject = 'GET', key
        local holder = safely('GET', key)
@@ -152,15 +167,15 @@ pub(super) static UNLOCK: LazyLock<Script> = script!(
      if failure then return redis.error_reply(failure) end
      local _, stopped = pcall(function()
        find_queues()
-       if is_done == '1' then
+       if leaves == '1' then
          for _, key in ipairs(KEYS) do
            if has_queue[key] then try('ZREM', key .. ' queue', waiter) end
          end
        end
        for _, key in ipairs(released) do
          local first = has_queue[key] and first_in_queue(key)
-         if first and first ~= waiter and not told[first] then
-           told[first] = true
+         if first and first ~= waiter and not notified[first] then
+           notified[first] = true
            try('PUBLISH', prefix .. ' turns', first)
          end
        end
@@ -169,26 +184,29 @@ pub(super) static UNLOCK: LazyLock<Script> = script!(
      return failure"
 );
 
-/// What a master makes of a claim.
+/// A master's answer to a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Answer {
+pub(super) enum ClaimAnswer {
     Granted,
-    /// Another holds one of the keys.
+    /// Another claim holds one of the keys.
     Held,
-    /// Another has waited for one of them for longer.
-    OthersTurn,
-    /// The same claim holds the keys already: the server has two of the URLs.
-    Repeated,
+    /// Another lane has waited for one of the keys for longer.
+    OlderLaneWaits,
+    /// This claim holds the keys already: two URLs name this server.
+    HeldByThisClaim,
 }
 
-impl FromRedisValue for Answer {
+impl FromRedisValue for ClaimAnswer {
+    /// Fails for any number but those that [`LOCK`] answers.
     fn from_redis_value(value: Value) -> Result<Self, ParsingError> {
         match usize::from_redis_value(value)? {
             0 => Ok(Self::Granted),
             1 => Ok(Self::Held),
-            2 => Ok(Self::OthersTurn),
-            3 => Ok(Self::Repeated),
-            other => Err(format!("no answer to a claim: {other}").into()),
+            2 => Ok(Self::OlderLaneWaits),
+            3 => Ok(Self::HeldByThisClaim),
+            other => {
+                Err(format!("expected an answer from 0 to 3 to a claim, found {other}").into())
+            }
         }
     }
 }

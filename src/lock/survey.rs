@@ -3,47 +3,52 @@ use std::time::Duration;
 use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio::time::timeout;
 
-use super::{LockError, client::clients};
-use crate::config;
+use super::client::{MasterError, clients};
+use crate::config::{LockConfig, RedisConfig};
 
-const KEYS_AT_A_TIME: usize = 1_000;
-const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
+/// How many keys a master looks at in one step of a scan.
+const SCAN_COUNT: usize = 1_000;
+/// How long the survey of one master may take.
+const SURVEY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A key on a master that will outlive whoever set it by more than the TTL.
+/// A key on a master that outlives its holder by more than the TTL.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Overlong {
+pub struct OverlongKey {
     pub(crate) key: String,
-    /// The number of its master in `redis.urls`, from 0.
+    /// The index of its master in `redis.urls`.
     pub(crate) master: usize,
-    /// What is left of its life; `None` where it has no end.
-    pub(crate) left: Option<Duration>,
+    /// `None` if the key never expires.
+    pub(crate) expires_in: Option<Duration>,
 }
 
-/// Keys of ours, on any master, that live for longer than the TTL. Fails where a master does not answer.
+/// Finds the keys below `lock.prefix`, on all masters, that expire later than `lock.ttl` from now.
+///
+/// Fails with [`MasterError::Failed`] or [`MasterError::Silent`] if a master does not answer, and
+/// with the errors of the settings if the masters' URLs or certificates are not usable.
 pub async fn overlong_keys(
-    lock: &config::LockConfig,
-    redis: &config::RedisConfig,
-) -> Result<Vec<Overlong>, LockError> {
+    lock: &LockConfig,
+    redis: &RedisConfig,
+) -> Result<Vec<OverlongKey>, MasterError> {
     let mut overlong = Vec::new();
     for (master, (client, url)) in clients(redis)?.into_iter().zip(&redis.urls).enumerate() {
-        let found = timeout(ANSWERS_WITHIN, survey(&client, lock)).await;
-        let found = found
-            .map_err(|_| "no answer".to_owned())
-            .and_then(|found| found.map_err(|e| e.to_string()));
-        let found = found.map_err(|why| LockError::Unanswered(format!("{url}: {why}")))?;
-        overlong.extend(found.into_iter().map(|(key, left)| Overlong { key, master, left }));
+        let found = timeout(SURVEY_TIMEOUT, survey(&client, master, lock))
+            .await
+            .map_err(|_| MasterError::Silent { url: url.clone(), limit: SURVEY_TIMEOUT })?
+            .map_err(|source| MasterError::Failed { url: url.clone(), source })?;
+        overlong.extend(found);
     }
     Ok(overlong)
 }
 
 async fn survey(
     client: &Client,
-    lock: &config::LockConfig,
-) -> RedisResult<Vec<(String, Option<Duration>)>> {
-    // The client's own limits are far shorter.
-    let patient =
+    master: usize,
+    lock: &LockConfig,
+) -> RedisResult<Vec<OverlongKey>> {
+    // The client's own limits are far shorter than the survey's.
+    let unlimited =
         AsyncConnectionConfig::new().set_connection_timeout(None).set_response_timeout(None);
-    let mut connection = client.get_multiplexed_async_connection_with_config(&patient).await?;
+    let mut connection = client.get_multiplexed_async_connection_with_config(&unlimited).await?;
     let (mut overlong, mut cursor) = (Vec::new(), 0_u64);
     loop {
         let mut scan = redis::cmd("SCAN");
@@ -51,24 +56,20 @@ async fn survey(
             .arg("MATCH")
             .arg(format!("{}*", escaped(&lock.prefix)))
             .arg("COUNT")
-            .arg(KEYS_AT_A_TIME);
+            .arg(SCAN_COUNT);
         let (next, keys): (u64, Vec<String>) = scan.query_async(&mut connection).await?;
         if !keys.is_empty() {
-            let mut asking = redis::pipe();
+            let mut lifetimes = redis::pipe();
             for key in &keys {
-                asking.cmd("PTTL").arg(key);
+                lifetimes.cmd("PTTL").arg(key);
             }
-            let left_ms: Vec<i64> = asking.query_async(&mut connection).await?;
-            overlong.extend(keys.into_iter().zip(left_ms).filter_map(
-                |(key, left_ms)| match left_ms {
-                    -1 => Some((key, None)),
-                    gone if gone < 0 => None,
-                    left_ms => {
-                        let left = Duration::from_millis(left_ms.unsigned_abs());
-                        (left > lock.ttl).then_some((key, Some(left)))
-                    }
-                },
-            ));
+            let pttls: Vec<i64> = lifetimes.query_async(&mut connection).await?;
+            let found = keys.into_iter().zip(pttls);
+            let found = found.filter(|(_, pttl)| is_overlong(*pttl, lock.ttl));
+            overlong.extend(found.map(|(key, pttl)| {
+                let expires_in = u64::try_from(pttl).ok().map(Duration::from_millis);
+                OverlongKey { key, master, expires_in }
+            }));
         }
         if next == 0 {
             return Ok(overlong);
@@ -77,7 +78,17 @@ async fn survey(
     }
 }
 
-/// The prefix where a pattern is expected.
+/// Whether a key lives for longer than the TTL. `pttl` is the answer to `PTTL`: milliseconds, −1 for
+/// a key that never expires, −2 for a key that is gone.
+fn is_overlong(pttl: i64, ttl: Duration) -> bool {
+    match pttl {
+        -1 => true,
+        gone if gone < 0 => false,
+        millis => Duration::from_millis(millis.unsigned_abs()) > ttl,
+    }
+}
+
+/// The prefix as a literal within a pattern of Redis.
 fn escaped(prefix: &str) -> String {
     prefix
         .chars()
@@ -87,9 +98,19 @@ fn escaped(prefix: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::*;
+
     #[test]
-    fn a_prefix_is_no_pattern() {
-        assert_eq!(super::escaped(r"lock[1]*:\"), r"lock\[1\]\*:\\");
-        assert_eq!(super::escaped("stocklock:lock:"), "stocklock:lock:");
+    fn a_key_is_overlong_if_it_outlives_the_ttl_or_never_expires() {
+        let overlong =
+            [-2, -1, 9_999, 10_000, 10_001].map(|pttl| is_overlong(pttl, Duration::from_secs(10)));
+
+        assert_eq!(overlong, [false, true, false, false, true]);
+    }
+
+    #[test]
+    fn a_prefix_is_a_literal_within_a_pattern() {
+        assert_eq!(escaped(r"lock[1]*:\"), r"lock\[1\]\*:\\");
+        assert_eq!(escaped("stocklock:lock:"), "stocklock:lock:");
     }
 }

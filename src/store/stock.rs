@@ -18,7 +18,7 @@ use crate::{
     crash_point::crash_point,
     domain::{
         EventKind, Horizon, OrderEvent, ProductId,
-        fold::{Decisions, Unread, fold},
+        fold::{Decisions, StockNotRead, fold},
     },
     telemetry::Metrics,
 };
@@ -131,7 +131,7 @@ impl StockStore {
                     stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
                 match fold(events.iter().map(E::borrow), &decidable, &available, &recorded) {
                     Ok(decisions) => break decisions,
-                    Err(Unread(missing)) => {
+                    Err(StockNotRead(missing)) => {
                         let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
                         if more.len() < missing.len() {
                             let text = format!(

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::{Checks, Report, Violation};
 use crate::{
     config::LockStrategy,
-    lock::{Overlong, overlong_keys},
+    lock::{OverlongKey, overlong_keys},
     store::{Role, StoreError},
 };
 
@@ -37,13 +37,15 @@ async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
     }
     match overlong_keys(lock, &checks.config.redis).await {
         Ok(overlong) => {
-            report.violations.extend(overlong.into_iter().map(|Overlong { key, master, left }| {
-                let left =
-                    left.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
-                let detail =
-                    format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
-                Violation { invariant: 6, subject: format!("key {key}"), detail }
-            }));
+            report.violations.extend(overlong.into_iter().map(
+                |OverlongKey { key, master, expires_in }| {
+                    let left = expires_in
+                        .map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
+                    let detail =
+                        format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
+                    Violation { invariant: 6, subject: format!("key {key}"), detail }
+                },
+            ));
         }
         Err(error) => report.unchecked.push(format!("invariant 6, the locks in Redis: {error}")),
     }

@@ -138,10 +138,10 @@ on_two_stacks! {
         let events = [orders[0].clone(), release(&orders[1]), orders[2].clone(), orders[3].clone(), new[0].clone()];
         let decisions = decide(&worker, &events).await.remove(0);
         let ids = |events: &[OrderEvent]| events.iter().map(|event| event.order_id).collect::<BTreeSet<_>>();
-        assert_eq!(decisions.untimely, ids(&orders[..3]));
+        assert_eq!(decisions.expired, ids(&orders[..3]));
         assert_eq!(decisions.outcomes.keys().copied().collect::<BTreeSet<_>>(), ids(&new));
         assert_eq!((world.available("a"), world.available("b")), (95, 92));
-        assert_eq!(decide(&worker, &[release(&orders[0])]).await.remove(0).untimely, ids(&orders[..1]));
+        assert_eq!(decide(&worker, &[release(&orders[0])]).await.remove(0).expired, ids(&orders[..1]));
         world.check_ledger(&world.stock_store(&World::metrics())).await;
     }
 }
@@ -156,7 +156,7 @@ on_each_database! {
         let deletion = format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
         sqlx::raw_sql(&deletion).execute(&mut purge).await.expect("deleted");
         let worker = worker_of_old(&world);
-        let deciding = tokio::spawn(async move { decide(&worker, &orders).await[0].untimely.len() });
+        let deciding = tokio::spawn(async move { decide(&worker, &orders).await[0].expired.len() });
         is_held_up_at(&mut purge, &deciding, "INSERT INTO order_outcomes").await;
         let end = "UPDATE ledger_horizon SET purged_below = UNHEX('ffffffffffff70008000000000000000'); COMMIT";
         sqlx::raw_sql(end).execute(&mut purge).await.expect("committed");

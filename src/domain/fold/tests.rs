@@ -156,9 +156,9 @@ fn a_release_of_unread_products_asks_for_them() {
     let held = serde_json::from_str(r#"[["b",1]]"#).unwrap();
     let event = release(1, &[("a", 1)]);
     let recorded = HashMap::from([(event.order_id, Outcome::Completed(held))]);
-    let unread =
+    let folded =
         fold(&[event], &all_orders(), &Ledger::with_stock(&[("a", 1)]).available, &recorded);
-    assert_eq!(unread, Err(Unread(BTreeSet::from([product("b")]))));
+    assert_eq!(folded, Err(StockNotRead(BTreeSet::from([product("b")]))));
 }
 
 #[test]
@@ -171,7 +171,8 @@ fn orders_that_are_not_decidable_are_left_alone_and_named() {
         placed(3, &[("a", 1)]),
     ];
     let decisions = fold(&events, &(order_id(2)..order_id(3)), &stock, &HashMap::new()).unwrap();
-    assert_eq!(decisions.untimely, BTreeSet::from([order_id(1), order_id(3)]));
+    assert_eq!(decisions.expired, BTreeSet::from([order_id(1)]));
+    assert_eq!(decisions.from_future, BTreeSet::from([order_id(3)]));
     assert_eq!(decisions.statuses, [(order_id(2), ReportedStatus::Completed)]);
     assert_eq!((decisions.outcomes.len(), &decisions.available[&product("a")]), (1, &8));
 }

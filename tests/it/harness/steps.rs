@@ -10,7 +10,7 @@ use stocklock::{
     deduct::{Arrived, Worker},
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
     kafka::{Done, Handler, Producer},
-    lock::{Held, LockError, Locks, Wanted},
+    lock::{Held, LockError, Locks, Selection},
     relay::Relay,
     store::{NewOrder, StockStore},
     telemetry::Metrics,
@@ -243,6 +243,10 @@ pub(crate) async fn is_held_up_at<T>(
 /// Acquires all of the products or none, within `lock.wait`.
 pub(crate) async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
     let since = Instant::now();
-    let all = |held: &BTreeSet<ProductId>| if held.is_empty() { products } else { &[] };
-    locks.acquire(|held, _| Wanted { products: all(held).iter().cloned().collect(), since }).await
+    let all_or_none = |refused: &BTreeSet<ProductId>| {
+        let products = if refused.is_empty() { products } else { &[] };
+        let products = products.iter().cloned().collect();
+        Selection { products, since, deferred: Vec::new(), covers_half: true }
+    };
+    Ok(locks.acquire(all_or_none).await?.held)
 }
