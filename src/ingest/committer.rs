@@ -20,7 +20,7 @@ use crate::{
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
-    store::{NewOrder, OrderStore, StoreError, Work},
+    store::{NewOrder, OrderStore, StoreError, StoreUse},
     telemetry::Metrics,
 };
 
@@ -222,7 +222,7 @@ impl Task {
     /// Asks a store that is away until it is back, or nobody places orders any more.
     async fn wait_for_store(&self) {
         while self.is_away.load(Ordering::Relaxed) && self.alive.strong_count() > 0 {
-            match timeout(PROBE_TIMEOUT, self.store.probe(&[Work::Place])).await {
+            match timeout(PROBE_TIMEOUT, self.store.probe(&[StoreUse::Place])).await {
                 Ok(Ok(())) => {
                     if self.is_away.swap(false, Ordering::Relaxed) {
                         tracing::info!("the order store is back");
@@ -273,7 +273,9 @@ impl Task {
                     self.is_away.store(false, Ordering::Relaxed);
                     return Ok(orders);
                 }
-                Err(StoreError::Refused(why)) => return Err(Rejected::Refused(why)),
+                Err(StoreError::Refused(refusal)) => {
+                    return Err(Rejected::Refused(refusal.to_string()));
+                }
                 Err(error) => error,
             };
             self.metrics.retries.with_label_values(&["order_store"]).inc();

@@ -10,7 +10,7 @@ use crate::{
     backoff::Backoff,
     domain::{OrderId, OrderState},
     lifecycle::Shutdown,
-    store::OrderStore,
+    store::{DecidedOrder, OrderStore},
 };
 
 /// How often the order store is asked about the orders that clients wait for; all of them in one query.
@@ -110,10 +110,10 @@ impl Desk {
         (ids, due.next())
     }
 
-    fn answer(&self, decided: Vec<(OrderId, OrderState, Option<String>)>) {
+    fn answer(&self, decided: Vec<DecidedOrder>) {
         let mut waiting = self.lock();
-        for (id, state, reason) in decided {
-            if let Some(sender) = waiting.remove(&id) {
+        for DecidedOrder { order_id, state, reason } in decided {
+            if let Some(sender) = waiting.remove(&order_id) {
                 let _gone = sender.send((state, reason));
             }
         }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Config, Layers},
-        store::{Database, Role},
+        store::{Database, StoreName},
         telemetry::Metrics,
     };
 
@@ -150,7 +150,7 @@ mod tests {
         let config = Config::resolve(&Layers::default()).unwrap();
         let database = Database::open(
             &config.order_store,
-            Role::OrderStore,
+            StoreName::OrderStore,
             ASK_EVERY,
             Metrics::new().unwrap(),
         );

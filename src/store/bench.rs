@@ -1,4 +1,4 @@
-//! What `stocklock bench` needs of the stores, and nobody else.
+//! Statements that `stocklock bench` alone needs of the stores.
 
 use chrono::{DateTime, Utc};
 use futures::TryStreamExt as _;
@@ -8,8 +8,8 @@ use url::Url;
 
 use super::{
     OrderStore, StockStore, StoreError,
-    database::transaction,
     rows::{expect_rows, order_ids, wanted_orders},
+    transaction::transaction,
 };
 use crate::{config::SecretUrl, domain::OrderId};
 
@@ -20,16 +20,20 @@ pub(crate) struct SiblingDatabase {
 }
 
 impl SiblingDatabase {
-    /// Creates it; its name is that of the store's database and `suffix`.
+    /// Creates a database whose name is that of the store's database and `suffix`.
+    ///
+    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed, and with the error of the
+    /// statement.
     pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
         let mut url =
-            Url::parse(store.expose()).map_err(|e| StoreError::Refused(format!("{store}: {e}")))?;
+            Url::parse(store.expose()).map_err(|error| sqlx::Error::Configuration(error.into()))?;
         let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
         url.set_path(&name);
         run(store, format!("CREATE DATABASE `{name}`")).await?;
         Ok(Self { url: SecretUrl::new(url), name })
     }
 
+    /// Removes the database and all that is in it.
     pub(crate) async fn remove(&self) -> Result<(), StoreError> {
         run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
     }
@@ -42,8 +46,8 @@ async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// A day; what took longer counts as that.
-const LONGEST_MICROS: u64 = 86_400_000_000;
+/// A day. An order that took longer counts as a day.
+const MAX_SETTLE_MICROS: u64 = 86_400_000_000;
 
 const ADD_ORDERS: &str = concat!(
     "INSERT INTO orders (order_id, status, reason, `lines`, created_at, updated_at)
@@ -58,26 +62,28 @@ const ADD_OUTCOMES: &str = concat!(
 );
 
 impl OrderStore {
-    /// Adds orders that were refused at a time, as [`StockStore::add_refused`] does.
+    /// Adds orders that were refused at `at`. [`StockStore::add_refused`] adds their outcomes.
     pub(crate) async fn add_refused(
         &self,
         ids: &[OrderId],
         at: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         let hex = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "add history", |conn, _| {
+        transaction!(self.db, AddHistory, |conn, _| {
             let added = sqlx::query(ADD_ORDERS).bind(at).bind(at).bind(&hex).execute(conn).await?;
             expect_rows("orders added", ids.len(), added.rows_affected())
         })
     }
 
-    /// How long each order from `first` on took from its acceptance to its last change, microseconds.
+    /// The time of each order from `first` on, from its acceptance to its last change, in
+    /// microseconds.
     pub(crate) async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
-        let mut histogram = Histogram::new_with_max(LONGEST_MICROS, 3)
-            .map_err(|e| StoreError::Refused(e.to_string()))?;
+        let mut histogram = Histogram::new_with_max(MAX_SETTLE_MICROS, 3)
+            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
         let mut in_use = self.db.acquire().await?;
         in_use.without_limit().await?;
-        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders WHERE order_id >= ?";
+        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros
+                   FROM orders WHERE order_id >= ?";
         let mut rows = sqlx::query(sql).bind(first.as_bytes().as_slice()).fetch(in_use.conn());
         while let Some(row) = rows.try_next().await? {
             let micros: i64 = row.try_get("micros")?;
@@ -89,14 +95,14 @@ impl OrderStore {
 }
 
 impl StockStore {
-    /// Adds the outcomes of orders that were refused at a time.
+    /// Adds the outcomes of orders that were refused at `at`.
     pub(crate) async fn add_refused(
         &self,
         ids: &[OrderId],
         at: DateTime<Utc>,
     ) -> Result<(), StoreError> {
         let hex = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "add history", |conn, _| {
+        transaction!(self.db, AddHistory, |conn, _| {
             let added = sqlx::query(ADD_OUTCOMES).bind(at).bind(&hex).execute(conn).await?;
             expect_rows("outcomes added", ids.len(), added.rows_affected())
         })

@@ -6,7 +6,7 @@ use chrono::{TimeDelta, Utc};
 use stocklock::{
     domain::{OrderEvent, OrderId},
     kafka::Producer,
-    relay::{PendingWatch, Relay, Turn},
+    relay::{PendingPass, PendingWatch, Relay},
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
@@ -41,9 +41,9 @@ async fn lost(world: &World, ids: Vec<OrderId>) -> Vec<OrderEvent> {
     saved
 }
 
-fn produced(turn: Turn) -> usize {
-    assert!(turn.is_complete);
-    turn.produced
+fn produced(pass: PendingPass) -> usize {
+    assert!(pass.is_complete);
+    pass.produced
 }
 
 /// The orders on the topic, each as often as it is there.
@@ -83,14 +83,14 @@ on_two_stacks! {
 }
 
 on_each_database! {
-    async fn a_turn_produces_a_bounded_number_and_none_again_before_its_time(world: World) {
+    async fn a_pass_produces_a_bounded_number_and_none_again_before_its_time(world: World) {
         world.import(&[("a", 5000)]);
         let (metrics, now, after) = (World::metrics(), Utc::now(), TimeDelta::minutes(5));
         let mut watch = watch(&world, &metrics);
         let saved = lost(&world, (0..1200).map(|n| made_ago(TimeDelta::minutes(10) + TimeDelta::seconds(n))).collect()).await;
         lost(&world, vec![made_ago(TimeDelta::minutes(4))]).await;
         for expected in [500, 500, 200, 0] {
-            assert_eq!(produced(watch.turn(now).await.expect("a turn")), expected);
+            assert_eq!(produced(watch.pass(now).await.expect("a pass")), expected);
         }
         let mut ids: Vec<_> = saved.iter().map(|event| event.order_id).collect();
         ids.sort();
@@ -100,9 +100,9 @@ on_each_database! {
         // All but five become final; those five, and the younger one, come again when their time has passed.
         deliver(&world.worker(&World::metrics()), &saved[5..]).await;
         world.replay_statuses(&world.compensator(&World::metrics())).await;
-        assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a turn")), 1);
-        assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 5);
-        assert_eq!(produced(watch.turn(now + after).await.expect("a turn")), 0);
+        assert_eq!(produced(watch.pass(now + after - TimeDelta::seconds(1)).await.expect("a pass")), 1);
+        assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 5);
+        assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 0);
     }
 
     async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
@@ -110,18 +110,18 @@ on_each_database! {
         let mut watch = watch(&world, &metrics);
         lost(&world, vec![made_ago(TimeDelta::minutes(6))]).await;
         for (minutes, expected) in [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(produced(turn), expected, "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(produced(pass), expected, "after {minutes} minutes");
         }
     }
 
-    async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
+    async fn of_orders_that_stay_pending_again_and_again_a_pass_produces_few(world: World) {
         let (metrics, now) = (World::metrics(), Utc::now());
         let mut watch = watch(&world, &metrics);
         lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(6))).collect()).await;
         for (minutes, expected) in [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)] {
-            let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a turn");
-            assert_eq!(produced(turn), expected, "after {minutes} minutes");
+            let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+            assert_eq!(produced(pass), expected, "after {minutes} minutes");
         }
     }
 
@@ -135,7 +135,7 @@ on_each_database! {
         world.tamper_with_orders(&damage).await;
         world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
         assert_eq!(relay.sweep().await.expect("a sweep"), 2);
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 2);
+        assert_eq!(produced(watch.pass(now).await.expect("a pass")), 2);
         assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
     }
 
@@ -145,9 +145,9 @@ on_each_database! {
         // A later order is final already.
         lost(&world, vec![made_ago(TimeDelta::seconds(5))]).await;
         world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 0);
+        assert_eq!(produced(watch.pass(now).await.expect("a pass")), 0);
         let late = lost(&world, vec![made_ago(TimeDelta::seconds(40))]).await;
-        assert_eq!(produced(watch.turn(now + TimeDelta::minutes(5)).await.expect("a turn")), 1);
+        assert_eq!(produced(watch.pass(now + TimeDelta::minutes(5)).await.expect("a pass")), 1);
         assert_eq!(on_topic(&world), [late[0].order_id]);
     }
 
@@ -155,7 +155,7 @@ on_each_database! {
         let (metrics, now) = (World::metrics(), Utc::now());
         let mut watch = watch(&world, &metrics);
         let mut tells = async |seconds: f64| {
-            watch.turn(now).await.expect("a turn");
+            watch.pass(now).await.expect("a pass");
             let told = metrics.pending_oldest.get();
             assert!((told - seconds).abs() < 0.01, "{told} instead of {seconds}");
         };
@@ -173,9 +173,9 @@ on_each_database! {
         let (metrics, now) = (World::metrics(), Utc::now());
         let mut watch = watch(&world, &metrics);
         let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
-        assert_eq!(produced(watch.turn(now).await.expect("a turn")), 1);
-        let turn = watch.turn(now + TimeDelta::days(2)).await.expect("a turn");
-        assert_eq!(turn, Turn { produced: 0, expired: 1, is_complete: true });
+        assert_eq!(produced(watch.pass(now).await.expect("a pass")), 1);
+        let pass = watch.pass(now + TimeDelta::days(2)).await.expect("a pass");
+        assert_eq!(pass, PendingPass { produced: 0, expired: 1, is_complete: true });
         assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
         assert_eq!(on_topic(&world), [old[0].order_id]);
     }

@@ -122,7 +122,7 @@ on_each_database! {
             let now = now + TimeDelta::seconds(seconds);
             let claimed = store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
             assert_eq!(claimed.owed.len(), claimed.events.len());
-            claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+            claimed.owed.into_iter().map(|release| release.order_id).collect::<BTreeSet<_>>()
         };
         let (first, second) = (claim(0).await, claim(1).await);
         assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));

@@ -11,8 +11,8 @@ use stocklock::{
     deduct::Worker,
     domain::{Horizon, OrderEvent, OrderId, OrderState},
     lock::Lease,
-    retention::{Kept, Retention},
-    store::{Purge, StockSnapshot},
+    retention::{PurgedStore, Purger},
+    store::{Purged, StockSnapshot},
 };
 
 use crate::harness::{
@@ -42,8 +42,8 @@ async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     saved
 }
 
-fn retention(world: &World, store: Kept) -> Retention {
-    Retention {
+fn purger(world: &World, store: PurgedStore) -> Purger {
+    Purger {
         store,
         ages: world.config.retention.clone(),
         lease: Lease::None,
@@ -51,14 +51,14 @@ fn retention(world: &World, store: Kept) -> Retention {
     }
 }
 
-/// Takes turns until nothing is left to delete.
-async fn purge(world: &World, store: Kept) {
-    let retention = retention(world, store);
-    while retention.turn(Utc::now()).await.expect("a turn") {}
+/// Makes passes until nothing is left to delete.
+async fn purge(world: &World, store: PurgedStore) {
+    let purger = purger(world, store);
+    while purger.pass(Utc::now()).await.expect("a pass") {}
 }
 
 async fn purge_stock(world: &World) {
-    purge(world, Kept::Stock(world.stock_store(&World::metrics()).into())).await;
+    purge(world, PurgedStore::Stock(world.stock_store(&World::metrics()).into())).await;
 }
 
 async fn snapshot(world: &World) -> StockSnapshot {
@@ -72,7 +72,7 @@ async fn count(url: &str, sql: &'static str) -> i64 {
 
 async fn orders_there(world: &World, ids: &[OrderId]) -> Vec<bool> {
     let found = world.order_store().find_orders(ids).await.expect("the order store");
-    ids.iter().map(|id| found.iter().any(|(there, _)| there == id)).collect()
+    ids.iter().map(|id| found.iter().any(|order| order.order_id == *id)).collect()
 }
 
 fn expired(world: &World) -> usize {
@@ -101,13 +101,13 @@ on_two_stacks! {
         let after = snapshot(&world).await;
         assert_eq!((&after.available, &after.supplied), (&before.available, &before.supplied));
         assert!(after.held.iter().filter(|(_, held)| **held > 0).eq(before.held.iter()), "{after:?} {before:?}");
-        assert_eq!((after.outcomes, after.damaged.len()), (4, 0), "400, 60, 50, 40 and 31 days are beyond 30");
+        assert_eq!((after.outcomes, after.corrupt.len()), (4, 0), "400, 60, 50, 40 and 31 days are beyond 30");
         let url = world.config.stock_store.url.expose();
         assert_eq!(count(url, "SELECT COUNT(*) FROM stock_movements").await, 1);
         assert_eq!(count(url, "SELECT CAST(SUM(held) AS SIGNED) FROM ledger_balances").await, 9, "three orders' units");
         world.verify();
 
-        // The younger ones go on as ever, and the ledger still finds what is damaged.
+        // The younger ones go on as ever, and the ledger still finds what is corrupt.
         deliver(&world.worker(&World::metrics()), &[release(&orders[5])]).await;
         assert_eq!(world.available("a"), 2);
         world.check_ledger(&world.stock_store(&World::metrics())).await;
@@ -182,7 +182,7 @@ on_each_database! {
         let owing = old[1].order_id;
         let owe = format!("INSERT INTO owed_releases VALUES (UNHEX('{}'), UTC_TIMESTAMP(3), 1, NULL)", owing.uuid().simple());
         world.tamper_with_orders(&owe).await;
-        purge(&world, Kept::Orders(world.order_store().into())).await;
+        purge(&world, PurgedStore::Orders(world.order_store().into())).await;
         let mut ids: Vec<_> = old.iter().map(|event| event.order_id).collect();
         ids.push(pending);
         assert_eq!(orders_there(&world, &ids).await, [false, true, true, true, true, true]);
@@ -211,14 +211,14 @@ on_each_database! {
         let (store, below) = (world.stock_store(&World::metrics()), aged(30));
         let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose()).await.expect("the stock store");
         sqlx::raw_sql("START TRANSACTION; SELECT * FROM ledger_horizon FOR UPDATE").execute(&mut rival).await.expect("locked");
-        assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purge::Busy);
-        assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purge::Busy);
+        assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purged::Busy);
+        assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purged::Busy);
         sqlx::raw_sql("ROLLBACK").execute(&mut rival).await.expect("free");
-        for (rows, more) in [(4, true), (4, true), (2, false), (0, false)] {
-            assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purge::Done { rows, more });
+        for (rows, has_more) in [(4, true), (4, true), (2, false), (0, false)] {
+            assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purged::Done { rows, has_more });
             world.check_ledger(&store).await;
         }
-        assert_eq!(store.purge_outcomes(aged(40), 4).await.expect("a purge"), Purge::Done { rows: 0, more: false });
+        assert_eq!(store.purge_outcomes(aged(40), 4).await.expect("a purge"), Purged::Done { rows: 0, has_more: false });
         assert_eq!(store.purged_below().await.expect("the horizon"), below, "it does not go back");
     }
 }
@@ -260,7 +260,7 @@ on_two_stacks! {
             task.await.expect("done");
         }
         let snapshot = snapshot(&world).await;
-        assert_eq!((snapshot.outcomes, snapshot.damaged), (120, vec![]), "60 young ones, released, and 60 new ones");
+        assert_eq!((snapshot.outcomes, snapshot.corrupt), (120, vec![]), "60 young ones, released, and 60 new ones");
         // Each old order either gave its units back or holds them for ever.
         let purged = count(world.config.stock_store.url.expose(), "SELECT CAST(SUM(held) AS SIGNED) FROM ledger_balances WHERE product_id = 'a'").await;
         assert_eq!(world.available("a"), 1000 - purged - 60);

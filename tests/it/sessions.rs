@@ -7,7 +7,7 @@ use futures::future::join_all;
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
 use stocklock::{
     domain::OrderId,
-    store::{Database as Pool, Guard, NewOrder, OrderStore, Role, StoreError},
+    store::{Database as Pool, Guard, NewOrder, OrderStore, StoreError, StoreName},
 };
 
 use crate::harness::{PATIENCE, World, aged, on_each_database, order_lines};
@@ -30,7 +30,7 @@ fn order() -> NewOrder {
 fn order_store(world: &World, pool_max: u32, lock_limit: Duration) -> OrderStore {
     let mut config = world.config.order_store.clone();
     config.pool_max = pool_max;
-    let pool = Pool::open(&config, Role::OrderStore, lock_limit, World::metrics())
+    let pool = Pool::open(&config, StoreName::OrderStore, lock_limit, World::metrics())
         .expect("the order store");
     OrderStore::new(pool)
 }
@@ -108,7 +108,7 @@ on_each_database! {
 
     async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
         world.import(&[("a", 5)]);
-        let pool = Pool::open(&world.config.stock_store, Role::StockStore, LOCK_LIMIT, World::metrics());
+        let pool = Pool::open(&world.config.stock_store, StoreName::StockStore, LOCK_LIMIT, World::metrics());
         let store = stocklock::store::StockStore::new(
             pool.expect("the stock store"), World::metrics(), world.config.retention.horizon);
         let events = world.save(&[order_lines(&[("a", 1)])]).await;
@@ -152,7 +152,7 @@ on_each_database! {
     }
 
     async fn a_long_read_of_verify_has_no_limit(world: World) {
-        let pool = Pool::open(&world.config.stock_store, Role::StockStore, Duration::from_secs(2), World::metrics());
+        let pool = Pool::open(&world.config.stock_store, StoreName::StockStore, Duration::from_secs(2), World::metrics());
         let store = stocklock::store::StockStore::new(
             pool.expect("the stock store"), World::metrics(), world.config.retention.horizon);
         world.tamper_with_stock(

@@ -1,15 +1,15 @@
-//! What becomes of a transaction whose caller goes away in the middle of it.
+//! Transactions: one whose caller goes away halfway, and the time that each takes.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use chrono::Utc;
 use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     domain::OrderId,
-    store::{Database as Pool, NewOrder, OrderStore, Role},
+    store::{Database as Pool, NewOrder, OrderStore, StoreName},
 };
 
-use crate::harness::{World, on_each_database, order_lines};
+use crate::harness::{Api, Role, World, lines, on_each_database, order_lines};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -23,11 +23,26 @@ fn order() -> NewOrder {
     }
 }
 
+/// How often `role` has run each transaction that its `/metrics` shows, by name.
+async fn transactions(role: &Role) -> BTreeMap<String, u64> {
+    let metrics = role.metrics().await;
+    let counts = metrics.lines().filter_map(|line| {
+        let series = line.strip_prefix("stocklock_transaction_seconds_count{name=\"")?;
+        let (name, count) = series.split_once("\"} ")?;
+        Some((name.to_owned(), count.parse().expect("a count")))
+    });
+    counts.collect()
+}
+
+fn names(transactions: &BTreeMap<String, u64>) -> Vec<&str> {
+    transactions.keys().map(String::as_str).collect()
+}
+
 on_each_database! {
     async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World) {
         let mut config = world.config.order_store.clone();
         config.pool_max = 1;
-        let pool = Pool::open(&config, Role::OrderStore, LEASE, World::metrics()).expect("the order store");
+        let pool = Pool::open(&config, StoreName::OrderStore, LEASE, World::metrics()).expect("the order store");
         let store = OrderStore::new(pool);
         let (dropped, next) = (order(), order());
 
@@ -46,5 +61,37 @@ on_each_database! {
         store.place(&[dropped], LEASE).await.expect("placed again");
         assert_eq!(world.count_orders("PENDING").await, 2);
         assert_eq!(store.outbox_state().await.expect("the outbox").pending, 2);
+    }
+
+    async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: World) {
+        world.import(&[("a", 10)]);
+        let ingest = world.start("ingest").await;
+        let worker = world.start("worker").await;
+        let compensator = world.start("compensator").await;
+        let [at_ingest, at_worker, at_compensator] = [
+            transactions(&ingest).await,
+            transactions(&worker).await,
+            transactions(&compensator).await,
+        ];
+
+        Api::of(&ingest).place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+        let [placed, decided, applied] = [
+            transactions(&ingest).await["place"],
+            transactions(&worker).await["decide"],
+            transactions(&compensator).await["apply_statuses"],
+        ];
+
+        assert_eq!(names(&at_ingest), [
+            "claim_outbox", "claim_releases", "expire_releases", "forget_published", "place",
+            "read_back", "schedule_releases",
+        ]);
+        assert_eq!(names(&at_worker), ["decide", "purge_movements", "purge_outcomes"]);
+        assert_eq!(
+            names(&at_compensator),
+            ["apply_statuses", "purge_orders", "schedule_releases"]
+        );
+        let before = (at_ingest["place"], at_worker["decide"], at_compensator["apply_statuses"]);
+        assert_eq!(before, (0, 0, 0));
+        assert_eq!((placed, decided, applied), (1, 1, 1));
     }
 }
