@@ -7,7 +7,7 @@ use crate::{
     config::{LockFallback, LockStrategy},
     kafka::{BacklogWatch, KafkaProbe},
     lock::MastersProbe,
-    store::{OrderStore, StockStore, Work},
+    store::{OrderStore, StockStore, StoreUse},
     telemetry::{Dependency, Need},
 };
 
@@ -33,7 +33,7 @@ impl Shared {
 
     /// Tries the order store as the roles of the process work with it. Only the first of them does.
     pub(super) fn watch_order_store(&self, role: Role, store: &OrderStore) {
-        let work = [(Role::Ingest, Work::Place), (Role::Compensator, Work::Compensate)];
+        let work = [(Role::Ingest, StoreUse::Place), (Role::Compensator, StoreUse::Compensate)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let (store, dependency) = (store.clone(), self.dependency("order_store", Need::Always));
         let attempt = move || {
@@ -45,7 +45,7 @@ impl Shared {
 
     /// The same of the stock store, which ingest can do without.
     pub(super) fn watch_stock_store(&self, role: Role, store: &StockStore) {
-        let work = [(Role::Ingest, Work::Read), (Role::Worker, Work::Deduct)];
+        let work = [(Role::Ingest, StoreUse::Read), (Role::Worker, StoreUse::Deduct)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let need = if self.runs(Role::Worker) { Need::Always } else { Need::Rollout };
         let (store, dependency) = (store.clone(), self.dependency("stock_store", need));
@@ -57,7 +57,7 @@ impl Shared {
     }
 
     /// What the roles of the process do with a store; `None` where an earlier role tries all of it.
-    fn work_at_store(&self, role: Role, work: [(Role, Work); 2]) -> Option<Arc<[Work]>> {
+    fn work_at_store(&self, role: Role, work: [(Role, StoreUse); 2]) -> Option<Arc<[StoreUse]>> {
         let running: Vec<_> = work.into_iter().filter(|(role, _)| self.runs(*role)).collect();
         let is_first = running.first().is_some_and(|(first, _)| *first == role);
         is_first.then(|| running.into_iter().map(|(_, work)| work).collect())

@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{Config, SchemaSource},
-    store::{Database, OrderStore, Role, StockStore},
+    store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
 };
@@ -17,15 +17,23 @@ pub(super) fn metrics() -> anyhow::Result<Metrics> {
 
 /// No session keeps a row locked for longer than the lock TTL.
 pub(super) fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
-    let database =
-        Database::open(&config.order_store, Role::OrderStore, config.lock.ttl, metrics.clone());
+    let database = Database::open(
+        &config.order_store,
+        StoreName::OrderStore,
+        config.lock.ttl,
+        metrics.clone(),
+    );
     Ok(OrderStore::new(database.context("order_store.url")?))
 }
 
 /// No session keeps a row locked for longer than the lock TTL.
 pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
-    let database =
-        Database::open(&config.stock_store, Role::StockStore, config.lock.ttl, metrics.clone());
+    let database = Database::open(
+        &config.stock_store,
+        StoreName::StockStore,
+        config.lock.ttl,
+        metrics.clone(),
+    );
     Ok(StockStore::new(
         database.context("stock_store.url")?,
         metrics.clone(),

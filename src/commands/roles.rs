@@ -14,14 +14,15 @@ use crate::{
     compensate::Compensator,
     config::{Config, ConfigError, LockFallback, LockStrategy},
     deduct::Worker,
-    error_text, http,
-    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
+    error_text,
+    http,
+    ingest::{Api, Catalog, Committer, OutcomeWatch, self},
     kafka::{Consumer, DeadLetters, Producer, Subscription, topic_names},
     lifecycle::Shutdown,
     lock::{Lease, Locks},
     relay::{PendingWatch, Relay, ReleaseWatch},
-    retention::{Kept, Retention},
-    store::{Database, OrderStore},
+    retention::{PurgedStore, Purger},
+    store::{Database, OrderStore, StoreUse},
     telemetry::{Health, MeasuredBy, Metrics, serve_admin},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
@@ -149,22 +150,22 @@ impl Shared {
     }
 
     /// Deletes what is old in a store, until the process stops.
-    fn purge(&self, store: Kept) -> anyhow::Result<AbortOnDropHandle<()>> {
+    fn purge(&self, store: PurgedStore) -> anyhow::Result<AbortOnDropHandle<()>> {
         let (name, tables) = match store {
-            Kept::Orders(_) => ("retention of orders", ["orders", "idempotency_keys"]),
-            Kept::Stock(_) => ("retention of stock", ["order_outcomes", "stock_movements"]),
+            PurgedStore::Orders(_) => ("retention of orders", ["orders", "idempotency_keys"]),
+            PurgedStore::Stock(_) => ("retention of stock", ["order_outcomes", "stock_movements"]),
         };
         for table in tables {
             self.metrics.retention_deleted.with_label_values(&[table]);
         }
         let config = &self.config;
-        let retention = Retention {
+        let purger = Purger {
             store,
             ages: config.retention.clone(),
             lease: Lease::new(&config.lock, &config.redis, name)?,
             metrics: self.metrics.clone(),
         };
-        Ok(spawn(retention.run(self.health.register(name), self.shutdown.clone())))
+        Ok(spawn(purger.run(self.health.register(name), self.shutdown.clone())))
     }
 
     /// Leaves the group. Fails where the consumer could not go on.
@@ -199,6 +200,8 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
+    orders.begin_metrics(StoreUse::Place);
+    stock.begin_metrics(StoreUse::Read);
     shared.watch_order_store(Role::Ingest, &orders);
     shared.watch_stock_store(Role::Ingest, &stock);
     let relay = shared.relay(orders.clone());
@@ -264,6 +267,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     let Shared { config, metrics, health, shutdown, .. } = &shared;
     begin_worker_at_zero(config, metrics);
     let store = process::open_stock_store(config, metrics)?;
+    store.begin_metrics(StoreUse::Deduct);
     shared.watch_stock_store(Role::Worker, &store);
     let subscription = Subscription {
         group_id: &config.kafka.group_id,
@@ -278,7 +282,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Stock(store.clone().into()))?;
+    let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
@@ -337,6 +341,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     metrics.begin_dead_letters(&config.topics.order_status);
     metrics.begin_retries(&["order_store", "kafka"]);
     let store = process::open_order_store(config, metrics)?;
+    store.begin_metrics(StoreUse::Compensate);
     shared.watch_order_store(Role::Compensator, &store);
     let compensator = Compensator {
         relay: shared.relay(store.clone()),
@@ -358,7 +363,7 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(Kept::Orders(store.clone().into()))?;
+    let purging = shared.purge(PurgedStore::Orders(store.clone().into()))?;
     tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
     for lane in lanes {
         let health = ["compensating", "setting aside"].map(|step| health.register(step));

@@ -8,7 +8,7 @@ use super::{Answer, Output, print::complaint, process, stock_import};
 use crate::{
     config::Config,
     domain::{MAX_AVAILABLE, ProductId},
-    store::{Product, StockStore, StoreError},
+    store::{Product, Restocked, StockStore},
 };
 
 #[derive(Debug, Subcommand)]
@@ -100,17 +100,16 @@ async fn restock(
     quantity: i64,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let available = match store.restock(id, quantity, Utc::now()).await {
-        Ok(Some(available)) => available,
-        Ok(None) => {
+    let available = match store.restock(id, quantity, Utc::now()).await? {
+        Restocked::Available(available) => available,
+        Restocked::UnknownProduct => {
             complaint(&format!("no product {id}"), output);
             return Ok(Answer::No);
         }
-        Err(StoreError::Refused(why)) => {
-            complaint(&why, output);
+        Restocked::AboveMax => {
+            complaint(&format!("{id} would have more than {MAX_AVAILABLE} available"), output);
             return Ok(Answer::No);
         }
-        Err(error) => return Err(error.into()),
     };
     match output {
         Output::Json => println!("{}", json!({"product_id": id.as_str(), "available": available})),

@@ -6,7 +6,7 @@ use serde_json::json;
 use super::{Answer, Output, process};
 use crate::{
     config::Config,
-    verify::{Checks, Report, verify},
+    verify::{Checks, OpenOrder, Report, verify},
 };
 
 /// Rows of a kind that are printed; the others are counted.
@@ -77,11 +77,11 @@ fn print(report: &Report, answer: Answer) {
     for what in &report.left_out {
         println!("left out: {what}");
     }
-    for (order, why) in report.unsettled.iter().take(SHOWN) {
-        println!("NOT SETTLED order {order}: {why}");
+    for OpenOrder { order_id, why } in report.unsettled.iter().take(SHOWN) {
+        println!("NOT SETTLED order {order_id}: {why}");
     }
-    for (order, why) in report.dead_lettered.iter().take(SHOWN) {
-        println!("DEAD-LETTERED order {order}: {why}");
+    for OpenOrder { order_id, why } in report.dead_lettered.iter().take(SHOWN) {
+        println!("DEAD-LETTERED order {order_id}: {why}");
     }
     let more = report.dead_lettered.len().saturating_sub(SHOWN)
         + report.violations.len().saturating_sub(SHOWN)

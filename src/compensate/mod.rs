@@ -1,4 +1,5 @@
-//! The compensator: brings outcomes back to the order store, and has the stock of orders released that failed after all.
+//! The compensator: applies the messages of `order-status` to the order store, and publishes the
+//! releases of orders that fail or are cancelled.
 
 use std::sync::Arc;
 
@@ -15,7 +16,7 @@ use crate::{
     wire::{OrderStatusCodec, WireError},
 };
 
-/// Applies batches of statuses. Whatever it does may be repeated without harm.
+/// Applies batches of statuses. A batch may be applied again without harm.
 #[derive(Clone)]
 pub struct Compensator {
     pub store: OrderStore,
@@ -40,7 +41,7 @@ impl Handler for Compensator {
         self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now)).map(Some)
     }
 
-    /// Moves the orders in one transaction.
+    /// Moves the orders in one transaction. Fails as [`OrderStore::apply`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Applied>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().flatten().collect();
         if statuses.is_empty() {
@@ -52,30 +53,17 @@ impl Handler for Compensator {
             .apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE)
             .await?;
         crash_point("compensate.committed");
-        for (state, count) in &applied.moved {
-            let kind = match state {
-                OrderState::Completed => "completed",
-                OrderState::Cancelled => "cancelled",
-                OrderState::Failed | OrderState::Pending => "failed",
-            };
-            self.metrics.compensations.with_label_values(&[kind]).inc_by(*count as u64);
-        }
+        self.count(&applied);
         let mut releases = std::mem::take(&mut applied.events);
-        self.metrics.compensations.with_label_values(&["released"]).inc_by(releases.len() as u64);
-        self.metrics
-            .compensations
-            .with_label_values(&["release_done"])
-            .inc_by(applied.released as u64);
-        // A release beyond the horizon would be a dead letter: the watch of owed releases counts
-        // it.
+        // A worker would dead-letter a release beyond the horizon. The watch of owed releases counts
+        // it as expired.
         releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
         self.relay.release_in_background(releases);
         self.store.database().observe_pool();
         Ok(Done { handled: applied, deferred: Vec::new() })
     }
 
-    /// Besides poison, statuses of unknown orders are dead-lettered, and failures that come too
-    /// late.
+    /// Dead-letters poison, statuses of unknown orders, and failures that come too late.
     fn dead_letter_reason(
         &self,
         status: &Self::Decoded,
@@ -109,7 +97,7 @@ impl Handler for Compensator {
         Some(status.as_ref().ok()?.as_ref()?.source.as_str())
     }
 
-    /// A worker that reports an unknown order may be right: a failover may have lost it.
+    /// A worker that reports an unknown order may be right: a failover may have lost the order.
     fn blame<'m>(&self, status: &'m Self::Decoded, refusal: &DeadLetterReason) -> Blame<'m> {
         match (status, refusal.class) {
             (Err(_), "undecodable" | "invalid") => Blame::Writer,
@@ -119,16 +107,41 @@ impl Handler for Compensator {
         }
     }
 
-    /// Releases are on their way already.
+    /// Nothing is left to publish: `handle` publishes releases in the background.
     async fn publish(&self, _: &Applied) -> Result<(), StoreError> {
         Ok(())
     }
 
     fn fate(error: &StoreError) -> Fate {
         match error {
-            StoreError::Refused(_) => Fate::Reject("refused"),
-            StoreError::Damaged(_) => Fate::Reject("damaged"),
-            _ => Fate::Retry("order_store"),
+            StoreError::Refused(_) | StoreError::Unencodable(_) => Fate::Reject("refused"),
+            StoreError::Corrupt(_) => Fate::Reject("damaged"),
+            StoreError::Conflict(_)
+            | StoreError::Duplicate(_)
+            | StoreError::Unavailable(_)
+            | StoreError::CommitUnknown(_)
+            | StoreError::LocksLost
+            | StoreError::Unsupported(_)
+            | StoreError::Migration(_) => Fate::Retry("order_store"),
         }
+    }
+}
+
+impl Compensator {
+    fn count(&self, applied: &Applied) {
+        let count = |kind: &str, orders: usize| {
+            self.metrics.compensations.with_label_values(&[kind]).inc_by(orders as u64);
+        };
+        for moved in &applied.moved {
+            match moved.to {
+                OrderState::Completed => count("completed", moved.count),
+                OrderState::Failed => count("failed", moved.count),
+                OrderState::Cancelled => count("cancelled", moved.count),
+                // No status moves an order to it.
+                OrderState::Pending => {}
+            }
+        }
+        count("released", applied.events.len());
+        count("release_done", applied.released);
     }
 }

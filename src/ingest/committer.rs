@@ -22,7 +22,7 @@ use crate::{
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
-    store::{NewOrder, OrderStore, StoreError, Work},
+    store::{NewOrder, OrderStore, StoreError, StoreUse},
     telemetry::Metrics,
 };
 

@@ -1,6 +1,11 @@
-//! From the outbox to the `orders` topic: at once after a commit, and by a sweep where a crash or
-//! an outage came between. The same for releases, which are owed until a worker has reported them
-//! as done.
+//! Publishes events to the `orders` topic: at once after a commit, and again while they lack their
+//! effect.
+//!
+//! | file | publishes |
+//! | --- | --- |
+//! | `mod` | placed orders of the outbox, which a crash or an outage left there |
+//! | `pending`, `oldest` | orders that stay pending, again |
+//! | `releases` | releases that are owed, again until a worker reports that they are done |
 
 mod oldest;
 mod pending;
@@ -12,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
 use tokio::sync::Semaphore;
 
 use crate::{
@@ -25,22 +31,29 @@ use crate::{
     wire::OrderEventCodec,
 };
 
-pub use pending::{PendingWatch, Turn};
+pub use pending::{PendingPass, PendingWatch};
 pub use releases::{ReleasePass, ReleaseWatch};
 
-/// How long whoever commits an event has to publish it before a sweep does.
-pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
-/// How long a sweep has; longer than a delivery may take.
+/// How long the process that commits an event has to publish it. After that, a sweep publishes it.
+pub(crate) const COMMITTER_LEASE: Duration = Duration::from_secs(2);
+/// How long a sweep has to publish the events that it claims. A delivery takes less.
 const SWEEP_LEASE: Duration = Duration::from_secs(15);
-/// How long events that are published stay in the outbox, so that many are struck out at once.
-pub const STRIKE_OUT_AFTER: Duration = Duration::from_millis(25);
-const SWEEP_EVERY: Duration = Duration::from_secs(1);
-const SWEEP_MAX: u32 = 500;
-/// Groups that are published at once; beyond them the sweep publishes.
-const MAX_PUBLISHING: usize = 64;
-/// The longest wait between two times that an event is published.
-const LONGEST_WAIT: Duration = Duration::from_secs(86_400);
+/// How long published events stay in the outbox, so that one statement deletes many.
+pub(crate) const FORGET_DELAY: Duration = Duration::from_millis(25);
+const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
+const MAX_SWEPT_EVENTS: u32 = 500;
+/// Groups that are published in the background at once. The sweep publishes the events of others.
+const MAX_PUBLISHING_GROUPS: usize = 64;
+/// The longest wait between two times that an event is published, unless the first wait is longer.
+const MAX_WAIT: Duration = Duration::from_secs(86_400);
+/// The wait doubles so often, which exceeds [`MAX_WAIT`].
+const MAX_DOUBLINGS: u32 = 30;
+/// An event that was published so often and still lacks its effect is probably dead-lettered each
+/// time. Few of these events are published at once, so that they do not use up the allowance of dead
+/// letters of a lane.
+const LIKELY_REFUSED_AFTER: u32 = 3;
 
+/// Why events were not published.
 #[derive(Debug, thiserror::Error)]
 pub enum RelayError {
     #[error("the broker did not take the events: {0}")]
@@ -49,7 +62,19 @@ pub enum RelayError {
     Store(#[from] StoreError),
 }
 
-/// Publishes events that are in the outbox, and strikes them out there. An event may be published more often than once.
+impl RelayError {
+    /// The label of the dependency that failed.
+    fn dependency(&self) -> &'static str {
+        match self {
+            Self::Kafka(_) => "kafka",
+            Self::Store(_) => "order_store",
+        }
+    }
+}
+
+/// Publishes events of the outbox, and deletes them there. An event may be published more than once.
+///
+/// Cheap to clone; all clones share their limits.
 #[derive(Clone)]
 pub struct Relay {
     store: OrderStore,
@@ -63,15 +88,15 @@ pub struct Relay {
     published: Arc<Mutex<Vec<(OrderId, EventKind)>>>,
 }
 
-/// What came of producing events.
+/// The result of producing events.
 struct Produced<'e> {
     acknowledged: Vec<&'e OrderEvent>,
     result: Result<(), ProduceError>,
 }
 
 impl Relay {
-    /// An event is published again when it is without its effect for `again_after`, and then after
-    /// twice as long each time.
+    /// An event that lacks its effect is published again after `again_after`, and then after twice
+    /// as long each time.
     pub fn new(
         store: OrderStore,
         producer: Producer,
@@ -79,7 +104,7 @@ impl Relay {
         codec: Arc<OrderEventCodec>,
         again_after: Duration,
     ) -> Self {
-        let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING));
+        let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING_GROUPS));
         Self {
             store,
             producer,
@@ -91,12 +116,14 @@ impl Relay {
         }
     }
 
-    /// Publishes events that were just committed. Where it fails, their outbox rows stay, and a sweep publishes them.
+    /// Publishes events that were just committed. If that fails, their outbox rows stay, and a sweep
+    /// publishes them.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| relay.publish(&events).await);
     }
 
+    /// Runs `work`, unless too many groups are published already.
     fn in_background<W>(&self, events: Vec<OrderEvent>, work: impl FnOnce(Vec<OrderEvent>) -> W)
     where
         W: Future<Output = Result<(), RelayError>> + Send + 'static,
@@ -108,25 +135,26 @@ impl Relay {
         let (count, work) = (events.len(), work(events));
         tokio::spawn(async move {
             if let Err(error) = work.await {
-                tracing::warn!(events = count, %error, "not published, left to the sweep");
+                tracing::warn!(events = count, %error, "events not published, a later pass does it");
             }
             drop(permit);
         });
     }
 
-    /// Waits for what [`Relay::publish_in_background`] began.
+    /// Waits until no group is published in the background.
     pub async fn drain(&self) {
-        let all = u32::try_from(MAX_PUBLISHING).unwrap_or(u32::MAX);
+        let all = u32::try_from(MAX_PUBLISHING_GROUPS).unwrap_or(u32::MAX);
         let _closed = self.publishing.acquire_many(all).await;
     }
 
+    /// Produces events, and deletes those that the broker acknowledged from the outbox.
     async fn publish(&self, events: &[OrderEvent]) -> Result<(), RelayError> {
         let Produced { acknowledged, result } = self.produce(events).await;
-        self.strike_out(acknowledged.iter().map(|event| (event.order_id, event.kind))).await?;
+        self.forget(acknowledged.iter().map(|event| (event.order_id, event.kind))).await?;
         Ok(result?)
     }
 
-    /// Produces events. Some may be acknowledged although others fail.
+    /// Produces events. The broker may acknowledge some although others fail.
     async fn produce<'e>(&self, events: &'e [OrderEvent]) -> Produced<'e> {
         let messages =
             events.iter().map(|event| Message::of_order(event.order_id, self.codec.encode(event)));
@@ -150,15 +178,16 @@ impl Relay {
         Produced { acknowledged, result }
     }
 
-    /// How long to wait after an event was published `times` times: each time twice as long, a day
+    /// How long an event waits after it was published `times` times: each time twice as long, a day
     /// at most.
     fn wait_after(&self, times: u32) -> Duration {
-        let doublings = times.saturating_sub(1).min(30);
-        self.again_after.saturating_mul(1 << doublings).min(LONGEST_WAIT.max(self.again_after))
+        let doublings = times.saturating_sub(1).min(MAX_DOUBLINGS);
+        self.again_after.saturating_mul(1 << doublings).min(MAX_WAIT.max(self.again_after))
     }
 
-    /// Strikes events out of the outbox, together with what others publish meanwhile: the first of them does it for all.
-    async fn strike_out(
+    /// Deletes published events from the outbox. Calls within 25 ms share one statement: the first
+    /// call runs it, and the others return at once.
+    async fn forget(
         &self,
         published: impl Iterator<Item = (OrderId, EventKind)>,
     ) -> Result<(), RelayError> {
@@ -171,44 +200,48 @@ impl Relay {
         if !is_first {
             return Ok(());
         }
-        tokio::time::sleep(STRIKE_OUT_AFTER).await;
+        tokio::time::sleep(FORGET_DELAY).await;
         let published =
             std::mem::take(&mut *self.published.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(self.store.forget_published(published).await?)
     }
 
-    /// Publishes what is due in the outbox, as much as one sweep takes. Answers how many events that were.
+    /// Publishes up to 500 events of the outbox that have no lease any more. Returns how many it
+    /// claimed.
+    ///
+    /// Fails with [`RelayError`]. Then the events stay in the outbox and are due after their lease.
     pub async fn sweep(&self) -> Result<usize, RelayError> {
-        let events = self.store.claim_outbox(SWEEP_MAX, SWEEP_LEASE).await?;
+        let events = self.store.claim_outbox(MAX_SWEPT_EVENTS, SWEEP_LEASE).await?;
         if !events.is_empty() {
             self.publish(&events).await?;
-            tracing::info!(events = events.len(), "published from the outbox");
+            tracing::info!(events = events.len(), "events published from the outbox");
         }
         Ok(events.len())
     }
 
-    /// Sweeps, and keeps the gauges of the outbox, until a stop is requested.
+    /// Sweeps and updates the gauges of the outbox, until a stop is requested.
     pub(crate) async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
         let mut failures = Backoff::default();
         loop {
-            let delay = match self.turn(&metrics).await {
+            let delay = match self.pass(&metrics).await {
                 Ok(published) => {
                     failures = Backoff::default();
                     health.ready();
-                    if published == SWEEP_MAX as usize { Duration::ZERO } else { SWEEP_EVERY }
+                    if published == MAX_SWEPT_EVENTS as usize {
+                        Duration::ZERO
+                    } else {
+                        SWEEP_INTERVAL
+                    }
                 }
                 Err(error) => {
-                    tracing::warn!(%error, "the outbox was not swept");
-                    let dependency = if let RelayError::Store(_) = error {
-                        health.not_ready(error.to_string());
-                        "order_store"
-                    } else {
-                        // Orders are taken without the broker, up to `ingest.outbox_max`.
-                        health.ready();
-                        "kafka"
-                    };
-                    metrics.retries.with_label_values(&[dependency]).inc();
-                    failures.next_delay().max(SWEEP_EVERY)
+                    tracing::warn!(%error, "outbox not swept");
+                    match &error {
+                        RelayError::Store(error) => health.not_ready(error.to_string()),
+                        // Ingest accepts orders without the broker, up to `ingest.outbox_max`.
+                        RelayError::Kafka(_) => health.ready(),
+                    }
+                    metrics.retries.with_label_values(&[error.dependency()]).inc();
+                    failures.next_delay().max(SWEEP_INTERVAL)
                 }
             };
             if shutdown.sleep(delay).await.is_err() {
@@ -218,13 +251,13 @@ impl Relay {
         self.drain().await;
     }
 
-    async fn turn(&self, metrics: &Metrics) -> Result<usize, RelayError> {
+    /// Sweeps, and updates the gauges also if the sweep fails.
+    async fn pass(&self, metrics: &Metrics) -> Result<usize, RelayError> {
         let published = self.sweep().await;
         let state = self.store.outbox_state().await?;
         metrics.outbox_pending.set(i64::try_from(state.pending).unwrap_or(i64::MAX));
-        let age = state
-            .oldest
-            .map_or(0.0, |oldest| (chrono::Utc::now() - oldest).as_seconds_f64().max(0.0));
+        let age =
+            state.oldest.map_or(0.0, |oldest| (Utc::now() - oldest).as_seconds_f64().max(0.0));
         metrics.outbox_oldest.set(age);
         self.store.database().observe_pool();
         published

@@ -1,3 +1,5 @@
+//! The age of the oldest pending order.
+
 use std::{collections::HashSet, time::Duration};
 
 use chrono::{DateTime, Utc};
@@ -8,66 +10,70 @@ use crate::{
     store::{OrderStore, StoreError},
 };
 
-/// Between two looks at the oldest pending order.
-pub(super) const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Watched orders that a look asks about.
-const ASK_MAX: usize = 2_000;
-/// Orders that a look reads in one statement, and statements of a look.
-const CHUNK: u32 = 10_000;
-const CHUNKS_MAX: usize = 2;
+/// How often the age is measured.
+pub(super) const MEASURE_INTERVAL: Duration = Duration::from_secs(5);
+/// Watched orders that one measurement asks about.
+const MAX_ASKED_ORDERS: usize = 2_000;
+/// Orders that one statement reads, and the statements of one measurement.
+const CHUNK_ORDERS: u32 = 10_000;
+const MAX_CHUNKS: usize = 2;
 
-/// The age of the oldest pending order, looked at more often than orders are produced again.
+/// The gauge of the oldest pending order's age. It is measured more often than orders are produced
+/// again.
 #[derive(Debug)]
-pub(super) struct Oldest {
+pub(super) struct OldestPending {
     age_seconds: Gauge,
-    /// Where a look begins that knows of no pending order. Orders below were decided, but for those
+    /// A scan for the oldest pending order begins here. Orders below it are decided, except orders
     /// that were committed late.
     from: OrderId,
 }
 
-impl Oldest {
+impl OldestPending {
     pub(super) fn new(age_seconds: Gauge) -> Self {
         Self { age_seconds, from: OrderId::first_of(DateTime::UNIX_EPOCH) }
     }
 
-    /// A turn found this one, or none below `from`.
-    pub(super) fn found(&mut self, oldest: Option<OrderId>, from: OrderId, now: DateTime<Utc>) {
+    /// Sets the gauge to the age of `oldest`, or to 0. No order below `from` is pending, except
+    /// watched ones.
+    pub(super) fn set(&mut self, oldest: Option<OrderId>, from: OrderId, now: DateTime<Utc>) {
         self.from = from;
         let age = oldest.map_or(0.0, |oldest| (now - oldest.made_at()).as_seconds_f64());
         self.age_seconds.set(age.max(0.0));
     }
 
-    /// Asks whether the oldest of the watched orders are still pending, or else looks among the
-    /// young ones, none below `decidable`. Its work is bounded, so that it may be behind where
-    /// orders come fast; the next turn finds out.
-    pub(super) async fn look(
+    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones from
+    /// `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast. The
+    /// next pass finds that order.
+    ///
+    /// Fails with the error of the store.
+    pub(super) async fn measure(
         &mut self,
         store: &OrderStore,
         watched: impl Iterator<Item = OrderId>,
-        decidable: OrderId,
+        decidable_from: OrderId,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let watched: Vec<_> = watched.take(ASK_MAX).collect();
+        let watched: Vec<_> = watched.take(MAX_ASKED_ORDERS).collect();
         if !watched.is_empty() {
-            let decided: HashSet<_> =
-                store.find_decided(&watched).await?.into_iter().map(|(id, ..)| id).collect();
+            let decided = store.find_decided(&watched).await?;
+            let decided: HashSet<_> = decided.iter().map(|order| order.order_id).collect();
             if let Some(oldest) = watched.into_iter().find(|id| !decided.contains(id)) {
-                self.found(Some(oldest), self.from, now);
+                self.set(Some(oldest), self.from, now);
                 return Ok(());
             }
         }
         let (end, mut from) =
-            (OrderId::first_of(DateTime::<Utc>::MAX_UTC), self.from.max(decidable));
+            (OrderId::first_of(DateTime::<Utc>::MAX_UTC), self.from.max(decidable_from));
         let mut oldest = None;
-        for _ in 0..CHUNKS_MAX {
-            let scan = store.scan_pending(from, end, CHUNK, 1).await?;
+        for _ in 0..MAX_CHUNKS {
+            let scan = store.scan_pending(from, end, CHUNK_ORDERS, 1).await?;
             oldest = scan.pending.first().copied();
             match scan.last {
                 Some(last) if oldest.is_none() => from = last,
                 _ => break,
             }
         }
-        self.found(oldest, from, now);
+        self.set(oldest, from, now);
         Ok(())
     }
 }

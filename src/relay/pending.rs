@@ -1,3 +1,5 @@
+//! Orders that stay pending are produced again.
+
 use std::{
     collections::BTreeMap,
     time::{Duration, Instant},
@@ -6,8 +8,8 @@ use std::{
 use chrono::{DateTime, Utc};
 
 use super::{
-    Relay, RelayError,
-    oldest::{LOOK_EVERY, Oldest},
+    LIKELY_REFUSED_AFTER, Relay, RelayError,
+    oldest::{MEASURE_INTERVAL, OldestPending},
 };
 use crate::{
     domain::{Horizon, OrderId},
@@ -16,44 +18,47 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// How long after its id was made an order may still be committed, and be found.
-const LATEST_COMMIT: Duration = Duration::from_secs(60);
-/// Between turns; less where orders are produced again sooner.
-const TURN_EVERY: Duration = Duration::from_secs(60);
-/// Orders that a turn produces again.
-const PRODUCED_MAX: usize = 500;
-/// An order that was produced again so often, and is pending still, is likely to be refused each time. Of those a turn produces fewer, so
-/// that they do not fill a lane's allowance of dead letters.
-const STUBBORN_AFTER: u32 = 3;
-const STUBBORN_MAX: usize = 50;
-/// Pending orders that are remembered; while there are so many, the scan goes no further.
-const WATCHED_MAX: usize = 10_000;
-/// Orders that a scan reads in one statement, and statements of a turn.
-const CHUNK: u32 = 10_000;
-const CHUNKS_MAX: usize = 100;
-/// How much longer than its last statement a scan rests.
-const REST: u32 = 4;
-const LONGEST_REST: Duration = Duration::from_secs(5);
-/// After so long a turn goes on in the next.
-const LONGEST_SCAN: Duration = Duration::from_secs(30);
-/// Orders that one query asks about.
-const ASK_MAX: usize = 2_000;
+/// The longest time from the making of an order's id to its commit. The scan stays behind it, so that
+/// it misses no order.
+const MAX_COMMIT_DELAY: Duration = Duration::from_secs(60);
+/// The pause between passes. It is shorter if orders are produced again sooner.
+const MAX_PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// The most orders that a pass produces again.
+const MAX_PRODUCED_PER_PASS: usize = 500;
+/// The most orders of [`LIKELY_REFUSED_AFTER`] among them.
+const MAX_LIKELY_REFUSED_PER_PASS: usize = 50;
+/// The most pending orders that are watched. The scan goes no further while there are so many.
+const MAX_WATCHED_ORDERS: usize = 10_000;
+/// Orders that one statement of a scan reads, and the statements of a pass.
+const CHUNK_ORDERS: u32 = 10_000;
+const MAX_CHUNKS_PER_PASS: usize = 100;
+/// The pause after a statement of a scan, in times of the statement.
+const PAUSE_FACTOR: u32 = 4;
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// A scan that takes longer goes on in the next pass.
+const MAX_SCAN_TIME: Duration = Duration::from_secs(30);
+/// The most orders that one query asks about.
+const MAX_ASKED_ORDERS: usize = 2_000;
 
-/// Produces orders again that stay pending: a broker may have lost its last seconds, or the workers may have been away for longer
-/// than the topic keeps messages. The worker decides them, or repeats what it decided.
+/// Produces orders again that stay pending. A worker decides them, or repeats its decision.
 ///
-/// Every order is read once, in the order of the primary key: an index of the pending ones would cost each order two writes.
+/// A broker may have lost its last seconds, or the workers may have been away for longer than the
+/// topic keeps messages.
+///
+/// The watch reads each order once, in the order of the primary key. An index of the pending orders
+/// would cost two more writes for each order.
 pub struct PendingWatch {
     relay: Relay,
     horizon: Horizon,
     metrics: Metrics,
-    /// Orders up to this one are final, but for those that are watched.
+    /// Orders up to this one are decided, or watched.
     scanned: OrderId,
-    /// Pending orders, and what was done about each.
+    /// The pending orders that the scan has found.
     watched: BTreeMap<OrderId, Watched>,
-    oldest: Oldest,
+    oldest: OldestPending,
 }
 
+/// How often a pending order was produced again, and when last.
 #[derive(Debug, Clone, Copy, Default)]
 struct Watched {
     produced_at: Option<DateTime<Utc>>,
@@ -61,20 +66,20 @@ struct Watched {
 }
 
 impl Watched {
-    /// When the order is to be produced again: after its making, and after each time, twice as long
-    /// as before it.
+    /// When the order is produced again. The wait begins at the making of its id, and doubles each
+    /// time.
     fn due_at(&self, id: OrderId, relay: &Relay) -> DateTime<Utc> {
         self.produced_at.unwrap_or(id.made_at()) + relay.wait_after(self.times)
     }
 }
 
-/// What a turn did.
+/// What a pass did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Turn {
+pub struct PendingPass {
     pub produced: usize,
     /// Orders that became too old to be decided.
     pub expired: usize,
-    /// Whether all orders were read, and not a part of them.
+    /// Whether the scan has come to the end of the orders.
     pub is_complete: bool,
 }
 
@@ -82,55 +87,57 @@ impl PendingWatch {
     /// Watches orders that are pending for longer than the relay's `again_after`.
     pub fn new(relay: Relay, horizon: Horizon, metrics: Metrics) -> Self {
         let scanned = OrderId::first_of(DateTime::UNIX_EPOCH);
-        let oldest = Oldest::new(metrics.pending_oldest.clone());
+        let oldest = OldestPending::new(metrics.pending_oldest.clone());
         Self { relay, horizon, metrics, scanned, watched: BTreeMap::new(), oldest }
     }
 
-    /// Takes turns until a stop is requested.
+    /// Makes passes until a stop is requested.
     pub(crate) async fn run(mut self, health: Component, shutdown: Shutdown) {
-        let every = TURN_EVERY.min(self.relay.again_after / 2);
-        let mut delay = every;
+        let interval = MAX_PASS_INTERVAL.min(self.relay.again_after / 2);
+        let mut delay = interval;
         loop {
             health.ready();
             let rest = self.rest(delay.mul_f64(0.5 + fastrand::f64()));
             if shutdown.interruptible(rest).await.is_err() {
                 return;
             }
-            // A turn that is broken off has done no harm: what it was producing may be produced again.
-            let Ok(turn) = shutdown.interruptible(self.turn(Utc::now())).await else { return };
-            delay = match turn {
-                Ok(turn) if turn.is_complete => every,
+            // A pass may be dropped at any point: its orders may be produced again.
+            let Ok(pass) = shutdown.interruptible(self.pass(Utc::now())).await else { return };
+            delay = match pass {
+                Ok(pass) if pass.is_complete => interval,
                 Ok(_) => Duration::ZERO,
                 Err(error) => {
-                    tracing::warn!(%error, "pending orders were not looked after");
-                    let dependency =
-                        if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
-                    self.metrics.retries.with_label_values(&[dependency]).inc();
-                    every
+                    tracing::warn!(%error, "pass over pending orders failed");
+                    self.metrics.retries.with_label_values(&[error.dependency()]).inc();
+                    interval
                 }
             };
         }
     }
 
-    /// Waits between turns, and looks after the age of the oldest pending order meanwhile.
-    async fn rest(&mut self, rest: Duration) {
-        let ends_at = Instant::now() + rest;
+    /// Waits between passes, and measures the age of the oldest pending order meanwhile.
+    async fn rest(&mut self, duration: Duration) {
+        let ends_at = Instant::now() + duration;
         loop {
             let left = ends_at.saturating_duration_since(Instant::now());
-            tokio::time::sleep(left.min(LOOK_EVERY)).await;
-            if left <= LOOK_EVERY {
+            tokio::time::sleep(left.min(MEASURE_INTERVAL)).await;
+            if left <= MEASURE_INTERVAL {
                 return;
             }
             let (watched, now) = (self.watched.keys().copied(), Utc::now());
-            let decidable = self.horizon.decidable(now).start;
-            if let Err(error) = self.oldest.look(&self.relay.store, watched, decidable, now).await {
-                tracing::debug!(%error, "the oldest pending order is not known");
+            let decidable_from = self.horizon.decidable(now).start;
+            let store = &self.relay.store;
+            if let Err(error) = self.oldest.measure(store, watched, decidable_from, now).await {
+                tracing::debug!(%error, "age of the oldest pending order not measured");
             }
         }
     }
 
-    /// One turn: reads the orders that came since the last, and produces again what is due, as much as a turn may.
-    pub async fn turn(&mut self, now: DateTime<Utc>) -> Result<Turn, RelayError> {
+    /// One pass: reads the orders that came since the last pass, and produces due orders again, 500
+    /// at most.
+    ///
+    /// Fails with [`RelayError`]. The next pass goes on at the same point.
+    pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<PendingPass, RelayError> {
         self.forget_decided().await?;
         let expired = self.forget_expired(now);
         let is_complete = self.scan(now).await?;
@@ -138,22 +145,23 @@ impl PendingWatch {
             None if is_complete => self.find_young().await?,
             oldest => (oldest.copied(), self.scanned),
         };
-        self.oldest.found(oldest, from, now);
+        self.oldest.set(oldest, from, now);
         let produced = self.produce_due(now).await?;
-        Ok(Turn { produced, expired, is_complete })
+        Ok(PendingPass { produced, expired, is_complete })
     }
 
     async fn forget_decided(&mut self) -> Result<(), StoreError> {
         let watched: Vec<_> = self.watched.keys().copied().collect();
-        for ids in watched.chunks(ASK_MAX) {
-            for (id, _, _) in self.relay.store.find_decided(ids).await? {
-                self.watched.remove(&id);
+        for ids in watched.chunks(MAX_ASKED_ORDERS) {
+            for decided in self.relay.store.find_decided(ids).await? {
+                self.watched.remove(&decided.order_id);
             }
         }
         Ok(())
     }
 
-    /// Orders that no worker decides any more are left to people. Answers how many those are.
+    /// Stops watching orders that are too old to be decided. `verify` reports them, and a person
+    /// handles them. Returns their number.
     fn forget_expired(&mut self, now: DateTime<Utc>) -> usize {
         let young = self.watched.split_off(&self.horizon.decidable(now).start);
         let expired = std::mem::replace(&mut self.watched, young);
@@ -167,39 +175,40 @@ impl PendingWatch {
         expired.len()
     }
 
-    /// Reads on from where the last scan ended. Answers whether it came to the end.
+    /// Reads on from the end of the last scan. Returns whether it came to the end of the orders.
     async fn scan(&mut self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let settled = OrderId::first_of(now - LATEST_COMMIT.min(self.relay.again_after));
+        let settled = OrderId::first_of(now - MAX_COMMIT_DELAY.min(self.relay.again_after));
         self.scanned = self.scanned.max(self.horizon.decidable(now).start);
         let scanning = Instant::now();
-        for _ in 0..CHUNKS_MAX {
-            if scanning.elapsed() >= LONGEST_SCAN {
+        for _ in 0..MAX_CHUNKS_PER_PASS {
+            if scanning.elapsed() >= MAX_SCAN_TIME {
                 break;
             }
-            let room = WATCHED_MAX - self.watched.len();
+            let room = MAX_WATCHED_ORDERS - self.watched.len();
             if room == 0 {
                 return Ok(true);
             }
             let begun = Instant::now();
-            let scan = self.relay.store.scan_pending(self.scanned, settled, CHUNK, room).await?;
+            let scan =
+                self.relay.store.scan_pending(self.scanned, settled, CHUNK_ORDERS, room).await?;
             self.watched.extend(scan.pending.into_iter().map(|id| (id, Watched::default())));
             let Some(last) = scan.last else { return Ok(true) };
             self.scanned = last;
-            tokio::time::sleep((begun.elapsed() * REST).min(LONGEST_REST)).await;
+            tokio::time::sleep((begun.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)).await;
         }
         Ok(false)
     }
 
-    /// The oldest pending order among those that are too young to be watched, and up to where all
-    /// were read.
+    /// The oldest pending order among those that are too young to be watched. Also returns the order
+    /// up to which the scan found no pending one.
     async fn find_young(&self) -> Result<(Option<OrderId>, OrderId), StoreError> {
         let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
         let scanning = Instant::now();
-        for _ in 0..CHUNKS_MAX {
-            if scanning.elapsed() >= LONGEST_SCAN {
+        for _ in 0..MAX_CHUNKS_PER_PASS {
+            if scanning.elapsed() >= MAX_SCAN_TIME {
                 break;
             }
-            let scan = self.relay.store.scan_pending(from, end, CHUNK, 1).await?;
+            let scan = self.relay.store.scan_pending(from, end, CHUNK_ORDERS, 1).await?;
             match (scan.pending.first(), scan.last) {
                 (None, Some(last)) => from = last,
                 (oldest, _) => return Ok((oldest.copied(), from)),
@@ -208,19 +217,20 @@ impl PendingWatch {
         Ok((None, from))
     }
 
+    /// Produces due orders again. Returns how many.
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
         let due =
             self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
-        // Those that were not produced again yet come first.
+        // Orders that were not produced again yet come first, then those that have waited longest.
         let mut due: Vec<_> =
             due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
         due.sort_unstable();
-        let mut stubborn = 0;
+        let mut likely_refused = 0;
         due.retain(|(_, _, times)| {
-            stubborn += usize::from(*times >= STUBBORN_AFTER);
-            *times < STUBBORN_AFTER || stubborn <= STUBBORN_MAX
+            likely_refused += usize::from(*times >= LIKELY_REFUSED_AFTER);
+            *times < LIKELY_REFUSED_AFTER || likely_refused <= MAX_LIKELY_REFUSED_PER_PASS
         });
-        due.truncate(PRODUCED_MAX);
+        due.truncate(MAX_PRODUCED_PER_PASS);
         if due.is_empty() {
             return Ok(0);
         }
@@ -235,7 +245,7 @@ impl PendingWatch {
         tracing::warn!(
             orders = events.len(),
             watched = self.watched.len(),
-            "produced again, as they are still pending"
+            "orders produced again, as they are still pending"
         );
         Ok(events.len())
     }

@@ -1,3 +1,5 @@
+//! Releases are published while they are owed.
+
 use std::{
     collections::BTreeSet,
     time::{Duration, Instant},
@@ -5,38 +7,35 @@ use std::{
 
 use chrono::{DateTime, Utc};
 
-use super::{Produced, Relay, RelayError, SWEEP_LEASE};
+use super::{LIKELY_REFUSED_AFTER, Produced, Relay, RelayError, SWEEP_LEASE};
 use crate::{
-    domain::{Horizon, OrderEvent, OrderId},
+    domain::{Horizon, OrderEvent},
     kafka::ProduceError,
     lifecycle::Shutdown,
-    store::{OrderStore, Schedule, StoreError},
+    store::{ClaimedRelease, OrderStore, ReleaseSchedule, StoreError},
     telemetry::{Component, Metrics},
 };
 
-/// Between passes; more where a pass takes long.
-const PASS_EVERY: Duration = Duration::from_secs(1);
-/// How much longer than its last pass the watch rests.
-const REST: u32 = 4;
-const MAX_REST: Duration = Duration::from_secs(5);
-/// Releases that a pass publishes at most.
-const CLAIM_MAX: u32 = 2_000;
-/// A release that was published so often, and is owed still, is likely to be refused each time. Of
-/// those few are published in a period, so that they do not fill a lane's allowance of dead
-/// letters.
-const STUBBORN_AFTER: u32 = 3;
-const STUBBORN_MAX: usize = 50;
-const STUBBORN_PERIOD: Duration = Duration::from_secs(60);
+/// The shortest and the longest pause between passes.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
+/// The pause after a pass, in times of the pass.
+const PAUSE_FACTOR: u32 = 4;
+/// The most releases that a pass publishes.
+const MAX_CLAIMED_RELEASES: u32 = 2_000;
+/// The most releases of [`LIKELY_REFUSED_AFTER`] that are published in a period.
+const MAX_LIKELY_REFUSED_PER_PERIOD: usize = 50;
+const PERIOD: Duration = Duration::from_secs(60);
 
 impl Relay {
-    /// Publishes releases that have just become owed. Where it fails, the [`ReleaseWatch`]
-    /// publishes them when their lease has run out.
+    /// Publishes releases that have just become owed. If that fails, the [`ReleaseWatch`] publishes
+    /// them when their lease ends.
     pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| {
             let Produced { acknowledged, result } = relay.produce(&events).await;
             let due_at = Utc::now() + relay.wait_after(1);
-            let published = acknowledged.iter().map(|event| Schedule {
+            let published = acknowledged.iter().map(|event| ReleaseSchedule {
                 order_id: event.order_id,
                 sent: 1,
                 due_at,
@@ -49,15 +48,16 @@ impl Relay {
     }
 }
 
-/// Publishes the events of owed releases again, until a worker has reported each as done: what the
-/// broker forgot costs time and no stock. Any number of processes may do so at once: each takes
-/// others.
+/// Publishes the events of owed releases again, until a worker reports that they are done. So a
+/// message that the broker loses costs time and no stock.
+///
+/// Any number of processes may run it: each claims other releases.
 pub struct ReleaseWatch {
     relay: Relay,
     horizon: Horizon,
     metrics: Metrics,
-    /// Stubborn releases that may be published until the period is over.
-    stubborn_left: usize,
+    /// How many releases of [`LIKELY_REFUSED_AFTER`] may still be published in this period.
+    likely_refused_left: usize,
     period_ends_at: DateTime<Utc>,
 }
 
@@ -65,7 +65,7 @@ pub struct ReleaseWatch {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct ReleasePass {
     pub published: usize,
-    /// Stubborn releases that have to wait.
+    /// Releases that wait for the next period.
     pub postponed: usize,
     /// Releases of orders that are beyond the horizon.
     pub expired: u64,
@@ -77,73 +77,55 @@ impl ReleaseWatch {
             relay,
             horizon,
             metrics,
-            stubborn_left: STUBBORN_MAX,
+            likely_refused_left: MAX_LIKELY_REFUSED_PER_PERIOD,
             period_ends_at: DateTime::UNIX_EPOCH,
         }
     }
 
     /// Makes passes until a stop is requested.
     pub(crate) async fn run(mut self, health: Component, shutdown: Shutdown) {
-        let mut delay = PASS_EVERY;
+        let mut delay = MIN_PAUSE;
         loop {
             health.ready();
             if shutdown.sleep(delay.mul_f64(0.5 + fastrand::f64())).await.is_err() {
                 return;
             }
             let begun = Instant::now();
-            // A pass that is broken off has done no harm: what it was publishing may be published
-            // again.
+            // A pass may be dropped at any point: its releases may be published again.
             let Ok(pass) = shutdown.interruptible(self.pass(Utc::now())).await else { return };
-            delay = (begun.elapsed() * REST).clamp(PASS_EVERY, MAX_REST);
+            delay = (begun.elapsed() * PAUSE_FACTOR).clamp(MIN_PAUSE, MAX_PAUSE);
             if let Err(error) = pass {
-                tracing::warn!(%error, "owed releases were not published");
-                let dependency =
-                    if let RelayError::Store(_) = error { "order_store" } else { "kafka" };
-                self.metrics.retries.with_label_values(&[dependency]).inc();
+                tracing::warn!(%error, "owed releases not published");
+                self.metrics.retries.with_label_values(&[error.dependency()]).inc();
             }
         }
     }
 
-    /// One pass: publishes releases that are due, as many as a pass may, gives up those beyond the
-    /// horizon, and keeps the gauge.
+    /// One pass: updates the gauge, gives up the releases beyond the horizon, and publishes the due
+    /// ones, 2,000 at most.
+    ///
+    /// Fails with [`RelayError`]. Then the claimed releases are due again when their lease ends.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
-        let store = &self.relay.store;
+        let store = self.relay.store.clone();
         let owed = store.count_owed_releases().await?;
         self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
-        let mut claimed = store.claim_releases(now, now + SWEEP_LEASE, CLAIM_MAX).await?;
+        let claimed = store.claim_releases(now, now + SWEEP_LEASE, MAX_CLAIMED_RELEASES).await?;
         let decidable_from = self.horizon.decidable(now).start;
-        let expired = claimed
-            .owed
-            .iter()
-            .map(|(id, _)| *id)
-            .filter(|id| *id < decidable_from)
-            .collect::<Vec<_>>();
-        let expired = give_up(store, &expired, &self.metrics).await?;
-        claimed.owed.retain(|(id, _)| *id >= decidable_from);
+        let (decidable, expired): (Vec<_>, Vec<_>) =
+            claimed.owed.into_iter().partition(|release| release.order_id >= decidable_from);
+        let expired = give_up(&store, &expired, &self.metrics).await?;
 
-        let (due, mut schedules) = self.choose(claimed.owed, now);
+        let Chosen { due, postponed: mut schedules } = self.choose(decidable, now);
         let postponed = schedules.len();
-        let ids: BTreeSet<_> = due.iter().map(|(id, _)| *id).collect();
-        claimed.events.retain(|event| ids.contains(&event.order_id));
-        if !due.is_empty() {
-            match self.relay.produce(&claimed.events).await.result {
-                // They wait as well, until somebody has raised the limit.
-                Err(error @ ProduceError::TooLarge { .. }) => {
-                    tracing::error!(%error, "releases were not published");
-                }
-                result => result?,
-            }
-        }
-        // Those whose order cannot be read wait as well.
-        schedules.extend(due.into_iter().map(|(order_id, sent)| {
+        let published = self.publish_due(&due, claimed.events).await?;
+        // A release whose order cannot be read waits as long as a published one.
+        schedules.extend(due.into_iter().map(|ClaimedRelease { order_id, sent }| {
             let sent = sent.saturating_add(1);
-            Schedule { order_id, sent, due_at: now + self.relay.wait_after(sent) }
+            ReleaseSchedule { order_id, sent, due_at: now + self.relay.wait_after(sent) }
         }));
-        let store = &self.relay.store;
         if !schedules.is_empty() {
             store.schedule_releases(schedules).await?;
         }
-        let published = claimed.events.len();
         if published > 0 {
             self.metrics.owed_releases.with_label_values(&["produced"]).inc_by(published as u64);
             tracing::warn!(
@@ -155,44 +137,81 @@ impl ReleaseWatch {
         Ok(ReleasePass { published, postponed, expired })
     }
 
-    /// Divides claimed releases into those to be published and the schedules of stubborn ones that
-    /// have to wait: for one period more each time that the allowance of a period is used up.
-    fn choose(
-        &mut self,
-        claimed: Vec<(OrderId, u32)>,
-        now: DateTime<Utc>,
-    ) -> (Vec<(OrderId, u32)>, Vec<Schedule>) {
-        if self.period_ends_at <= now {
-            (self.stubborn_left, self.period_ends_at) = (STUBBORN_MAX, now + STUBBORN_PERIOD);
+    /// Publishes the events of the due releases. Returns the number of the events.
+    ///
+    /// Fails with [`RelayError::Kafka`], unless the broker refuses events for their size alone.
+    /// Those wait as published ones do, until a person raises the limit.
+    async fn publish_due(
+        &self,
+        due: &[ClaimedRelease],
+        mut events: Vec<OrderEvent>,
+    ) -> Result<usize, RelayError> {
+        let ids: BTreeSet<_> = due.iter().map(|release| release.order_id).collect();
+        events.retain(|event| ids.contains(&event.order_id));
+        if due.is_empty() {
+            return Ok(0);
         }
-        let (mut due, mut schedules) = (Vec::with_capacity(claimed.len()), Vec::new());
-        for (order_id, sent) in claimed {
-            if sent < STUBBORN_AFTER {
-                due.push((order_id, sent));
-            } else if self.stubborn_left > 0 {
-                self.stubborn_left -= 1;
-                due.push((order_id, sent));
+        match self.relay.produce(&events).await.result {
+            Ok(()) => {}
+            Err(error @ ProduceError::TooLarge { .. }) => {
+                tracing::error!(%error, "releases too large to publish");
+            }
+            Err(error @ ProduceError::Kafka(_)) => return Err(error.into()),
+        }
+        Ok(events.len())
+    }
+
+    /// Chooses the releases that are published now. If the allowance of this period for releases that
+    /// are likely refused is used up, the others wait: one period for each allowance of them.
+    fn choose(&mut self, claimed: Vec<ClaimedRelease>, now: DateTime<Utc>) -> Chosen {
+        if self.period_ends_at <= now {
+            self.likely_refused_left = MAX_LIKELY_REFUSED_PER_PERIOD;
+            self.period_ends_at = now + PERIOD;
+        }
+        let mut chosen = Chosen::default();
+        for release in claimed {
+            if release.sent < LIKELY_REFUSED_AFTER {
+                chosen.due.push(release);
+            } else if self.likely_refused_left > 0 {
+                self.likely_refused_left -= 1;
+                chosen.due.push(release);
             } else {
-                let periods = u32::try_from(schedules.len() / STUBBORN_MAX).unwrap_or(u32::MAX);
-                let due_at = self.period_ends_at + STUBBORN_PERIOD.saturating_mul(periods);
-                schedules.push(Schedule { order_id, sent, due_at });
+                let periods = chosen.postponed.len() / MAX_LIKELY_REFUSED_PER_PERIOD;
+                let wait = PERIOD.saturating_mul(u32::try_from(periods).unwrap_or(u32::MAX));
+                let ClaimedRelease { order_id, sent } = release;
+                let due_at = self.period_ends_at + wait;
+                chosen.postponed.push(ReleaseSchedule { order_id, sent, due_at });
             }
         }
-        (due, schedules)
+        chosen
     }
 }
 
-/// Releases beyond the horizon are left to people. Answers how many are given up now.
+/// Claimed releases, divided by whether they are published now.
+#[derive(Debug, Default)]
+struct Chosen {
+    due: Vec<ClaimedRelease>,
+    /// Their next try.
+    postponed: Vec<ReleaseSchedule>,
+}
+
+/// Gives up releases beyond the horizon, which a person handles. Returns how many were not given up
+/// before.
 async fn give_up(
     store: &OrderStore,
-    ids: &[OrderId],
+    expired: &[ClaimedRelease],
     metrics: &Metrics,
 ) -> Result<u64, StoreError> {
-    let Some(oldest) = ids.first() else { return Ok(0) };
-    let expired = store.expire_releases(ids).await?;
-    if expired > 0 {
-        tracing::error!(orders = expired, %oldest, "releases are still owed and too old to be done, `stocklock verify` names their orders");
-        metrics.owed_releases.with_label_values(&["expired"]).inc_by(expired);
+    let Some(oldest) = expired.first() else { return Ok(0) };
+    let ids: Vec<_> = expired.iter().map(|release| release.order_id).collect();
+    let count = store.expire_releases(&ids).await?;
+    if count > 0 {
+        tracing::error!(
+            orders = count,
+            oldest = %oldest.order_id,
+            "owed releases have expired, `stocklock verify` names their orders"
+        );
+        metrics.owed_releases.with_label_values(&["expired"]).inc_by(count);
     }
-    Ok(expired)
+    Ok(count)
 }

@@ -1,4 +1,4 @@
-//! Retention: what is too old to matter is deleted, a little at a time, so that history costs the present nothing.
+//! Retention: deletes old rows, a few at a time, so that they do not slow down the present orders.
 
 use std::time::{Duration, Instant};
 
@@ -10,93 +10,106 @@ use crate::{
     domain::OrderId,
     lifecycle::Shutdown,
     lock::Lease,
-    store::{OrderStore, Purge, StockStore, StoreError},
+    store::{OrderStore, Purged, StockStore, StoreError},
     telemetry::{Component, Metrics},
 };
 
-/// Rows of a table that a turn deletes in one transaction.
-const BATCH: u32 = 4_000;
-/// Between turns that find nothing more to delete, or fail.
-const TURN_EVERY: Duration = Duration::from_secs(60);
-/// Between tries for the lease, whose holder may be dead.
-const LEASED_EVERY: Duration = Duration::from_secs(10);
-/// How much longer than its last turn a purge rests while it is behind, so that it takes a fifth of the time at most.
-const REST: u32 = 4;
+/// The most rows of a table that a pass deletes, in one transaction.
+const MAX_ROWS_PER_PASS: u32 = 4_000;
+/// The pause after a pass that left nothing to delete, or failed.
+const PASS_INTERVAL: Duration = Duration::from_secs(60);
+/// The pause before the next try for the lease. Its holder may be dead.
+const LEASE_INTERVAL: Duration = Duration::from_secs(10);
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+/// The pause after a pass that left rows to delete, in times of the pass. So passes take a fifth of
+/// the time at most.
+const PAUSE_FACTOR: u32 = 4;
 
-/// A store whose old rows are deleted.
+/// A store, and the tables that a pass purges in it.
 #[derive(Debug, Clone)]
-pub enum Kept {
+pub enum PurgedStore {
+    /// Orders and idempotency keys.
     Orders(Box<OrderStore>),
+    /// Outcomes and movements.
     Stock(Box<StockStore>),
 }
 
-/// Deletes what is old in a store. Any number of processes may do so at once: of those at one store, one gets to work.
+/// Deletes the old rows of a store. Any number of processes may run it: one of them at a time works
+/// at a store.
 #[derive(Debug, Clone)]
-pub struct Retention {
-    pub store: Kept,
+pub struct Purger {
+    pub store: PurgedStore,
     pub ages: config::RetentionConfig,
     pub lease: Lease,
     pub metrics: Metrics,
 }
 
-impl Retention {
-    /// Takes turns until a stop is requested; a turn that has begun is finished.
+impl Purger {
+    /// Makes passes until a stop is requested. A pass that has begun is finished.
     pub(crate) async fn run(self, health: Component, shutdown: Shutdown) {
-        let mut delay = Duration::from_secs(1);
+        let mut delay = FIRST_PAUSE;
         loop {
-            // Processes do not come in step.
+            // Random, so that the processes of a fleet do not make their passes at one time.
             let jittered = delay.mul_f64(0.5 + fastrand::f64());
             health.ready();
             if shutdown.sleep(jittered).await.is_err() {
                 return;
             }
             let begun = Instant::now();
-            delay = match self.lease.hold(self.turn(Utc::now())).await {
-                Some(Ok(true)) => (begun.elapsed() * REST).min(TURN_EVERY),
-                Some(Ok(false)) => TURN_EVERY,
-                None => LEASED_EVERY,
+            delay = match self.lease.hold(self.pass(Utc::now())).await {
+                Some(Ok(true)) => (begun.elapsed() * PAUSE_FACTOR).min(PASS_INTERVAL),
+                Some(Ok(false)) => PASS_INTERVAL,
+                None => LEASE_INTERVAL,
                 Some(Err(error)) => {
-                    tracing::warn!(store = self.store.name(), %error, "nothing was purged");
+                    tracing::warn!(store = self.store.name(), %error, "purge failed");
                     self.metrics.retries.with_label_values(&[self.store.name()]).inc();
-                    TURN_EVERY
+                    PASS_INTERVAL
                 }
             };
         }
     }
 
-    /// One turn: a batch of each table that has rows too old, also where another table cannot be purged. Answers whether there is
-    /// more to delete.
-    pub async fn turn(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
+    /// Deletes a batch of old rows of each table, also if the purge of another table fails. Returns
+    /// whether a table has more.
+    ///
+    /// Fails with the first error of a purge: [`StoreError::Corrupt`] if an outcome cannot be read,
+    /// or an error of a transaction.
+    pub async fn pass(&self, now: DateTime<Utc>) -> Result<bool, StoreError> {
         let ages = &self.ages;
-        let more = match &self.store {
-            Kept::Stock(stock) => {
-                let outcomes = stock.purge_outcomes(ages.horizon.forgotten_below(now), BATCH).await;
-                let movements = stock.purge_movements(now - ages.movements, BATCH).await;
-                self.tell("order_outcomes", outcomes?) | self.tell("stock_movements", movements?)
+        let has_more = match &self.store {
+            PurgedStore::Stock(stock) => {
+                let below = ages.horizon.forgotten_below(now);
+                let outcomes = stock.purge_outcomes(below, MAX_ROWS_PER_PASS).await;
+                let before = now - ages.movements;
+                let movements = stock.purge_movements(before, MAX_ROWS_PER_PASS).await;
+                self.count("order_outcomes", outcomes?) | self.count("stock_movements", movements?)
             }
-            Kept::Orders(orders) => {
-                let purged = orders.purge_orders(OrderId::first_of(now - ages.orders), BATCH).await;
-                let keys = orders.purge_idempotency_keys(now - ages.idempotency_keys, BATCH).await;
-                self.tell("orders", purged?) | self.tell("idempotency_keys", keys?)
+            PurgedStore::Orders(orders) => {
+                let below = OrderId::first_of(now - ages.orders);
+                let purged = orders.purge_orders(below, MAX_ROWS_PER_PASS).await;
+                let before = now - ages.idempotency_keys;
+                let keys = orders.purge_idempotency_keys(before, MAX_ROWS_PER_PASS).await;
+                self.count("orders", purged?) | self.count("idempotency_keys", keys?)
             }
         };
         crash_point("retention.committed");
-        Ok(more)
+        Ok(has_more)
     }
 
-    fn tell(&self, table: &'static str, purge: Purge) -> bool {
-        let Purge::Done { rows, more } = purge else { return false };
+    /// Counts and logs the deleted rows of a table. Returns whether it has more.
+    fn count(&self, table: &'static str, purged: Purged) -> bool {
+        let Purged::Done { rows, has_more } = purged else { return false };
         self.metrics.retention_deleted.with_label_values(&[table]).inc_by(rows);
-        match (more, rows) {
-            (true, _) => tracing::debug!(table, rows, "purged, and there is more"),
-            (false, 1..) => tracing::info!(table, rows, "purged"),
+        match (has_more, rows) {
+            (true, _) => tracing::debug!(table, rows, "old rows purged, the table has more"),
+            (false, 1..) => tracing::info!(table, rows, "old rows purged"),
             (false, 0) => {}
         }
-        more
+        has_more
     }
 }
 
-impl Kept {
+impl PurgedStore {
     fn name(&self) -> &'static str {
         match self {
             Self::Orders(_) => "order_store",

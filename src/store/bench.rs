@@ -1,27 +1,75 @@
-//! What `stocklock bench` needs of the stores, and nobody else.
+//! Statements that `stocklock bench` alone needs of the stores.
 
 use futures::TryStreamExt as _;
 use hdrhistogram::Histogram;
 use sqlx::Row as _;
 
-use super::{Database, OrderStore, StockStore, StoreError, database::on_connection};
-use crate::domain::OrderId;
+use super::{
+    OrderStore, StockStore, StoreError,
+    rows::{expect_rows, order_ids, wanted_orders},
+    transaction::transaction,
+};
+use crate::{config::SecretUrl, domain::OrderId};
 
-/// A day; what took longer counts as that.
-const LONGEST_MICROS: u64 = 86_400_000_000;
+/// A database beside a store's own, on the same server.
+pub(crate) struct SiblingDatabase {
+    pub(crate) url: SecretUrl,
+    name: String,
+}
 
-impl OrderStore {
-    pub(crate) async fn has_orders(&self) -> Result<bool, StoreError> {
-        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM orders)").await
+impl SiblingDatabase {
+    /// Creates a database whose name is that of the store's database and `suffix`.
+    ///
+    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed, and with the error of the
+    /// statement.
+    pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
+        let mut url =
+            Url::parse(store.expose()).map_err(|error| sqlx::Error::Configuration(error.into()))?;
+        let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
+        url.set_path(&name);
+        run(store, format!("CREATE DATABASE `{name}`")).await?;
+        Ok(Self { url: SecretUrl::new(url), name })
     }
 
-    /// How long each order from `first` on took from its acceptance to its last change, microseconds.
-    pub async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
-        let mut histogram = Histogram::new_with_max(LONGEST_MICROS, 3)
-            .map_err(|e| StoreError::Refused(e.to_string()))?;
+    /// Removes the database and all that is in it.
+    pub(crate) async fn remove(&self) -> Result<(), StoreError> {
+        run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
+    }
+}
+
+async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
+    let mut conn = MySqlConnection::connect(server.expose()).await?;
+    sqlx::raw_sql(&sql).execute(&mut conn).await?;
+    conn.close().await?;
+    Ok(())
+}
+
+/// A day. An order that took longer counts as a day.
+const MAX_SETTLE_MICROS: u64 = 86_400_000_000;
+
+impl OrderStore {
+    /// Adds orders that were refused at `at`. [`StockStore::add_refused`] adds their outcomes.
+    pub(crate) async fn add_refused(
+        &self,
+        ids: &[OrderId],
+        at: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let hex = order_ids(ids.iter().copied())?;
+        transaction!(self.db, AddHistory, |conn, _| {
+            let added = sqlx::query(ADD_ORDERS).bind(at).bind(at).bind(&hex).execute(conn).await?;
+            expect_rows("orders added", ids.len(), added.rows_affected())
+        })
+    }
+
+    /// The time of each order from `first` on, from its acceptance to its last change, in
+    /// microseconds.
+    pub(crate) async fn settle_times(&self, first: OrderId) -> Result<Histogram<u64>, StoreError> {
+        let mut histogram = Histogram::new_with_max(MAX_SETTLE_MICROS, 3)
+            .map_err(|error| sqlx::Error::Configuration(error.into()))?;
         let mut in_use = self.db.acquire().await?;
         in_use.without_limit().await?;
-        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros FROM orders WHERE order_id >= ?";
+        let sql = "SELECT TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) AS micros
+                   FROM orders WHERE order_id >= ?";
         let mut rows = sqlx::query(sql).bind(first.as_bytes().as_slice()).fetch(in_use.conn());
         while let Some(row) = rows.try_next().await? {
             let micros: i64 = row.try_get("micros")?;
@@ -33,8 +81,17 @@ impl OrderStore {
 }
 
 impl StockStore {
-    pub(crate) async fn has_products(&self) -> Result<bool, StoreError> {
-        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM products)").await
+    /// Adds the outcomes of orders that were refused at `at`.
+    pub(crate) async fn add_refused(
+        &self,
+        ids: &[OrderId],
+        at: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let hex = order_ids(ids.iter().copied())?;
+        transaction!(self.db, AddHistory, |conn, _| {
+            let added = sqlx::query(ADD_OUTCOMES).bind(at).bind(&hex).execute(conn).await?;
+            expect_rows("outcomes added", ids.len(), added.rows_affected())
+        })
     }
 }
 

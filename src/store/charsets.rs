@@ -1,4 +1,4 @@
-//! Names the character set of columns that were made with the database's default.
+//! Gives enumerations a character set of their own, where they have the database's default.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio::time::sleep;
 
 use super::{StoreError, rows::ascii};
 
-/// The enumerations whose character set is another. Their names are theirs, also where another
-/// program reads them.
+/// The enumerations with another character set. The aliases give the columns lower-case names on
+/// each server.
 const FIND: &str = "
     SELECT LOWER(table_name) AS table_name, column_name AS column_name, column_type AS column_type,
            column_default AS column_default, is_nullable AS is_nullable
@@ -16,19 +16,40 @@ const FIND: &str = "
     WHERE table_schema = DATABASE() AND data_type = 'enum' AND collation_name <> 'ascii_general_ci'
       AND table_name IN ('orders', 'outbox', 'order_outcomes', 'stock_movements')";
 
-/// A table of more rows is not copied: its writers would wait.
+/// A table with more rows is not copied, since writes would wait for the copy.
 const MAX_COPIED_ROWS: u32 = 10_000;
 const MAX_ATTEMPTS: u32 = 5;
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
-/// Brings enumerations to `ascii_general_ci` where that blocks no write for more than a second.
-/// `MySQL` changes what it knows of the column, and no row. `MariaDB` would copy the table: a large
-/// one stays as it is. What reads the columns does not depend on it.
+/// What became of a column.
+enum Change {
+    Made,
+    /// The server would have to copy a table of more than [`MAX_COPIED_ROWS`].
+    TableTooLarge,
+}
+
+/// Brings enumerations to `ascii_general_ci`, unless that blocks writes for more than 1 s.
+///
+/// `MySQL` changes its description of the column alone. `MariaDB` would copy the table, so a large
+/// table keeps its character set. Our statements read the columns whatever their character set is.
+///
+/// Fails only if the columns cannot be listed.
 pub(super) async fn name_charsets(conn: &mut MySqlConnection) -> Result<(), StoreError> {
     for row in conn.fetch_all(FIND).await? {
         let (table, column) = (ascii(&row, "table_name")?, ascii(&row, "column_name")?);
-        if let Err(error) = name_charset(conn, table, &definition(&row)?).await {
-            tracing::info!(table, column, %error, "the column keeps its character set");
+        match name_charset(conn, table, &definition(&row)?).await {
+            Ok(Change::Made) => {}
+            Ok(Change::TableTooLarge) => {
+                tracing::info!(
+                    table,
+                    column,
+                    max_rows = MAX_COPIED_ROWS,
+                    "table is too large to copy, its column keeps its character set"
+                );
+            }
+            Err(error) => {
+                tracing::info!(table, column, %error, "column keeps its character set");
+            }
         }
     }
     Ok(())
@@ -38,11 +59,13 @@ async fn name_charset(
     conn: &mut MySqlConnection,
     table: &str,
     definition: &str,
-) -> Result<(), StoreError> {
+) -> Result<Change, StoreError> {
     let alter = format!("ALTER TABLE `{table}` MODIFY {definition}");
     match alter_soon(conn, &format!("{alter}, ALGORITHM = INSTANT")).await {
+        Ok(()) => return Ok(Change::Made),
+        // The server cannot do it in an instant.
         Err(StoreError::Unavailable(_)) => {}
-        done => return done,
+        Err(error) => return Err(error),
     }
     let sql = format!(
         "SELECT COUNT(*) FROM (SELECT 1 FROM `{table}` LIMIT {}) AS first_rows",
@@ -50,14 +73,12 @@ async fn name_charset(
     );
     let rows: i64 = conn.fetch_one(sql.as_str()).await?.try_get_unchecked(0)?;
     if rows > i64::from(MAX_COPIED_ROWS) {
-        return Err(StoreError::Refused(format!(
-            "{table} has more than {MAX_COPIED_ROWS} rows, which would be copied"
-        )));
+        return Ok(Change::TableTooLarge);
     }
-    alter_soon(conn, &alter).await
+    alter_soon(conn, &alter).await.map(|()| Change::Made)
 }
 
-/// Tries again where the table is busy.
+/// Tries up to five times if the table is busy. Fails with the error of the last attempt.
 async fn alter_soon(conn: &mut MySqlConnection, sql: &str) -> Result<(), StoreError> {
     let mut attempts = 1;
     loop {
@@ -71,7 +92,8 @@ async fn alter_soon(conn: &mut MySqlConnection, sql: &str) -> Result<(), StoreEr
     }
 }
 
-/// The column as it is, but for its character set. `MariaDB` quotes the default, `MySQL` does not.
+/// The definition of the column with another character set. `MariaDB` quotes the default, and
+/// `MySQL` does not.
 fn definition(row: &MySqlRow) -> Result<String, StoreError> {
     let (column, kind) = (ascii(row, "column_name")?, ascii(row, "column_type")?);
     let default: Option<&str> = row.try_get_unchecked("column_default")?;

@@ -1,4 +1,4 @@
-//! Ends sessions in the server whose statements were given up.
+//! Ends the sessions of given-up work in the server, where their statements may still run.
 
 use std::{sync::Weak, time::Duration};
 
@@ -9,54 +9,58 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::sessions::{Ending, Failure, Shared};
+use super::sessions::{EndingFailure, PooledSession, SessionPool};
 
-/// How long one pass over the sessions may take.
+/// The longest time for one pass over the sessions.
 const PASS_TIMEOUT: Duration = Duration::from_secs(3);
+/// The pause after a pass that left sessions. It doubles each time.
 const FIRST_PAUSE: Duration = Duration::from_millis(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-/// How often idle sessions are looked at, and how long the ender's own stays open without work.
-const REST: Duration = Duration::from_secs(1);
+const MAX_PAUSE: Duration = Duration::from_secs(1);
+/// How often unused sessions are closed. The ender's own session is closed if it has no work for as
+/// long.
+const IDLE_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Has one session of its own, while there is something to end. It finds a session by the
-/// user-level lock that it holds: its number could be another's on a server that took over.
+/// Ends the sessions that it receives. It has one session of its own while there is work.
+///
+/// It finds a session by the user-level lock that the session holds. The number of a session is no
+/// proof: a server that took over may have given it to another client.
 pub(super) struct Ender {
-    received: mpsc::UnboundedReceiver<Ending>,
+    received: mpsc::UnboundedReceiver<PooledSession>,
     conn: Option<MySqlConnection>,
 }
 
 impl Ender {
-    pub(super) fn new(received: mpsc::UnboundedReceiver<Ending>) -> Self {
+    pub(super) fn new(received: mpsc::UnboundedReceiver<PooledSession>) -> Self {
         Self { received, conn: None }
     }
 
     /// Runs until the pool is dropped.
-    pub(super) async fn run(mut self, shared: Weak<Shared>) {
+    pub(super) async fn run(mut self, pool: Weak<SessionPool>) {
         loop {
-            match timeout(REST, self.received.recv()).await {
-                Ok(Some(first)) => self.end_all(first, &shared).await,
+            match timeout(IDLE_CHECK_INTERVAL, self.received.recv()).await {
+                Ok(Some(first)) => self.end_all(first, &pool).await,
                 Ok(None) => return,
                 Err(_) => {
                     if let Some(conn) = self.conn.take() {
                         let _closed = timeout(PASS_TIMEOUT, conn.close()).await;
                     }
-                    let Some(shared) = shared.upgrade() else { return };
-                    shared.close_unused();
+                    let Some(pool) = pool.upgrade() else { return };
+                    pool.close_unused();
                 }
             }
         }
     }
 
-    /// Returns once all that were received meanwhile are gone, too.
-    async fn end_all(&mut self, first: Ending, shared: &Weak<Shared>) {
+    /// Returns once `first` is gone, and all sessions that were received meanwhile.
+    async fn end_all(&mut self, first: PooledSession, pool: &Weak<SessionPool>) {
         let (mut open, mut pause) = (vec![first], FIRST_PAUSE);
         while !open.is_empty() {
             while let Ok(more) = self.received.try_recv() {
                 open.push(more);
                 pause = FIRST_PAUSE;
             }
-            let Some(shared) = shared.upgrade() else { return };
-            let failure = match timeout(PASS_TIMEOUT, self.pass(&mut open, &shared)).await {
+            let Some(pool) = pool.upgrade() else { return };
+            let failure = match timeout(PASS_TIMEOUT, self.pass(&mut open, &pool)).await {
                 Ok(Ok(())) => None,
                 Ok(Err(error)) => Some(error.to_string()),
                 Err(_) => {
@@ -66,35 +70,35 @@ impl Ender {
             if failure.is_some() {
                 self.conn = None;
             }
-            shared.note_failure(failure.map(|why| Failure { why, sessions: open.len() }));
-            shared.close_unused();
+            pool.note_ending(failure.map(|why| EndingFailure { why, sessions: open.len() }));
+            pool.close_unused();
             if !open.is_empty() {
                 tokio::select! {
                     Some(more) = self.received.recv() => {
                         open.push(more);
                         pause = FIRST_PAUSE;
                     }
-                    () = shared.hurry.notified() => {}
-                    () = sleep(pause) => pause = (pause * 2).min(LONGEST_PAUSE),
+                    () = pool.end_now.notified() => {}
+                    () = sleep(pause) => pause = (pause * 2).min(MAX_PAUSE),
                 }
             }
         }
     }
 
-    /// Kills those that are still there, and drops those that are gone.
+    /// Kills the open sessions that the server still has, and drops the others.
     fn pass<'a>(
         &'a mut self,
-        open: &'a mut Vec<Ending>,
-        shared: &'a Shared,
+        open: &'a mut Vec<PooledSession>,
+        pool: &'a SessionPool,
     ) -> BoxFuture<'a, Result<(), sqlx::Error>> {
         Box::pin(async move {
             let mut conn = match self.conn.take() {
                 Some(conn) => conn,
-                None => shared.dial_plainly().await?,
+                None => pool.dial_plainly().await?,
             };
             let mut number = 0;
-            while let Some(ending) = open.get(number) {
-                match find(&mut conn, ending).await? {
+            while let Some(pooled) = open.get(number) {
+                match find(&mut conn, pooled.session.lock_name.as_deref()).await? {
                     Some(id) => {
                         kill(&mut conn, id).await?;
                         number += 1;
@@ -108,21 +112,26 @@ impl Ender {
     }
 }
 
-/// The number of a session, where this server has it.
-async fn find(conn: &mut MySqlConnection, ending: &Ending) -> Result<Option<u64>, sqlx::Error> {
-    let Some(name) = &ending.session.name else { return Ok(None) };
+/// The number of the session that holds the lock. `None` if this server has no such session.
+async fn find(
+    conn: &mut MySqlConnection,
+    lock_name: Option<&str>,
+) -> Result<Option<u64>, sqlx::Error> {
+    let Some(name) = lock_name else { return Ok(None) };
     let sql = "SELECT CAST(IS_USED_LOCK(?) AS UNSIGNED)";
-    sqlx::query_scalar(sql).bind(name.clone()).fetch_one(conn).await
+    sqlx::query_scalar(sql).bind(name.to_owned()).fetch_one(conn).await
 }
 
-/// Has the server end a session and what runs in it. A server that refuses, for instance since the
-/// session has gone meanwhile, keeps no other session from its end: the next look decides.
+/// Has the server end a session and the statement that runs in it.
+///
+/// Fails only if the connection fails. The server may refuse, for instance because the session has
+/// gone meanwhile. The other sessions are ended all the same, and the next pass finds the truth.
 async fn kill(conn: &mut MySqlConnection, id: u64) -> Result<(), sqlx::Error> {
     let sql = format!("KILL CONNECTION {id}");
     let killing: BoxFuture<'_, _> = conn.execute(sql.as_str());
     match killing.await {
         Err(sqlx::Error::Database(error)) => {
-            tracing::debug!(%error, "a session is not ended");
+            tracing::debug!(session = id, %error, "the server refused to end a session");
             Ok(())
         }
         done => done.map(drop),

@@ -1,44 +1,51 @@
 use std::time::Duration;
 
-/// The longest that one statement outside of transactions may take, and any attempt at a transaction.
-const MAX_STATEMENT: Duration = Duration::from_secs(30);
+/// The longest time for one attempt at a transaction, its commit aside. The server gives a statement
+/// outside of transactions as long.
+const MAX_WORK: Duration = Duration::from_secs(30);
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
-/// The longest that a commit may take: replicas and disks have their pauses.
+/// The longest time for a commit. Replicas and disks have pauses.
 const MAX_COMMIT: Duration = Duration::from_secs(5);
 
-/// How long a session may do what.
+/// The time limits of a session.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Limits {
-    /// Silence, after which the server ends the session.
+    /// The server ends a session whose client is silent for as long.
     pub(crate) silence: Duration,
     /// The work of one attempt at a transaction, its commit aside.
     pub(crate) work: Duration,
-    /// The commit of it. Both together are no longer than the silence.
+    /// The commit of one attempt. `work + commit` is at most `silence`.
     pub(crate) commit: Duration,
+    /// One wait for a row or a table, in whole seconds.
     lock_wait: Duration,
 }
 
 impl Limits {
-    /// A session's row locks end within `lock_limit`, which the server counts in whole seconds: at least two of them.
+    /// Limits by which the row locks of a session end within `lock_limit`. It counts in whole
+    /// seconds, as the server does, and as 2 s at least.
     pub(super) fn within(lock_limit: Duration) -> Self {
         let silence = Duration::from_secs(lock_limit.as_secs().max(2));
         let commit = (silence * 2 / 5).min(MAX_COMMIT);
-        let work = silence.saturating_sub(commit).min(MAX_STATEMENT);
+        let work = silence.saturating_sub(commit).min(MAX_WORK);
         let lock_wait = Duration::from_secs((work / 2).min(MAX_LOCK_WAIT).as_secs().max(1));
         Self { silence, work, commit, lock_wait }
     }
 
-    /// What a session begins with, whatever the server's defaults are. `MySQL` bounds the time of reads alone, `MariaDB` that
-    /// of every statement; each takes the other's setting for a comment.
+    /// The statement that a session begins with, whatever the server's defaults are.
+    ///
+    /// `max_execution_time` bounds reads in `MySQL`, and `max_statement_time` bounds every statement
+    /// in `MariaDB`. For the other server each is a comment.
     pub(super) fn session(&self) -> String {
         let Self { silence, work, lock_wait, .. } = self;
         let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());
         format!(
             "SET SESSION TRANSACTION ISOLATION LEVEL READ COMMITTED; \
-             SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', time_zone = '+00:00', autocommit = 1, \
-             completion_type = 0, sql_safe_updates = 0, sql_big_selects = 1, sql_select_limit = 18446744073709551615, \
-             innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, net_read_timeout = {silence}, \
-             net_write_timeout = {silence}, wait_timeout = {silence} \
+             SET SESSION sql_mode = 'STRICT_ALL_TABLES,NO_ENGINE_SUBSTITUTION', \
+             time_zone = '+00:00', autocommit = 1, completion_type = 0, sql_safe_updates = 0, \
+             sql_big_selects = 1, sql_select_limit = 18446744073709551615, \
+             innodb_lock_wait_timeout = {lock_wait}, lock_wait_timeout = {lock_wait}, \
+             net_read_timeout = {silence}, net_write_timeout = {silence}, \
+             wait_timeout = {silence} \
              /*!80000 , max_execution_time = {} */ /*M! , max_statement_time = {} */",
             work.as_millis(),
             work.as_secs_f64(),

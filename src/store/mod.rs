@@ -1,7 +1,20 @@
-//! All SQL, and the one runner of transactions. MySQL and MariaDB get the same statements.
+//! The order store and the stock store: all SQL, and the one runner of transactions. `MySQL` and
+//! `MariaDB` get the same statements.
 //!
-//! A batch travels as one JSON parameter that `JSON_TABLE` turns into rows: one prepared statement whatever the batch's size.
-//! The tables it joins are always read by their primary key: left to itself, MariaDB scans, and locks, all of a small table.
+//! | file | what it does |
+//! | --- | --- |
+//! | `database`, `sessions`, `session`, `in_use`, `ender`, `limits` | the sessions of a server: opened, checked, bounded in time, ended |
+//! | `transaction` | runs a transaction: named, measured, repeated after a conflict |
+//! | `error` | what a failure means to the caller |
+//! | `rows` | domain values ↔ columns and parameters |
+//! | `orders`, `outbox`, `pending`, `statuses`, `releases` | the order store |
+//! | `stock`, `outcomes`, `products` | the stock store |
+//! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
+//! | `migrate`, `charsets` | `stocklock setup` |
+//!
+//! A batch travels as one JSON parameter, which `JSON_TABLE` turns into rows. So there is one prepared
+//! statement for batches of all sizes. Its rows are joined to a table by the table's primary key, as
+//! hints demand: without them, `MariaDB` scans, and locks, all of a small table.
 
 mod bench;
 mod charsets;
@@ -20,21 +33,24 @@ mod products;
 mod releases;
 mod retention;
 mod rows;
+mod session;
 mod sessions;
 mod statuses;
 mod stock;
+mod transaction;
 mod verify;
 
-pub use database::{Database, Role};
+pub use database::{Database, StoreName};
 pub use error::StoreError;
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
+pub(crate) use orders::DecidedOrder;
 pub use orders::{NewOrder, OrderStore, StoredOrder};
-pub(crate) use probe::Work;
-pub(crate) use products::{ImportSummary, Product};
+pub(crate) use probe::StoreUse;
+pub(crate) use products::{ImportSummary, Product, Restocked};
 pub use releases::OwedRelease;
-pub(crate) use releases::Schedule;
-pub use retention::Purge;
+pub(crate) use releases::{ClaimedRelease, ReleaseSchedule};
+pub use retention::Purged;
 pub(crate) use statuses::Applied;
 pub use stock::{Guard, StockStore};
 pub use verify::StockSnapshot;
-pub(crate) use verify::{Found, OrderRow};
+pub(crate) use verify::{CorruptOutcome, FoundOrder, OrderContent, SilentTransactions};

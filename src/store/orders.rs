@@ -1,3 +1,5 @@
+//! Orders as clients placed them: written, read, and found decided.
+
 use std::{
     pin::pin,
     sync::atomic::{AtomicBool, Ordering},
@@ -10,16 +12,22 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Database, StoreError,
-    database::{on_connection, transaction},
-    rows::{ascii, hex, json, order_id, order_ids, parse_json, text, wanted_orders},
-    statuses::lock_states,
+    database::on_connection,
+    error::Outage,
+    rows::{
+        ascii, datetime, hex, json, order_id, order_ids, order_state, parse_json, text,
+        wanted_orders,
+    },
+    statuses::{LockedOrder, lock_states},
+    transaction::transaction,
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
 
-/// How long a COMMIT that was sent before the deadline may take beyond it.
+/// How long a COMMIT that was sent before the deadline is awaited after it.
 const COMMIT_GRACE: Duration = Duration::from_secs(1);
 
-/// The orders as clients placed them, and the outbox of what the `orders` topic still lacks.
+/// The orders as clients placed them, the outbox of events that are not published yet, and the
+/// releases that are owed.
 #[derive(Debug, Clone)]
 pub struct OrderStore {
     pub(super) db: Database,
@@ -32,7 +40,7 @@ pub struct NewOrder {
     pub reference: Option<String>,
     pub customer_id: Option<String>,
     pub lines: Lines,
-    /// Millisecond precision, as the store keeps it.
+    /// The store keeps milliseconds.
     pub accepted_at: DateTime<Utc>,
 }
 
@@ -49,6 +57,14 @@ pub struct StoredOrder {
     pub(crate) updated_at: DateTime<Utc>,
 }
 
+/// An order that is no longer pending.
+#[derive(Debug, Clone)]
+pub struct DecidedOrder {
+    pub(crate) order_id: OrderId,
+    pub(crate) state: OrderState,
+    pub(crate) reason: Option<String>,
+}
+
 const INSERT_ORDERS: &str = "
     INSERT INTO orders (order_id, reference, customer_id, `lines`, created_at, updated_at)
     SELECT UNHEX(order_id), reference, customer_id, `lines`, created_at, created_at
@@ -62,7 +78,8 @@ const INSERT_ORDERS: &str = "
 const READ_DECIDED: &str = concat!(
     "SELECT o.order_id, o.status, o.reason FROM ",
     wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id WHERE o.status <> 'PENDING'",
+    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id
+    WHERE o.status <> 'PENDING'",
 );
 
 impl OrderStore {
@@ -74,17 +91,21 @@ impl OrderStore {
         &self.db
     }
 
-    /// Writes orders and their outbox rows in one transaction: all of them or none. The rows are leased to the caller, who
-    /// publishes them, for `lease`.
+    /// Writes orders and their outbox rows in one transaction, all of them or none. The outbox rows
+    /// are leased to the caller for `lease`, who publishes them.
     ///
-    /// Orders that an earlier attempt wrote after all are left as they are: an id is never given to two orders. Fails with
-    /// [`StoreError::CommitUnknown`] where they may be written.
+    /// An order that an earlier attempt has written stays as it is: no two orders have one id.
+    /// Fails with [`StoreError::CommitUnknown`] if the orders may be written, and with the other
+    /// errors of a transaction if they are not.
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
         self.place_noting(orders, lease, &AtomicBool::new(false)).await
     }
 
-    /// The same until a deadline, after which no COMMIT is sent. A COMMIT that was sent before it is
-    /// awaited for a second more.
+    /// [`OrderStore::place`] with a deadline, after which no COMMIT is sent. A COMMIT that was sent
+    /// before is awaited for 1 s more.
+    ///
+    /// After the deadline this fails with [`StoreError::Unavailable`] if no COMMIT was sent, and with
+    /// [`StoreError::CommitUnknown`] if one was.
     pub(crate) async fn place_by(
         &self,
         orders: &[NewOrder],
@@ -97,12 +118,13 @@ impl OrderStore {
             return placed;
         }
         if !is_commit_sent.load(Ordering::Relaxed) {
-            return Err(StoreError::Unavailable("not saved by the deadline".into()));
+            return Err(Outage::DeadlinePassed.into());
         }
-        let late = |_| StoreError::CommitUnknown("not answered by the deadline".into());
+        let late = |_| StoreError::CommitUnknown(Outage::DeadlinePassed);
         timeout(COMMIT_GRACE, placing).await.map_err(late)?
     }
 
+    /// [`OrderStore::place`], which keeps in `is_commit_sent` whether its fate depends on a COMMIT.
     async fn place_noting(
         &self,
         orders: &[NewOrder],
@@ -116,12 +138,12 @@ impl OrderStore {
         let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else {
             return Err(doubt);
         };
-        let is_missing = |order: &&NewOrder| !present.iter().any(|(id, _)| *id == order.order_id);
+        let is_missing =
+            |order: &&NewOrder| !present.iter().any(|locked| locked.order_id == order.order_id);
         let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
         if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease, is_commit_sent).await }
     }
 
-    /// Notes whether the outcome depends on a COMMIT.
     async fn insert(
         &self,
         orders: &[NewOrder],
@@ -129,18 +151,12 @@ impl OrderStore {
         is_commit_sent: &AtomicBool,
     ) -> Result<(), StoreError> {
         let rows = orders.iter().map(|order| {
-            let created_at = order.accepted_at.format("%F %T%.3f").to_string();
-            Ok((
-                hex(order.order_id),
-                &order.reference,
-                &order.customer_id,
-                json(&order.lines)?,
-                created_at,
-            ))
+            let (id, lines) = (hex(order.order_id), json(&order.lines)?);
+            Ok((id, &order.reference, &order.customer_id, lines, datetime(order.accepted_at)))
         });
         let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
         let ids = order_ids(orders.iter().map(|o| o.order_id))?;
-        transaction!(self.db, "place", |conn, _| {
+        transaction!(self.db, Place, |conn, _| {
             is_commit_sent.store(false, Ordering::Relaxed);
             sqlx::query(INSERT_ORDERS).bind(&rows).execute(&mut *conn).await?;
             super::outbox::insert(conn, &ids, EventKind::Placed, lease).await?;
@@ -149,25 +165,27 @@ impl OrderStore {
         })
     }
 
-    /// The states of those orders that exist, once no transaction is changing them.
+    /// The states of the orders that exist. Waits for the transactions that change them.
     async fn read_back_states(
         &self,
         ids: impl IntoIterator<Item = OrderId>,
-    ) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
+    ) -> Result<Vec<LockedOrder>, StoreError> {
         let ids = order_ids(ids)?;
-        transaction!(self.db, "read back", |conn, _| lock_states(conn, &ids).await)
+        transaction!(self.db, ReadBack, |conn, _| lock_states(conn, &ids).await)
     }
 
-    /// One order, or none.
+    /// One order; `None` if the store does not have it.
+    ///
+    /// Fails with [`StoreError::Corrupt`] if its row cannot be read.
     pub async fn find(&self, id: OrderId) -> Result<Option<StoredOrder>, StoreError> {
-        let sql = "SELECT order_id, status, reason, reference, customer_id, `lines`, created_at, updated_at
+        let sql = "SELECT status, reason, reference, customer_id, `lines`, created_at, updated_at
                    FROM orders WHERE order_id = ?";
         let query = sqlx::query(sql).bind(id.as_bytes().as_slice());
         let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
         row.map(|row| {
             Ok(StoredOrder {
                 order_id: id,
-                status: OrderState::parse(ascii(&row, "status")?)?,
+                status: order_state(&row)?,
                 reason: text(&row, "reason")?,
                 reference: text(&row, "reference")?,
                 customer_id: text(&row, "customer_id")?,
@@ -179,26 +197,20 @@ impl OrderStore {
         .transpose()
     }
 
-    /// Of these orders, those that are no longer pending, with the reason where there is one.
-    pub async fn find_decided(
-        &self,
-        ids: &[OrderId],
-    ) -> Result<Vec<(OrderId, OrderState, Option<String>)>, StoreError> {
+    /// The orders among `ids` that are no longer pending.
+    pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<DecidedOrder>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        rows.iter()
-            .map(|row| {
-                Ok((
-                    order_id(row)?,
-                    OrderState::parse(ascii(row, "status")?)?,
-                    text(row, "reason")?,
-                ))
-            })
-            .collect()
+        let decided = |row| {
+            let (order_id, state) = (order_id(row)?, order_state(row)?);
+            Ok(DecidedOrder { order_id, state, reason: text(row, "reason")? })
+        };
+        rows.iter().map(decided).collect()
     }
 }
 
-/// The events of those rows that can be read: an order that is damaged keeps no other from being published.
+/// The events of the rows that can be read. A corrupt order is logged, and keeps no other from being
+/// published.
 pub(super) fn readable_events(
     rows: &[MySqlRow],
     kind: impl Fn(&MySqlRow) -> Result<EventKind, StoreError>,
@@ -207,15 +219,15 @@ pub(super) fn readable_events(
         Ok(event) => Some(event),
         Err(error) => {
             let order_id = order_id(row).map(|id| id.to_string()).unwrap_or_default();
-            tracing::error!(order_id, %error, "an order cannot be read, its event is not published");
+            tracing::error!(order_id, %error, "stored order is corrupt, its event is not published");
             None
         }
     });
     events.collect()
 }
 
-/// The event of an order's row.
-pub(super) fn event(row: &MySqlRow, kind: EventKind) -> Result<OrderEvent, StoreError> {
+/// The event of an order's row. Fails with [`StoreError::Corrupt`].
+fn event(row: &MySqlRow, kind: EventKind) -> Result<OrderEvent, StoreError> {
     Ok(OrderEvent {
         order_id: order_id(row)?,
         kind,

@@ -1,3 +1,5 @@
+//! Events of placed orders that are committed and not yet published.
+
 use std::time::Duration;
 
 use chrono::{DateTime, Utc};
@@ -5,21 +7,22 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     OrderStore, StoreError,
-    database::{on_connection, transaction},
+    database::on_connection,
     orders::readable_events,
-    rows::{ascii, hex, json, order_id},
+    rows::{event_kind, hex, json, order_id},
+    transaction::transaction,
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
 
-/// How much the `orders` topic lacks.
+/// The events that are committed and not yet published.
 #[derive(Debug, Clone, Copy)]
 pub struct OutboxState {
     pub pending: u64,
-    /// When the oldest of them was committed.
+    /// When the oldest event was committed.
     pub oldest: Option<DateTime<Utc>>,
 }
 
-/// An order may be released more often than once; its pending event serves all.
+/// An event that is in the outbox already stays as it is.
 const INSERT: &str = "
     INSERT INTO outbox (order_id, kind, created_at, visible_at)
     SELECT UNHEX(order_id), ?, UTC_TIMESTAMP(3), UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND
@@ -31,7 +34,8 @@ const DELETE: &str = "
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS published
-    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY) ON b.order_id = UNHEX(published.order_id) AND b.kind = published.kind";
+    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY)
+        ON b.order_id = UNHEX(published.order_id) AND b.kind = published.kind";
 
 const FIND_DUE: &str = "
     SELECT order_id, kind FROM outbox
@@ -41,7 +45,8 @@ const CLAIM: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
-    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY) ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
+    STRAIGHT_JOIN outbox AS b FORCE INDEX (PRIMARY)
+        ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
     SET b.visible_at = UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND";
 
 const READ_EVENTS: &str = "
@@ -51,6 +56,7 @@ const READ_EVENTS: &str = "
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
     STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(due.order_id)";
 
+/// Adds events of the orders `ids` (a JSON parameter), leased to the caller for `lease`.
 pub(super) async fn insert(
     conn: &mut MySqlConnection,
     ids: &str,
@@ -62,39 +68,42 @@ pub(super) async fn insert(
 }
 
 impl OrderStore {
-    /// Takes up to `limit` events whose lease has run out, and leases them to the caller. No two callers get the same. Those of orders that
-    /// cannot be read are left out, and come up again when their lease has run out.
+    /// Claims up to `limit` events without a lease or with one that has ended, and leases them to
+    /// the caller. No two callers claim the same event.
+    ///
+    /// The events of corrupt orders are claimed and not returned. They are due again when their
+    /// lease ends.
     pub(crate) async fn claim_outbox(
         &self,
         limit: u32,
         lease: Duration,
     ) -> Result<Vec<OrderEvent>, StoreError> {
-        transaction!(self.db, "claim outbox", |conn, _| {
+        transaction!(self.db, ClaimOutbox, |conn, _| {
             let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
             if due.is_empty() {
                 return Ok(Vec::new());
             }
-            let keys =
-                due.iter().map(|row| Ok((order_id(row)?, EventKind::parse(ascii(row, "kind")?)?)));
+            let keys = due.iter().map(|row| Ok((order_id(row)?, event_kind(row)?)));
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ_EVENTS).bind(&keys).fetch_all(&mut *conn).await?;
-            Ok(readable_events(&rows, |row| Ok(EventKind::parse(ascii(row, "kind")?)?)))
+            Ok(readable_events(&rows, event_kind))
         })
     }
 
-    /// Strikes out events that the broker has acknowledged.
+    /// Deletes events that the broker has acknowledged.
     pub async fn forget_published(
         &self,
         published: Vec<(OrderId, EventKind)>,
     ) -> Result<(), StoreError> {
         let keys = keys_json(published)?;
-        transaction!(self.db, "forget published", |conn, _| {
+        transaction!(self.db, ForgetPublished, |conn, _| {
             sqlx::query(DELETE).bind(&keys).execute(conn).await?;
             Ok(())
         })
     }
 
+    /// Counts the events in the outbox.
     pub async fn outbox_state(&self) -> Result<OutboxState, StoreError> {
         let sql = "SELECT COUNT(*) AS pending, MIN(created_at) AS oldest FROM outbox";
         let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
@@ -103,7 +112,7 @@ impl OrderStore {
     }
 }
 
-/// Sorted, so that whoever locks these rows locks them in the same order.
+/// The keys as a parameter, sorted: all transactions lock these rows in the same order.
 fn keys_json(mut keys: Vec<(OrderId, EventKind)>) -> Result<String, StoreError> {
     keys.sort_unstable();
     json(&keys.into_iter().map(|(id, kind)| (hex(id), kind.as_str())).collect::<Vec<_>>())

@@ -1,4 +1,4 @@
-//! The ledger of orders: what was decided about each.
+//! The ledger of orders: the outcome of each decided order.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -7,19 +7,21 @@ use sqlx::{MySqlConnection, mysql::MySqlRow};
 
 use super::{
     StoreError,
+    error::{Conflict, Corrupt},
     retention::purged_below,
     rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, text, wanted_orders},
 };
 use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
 
-/// Takes no locks: it comes after the stock was read, and so sees every rival that had those rows before us.
+/// Takes no locks. The stock is read before, so this sees the outcomes of each rival that had those
+/// rows locked before us.
 pub(super) const READ: &str = concat!(
     "SELECT o.order_id, o.outcome, o.reason, o.`lines` FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
-/// A plain insert: a row that is there already means that a rival decided the order, and must be an error.
+/// A plain insert. If the row exists, a rival has decided the order, and the insert must fail.
 const INSERT: &str = "
     INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
     SELECT UNHEX(order_id), outcome, reason, `lines`, ?
@@ -30,8 +32,10 @@ const INSERT: &str = "
         `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided";
 
 const RELEASE: &str = "
-    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$')) AS released
-    STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(released.order_id) AND o.outcome = 'COMPLETED'
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$'))
+        AS released
+    STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY)
+        ON o.order_id = UNHEX(released.order_id) AND o.outcome = 'COMPLETED'
     SET o.outcome = 'RELEASED', o.released_at = ?";
 
 pub(super) async fn read(
@@ -42,6 +46,7 @@ pub(super) async fn read(
     rows.iter().map(|row| Ok((order_id(row)?, outcome(row)?))).collect()
 }
 
+/// The outcome of a row. Fails with [`StoreError::Corrupt`].
 pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
     let lines = || parse_json("order_outcomes.lines", ascii(row, "lines")?);
     match ascii(row, "outcome")? {
@@ -50,10 +55,14 @@ pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
         "FAILED" => Ok(Outcome::Failed(Reason::parse(
             text::<Option<&str>>(row, "reason")?.unwrap_or_default(),
         ))),
-        other => Err(StoreError::Damaged(format!("order_outcomes.outcome: {other:?}"))),
+        other => Err(Corrupt::Outcome(other.to_owned()).into()),
     }
 }
 
+/// Records outcomes of orders that had none.
+///
+/// Fails with [`StoreError::Conflict`] if another worker decided one of the orders, or if an earlier
+/// outcome of one may have been purged.
 pub(super) async fn insert(
     conn: &mut MySqlConnection,
     outcomes: &BTreeMap<OrderId, Outcome>,
@@ -71,22 +80,19 @@ pub(super) async fn insert(
     });
     let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
     let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(&mut *conn).await;
-    let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
-        StoreError::Duplicate(why) => {
-            StoreError::Conflict(format!("a rival decided one of these orders: {why}"))
-        }
-        other => other,
-    })?;
+    let inserted =
+        inserted.map_err(|error| StoreError::from(error).duplicate_as(Conflict::Decided))?;
     expect_rows("outcomes inserted", outcomes.len(), inserted.rows_affected())?;
-    // In a statement of its own, which sees a purge that the insert had to wait for.
+    // A statement of its own sees a purge that the insert had to wait for.
     if *oldest < purged_below(conn).await? {
-        return Err(StoreError::Conflict(format!(
-            "the outcome of order {oldest} may have been purged"
-        )));
+        return Err(Conflict::OutcomePurged(*oldest).into());
     }
     Ok(())
 }
 
+/// Moves outcomes from `COMPLETED` to `RELEASED`.
+///
+/// Fails with [`StoreError::Conflict`] unless all of them were `COMPLETED`.
 pub(super) async fn release(
     conn: &mut MySqlConnection,
     released: &BTreeSet<OrderId>,

@@ -5,33 +5,38 @@ use std::time::Duration;
 use sqlx::{Executor as _, mysql::MySqlDatabaseError};
 use tokio::time::timeout;
 
-use super::{Database, OrderStore, StockStore, StoreError, database::STATEMENT_DEADLINE};
+use super::{
+    Database, OrderStore, StockStore, database::STATEMENT_DEADLINE, error::raised_by_server,
+    transaction::TransactionName,
+};
 use crate::telemetry::Lack;
 
-/// How long a connection that tells a cause may take.
+/// The longest time for the connection that finds the cause of a failure.
 const DIAL_DEADLINE: Duration = Duration::from_secs(2);
 
-/// What a role does with a store.
+/// How a role uses a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
-    /// Places orders, and reads and strikes out the outbox.
+pub(crate) enum StoreUse {
+    /// Ingest places orders, and publishes from the outbox and the owed releases.
     Place,
-    /// Moves orders, and writes the releases that are owed.
+    /// The compensator moves orders, and owes releases.
     Compensate,
-    /// Reads products.
+    /// Ingest reads products.
     Read,
-    /// Writes products and outcomes.
+    /// The worker writes products and outcomes.
     Deduct,
 }
 
-impl Work {
-    /// Statements that need the rights of the work and match no row. Even so a server that is
-    /// read-only, or lacks a table, a column or a right, refuses them.
+impl StoreUse {
+    /// Statements that need the rights of this use and match no row. A server that is read-only, or
+    /// lacks a table, a column or a right, refuses them all the same.
     fn statements(self) -> &'static str {
         match self {
             Self::Place => {
-                "INSERT INTO orders (order_id, reference, customer_id, `lines`, created_at, updated_at)
-                     SELECT order_id, reference, customer_id, `lines`, created_at, updated_at FROM orders WHERE FALSE;
+                "INSERT INTO orders
+                     (order_id, reference, customer_id, `lines`, created_at, updated_at)
+                     SELECT order_id, reference, customer_id, `lines`, created_at, updated_at
+                     FROM orders WHERE FALSE;
                  INSERT INTO outbox (order_id, kind, created_at, visible_at)
                      SELECT order_id, kind, created_at, visible_at FROM outbox WHERE FALSE;
                  UPDATE outbox SET visible_at = visible_at WHERE FALSE;
@@ -39,7 +44,8 @@ impl Work {
                  UPDATE owed_releases SET due_at = due_at WHERE FALSE"
             }
             Self::Compensate => {
-                "UPDATE orders SET status = status, reason = reason, updated_at = updated_at WHERE FALSE;
+                "UPDATE orders SET status = status, reason = reason, updated_at = updated_at
+                     WHERE FALSE;
                  INSERT INTO owed_releases (order_id, owed_at, due_at)
                      SELECT order_id, owed_at, due_at FROM owed_releases WHERE FALSE;
                  DELETE FROM owed_releases WHERE FALSE"
@@ -48,76 +54,112 @@ impl Work {
             Self::Deduct => {
                 "UPDATE products SET available = available, version = version WHERE FALSE;
                  INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
-                     SELECT order_id, outcome, reason, `lines`, decided_at FROM order_outcomes WHERE FALSE;
+                     SELECT order_id, outcome, reason, `lines`, decided_at
+                     FROM order_outcomes WHERE FALSE;
                  UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE"
             }
+        }
+    }
+
+    /// The transactions that a role runs at the store.
+    fn transactions(self) -> &'static [TransactionName] {
+        use TransactionName::{
+            ApplyStatuses, ClaimOutbox, ClaimReleases, Decide, ExpireReleases, ForgetPublished,
+            Place, PurgeMovements, PurgeOrders, PurgeOutcomes, ReadBack, ScheduleReleases,
+        };
+        match self {
+            Self::Place => &[
+                Place,
+                ReadBack,
+                ClaimOutbox,
+                ForgetPublished,
+                ClaimReleases,
+                ScheduleReleases,
+                ExpireReleases,
+            ],
+            Self::Compensate => &[ApplyStatuses, ScheduleReleases, PurgeOrders],
+            Self::Read => &[],
+            Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements],
         }
     }
 }
 
 impl OrderStore {
-    /// Tries whether the store can be used for the work; a round trip, which changes nothing.
-    pub(crate) async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
-        probe(&self.db, work).await
+    /// Tries each use of the store, in one round trip that changes nothing.
+    ///
+    /// Fails with [`Lack`], which says whether the server refused.
+    pub(crate) async fn probe(&self, uses: &[StoreUse]) -> Result<(), Lack> {
+        probe(&self.db, uses).await
+    }
+
+    /// Shows at 0 the metrics of a role that uses the store so.
+    pub(crate) fn begin_metrics(&self, store_use: StoreUse) {
+        self.db.begin_transactions(store_use.transactions());
     }
 }
 
 impl StockStore {
-    /// Tries whether the store can be used for the work; a round trip, which changes nothing.
-    pub(crate) async fn probe(&self, work: &[Work]) -> Result<(), Lack> {
-        probe(self.database(), work).await
+    /// Tries each use of the store, in one round trip that changes nothing.
+    ///
+    /// Fails with [`Lack`], which says whether the server refused.
+    pub(crate) async fn probe(&self, uses: &[StoreUse]) -> Result<(), Lack> {
+        probe(&self.db, uses).await
+    }
+
+    /// Shows at 0 the metrics of a role that uses the store so.
+    pub(crate) fn begin_metrics(&self, store_use: StoreUse) {
+        self.db.begin_transactions(store_use.transactions());
     }
 }
 
-async fn probe(db: &Database, work: &[Work]) -> Result<(), Lack> {
+async fn probe(db: &Database, uses: &[StoreUse]) -> Result<(), Lack> {
     // The role itself has closed it, at its stop.
     if db.sessions().are_closed() {
         return Ok(());
     }
-    let tried = try_work(db, work).await;
-    let Err(failed) = tried else { return Ok(()) };
-    let Failure { why, is_refusal } =
-        if failed.is_refusal { failed } else { cause(db, failed).await };
-    Err(Lack { why: format!("{}: {why}", address(db)), is_refusal })
+    let Err(failure) = try_uses(db, uses).await else { return Ok(()) };
+    let failure = if failure.is_refusal { failure } else { find_cause(db, failure).await };
+    Err(Lack { why: format!("{}: {}", address(db), failure.why), is_refusal: failure.is_refusal })
 }
 
-struct Failure {
+/// Why a probe failed.
+struct ProbeFailure {
     why: String,
+    /// Whether the server refuses the user, the database, or its tables and columns.
     is_refusal: bool,
 }
 
-impl From<&sqlx::Error> for Failure {
-    /// A refusal is what the server says of the user, the database, or its tables and columns:
-    /// SQLSTATE classes 28 and 42.
-    fn from(error: &sqlx::Error) -> Self {
-        let refusal =
-            error.as_database_error().and_then(|e| e.try_downcast_ref::<MySqlDatabaseError>());
-        let state = refusal.and_then(MySqlDatabaseError::code).unwrap_or_default();
-        Self {
-            why: error.to_string(),
-            is_refusal: state.starts_with("28") || state.starts_with("42"),
-        }
+impl ProbeFailure {
+    fn outage(error: impl ToString) -> Self {
+        Self { why: error.to_string(), is_refusal: false }
+    }
+
+    /// Errors of the SQLSTATE classes 28 and 42 are refusals.
+    fn of_statement(error: &sqlx::Error) -> Self {
+        let raised = raised_by_server(error);
+        let state = raised.and_then(MySqlDatabaseError::code).unwrap_or_default();
+        let is_refusal = state.starts_with("28") || state.starts_with("42");
+        Self { why: error.to_string(), is_refusal }
     }
 }
 
-/// A connection on which it failed is closed: the next attempt dials anew, and finds the server
-/// that took over.
-async fn try_work(db: &Database, work: &[Work]) -> Result<(), Failure> {
-    let unusable = |error: StoreError| Failure { why: error.to_string(), is_refusal: false };
-    let mut in_use = db.acquire().await.map_err(unusable)?;
-    let statements = work.iter().map(|work| work.statements()).collect::<Vec<_>>().join(";");
+/// Fails with the error of the connection or of a statement. The session of a failed statement is
+/// closed: so the next attempt dials again, and finds a server that took over.
+async fn try_uses(db: &Database, uses: &[StoreUse]) -> Result<(), ProbeFailure> {
+    let mut in_use = db.acquire().await.map_err(ProbeFailure::outage)?;
+    let statements = uses.iter().map(|each| each.statements()).collect::<Vec<_>>().join(";");
     let tried = timeout(STATEMENT_DEADLINE, in_use.conn().execute(&*statements)).await;
     match tried {
-        Ok(Ok(_)) => in_use.end(Ok(())).map_err(unusable),
-        Ok(Err(error)) => Err(Failure::from(&error)),
-        Err(_) => Err(Failure { why: in_use.give_up(STATEMENT_DEADLINE), is_refusal: false }),
+        Ok(Ok(_)) => in_use.end(Ok(())).map_err(ProbeFailure::outage),
+        Ok(Err(error)) => Err(ProbeFailure::of_statement(&error)),
+        Err(_) => Err(ProbeFailure::outage(in_use.give_up(STATEMENT_DEADLINE))),
     }
 }
 
-/// A session of its own tells whether the server refuses the user or the database. None is opened
-/// while all are in use.
-async fn cause(db: &Database, pooled: Failure) -> Failure {
-    if db.sessions().are_in_use() {
+/// Opens a session beside the pool, which shows whether the server refuses the user or the
+/// database. Returns `pooled` if it does not, or if all places of the pool are taken.
+async fn find_cause(db: &Database, pooled: ProbeFailure) -> ProbeFailure {
+    if db.sessions().are_all_in_use() {
         return pooled;
     }
     match timeout(DIAL_DEADLINE, db.sessions().dial_plainly()).await {
@@ -125,15 +167,14 @@ async fn cause(db: &Database, pooled: Failure) -> Failure {
             let _closed = timeout(DIAL_DEADLINE, sqlx::Connection::close(dialled)).await;
             pooled
         }
-        Ok(Err(error)) => Failure::from(&error),
-        Err(_) => Failure {
-            why: format!("no answer to a new connection within {DIAL_DEADLINE:?}"),
-            is_refusal: false,
-        },
+        Ok(Err(error)) => ProbeFailure::of_statement(&error),
+        Err(_) => {
+            ProbeFailure::outage(format!("no answer to a new connection within {DIAL_DEADLINE:?}"))
+        }
     }
 }
 
-/// `host:port/database` as configured.
+/// `host:port/database`, or `socket/database`, as configured.
 fn address(db: &Database) -> String {
     let options = db.sessions().options();
     let server = match options.get_socket() {

@@ -1,4 +1,4 @@
-//! What people do with the stock: look at it, import it, restock it.
+//! The stock as people handle it: read, imported, and restocked.
 
 use std::collections::BTreeMap;
 
@@ -7,12 +7,14 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     StockStore, StoreError,
-    database::{on_connection, transaction},
-    rows::{ascii, expect_rows, json, product_ids, text, wanted_products},
+    database::on_connection,
+    error::Conflict,
+    rows::{expect_rows, json, product_id, product_ids, text, wanted_products},
+    transaction::transaction,
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
 
-/// A product as it is to be: imported, or shown.
+/// A product, as it is shown, or as an import wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Product {
     pub(crate) id: ProductId,
@@ -20,7 +22,7 @@ pub struct Product {
     pub available: i64,
 }
 
-/// What an import did.
+/// How many products an import added, changed, and left as they were.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ImportSummary {
     pub(crate) added: usize,
@@ -28,12 +30,23 @@ pub(crate) struct ImportSummary {
     pub(crate) unchanged: usize,
 }
 
+/// What became of a restock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Restocked {
+    /// So many units are available now.
+    Available(i64),
+    UnknownProduct,
+    /// More than [`MAX_AVAILABLE`] units would be available, so nothing was changed.
+    AboveMax,
+}
+
 macro_rules! read_products {
     ($lock:literal) => {
         concat!(
             "SELECT p.product_id, p.name, p.available FROM ",
             wanted_products!(),
-            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = wanted.product_id",
+            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY)
+            ON p.product_id = wanted.product_id",
             $lock
         )
     };
@@ -56,7 +69,8 @@ const UPDATE: &str = "
         name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
         available  BIGINT PATH '$[2]')) AS imported
     STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = imported.product_id
-    SET p.name = imported.name, p.available = imported.available, p.version = p.version + 1, p.updated_at = ?";
+    SET p.name = imported.name, p.available = imported.available, p.version = p.version + 1,
+        p.updated_at = ?";
 
 const BOOK: &str = "
     INSERT INTO stock_movements (product_id, kind, quantity, created_at)
@@ -67,8 +81,11 @@ const BOOK: &str = "
         quantity   BIGINT PATH '$[2]')) AS booked";
 
 impl StockStore {
-    /// Brings products to the names and quantities given, and books what that changes, in one transaction. The products are
-    /// distinct.
+    /// Gives products these names and quantities, and books the differences as movements, in one
+    /// transaction. The products must be distinct.
+    ///
+    /// Fails with [`StoreError::Refused`] if the server refuses a value, and with the errors of a
+    /// transaction.
     pub(crate) async fn import(
         &self,
         products: &[Product],
@@ -76,7 +93,7 @@ impl StockStore {
     ) -> Result<ImportSummary, StoreError> {
         let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.id, p)).collect();
         let keys = product_ids(wanted.keys().copied())?;
-        transaction!(self.db, "import", |conn, _| {
+        transaction!(self.db, Import, |conn, _| {
             let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
             let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
             let present: BTreeMap<_, _> = found.iter().map(|p| (&p.id, p)).collect();
@@ -112,38 +129,36 @@ impl StockStore {
         })
     }
 
-    /// Adds units of a product. Answers what is available then, or `None` for an unknown product; [`StoreError::Refused`] where
-    /// that would be more than [`MAX_AVAILABLE`]. (What failed orders give back may still come on top.)
+    /// Adds units of a product, and books them. The quantity stays within [`MAX_AVAILABLE`]; only
+    /// units that failed orders release may raise it above.
+    ///
+    /// Fails with the errors of a transaction.
     pub(crate) async fn restock(
         &self,
         id: &ProductId,
         quantity: i64,
         now: DateTime<Utc>,
-    ) -> Result<Option<i64>, StoreError> {
+    ) -> Result<Restocked, StoreError> {
         let keys = product_ids([id])?;
-        transaction!(self.db, "restock", |conn, _| {
+        transaction!(self.db, Restock, |conn, _| {
             let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
-                return Ok(None);
+                return Ok(Restocked::UnknownProduct);
             };
             let before = product(&row)?;
-            let after =
-                before.available.checked_add(quantity).filter(|n| *n <= MAX_AVAILABLE).ok_or_else(
-                    || {
-                        StoreError::Refused(format!(
-                            "{id} would have more than {MAX_AVAILABLE} available"
-                        ))
-                    },
-                )?;
+            let after = before.available.checked_add(quantity);
+            let Some(after) = after.filter(|after| *after <= MAX_AVAILABLE) else {
+                return Ok(Restocked::AboveMax);
+            };
             let changed = [(id.as_str(), before.name.as_str(), after)];
             let updated =
                 sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
             expect_rows("products restocked", 1, updated.rows_affected())?;
             insert(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
-            Ok(Some(after))
+            Ok(Restocked::Available(after))
         })
     }
 
-    /// Those of the products that exist, in the order of their ids.
+    /// The products among `ids` that exist, in the order of their ids.
     pub async fn find_products(&self, ids: &[ProductId]) -> Result<Vec<Product>, StoreError> {
         let keys = product_ids(ids)?;
         let rows =
@@ -157,7 +172,8 @@ impl StockStore {
         after: Option<&ProductId>,
         limit: u32,
     ) -> Result<Vec<Product>, StoreError> {
-        let sql = "SELECT product_id, name, available FROM products WHERE product_id > ? ORDER BY product_id LIMIT ?";
+        let sql = "SELECT product_id, name, available FROM products
+                   WHERE product_id > ? ORDER BY product_id LIMIT ?";
         let query = sqlx::query(sql).bind(after.map_or("", ProductId::as_str)).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(product).collect()
@@ -166,13 +182,16 @@ impl StockStore {
 
 fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
     Ok(Product {
-        id: ProductId::parse(ascii(row, "product_id")?)?,
+        id: product_id(row)?,
         name: text(row, "name")?,
         available: row.try_get("available")?,
     })
 }
 
-/// Inserts rows with the statement given, which takes the time and the rows.
+/// Inserts rows. The parameters of `statement` are the time and the rows.
+///
+/// Fails with [`StoreError::Conflict`] if another import inserts one of them, or if the server
+/// inserts fewer.
 async fn insert<T: serde::Serialize>(
     conn: &mut MySqlConnection,
     statement: &'static str,
@@ -183,9 +202,7 @@ async fn insert<T: serde::Serialize>(
         return Ok(());
     }
     let inserted = sqlx::query(statement).bind(now).bind(json(rows)?).execute(conn).await;
-    let inserted = inserted.map_err(StoreError::from).map_err(|error| match error {
-        StoreError::Duplicate(why) => StoreError::Conflict(why),
-        other => other,
-    })?;
+    let inserted =
+        inserted.map_err(|error| StoreError::from(error).duplicate_as(Conflict::Imported))?;
     expect_rows("rows inserted", rows.len(), inserted.rows_affected())
 }

@@ -1,5 +1,5 @@
-//! Releases that are owed: the stock of these orders must come back, and no worker has reported yet
-//! that it did.
+//! Owed releases: a worker has to release the stock of these orders, and none has reported yet that
+//! it is done.
 
 use std::collections::HashMap;
 
@@ -8,10 +8,11 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     OrderStore, StoreError,
-    database::{on_connection, transaction},
+    database::on_connection,
     orders::readable_events,
-    rows::{hex, json, order_id, order_ids, wanted_orders},
+    rows::{datetime, hex, json, order_id, order_ids, wanted_orders},
     statuses::lock_states,
+    transaction::transaction,
 };
 use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
 
@@ -19,32 +20,40 @@ use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OwedRelease {
     pub order_id: OrderId,
-    /// When the order was moved.
+    /// When the order moved to its final state.
     pub owed_at: DateTime<Utc>,
     /// How often its event was published.
     pub sent: u32,
-    /// When its event is published next; `None` once the order is beyond the horizon.
+    /// When its event is published next. `None` if the order is beyond the horizon.
     pub(crate) due_at: Option<DateTime<Utc>>,
 }
 
-/// Releases that were due, leased to the caller.
+/// Releases that were due, and are leased to the caller.
 #[derive(Debug, Default)]
 pub struct ClaimedReleases {
-    /// The orders, and how often the event of each was published.
-    pub owed: Vec<(OrderId, u32)>,
-    /// The events of those whose order can be read.
+    /// In the order of the ids.
+    pub owed: Vec<ClaimedRelease>,
+    /// The events of the releases whose order can be read.
     pub events: Vec<OrderEvent>,
 }
 
-/// When an owed release is published next.
+/// A release that was due.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClaimedRelease {
+    pub order_id: OrderId,
+    /// How often its event was published.
+    pub(crate) sent: u32,
+}
+
+/// When an owed release is published next, and how often it was published before.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Schedule {
+pub(crate) struct ReleaseSchedule {
     pub(crate) order_id: OrderId,
     pub(crate) sent: u32,
     pub(crate) due_at: DateTime<Utc>,
 }
 
-/// An order may owe its release for more than one cause; one row serves all.
+/// A release that is owed already stays as it is: one row serves all causes.
 const OWE: &str = "
     INSERT INTO owed_releases (order_id, owed_at, due_at)
     SELECT UNHEX(hex), ?, ?
@@ -64,7 +73,8 @@ const FIND_DUE: &str = "
 const LEASE: &str = concat!(
     "UPDATE ",
     wanted_orders!(),
-    " STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = wanted.order_id SET r.due_at = ?",
+    " STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = wanted.order_id
+    SET r.due_at = ?",
 );
 
 const READ_LINES: &str = concat!(
@@ -94,8 +104,8 @@ const FIND: &str = concat!(
     " STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = wanted.order_id",
 );
 
-/// Owes the releases of orders that the transaction moves. They are due at `due_at`, unless they
-/// are owed already.
+/// Owes the releases of orders that the caller's transaction moves. They are due at `due_at`, unless
+/// they are owed already.
 pub(super) async fn owe(
     conn: &mut MySqlConnection,
     ids: impl IntoIterator<Item = OrderId>,
@@ -106,12 +116,12 @@ pub(super) async fn owe(
     Ok(())
 }
 
-/// Strikes out releases that are done. Those that are not owed, or no longer, are passed over.
+/// Deletes releases that are done, and returns how many were owed.
 pub(super) async fn end(conn: &mut MySqlConnection, ids: &str) -> Result<u64, StoreError> {
     Ok(sqlx::query(END).bind(ids).execute(conn).await?.rows_affected())
 }
 
-/// The release events of those orders that can be read.
+/// The release events of the orders that can be read.
 pub(super) async fn read_events(
     conn: &mut MySqlConnection,
     ids: &str,
@@ -121,61 +131,61 @@ pub(super) async fn read_events(
 }
 
 impl OrderStore {
-    /// Takes up to `limit` releases that are due, and leases them to the caller until `until`. No
-    /// two callers get the same.
+    /// Claims up to `limit` releases that are due, and leases them to the caller until `until`. No
+    /// two callers claim the same release.
     pub async fn claim_releases(
         &self,
         now: DateTime<Utc>,
         until: DateTime<Utc>,
         limit: u32,
     ) -> Result<ClaimedReleases, StoreError> {
-        transaction!(self.db, "claim releases", |conn, _| {
+        transaction!(self.db, ClaimReleases, |conn, _| {
             let rows = sqlx::query(FIND_DUE).bind(now).bind(limit).fetch_all(&mut *conn).await?;
             if rows.is_empty() {
                 return Ok(ClaimedReleases::default());
             }
-            let owed = rows.iter().map(|row| Ok((order_id(row)?, row.try_get("sent")?)));
+            let owed = rows.iter().map(|row| {
+                Ok(ClaimedRelease { order_id: order_id(row)?, sent: row.try_get("sent")? })
+            });
             let mut owed = owed.collect::<Result<Vec<_>, StoreError>>()?;
             owed.sort_unstable();
-            let ids = order_ids(owed.iter().map(|(id, _)| *id))?;
+            let ids = order_ids(owed.iter().map(|claimed| claimed.order_id))?;
             sqlx::query(LEASE).bind(&ids).bind(until).execute(&mut *conn).await?;
             Ok(ClaimedReleases { owed, events: read_events(conn, &ids).await? })
         })
     }
 
-    /// Says when releases are published next. Those that are done meanwhile, or expired, are passed
-    /// over.
+    /// Sets when releases are published next. Leaves alone those that are done meanwhile, or expired.
     pub(crate) async fn schedule_releases(
         &self,
-        mut schedules: Vec<Schedule>,
+        mut schedules: Vec<ReleaseSchedule>,
     ) -> Result<(), StoreError> {
         schedules.sort_unstable_by_key(|schedule| schedule.order_id);
-        let row =
-            |s: &Schedule| (hex(s.order_id), s.sent, s.due_at.format("%F %T%.3f").to_string());
+        let row = |s: &ReleaseSchedule| (hex(s.order_id), s.sent, datetime(s.due_at));
         let rows = json(&schedules.iter().map(row).collect::<Vec<_>>())?;
-        transaction!(self.db, "schedule releases", |conn, _| {
+        transaction!(self.db, ScheduleReleases, |conn, _| {
             sqlx::query(SCHEDULE).bind(&rows).execute(conn).await?;
             Ok(())
         })
     }
 
-    /// Gives up releases of orders beyond the horizon: they stay as rows and are never due again.
-    /// Answers how many were not given up before.
+    /// Gives up releases of orders beyond the horizon. Their rows stay, and are never due again.
+    /// Returns how many were not given up before.
     pub(crate) async fn expire_releases(&self, ids: &[OrderId]) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "expire releases", |conn, _| {
+        transaction!(self.db, ExpireReleases, |conn, _| {
             Ok(sqlx::query(EXPIRE).bind(&ids).execute(conn).await?.rows_affected())
         })
     }
 
-    /// How many releases are owed and not expired.
+    /// The number of releases that are owed and not expired.
     pub async fn count_owed_releases(&self) -> Result<u64, StoreError> {
         let sql = "SELECT COUNT(*) AS owed FROM owed_releases WHERE due_at IS NOT NULL";
         let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
         Ok(row.try_get::<i64, _>("owed")?.unsigned_abs())
     }
 
-    /// Those of the orders' releases that are owed.
+    /// The owed releases of the orders `ids`.
     pub async fn find_owed_releases(
         &self,
         ids: &[OrderId],
@@ -185,47 +195,48 @@ impl OrderStore {
         rows.iter().map(|row| owed_release(row).map(|owed| (owed.order_id, owed))).collect()
     }
 
-    /// Up to `limit` owed releases after `after`, in the order of the ids.
+    /// Up to `limit` owed releases after `after`, in the order of their ids.
     pub async fn page_of_owed_releases(
         &self,
         after: Option<OrderId>,
         limit: u32,
     ) -> Result<Vec<OwedRelease>, StoreError> {
-        let sql = "SELECT order_id, owed_at, sent, due_at FROM owed_releases WHERE order_id > ? ORDER BY order_id LIMIT ?";
+        let sql = "SELECT order_id, owed_at, sent, due_at FROM owed_releases
+                   WHERE order_id > ? ORDER BY order_id LIMIT ?";
         let after = after.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
         let query = sqlx::query(sql).bind(after).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         rows.iter().map(owed_release).collect()
     }
 
-    /// Owes releases again, due at once, of those of the orders that are failed or cancelled.
-    /// Answers how many those are.
+    /// Owes the releases of the failed and cancelled orders among `ids` again, due at once. Returns
+    /// the number of these orders.
     pub(crate) async fn owe_releases(
         &self,
         ids: &[OrderId],
         now: DateTime<Utc>,
     ) -> Result<usize, StoreError> {
         let ids = order_ids(ids.iter().copied())?;
-        transaction!(self.db, "owe releases", |conn, _| {
-            let mut final_ones = lock_states(conn, &ids).await?;
-            final_ones
-                .retain(|(_, state)| matches!(state, OrderState::Failed | OrderState::Cancelled));
-            owe(conn, final_ones.iter().map(|(id, _)| *id), now, now).await?;
-            Ok(final_ones.len())
+        transaction!(self.db, OweReleases, |conn, _| {
+            let mut orders = lock_states(conn, &ids).await?;
+            orders.retain(|order| match order.state {
+                OrderState::Failed | OrderState::Cancelled => true,
+                OrderState::Pending | OrderState::Completed => false,
+            });
+            owe(conn, orders.iter().map(|order| order.order_id), now, now).await?;
+            Ok(orders.len())
         })
     }
 
-    /// Forgets releases that are owed, as their orders' stock came back in another way. Only orders
-    /// below `below` are touched. Answers how many releases were owed.
+    /// Deletes owed releases whose stock a person returned in another way. Leaves alone the releases
+    /// of orders from `below` on. Returns how many were owed.
     pub(crate) async fn dismiss_releases(
         &self,
         ids: &[OrderId],
         below: OrderId,
     ) -> Result<u64, StoreError> {
         let ids = order_ids(ids.iter().copied().filter(|id| *id < below))?;
-        transaction!(self.db, "dismiss releases", |conn, _| {
-            Ok(sqlx::query(END).bind(&ids).execute(conn).await?.rows_affected())
-        })
+        transaction!(self.db, DismissReleases, |conn, _| end(conn, &ids).await)
     }
 }
 

@@ -1,12 +1,17 @@
 //! Domain values ↔ columns and JSON parameters.
 
+use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{Decode, MySql, Row as _, mysql::MySqlRow};
 
-use super::StoreError;
-use crate::domain::{Invalid, OrderId, ProductId};
+use super::{
+    StoreError,
+    error::{Conflict, Corrupt},
+};
+use crate::domain::{EventKind, Invalid, OrderId, OrderState, ProductId};
 
-/// A table of the order ids of a parameter. (A derived table: MySQL refuses a locking clause where `JSON_TABLE` stands alone.)
+/// A table of the order ids of a parameter. (A derived table, since `MySQL` refuses a locking clause
+/// where `JSON_TABLE` stands alone.)
 macro_rules! wanted_orders {
     () => {
         "(SELECT UNHEX(hex) AS order_id FROM JSON_TABLE(?, '$[*]' COLUMNS (
@@ -15,24 +20,30 @@ macro_rules! wanted_orders {
 }
 pub(super) use wanted_orders;
 
-/// A table of the product ids of a parameter. (Its column must have the collation of the table's, or every row is read.)
+/// A table of the product ids of a parameter. (Its column must have the collation of the stored
+/// column, or the server reads every row.)
 macro_rules! wanted_products {
     () => {
         "(SELECT product_id FROM JSON_TABLE(?, '$[*]' COLUMNS (
-            product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS ids) AS wanted"
+            product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$')) AS ids)
+            AS wanted"
     };
 }
 pub(super) use wanted_products;
 
-/// The parameter of a `JSON_TABLE`.
+/// The parameter of a `JSON_TABLE`. Fails with [`StoreError::Unencodable`].
 pub(super) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, StoreError> {
-    serde_json::to_string(value)
-        .map_err(|e| StoreError::Refused(format!("does not serialize: {e}")))
+    serde_json::to_string(value).map_err(StoreError::Unencodable)
 }
 
-/// An order id as the statements' `UNHEX` takes it.
+/// An order id as `UNHEX` of the statements takes it.
 pub(super) fn hex(id: OrderId) -> String {
     id.uuid().simple().to_string()
+}
+
+/// A time as `DATETIME(3)` of the statements takes it.
+pub(super) fn datetime(time: DateTime<Utc>) -> String {
+    time.format("%F %T%.3f").to_string()
 }
 
 /// The order ids of a batch, as a parameter.
@@ -40,25 +51,50 @@ pub(super) fn order_ids(ids: impl IntoIterator<Item = OrderId>) -> Result<String
     json(&ids.into_iter().map(hex).collect::<Vec<_>>())
 }
 
-/// The product ids of a batch, as a parameter: in their order, since rows are locked in the order of the JSON.
+/// The product ids of a batch, as a parameter. Their order matters: the server locks rows in the
+/// order of the JSON.
 pub(super) fn product_ids<'a>(
     ids: impl IntoIterator<Item = &'a ProductId>,
 ) -> Result<String, StoreError> {
     json(&ids.into_iter().map(ProductId::as_str).collect::<Vec<_>>())
 }
 
-/// The order id of a row.
+/// The order id of a row. Fails with [`StoreError::Corrupt`], as the functions below do.
 pub(super) fn order_id(row: &MySqlRow) -> Result<OrderId, StoreError> {
-    Ok(OrderId::from_slice(row.try_get("order_id")?)?)
+    order_id_of(row, "order_id")
 }
 
-/// The text of a column of ours that is ASCII, a name of a state among them.
+/// The order id in a column.
+pub(super) fn order_id_of(row: &MySqlRow, column: &'static str) -> Result<OrderId, StoreError> {
+    valid(column, OrderId::from_slice(row.try_get(column)?))
+}
+
+/// The state of an order's row.
+pub(super) fn order_state(row: &MySqlRow) -> Result<OrderState, StoreError> {
+    valid("orders.status", OrderState::parse(ascii(row, "status")?))
+}
+
+/// The kind of an outbox row.
+pub(super) fn event_kind(row: &MySqlRow) -> Result<EventKind, StoreError> {
+    valid("outbox.kind", EventKind::parse(ascii(row, "kind")?))
+}
+
+/// The product id of a row.
+pub(super) fn product_id(row: &MySqlRow) -> Result<ProductId, StoreError> {
+    valid("product_id", ProductId::parse(ascii(row, "product_id")?))
+}
+
+fn valid<T>(column: &'static str, parsed: Result<T, Invalid>) -> Result<T, StoreError> {
+    parsed.map_err(|source| Corrupt::Value { column, source }.into())
+}
+
+/// The text of one of our ASCII columns, such as the name of a state.
 pub(super) fn ascii<'r>(row: &'r MySqlRow, column: &str) -> Result<&'r str, sqlx::Error> {
     text(row, column)
 }
 
-/// A text, or an optional one, whatever the column's collation: sqlx takes the text of a binary
-/// collation for bytes, and a database's default may be one.
+/// A text, or an optional one, whatever the collation of the column is. (sqlx reads the text of a
+/// binary collation as bytes, and a database's default may be a binary collation.)
 pub(super) fn text<'r, T: Decode<'r, MySql>>(
     row: &'r MySqlRow,
     column: &str,
@@ -66,21 +102,24 @@ pub(super) fn text<'r, T: Decode<'r, MySql>>(
     row.try_get_unchecked(column)
 }
 
-pub(super) fn parse_json<T: DeserializeOwned>(column: &str, text: &str) -> Result<T, StoreError> {
+/// Parses the JSON of a column. Fails with [`StoreError::Corrupt`], which names the column.
+pub(super) fn parse_json<T: DeserializeOwned>(
+    column: &'static str,
+    text: &str,
+) -> Result<T, StoreError> {
     serde_json::from_str(text)
-        .map_err(|e| StoreError::Damaged(format!("{column}: {e}: {text:.200}")))
+        .map_err(|source| Corrupt::Json { column, text: text.to_owned(), source }.into())
 }
 
-/// Where as many rows were written as were meant, fine; a conflict else.
-pub(super) fn expect_rows(what: &str, meant: usize, written: u64) -> Result<(), StoreError> {
-    if u64::try_from(meant).is_ok_and(|meant| meant == written) {
+/// Fails with [`StoreError::Conflict`] unless exactly `expected` rows were written. `statement` is a
+/// name for the error.
+pub(super) fn expect_rows(
+    statement: &'static str,
+    expected: usize,
+    written: u64,
+) -> Result<(), StoreError> {
+    if u64::try_from(expected).is_ok_and(|expected| expected == written) {
         return Ok(());
     }
-    Err(StoreError::Conflict(format!("{what}: {meant} rows meant, {written} written")))
-}
-
-impl From<Invalid> for StoreError {
-    fn from(error: Invalid) -> Self {
-        Self::Damaged(error.to_string())
-    }
+    Err(Conflict::RowCount { statement, expected, written }.into())
 }

@@ -1,4 +1,4 @@
-//! The sessions of a process at one database server: bounded in number, in age and in trust.
+//! The sessions of a process at one database server: how many, how old, and which are still used.
 
 use std::{
     str::FromStr,
@@ -6,308 +6,272 @@ use std::{
     time::Duration,
 };
 
-use futures::future::BoxFuture;
-use sqlx::{
-    ConnectOptions as _, Connection as _, Executor as _, MySqlConnection, Row as _,
-    mysql::MySqlConnectOptions,
-};
+use sqlx::{ConnectOptions as _, MySqlConnection, mysql::MySqlConnectOptions};
 use tokio::{
     sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc, watch},
     time::{Instant, timeout, timeout_at},
 };
 use url::Url;
-use uuid::Uuid;
 
-use super::{StoreError, ender::Ender, in_use::InUse, limits::Limits};
+use super::{
+    StoreError,
+    ender::Ender,
+    error::{NoSession, Outage},
+    in_use::InUse,
+    limits::Limits,
+    session::Session,
+};
 use crate::config;
 
-/// The longest wait for a session that is free, checked or opened.
+/// The longest wait until a session is free, checked or opened.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(5);
 /// A session that was idle for longer is checked before it is used.
-const CHECK_AFTER: Duration = Duration::from_millis(500);
-/// The oldest that a session gets: a server that is no longer the primary keeps none of ours for
-/// longer.
-const MAX_AGE: Duration = Duration::from_secs(60);
+const MAX_UNCHECKED_IDLE: Duration = Duration::from_millis(500);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-const GOODBYE_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_PREPARED_STATEMENTS: usize = 64;
+const DEFAULT_PORT: u16 = 3306;
 
-/// 1 where the server takes writes. A primary that was demoted keeps its sessions, and answers
-/// their reads with old rows.
-const IS_WRITABLE: &str = "
-    SELECT CAST(@@global.read_only AS CHAR) IN ('0', 'OFF') AND CAST(@@global.innodb_read_only AS CHAR) IN ('0', 'OFF')";
-
-/// The sessions of one store. At most `pool_max` exist at any time, the one that ends others among
-/// them.
+/// A handle on the sessions of one store. At most `pool_max` exist at any time. One of them ends
+/// others and does no other work.
 #[derive(Debug, Clone)]
 pub(super) struct Sessions {
-    shared: Arc<Shared>,
+    pool: Arc<SessionPool>,
 }
 
+/// The sessions of one store. A permit is the right to have a session that works.
 #[derive(Debug)]
-pub(super) struct Shared {
+pub(super) struct SessionPool {
     options: MySqlConnectOptions,
-    /// The role of the store and its server's address, for errors.
-    pub(crate) name: String,
+    /// The name of the store and the address of its server, for errors.
+    pub(crate) server: String,
     pub(crate) limits: Limits,
-    begin: String,
+    /// The statement that a session begins with.
+    settings: String,
     size: u32,
     permits: Arc<Semaphore>,
-    state: Mutex<State>,
-    pub(crate) ending: mpsc::UnboundedSender<Ending>,
-    /// Why sessions cannot be ended at present; sent again with each attempt.
-    failure: watch::Sender<Option<Failure>>,
-    /// Has the next attempt made at once.
-    pub(crate) hurry: Notify,
+    idle: Mutex<IdleSessions>,
+    to_end: mpsc::UnboundedSender<PooledSession>,
+    /// Why sessions cannot be ended at present. Each attempt sends it again.
+    ending_failure: watch::Sender<Option<EndingFailure>>,
+    /// Makes the [`Ender`] try again at once.
+    pub(crate) end_now: Notify,
 }
 
 #[derive(Debug, Default)]
-struct State {
-    idle: Vec<Session>,
-    /// Rises with each distrust. Sessions of an older generation are not used again.
+struct IdleSessions {
+    sessions: Vec<Session>,
+    /// Rises with each [`SessionPool::distrust`]. A session of an older generation is not used
+    /// again.
     generation: u64,
 }
 
-/// A session of the server.
+/// A session and its place in the pool. The place is free when this is dropped.
 #[derive(Debug)]
-pub(super) struct Session {
-    pub(crate) conn: MySqlConnection,
-    /// The user-level lock by which any other session finds this one; `None` where the server has
-    /// no such locks.
-    pub(crate) name: Option<String>,
-    generation: u64,
-    pub(crate) expires_at: Instant,
-    idle_since: Instant,
-}
-
-/// A session that the server has to end. Its place stays taken until then.
-#[derive(Debug)]
-pub(super) struct Ending {
+pub(super) struct PooledSession {
     pub(crate) session: Session,
     _permit: OwnedSemaphorePermit,
 }
 
+/// An attempt to end sessions that failed.
+#[derive(Debug, Clone)]
+pub(super) struct EndingFailure {
+    pub(crate) why: String,
+    /// How many sessions are still to be ended.
+    pub(crate) sessions: usize,
+}
+
+/// How many sessions a pool has.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SessionCount {
+    pub(crate) idle: usize,
+    /// Sessions with a caller, and sessions that the server has to end.
+    pub(crate) used: usize,
+}
+
 impl Sessions {
-    /// Opens none yet. Fails where the URL cannot be read.
+    /// Makes a pool without a session, and starts its [`Ender`].
+    ///
+    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed.
     pub(super) fn new(
-        store: &config::StoreConfig,
-        role: &str,
+        config: &config::StoreConfig,
+        store: &str,
         lock_limit: Duration,
     ) -> Result<Self, StoreError> {
-        let options =
-            MySqlConnectOptions::from_str(store.url.expose())?.statement_cache_capacity(64);
+        let options = MySqlConnectOptions::from_str(config.url.expose())?
+            .statement_cache_capacity(MAX_PREPARED_STATEMENTS);
         let limits = Limits::within(lock_limit);
-        let size = store.pool_max.saturating_sub(1).max(1);
-        let (ending, received) = mpsc::unbounded_channel();
-        let shared = Arc::new(Shared {
+        let size = config.pool_max.saturating_sub(1).max(1);
+        let (to_end, received) = mpsc::unbounded_channel();
+        let pool = Arc::new(SessionPool {
             options,
-            name: format!("{role} at {}", address(&store.url)),
+            server: format!("{store} at {}", address(&config.url)),
             limits,
-            begin: limits.session(),
+            settings: limits.session(),
             size,
             permits: Arc::new(Semaphore::new(size as usize)),
-            state: Mutex::default(),
-            ending,
-            failure: watch::Sender::default(),
-            hurry: Notify::default(),
+            idle: Mutex::default(),
+            to_end,
+            ending_failure: watch::Sender::default(),
+            end_now: Notify::default(),
         });
-        tokio::spawn(Ender::new(received).run(Arc::downgrade(&shared)));
-        Ok(Self { shared })
+        tokio::spawn(Ender::new(received).run(Arc::downgrade(&pool)));
+        Ok(Self { pool })
     }
 
     pub(super) fn limits(&self) -> Limits {
-        self.shared.limits
+        self.pool.limits
     }
 
-    /// A session that works: an idle one, or a new one. Fails within 5 s, and says which server it
-    /// is about.
+    /// Takes an idle session, or opens one.
+    ///
+    /// Fails within 5 s with [`StoreError::Unavailable`], which names the server.
     pub(super) async fn acquire(&self) -> Result<InUse, StoreError> {
-        let shared = &self.shared;
-        shared
-            .acquire()
-            .await
-            .map_err(|error| StoreError::Unavailable(format!("{}: {error}", shared.name)))
+        let server = || self.pool.server.clone();
+        let acquired = self.pool.acquire().await;
+        acquired.map_err(|source| Outage::NoSession { server: server(), source }.into())
     }
 
-    /// How many sessions are idle, and how many are not.
-    pub(super) fn count(&self) -> (usize, usize) {
-        let idle = self.shared.state().idle.len();
-        (idle, (self.shared.size as usize).saturating_sub(self.shared.permits.available_permits()))
+    pub(super) fn count(&self) -> SessionCount {
+        let idle = self.pool.idle().sessions.len();
+        let free = self.pool.permits.available_permits();
+        SessionCount { idle, used: (self.pool.size as usize).saturating_sub(free) }
     }
 
-    /// Whether none is free.
-    pub(super) fn are_in_use(&self) -> bool {
-        self.shared.permits.available_permits() == 0
+    /// Whether all places of the pool are taken.
+    pub(super) fn are_all_in_use(&self) -> bool {
+        self.pool.permits.available_permits() == 0
     }
 
     pub(super) fn are_closed(&self) -> bool {
-        self.shared.permits.is_closed()
+        self.pool.permits.is_closed()
     }
 
     pub(super) fn options(&self) -> &MySqlConnectOptions {
-        &self.shared.options
+        &self.pool.options
     }
 
-    /// A session beside the pool.
+    /// Opens a session beside the pool, as [`SessionPool::dial_plainly`] does.
     pub(super) async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
-        self.shared.dial_plainly().await
+        self.pool.dial_plainly().await
     }
 
-    /// Closes all; waits up to 5 s for those that are in use.
+    /// Closes all sessions. Waits up to 5 s for those that are in use.
     pub(super) async fn close(&self) {
         let _still_in_use =
-            timeout(CLOSE_TIMEOUT, self.shared.permits.acquire_many(self.shared.size)).await;
-        self.shared.permits.close();
-        let idle = std::mem::take(&mut self.shared.state().idle);
+            timeout(CLOSE_TIMEOUT, self.pool.permits.acquire_many(self.pool.size)).await;
+        self.pool.permits.close();
+        let idle = std::mem::take(&mut self.pool.idle().sessions);
         futures::future::join_all(idle.into_iter().map(Session::close)).await;
     }
 }
 
-/// An attempt at ending sessions that failed.
-#[derive(Debug, Clone)]
-pub(super) struct Failure {
-    pub(crate) why: String,
-    /// How many are still to be ended.
-    pub(crate) sessions: usize,
-}
-
-/// Why there is no session.
-#[derive(Debug, thiserror::Error)]
-enum NoSession {
-    #[error("{0}")]
-    Refused(#[from] sqlx::Error),
-    #[error("no answer within {}", humantime::format_duration(ACQUIRE_TIMEOUT))]
-    Silent,
-    #[error("all {0} connections are in use")]
-    Busy(u32),
-    #[error("no connection can be ended: {0}")]
-    Stuck(String),
-    #[error("the pool is closed")]
-    Closed,
-    #[error("binlog_format is STATEMENT, by which InnoDB cannot log READ COMMITTED: set it to ROW")]
-    LogsStatements,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+impl SessionPool {
+    fn idle(&self) -> MutexGuard<'_, IdleSessions> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn acquire(self: &Arc<Self>) -> Result<InUse, NoSession> {
         let deadline = Instant::now() + ACQUIRE_TIMEOUT;
+        let no_answer = |_| NoSession::NoAnswer(ACQUIRE_TIMEOUT);
         let permit = self.permit(deadline).await?;
         while let Some(mut session) = self.pop_idle() {
             let now = Instant::now();
             if now < session.expires_at {
-                if now.duration_since(session.idle_since) < CHECK_AFTER {
+                if now.duration_since(session.idle_since) < MAX_UNCHECKED_IDLE {
                     return Ok(self.in_use(session, permit));
                 }
                 match timeout_at(deadline, session.is_writable()).await {
                     Ok(Ok(true)) => return Ok(self.in_use(session, permit)),
-                    Ok(_) => {}
-                    Err(_) => {
+                    Ok(Ok(false) | Err(_)) => {}
+                    Err(elapsed) => {
                         self.distrust();
-                        let _no_ender = self.ending.send(Ending { session, _permit: permit });
-                        return Err(NoSession::Silent);
+                        self.end_in_server(PooledSession { session, _permit: permit });
+                        return Err(no_answer(elapsed));
                     }
                 }
             }
             self.close_aside(session);
         }
-        let session = timeout_at(deadline, self.dial()).await.map_err(|_| NoSession::Silent)??;
+        let generation = self.idle().generation;
+        let opening = Session::open(&self.options, &self.settings, generation);
+        let session = timeout_at(deadline, opening).await.map_err(no_answer)??;
         Ok(self.in_use(session, permit))
     }
 
-    /// The right to have a session. Where all are to be ended, an attempt at that is made at once,
-    /// and this fails with it.
+    /// Waits for a permit until `deadline`.
+    ///
+    /// Fails with [`NoSession::AllInUse`], [`NoSession::Closed`], or [`NoSession::NoneEnded`]. The
+    /// latter comes early: if all sessions are to be ended, the ender tries at once, and this fails
+    /// with its failure.
     async fn permit(&self, deadline: Instant) -> Result<OwnedSemaphorePermit, NoSession> {
-        let mut failure = self.failure.subscribe();
-        let all_stuck = |failure: &Option<Failure>| {
-            failure
-                .as_ref()
-                .filter(|failure| failure.sessions >= self.size as usize)
-                .map(|failure| failure.why.clone())
-        };
-        let stuck = async {
-            if all_stuck(&failure.borrow_and_update()).is_some() {
-                self.hurry.notify_one();
-            }
-            while failure.changed().await.is_ok() {
-                if let Some(why) = all_stuck(&failure.borrow_and_update()) {
-                    return why;
-                }
-            }
-            std::future::pending().await
-        };
         tokio::select! {
             biased;
-            permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()) => match permit {
-                Ok(Ok(permit)) => Ok(permit),
-                Ok(Err(_)) => Err(NoSession::Closed),
-                Err(_) => Err(NoSession::Busy(self.size)),
-            },
-            why = stuck => Err(NoSession::Stuck(why)),
+            permit = timeout_at(deadline, Arc::clone(&self.permits).acquire_owned()) => {
+                match permit {
+                    Ok(Ok(permit)) => Ok(permit),
+                    Ok(Err(_)) => Err(NoSession::Closed),
+                    Err(_) => Err(NoSession::AllInUse(self.size)),
+                }
+            }
+            why = self.none_ended() => Err(NoSession::NoneEnded(why)),
         }
     }
 
-    fn pop_idle(&self) -> Option<Session> {
-        self.state().idle.pop()
+    /// Returns once an attempt to end all sessions of the pool has failed, with the cause.
+    async fn none_ended(&self) -> String {
+        let mut failure = self.ending_failure.subscribe();
+        let of_all = |failure: &Option<EndingFailure>| {
+            let failure = failure.as_ref()?;
+            (failure.sessions >= self.size as usize).then(|| failure.why.clone())
+        };
+        if of_all(&failure.borrow_and_update()).is_some() {
+            self.end_now.notify_one();
+        }
+        while failure.changed().await.is_ok() {
+            if let Some(why) = of_all(&failure.borrow_and_update()) {
+                return why;
+            }
+        }
+        std::future::pending().await
     }
 
-    /// (Boxed, since sqlx's futures cannot be shown to be `Send` through the layers above.)
-    fn dial(&self) -> BoxFuture<'_, Result<Session, NoSession>> {
-        Box::pin(async move {
-            let generation = self.state().generation;
-            let mut conn = self.options.connect().await?;
-            let beginning: BoxFuture<'_, _> = conn.execute(self.begin.as_str());
-            beginning.await?;
-            if logs_statements(&mut conn).await? {
-                return Err(NoSession::LogsStatements);
-            }
-            let name = format!("stocklock:{}", Uuid::now_v7().simple());
-            let named = sqlx::query_scalar::<_, Option<i64>>("SELECT GET_LOCK(?, 0)")
-                .bind(name.clone())
-                .fetch_one(&mut conn)
-                .await;
-            let now = Instant::now();
-            Ok(Session {
-                conn,
-                name: named.is_ok_and(|got| got == Some(1)).then_some(name),
-                generation,
-                // Apart, so that they do not all expire at once.
-                expires_at: now + MAX_AGE.mul_f64(1.0 - fastrand::f64() / 4.0),
-                idle_since: now,
-            })
-        })
+    fn pop_idle(&self) -> Option<Session> {
+        self.idle().sessions.pop()
     }
 
     fn in_use(self: &Arc<Self>, session: Session, permit: OwnedSemaphorePermit) -> InUse {
-        InUse::new(Ending { session, _permit: permit }, Arc::clone(self))
+        InUse::new(PooledSession { session, _permit: permit }, Arc::clone(self))
     }
 
-    /// A session without the settings of the pool, by which others are ended.
+    /// Opens a session beside the pool and without its settings.
     pub(super) async fn dial_plainly(&self) -> Result<MySqlConnection, sqlx::Error> {
         self.options.connect().await
     }
 
     /// Notes whether sessions can be ended at present.
-    pub(super) fn note_failure(&self, failure: Option<Failure>) {
-        self.failure.send_replace(failure);
+    pub(super) fn note_ending(&self, failure: Option<EndingFailure>) {
+        self.ending_failure.send_replace(failure);
     }
 
-    /// Closes the idle sessions that nobody used for half of what the server allows.
+    /// Has the [`Ender`] end a session in the server. Its place is taken until then.
+    pub(super) fn end_in_server(&self, pooled: PooledSession) {
+        let _no_ender = self.to_end.send(pooled);
+    }
+
+    /// Closes the idle sessions that are too old, or idle for half of the time after which the
+    /// server ends them.
     pub(super) fn close_unused(&self) {
-        let (now, unused) = (Instant::now(), self.limits.silence / 2);
-        let is_used = |session: &mut Session| {
-            now < session.expires_at && now.duration_since(session.idle_since) < unused
+        let (now, max_idle) = (Instant::now(), self.limits.silence / 2);
+        let is_unused = |session: &mut Session| {
+            now >= session.expires_at || now.duration_since(session.idle_since) >= max_idle
         };
-        let unused: Vec<_> =
-            self.state().idle.extract_if(.., |session| !is_used(session)).collect();
+        let unused: Vec<_> = self.idle().sessions.extract_if(.., is_unused).collect();
         for session in unused {
             self.close_aside(session);
         }
     }
 
-    /// Closes an idle session. Its place, where one is free, stays taken until it is closed.
+    /// Closes an idle session in the background. Until then it takes a place, if one is free.
     fn close_aside(&self, session: Session) {
         let place = Arc::clone(&self.permits).try_acquire_owned();
         tokio::spawn(async move {
@@ -316,66 +280,45 @@ impl Shared {
         });
     }
 
-    /// Uses no session again that exists now: what one of them met may await the others.
+    /// Uses no session again that exists now: the cause of one session's failure may lie in the
+    /// server, where the others would meet it too.
     pub(super) fn distrust(&self) {
-        let idle = {
-            let mut state = self.state();
-            state.generation += 1;
-            std::mem::take(&mut state.idle)
+        let distrusted = {
+            let mut idle = self.idle();
+            idle.generation += 1;
+            std::mem::take(&mut idle.sessions)
         };
-        for session in idle {
+        for session in distrusted {
             self.close_aside(session);
         }
     }
 
-    pub(super) fn give_back(&self, Ending { mut session, _permit: place }: Ending) {
+    /// Makes a session idle. Closes it if it is too old, or distrusted, or if the pool is closed.
+    pub(super) fn put_back(&self, PooledSession { mut session, _permit: permit }: PooledSession) {
         let now = Instant::now();
         session.idle_since = now;
         {
-            let mut state = self.state();
-            if session.generation == state.generation
+            let mut idle = self.idle();
+            if session.generation == idle.generation
                 && now < session.expires_at
                 && !self.permits.is_closed()
             {
-                state.idle.push(session);
+                idle.sessions.push(session);
                 return;
             }
         }
         tokio::spawn(async move {
             session.close().await;
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-impl Session {
-    fn is_writable(&mut self) -> BoxFuture<'_, Result<bool, sqlx::Error>> {
-        Box::pin(async move {
-            let row = self.conn.fetch_one(IS_WRITABLE).await?;
-            Ok(row.try_get_unchecked::<i64, _>(0)? == 1)
-        })
-    }
-
-    /// Says goodbye to the server, which takes no answer.
-    async fn close(self) {
-        let _closed = timeout(GOODBYE_TIMEOUT, self.conn.close()).await;
-    }
-}
-
-/// Whether the server would write our changes to its log as statements, which `InnoDB` refuses.
-pub(super) async fn logs_statements(conn: &mut MySqlConnection) -> Result<bool, sqlx::Error> {
-    let sql = "SELECT @@log_bin AND @@binlog_format = 'STATEMENT'";
-    match sqlx::query_scalar::<_, i64>(sql).fetch_one(conn).await {
-        Ok(logs) => Ok(logs == 1),
-        // A server that knows no other format than ROW has no such variable.
-        Err(sqlx::Error::Database(_)) => Ok(false),
-        Err(error) => Err(error),
-    }
-}
-
+/// `host:port` of a URL. A URL without a host is shown as it is, without its password.
 fn address(url: &config::SecretUrl) -> String {
     let parsed = Url::parse(url.expose()).ok();
-    let address =
-        parsed.and_then(|url| Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(3306))));
+    let address = parsed.and_then(|url| {
+        Some(format!("{}:{}", url.host_str()?, url.port().unwrap_or(DEFAULT_PORT)))
+    });
     address.unwrap_or_else(|| url.to_string())
 }

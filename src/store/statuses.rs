@@ -1,4 +1,4 @@
-//! What workers and others report of orders, brought back to the order store.
+//! Applies the statuses that workers and others report to the orders of the order store.
 
 use std::{borrow::Borrow, collections::BTreeMap, time::Duration};
 
@@ -6,10 +6,9 @@ use chrono::{DateTime, Utc};
 use sqlx::MySqlConnection;
 
 use super::{
-    OrderStore, StoreError,
-    database::transaction,
-    releases,
-    rows::{ascii, expect_rows, hex, json, order_id, order_ids, wanted_orders},
+    OrderStore, StoreError, releases,
+    rows::{expect_rows, hex, json, order_id, order_ids, order_state, wanted_orders},
+    transaction::transaction,
 };
 use crate::{
     crash_point::crash_point,
@@ -19,19 +18,33 @@ use crate::{
 /// What a batch of statuses did.
 #[derive(Debug, Default)]
 pub struct Applied {
-    /// How many orders moved to each state.
-    pub(crate) moved: Vec<(OrderState, usize)>,
-    /// Events of the releases that are owed now, leased to the caller.
+    pub(crate) moved: Vec<MovedOrders>,
+    /// The events of the releases that are owed now, leased to the caller.
     pub(crate) events: Vec<OrderEvent>,
-    /// Orders whose release is reported as done, each as often as that was.
+    /// How many statuses reported a release as done.
     pub(crate) released: usize,
-    /// Orders that the store does not know.
+    /// Orders that the store does not have.
     pub(crate) unknown: Vec<OrderId>,
-    /// Completed orders that are reported failed too late for their stock to be given back; they stay completed.
+    /// Completed orders that were reported failed or cancelled too late to release their stock. They
+    /// stay completed.
     pub(crate) too_late: Vec<OrderId>,
 }
 
-/// In the order of the primary key, so that two compensators lock in the same order.
+/// How many orders a batch of statuses moved to a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MovedOrders {
+    pub(crate) to: OrderState,
+    pub(crate) count: usize,
+}
+
+/// An order whose row the transaction has locked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct LockedOrder {
+    pub(crate) order_id: OrderId,
+    pub(crate) state: OrderState,
+}
+
+/// The parameter has the ids in their order, so that two compensators lock rows in the same order.
 const LOCK_STATES: &str = concat!(
     "SELECT o.order_id, o.status FROM ",
     wanted_orders!(),
@@ -44,7 +57,8 @@ const MOVE_ORDERS: &str = "
         expected VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
         next     VARCHAR(16) CHARACTER SET ascii PATH '$[2]',
         reason   VARCHAR(512) CHARACTER SET utf8mb4 PATH '$[3]')) AS moved
-    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
+    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY)
+        ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
     SET o.status = moved.next, o.reason = moved.reason, o.updated_at = ?";
 
 const COMPLETE_PENDING: &str = concat!(
@@ -59,12 +73,16 @@ const FAIL_PENDING: &str = "
         hex    VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         reason VARCHAR(512) CHARACTER SET utf8mb4 PATH '$[1]')) AS refusals) AS refused
     STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = refused.order_id
-    SET o.status = 'FAILED', o.reason = refused.reason, o.updated_at = ? WHERE o.status = 'PENDING'";
+    SET o.status = 'FAILED', o.reason = refused.reason, o.updated_at = ?
+    WHERE o.status = 'PENDING'";
 
 impl OrderStore {
-    /// Brings statuses back to their orders, as if one by one in their order, in one transaction.
-    /// Releases that are owed then are leased to the caller for `lease`. Orders below
-    /// `releasable_from` do not fail any more once they are completed.
+    /// Applies statuses to their orders in one transaction, as if one by one in their order. The
+    /// releases that are owed then are leased to the caller for `lease`. A completed order below
+    /// `releasable_from` stays completed.
+    ///
+    /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
+    /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a transaction.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
@@ -73,7 +91,7 @@ impl OrderStore {
         lease: Duration,
     ) -> Result<Applied, StoreError> {
         let statuses: Vec<&OrderStatus> =
-            statuses.iter().map(S::borrow).filter(|status| may_matter(status)).collect();
+            statuses.iter().map(S::borrow).filter(|status| may_have_effect(status)).collect();
         if statuses.is_empty() {
             return Ok(Applied::default());
         }
@@ -82,24 +100,16 @@ impl OrderStore {
         ids.dedup();
         let released =
             statuses.iter().filter(|status| status.status == ReportedStatus::Released).count();
-        let decisions = FirstDecisions::new(&statuses, ids.len())?;
+        let first_decisions = FirstDecisions::new(&statuses, ids.len())?;
         let ids = order_ids(ids)?;
-        transaction!(self.db, "apply statuses", |conn, attempt| {
-            if let Some(decisions) = decisions.as_ref().filter(|_| attempt == 0) {
+        transaction!(self.db, ApplyStatuses, |conn, attempt| {
+            if let Some(decisions) = first_decisions.as_ref().filter(|_| attempt == 0) {
                 let moved = decisions.apply(conn, now).await?;
                 crash_point("compensate.written");
                 return Ok(Applied { moved, released, ..Applied::default() });
             }
             let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?, releasable_from);
-            let moved = plan.moves(&statuses);
-            if !moved.is_empty() {
-                let written = sqlx::query(MOVE_ORDERS)
-                    .bind(json(&moved)?)
-                    .bind(now)
-                    .execute(&mut *conn)
-                    .await?;
-                expect_rows("orders moved", moved.len(), written.rows_affected())?;
-            }
+            plan.write_moves(conn, &statuses, now).await?;
             let events = plan.write_releases(conn, now, lease).await?;
             crash_point("compensate.written");
             Ok(Applied {
@@ -113,36 +123,41 @@ impl OrderStore {
     }
 }
 
-/// Whether a status has an effect on any order. An announcement of what the order store holds
-/// already has none.
-fn may_matter(status: &OrderStatus) -> bool {
+/// Whether a status has an effect on an order in any state. The announcement of a state that the
+/// order store has already has none.
+fn may_have_effect(status: &OrderStatus) -> bool {
     OrderState::ALL.into_iter().any(|state| status.effect_on(Some(state), true) != Effect::Nothing)
 }
 
-/// The states of those orders that exist, which stay as they are until the transaction ends.
+/// Locks the orders of `ids` (a JSON parameter) that exist, until the transaction ends.
 pub(super) async fn lock_states(
     conn: &mut MySqlConnection,
     ids: &str,
-) -> Result<Vec<(OrderId, OrderState)>, StoreError> {
+) -> Result<Vec<LockedOrder>, StoreError> {
     let rows = sqlx::query(LOCK_STATES).bind(ids).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((order_id(row)?, OrderState::parse(ascii(row, "status")?)?))).collect()
+    let locked = |row| Ok(LockedOrder { order_id: order_id(row)?, state: order_state(row)? });
+    rows.iter().map(locked).collect()
 }
 
-/// A batch as nearly all are: a worker's first word on each of its orders, and releases that are
-/// done. It is applied as long as the orders decided all are pending, without a look at them
-/// before.
+/// A batch as most are: a worker's first status of each of its orders, and releases that are done.
+///
+/// It is applied without a read before. The statements move pending orders alone, so another state
+/// shows as a row that was not written.
 struct FirstDecisions {
-    completed: usize,
-    completed_ids: String,
-    failed: usize,
-    refusals: String,
-    released: usize,
-    released_ids: String,
+    completed: Batch,
+    failed: Batch,
+    released: Batch,
+}
+
+/// Distinct orders, and the parameter of the statement for them.
+struct Batch {
+    orders: usize,
+    parameter: String,
 }
 
 impl FirstDecisions {
-    /// `None` where an order has more than one status, or somebody else reports one. `orders` is
-    /// the number of distinct orders.
+    /// `None` if an order has more than one status, or if the source of one is not a worker. `orders`
+    /// is the number of distinct orders.
     fn new(statuses: &[&OrderStatus], orders: usize) -> Result<Option<Self>, StoreError> {
         if !statuses.iter().all(|status| status.is_from_worker()) {
             return Ok(None);
@@ -160,54 +175,50 @@ impl FirstDecisions {
         completed.sort_unstable();
         failed.sort_unstable();
         released.sort_unstable();
-        // The worker repeats this status, and once is as good as twice.
+        // A worker may repeat this status.
         released.dedup();
         if orders < completed.len() + failed.len() + released.len() {
             return Ok(None);
         }
         let refusals: Vec<_> = failed.iter().map(|(id, reason)| (hex(*id), reason)).collect();
         Ok(Some(Self {
-            completed: completed.len(),
-            completed_ids: order_ids(completed)?,
-            failed: failed.len(),
-            refusals: json(&refusals)?,
-            released: released.len(),
-            released_ids: order_ids(released)?,
+            failed: Batch { orders: failed.len(), parameter: json(&refusals)? },
+            completed: Batch { orders: completed.len(), parameter: order_ids(completed)? },
+            released: Batch { orders: released.len(), parameter: order_ids(released)? },
         }))
     }
 
-    /// A conflict where one of the orders is not pending, or not there, or where a release that is
-    /// done was not owed.
+    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if a
+    /// release that is done was not owed.
     async fn apply(
         &self,
         conn: &mut MySqlConnection,
         now: DateTime<Utc>,
-    ) -> Result<Vec<(OrderState, usize)>, StoreError> {
-        let parts = [
-            (COMPLETE_PENDING, OrderState::Completed, self.completed, &self.completed_ids),
-            (FAIL_PENDING, OrderState::Failed, self.failed, &self.refusals),
-        ];
-        let mut moved = Vec::with_capacity(parts.len());
-        for (statement, state, count, orders) in
-            parts.into_iter().filter(|(_, _, count, _)| *count > 0)
-        {
-            let written = sqlx::query(statement).bind(orders).bind(now).execute(&mut *conn).await?;
-            expect_rows("pending orders moved", count, written.rows_affected())?;
-            moved.push((state, count));
+    ) -> Result<Vec<MovedOrders>, StoreError> {
+        let mut moved = Vec::with_capacity(2);
+        for (statement, to, batch) in [
+            (COMPLETE_PENDING, OrderState::Completed, &self.completed),
+            (FAIL_PENDING, OrderState::Failed, &self.failed),
+        ] {
+            if batch.orders > 0 {
+                let moving = sqlx::query(statement).bind(&batch.parameter).bind(now);
+                let written = moving.execute(&mut *conn).await?.rows_affected();
+                expect_rows("pending orders moved", batch.orders, written)?;
+                moved.push(MovedOrders { to, count: batch.orders });
+            }
         }
-        if self.released > 0 {
-            let ended = releases::end(conn, &self.released_ids).await?;
-            expect_rows("releases ended", self.released, ended)?;
+        if self.released.orders > 0 {
+            let ended = releases::end(conn, &self.released.parameter).await?;
+            expect_rows("releases ended", self.released.orders, ended)?;
         }
         Ok(moved)
     }
 }
 
-/// What a batch of statuses means for the orders as they stand: at most one move an order, and what
-/// its last status says of its release.
+/// What a batch of statuses does to orders in their present states: at most one move for each order,
+/// and what its last status says about its release.
 struct Plan {
-    /// The order, its state before, its state after, and the index of the status that moved it last.
-    moves: Vec<(OrderId, OrderState, OrderState, usize)>,
+    moves: Vec<Move>,
     /// Orders whose release is owed from now on.
     owed: Vec<OrderId>,
     /// Orders whose release is done.
@@ -216,42 +227,70 @@ struct Plan {
     too_late: Vec<OrderId>,
 }
 
+struct Move {
+    order_id: OrderId,
+    from: OrderState,
+    to: OrderState,
+    /// The index of the status that moves the order last.
+    cause: usize,
+}
+
 impl Plan {
-    fn new(
-        statuses: &[&OrderStatus],
-        states: &[(OrderId, OrderState)],
-        releasable_from: OrderId,
-    ) -> Self {
-        let before: BTreeMap<_, _> = states.iter().copied().collect();
-        let mut after = BTreeMap::new();
-        let mut releases = BTreeMap::new();
+    fn new(statuses: &[&OrderStatus], locked: &[LockedOrder], releasable_from: OrderId) -> Self {
+        let before: BTreeMap<_, _> =
+            locked.iter().map(|order| (order.order_id, order.state)).collect();
+        let mut moves: BTreeMap<OrderId, Move> = BTreeMap::new();
+        // Whether the release of an order is owed, or done.
+        let mut is_owed = BTreeMap::new();
         let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
-        for (index, status) in statuses.iter().enumerate() {
+        for (cause, status) in statuses.iter().enumerate() {
             let id = status.order_id;
-            let state =
-                after.get(&id).map(|(state, _)| *state).or_else(|| before.get(&id).copied());
+            let first = before.get(&id).copied();
+            let state = moves.get(&id).map(|moved| moved.to).or(first);
             match status.effect_on(state, id >= releasable_from) {
                 Effect::Nothing => {}
                 Effect::Move { to, owes_release } => {
-                    after.insert(id, (to, index));
+                    // Only an order that exists moves.
+                    if let Some(from) = first {
+                        moves.insert(id, Move { order_id: id, from, to, cause });
+                    }
                     if owes_release {
-                        releases.insert(id, true);
+                        is_owed.insert(id, true);
                     }
                 }
-                Effect::OweRelease => drop(releases.insert(id, true)),
-                Effect::EndRelease => drop(releases.insert(id, false)),
+                Effect::OweRelease => drop(is_owed.insert(id, true)),
+                Effect::EndRelease => drop(is_owed.insert(id, false)),
                 Effect::TooLate => too_late.push(id),
                 Effect::UnknownOrder => unknown.push(id),
             }
         }
-        let moves =
-            after.into_iter().map(|(id, (next, index))| (id, before[&id], next, index)).collect();
-        let (owed, ended): (Vec<_>, Vec<_>) = releases.into_iter().partition(|(_, owed)| *owed);
+        let (owed, ended): (Vec<_>, Vec<_>) = is_owed.into_iter().partition(|(_, owed)| *owed);
         let ids = |orders: Vec<(OrderId, bool)>| orders.into_iter().map(|(id, _)| id).collect();
+        let moves = moves.into_values().collect();
         Self { moves, owed: ids(owed), ended: ids(ended), unknown, too_late }
     }
 
-    /// Writes which releases are owed and which are done. Answers the events of the former.
+    /// Moves the orders. Fails with [`StoreError::Conflict`] unless all of them are in the state
+    /// that was read.
+    async fn write_moves(
+        &self,
+        conn: &mut MySqlConnection,
+        statuses: &[&OrderStatus],
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        if self.moves.is_empty() {
+            return Ok(());
+        }
+        let row = |planned: &Move| {
+            let reason = statuses[planned.cause].status.reason().map(Reason::as_str);
+            (hex(planned.order_id), planned.from.as_str(), planned.to.as_str(), reason)
+        };
+        let rows = json(&self.moves.iter().map(row).collect::<Vec<_>>())?;
+        let written = sqlx::query(MOVE_ORDERS).bind(rows).bind(now).execute(conn).await?;
+        expect_rows("orders moved", self.moves.len(), written.rows_affected())
+    }
+
+    /// Owes and ends releases. Returns the events of the releases that are owed now.
     async fn write_releases(
         &self,
         conn: &mut MySqlConnection,
@@ -268,25 +307,10 @@ impl Plan {
         releases::read_events(conn, &order_ids(self.owed.iter().copied())?).await
     }
 
-    fn moves<'a>(
-        &self,
-        statuses: &'a [&OrderStatus],
-    ) -> Vec<(String, &'static str, &'static str, Option<&'a str>)> {
-        let row = |(id, before, after, index): &(OrderId, OrderState, OrderState, usize)| {
-            let reason = statuses[*index].status.reason().map(Reason::as_str);
-            (hex(*id), before.as_str(), after.as_str(), reason)
-        };
-        self.moves.iter().map(row).collect()
-    }
-
-    fn count_moves(&self) -> Vec<(OrderState, usize)> {
-        [OrderState::Completed, OrderState::Failed, OrderState::Cancelled]
-            .into_iter()
-            .map(|state| {
-                (state, self.moves.iter().filter(|(_, _, next, _)| *next == state).count())
-            })
-            .filter(|(_, count)| *count > 0)
-            .collect()
+    fn count_moves(&self) -> Vec<MovedOrders> {
+        let count = |to| self.moves.iter().filter(|planned| planned.to == to).count();
+        let counts = OrderState::ALL.into_iter().map(|to| MovedOrders { to, count: count(to) });
+        counts.filter(|moved| moved.count > 0).collect()
     }
 }
 
@@ -295,15 +319,16 @@ mod tests {
     use super::*;
     use crate::domain::WORKER_SOURCE;
 
-    fn is_fast(said: &[(OrderId, ReportedStatus, &str)]) -> bool {
+    /// Whether a batch of these statuses is applied without a read before.
+    fn is_fast(reported: &[(OrderId, ReportedStatus, &str)]) -> bool {
         let status = |(order_id, status, source): &(OrderId, ReportedStatus, &str)| OrderStatus {
             order_id: *order_id,
             status: status.clone(),
             source: (*source).to_owned(),
             occurred_at: DateTime::UNIX_EPOCH,
         };
-        let statuses: Vec<_> = said.iter().map(status).collect();
-        let orders: std::collections::BTreeSet<_> = said.iter().map(|(id, ..)| *id).collect();
+        let statuses: Vec<_> = reported.iter().map(status).collect();
+        let orders: std::collections::BTreeSet<_> = reported.iter().map(|(id, ..)| *id).collect();
         FirstDecisions::new(&statuses.iter().collect::<Vec<_>>(), orders.len()).unwrap().is_some()
     }
 
@@ -313,6 +338,7 @@ mod tests {
         let completed = |id| (id, ReportedStatus::Completed, WORKER_SOURCE);
         let released = |id| (id, ReportedStatus::Released, WORKER_SOURCE);
         let failed = |id, source| (id, ReportedStatus::Failed(Reason::InsufficientStock), source);
+
         assert!(is_fast(&[
             completed(one),
             failed(two, WORKER_SOURCE),
@@ -320,7 +346,7 @@ mod tests {
             released(three)
         ]));
         assert!(is_fast(&[released(one), released(two)]));
-        assert!(!is_fast(&[completed(one), released(one)]), "it was decided, and then released");
+        assert!(!is_fast(&[completed(one), released(one)]), "an order has two statuses");
         assert!(!is_fast(&[completed(one), completed(one), released(two)]));
         assert!(!is_fast(&[released(one), failed(two, "payments")]));
     }

@@ -1,7 +1,10 @@
+//! The decision of a batch of order events: one transaction over stock and outcomes.
+
 use std::{
     borrow::Borrow,
-    collections::{BTreeMap, HashMap},
-    time::Instant,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    ops::Range,
+    time::{Duration, Instant},
 };
 
 use chrono::{DateTime, Utc};
@@ -9,42 +12,56 @@ use sqlx::{MySqlConnection, Row};
 
 use super::{
     Database, StoreError,
-    database::transaction,
+    error::{Conflict, Corrupt, Outage},
     outcomes,
     retention::purged_below,
     rows::{ascii, json, product_ids, wanted_products},
+    transaction::transaction,
 };
 use crate::{
     crash_point::crash_point,
     domain::{
-        EventKind, Horizon, OrderEvent, ProductId,
-        fold::{Decisions, StockNotRead, fold},
+        EventKind,
+        Horizon,
+        OrderEvent,
+        OrderId,
+        ProductId,
+        fold::{Decisions, Outcome, StockNotRead, fold},
     },
     telemetry::Metrics,
 };
 
-/// The products, the outcomes and the ledger.
+/// The products, the outcomes of orders, and the ledger of movements.
 #[derive(Debug, Clone)]
 pub struct StockStore {
     pub(super) db: Database,
     metrics: Metrics,
-    /// How long the ledger keeps outcomes.
+    /// How long outcomes are kept.
     pub(super) horizon: Horizon,
 }
 
-/// What keeps a decision from resting on stock that another has changed meanwhile.
+/// How a transaction makes sure that no rival changes the stock on which its decisions rest.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Guard {
-    /// The rows are locked from the reading to the commit.
+    /// The rows are locked from the read to the commit.
     RowLocks,
-    /// The rows are only read; every product on which a decision rests, a refusal too, must still bear the version read.
+    /// The rows are read without a lock. At the write, each product on which a decision rests must
+    /// still have the version that was read; also a product on which a refusal rests.
     Versions,
 }
 
+/// The row of a product.
 #[derive(Debug, Clone, Copy)]
-struct Stock {
+struct StockRow {
     available: i64,
     version: i64,
+}
+
+/// The row locks of a batch.
+struct RowLocks {
+    /// How long the read waited for them.
+    wait: Duration,
+    held_since: Instant,
 }
 
 macro_rules! read_stock {
@@ -52,7 +69,8 @@ macro_rules! read_stock {
         concat!(
             "SELECT p.product_id, p.available, p.version FROM ",
             wanted_products!(),
-            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = wanted.product_id",
+            " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY)
+            ON p.product_id = wanted.product_id",
             $lock
         )
     };
@@ -66,8 +84,19 @@ const WRITE_STOCK: &str = "
         product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
         available  BIGINT PATH '$[1]',
         version    BIGINT PATH '$[2]')) AS decided
-    STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = decided.product_id AND p.version = decided.version
+    STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY)
+        ON p.product_id = decided.product_id AND p.version = decided.version
     SET p.available = decided.available, p.version = p.version + 1, p.updated_at = ?";
+
+impl Guard {
+    /// The statement that reads the stock. A repeated attempt locks the rows in any case.
+    fn read_statement(self, attempt: u32) -> &'static str {
+        match (self, attempt) {
+            (Self::Versions, 0) => READ_STOCK,
+            (Self::Versions | Self::RowLocks, _) => LOCK_STOCK,
+        }
+    }
+}
 
 impl StockStore {
     pub fn new(db: Database, metrics: Metrics, horizon: Horizon) -> Self {
@@ -80,10 +109,18 @@ impl StockStore {
 
     /// Decides a batch of events in one transaction: stock, outcomes and ledger, all of it or nothing.
     ///
-    /// Where a write turns out stale under [`Guard::Versions`], nothing holds, and the batch runs again with its rows locked, so
-    /// that no rival can starve it. Orders placed are taken for new at first: where one was decided before, the key of its outcome refuses
-    /// a second one, and the batch runs again with a look at what is recorded. Orders beyond the horizon are left alone, and those
-    /// whose outcomes may be purged, whatever the clocks say.
+    /// At first, all placed orders are assumed new. If one was decided before, the primary key of its
+    /// outcome refuses a second outcome. Then the batch runs again and reads the recorded outcomes.
+    ///
+    /// If a write is stale under [`Guard::Versions`], the batch runs again with its rows locked, so
+    /// that no rival can starve it.
+    ///
+    /// Orders beyond the horizon stay as they are. So do orders whose outcomes may be purged,
+    /// whatever the clocks say.
+    ///
+    /// Fails with [`StoreError::Corrupt`] if a recorded outcome cannot be read, with
+    /// [`StoreError::Refused`] if the server refuses an outcome, and with the errors of a
+    /// transaction.
     pub async fn decide<E: Borrow<OrderEvent> + Sync>(
         &self,
         events: &[E],
@@ -93,7 +130,8 @@ impl StockStore {
         self.decide_while(|| true, events, guard, now).await
     }
 
-    /// The same under locks: nothing is committed that they have not outlasted.
+    /// [`StockStore::decide`] under locks: commits only if `is_held` says that the locks are still
+    /// held. Fails with [`StoreError::LocksLost`] if not.
     pub(crate) async fn decide_while<E: Borrow<OrderEvent> + Sync>(
         &self,
         is_held: impl Fn() -> bool + Send + Sync,
@@ -101,21 +139,16 @@ impl StockStore {
         guard: Guard,
         now: DateTime<Utc>,
     ) -> Result<Decisions, StoreError> {
-        let demanded: std::collections::BTreeSet<_> = events
-            .iter()
-            .map(E::borrow)
-            .flat_map(|e| e.lines.as_slice().iter().map(|line| line.product_id().clone()))
-            .collect();
+        let lines = events.iter().flat_map(|event| event.borrow().lines.as_slice());
+        let demanded: BTreeSet<_> = lines.map(|line| line.product_id().clone()).collect();
         let keys = product_ids(&demanded)?;
         let mut decidable = self.horizon.decidable(now);
         let may_be_new = events.iter().all(|event| event.borrow().kind == EventKind::Placed);
-        let mut locked = None;
-        let decided = transaction!(self.db, "decide", |conn, attempt| {
-            let read =
-                if guard == Guard::RowLocks || attempt > 0 { LOCK_STOCK } else { READ_STOCK };
+        let mut row_locks = None;
+        let decided = transaction!(self.db, Decide, |conn, attempt| {
             let locking = Instant::now();
-            let mut stock = read_stock(conn, read, &keys).await?;
-            locked = Some((locking.elapsed(), Instant::now()));
+            let stock = read_stock(conn, guard.read_statement(attempt), &keys).await?;
+            row_locks = Some(RowLocks { wait: locking.elapsed(), held_since: Instant::now() });
             crash_point("deduct.read");
             let recorded = match attempt {
                 0 if may_be_new => HashMap::new(),
@@ -126,43 +159,34 @@ impl StockStore {
             if attempt > 0 {
                 decidable.start = decidable.start.max(purged_below(conn).await?);
             }
-            let decisions = loop {
-                let available =
-                    stock.iter().map(|(id, stock)| (id.clone(), stock.available)).collect();
-                match fold(events.iter().map(E::borrow), &decidable, &available, &recorded) {
-                    Ok(decisions) => break decisions,
-                    Err(StockNotRead(missing)) => {
-                        let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
-                        if more.len() < missing.len() {
-                            let text = format!(
-                                "the ledger holds units of products that do not exist: {missing:?}"
-                            );
-                            return Err(StoreError::Damaged(text));
-                        }
-                        stock.extend(more);
-                    }
-                }
-            };
+            let (decisions, stock) = fold_over(conn, stock, events, &decidable, &recorded).await?;
             self.write_stock(conn, &stock, &decisions, guard, now).await?;
             crash_point("deduct.written");
             outcomes::insert(conn, &decisions.outcomes, now).await?;
             outcomes::release(conn, &decisions.released, now).await?;
             if is_held() { Ok(decisions) } else { Err(StoreError::LocksLost) }
         });
-        if let Some((wait, since)) = locked.filter(|_| guard == Guard::RowLocks) {
-            self.metrics.lock_wait.with_label_values(&["row"]).observe(wait.as_secs_f64());
-            self.metrics
-                .lock_hold
-                .with_label_values(&["row"])
-                .observe(since.elapsed().as_secs_f64());
+        if let Some(row_locks) = row_locks.filter(|_| guard == Guard::RowLocks) {
+            self.observe(&row_locks);
         }
         decided
     }
 
+    /// Records how long the row locks of a batch took, and how long they were held.
+    fn observe(&self, RowLocks { wait, held_since }: &RowLocks) {
+        let Metrics { lock_wait, lock_hold, .. } = &self.metrics;
+        lock_wait.with_label_values(&["row"]).observe(wait.as_secs_f64());
+        lock_hold.with_label_values(&["row"]).observe(held_since.elapsed().as_secs_f64());
+    }
+
+    /// Writes the new quantities where the version is still the one read. Under [`Guard::Versions`]
+    /// it also raises the version of products on which a refusal rests.
+    ///
+    /// Fails with [`StoreError::Conflict`] if another transaction wrote one of the products.
     async fn write_stock(
         &self,
         conn: &mut MySqlConnection,
-        stock: &BTreeMap<ProductId, Stock>,
+        stock: &BTreeMap<ProductId, StockRow>,
         decisions: &Decisions,
         guard: Guard,
         now: DateTime<Utc>,
@@ -187,29 +211,49 @@ impl StockStore {
             return Ok(());
         }
         self.metrics.stale_writes_rejected.inc_by(stale);
-        Err(StoreError::Conflict(format!(
-            "{stale} of {} products were changed meanwhile",
-            written.len()
-        )))
+        Err(Conflict::StaleProducts { stale, written: written.len() }.into())
     }
 }
 
+/// Folds the events over the stock. Returns the stock that the decisions rest on, too.
+///
+/// A release may return units of products that the batch did not demand. Their rows are locked and
+/// read, and the events are folded again. Fails with [`StoreError::Corrupt`] if such a product does
+/// not exist.
+async fn fold_over<E: Borrow<OrderEvent>>(
+    conn: &mut MySqlConnection,
+    mut stock: BTreeMap<ProductId, StockRow>,
+    events: &[E],
+    decidable: &Range<OrderId>,
+    recorded: &HashMap<OrderId, Outcome>,
+) -> Result<(Decisions, BTreeMap<ProductId, StockRow>), StoreError> {
+    loop {
+        let available = stock.iter().map(|(id, row)| (id.clone(), row.available)).collect();
+        let missing = match fold(events.iter().map(E::borrow), decidable, &available, recorded) {
+            Ok(decisions) => return Ok((decisions, stock)),
+            Err(StockNotRead(missing)) => missing,
+        };
+        let more = read_stock(conn, LOCK_STOCK, &product_ids(&missing)?).await?;
+        if more.len() < missing.len() {
+            return Err(Corrupt::UnknownProducts(missing).into());
+        }
+        stock.extend(more);
+    }
+}
+
+/// The rows of the products that exist. Fails with [`StoreError::Unavailable`] if an id is corrupt:
+/// it concerns the orders of several clients, which wait until a person corrects it.
 async fn read_stock(
     conn: &mut MySqlConnection,
     statement: &'static str,
     keys: &str,
-) -> Result<BTreeMap<ProductId, Stock>, StoreError> {
+) -> Result<BTreeMap<ProductId, StockRow>, StoreError> {
     let rows = sqlx::query(statement).bind(keys).fetch_all(conn).await?;
     rows.iter()
         .map(|row| {
-            // A product is no order's own: whoever wants it waits until it is mended.
-            let id = ProductId::parse(ascii(row, "product_id")?).map_err(|damage| {
-                StoreError::Unavailable(format!("products.product_id is damaged: {damage}"))
-            })?;
-            Ok((
-                id,
-                Stock { available: row.try_get("available")?, version: row.try_get("version")? },
-            ))
+            let id = ProductId::parse(ascii(row, "product_id")?).map_err(Outage::CorruptProduct)?;
+            let (available, version) = (row.try_get("available")?, row.try_get("version")?);
+            Ok((id, StockRow { available, version }))
         })
         .collect()
 }

@@ -48,6 +48,7 @@ pub struct Metrics {
     pub(crate) compensations: IntCounterVec,
     pub(crate) retention_deleted: IntCounterVec,
     pub retries: IntCounterVec,
+    pub(crate) transaction_seconds: HistogramVec,
     pub(crate) pool_connections: IntGaugeVec,
     pub(crate) http_requests: IntCounterVec,
     pub(crate) http_request_seconds: HistogramVec,
@@ -198,6 +199,11 @@ impl Metrics {
                 "stocklock_retries_total",
                 "Attempts repeated after a failure.",
                 &["dependency"],
+            )?,
+            transaction_seconds: make.histograms(
+                "stocklock_transaction_seconds",
+                "Time of a database transaction, with the wait for a connection and all attempts.",
+                &["name"],
             )?,
             pool_connections: make.gauges(
                 "stocklock_pool_connections",

@@ -6,19 +6,19 @@ use chrono::Utc;
 use rdkafka::{Message as _, error::KafkaError};
 use tokio::sync::mpsc;
 
-use super::{Checks, PAGE, Topics, Violation, letters::Letters};
+use super::{Checks, PAGE_ROWS, TopicAccess, Violation, letters::Letters};
 use crate::{
     domain::{EventKind, OrderId},
     kafka::TopicReader,
     store::StoreError,
 };
 
-/// What the check found out about the events that the workers have passed.
+/// What the check found about the events before the committed offsets of the workers.
 #[derive(Debug, Default)]
 pub(super) struct PassedEvents {
     pub(crate) count: u64,
     pub(crate) violations: Vec<Violation>,
-    /// What could not be looked at, and why.
+    /// What could not be checked, and why.
     pub(crate) unchecked: Vec<String>,
 }
 
@@ -28,12 +28,15 @@ struct Passed {
     partition: i32,
     offset: i64,
     written_at_millis: Option<i64>,
-    /// `None` where it is no order event.
+    /// `None` if the message is no order event.
     event: Option<(OrderId, EventKind)>,
 }
 
-/// Reads the offsets first, then the events before them, then the outcomes, then the dead letters.
-/// An event has its outcome or its letter before the offset is committed, so none is missed.
+/// Reads the committed offsets first, then the events before them, then the outcomes, then the dead
+/// letters. A worker writes the outcome or the dead letter of an event before it commits the offset,
+/// so the check misses none.
+///
+/// Fails with the error of a store. What Kafka does not show is `unchecked`.
 pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreError> {
     let mut found = PassedEvents::default();
     let (sender, mut pages) = mpsc::channel(2);
@@ -47,7 +50,7 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     let read = reading.await.map_err(|error| error.to_string());
     match read.and_then(|read| read.map_err(|error| error.to_string())) {
         Ok(beyond) => found.unchecked.extend(beyond),
-        Err(error) => found.unchecked.push(format!("{error} (or run it with --without 7)")),
+        Err(error) => found.unchecked.push(format!("{error} (--without 7 leaves it out)")),
     }
     if suspects.is_empty() {
         return Ok(found);
@@ -68,10 +71,12 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     Ok(found)
 }
 
-/// Sends the passed events in pages. Answers which committed offsets lie beyond the end of a
+/// Sends the passed events in pages. Returns a text for each committed offset beyond the end of a
 /// partition that retains messages.
+///
+/// Fails with [`KafkaError`] if a topic or the offsets cannot be read.
 fn read_passed(
-    topics: &Topics,
+    topics: &TopicAccess,
     pages: &mpsc::Sender<Vec<Passed>>,
 ) -> Result<Vec<String>, KafkaError> {
     let (orders, codec) = (&topics.names.orders, Arc::clone(&topics.events));
@@ -81,8 +86,8 @@ fn read_passed(
     for (partition, offset) in std::mem::take(&mut committed) {
         let Range { start, end } = reader.retained(orders, partition)?;
         if start < end && offset > end {
-            // The topic was created again, or lost its last messages. Its events are not those that
-            // were passed.
+            // The topic was created again, or lost its last messages. So its events are not the
+            // ones that the workers have passed.
             beyond.push(format!(
                 "{orders}/{partition} ends at {end}, and the workers have committed {offset}"
             ));
@@ -99,19 +104,19 @@ fn read_passed(
             written_at_millis: message.timestamp().to_millis(),
             event: event.map(|event| (event.order_id, event.kind)),
         });
-        page.len() < PAGE as usize || pages.blocking_send(std::mem::take(&mut page)).is_ok()
+        page.len() < PAGE_ROWS as usize || pages.blocking_send(std::mem::take(&mut page)).is_ok()
     })?;
     let _nobody_waits = pages.blocking_send(page);
     Ok(beyond)
 }
 
-/// The events of a page that seem to have had no effect: an order without an outcome that could
-/// still be decided, or one that holds its stock in spite of a release.
+/// The events of a page that seem to have had no effect: the order has no outcome and can still be
+/// decided, or the order holds its stock although the event is its release.
 async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>, StoreError> {
     let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.0)).collect();
     let ids: Vec<_> = ids.into_iter().collect();
-    let holds_stock = checks.stock.find_decided(&ids).await?;
-    // Read after the outcomes: an outcome that was purged before is not missing.
+    let holds_stock = checks.stock.find_holdings(&ids).await?;
+    // Read after the outcomes: an outcome that was purged before that is not missing.
     let purged_below = checks.stock.purged_below().await?;
     let decidable = checks.config.retention.horizon.decidable(Utc::now());
     let is_settled = |passed: &Passed| match passed.event {

@@ -1,11 +1,11 @@
-//! Invariants 1, 2 and 4: what the stock store's ledger explains of its stock.
+//! Invariants 1, 2 and 4: the stock store's ledger explains its stock.
 
 use std::collections::BTreeMap;
 
 use super::{Report, Violation};
-use crate::store::StockSnapshot;
+use crate::store::{CorruptOutcome, StockSnapshot};
 
-/// The snapshot alone, exactly.
+/// Checks the snapshot alone. The result is exact, also under load.
 pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     report.products = snapshot.available.len();
     report.outcomes = snapshot.outcomes;
@@ -33,8 +33,8 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     {
         violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
     }
-    for (id, detail) in &snapshot.damaged {
-        violated(4, format!("order {id}"), detail.clone());
+    for CorruptOutcome { order_id, detail } in &snapshot.corrupt {
+        violated(4, format!("order {order_id}"), detail.clone());
     }
 }
 
@@ -44,7 +44,7 @@ mod tests {
     use crate::domain::ProductId;
 
     #[test]
-    fn what_the_ledger_does_not_explain_names_the_product() {
+    fn a_quantity_that_the_ledger_does_not_explain_names_its_product() {
         let id = ProductId::parse("sku-1").unwrap();
         let one = |n| BTreeMap::from([(id.clone(), n)]);
         let check = |available, supplied, held| {

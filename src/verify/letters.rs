@@ -1,3 +1,5 @@
+//! The dead letters, which explain why an order is not final.
+
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use rdkafka::{
@@ -6,33 +8,35 @@ use rdkafka::{
     message::{BorrowedMessage, Headers as _},
 };
 
-use super::{Checks, Topics};
+use super::{Checks, TopicAccess};
 use crate::{domain::OrderId, kafka::TopicReader};
 
-/// The dead letters that are retained.
+/// The dead letters that their topics retain.
 #[derive(Debug, Default)]
 pub(super) struct Letters {
-    /// The partitions and the offsets of the `orders` topic from which they come.
+    /// Their origins in the `orders` topic, as partition and offset.
     events: HashSet<(i32, i64)>,
-    /// Why the last message of an order was dead-lettered.
+    /// Why the last dead-lettered message of an order was dead-lettered.
     causes: HashMap<OrderId, String>,
-    /// Messages written earlier may have had letters that are no longer retained; milliseconds
-    /// since 1970.
+    /// Messages that were written before this time may have letters that are no longer retained. In
+    /// milliseconds since 1970.
     complete_since: i64,
 }
 
 impl Letters {
-    /// Reads both dead-letter topics. `None` where `checks` leaves Kafka out, or it cannot be read.
+    /// Reads both dead-letter topics. `None` if `checks` leaves Kafka out, or if a topic cannot be
+    /// read.
     pub(super) async fn read(checks: &Checks<'_>) -> Option<Self> {
         if checks.is_without(7) {
             return None;
         }
         let topics = checks.topics();
         let read = tokio::task::spawn_blocking(move || Self::read_blocking(&topics)).await.ok()?;
-        read.inspect_err(|error| tracing::warn!(%error, "the dead letters cannot be read")).ok()
+        read.inspect_err(|error| tracing::warn!(%error, "dead letters not read")).ok()
     }
 
-    pub(super) fn read_blocking(topics: &Topics) -> KafkaResult<Self> {
+    /// Blocks the thread. Fails with the error of the client.
+    fn read_blocking(topics: &TopicAccess) -> KafkaResult<Self> {
         let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
         let mut letters = Self::default();
         let mut first = BTreeMap::new();
@@ -61,13 +65,13 @@ impl Letters {
         Ok(letters)
     }
 
-    /// Why an order's last message was dead-lettered, if it was.
+    /// Why a message of the order was dead-lettered. `None` if none was.
     pub(super) fn cause(&self, id: OrderId) -> Option<&str> {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a message of the `orders` topic was dead-lettered. True too if it may have been, and
-    /// its letter is no longer retained.
+    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be one
+    /// that is no longer retained.
     pub(super) fn may_explain(
         &self,
         partition: i32,
@@ -92,8 +96,9 @@ impl Letters {
         }
     }
 
-    /// What others report of an order does not keep it from its outcome.
-    fn add_status(&mut self, letter: &BorrowedMessage<'_>, topics: &Topics) {
+    /// Counts letters of workers' statuses alone. A status of another source does not keep an order
+    /// from its outcome.
+    fn add_status(&mut self, letter: &BorrowedMessage<'_>, topics: &TopicAccess) {
         let Some(payload) = letter.payload() else { return };
         if let Ok(status) = topics.statuses.decode(payload, chrono::DateTime::UNIX_EPOCH)
             && status.is_from_worker()
@@ -119,7 +124,8 @@ fn order_of(letter: &BorrowedMessage<'_>) -> Option<OrderId> {
     std::str::from_utf8(letter.key()?).ok()?.parse().ok()
 }
 
-/// The last value of a header, as text: a letter of a letter has the headers of both.
+/// The last value of a header, as text. A letter that was dead-lettered again has the headers of
+/// both, in their order.
 fn header(letter: &BorrowedMessage<'_>, key: &str) -> Option<String> {
     let found = letter.headers()?.iter().filter(|header| header.key == key).last()?;
     Some(String::from_utf8_lossy(found.value?).into_owned())

@@ -6,9 +6,10 @@ use super::{Checks, Report, Violation};
 use crate::{
     config::LockStrategy,
     lock::{OverlongKey, overlong_keys},
-    store::{Role, StoreError},
+    store::{SilentTransactions, StoreError, StoreName},
 };
 
+/// Fails with the error of a store. What Redis does not show is `unchecked`.
 pub(super) async fn check(checks: &Checks<'_>, report: &mut Report) -> Result<(), StoreError> {
     if checks.is_without(6) {
         report.left_out.push("invariant 6, the locks and the transactions: --without 6".to_owned());
@@ -17,10 +18,15 @@ pub(super) async fn check(checks: &Checks<'_>, report: &mut Report) -> Result<()
     check_keys(checks, report).await;
     let ttl = checks.config.lock.ttl;
     let limit = silence_limit_seconds(ttl);
-    add_transactions(Role::StockStore, checks.stock.silent_transactions(limit).await?, ttl, report);
+    add_transactions(
+        StoreName::StockStore,
+        checks.stock.silent_transactions(limit).await?,
+        ttl,
+        report,
+    );
     if checks.config.order_store.url != checks.config.stock_store.url {
         add_transactions(
-            Role::OrderStore,
+            StoreName::OrderStore,
             checks.orders.silent_transactions(limit).await?,
             ttl,
             report,
@@ -51,33 +57,34 @@ async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
     }
 }
 
-/// The server counts in whole seconds, and ends a silent session up to two seconds late.
+/// The server counts in whole seconds, and ends a silent session up to 2 s late.
 fn silence_limit_seconds(ttl: Duration) -> u32 {
     u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX).max(2).saturating_add(2)
 }
 
-/// Sessions of roles end when they have been silent for the TTL, so that none keeps rows locked for
-/// longer.
+/// A session of a role ends after it was silent for the TTL, so none keeps rows locked for longer.
 fn add_transactions(
-    store: Role,
-    silent: Option<Vec<(u64, i64)>>,
+    store: StoreName,
+    silent: SilentTransactions,
     ttl: Duration,
     report: &mut Report,
 ) {
     let store = store.as_str();
-    let Some(silent) = silent else {
-        let privilege = format!(
-            "the user of {store}.url lacks the privilege PROCESS (or run it with --without 6)"
-        );
-        report
-            .forbidden
-            .push(format!("invariant 6, transactions left open in {store}: {privilege}"));
-        return;
+    let silent = match silent {
+        SilentTransactions::Listed(silent) => silent,
+        SilentTransactions::Forbidden => {
+            report.forbidden.push(format!(
+                "invariant 6, open transactions in {store}: the user of {store}.url lacks the \
+                 privilege PROCESS (--without 6 leaves it out)"
+            ));
+            return;
+        }
     };
-    report.violations.extend(silent.into_iter().map(|(session, seconds)| {
+    report.violations.extend(silent.into_iter().map(|open| {
         let detail = format!(
-            "has been silent for {seconds} s in a transaction of {store}, and lock.ttl is {ttl:?}"
+            "has been silent for {} s in a transaction of {store}, and lock.ttl is {ttl:?}",
+            open.silent_seconds
         );
-        Violation { invariant: 6, subject: format!("session {session}"), detail }
+        Violation { invariant: 6, subject: format!("session {}", open.session), detail }
     }));
 }

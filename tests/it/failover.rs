@@ -18,6 +18,16 @@ const SOON: Duration = Duration::from_secs(30);
 /// ways, offline, a member of a cluster or a group that is not ready.
 const UNFIT: [u16; 12] = [1047, 1053, 1290, 1792, 1836, 1874, 3032, 3098, 3100, 3168, 3796, 3797];
 
+fn new_order() -> NewOrder {
+    NewOrder {
+        order_id: OrderId::generate(),
+        reference: None,
+        customer_id: None,
+        lines: order_lines(&[("a", 1)]),
+        accepted_at: chrono::Utc::now(),
+    }
+}
+
 async fn fail_over(database: Database) {
     let (old, new) = tokio::join!(Server::start(database, &[]), Server::start(database, &[]));
     new.follow(&old).await;
@@ -39,7 +49,13 @@ async fn fail_over(database: Database) {
 
     old.hand_over_to(&new).await;
     api.place(&lines(&[("a", 1)])).await.problem(503);
+    // The first session of this pool is opened at the demoted primary.
+    let (fresh, order) = (world.order_store(), new_order());
+    let placing = tokio::spawn(async move { fresh.place(&[order], Duration::ZERO).await });
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(!placing.is_finished(), "a session of the demoted primary was used");
     proxy.lead_to(new.address());
+    placing.await.unwrap().expect("placed by a session of the new primary");
 
     let switched = Instant::now();
     wait_until_within(SOON, "an order completes", async || {

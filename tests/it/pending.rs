@@ -6,7 +6,7 @@ use chrono::{TimeDelta, Utc};
 use stocklock::{
     domain::{OrderEvent, OrderId},
     kafka::Producer,
-    relay::{PendingWatch, Relay, Turn},
+    relay::{PendingPass, PendingWatch, Relay},
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
@@ -40,9 +40,9 @@ async fn lost(world: &World, ids: Vec<OrderId>) -> Vec<OrderEvent> {
     saved
 }
 
-fn produced(turn: Turn) -> usize {
-    assert!(turn.is_complete);
-    turn.produced
+fn produced(pass: PendingPass) -> usize {
+    assert!(pass.is_complete);
+    pass.produced
 }
 
 /// The orders on the topic, each as often as it is there.

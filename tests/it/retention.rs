@@ -11,8 +11,8 @@ use stocklock::{
     deduct::Worker,
     domain::{Horizon, OrderEvent, OrderId, OrderState},
     lock::Lease,
-    retention::{Kept, Retention},
-    store::{Purge, StockSnapshot},
+    retention::{PurgedStore, Purger},
+    store::{Purged, StockSnapshot},
 };
 
 use crate::harness::{
@@ -42,8 +42,8 @@ async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     saved
 }
 
-fn retention(world: &World, store: Kept) -> Retention {
-    Retention {
+fn purger(world: &World, store: PurgedStore) -> Purger {
+    Purger {
         store,
         ages: world.config.retention.clone(),
         lease: Lease::None,
@@ -51,14 +51,14 @@ fn retention(world: &World, store: Kept) -> Retention {
     }
 }
 
-/// Takes turns until nothing is left to delete.
-async fn purge(world: &World, store: Kept) {
-    let retention = retention(world, store);
-    while retention.turn(Utc::now()).await.expect("a turn") {}
+/// Makes passes until nothing is left to delete.
+async fn purge(world: &World, store: PurgedStore) {
+    let purger = purger(world, store);
+    while purger.pass(Utc::now()).await.expect("a pass") {}
 }
 
 async fn purge_stock(world: &World) {
-    purge(world, Kept::Stock(world.stock_store(&World::metrics()).into())).await;
+    purge(world, PurgedStore::Stock(world.stock_store(&World::metrics()).into())).await;
 }
 
 async fn snapshot(world: &World) -> StockSnapshot {
@@ -72,7 +72,7 @@ async fn count(url: &str, sql: &'static str) -> i64 {
 
 async fn orders_there(world: &World, ids: &[OrderId]) -> Vec<bool> {
     let found = world.order_store().find_orders(ids).await.expect("the order store");
-    ids.iter().map(|id| found.iter().any(|(there, _)| there == id)).collect()
+    ids.iter().map(|id| found.iter().any(|order| order.order_id == *id)).collect()
 }
 
 fn expired(world: &World) -> usize {

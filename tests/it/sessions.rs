@@ -22,7 +22,7 @@ END";
 fn order_store(world: &World, pool_max: u32, lock_limit: Duration) -> OrderStore {
     let mut config = world.config.order_store.clone();
     config.pool_max = pool_max;
-    let pool = Pool::open(&config, Role::OrderStore, lock_limit, World::metrics())
+    let pool = Pool::open(&config, StoreName::OrderStore, lock_limit, World::metrics())
         .expect("the order store");
     OrderStore::new(pool)
 }

@@ -1,11 +1,11 @@
-//! What becomes of a transaction whose caller goes away in the middle of it.
+//! Transactions: one whose caller goes away halfway, and the time that each takes.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{Connection as _, MySqlConnection};
 use stocklock::store::{Database as Pool, OrderStore, Role};
 
-use crate::harness::{World, new_order, on_each_database};
+use crate::harness::{Api, Role, World, lines, new_order, on_each_database};
 
 const LEASE: Duration = Duration::from_secs(60);
 

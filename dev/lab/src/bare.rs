@@ -23,7 +23,7 @@ use stocklock::{
     config::{BatchConfig, Config},
     domain::{EventKind, Lines, OrderEvent, OrderId},
     kafka::{Message, Producer, client_config},
-    relay::{COMMITTER_LEASE, STRIKE_OUT_AFTER},
+    relay::{COMMITTER_LEASE, FORGET_DELAY},
     store::{Guard, NewOrder, OrderStore, StockStore},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
@@ -121,7 +121,7 @@ async fn strike_out(
 ) -> anyhow::Result<()> {
     let mut group = Vec::new();
     while in_outbox.recv_many(&mut group, QUEUE).await > 0 {
-        sleep(STRIKE_OUT_AFTER).await;
+        sleep(FORGET_DELAY).await;
         while let Ok(id) = in_outbox.try_recv() {
             group.push(id);
         }

@@ -96,7 +96,7 @@ impl World {
     /// Fails the test unless the ledger explains the stock, and nothing is below zero.
     pub(crate) async fn check_ledger(&self, store: &StockStore) {
         let snapshot = store.snapshot().await.expect("a snapshot");
-        assert_eq!(snapshot.damaged, []);
+        assert_eq!(snapshot.corrupt, []);
         for (id, available) in &snapshot.available {
             let held = snapshot.held.get(id).copied().unwrap_or(0);
             assert!(*available >= 0, "{available} of {id} are available");

@@ -159,7 +159,7 @@ impl World {
         let idle = Duration::from_secs(60);
         let opened = store::Database::open(
             &self.config.order_store,
-            store::Role::OrderStore,
+            store::StoreName::OrderStore,
             idle,
             metrics.clone(),
         );
@@ -179,7 +179,7 @@ impl World {
         let idle = Duration::from_secs(60);
         let opened = store::Database::open(
             &self.config.stock_store,
-            store::Role::StockStore,
+            store::StoreName::StockStore,
             idle,
             metrics.clone(),
         );
