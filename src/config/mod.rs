@@ -28,7 +28,7 @@ pub struct Config {
     pub stock_store: StoreConfig,
     pub redis: RedisConfig,
     pub lock: LockConfig,
-    pub(crate) worker: WorkerConfig,
+    pub worker: WorkerConfig,
     pub compensator: CompensatorConfig,
     pub ingest: IngestConfig,
     pub retention: RetentionConfig,
@@ -114,14 +114,14 @@ pub struct LockConfig {
 
 #[derive(Debug, Clone)]
 pub struct WorkerConfig {
-    pub(crate) batches: BatchConfig,
+    pub batches: BatchConfig,
     pub(crate) lanes: usize,
 }
 
 #[derive(Debug, Clone)]
 pub struct CompensatorConfig {
     pub group_id: String,
-    pub(crate) batches: BatchConfig,
+    pub batches: BatchConfig,
 }
 
 /// When a batch, or a group, is closed.
@@ -135,7 +135,7 @@ pub struct BatchConfig {
 
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
-    pub(crate) groups: BatchConfig,
+    pub groups: BatchConfig,
     /// After which no transaction is begun for an order.
     pub(crate) deadline: Duration,
     pub(crate) outbox_max: u64,

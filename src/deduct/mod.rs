@@ -135,9 +135,18 @@ impl Handler for Worker {
             DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => {
                 Fate::Retry("redis")
             }
-            DeductError::Store(StoreError::Refused(_)) => Fate::Reject("refused"),
-            DeductError::Store(StoreError::Damaged(_)) => Fate::Reject("damaged"),
-            DeductError::Store(_) => Fate::Retry("stock_store"),
+            DeductError::Store(StoreError::Refused(_) | StoreError::Unencodable(_)) => {
+                Fate::Reject("refused")
+            }
+            DeductError::Store(StoreError::Corrupt(_)) => Fate::Reject("damaged"),
+            DeductError::Store(
+                StoreError::Conflict(_)
+                | StoreError::Duplicate(_)
+                | StoreError::Unavailable(_)
+                | StoreError::CommitUnknown(_)
+                | StoreError::Unsupported(_)
+                | StoreError::Migration(_),
+            ) => Fate::Retry("stock_store"),
             DeductError::Kafka(_) | DeductError::TooLarge { .. } => Fate::Retry("kafka"),
         }
     }

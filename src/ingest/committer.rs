@@ -241,7 +241,7 @@ impl CommitTask {
     /// Probes a store that is away until it is back, or until the last committer is dropped.
     async fn wait_for_store(&self) {
         while self.is_store_away.load(Ordering::Relaxed) && self.alive.strong_count() > 0 {
-            match timeout(PROBE_TIMEOUT, self.store.probe(&[Work::Place])).await {
+            match timeout(PROBE_TIMEOUT, self.store.probe(&[StoreUse::Place])).await {
                 Ok(Ok(())) => {
                     if self.is_store_away.swap(false, Ordering::Relaxed) {
                         tracing::info!("the order store is back");

@@ -12,7 +12,7 @@ use crate::{
     backoff::Backoff,
     domain::{OrderId, OrderState},
     lifecycle::Shutdown,
-    store::OrderStore,
+    store::{DecidedOrder, OrderStore},
 };
 
 /// How often the order store is asked about the orders that clients wait for. One query asks about
@@ -113,8 +113,8 @@ impl OutcomeWatch {
                 *failures = Backoff::default();
                 let is_many = ids.len() > MANY_ORDERS;
                 let rest = (asked_at.elapsed() * REST_FACTOR).clamp(ASK_EVERY, MAX_REST);
-                for (id, state, reason) in decided {
-                    self.answer(id, DecidedState { state, reason });
+                for DecidedOrder { order_id, state, reason } in decided {
+                    self.answer(order_id, DecidedState { state, reason });
                 }
                 if is_many { rest } else { ASK_EVERY }
             }
@@ -167,7 +167,7 @@ mod tests {
     use super::*;
     use crate::{
         config::{Config, Layers},
-        store::{Database, Role},
+        store::{Database, StoreName},
         telemetry::Metrics,
     };
 
@@ -176,7 +176,7 @@ mod tests {
         let config = Config::resolve(&Layers::default()).unwrap();
         let database = Database::open(
             &config.order_store,
-            Role::OrderStore,
+            StoreName::OrderStore,
             ASK_EVERY,
             Metrics::new().unwrap(),
         );

@@ -7,12 +7,7 @@ use tokio::{
 };
 
 use super::{
-    DeadLetterReason,
-    DeadLetters,
-    Done,
-    Fate,
-    Handler,
-    Lane,
+    DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, DeferredMessages},
     partitions::Partitions,

@@ -5,13 +5,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::sync::mpsc;
 
 use super::{
-    Blame,
-    DeadLetterReason,
-    DeadLetters,
-    Done,
-    Fate,
-    Handler,
-    Unpublished,
+    Blame, DeadLetterReason, DeadLetters, Done, Fate, Handler, Unpublished,
     breaker::{Breaker, MAX_DEAD_LETTERS, WINDOW_MESSAGES},
     dead_letters::DeadLetter,
     lane::{Batch, Offsets},

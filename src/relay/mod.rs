@@ -35,11 +35,11 @@ pub use pending::{PendingPass, PendingWatch};
 pub use releases::{ReleasePass, ReleaseWatch};
 
 /// How long the process that commits an event has to publish it. After that, a sweep publishes it.
-pub(crate) const COMMITTER_LEASE: Duration = Duration::from_secs(2);
+pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);
 /// How long a sweep has to publish the events that it claims. A delivery takes less.
 const SWEEP_LEASE: Duration = Duration::from_secs(15);
 /// How long published events stay in the outbox, so that one statement deletes many.
-pub(crate) const FORGET_DELAY: Duration = Duration::from_millis(25);
+pub const FORGET_DELAY: Duration = Duration::from_millis(25);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SWEPT_EVENTS: u32 = 500;
 /// Groups that are published in the background at once. The sweep publishes the events of others.

@@ -21,11 +21,7 @@ use super::{
 use crate::{
     crash_point::crash_point,
     domain::{
-        EventKind,
-        Horizon,
-        OrderEvent,
-        OrderId,
-        ProductId,
+        EventKind, Horizon, OrderEvent, OrderId, ProductId,
         fold::{Decisions, Outcome, StockNotRead, fold},
     },
     telemetry::Metrics,

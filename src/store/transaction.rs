@@ -49,8 +49,6 @@ transaction_names! {
     Restock => "restock",
     PurgeOutcomes => "purge_outcomes",
     PurgeMovements => "purge_movements",
-    // Both stores, by `stocklock bench` alone.
-    AddHistory => "add_history",
 }
 
 /// Runs a block in a transaction and commits it:

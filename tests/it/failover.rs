@@ -18,16 +18,6 @@ const SOON: Duration = Duration::from_secs(30);
 /// ways, offline, a member of a cluster or a group that is not ready.
 const UNFIT: [u16; 12] = [1047, 1053, 1290, 1792, 1836, 1874, 3032, 3098, 3100, 3168, 3796, 3797];
 
-fn new_order() -> NewOrder {
-    NewOrder {
-        order_id: OrderId::generate(),
-        reference: None,
-        customer_id: None,
-        lines: order_lines(&[("a", 1)]),
-        accepted_at: chrono::Utc::now(),
-    }
-}
-
 async fn fail_over(database: Database) {
     let (old, new) = tokio::join!(Server::start(database, &[]), Server::start(database, &[]));
     new.follow(&old).await;

@@ -143,7 +143,7 @@ async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: Wo
         let claimed =
             store.claim_releases(now, now + TimeDelta::seconds(15), 200).await.expect("a claim");
         assert_eq!(claimed.owed.len(), claimed.events.len());
-        claimed.owed.into_iter().map(|(id, _)| id).collect::<BTreeSet<_>>()
+        claimed.owed.into_iter().map(|release| release.order_id).collect::<BTreeSet<_>>()
     };
     let (first, second) = (claim(0).await, claim(1).await);
     assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));

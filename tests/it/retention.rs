@@ -117,7 +117,7 @@ async fn a_purge_moves_what_old_outcomes_hold_to_the_balances_and_changes_nothin
         "{after:?} {before:?}"
     );
     assert_eq!(
-        (after.outcomes, after.damaged.len()),
+        (after.outcomes, after.corrupt.len()),
         (4, 0),
         "400, 60, 50, 40 and 31 days are beyond 30"
     );
@@ -130,7 +130,7 @@ async fn a_purge_moves_what_old_outcomes_hold_to_the_balances_and_changes_nothin
     );
     world.verify();
 
-    // The younger ones go on as ever, and the ledger still finds what is damaged.
+    // The younger ones go on as ever, and the ledger still finds what is corrupt.
     deliver(&world.worker(&World::metrics()), &[release(&orders[5])]).await;
     assert_eq!(world.available("a"), 2);
     world.check_ledger(&world.stock_store(&World::metrics())).await;
@@ -225,7 +225,7 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
         owing.uuid().simple()
     );
     world.tamper_with_orders(&owe).await;
-    purge(&world, Kept::Orders(world.order_store().into())).await;
+    purge(&world, PurgedStore::Orders(world.order_store().into())).await;
     let mut ids: Vec<_> = old.iter().map(|event| event.order_id).collect();
     ids.push(pending);
     assert_eq!(orders_there(&world, &ids).await, [false, true, true, true, true, true]);
@@ -268,19 +268,19 @@ async fn one_of_those_who_purge_at_once_gets_to_work_and_in_batches(world: World
         .execute(&mut rival)
         .await
         .expect("locked");
-    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purge::Busy);
-    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purge::Busy);
+    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purged::Busy);
+    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purged::Busy);
     sqlx::raw_sql("ROLLBACK").execute(&mut rival).await.expect("free");
-    for (rows, more) in [(4, true), (4, true), (2, false), (0, false)] {
+    for (rows, has_more) in [(4, true), (4, true), (2, false), (0, false)] {
         assert_eq!(
             store.purge_outcomes(below, 4).await.expect("a purge"),
-            Purge::Done { rows, more }
+            Purged::Done { rows, has_more }
         );
         world.check_ledger(&store).await;
     }
     assert_eq!(
         store.purge_outcomes(aged(40), 4).await.expect("a purge"),
-        Purge::Done { rows: 0, more: false }
+        Purged::Done { rows: 0, has_more: false }
     );
     assert_eq!(store.purged_below().await.expect("the horizon"), below, "it does not go back");
 }
@@ -330,7 +330,7 @@ async fn purges_and_decisions_and_releases_at_once_keep_the_ledger_exact_at_any_
     }
     let snapshot = snapshot(&world).await;
     assert_eq!(
-        (snapshot.outcomes, snapshot.damaged),
+        (snapshot.outcomes, snapshot.corrupt),
         (120, vec![]),
         "60 young ones, released, and 60 new ones"
     );

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
-use stocklock::store::{Database as Pool, Guard, OrderStore, Role, StoreError};
+use stocklock::store::{Database as Pool, Guard, OrderStore, StoreError, StoreName};
 use tokio::task::JoinHandle;
 
 use crate::harness::{PATIENCE, World, aged, new_order, on_each_database, order_lines, wait_until};
@@ -124,7 +124,7 @@ async fn the_statement_of_a_caller_that_has_gone_is_ended(world: World) {
 async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
     world.import(&[("a", 5)]);
     let pool =
-        Pool::open(&world.config.stock_store, Role::StockStore, LOCK_LIMIT, World::metrics());
+        Pool::open(&world.config.stock_store, StoreName::StockStore, LOCK_LIMIT, World::metrics());
     let store = stocklock::store::StockStore::new(
         pool.expect("the stock store"),
         World::metrics(),
@@ -171,7 +171,7 @@ async fn a_wait_for_a_table_ends_as_one_for_a_row_does(world: World) {
 async fn a_long_read_of_verify_has_no_limit(world: World) {
     let pool = Pool::open(
         &world.config.stock_store,
-        Role::StockStore,
+        StoreName::StockStore,
         Duration::from_secs(2),
         World::metrics(),
     );

@@ -3,19 +3,37 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use sqlx::{Connection as _, MySqlConnection};
-use stocklock::store::{Database as Pool, OrderStore, Role};
+use stocklock::store::{Database as Pool, OrderStore, StoreName};
 
 use crate::harness::{Api, Role, World, lines, new_order, on_each_database};
 
 const LEASE: Duration = Duration::from_secs(60);
 
-on_each_database!(half_of_a_dropped_transaction_is_not_committed_by_the_next,);
+on_each_database!(
+    half_of_a_dropped_transaction_is_not_committed_by_the_next,
+    each_role_measures_its_transactions_by_name_and_from_the_start,
+);
+
+/// How often `role` has run each transaction that its `/metrics` shows, by name.
+async fn transactions(role: &Role) -> BTreeMap<String, u64> {
+    let metrics = role.metrics().await;
+    let counts = metrics.lines().filter_map(|line| {
+        let series = line.strip_prefix("stocklock_transaction_seconds_count{name=\"")?;
+        let (name, count) = series.split_once("\"} ")?;
+        Some((name.to_owned(), count.parse().expect("a count")))
+    });
+    counts.collect()
+}
+
+fn names(transactions: &BTreeMap<String, u64>) -> Vec<&str> {
+    transactions.keys().map(String::as_str).collect()
+}
 
 async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World) {
     let mut config = world.config.order_store.clone();
     config.pool_max = 1;
-    let pool =
-        Pool::open(&config, Role::OrderStore, LEASE, World::metrics()).expect("the order store");
+    let pool = Pool::open(&config, StoreName::OrderStore, LEASE, World::metrics())
+        .expect("the order store");
     let store = OrderStore::new(pool);
     let (dropped, next) = (new_order(), new_order());
 
@@ -36,4 +54,41 @@ async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World
     store.place(&[dropped], LEASE).await.expect("placed again");
     assert_eq!(world.count_orders("PENDING").await, 2);
     assert_eq!(store.outbox_state().await.expect("the outbox").pending, 2);
+}
+
+async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: World) {
+    world.import(&[("a", 10)]);
+    let ingest = world.start("ingest").await;
+    let worker = world.start("worker").await;
+    let compensator = world.start("compensator").await;
+    let [at_ingest, at_worker, at_compensator] = [
+        transactions(&ingest).await,
+        transactions(&worker).await,
+        transactions(&compensator).await,
+    ];
+
+    Api::of(&ingest).place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+    let [placed, decided, applied] = [
+        transactions(&ingest).await["place"],
+        transactions(&worker).await["decide"],
+        transactions(&compensator).await["apply_statuses"],
+    ];
+
+    assert_eq!(
+        names(&at_ingest),
+        [
+            "claim_outbox",
+            "claim_releases",
+            "expire_releases",
+            "forget_published",
+            "place",
+            "read_back",
+            "schedule_releases",
+        ]
+    );
+    assert_eq!(names(&at_worker), ["decide", "purge_movements", "purge_outcomes"]);
+    assert_eq!(names(&at_compensator), ["apply_statuses", "purge_orders", "schedule_releases"]);
+    let before = (at_ingest["place"], at_worker["decide"], at_compensator["apply_statuses"]);
+    assert_eq!(before, (0, 0, 0));
+    assert_eq!((placed, decided, applied), (1, 1, 1));
 }
