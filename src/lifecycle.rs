@@ -1,4 +1,11 @@
-//! Signals → drain → stop, as a value that is passed along.
+//! The stop of a process: a signal, then the drain, then the end. A [`Shutdown`] is a value that
+//! the roles pass along, never a static.
+//!
+//! | time since the request | event |
+//! | --- | --- |
+//! | 0 | [`Shutdown::requested`]: loops take no new work and finish what is in flight |
+//! | 75 % of `stop.deadline` | [`Shutdown::overdue`]: [`Shutdown::finish`] cuts work off |
+//! | 100 % of `stop.deadline` | the process ends with status 2, whatever hangs |
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc},
@@ -11,33 +18,46 @@ use tokio_util::sync::CancellationToken;
 const SECOND_SIGNAL_STATUS: i32 = 130;
 /// The exit status of a stop that cut work off.
 const CUT_OFF_STATUS: i32 = 2;
-/// Work that hangs is cut off after this part of the stop's deadline. The rest is for leaving the
-/// consumer groups and closing connections.
-const CUT_OFF_AFTER: f64 = 0.75;
-/// The part of what is left of the stop's deadline that leaving a consumer group may take.
+/// The part of the stop's deadline after which work that hangs is cut off. The rest is for leaving
+/// the consumer groups and closing connections.
+const CUT_OFF_SHARE: f64 = 0.75;
+/// The part of the time left until the deadline that leaving a consumer group may take.
 const LEAVE_SHARE: f64 = 0.5;
-/// How long the last line of the log may take: who reads the log may hang too.
-const LOG_DEADLINE: Duration = Duration::from_millis(500);
+/// How long the last line of the log may take: the reader of the log may hang too.
+const MAX_LOG_TIME: Duration = Duration::from_millis(500);
 
-/// Asks a process to stop. Its holder finishes what it has begun and returns.
+/// Asks a process to stop. Each holder finishes the work that it has begun and returns.
+///
+/// Cheap to clone; all clones are the same request.
 #[derive(Debug, Clone, Default)]
 pub struct Shutdown {
     requested: CancellationToken,
     overdue: CancellationToken,
-    work: Arc<Mutex<Work>>,
+    progress: Arc<Mutex<Progress>>,
 }
 
+/// How far a stop has come.
 #[derive(Debug, Default)]
-struct Work {
+struct Progress {
+    /// Names of the work that is awaited now.
     unfinished: Vec<&'static str>,
+    /// Names of the work that was dropped because the stop was overdue.
     cut_off: Vec<&'static str>,
     requested_at: Option<Instant>,
-    /// How long after the request the process ends, where that is bounded.
+    /// How long after the request the process ends; `None` if the stop is unbounded.
     deadline: Option<Duration>,
 }
 
+/// A stop was requested: the caller's loop ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a stop was requested")]
+pub(crate) struct StopRequested;
+
 impl Shutdown {
-    /// Stops on SIGTERM and SIGINT; a second signal ends the process at once, with status 130.
+    /// Requests a stop on the first SIGTERM or SIGINT. A second signal ends the process at once,
+    /// with status 130.
+    ///
+    /// Fails if the process cannot register a signal handler.
     pub(crate) fn on_signals() -> std::io::Result<Self> {
         let shutdown = Self::default();
         let (mut terminate, mut interrupt) =
@@ -57,53 +77,73 @@ impl Shutdown {
                 _ = terminate.recv() => {}
                 _ = interrupt.recv() => {}
             }
-            tracing::warn!("stopped at once, at the second signal");
+            tracing::warn!("second signal received, stopping at once");
             std::process::exit(SECOND_SIGNAL_STATUS);
         });
         Ok(shutdown)
     }
 
-    /// Bounds the stop: three quarters of `deadline` after the request, [`Shutdown::finish`] cuts
-    /// work off; at the deadline the process ends with status 2, whatever hangs. `complaints`
-    /// answers what the process lacks, for the log.
+    /// Bounds the stop by `deadline`, counted from the request. After three quarters of it,
+    /// [`Shutdown::finish`] cuts work off. At the deadline the process ends with status 2,
+    /// whatever hangs; its last log line has what `complaints` returns, the reasons why the
+    /// process is not ready.
     pub(crate) fn enforce(
         &self,
         deadline: Duration,
         complaints: impl Fn() -> Vec<String> + Send + 'static,
     ) {
         let shutdown = self.clone();
-        self.lock().deadline = Some(deadline);
+        self.progress().deadline = Some(deadline);
         tokio::spawn(async move {
             shutdown.requested().await;
             let bounded = shutdown.clone();
-            // A thread of its own: the runtime's may all be blocked.
+            // A thread of its own: the threads of the runtime may all be blocked.
             let ending =
                 std::thread::Builder::new().name("stop-deadline".into()).spawn(move || {
                     std::thread::sleep(deadline);
-                    let (logged, logging) = mpsc::channel();
-                    std::thread::spawn(move || {
-                        let (left, lacks) = (bounded.lock().left(), complaints());
-                        tracing::error!(
-                            ?left,
-                            ?lacks,
-                            ?deadline,
-                            "stop deadline passed, work is unfinished"
-                        );
-                        let _nobody_waits = logged.send(());
-                    });
-                    let _logged = logging.recv_timeout(LOG_DEADLINE);
+                    bounded.log_deadline_passed(deadline, complaints);
                     std::process::exit(CUT_OFF_STATUS);
                 });
             if let Err(error) = ending {
-                tracing::error!(%error, "the stop has no deadline");
+                tracing::error!(%error, "no thread for the stop deadline, the stop is unbounded");
             }
-            tokio::time::sleep(deadline.mul_f64(CUT_OFF_AFTER)).await;
+            tokio::time::sleep(deadline.mul_f64(CUT_OFF_SHARE)).await;
             shutdown.overdue.cancel();
         });
     }
 
-    /// Awaits work until it ends, or until the stop is overdue: then the work is dropped, and the
-    /// answer is `None`.
+    /// Logs on another thread, as the log or `complaints` may block. Returns after 500 ms at the
+    /// latest.
+    fn log_deadline_passed(
+        self,
+        deadline: Duration,
+        complaints: impl Fn() -> Vec<String> + Send + 'static,
+    ) {
+        let (logged, logging) = mpsc::channel();
+        std::thread::spawn(move || {
+            let (left, lacks) = (self.progress().left(), complaints());
+            tracing::error!(?left, ?lacks, ?deadline, "stop deadline passed, work is unfinished");
+            let _nobody_waits = logged.send(());
+        });
+        let _logged = logging.recv_timeout(MAX_LOG_TIME);
+    }
+
+    /// Sleeps for `delay`. Fails with [`StopRequested`] as soon as a stop is requested.
+    pub(crate) async fn sleep(&self, delay: Duration) -> Result<(), StopRequested> {
+        self.interruptible(tokio::time::sleep(delay)).await
+    }
+
+    /// Awaits `work`. Drops it and fails with [`StopRequested`] as soon as a stop is requested, so
+    /// `work` must be safe to drop at every await.
+    pub(crate) async fn interruptible<T>(
+        &self,
+        work: impl Future<Output = T>,
+    ) -> Result<T, StopRequested> {
+        self.requested.run_until_cancelled(work).await.ok_or(StopRequested)
+    }
+
+    /// Awaits `work`. Returns `None` if the stop becomes overdue first; then the work is dropped,
+    /// and `name` is listed in [`Shutdown::cut_off`].
     pub(crate) async fn finish<T>(
         &self,
         name: &'static str,
@@ -114,38 +154,42 @@ impl Shutdown {
             biased;
             done = work => Some(done),
             () = self.overdue() => {
-                tracing::error!(work = name, "cut off, as the stop deadline is near");
+                tracing::error!(work = name, "stop deadline is near, work is cut off");
                 unfinished.cut_off();
                 None
             }
         }
     }
 
-    /// Awaits work that is not cut off before the process ends, such as leaving a consumer group.
+    /// Awaits `work` that is never cut off, such as leaving a consumer group. At the deadline the
+    /// log lists it as unfinished.
     pub(crate) async fn close<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let _unfinished = Unfinished::new(self, name);
         work.await
     }
 
-    /// What was cut off so far.
+    /// The names of the work that was cut off so far.
     pub(crate) fn cut_off(&self) -> Vec<&'static str> {
-        self.lock().cut_off.clone()
+        self.progress().cut_off.clone()
     }
 
-    /// How long leaving a consumer group may take: half of what is left until the deadline. So a
-    /// process whose work is done ends in order although the brokers are away. Unbounded where work
-    /// was cut off, as the stop is no success then.
+    /// How long leaving a consumer group may take: half of the time left until the deadline. So a
+    /// process whose work is done ends in order although the brokers are away.
+    ///
+    /// Unbounded if the stop has no deadline. Also unbounded if work was cut off: the stop has
+    /// failed then, and the process ends at the deadline.
     pub(crate) fn leave_limit(&self, now: Instant) -> Duration {
-        let work = self.lock();
-        let deadline = work.deadline.filter(|_| work.cut_off.is_empty());
+        let progress = self.progress();
+        let deadline = progress.deadline.filter(|_| progress.cut_off.is_empty());
         let since =
-            work.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+            progress.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
         deadline
             .map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(LEAVE_SHARE))
     }
 
+    /// Requests the stop. Further requests change nothing.
     pub fn request(&self) {
-        self.lock().requested_at.get_or_insert_with(Instant::now);
+        self.progress().requested_at.get_or_insert_with(Instant::now);
         self.requested.cancel();
     }
 
@@ -158,18 +202,18 @@ impl Shutdown {
         self.requested.cancelled().await;
     }
 
-    /// Returns once work that hangs is cut off.
+    /// Returns once the stop is overdue: work that hangs is cut off.
     pub(crate) async fn overdue(&self) {
         self.overdue.cancelled().await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, Work> {
-        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    fn progress(&self) -> MutexGuard<'_, Progress> {
+        self.progress.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Work {
-    /// Each name once.
+impl Progress {
+    /// The names of all work that did not end, each once.
     fn left(&self) -> Vec<&'static str> {
         let mut left = [self.cut_off.as_slice(), &self.unfinished].concat();
         left.sort_unstable();
@@ -178,7 +222,7 @@ impl Work {
     }
 }
 
-/// Work that is listed as unfinished until this is dropped.
+/// Lists work as unfinished until this is dropped.
 struct Unfinished<'a> {
     shutdown: &'a Shutdown,
     name: &'static str,
@@ -186,20 +230,20 @@ struct Unfinished<'a> {
 
 impl<'a> Unfinished<'a> {
     fn new(shutdown: &'a Shutdown, name: &'static str) -> Self {
-        shutdown.lock().unfinished.push(name);
+        shutdown.progress().unfinished.push(name);
         Self { shutdown, name }
     }
 
     fn cut_off(self) {
-        self.shutdown.lock().cut_off.push(self.name);
+        self.shutdown.progress().cut_off.push(self.name);
     }
 }
 
 impl Drop for Unfinished<'_> {
     fn drop(&mut self) {
-        let mut work = self.shutdown.lock();
-        if let Some(index) = work.unfinished.iter().position(|name| *name == self.name) {
-            work.unfinished.swap_remove(index);
+        let mut progress = self.shutdown.progress();
+        if let Some(index) = progress.unfinished.iter().position(|name| *name == self.name) {
+            progress.unfinished.swap_remove(index);
         }
     }
 }
@@ -217,7 +261,7 @@ mod tests {
         let hung = shutdown.finish("hung", std::future::pending::<()>()).await;
 
         assert_eq!((done, hung, shutdown.cut_off()), (Some(1), None, vec!["hung"]));
-        assert_eq!(shutdown.lock().left(), ["hung"]);
+        assert_eq!(shutdown.progress().left(), ["hung"]);
     }
 
     #[tokio::test]
@@ -226,14 +270,27 @@ mod tests {
         assert_eq!(shutdown.leave_limit(Instant::now()), Duration::MAX);
         shutdown.enforce(Duration::from_secs(60), Vec::new);
         let requested_at = Instant::now();
-        shutdown.lock().requested_at = Some(requested_at);
+        shutdown.progress().requested_at = Some(requested_at);
 
         let limit =
             |seconds| shutdown.leave_limit(requested_at + Duration::from_secs(seconds)).as_secs();
 
         assert_eq!((limit(0), limit(20), limit(90)), (30, 20, 0));
-        shutdown.lock().cut_off.push("batches");
+        shutdown.progress().cut_off.push("batches");
         assert_eq!(shutdown.leave_limit(requested_at), Duration::MAX);
+    }
+
+    #[tokio::test]
+    async fn a_sleep_ends_as_soon_as_a_stop_is_requested() {
+        let shutdown = Shutdown::default();
+        let mut long = Box::pin(shutdown.sleep(Duration::from_secs(3_600)));
+
+        let short = shutdown.sleep(Duration::ZERO).await;
+        let was_pending = futures::poll!(long.as_mut()).is_pending();
+        shutdown.request();
+
+        assert_eq!((short, was_pending, long.await), (Ok(()), true, Err(StopRequested)));
+        assert_eq!(shutdown.sleep(Duration::ZERO).await, Err(StopRequested));
     }
 
     #[tokio::test]
@@ -244,8 +301,8 @@ mod tests {
         let is_pending = futures::poll!(work.as_mut()).is_pending();
 
         assert!(is_pending);
-        assert_eq!(shutdown.lock().left(), ["group"]);
+        assert_eq!(shutdown.progress().left(), ["group"]);
         drop(work);
-        assert_eq!(shutdown.lock().left(), [""; 0]);
+        assert_eq!(shutdown.progress().left(), [""; 0]);
     }
 }

@@ -192,7 +192,7 @@ impl Relay {
     /// Sweeps, and keeps the gauges of the outbox, until a stop is requested.
     pub(crate) async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
         let mut failures = Backoff::default();
-        while !shutdown.is_requested() {
+        loop {
             let delay = match self.turn(&metrics).await {
                 Ok(published) => {
                     failures = Backoff::default();
@@ -213,9 +213,8 @@ impl Relay {
                     failures.next_delay().max(SWEEP_EVERY)
                 }
             };
-            tokio::select! {
-                () = tokio::time::sleep(delay) => {}
-                () = shutdown.requested() => {}
+            if shutdown.sleep(delay).await.is_err() {
+                break;
             }
         }
         self.drain().await;

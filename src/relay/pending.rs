@@ -92,15 +92,12 @@ impl PendingWatch {
         let mut delay = every;
         loop {
             health.ready();
-            tokio::select! {
-                () = self.rest(delay.mul_f64(0.5 + fastrand::f64())) => {}
-                () = shutdown.requested() => return,
+            let rest = self.rest(delay.mul_f64(0.5 + fastrand::f64()));
+            if shutdown.interruptible(rest).await.is_err() {
+                return;
             }
             // A turn that is broken off has done no harm: what it was producing may be produced again.
-            let turn = tokio::select! {
-                turn = self.turn(Utc::now()) => turn,
-                () = shutdown.requested() => return,
-            };
+            let Ok(turn) = shutdown.interruptible(self.turn(Utc::now())).await else { return };
             delay = match turn {
                 Ok(turn) if turn.is_complete => every,
                 Ok(_) => Duration::ZERO,

@@ -47,9 +47,8 @@ impl Retention {
             // Processes do not come in step.
             let jittered = delay.mul_f64(0.5 + fastrand::f64());
             health.ready();
-            tokio::select! {
-                () = tokio::time::sleep(jittered) => {}
-                () = shutdown.requested() => return,
+            if shutdown.sleep(jittered).await.is_err() {
+                return;
             }
             let begun = Instant::now();
             delay = match self.lease.hold(self.turn(Utc::now())).await {

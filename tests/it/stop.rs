@@ -10,7 +10,7 @@ use crate::harness::{
 
 const DEADLINE: (&str, &str) = ("STOCKLOCK__STOP__DEADLINE", "4s");
 /// How a stop says that it is over before its work is.
-const CUT_OFF: &str = "cut off, as the stop deadline is near";
+const CUT_OFF: &str = "stop deadline is near, work is cut off";
 
 /// Asks a role to stop, and fails the test unless it ends with status 2 and names what was left.
 async fn is_cut_off(role: Role, left: &str) {
