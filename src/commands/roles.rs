@@ -14,7 +14,7 @@ use crate::{
     compensate::Compensator,
     config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
     deduct::Worker,
-    http,
+    error_text, http,
     ingest::{self, Api, Catalog, Committer, Desk},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
@@ -83,7 +83,8 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     let mut failed = None;
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended.context("a role panicked").and_then(|result| result) {
-            tracing::error!(%error, "a role failed");
+            let error_text = error_text::with_causes(error.as_ref());
+            tracing::error!(error = error_text, "a role failed");
             failed = failed.or(Some(error));
         }
         shared.shutdown.request();

@@ -8,7 +8,7 @@ use std::{
 /// The floors of the house, from the ground up. A room uses rooms of its own floor or of a lower one.
 const FLOORS: [&[&str]; 5] = [
     &["domain"],
-    &["backoff", "config", "crash_point", "http", "lifecycle"],
+    &["backoff", "config", "crash_point", "error_text", "http", "lifecycle"],
     &["kafka", "lock", "store", "telemetry", "wire"],
     &["compensate", "deduct", "ingest", "relay", "retention", "verify"],
     &["commands"],
