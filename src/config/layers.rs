@@ -42,8 +42,8 @@ impl Layers {
         std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
     }
 
-    /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`.
-    /// Never fails: [`super::Config::resolve`] reports the errors.
+    /// Reads `file`, then the environment's variables, then `flags` like `section.key=value`. Never
+    /// fails: [`super::Config::resolve`] reports the errors.
     pub fn read(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
