@@ -171,7 +171,7 @@ async fn fail(
     print(&reported, output);
     if output == Output::Text {
         println!(
-            "This command cannot know whether the order exists and may still fail. Ask: \
+            "Whether the order exists and may still fail, this command cannot know. Ask: \
              stocklock order show {order_id}"
         );
     }
