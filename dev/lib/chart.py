@@ -1,7 +1,9 @@
-"""What the Helm chart and the program have to agree on.
+"""Checks that the Helm chart and the program agree.
 
-Every variable that the chart renders is a setting that the program knows; the values that set everything leave none of
-them out but what the chart does not take; none is set twice; and the chart's version of the program is the program's.
+- Every variable that the chart renders is a setting of the program.
+- ci/full-values.yaml sets every setting that the chart accepts.
+- No variable is set twice.
+- The chart's version of the program is the program's version.
 
 Run by dev/lib/chart, from the project's folder.
 """
@@ -12,9 +14,9 @@ import re
 import sys
 
 ROLES = {"ingest", "worker", "compensator"}
-# For `setup` alone.
+# Only for `setup`.
 MIGRATE_URLS = {"STOCKLOCK__ORDER_STORE__MIGRATE_URL", "STOCKLOCK__STOCK_STORE__MIGRATE_URL"}
-# A name for one process alone, which pods of a Deployment do not have.
+# The name of one process. Pods of a Deployment have no lasting names.
 NOT_IN_THE_CHART = {"STOCKLOCK__KAFKA__GROUP_INSTANCE_ID"}
 WHERE_SETTINGS_ARE = "the chart's values.schema.json and ci/full-values.yaml"
 
@@ -25,12 +27,12 @@ def read(path):
 
 def known_variables():
     """The program's settings, as variables."""
-    keys = re.findall(r'\bkey\(\s*"([^"]+)"', read("src/config/keys.rs"))
+    keys = re.findall(r'\bkey\(\s*"([^"]+)"', read("src/config/keys/list.rs"))
     return {"STOCKLOCK__" + key.replace(".", "__").upper() for key in keys}
 
 
 def containers(path):
-    """The name of each container, a pod has one, and the variables with their values; None where a secret holds it."""
+    """Each container (a pod has one) and its variables. The value of a secret is None."""
     for manifest in re.split(r"^---$", read(path), flags=re.MULTILINE):
         if name := re.search(r"^ +containers:\n +- name: (\S+)$", manifest, re.MULTILINE):
             variable = r'^ +- name: (STOCKLOCK_\S*)\n(?: +value: "(.*)"$)?'
@@ -40,17 +42,18 @@ def containers(path):
 
 def problems_of_container(container, variables, known):
     names = [name for name, _ in variables]
-    yield from (f"{container}: {name} is no setting" for name in sorted(set(names) - known))
-    yield from (f"{container}: {name} is set twice" for name in sorted(set(names)) if names.count(name) > 1)
+    yield from (f"{container}: {name} is not a setting" for name in sorted(set(names) - known))
+    repeated = sorted(name for name in set(names) if names.count(name) > 1)
+    yield from (f"{container}: {name} is set twice" for name in repeated)
     for name, value in variables:
         if value and re.fullmatch(r"[0-9.]+e[+-]?[0-9]+", value):
-            yield f"{container}: {name}={value} is not how a number is written"
+            yield f"{container}: {name}={value} has an exponent, expected plain digits"
 
 
 def problems_of_rendering(path, known):
     found = dict(containers(path))
     if set(found) != ROLES | {"setup"}:
-        yield f"the containers are {sorted(found)}"
+        yield f"expected the containers of the roles and of setup, found {sorted(found)}"
     for container, variables in found.items():
         yield from problems_of_container(container, variables, known)
 
@@ -76,19 +79,22 @@ def problems_of_version():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--default", required=True, help="what the chart renders by itself")
-    parser.add_argument("--full", required=True, help="what it renders where every setting is set")
+    parser.add_argument("--default", required=True, help="objects of the default values")
+    parser.add_argument("--full", required=True, help="objects of ci/full-values.yaml")
     arguments = parser.parse_args()
     known = known_variables()
-    problems = [] if known else ["src/config/keys.rs has no keys"]
+    problems = [] if known else ["src/config/keys/list.rs: expected keys, found none"]
     problems += problems_of_rendering(arguments.default, known)
     problems += problems_of_rendering(arguments.full, known)
     problems += settings_left_out(arguments.full, known)
     problems += problems_of_version()
     for problem in problems:
         print(problem, file=sys.stderr)
-    print(f"the chart sets {len(known - NOT_IN_THE_CHART)} settings" if not problems else "the chart and the program do not agree")
-    return 1 if problems else 0
+    if problems:
+        print("the chart and the program do not agree")
+        return 1
+    print(f"the chart sets {len(known - NOT_IN_THE_CHART)} settings")
+    return 0
 
 
 if __name__ == "__main__":

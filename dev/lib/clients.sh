@@ -1,12 +1,13 @@
 # shellcheck shell=bash
-# The part "clients" of install.sh: what programs in other languages need to speak to the topics. Sourced by it, never run.
+# The part "clients" of install.sh: libraries for the programs in other languages. install.sh
+# sources it.
 
 CLIENTS_HOME=$CACHE/clients
 FASTAVRO_VERSION=1.13.1
 CONFLUENT_KAFKA_VERSION=2.16.1
 AVRO_VERSION=1.12.0
 
-# CLIENTS_HOME/python is a virtual environment, CLIENTS_HOME/java a folder of jars.
+# Makes CLIENTS_HOME/python, a virtual environment, and CLIENTS_HOME/java, a folder of jars.
 install_clients() {
   mkdir -p "$CLIENTS_HOME"
   if [[ ! -e $CLIENTS_HOME/python/complete ]]; then

@@ -1,8 +1,8 @@
 # shellcheck shell=bash
-# The part "helm" of install.sh: what checks the chart. Sourced by it, never run.
+# The part "helm" of install.sh: the tools that check the chart. install.sh sources it.
 
 HELM_VERSION=3.19.5
-# What that Helm asks for at least.
+# The lowest version of Go that builds this Helm.
 HELM_GO_VERSION=1.24.11
 VALIDATE_HOME=$CACHE/kubernetes-validate
 VALIDATE_VERSION=1.37.0
@@ -32,7 +32,8 @@ install_helm() {
   die "Go could not build Helm $HELM_VERSION"
 }
 
-# build_helm DIR: DIR/bin/helm; all that Go keeps is in DIR too, and may be removed with it.
+# build_helm DIR: makes DIR/bin/helm. Everything that Go stores is in DIR too, so the caller may
+# remove it.
 build_helm() (
   export GOPATH=$1 GOCACHE=$1/cache GOBIN=$1/bin GOFLAGS=-modcacherw GOTOOLCHAIN=auto CGO_ENABLED=0
   cd "$1" || return

@@ -4,7 +4,10 @@ use anyhow::Context as _;
 use clap::Args;
 use serde_json::json;
 
-use super::{Answer, Output, print, process};
+use super::{
+    Answer, Output, print,
+    process::{self, Codecs},
+};
 use crate::{
     config::{Config, ConfigError, KEYS, Key, Layers, LockStrategy, SecretUrl},
     kafka::Producer,
@@ -13,7 +16,7 @@ use crate::{
 
 #[derive(Debug, Args)]
 pub(super) struct ConfigArgs {
-    /// Say what is wrong with it, and nothing else; exit status 1 where anything is
+    /// Only report what is wrong; exit status 1 if anything is
     #[arg(long)]
     check: bool,
 }
@@ -42,55 +45,66 @@ pub(super) fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer 
     Answer::Done
 }
 
-/// What a role or a client refuses when it starts, such as a file that is missing. Connects to
-/// nothing.
+/// The errors that a role or a client would report at its start, such as a missing file. Connects
+/// to no server.
 fn refused_at_start(mut config: Config) -> Vec<String> {
     config.lock.strategy = LockStrategy::Redlock;
     let mut errors = match config.check_listeners() {
         Ok(()) => Vec::new(),
         Err(ConfigError(errors)) => errors,
     };
-    let files = named_files(&config).into_iter().map(open);
-    let refused = files.chain([process::codecs(&config).map(drop)]).filter_map(Result::err);
+    let files = named_files(&config).into_iter().map(check_readable);
+    let refused = files.chain([Codecs::open(&config).map(drop)]).filter_map(Result::err);
     errors.extend(refused.map(|error| format!("{error:#}")));
-    // The clients would report the same files again.
+    // The clients would report the same missing files again.
     if errors.is_empty() {
         errors.extend(open_clients(&config).err().map(|error| format!("{error:#}")));
     }
     errors
 }
 
-/// Opens every client within a runtime, without connecting. Fails with the first that refuses.
+/// Opens every client without a connection. Fails with the error of the first client that refuses
+/// its settings. Needs a runtime.
 fn open_clients(config: &Config) -> anyhow::Result<()> {
     let metrics = process::metrics()?;
     process::open_order_store(config, &metrics)?;
     process::open_stock_store(config, &metrics)?;
     Locks::new(&config.lock, &config.redis, &metrics)?;
     Lease::new(&config.lock, &config.redis, "check")?;
-    Producer::new(&config.kafka).context("kafka")?;
+    Producer::new(&config.kafka).context("cannot open the Kafka client")?;
     Ok(())
 }
 
-/// The files that clients read only when they connect, each with what names it.
-fn named_files(config: &Config) -> Vec<(String, PathBuf)> {
+/// A file that a setting names.
+struct NamedFile {
+    /// The key, or the section of a URL.
+    setting: String,
+    path: PathBuf,
+}
+
+/// The files that clients read only when they connect.
+fn named_files(config: &Config) -> Vec<NamedFile> {
     let mut files = Vec::new();
     for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location"))
     {
-        // With this word librdkafka looks for the system's authorities itself.
+        // "probe" is not a file: librdkafka then looks for the system's authorities itself.
         if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
-            files.push((format!("kafka.{}", name.replace('.', "_")), file.into()));
+            let setting = format!("kafka.{}", name.replace('.', "_"));
+            files.push(NamedFile { setting, path: file.into() });
         }
     }
-    for (name, store) in
+    for (section, store) in
         [("order_store", &config.order_store), ("stock_store", &config.stock_store)]
     {
-        files.extend(store.tls_files().into_iter().map(|file| (name.to_owned(), file)));
+        let paths = store.tls_files().into_iter();
+        files.extend(paths.map(|path| NamedFile { setting: section.to_owned(), path }));
     }
     files
 }
 
-fn open((name, file): (String, PathBuf)) -> anyhow::Result<()> {
-    File::open(&file).map(drop).with_context(|| format!("{name}: {}", file.display()))
+fn check_readable(NamedFile { setting, path }: NamedFile) -> anyhow::Result<()> {
+    let opened = File::open(&path).map(drop);
+    opened.with_context(|| format!("{setting}: cannot open {}", path.display()))
 }
 
 fn show(layers: &Layers, output: Output) {
@@ -99,22 +113,29 @@ fn show(layers: &Layers, output: Output) {
         let (value, default) = (shown(key, value), shown(key, key.default));
         if output == Output::Json {
             let environment = key.environment_name();
-            let row = json!({"key": key.name, "value": value, "default": default, "origin": origin.to_string(),
-                             "environment": environment, "help": key.help});
+            let row = json!({
+                "key": key.name, "value": value, "default": default, "origin": origin.to_string(),
+                "environment": environment, "allowed": key.allowed.to_string(),
+                "rule": key.rule, "help": key.help,
+            });
             println!("{row}");
         } else {
             let default =
                 if value == default { String::new() } else { format!("; default {default:?}") };
-            println!("{:32} = {value:<40} # {} ({origin}{default})", key.name, key.help);
+            println!(
+                "{:32} = {value:<40} # {}: {} ({origin}{default})",
+                key.name, key.help, key.allowed
+            );
         }
     }
 }
 
+/// The value of a key without its secret.
 fn shown(key: &Key, value: &str) -> String {
     if key.is_secret() && !value.is_empty() {
         return "***".to_owned();
     }
-    // A list of URLs; a comma elsewhere may be part of a password.
+    // The only list of URLs. In another URL, a comma may be part of a password.
     if key.name == "redis.urls" {
         return value
             .split(',')

@@ -1,8 +1,8 @@
-//! What a process needs, tried from its start and again while it is idle.
+//! The dependencies of a process. It tries each from its start, also while it has no work.
 
 use std::sync::Arc;
 
-use super::roles::{Role, Shared};
+use super::roles::{Role, SharedParts};
 use crate::{
     config::{LockFallback, LockStrategy},
     kafka::{BacklogWatch, KafkaProbe},
@@ -11,12 +11,14 @@ use crate::{
     telemetry::{Dependency, Need},
 };
 
-impl Shared {
-    /// Tries what all roles of the process share. Fails where a configuration is refused.
+impl SharedParts {
+    /// Tries the servers that all roles of the process share. Fails if a client refuses its
+    /// settings.
     pub(super) fn watch_servers(&self) -> anyhow::Result<()> {
         self.watch_kafka()?;
-        if self.runs(Role::Worker) && self.config.lock.strategy == LockStrategy::Redlock {
-            self.watch_redis()?;
+        match self.config.lock.strategy {
+            LockStrategy::Redlock if self.runs(Role::Worker) => self.watch_redis()?,
+            LockStrategy::Redlock | LockStrategy::Row => {}
         }
         let (kafka, topics) = (&self.config.kafka, &self.config.topics);
         for (consumer, group_id, topic) in [
@@ -31,19 +33,24 @@ impl Shared {
         Ok(())
     }
 
-    /// Tries the order store as the roles of the process work with it. Only the first of them does.
+    /// Tries the order store with the statements of all roles of the process. Only the first of
+    /// these roles starts it.
     pub(super) fn watch_order_store(&self, role: Role, store: &OrderStore) {
         let work = [(Role::Ingest, StoreUse::Place), (Role::Compensator, StoreUse::Compensate)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let (store, dependency) = (store.clone(), self.dependency("order_store", Need::Always));
         let attempt = move || {
             let (store, work) = (store.clone(), Arc::clone(&work));
-            async move { store.probe(&work).await }
+            async move {
+                let tried = store.probe(&work).await;
+                store.database().observe_pool();
+                tried
+            }
         };
         tokio::spawn(dependency.watch(attempt, self.shutdown.clone()));
     }
 
-    /// The same of the stock store, which ingest can do without.
+    /// Tries the stock store in the same way. Ingest is ready without it.
     pub(super) fn watch_stock_store(&self, role: Role, store: &StockStore) {
         let work = [(Role::Ingest, StoreUse::Read), (Role::Worker, StoreUse::Deduct)];
         let Some(work) = self.work_at_store(role, work) else { return };
@@ -51,19 +58,23 @@ impl Shared {
         let (store, dependency) = (store.clone(), self.dependency("stock_store", need));
         let attempt = move || {
             let (store, work) = (store.clone(), Arc::clone(&work));
-            async move { store.probe(&work).await }
+            async move {
+                let tried = store.probe(&work).await;
+                store.database().observe_pool();
+                tried
+            }
         };
         tokio::spawn(dependency.watch(attempt, self.shutdown.clone()));
     }
 
-    /// What the roles of the process do with a store; `None` where an earlier role tries all of it.
+    /// The work of all roles of the process at a store. `None` if an earlier role tries it.
     fn work_at_store(&self, role: Role, work: [(Role, StoreUse); 2]) -> Option<Arc<[StoreUse]>> {
         let running: Vec<_> = work.into_iter().filter(|(role, _)| self.runs(*role)).collect();
         let is_first = running.first().is_some_and(|(first, _)| *first == role);
         is_first.then(|| running.into_iter().map(|(_, work)| work).collect())
     }
 
-    /// Asks the brokers for the topics that the roles read or write. Ingest alone can do without
+    /// Asks the brokers for the topics that the roles read or write. Ingest alone is ready without
     /// brokers: the outbox keeps its events.
     fn watch_kafka(&self) -> anyhow::Result<()> {
         let topics = &self.config.topics;
@@ -86,11 +97,13 @@ impl Shared {
         Ok(())
     }
 
-    /// Tries the Redis masters. Where row locks take over, they are not missed.
+    /// Tries the Redis masters. With the fallback to row locks, a worker is ready without them.
     fn watch_redis(&self) -> anyhow::Result<()> {
         let config = &self.config;
-        let need =
-            if config.lock.fallback == LockFallback::Row { Need::Rollout } else { Need::Always };
+        let need = match config.lock.fallback {
+            LockFallback::Row => Need::Rollout,
+            LockFallback::None => Need::Always,
+        };
         let probe = Arc::new(MastersProbe::new(&config.lock, &config.redis, &self.metrics)?);
         let attempt = move || {
             let probe = Arc::clone(&probe);

@@ -19,46 +19,55 @@ use tokio::{
 use super::{Answer, Output, order::MAX_WAIT_SECONDS};
 use crate::{backoff::Backoff, config::Config};
 
-/// How often an order is sent again after one of [`UNSAVED`].
+/// Most repetitions of a request after one of [`UNSAVED`].
 const MAX_REPETITIONS: u32 = 20;
-/// Answers after which an order surely was not saved, and may be sent again.
+/// Answers that mean that the order was not saved, so that it is safe to send it again.
 const UNSAVED: [StatusCode; 3] =
     [StatusCode::SERVICE_UNAVAILABLE, StatusCode::TOO_MANY_REQUESTS, StatusCode::REQUEST_TIMEOUT];
-/// Attempts at an order while nobody listens at the server's address: some seconds, for a server
-/// that restarts.
+/// Most attempts at an order while no server listens at the address. They take some seconds, enough
+/// for a server that restarts.
 const MAX_CONNECTIONS: u32 = 6;
-/// Errors that are printed; the others are counted.
-const SHOWN: u64 = 10;
+/// Most errors that are printed. The others are counted.
+const MAX_SHOWN_ERRORS: u64 = 10;
 
 #[derive(Debug, Args)]
 pub(super) struct ImportArgs {
-    /// The file, or /dev/stdin
+    /// NDJSON file, or /dev/stdin
     file: PathBuf,
-    /// Requests at once
+    /// Most requests at the same time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
-    /// Wait up to so many seconds for each outcome
-    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
+    /// Wait up to this many seconds for each outcome
+    #[arg(long, value_name = "SECONDS")]
+    #[arg(value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
     wait: Option<u64>,
 }
 
-/// What became of one line.
+/// A request that has its answer.
+struct Answered {
+    /// The number of its line, from 1.
+    line: u64,
+    reply: Reply,
+    latency: Duration,
+}
+
+/// The result of one line.
 enum Reply {
     Accepted,
     Completed,
     Refused(String),
     Invalid,
-    /// The server does not take it: it is no order.
+    /// The server answered with a client error: the line is not an order.
     Error(String),
-    /// The server takes no orders now, or did not get this one in time.
+    /// The server accepts no orders now, or did not receive this one in time.
     Overloaded(String),
-    /// There is no server.
+    /// No server can be reached.
     Unreachable(String),
-    /// The order may be placed or not: its answer never came, or says that the server failed.
+    /// The order may be placed or not: no answer came, or the answer reports a server error.
     Unknown(String),
 }
 
-/// How many lines there are of each kind. Those of the first four kinds are placed.
+/// Numbers of lines by result. Accepted, completed and failed orders are placed.
 #[derive(Default)]
 struct Tally {
     read: u64,
@@ -67,27 +76,27 @@ struct Tally {
     failed: BTreeMap<String, u64>,
     invalid: u64,
     errors: u64,
-    /// They were not sent, or the server took no orders.
+    /// Not sent, or sent to a server that accepted no orders.
     unplaced: u64,
     unknown: u64,
     complaints: u64,
 }
 
-/// An import under way.
+/// A running import.
 struct Import<'a> {
     args: &'a ImportArgs,
     client: Client,
     url: String,
-    requests: JoinSet<(u64, Reply, Duration)>,
+    requests: JoinSet<Answered>,
     tally: Tally,
     latencies: Histogram<u64>,
     progress: ProgressBar,
-    /// The rest of the file is counted, and not sent.
+    /// Then the rest of the file is counted, and not sent.
     is_server_away: bool,
 }
 
-/// Places the orders of a file. A line that the server cannot take stops nobody; without a server,
-/// the rest of the file is only counted.
+/// Places the orders of a file. A line that the server refuses does not stop the import. If no
+/// server can be reached, the rest of the file is only counted. Fails if the file cannot be read.
 pub(super) async fn run(
     args: &ImportArgs,
     config: &Config,
@@ -116,9 +125,9 @@ pub(super) async fn run(
 }
 
 impl Import<'_> {
-    /// Fails where the file cannot be read, once the lines before are answered.
+    /// Fails if the file cannot be read, after the lines before the error are answered.
     async fn place_all(&mut self, file: File) -> anyhow::Result<()> {
-        // In bytes: a line that is not UTF-8 is wrong by itself alone.
+        // Lines are bytes, so that a line that is not UTF-8 does not end the import.
         let mut lines = BufReader::with_capacity(1 << 16, file).split(b'\n');
         let (mut number, mut exhausted) = (0, None);
         while exhausted.is_none() || !self.requests.is_empty() {
@@ -132,11 +141,11 @@ impl Import<'_> {
                 }
             }
             let Some(answered) = self.requests.join_next().await else { continue };
-            let (number, reply, latency) = answered?;
+            let Answered { line, reply, latency } = answered?;
             self.latencies
                 .saturating_record(u64::try_from(latency.as_micros()).unwrap_or(u64::MAX));
             self.is_server_away |= matches!(reply, Reply::Unreachable(_));
-            self.tally.add(number, reply, &self.progress);
+            self.tally.add(line, reply, &self.progress);
             self.progress.inc(1);
         }
         Ok(exhausted.unwrap_or(Ok(()))?)
@@ -152,13 +161,13 @@ impl Import<'_> {
         self.requests.spawn(async move {
             let begun = Instant::now();
             let reply = place(&client, &url, line, wait).await;
-            (number, reply, begun.elapsed())
+            Answered { line: number, reply, latency: begun.elapsed() }
         });
     }
 }
 
-/// Places one order. An order that was surely not saved, as the server was overloaded or away, is
-/// tried again.
+/// Places one order. Tries again while the order is surely not saved: the server is overloaded or
+/// cannot be reached.
 async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> Reply {
     let (mut failures, mut absences) = (Backoff::default(), Backoff::default());
     loop {
@@ -226,13 +235,13 @@ impl Tally {
         *count += 1;
         if let Some(why) = complaint {
             self.complaints += 1;
-            if self.complaints <= SHOWN {
+            if self.complaints <= MAX_SHOWN_ERRORS {
                 progress.suspend(|| eprintln!("line {number}: {why}"));
             }
         }
     }
 
-    /// Unknown where an order could not be placed for want of the server, or perhaps was.
+    /// `Unknown` if the server could not place an order, or perhaps placed it.
     fn answer(&self) -> Answer {
         match (self.unplaced + self.unknown, self.errors) {
             (0, 0) => Answer::Done,
@@ -252,15 +261,18 @@ impl Tally {
         if output == Output::Json {
             println!(
                 "{}",
-                json!({"read": self.read, "placed": placed, "accepted": self.accepted, "completed": self.completed,
-                       "failed": self.failed, "invalid": self.invalid, "errors": self.errors, "unplaced": self.unplaced,
-                       "unknown": self.unknown, "seconds": (seconds * 1000.0).round() / 1000.0, "p50_ms": p50,
-                       "p99_ms": p99})
+                json!({
+                    "read": self.read, "placed": placed, "accepted": self.accepted,
+                    "completed": self.completed, "failed": self.failed, "invalid": self.invalid,
+                    "errors": self.errors, "unplaced": self.unplaced, "unknown": self.unknown,
+                    "seconds": (seconds * 1000.0).round() / 1000.0, "p50_ms": p50, "p99_ms": p99,
+                })
             );
             return;
         }
         println!(
-            "{placed} of {} orders placed in {seconds:.1} s: {} accepted, {} completed, {failed} failed",
+            "{placed} of {} orders placed in {seconds:.1} s: \
+             {} accepted, {} completed, {failed} failed",
             self.read, self.accepted, self.completed
         );
         for (reason, count) in &self.failed {

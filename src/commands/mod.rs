@@ -1,4 +1,4 @@
-//! The command line, a file per subcommand; the only place that wires the rooms together.
+//! The command line: a file per subcommand. This room alone wires the other rooms together.
 
 #[macro_use]
 mod print;
@@ -26,19 +26,21 @@ use crate::{
     telemetry::init_logging,
 };
 
-/// Deducts stock for orders that arrive on Kafka: all lines of an order or none, never twice, never below zero.
+/// Deducts stock for orders that arrive on Kafka: all lines of an order or none, never twice, never
+/// below zero.
 ///
-/// Exit status: 0 done; 1 the answer is no; 2 bad usage, bad configuration or an unreachable dependency.
+/// Exit status: 0 done; 1 the answer is no; 2 bad usage, bad configuration or an unreachable
+/// dependency.
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 120)]
 pub struct Cli {
-    /// A TOML file of settings; `stocklock config` shows them all
+    /// TOML file with settings; `stocklock config` lists all settings
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// Set one key, over the file and the environment
+    /// Set one key; overrides the file and the environment
     #[arg(long, global = true, value_name = "SECTION.KEY=VALUE")]
     set: Vec<String>,
-    /// How results and errors are printed
+    /// Format of results and errors
     #[arg(long, global = true, value_enum, default_value_t = Output::Text)]
     output: Output,
     #[command(subcommand)]
@@ -54,49 +56,50 @@ enum Output {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Migrate both stores and create the topics; may be repeated
+    /// Migrate both stores and create the topics; safe to repeat
     Setup,
-    /// Serve the HTTP API and publish what it saves
+    /// Serve the HTTP API, and publish the orders that it saves
     Ingest,
-    /// Deduct stock for the orders of the orders topic
+    /// Consume the orders topic and deduct stock
     Worker,
-    /// Bring the outcomes of the order-status topic back to the order store
+    /// Consume the order-status topic and write the outcomes to the order store
     Compensator,
-    /// Ingest, worker and compensator in one process
+    /// Run ingest, worker and compensator in one process
     All,
-    /// Look at the stock and change it
+    /// Show the stock and change it
     #[command(subcommand)]
     Stock(stock::StockCommand),
-    /// Place orders and look at them, over the HTTP API
+    /// Place orders and show them, over the HTTP API
     #[command(subcommand)]
     Order(order::OrderCommand),
-    /// Look at releases that are owed, and owe lost ones again
+    /// List releases that are owed, and owe lost ones again
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
-    /// Check the invariants over stores, locks and topics: exit status 0 they hold, 1 one is
-    /// violated, 2 not checked in full
+    /// Check the invariants over stores, locks and topics; exit status 0: they hold, 1: one is
+    /// violated, 2: not all could be checked
     Verify(verify::VerifyArgs),
-    /// Measure the pipeline with a seeded load, on stores that hold nothing else
+    /// Measure the pipeline on databases and topics of its own, and the ceiling of the databases
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
-    /// Ask a role on its admin address whether it is live or ready: exit status 0 it is, 1 it is
-    /// not, 2 no answer
+    /// Ask a role on its admin address whether it is live or ready; exit status 0: yes, 1: no, 2:
+    /// no answer
     Probe(probe::ProbeArgs),
 }
 
-/// Done, or the answer is no. (What keeps a command from its answer is an error.)
+/// The result of a command that did not fail. It decides the exit status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Answer {
+    /// Done, or yes.
     Done,
     No,
-    /// Neither yes nor no could be had.
+    /// The command could find out neither yes nor no.
     Unknown,
 }
 
 impl Cli {
-    /// Reads the arguments of this process. Where they are wrong, or ask for help alone, that is
-    /// printed: the exit status.
+    /// Reads the arguments of this process. If they are wrong or ask for help, prints the error or
+    /// the help and fails with the exit status.
     pub fn read() -> Result<Self, ExitCode> {
         Self::try_parse().map_err(|error| {
             let arguments: Vec<_> = std::env::args_os().collect();
@@ -109,13 +112,13 @@ impl Cli {
                     Output::Json,
                 );
             } else {
-                let _nobody_reads_it = error.print();
+                let _ignored = error.print();
             }
             ExitCode::from(u8::try_from(error.exit_code()).unwrap_or(2))
         })
     }
 
-    /// Runs the command and answers its exit status. Errors are printed on standard error.
+    /// Runs the command and returns its exit status. Prints errors on standard error.
     pub async fn run(self) -> ExitCode {
         let layers = Layers::read(self.config.as_deref(), Layers::variables(), &self.set);
         let answer = match self.command {
@@ -169,7 +172,7 @@ impl Command {
             Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Probe(args) => probe::run(&args, &config, output).await,
             Self::Config(_) => {
-                unreachable!("the configuration is shown without being resolved first")
+                unreachable!("Cli::run handles `config`, which also shows a wrong configuration")
             }
         }
     }

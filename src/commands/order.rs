@@ -14,41 +14,43 @@ use crate::{
     wire::OrderStatusCodec,
 };
 
-/// The longest that the API waits for an outcome.
+/// Most time that the API waits for an outcome.
 pub(super) const MAX_WAIT_SECONDS: u64 = 60;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum OrderCommand {
     /// Place one order
     Place {
-        /// A product and how many units of it
+        /// Product and number of units
         #[arg(required = true, value_name = "ID=QUANTITY", value_parser = parse_line)]
         lines: Vec<Line>,
-        /// Wait up to so many seconds for the outcome; exit status 1 where the order is refused
-        #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
+        /// Wait up to this many seconds for the outcome; exit status 1 if the order is refused
+        #[arg(long, value_name = "SECONDS")]
+        #[arg(value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
         wait: Option<u64>,
-        /// The caller's own name for the order
+        /// Your own name for the order
         #[arg(long)]
         reference: Option<String>,
     },
     /// Show an order
     Show {
-        /// The order's id
+        /// Id of the order
         id: OrderId,
     },
-    /// Place the orders of an NDJSON file, one request body a line; invalid ones are counted and passed over
+    /// Place the orders of an NDJSON file, one request body per line; invalid lines are counted and
+    /// skipped
     Import(import::ImportArgs),
     /// Report that an order failed, as a downstream system does
     ///
-    /// The report goes to the order-status topic. Whether there is such an order, and whether it
-    /// may still fail, is decided after that.
+    /// The command produces a FAILED to the order-status topic. It cannot know whether the order
+    /// exists or may still fail; `stocklock order show` tells that later.
     Fail {
-        /// The order's id
+        /// Id of the order
         id: OrderId,
-        /// Why it failed, which the order keeps
+        /// Reason that is stored with the order
         #[arg(long)]
         reason: String,
-        /// The system that reports it
+        /// Name of the reporting system
         #[arg(long, default_value = "stocklock-cli")]
         source: String,
     },
@@ -56,7 +58,8 @@ pub(super) enum OrderCommand {
 
 fn parse_line(text: &str) -> Result<Line, String> {
     let (id, quantity) = text.rsplit_once('=').ok_or("expected ID=QUANTITY")?;
-    let quantity = quantity.parse().map_err(|_| format!("{quantity:?} is not a whole number"))?;
+    let quantity =
+        quantity.parse().map_err(|_| format!("expected a whole number, found {quantity:?}"))?;
     let id = ProductId::parse(id).map_err(|e| e.to_string())?;
     Line::new(id, quantity).map_err(|e| e.to_string())
 }
@@ -104,7 +107,7 @@ async fn place(
     match status {
         StatusCode::CREATED | StatusCode::ACCEPTED => Ok(Answer::Done),
         StatusCode::CONFLICT | StatusCode::UNPROCESSABLE_ENTITY => Ok(Answer::No),
-        status => bail!("{url} answers {status}"),
+        status => bail!("{url}: unexpected answer {status}"),
     }
 }
 
@@ -122,17 +125,17 @@ async fn show(config: &Config, id: OrderId, output: Output) -> anyhow::Result<An
     match status {
         StatusCode::OK => Ok(Answer::Done),
         StatusCode::NOT_FOUND => Ok(Answer::No),
-        status => bail!("{url} answers {status}"),
+        status => bail!("{url}: unexpected answer {status}"),
     }
 }
 
-/// What a server answered; what is no JSON is a text.
+/// The body of an answer as JSON. A body that is not JSON becomes a string.
 async fn body_of(response: reqwest::Response) -> Value {
     let text = response.text().await.unwrap_or_default();
     serde_json::from_str(&text).unwrap_or(Value::String(text))
 }
 
-/// A line a member, or the JSON as it came.
+/// Prints one line per member of an object, or the JSON itself.
 fn print(body: &Value, output: Output) {
     match (output, body) {
         (Output::Text, Value::Object(members)) => {
@@ -161,11 +164,15 @@ async fn fail(
         .produce(topic, vec![message])
         .await
         .with_context(|| format!("brokers {}", config.kafka.brokers))?;
-    let reported = json!({"order_id": order_id.to_string(), "reported": "FAILED", "topic": topic, "outcome": "unknown"});
+    let reported = json!({
+        "order_id": order_id.to_string(), "reported": "FAILED", "topic": topic,
+        "outcome": "unknown",
+    });
     print(&reported, output);
     if output == Output::Text {
         println!(
-            "Whether this order exists, and now fails, this command cannot know: stocklock order show {order_id}"
+            "Whether the order exists and may still fail, this command cannot know. Ask: \
+             stocklock order show {order_id}"
         );
     }
     Ok(Answer::Done)

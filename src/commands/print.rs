@@ -1,5 +1,7 @@
-//! What commands print: results on standard output, errors on standard error. A reader that has
-//! left, as `head` does, changes neither what a command does nor its exit status.
+//! Prints results on standard output, and errors on standard error.
+//!
+//! A reader may close its end early, as `head` does. That changes neither what a command does nor
+//! its exit status.
 
 use std::{
     fmt,
@@ -13,43 +15,45 @@ use super::Output;
 
 const FAILED_STATUS: i32 = 2;
 
-/// Prints a line of a result. It hides the standard library's macro in this room, which panics
-/// where the reader is gone.
+/// Prints a line of a result. In this room it replaces the standard library's macro, which panics
+/// if the reader is gone.
 macro_rules! println {
     ($($line:tt)+) => { $crate::commands::print::line(format_args!($($line)+)) };
 }
 
-/// Prints a line on standard error. It hides the standard library's macro in this room, which
-/// panics where the reader is gone.
+/// Prints a line on standard error. In this room it replaces the standard library's macro, which
+/// panics if the reader is gone.
 macro_rules! eprintln {
     ($($line:tt)+) => { $crate::commands::print::error_line(format_args!($($line)+)) };
 }
 
-/// Drops the line if its reader has left. Ends the process with status 2 if the line cannot be
-/// written for another cause.
+/// Writes a line to standard output. Drops it if the reader is gone. Ends the process with status 2
+/// if writing fails for another cause.
 pub(super) fn line(line: fmt::Arguments<'_>) {
     match writeln!(io::stdout().lock(), "{line}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            error_line(format_args!("stocklock: standard output: {error}"));
+            error_line(format_args!("stocklock: cannot write to standard output: {error}"));
             exit(FAILED_STATUS);
         }
         Ok(()) | Err(_) => {}
     }
 }
 
+/// Writes a line to standard error, or drops it.
 pub(super) fn error_line(line: fmt::Arguments<'_>) {
-    let _nobody_reads_it = writeln!(io::stderr().lock(), "{line}");
+    let _ignored = writeln!(io::stderr().lock(), "{line}");
 }
 
-/// Several things that are wrong at once.
+/// Several errors at once.
 #[derive(Debug, thiserror::Error)]
 #[error("{what}:\n  {}", .errors.join("\n  "))]
 pub(super) struct Faults {
+    /// The place or the action that the errors are about.
     pub(crate) what: String,
     pub(crate) errors: Vec<String>,
 }
 
-/// Why a command has no answer.
+/// Prints the error of a command, with its causes.
 pub(super) fn failure(error: &anyhow::Error, output: Output) {
     match (output, error.downcast_ref::<Faults>()) {
         (Output::Text, _) => eprintln!("stocklock: {error:#}"),
@@ -60,7 +64,7 @@ pub(super) fn failure(error: &anyhow::Error, output: Output) {
     }
 }
 
-/// Why the answer is no.
+/// Prints why the answer is no.
 pub(super) fn complaint(text: &str, output: Output) {
     match output {
         Output::Text => eprintln!("{text}"),

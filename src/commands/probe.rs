@@ -10,30 +10,30 @@ use crate::config::Config;
 
 #[derive(Debug, Args)]
 pub(super) struct ProbeArgs {
-    /// What is asked
+    /// The question
     #[arg(value_enum)]
-    what: Probe,
-    /// How long the role may take to answer
+    question: HealthCheck,
+    /// Most time for the role to answer
     #[arg(long, default_value = "3s", value_parser = humantime::parse_duration)]
     timeout: Duration,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Probe {
-    /// Whether the role makes progress
+enum HealthCheck {
+    /// Does the role make progress? (/livez)
     Live,
-    /// Whether the role can do its work
+    /// Can the role do its work? (/readyz)
     Ready,
 }
 
-/// Asks the role that listens on `admin.listen`. No answer, or none in time, is an error.
+/// Asks the role that listens on `admin.listen`. Fails if it does not answer in time.
 pub(super) async fn run(
     args: &ProbeArgs,
     config: &Config,
     output: Output,
 ) -> anyhow::Result<Answer> {
     let mut address = config.admin.listen;
-    // Where a role listens on every address, it is asked on the loopback.
+    // A role that listens on every address also listens on the loopback.
     if address.ip().is_unspecified() {
         address.set_ip(if address.is_ipv4() {
             Ipv4Addr::LOCALHOST.into()
@@ -41,12 +41,12 @@ pub(super) async fn run(
             Ipv6Addr::LOCALHOST.into()
         });
     }
-    let path = match args.what {
-        Probe::Live => "livez",
-        Probe::Ready => "readyz",
+    let path = match args.question {
+        HealthCheck::Live => "livez",
+        HealthCheck::Ready => "readyz",
     };
     let url = format!("http://{address}/{path}");
-    // The role is on this machine: no proxy is between.
+    // The role runs on this machine, so a proxy could not reach it.
     let client = Client::builder().no_proxy().timeout(args.timeout).build()?;
     let answered = client.get(&url).send().await.with_context(|| url.clone())?;
     let is_well = answered.status().is_success();

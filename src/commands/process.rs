@@ -1,4 +1,4 @@
-//! What every command that opens a store or a broker needs.
+//! Opens the parts that several commands need: stores, metrics, codecs.
 
 use std::path::{Path, PathBuf};
 
@@ -12,10 +12,11 @@ use crate::{
 };
 
 pub(super) fn metrics() -> anyhow::Result<Metrics> {
-    Metrics::new().context("metrics")
+    Metrics::new().context("cannot make the metrics")
 }
 
-/// No session keeps a row locked for longer than the lock TTL.
+/// Opens the order store. The server ends a session that is silent for longer than the lock TTL,
+/// and with it the session's row locks.
 pub(super) fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
     let database = Database::open(
         &config.order_store,
@@ -26,7 +27,7 @@ pub(super) fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Re
     Ok(OrderStore::new(database.context("order_store.url")?))
 }
 
-/// No session keeps a row locked for longer than the lock TTL.
+/// Opens the stock store, with the same limit as the order store.
 pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Result<StockStore> {
     let database = Database::open(
         &config.stock_store,
@@ -41,11 +42,24 @@ pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Re
     ))
 }
 
-/// The codecs of both topics, which read the values of other systems' schemas too.
-pub(super) fn codecs(config: &Config) -> anyhow::Result<(OrderEventCodec, OrderStatusCodec)> {
-    let writers = writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
-    check_writer_schemas(&writers).context("topics.writer_schemas")?;
-    Ok((OrderEventCodec::reading(&writers)?, OrderStatusCodec::reading(&writers)?))
+/// The codecs of both topics.
+pub(super) struct Codecs {
+    pub(super) events: OrderEventCodec,
+    pub(super) statuses: OrderStatusCodec,
+}
+
+impl Codecs {
+    /// Opens codecs that also read values with the schemas of `topics.writer_schemas`. Fails if a
+    /// file cannot be read, or if its schema cannot be resolved.
+    pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
+        let writers =
+            writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
+        check_writer_schemas(&writers).context("topics.writer_schemas")?;
+        Ok(Self {
+            events: OrderEventCodec::reading(&writers)?,
+            statuses: OrderStatusCodec::reading(&writers)?,
+        })
+    }
 }
 
 fn writer_schemas(sources: &[SchemaSource]) -> anyhow::Result<Vec<WriterSchema>> {
@@ -65,7 +79,7 @@ fn writer_schemas(sources: &[SchemaSource]) -> anyhow::Result<Vec<WriterSchema>>
     Ok(writers)
 }
 
-/// The `.avsc` files of a folder, in the order of their names.
+/// The `.avsc` files of a folder, sorted by name.
 fn schema_files(folder: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
     let paths = entries.map(|entry| Ok(entry?.path()));

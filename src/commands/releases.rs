@@ -13,22 +13,23 @@ use crate::{
     verify::{LostReleases, find_lost_releases},
 };
 
+/// Releases that one query reads, or one transaction writes.
 const PAGE: u32 = 1_000;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum ReleasesCommand {
-    /// List releases that are owed: of orders whose stock no worker has reported as released
+    /// List releases that are owed: no worker has reported the stock of these orders as released
     List,
-    /// Owe lost releases again: of orders that failed or were cancelled, whose stock was not
-    /// released, and whose release is not owed; exit status 1 where one of them is too old
+    /// Owe lost releases again: the order failed or was cancelled, its stock was not released, and
+    /// no release is owed; exit status 1 if one of these orders is too old
     Owe {
-        /// Only list those orders
+        /// Only list these orders
         #[arg(long)]
         dry_run: bool,
     },
-    /// Forget releases of orders beyond the horizon, once `stock restock` has returned their units
+    /// Forget releases of orders beyond the horizon, after `stock restock` returned their units
     Dismiss {
-        /// Orders whose release is owed and too old to be done
+        /// Ids of orders that are beyond the horizon and whose release is owed
         #[arg(required = true)]
         ids: Vec<OrderId>,
     },
@@ -70,8 +71,8 @@ fn print_owed(owed: &OwedRelease, is_expired: bool, output: Output) {
         Output::Json => println!(
             "{}",
             json!({
-                "order_id": order_id.to_string(), "owed_at": rfc3339(*owed_at), "sent": sent, "due_at": due_at,
-                "expired": is_expired,
+                "order_id": order_id.to_string(), "owed_at": rfc3339(*owed_at), "sent": sent,
+                "due_at": due_at, "expired": is_expired,
             })
         ),
         Output::Text => {

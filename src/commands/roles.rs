@@ -1,4 +1,4 @@
-//! The long-running roles, each wired from the same parts.
+//! The long-running roles: ingest, worker and compensator. Each is wired from the same parts.
 
 use std::{
     sync::Arc,
@@ -9,7 +9,10 @@ use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answer, process};
+use super::{
+    Answer,
+    process::{self, Codecs},
+};
 use crate::{
     compensate::Compensator,
     config::{Config, ConfigError, LockFallback, LockStrategy},
@@ -26,9 +29,9 @@ use crate::{
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-/// How long admin requests in flight may take at the end of a stop.
+/// Most time for admin requests in flight at the end of a stop.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(1);
-/// How long closing the connections to a store may take.
+/// Most time to close the connections to the stores.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,9 +41,9 @@ pub(super) enum Role {
     Compensator,
 }
 
-/// What the roles of a process share.
+/// The parts that all roles of a process share.
 #[derive(Clone)]
-pub(super) struct Shared {
+pub(super) struct SharedParts {
     roles: Arc<[Role]>,
     pub(crate) config: Arc<Config>,
     pub(crate) metrics: Metrics,
@@ -51,15 +54,15 @@ pub(super) struct Shared {
     statuses: Arc<OrderStatusCodec>,
 }
 
-/// Runs roles until SIGTERM or SIGINT, or until one of them fails; then all stop in order, within
-/// `stop.deadline`. Fails where a role fails, and where the stop cut work off.
+/// Runs roles until SIGTERM or SIGINT, or until one of them fails. Then all stop in order, within
+/// `stop.deadline`. Fails if a role fails, or if the stop cut off work.
 pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
     if roles.contains(&Role::Ingest) {
         config
             .check_listeners()
             .map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
     }
-    let shared = Shared::new(config, roles)?;
+    let shared = SharedParts::new(config, roles)?;
     let health = shared.health.clone();
     shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());
     tokio::spawn(fit_batches(shared.producer.clone(), Arc::clone(&shared.config)));
@@ -84,7 +87,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended.context("a role panicked").and_then(|result| result) {
             let error_text = error_text::with_causes(error.as_ref());
-            tracing::error!(error = error_text, "a role failed");
+            tracing::error!(error = error_text, "role failed");
             failed = failed.or(Some(error));
         }
         shared.shutdown.request();
@@ -96,15 +99,19 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
         answered?;
     }
     if failed.is_none() && !shared.shutdown.cut_off().is_empty() {
-        anyhow::bail!("the stop cut off what hung: {}", shared.shutdown.cut_off().join(", "));
+        anyhow::bail!(
+            "the stop cut off work that was not done in time: {}",
+            shared.shutdown.cut_off().join(", ")
+        );
     }
     failed.map_or(Ok(Answer::Done), Err)
 }
 
-/// What the broker does not say now is found out when it refuses a batch.
+/// Limits the producer's batches to what the topics take. If the brokers do not answer now, the
+/// producer learns the limit when a broker refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
     if let Err(error) = producer.fit_batches_to(&topic_names(&config.topics)).await {
-        tracing::warn!(%error, "the producer's batches are not limited");
+        tracing::warn!(%error, "limits of the topics unknown, batches not limited");
     }
 }
 
@@ -112,10 +119,10 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
     TcpListener::bind(address).await.with_context(|| format!("{key} = {address}"))
 }
 
-impl Shared {
+impl SharedParts {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
-        let (events, statuses) = process::codecs(&config)?;
+        let Codecs { events, statuses } = Codecs::open(&config)?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
             worker: runs(Role::Worker),
@@ -148,7 +155,7 @@ impl Shared {
         )
     }
 
-    /// Deletes what is old in a store, until the process stops.
+    /// Starts to delete old rows of a store, until the process stops.
     fn purge(&self, store: PurgedStore) -> anyhow::Result<AbortOnDropHandle<()>> {
         let (name, tables) = match store {
             PurgedStore::Orders(_) => ("retention of orders", ["orders", "idempotency_keys"]),
@@ -167,18 +174,18 @@ impl Shared {
         Ok(spawn(purger.run(self.health.register(name), self.shutdown.clone())))
     }
 
-    /// Leaves the group. Fails where the consumer could not go on.
+    /// Leaves the consumer group. Fails if the consumer failed before.
     async fn leave(&self, group: &'static str, consumer: Consumer) -> anyhow::Result<()> {
         let limit = self.shutdown.leave_limit(Instant::now());
         Ok(self.shutdown.close(group, consumer.stopped(limit)).await?)
     }
 
-    /// Closes the connections to stores; those that do not close in time are dropped.
+    /// Closes the connections to stores. Drops connections that do not close in time.
     async fn disconnect(&self, databases: &[&Database]) {
         let closing = futures::future::join_all(databases.iter().map(|database| database.close()));
         let closed = tokio::time::timeout(CLOSE_DEADLINE, closing);
         if self.shutdown.close("connections to stores", closed).await.is_err() {
-            tracing::warn!("connections to stores do not close, they are dropped");
+            tracing::warn!("connections to stores not closed in time, dropping them");
         }
     }
 
@@ -187,15 +194,15 @@ impl Shared {
     }
 }
 
-/// A task that is aborted where its handle is dropped.
+/// Starts a task that ends when its handle is dropped.
 fn spawn<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
-async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
-    let Shared { config, metrics, health, shutdown, .. } = &shared;
+async fn ingest(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
+    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
@@ -227,14 +234,14 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
         committer,
         outcomes,
     };
-    tracing::info!(address = %config.http.listen, "taking orders");
+    tracing::info!(address = %config.http.listen, "accepting orders");
     let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
     shutdown
         .finish("HTTP requests", while_committing(serving, &mut committing))
         .await
         .transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
-    shutdown.finish("answers to clients that wait", asking).await.transpose()?;
+    shutdown.finish("answers to waiting clients", asking).await.transpose()?;
     shutdown.finish("the outbox", relaying).await.transpose()?;
     shutdown.finish("pending orders", watching).await.transpose()?;
     shutdown.finish("owed releases", releasing).await.transpose()?;
@@ -243,7 +250,7 @@ async fn ingest(shared: Shared, listener: TcpListener) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Serves requests. Fails where a task that commits ends before.
+/// Serves requests. Fails if a committing task ends before.
 async fn while_committing(
     serving: impl Future<Output = ()>,
     committing: &mut JoinSet<()>,
@@ -252,8 +259,8 @@ async fn while_committing(
         biased;
         () = serving => Ok(()),
         Some(ended) = committing.join_next() => {
-            ended.context("orders are not saved any more")?;
-            bail!("orders are not saved any more")
+            ended.context("a task that saves orders ended")?;
+            bail!("a task that saves orders ended")
         }
     }
 }
@@ -262,8 +269,8 @@ async fn ended(mut tasks: JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
-async fn worker(shared: Shared) -> anyhow::Result<()> {
-    let Shared { config, metrics, health, shutdown, .. } = &shared;
+async fn worker(shared: SharedParts) -> anyhow::Result<()> {
+    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     begin_worker_at_zero(config, metrics);
     let store = process::open_stock_store(config, metrics)?;
     store.begin_metrics(StoreUse::Deduct);
@@ -285,7 +292,7 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
-        "deducting"
+        "deducting stock"
     );
     let mut running = JoinSet::new();
     for lane in lanes {
@@ -318,16 +325,17 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Creates the series of a worker at 0, as its lock strategy and its fallback need them.
 fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
-    let row = LockStrategy::Row.as_str();
+    let (row, redlock) = (LockStrategy::Row.as_str(), LockStrategy::Redlock.as_str());
     let (strategies, dependencies): (&[_], &[_]) =
         match (config.lock.strategy, config.lock.fallback) {
             (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
-            (redlock, LockFallback::None) => {
-                (&[redlock.as_str()], &["stock_store", "kafka", "redis"])
+            (LockStrategy::Redlock, LockFallback::None) => {
+                (&[redlock], &["stock_store", "kafka", "redis"])
             }
-            (redlock, LockFallback::Row) => {
-                (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"])
+            (LockStrategy::Redlock, LockFallback::Row) => {
+                (&[redlock, row], &["stock_store", "kafka", "redis"])
             }
         };
     metrics.begin_dead_letters(&config.topics.orders);
@@ -335,8 +343,8 @@ fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
     metrics.begin_decisions(strategies);
 }
 
-async fn compensator(shared: Shared) -> anyhow::Result<()> {
-    let Shared { config, metrics, health, shutdown, .. } = &shared;
+async fn compensator(shared: SharedParts) -> anyhow::Result<()> {
+    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     metrics.begin_dead_letters(&config.topics.order_status);
     metrics.begin_retries(&["order_store", "kafka"]);
     let store = process::open_order_store(config, metrics)?;
@@ -363,9 +371,9 @@ async fn compensator(shared: Shared) -> anyhow::Result<()> {
     );
     let (consumer, lanes) = consumer.context("kafka")?;
     let purging = shared.purge(PurgedStore::Orders(store.clone().into()))?;
-    tracing::info!(topic = config.topics.order_status, "bringing outcomes back");
+    tracing::info!(topic = config.topics.order_status, "applying outcomes");
     for lane in lanes {
-        let health = ["compensating", "setting aside"].map(|step| health.register(step));
+        let health = ["compensating", "dead-lettering"].map(|step| health.register(step));
         let dead_letters = shared.dead_letters(&config.topics.order_status_dlq);
         let running = lane.run(
             compensator.clone(),

@@ -11,6 +11,8 @@ use crate::{
     store::{migrate_order_store, migrate_stock_store},
 };
 
+/// Migrates both stores and creates the topics that do not exist. Topics that differ from the
+/// settings are reported, and never altered.
 pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     let (orders, stock) = (&config.order_store.migrate_url, &config.stock_store.migrate_url);
     migrate_order_store(orders).await.with_context(|| format!("order store, {orders}"))?;
@@ -36,7 +38,10 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
         let stores = "migrated";
         println!(
             "{}",
-            json!({"order_store": stores, "stock_store": stores, "topics": topics, "warnings": warnings})
+            json!({
+                "order_store": stores, "stock_store": stores, "topics": topics,
+                "warnings": warnings,
+            })
         );
         return Ok(Answer::Done);
     }
@@ -56,7 +61,7 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
     Ok(Answer::Done)
 }
 
-/// An event that waits longer than the ledger reaches back expires, so a topic should not keep it for longer.
+/// A warning if the topic keeps events for longer than they may wait before they expire.
 fn horizon_warning(orders: &TopicReport, config: &Config) -> Option<String> {
     let (kept, longest) =
         (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
@@ -66,8 +71,8 @@ fn horizon_warning(orders: &TopicReport, config: &Config) -> Option<String> {
     }
     let kept = kept.map_or("for ever".to_owned(), |kept| format!("for {}", format_duration(kept)));
     Some(format!(
-        "topic {} keeps events {kept}, but those that waited longer than {} may be dead-lettered as expired, not decided: \
-         lower its retention.ms, or raise retention.outcomes",
+        "topic {} keeps events {kept}, but an event that waits for more than {} may be \
+         dead-lettered as expired: lower its retention.ms, or raise retention.outcomes",
         orders.name,
         format_duration(longest),
     ))

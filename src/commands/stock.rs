@@ -13,27 +13,27 @@ use crate::{
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StockCommand {
-    /// Bring products to the quantities of a CSV file with the columns `product_id`, `name` and
+    /// Set products to the quantities of a CSV file with the columns `product_id`, `name` and
     /// `available`
     ///
-    /// The columns may be in any order. Where a row is wrong, each wrong row is reported and
+    /// The columns may be in any order. If any row is wrong, every wrong row is reported and
     /// nothing is imported.
     Import {
-        /// The file, or /dev/stdin
+        /// CSV file, or /dev/stdin
         file: PathBuf,
     },
-    /// Show products, all of them unless some are named
+    /// Show products: those that are named, or all
     Show {
-        /// The products to show
+        /// Ids of products
         #[arg(value_parser = ProductId::parse)]
         ids: Vec<ProductId>,
     },
     /// Add units of a product
     Restock {
-        /// The product, which exists
+        /// Id of an existing product
         #[arg(value_parser = ProductId::parse)]
         id: ProductId,
-        /// How many units come to those that are there
+        /// Number of units to add
         #[arg(value_parser = clap::value_parser!(i64).range(1..=MAX_AVAILABLE))]
         quantity: i64,
     },

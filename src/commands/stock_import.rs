@@ -1,4 +1,4 @@
-//! Reading a CSV file of products, and importing it whole or not at all.
+//! Imports a CSV file of products: all of it, or nothing if a row is wrong.
 
 use std::{
     collections::HashMap,
@@ -19,14 +19,15 @@ use crate::{
     store::{ImportSummary, Product, StockStore},
 };
 
+/// Products of one transaction.
 const CHUNK: usize = 1_000;
 const MAX_NAME_CHARS: usize = 255;
-/// Rows that are printed; the others are counted.
+/// Most wrong rows that are printed. The others are counted.
 const MAX_ERRORS: usize = 20;
 const COLUMNS: [&str; 3] = ["product_id", "name", "available"];
 
-/// Reads the file twice: a row that is wrong anywhere in it must not leave half of it imported.
-/// Fails with a line for each wrong row.
+/// Imports a file. Reads it twice: first it checks every row, so that a wrong row does not leave
+/// half of the file imported. Fails with an error for each wrong row.
 pub(super) async fn run(store: &StockStore, path: &Path, output: Output) -> anyhow::Result<Answer> {
     let mut file = open(path).with_context(|| path.display().to_string())?;
     let rows = check(path, &file)?;
@@ -36,12 +37,13 @@ pub(super) async fn run(store: &StockStore, path: &Path, output: Output) -> anyh
     let mut products = Rows::read(&file)?;
     let (mut summary, mut imported) = (ImportSummary::default(), 0);
     while imported < rows {
-        let partly =
-            || format!("{imported} of {rows} products were imported; the import may be repeated");
-        let chunk = products.by_ref().take(CHUNK).map(|(_, product)| product);
+        let partly = || {
+            format!("{imported} of {rows} products were imported; it is safe to repeat the import")
+        };
+        let chunk = products.by_ref().take(CHUNK).map(|row| row.product);
         let chunk = chunk.collect::<anyhow::Result<Vec<_>>>().with_context(partly)?;
         if chunk.is_empty() {
-            bail!("{}: the file has changed; {}", path.display(), partly());
+            bail!("{}: the file changed while it was read; {}", path.display(), partly());
         }
         let done = store.import(&chunk, Utc::now()).await.with_context(partly)?;
         summary.added += done.added;
@@ -63,7 +65,7 @@ pub(super) async fn run(store: &StockStore, path: &Path, output: Output) -> anyh
     Ok(Answer::Done)
 }
 
-/// A file that can be read twice: of a pipe a copy.
+/// Opens a file that can be read twice. Copies a pipe to a temporary file.
 fn open(path: &Path) -> io::Result<File> {
     let mut file = File::open(path)?;
     if file.metadata()?.is_file() {
@@ -75,7 +77,7 @@ fn open(path: &Path) -> io::Result<File> {
     Ok(copy)
 }
 
-/// Answers how many products there are. Fails with all rows that are wrong.
+/// Returns the number of products. Fails with the errors of all wrong rows.
 fn check(path: &Path, file: &File) -> anyhow::Result<usize> {
     let (mut lines, mut errors, mut wrong) = (HashMap::new(), Vec::new(), 0_usize);
     let mut complain = |error: String| {
@@ -87,7 +89,7 @@ fn check(path: &Path, file: &File) -> anyhow::Result<usize> {
     match Rows::read(file) {
         Err(error) => complain(format!("line 1: {error:#}")),
         Ok(rows) => {
-            for (line, product) in rows {
+            for Row { line, product } in rows {
                 match product {
                     Err(error) => complain(format!("line {line}: {error:#}")),
                     Ok(product) => match lines.get(&product.id) {
@@ -112,29 +114,37 @@ fn check(path: &Path, file: &File) -> anyhow::Result<usize> {
     Err(Faults { what: format!("{}: nothing was imported", path.display()), errors }.into())
 }
 
-/// The products of a file, each with its line.
+/// A row of a file.
+struct Row {
+    /// The number of its line, from 1.
+    line: u64,
+    /// Fails with what is wrong in the row.
+    product: anyhow::Result<Product>,
+}
+
+/// The rows of a file after the header.
 struct Rows<'a> {
     records: csv::StringRecordsIntoIter<&'a File>,
-    /// Where each of [`COLUMNS`] is.
+    /// The position of each of [`COLUMNS`] in a row.
     columns: [usize; 3],
 }
 
 impl<'a> Rows<'a> {
-    /// Reads the header. Fails unless it names each column once, in whatever order.
+    /// Reads the header. Fails unless it names each column once, in any order.
     fn read(file: &'a File) -> anyhow::Result<Self> {
         let mut reader = ReaderBuilder::new().flexible(true).trim(Trim::All).from_reader(file);
         let header: Vec<_> = reader.headers()?.iter().map(str::to_owned).collect();
         let columns = COLUMNS.map(|column| header.iter().position(|name| name == column));
         let [Some(product_id), Some(name), Some(available)] = columns else {
             bail!(
-                "the columns must be {}, in any order, and not {}",
+                "the columns must be {}, in any order; found {}",
                 COLUMNS.join(", "),
                 header.join(", ")
             );
         };
         if header.len() != COLUMNS.len() {
             bail!(
-                "the columns must be {} and no others, not {}",
+                "the columns must be {} and no others; found {}",
                 COLUMNS.join(", "),
                 header.join(", ")
             );
@@ -145,31 +155,32 @@ impl<'a> Rows<'a> {
     fn parse(&self, record: &StringRecord) -> anyhow::Result<Product> {
         let fields = self.columns.map(|column| record.get(column));
         let ([Some(product_id), Some(name), Some(available)], 3) = (fields, record.len()) else {
-            bail!("{} fields instead of {}", record.len(), COLUMNS.len());
+            bail!("found {} fields, expected {}", record.len(), COLUMNS.len());
         };
         let product_id = ProductId::parse(product_id)?;
         if name.chars().count() > MAX_NAME_CHARS {
-            bail!("the name of {product_id} has more than {MAX_NAME_CHARS} characters");
+            bail!("expected at most {MAX_NAME_CHARS} characters in the name of {product_id}");
         }
         match available.parse() {
             Ok(available @ 0..=MAX_AVAILABLE) => {
                 Ok(Product { id: product_id, name: name.to_owned(), available })
             }
             _ => bail!(
-                "available {available:?} of {product_id} is not a whole number from 0 to {MAX_AVAILABLE}"
+                "expected a whole number from 0 to {MAX_AVAILABLE} as available of {product_id}, \
+                 found {available:?}"
             ),
         }
     }
 }
 
 impl Iterator for Rows<'_> {
-    type Item = (u64, anyhow::Result<Product>);
+    type Item = Row;
 
     fn next(&mut self) -> Option<Self::Item> {
         let line = |position: Option<&csv::Position>| position.map_or(0, csv::Position::line);
         Some(match self.records.next()? {
-            Ok(record) => (line(record.position()), self.parse(&record)),
-            Err(error) => (line(error.position()), Err(anyhow!(error))),
+            Ok(record) => Row { line: line(record.position()), product: self.parse(&record) },
+            Err(error) => Row { line: line(error.position()), product: Err(anyhow!(error)) },
         })
     }
 }

@@ -3,23 +3,27 @@ use std::{sync::Arc, time::Duration};
 use clap::Args;
 use serde_json::json;
 
-use super::{Answer, Output, process};
+use super::{
+    Answer, Output,
+    process::{self, Codecs},
+};
 use crate::{
     config::Config,
     verify::{Checks, OpenOrder, Report, verify},
 };
 
-/// Rows of a kind that are printed; the others are counted.
-const SHOWN: usize = 20;
+/// Most rows of a kind that are printed. The others are counted.
+const MAX_SHOWN_ROWS: usize = 20;
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// How long to wait for orders that are in flight
+    /// Most time to wait for orders in flight
     #[arg(long, default_value = "30s", value_parser = humantime::parse_duration)]
     settle: Duration,
-    /// Leave an invariant out: 6 (needs the privilege PROCESS, and Redis under redlock) or 7 (needs
+    /// Skip an invariant: 6 (needs the privilege PROCESS, and Redis under redlock) or 7 (needs
     /// Kafka)
-    #[arg(long, value_name = "INVARIANT", value_delimiter = ',', value_parser = clap::value_parser!(u8).range(6..=7))]
+    #[arg(long, value_name = "INVARIANT", value_delimiter = ',')]
+    #[arg(value_parser = clap::value_parser!(u8).range(6..=7))]
     without: Vec<u8>,
 }
 
@@ -33,7 +37,7 @@ pub(super) async fn run(
         process::open_order_store(config, &metrics)?,
         process::open_stock_store(config, &metrics)?,
     );
-    let (events, statuses) = process::codecs(config)?;
+    let Codecs { events, statuses } = Codecs::open(config)?;
     let report = verify(&Checks {
         orders: &orders,
         stock: &stock,
@@ -63,9 +67,10 @@ pub(super) async fn run(
 fn print(report: &Report, answer: Answer) {
     let Report { orders, outcomes, products, events, .. } = report;
     println!(
-        "checked {orders} orders, {outcomes} outcomes, {products} products, {events} events that workers have passed"
+        "checked {orders} orders, {outcomes} outcomes, {products} products, \
+         {events} events that workers have passed"
     );
-    for violation in report.violations.iter().take(SHOWN) {
+    for violation in report.violations.iter().take(MAX_SHOWN_ROWS) {
         println!(
             "VIOLATED invariant {}: {}: {}",
             violation.invariant, violation.subject, violation.detail
@@ -75,17 +80,17 @@ fn print(report: &Report, answer: Answer) {
         println!("NOT CHECKED {what}");
     }
     for what in &report.left_out {
-        println!("left out: {what}");
+        println!("skipped: {what}");
     }
-    for OpenOrder { order_id, why } in report.unsettled.iter().take(SHOWN) {
+    for OpenOrder { order_id, why } in report.unsettled.iter().take(MAX_SHOWN_ROWS) {
         println!("NOT SETTLED order {order_id}: {why}");
     }
-    for OpenOrder { order_id, why } in report.dead_lettered.iter().take(SHOWN) {
+    for OpenOrder { order_id, why } in report.dead_lettered.iter().take(MAX_SHOWN_ROWS) {
         println!("DEAD-LETTERED order {order_id}: {why}");
     }
-    let more = report.dead_lettered.len().saturating_sub(SHOWN)
-        + report.violations.len().saturating_sub(SHOWN)
-        + report.unsettled.len().saturating_sub(SHOWN);
+    let more = report.dead_lettered.len().saturating_sub(MAX_SHOWN_ROWS)
+        + report.violations.len().saturating_sub(MAX_SHOWN_ROWS)
+        + report.unsettled.len().saturating_sub(MAX_SHOWN_ROWS);
     if more > 0 {
         println!("… and {more} more");
     }
@@ -93,7 +98,7 @@ fn print(report: &Report, answer: Answer) {
         "{}",
         match answer {
             Answer::Done if report.dead_lettered.is_empty() => "all invariants hold",
-            Answer::Done => "all invariants hold; dead-lettered orders wait for people",
+            Answer::Done => "all invariants hold; dead-lettered orders need an operator",
             Answer::No => "an invariant is violated",
             Answer::Unknown => "not checked in full",
         }

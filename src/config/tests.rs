@@ -18,8 +18,9 @@ fn the_defaults_are_valid() {
 #[test]
 fn a_flag_wins_over_the_environment_and_that_over_a_file() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
-    write!(file, "[worker]\nbatch_max = 7\nlanes = 3\n[redis]\nurls = ['redis://a', 'redis://b', 'redis://c']")
-        .unwrap();
+    let text = "[worker]\nbatch_max = 7\nlanes = 3\n\
+                [redis]\nurls = ['redis://a', 'redis://b', 'redis://c']";
+    write!(file, "{text}").unwrap();
     let env = [("STOCKLOCK__WORKER__BATCH_MAX".to_owned(), "8".to_owned())];
     let read = |flags: &[String]| {
         Config::resolve(&Layers::read(Some(file.path()), env.clone().into_iter(), flags)).unwrap()

@@ -5,7 +5,7 @@ use redis::{
     RedisResult, ServerErrorKind, TlsCertificates, io::tcp::TcpSettings,
 };
 
-use crate::config::{RedisConfig, SecretUrl};
+use crate::config::{ClientFiles, RedisConfig, SecretUrl};
 
 /// A connection counts as broken after this time: without the answer to a request, or without the
 /// acknowledgement of data that was sent.
@@ -66,7 +66,7 @@ fn certificates(redis: &RedisConfig) -> Result<Option<TlsCertificates>, MasterEr
     let root_cert =
         redis.ssl_ca.as_ref().map(|file| read_pem("redis.ssl_ca_location", file)).transpose()?;
     let client_tls = match &redis.ssl_client {
-        Some((certificate, key)) => Some(ClientTlsConfig {
+        Some(ClientFiles { certificate, key }) => Some(ClientTlsConfig {
             client_cert: read_pem("redis.ssl_certificate_location", certificate)?,
             client_key: read_pem("redis.ssl_key_location", key)?,
         }),

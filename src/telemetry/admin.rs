@@ -12,10 +12,11 @@ use tokio::net::TcpListener;
 use super::{Health, Metrics};
 use crate::{http, lifecycle::Shutdown};
 
-/// Connections at once: probes and scrapes are few. Their file descriptors are reserved.
+/// Most connections at a time. Probes and scrapes are few, and these file descriptors are reserved.
 const MAX_CONNECTIONS: usize = 64;
 
-/// Serves `/livez`, `/readyz` and `/metrics` until the process stops.
+/// Serves `/livez`, `/readyz` and `/metrics` until the process stops. `/livez` and `/readyz` answer
+/// 200, or 503 with a line for each component that is stuck or not ready.
 pub(crate) async fn serve_admin(
     listener: TcpListener,
     health: Health,

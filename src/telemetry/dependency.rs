@@ -6,52 +6,53 @@ use tokio::time::{Instant, sleep};
 use super::Component;
 use crate::lifecycle::Shutdown;
 
-/// Between two tries of a dependency that is up.
+/// Mean pause between two tries of a dependency that is up.
 const TRY_EVERY: Duration = Duration::from_secs(3);
-/// Between two tries of a dependency that is down.
+/// Mean pause between two tries of a dependency that is down.
 const TRY_AGAIN_EVERY: Duration = Duration::from_secs(1);
-/// A try that takes longer counts as a failure, although it goes on.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// A dependency that takes longer is slow, which excuses a loop that waits for it.
+/// A try that takes longer is reported as a failure, although it goes on.
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
+/// A dependency that answers later is slow. Then no loop that waits for it counts as stuck.
 const SLOW: Duration = Duration::from_secs(1);
 
-/// Why a dependency cannot be used.
+/// Why a role cannot use a dependency.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Lack {
     /// The address and the cause.
     pub(crate) why: String,
-    /// The server answers and refuses: waiting mends nothing, as with a wrong password.
+    /// The server answers and refuses, as with a wrong password. Waiting does not help.
     pub(crate) is_refusal: bool,
 }
 
 impl Lack {
-    /// A dependency that does not answer, or not as it should.
+    /// The dependency does not answer, or its answer is not usable.
     pub(crate) fn unreachable(why: impl Into<String>) -> Self {
         Self { why: why.into(), is_refusal: false }
     }
 
+    /// The server answers and refuses.
     pub(crate) fn refused(why: impl Into<String>) -> Self {
         Self { why: why.into(), is_refusal: true }
     }
 }
 
-/// Whether a role is ready without a dependency.
+/// Whether a role is ready while a dependency is down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Need {
-    /// The role cannot work without it.
+    /// Not ready: the role cannot work without it.
     Always,
-    /// The role can work without it for a while. But until the dependency was up once, a refusal
-    /// keeps the role from being ready: it is configured wrongly.
+    /// Ready: the role can work without it for a while. Only a refusal before the dependency was up
+    /// once means not ready, because then the role is configured wrongly.
     Rollout,
 }
 
-/// A dependency that is tried all the time, so that readiness is known before there is work.
+/// A dependency that a task tries all the time, so that readiness is known before there is work.
 pub(crate) struct Dependency {
     component: Component,
     need: Need,
     up: IntGauge,
     was_up: bool,
-    /// Why it was down at the last try.
+    /// The cause of the last try's failure; `None` after a success.
     lack: Option<Lack>,
 }
 
@@ -97,9 +98,9 @@ impl Dependency {
                     }
                     return tried;
                 }
-                () = sleep(PATIENCE) => {
+                () = sleep(TRY_TIMEOUT) => {
                     let why = format!("no answer for {} s", begun.elapsed().as_secs());
-                    // The cause of the try before says more than that this one hangs too.
+                    // The cause of the last failed try says more than "no answer".
                     let lack = known.clone().unwrap_or_else(|| Lack::unreachable(why));
                     self.note(Err(lack), shutdown.is_requested());
                 }
@@ -107,15 +108,13 @@ impl Dependency {
         }
     }
 
-    /// What the role itself closes at a stop is no news for the log.
+    /// Reports the result of a try. During a stop it logs no failure: the role itself closes what
+    /// the tries use.
     fn note(&mut self, tried: Result<(), Lack>, is_stopping: bool) {
         match tried {
             Ok(()) => {
                 if self.lack.take().is_some() {
-                    tracing::info!(
-                        dependency = self.component.name(),
-                        "the dependency is up again"
-                    );
+                    tracing::info!(dependency = self.component.name(), "dependency up again");
                 }
                 self.was_up = true;
                 self.up.set(1);
@@ -126,7 +125,7 @@ impl Dependency {
                     tracing::warn!(
                         dependency = self.component.name(),
                         why = lack.why,
-                        "the dependency is down"
+                        "dependency down"
                     );
                 }
                 self.up.set(0);
@@ -154,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_always_needed_keeps_a_role_from_being_ready_with_its_cause() {
+    fn a_role_is_not_ready_while_a_dependency_that_it_always_needs_is_down() {
         let health = Health::default();
         let (mut store, up) = dependency(&health, Need::Always);
         assert_eq!(health.not_ready(), ["store: starting"]);
@@ -173,7 +172,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_role_can_do_without_only_holds_up_a_wrong_rollout() {
+    fn a_role_is_ready_without_other_dependencies_unless_misconfigured() {
         let health = Health::default();
         let (mut store, up) = dependency(&health, Need::Rollout);
 

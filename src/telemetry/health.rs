@@ -3,39 +3,44 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A loop at work that does not report for this long is stuck, and `/livez` says so, unless a
-/// dependency was down or slow meanwhile: a restart does not mend that.
+/// A loop is stuck if it has work and does not report for this long. Then `/livez` answers 503,
+/// unless a dependency was down or slow in this time: a restart would not help.
 const STUCK_AFTER: Duration = Duration::from_secs(180);
 
-/// What the loops of a process say of themselves.
+/// The reports of all loops of a process.
 #[derive(Debug, Clone, Default)]
 pub struct Health {
     components: Arc<Mutex<Vec<Component>>>,
     excused: Arc<Mutex<Option<Instant>>>,
 }
 
-/// One loop's report: it is alive whenever it reports, and ready unless it says why not.
+/// One loop of a process, or one dependency. Each report means that it is alive.
 #[derive(Debug, Clone)]
 pub struct Component {
     name: &'static str,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<ComponentState>>,
     /// When a dependency of the process was last seen down or slow.
     excused: Arc<Mutex<Option<Instant>>>,
 }
 
 #[derive(Debug)]
-struct State {
+struct ComponentState {
+    /// Time of the last report.
     reported: Instant,
-    /// Waiting for work, however long that takes.
+    /// Whether it waits for work. Then its silence is no sign of trouble.
     waiting: bool,
+    /// Why it is not ready; `None`: it is ready.
     not_ready: Option<String>,
 }
 
 impl Health {
-    /// A new component, not ready until it reports.
+    /// Adds a component, which is not ready until it reports.
     pub fn register(&self, name: &'static str) -> Component {
-        let state =
-            State { reported: Instant::now(), waiting: false, not_ready: Some("starting".into()) };
+        let state = ComponentState {
+            reported: Instant::now(),
+            waiting: false,
+            not_ready: Some("starting".into()),
+        };
         let component = Component {
             name,
             state: Arc::new(Mutex::new(state)),
@@ -45,14 +50,14 @@ impl Health {
         component
     }
 
-    /// Each component that is not ready, with why.
+    /// Each component that is not ready, with its reason.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         self.each(|component, state| {
             state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name))
         })
     }
 
-    /// Each component that is at work and has not reported for three minutes. None where a
+    /// Each component that has work and has not reported for more than three minutes. Empty if a
     /// dependency was down or slow in these three minutes: the loops may wait for it.
     pub(crate) fn stuck(&self, now: Instant) -> Vec<String> {
         let excused = *self.excused.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,9 +71,12 @@ impl Health {
         })
     }
 
-    fn each(&self, say: impl Fn(&Component, &State) -> Option<String>) -> Vec<String> {
+    fn each(
+        &self,
+        complaint: impl Fn(&Component, &ComponentState) -> Option<String>,
+    ) -> Vec<String> {
         let components = self.components.lock().unwrap_or_else(PoisonError::into_inner);
-        components.iter().filter_map(|c| say(c, &c.lock())).collect()
+        components.iter().filter_map(|component| complaint(component, &component.lock())).collect()
     }
 }
 
@@ -77,26 +85,28 @@ impl Component {
         self.name
     }
 
+    /// Reports that the component is alive and ready.
     pub(crate) fn ready(&self) {
         self.report(None);
     }
 
+    /// Reports that the component is alive, and why it is not ready.
     pub(crate) fn not_ready(&self, why: impl Into<String>) {
         self.report(Some(why.into()));
     }
 
-    /// Says that a dependency is down or slow, so that no loop of the process counts as stuck.
+    /// Reports that a dependency is down or slow, so that no loop of the process counts as stuck.
     pub(crate) fn excuse(&self) {
         *self.excused.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
     }
 
-    /// Alive, and as ready as before.
+    /// Reports that the component is alive. It stays as ready as before.
     pub(crate) fn alive(&self) {
         let mut state = self.lock();
         (state.reported, state.waiting) = (Instant::now(), false);
     }
 
-    /// Waits for work; that there is none for long does not mean that the loop is stuck.
+    /// Waits for `work`. A loop without work is not stuck, however long it waits.
     pub(crate) async fn waiting<T>(&self, work: impl Future<Output = T>) -> T {
         self.lock().waiting = true;
         let work = work.await;
@@ -105,10 +115,10 @@ impl Component {
     }
 
     fn report(&self, not_ready: Option<String>) {
-        *self.lock() = State { reported: Instant::now(), waiting: false, not_ready };
+        *self.lock() = ComponentState { reported: Instant::now(), waiting: false, not_ready };
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, ComponentState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -118,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn silence_at_work_is_being_stuck_and_silence_without_work_is_not() {
+    fn a_silent_loop_is_stuck_only_if_it_has_work() {
         let (health, later) =
             (Health::default(), Instant::now() + STUCK_AFTER + Duration::from_secs(9));
         let lane = health.register("lane");

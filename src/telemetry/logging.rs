@@ -19,11 +19,12 @@ use tracing_subscriber::{
 
 use crate::config::{LogConfig, LogFormat};
 
-/// Logs go to standard error; lines that cannot be written there are lost. Fails where `log.level`
-/// is neither a level nor a list of directives.
+/// Starts to write log lines to standard error. Lines that cannot be written are lost. Fails if
+/// `log.level` is neither a level nor a list of directives, or if logging was started before.
 pub(crate) fn init_logging(log: &LogConfig) -> anyhow::Result<()> {
-    let filter = EnvFilter::try_new(&log.level)
-        .map_err(|e| anyhow::anyhow!("log.level = {:?}: {e}", log.level))?;
+    let filter = EnvFilter::try_new(&log.level).map_err(|e| {
+        anyhow::anyhow!("log.level = {:?}: expected a level or directives: {e}", log.level)
+    })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -32,11 +33,11 @@ pub(crate) fn init_logging(log: &LogConfig) -> anyhow::Result<()> {
         LogFormat::Json => builder.event_format(JsonLines).try_init(),
         LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
     };
-    initialised.map_err(|e| anyhow::anyhow!("logging: {e}"))
+    initialised.map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))
 }
 
-/// An object a line: `timestamp`, `level`, `message` and the other fields, `target`. A list is an
-/// array.
+/// Writes one JSON object per line: `timestamp`, `level`, `message` and the other fields, `target`.
+/// A list is an array.
 struct JsonLines;
 
 impl<S, N> FormatEvent<S, N> for JsonLines
@@ -78,7 +79,7 @@ struct Fields<M: SerializeMap> {
 
 impl<M: SerializeMap> Fields<M> {
     fn write(&mut self, field: &Field, value: impl Into<Value>) {
-        // What the bridge from the crate `log` adds is in the metadata already.
+        // These fields come from the bridge of the crate `log`; the metadata has them already.
         if self.written.is_ok() && !field.name().starts_with("log.") {
             self.written =
                 self.map.serialize_entry(field.name().trim_start_matches("r#"), &value.into());
@@ -113,15 +114,15 @@ impl<M: SerializeMap> Visit for Fields<M> {
     }
 }
 
-/// The list of a text that the alternate form of `Debug` made: an item a line. `None` for all else,
-/// and for lists of what takes more than a line.
+/// Parses a list that `{:#?}` wrote, which has one item per line. `None` for any other text, and
+/// for a list whose items take several lines.
 fn list(text: &str) -> Option<Value> {
     if text == "[]" {
         return Some(Value::Array(Vec::new()));
     }
     let items = text.strip_prefix("[\n")?.strip_suffix(",\n]")?.split(",\n").map(|item| {
         let item = item.strip_prefix("    ").filter(|item| !item.contains('\n'))?;
-        // Numbers, texts and booleans read the same; a variant is a text.
+        // JSON has the same numbers, texts and booleans. Any other item becomes a text.
         Some(serde_json::from_str(item).unwrap_or_else(|_| item.into()))
     });
     items.collect::<Option<Vec<_>>>().map(Value::Array)

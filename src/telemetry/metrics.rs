@@ -15,7 +15,9 @@ const ORDER_SECONDS: &[f64] =
 const BATCH_SIZES: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
 
-/// Every metric of the project. Cheap to clone; labels are bounded, and never an order's or a product's id.
+/// Every metric of the project. Cheap to clone.
+///
+/// The values of a label are few: the id of an order or of a product is never a label.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -55,7 +57,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// A registry of its own. Fails only where two metrics bear one name, which a test rules out.
+    /// Makes all metrics, in a registry of their own. Fails only if two metrics have one name; a
+    /// test rules that out.
     #[expect(clippy::too_many_lines, reason = "it is the list of all metrics")]
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
@@ -63,87 +66,89 @@ impl Metrics {
         let make = Maker(&registry);
         let build = make.gauges(
             "stocklock_build_info",
-            "What is running; the value is always 1.",
+            "Version of the running binary; the value is always 1.",
             &["version"],
         )?;
         build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
         let metrics = Self {
             orders_ingested: make.counters(
                 "stocklock_orders_ingested_total",
-                "Orders asked for, by result.",
+                "Requests to place an order: accepted, invalid (422), rejected (other errors), or \
+                 abandoned (the client disconnected before its transaction began).",
                 &["result"],
             )?,
             orders_decided: make.counters(
                 "stocklock_orders_decided_total",
-                "Orders decided.",
+                "Orders decided by the worker, and releases done.",
                 &["outcome", "strategy"],
             )?,
             order_latency: make.histogram(
                 "stocklock_order_latency_seconds",
-                "From an order's acceptance to its decision.",
+                "Time from the acceptance of an order to its decision.",
                 ORDER_SECONDS,
             )?,
             batch_orders: make.histogram(
                 "stocklock_batch_orders",
-                "Order events in a batch.",
+                "Order events of a batch.",
                 BATCH_SIZES,
             )?,
             batch_seconds: make.histograms(
                 "stocklock_batch_seconds",
-                "Time of a batch's stages.",
+                "Time that a batch takes in a stage: lock, transaction, unlock or publish.",
                 &["stage"],
             )?,
             lock_wait: make.histograms(
                 "stocklock_lock_wait_seconds",
-                "Time to get a batch's locks.",
+                "Time until a batch holds its locks.",
                 &["strategy"],
             )?,
             lock_hold: make.histograms(
                 "stocklock_lock_hold_seconds",
-                "Time a batch's locks are held.",
+                "Time that a batch holds its locks.",
                 &["strategy"],
             )?,
             lock_failures: make.counters(
                 "stocklock_lock_failures_total",
-                "Locks not had, or lost.",
+                "Locks that a batch could not acquire (contended, unavailable) or that it lost.",
                 &["cause"],
             )?,
             lock_fallback: make.gauge(
                 "stocklock_lock_fallback",
-                "Lanes that take row locks, as no majority of the Redis masters answers.",
+                "Lanes that use row locks, because no majority of the Redis masters answers.",
             )?,
             stale_writes_rejected: make.counter(
                 "stocklock_stale_writes_rejected_total",
-                "Writes that the version guard refused, as another had written meanwhile.",
+                "Writes of products that were refused, because the version had changed.",
             )?,
             consumer_lag: make.gauges(
                 "stocklock_consumer_lag",
-                "Messages not yet handled.",
+                "Messages of a partition that are not handled yet.",
                 &["topic", "partition"],
             )?,
             consumer_lag_seconds: make.float_gauges(
                 "stocklock_consumer_lag_seconds",
-                "Age of the oldest message not yet handled.",
+                "Age of the oldest message of a partition that is not handled yet.",
                 &["topic", "partition"],
             )?,
             dependency_up: make.gauges(
                 "stocklock_dependency_up",
-                "Whether the dependency can be used as the role needs it: 1 or 0.",
+                "1 if the role can use the dependency as it needs to, else 0.",
                 &["dependency"],
             )?,
             redis_master_up: make.gauges(
                 "stocklock_redis_master_up",
-                "Whether the Redis master locks keys: 1 or 0.",
+                "1 if the Redis master locks keys, else 0.",
                 &["master"],
             )?,
             rebalances: make.counters(
                 "stocklock_rebalances_total",
-                "Partitions assigned or revoked.",
+                "Rebalances that assigned or revoked partitions, or in which they were lost.",
                 &["kind"],
             )?,
             consumer_recreations: make.counters(
                 "stocklock_consumer_recreations_total",
-                "Consumers replaced, as they made no progress or their topic was another one.",
+                "Consumers that were replaced: a partition stalled, the topic was created anew, or \
+                 the client could not continue.",
                 &["topic"],
             )?,
             poll_errors: make.counters(
@@ -153,19 +158,19 @@ impl Metrics {
             )?,
             dead_letters: make.counters(
                 "stocklock_dead_letters_total",
-                "Messages dead-lettered.",
+                "Messages that were dead-lettered, by class.",
                 &["topic", "class"],
             )?,
             lanes_stopped: make.gauges(
                 "stocklock_lanes_stopped",
-                "Lanes that stand still, as too many of their messages would be dead letters.",
+                "Lanes that are halted, because too many of their messages would be dead-lettered.",
                 &["topic"],
             )?,
             outbox_pending: make
-                .gauge("stocklock_outbox_pending", "Events committed and not yet published.")?,
+                .gauge("stocklock_outbox_pending", "Events committed and not published yet.")?,
             outbox_oldest: make.float_gauge(
                 "stocklock_outbox_oldest_seconds",
-                "Age of the oldest unpublished event.",
+                "Age of the oldest event that is not published yet.",
             )?,
             pending_oldest: make.float_gauge(
                 "stocklock_pending_oldest_seconds",
@@ -173,7 +178,7 @@ impl Metrics {
             )?,
             pending_orders: make.counters(
                 "stocklock_pending_orders_total",
-                "Orders pending for too long: produced again, or too old for it.",
+                "Orders that were pending for too long: produced again, or expired.",
                 &["result"],
             )?,
             releases_owed: make.gauge(
@@ -182,22 +187,23 @@ impl Metrics {
             )?,
             owed_releases: make.counters(
                 "stocklock_owed_releases_total",
-                "Releases owed for too long: produced again, or too old for it.",
+                "Releases that were owed for too long: produced again, or expired.",
                 &["result"],
             )?,
             compensations: make.counters(
                 "stocklock_compensations_total",
-                "Orders moved by the compensator, and tombstones passed over.",
+                "What the compensator did: orders moved (completed, failed, cancelled), releases \
+                 owed (released) and done (release_done), tombstones ignored (tombstone).",
                 &["kind"],
             )?,
             retention_deleted: make.counters(
                 "stocklock_retention_deleted_total",
-                "Old rows deleted.",
+                "Rows that retention deleted.",
                 &["table"],
             )?,
             retries: make.counters(
                 "stocklock_retries_total",
-                "Attempts repeated after a failure.",
+                "Attempts that were repeated after a failure of the dependency.",
                 &["dependency"],
             )?,
             transaction_seconds: make.histograms(
@@ -207,17 +213,17 @@ impl Metrics {
             )?,
             pool_connections: make.gauges(
                 "stocklock_pool_connections",
-                "Database connections.",
+                "Connections of this process to a store, idle or used.",
                 &["store", "state"],
             )?,
             http_requests: make.counters(
                 "stocklock_http_requests_total",
-                "HTTP requests.",
+                "HTTP requests that were answered.",
                 &["route", "status"],
             )?,
             http_request_seconds: make.histograms(
                 "stocklock_http_request_seconds",
-                "Time to answer.",
+                "Time until an HTTP request was answered.",
                 &["route"],
             )?,
             registry: registry.clone(),
@@ -227,13 +233,14 @@ impl Metrics {
         Ok(metrics)
     }
 
-    /// The same metrics, of which only what these roles measure is exposed.
+    /// Exposes only the metrics that these roles measure.
     #[must_use]
     pub(crate) fn measured_by(self, measured_by: MeasuredBy) -> Self {
         Self { measured_by, ..self }
     }
 
-    /// A rate needs a first value: what may happen is shown before it does.
+    /// Creates every series at 0 whose labels do not depend on the configuration, so that `rate()`
+    /// sees the first increment. [`super::zeros`] creates those that do.
     fn begin_at_zero(&self) {
         let known: [(_, &[_]); _] = [
             (&self.orders_ingested, &["accepted", "invalid", "rejected", "abandoned"]),
@@ -241,7 +248,7 @@ impl Metrics {
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (
                 &self.compensations,
-                &["completed", "failed", "cancelled", "released", "release_done"],
+                &["completed", "failed", "cancelled", "released", "release_done", "tombstone"],
             ),
             (&self.pending_orders, &["produced", "expired"]),
             (&self.owed_releases, &["produced", "expired"]),
@@ -253,7 +260,7 @@ impl Metrics {
         }
     }
 
-    /// Shows a partition's lag in messages, and in ms where it is known.
+    /// Sets the lag of a partition, in messages and, if it is known, as an age in ms.
     pub(crate) fn set_lag(&self, topic: &str, partition: i32, messages: i64, age_ms: Option<i64>) {
         let labels = [topic, &partition.to_string()];
         self.consumer_lag.with_label_values(&labels).set(messages);
@@ -264,26 +271,26 @@ impl Metrics {
         }
     }
 
-    /// Shows no lag of a partition that is not measured any more.
+    /// Removes the lag of a partition that this process no longer measures.
     pub(crate) fn forget_lag(&self, topic: &str, partition: i32) {
         let labels = [topic, &partition.to_string()];
         let _absent = self.consumer_lag.remove_label_values(&labels);
         let _absent = self.consumer_lag_seconds.remove_label_values(&labels);
     }
 
-    /// The text format that Prometheus scrapes, of what the process measures.
+    /// The metrics of this process's roles in the text format of Prometheus.
     pub(crate) fn exposition(&self) -> Vec<u8> {
         let mut text = Vec::new();
         let mut families = self.registry.gather();
         families.retain(|family| self.measured_by.measures(family.name()));
         if let Err(error) = TextEncoder::new().encode(&families, &mut text) {
-            tracing::error!(%error, "metrics do not encode");
+            tracing::error!(%error, "metrics not encoded");
         }
         text
     }
 }
 
-/// Makes metrics and registers each at once, so that none is forgotten.
+/// Makes metrics, and registers each as it makes it, so that none can be forgotten.
 struct Maker<'a>(&'a Registry);
 
 impl Maker<'_> {

@@ -1,4 +1,14 @@
-//! Logging, every metric's name, and the admin endpoints that show them.
+//! What operators see of a process: log lines, metrics, health, and the admin endpoints.
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `logging` | writes log lines as text or JSON |
+//! | `metrics` | makes and registers every metric |
+//! | `zeros` | creates the series of a role at 0 |
+//! | `measured` | says which role exposes which metric |
+//! | `health` | gathers what the loops of a process report |
+//! | `dependency` | tries a server all the time, for `/readyz` |
+//! | `admin` | serves `/livez`, `/readyz` and `/metrics` |
 
 mod admin;
 mod dependency;

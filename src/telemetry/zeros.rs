@@ -1,6 +1,6 @@
 use super::Metrics;
 
-/// Every class of dead letters; a test compares it with the source.
+/// Every class of dead letters. A test compares the list with the source.
 const DEAD_LETTER_CLASSES: [&str; 9] = [
     "undecodable",
     "unknown_schema",
@@ -13,29 +13,36 @@ const DEAD_LETTER_CLASSES: [&str; 9] = [
     "too_large",
 ];
 const OUTCOMES: [&str; 3] = ["COMPLETED", "FAILED", "RELEASED"];
+/// The stages of a worker's batch.
+const STAGES: [&str; 4] = ["lock", "transaction", "unlock", "publish"];
 
-/// Shows at 0 what a role may count, so that `rate()` and `increase()` see the first increment.
+/// Creates the series of a role at 0, so that `rate()` and `increase()` see the first increment.
 impl Metrics {
-    /// The dead letters of a topic that the process consumes.
+    /// The dead letters of a topic that the process consumes, by class.
     pub(crate) fn begin_dead_letters(&self, topic: &str) {
         for class in DEAD_LETTER_CLASSES {
             self.dead_letters.with_label_values(&[topic, class]);
         }
     }
 
-    /// The attempts that a role repeats where one of these fails.
+    /// The attempts that a role repeats after one of these dependencies failed.
     pub(crate) fn begin_retries(&self, dependencies: &[&str]) {
         for dependency in dependencies {
             self.retries.with_label_values(&[*dependency]);
         }
     }
 
-    /// The decisions of a worker under each of these lock strategies.
+    /// The batches and decisions of a worker under each of these lock strategies.
     pub(crate) fn begin_decisions(&self, strategies: &[&str]) {
-        for (strategy, outcome) in
-            strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome)))
-        {
-            self.orders_decided.with_label_values(&[outcome, *strategy]);
+        for stage in STAGES {
+            self.batch_seconds.with_label_values(&[stage]);
+        }
+        for strategy in strategies {
+            self.lock_wait.with_label_values(&[*strategy]);
+            self.lock_hold.with_label_values(&[*strategy]);
+            for outcome in OUTCOMES {
+                self.orders_decided.with_label_values(&[outcome, *strategy]);
+            }
         }
     }
 }
@@ -60,7 +67,7 @@ mod tests {
         }
     }
 
-    /// The first text in quotes after each occurrence of `before`.
+    /// The text from each occurrence of `before` to the next quotation mark.
     fn quoted_after<'a>(source: &'a str, before: &str) -> Vec<&'a str> {
         source.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
     }
