@@ -87,8 +87,9 @@ impl Codec {
         DatumWriter::after(&self.header)
     }
 
-    /// Reads a value. Fails with every variant of [`WireError`] except `BrokenJson` and `Invalid`,
-    /// unless all of the bytes are one value in a known framing and of a known schema.
+    /// Reads a value: all of the bytes must be one value in a known framing and of a known schema.
+    ///
+    /// Fails with every variant of [`WireError`] except `BrokenJson` and `Invalid`.
     pub(super) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
         let (value, rest) = match self.unframe(bytes)? {
             Unframed::Own { mut datum } => {
