@@ -4,8 +4,8 @@ use std::error::Error;
 
 /// The text of `error` and of each of its sources, outermost first, separated by `": "`.
 ///
-/// Each cause appears once. Errors often repeat their source in their own text, so a cause whose
-/// text is already there is left out.
+/// Each cause appears once: errors of other crates often repeat their source in their own text, so
+/// a cause whose text is already there is left out.
 pub(crate) fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

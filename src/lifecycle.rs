@@ -133,7 +133,7 @@ impl Shutdown {
         self.interruptible(tokio::time::sleep(delay)).await
     }
 
-    /// Awaits `work`. Drops it and fails with [`StopRequested`] as soon as a stop is requested. So
+    /// Awaits `work`. Drops it and fails with [`StopRequested`] as soon as a stop is requested, so
     /// `work` must be safe to drop at every await.
     pub(crate) async fn interruptible<T>(
         &self,

@@ -12,9 +12,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
+    config::{Config, ConfigError, LockFallback, LockStrategy, Topics},
     deduct::Worker,
-    error_text, http,
+    http,
     ingest::{self, Api, Catalog, Committer, OutcomeWatch},
     kafka::{Consumer, DeadLetters, Producer, Subscription},
     lifecycle::Shutdown,
@@ -83,8 +83,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     let mut failed = None;
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended.context("a role panicked").and_then(|result| result) {
-            let error_text = error_text::with_causes(error.as_ref());
-            tracing::error!(error = error_text, "a role failed");
+            tracing::error!(%error, "a role failed");
             failed = failed.or(Some(error));
         }
         shared.shutdown.request();
@@ -103,7 +102,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
 
 /// What the broker does not say now is found out when it refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
-    let TopicsConfig { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
+    let Topics { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
     if let Err(error) =
         producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await
     {

@@ -77,7 +77,7 @@ impl Lane {
         mut self,
         handler: H,
         dead_letters: DeadLetters,
-        batches: config::BatchConfig,
+        batches: config::Batches,
         metrics: &Metrics,
         health: [Component; 2],
     ) {

@@ -192,7 +192,7 @@ impl Relay {
     /// Sweeps, and keeps the gauges of the outbox, until a stop is requested.
     pub(crate) async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
         let mut failures = Backoff::default();
-        loop {
+        while !shutdown.is_requested() {
             let delay = match self.turn(&metrics).await {
                 Ok(published) => {
                     failures = Backoff::default();
@@ -213,8 +213,9 @@ impl Relay {
                     failures.next_delay().max(SWEEP_EVERY)
                 }
             };
-            if shutdown.sleep(delay).await.is_err() {
-                break;
+            tokio::select! {
+                () = tokio::time::sleep(delay) => {}
+                () = shutdown.requested() => {}
             }
         }
         self.drain().await;

@@ -92,12 +92,15 @@ impl PendingWatch {
         let mut delay = every;
         loop {
             health.ready();
-            let rest = self.rest(delay.mul_f64(0.5 + fastrand::f64()));
-            if shutdown.interruptible(rest).await.is_err() {
-                return;
+            tokio::select! {
+                () = self.rest(delay.mul_f64(0.5 + fastrand::f64())) => {}
+                () = shutdown.requested() => return,
             }
             // A turn that is broken off has done no harm: what it was producing may be produced again.
-            let Ok(turn) = shutdown.interruptible(self.turn(Utc::now())).await else { return };
+            let turn = tokio::select! {
+                turn = self.turn(Utc::now()) => turn,
+                () = shutdown.requested() => return,
+            };
             delay = match turn {
                 Ok(turn) if turn.is_complete => every,
                 Ok(_) => Duration::ZERO,

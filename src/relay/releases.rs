@@ -87,13 +87,17 @@ impl ReleaseWatch {
         let mut delay = PASS_EVERY;
         loop {
             health.ready();
-            if shutdown.sleep(delay.mul_f64(0.5 + fastrand::f64())).await.is_err() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(delay.mul_f64(0.5 + fastrand::f64())) => {}
+                () = shutdown.requested() => return,
             }
             let begun = Instant::now();
             // A pass that is broken off has done no harm: what it was publishing may be published
             // again.
-            let Ok(pass) = shutdown.interruptible(self.pass(Utc::now())).await else { return };
+            let pass = tokio::select! {
+                pass = self.pass(Utc::now()) => pass,
+                () = shutdown.requested() => return,
+            };
             delay = (begun.elapsed() * REST).clamp(PASS_EVERY, MAX_REST);
             if let Err(error) = pass {
                 tracing::warn!(%error, "owed releases were not published");

@@ -34,7 +34,7 @@ pub enum Kept {
 #[derive(Debug, Clone)]
 pub struct Retention {
     pub store: Kept,
-    pub ages: config::RetentionConfig,
+    pub ages: config::Retention,
     pub lease: Lease,
     pub metrics: Metrics,
 }
@@ -47,8 +47,9 @@ impl Retention {
             // Processes do not come in step.
             let jittered = delay.mul_f64(0.5 + fastrand::f64());
             health.ready();
-            if shutdown.sleep(jittered).await.is_err() {
-                return;
+            tokio::select! {
+                () = tokio::time::sleep(jittered) => {}
+                () = shutdown.requested() => return,
             }
             let begun = Instant::now();
             delay = match self.lease.hold(self.turn(Utc::now())).await {

@@ -68,17 +68,17 @@ impl Dependency {
     where
         T: Future<Output = Result<(), Lack>>,
     {
-        let trying = async {
-            loop {
-                let tried = self.attempt(attempt(), &shutdown).await;
-                let every = if tried.is_ok() { TRY_EVERY } else { TRY_AGAIN_EVERY };
-                self.note(tried, shutdown.is_requested());
-                sleep(every.mul_f64(0.5 + fastrand::f64())).await;
+        loop {
+            let tried = tokio::select! {
+                tried = self.attempt(attempt(), &shutdown) => tried,
+                () = shutdown.overdue() => return,
+            };
+            let every = if tried.is_ok() { TRY_EVERY } else { TRY_AGAIN_EVERY };
+            self.note(tried, shutdown.is_requested());
+            tokio::select! {
+                () = sleep(every.mul_f64(0.5 + fastrand::f64())) => {}
+                () = shutdown.overdue() => return,
             }
-        };
-        tokio::select! {
-            () = trying => {}
-            () = shutdown.overdue() => {}
         }
     }
 
