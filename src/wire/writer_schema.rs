@@ -32,7 +32,13 @@ pub enum SchemaError {
         "the values of {name} can be read neither as order_event ({event}) \
          nor as order_status ({status})"
     )]
-    Unreadable { name: String, event: CompatibilityError, status: CompatibilityError },
+    Unreadable {
+        name: String,
+        /// Why the schema of events cannot read them.
+        event: Box<CompatibilityError>,
+        /// Why the schema of statuses cannot read them.
+        status: Box<CompatibilityError>,
+    },
 }
 
 /// The schema that another system writes its values with. It may have a field that the schema of
@@ -76,9 +82,11 @@ impl WriterSchema {
     pub(super) fn check(&self, event: &Schema, status: &Schema) -> Result<(), SchemaError> {
         let why = |reader: &Schema| SchemaCompatibility::can_read(self.schema, reader).err();
         match (why(event), why(status)) {
-            (Some(event), Some(status)) => {
-                Err(SchemaError::Unreadable { name: self.name.clone(), event, status })
-            }
+            (Some(event), Some(status)) => Err(SchemaError::Unreadable {
+                name: self.name.clone(),
+                event: Box::new(event),
+                status: Box::new(status),
+            }),
             _ => Ok(()),
         }
     }
