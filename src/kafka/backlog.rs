@@ -66,16 +66,21 @@ impl BacklogWatch {
 
     /// Looks every few seconds until a stop is requested. What cannot be measured is not shown.
     pub(crate) async fn run(mut self, shutdown: Shutdown) {
-        loop {
+        while !shutdown.is_requested() {
             let looking = tokio::task::spawn_blocking(move || {
                 self.look(Instant::now());
                 self
             });
-            let Ok(Ok(watch)) = shutdown.interruptible(looking).await else { return };
-            self = watch;
-            let delay = LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0);
-            if shutdown.sleep(delay).await.is_err() {
-                return;
+            self = tokio::select! {
+                looked = looking => match looked {
+                    Ok(watch) => watch,
+                    Err(_) => return,
+                },
+                () = shutdown.requested() => return,
+            };
+            tokio::select! {
+                () = tokio::time::sleep(LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
+                () = shutdown.requested() => {}
             }
         }
     }

@@ -156,7 +156,10 @@ impl<H: Handler> Publishing<H> {
         let mut backoff = Backoff::default();
         loop {
             self.step.health.not_ready(&*why);
-            let _checked_next = self.step.shutdown.sleep(backoff.next_delay()).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_delay()) => {}
+                () = self.step.shutdown.requested() => {}
+            }
             self.step.goes_on(batch)?;
             if !batch.owns(index) || self.is_accepted(batch, index).await {
                 break;
