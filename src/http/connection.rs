@@ -30,8 +30,8 @@ const CHECK_CLIENT_EVERY: Duration = Duration::from_secs(1);
 /// Every such client ignores interim responses (RFC 9110, section 15.2). A socket that the client
 /// has closed answers the bytes with a reset.
 const PROBE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
-/// How many bytes of a connection that ends are read and discarded, so that the client receives the
-/// answer, and for how long.
+/// How many bytes of a connection that ends are read and discarded, and for how long. The client
+/// would not receive its answer otherwise.
 const MAX_LINGER_BYTES: usize = 1 << 20;
 const MAX_LINGER_TIME: Duration = Duration::from_secs(1);
 /// The same for a connection without a slot: how many reads, of [`READ_BYTES`] each.

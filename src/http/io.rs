@@ -20,8 +20,8 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of a response without a body.
 const EMPTY_BODY: &[u8] = b"content-length: 0\r\n";
 
-/// A connection as hyper reads and writes it. It bounds the memory of heads and the time of writes,
-/// and gives a body to the responses that hyper writes by itself.
+/// A connection as hyper reads and writes it. It bounds the memory of heads and the time of writes.
+/// It also gives a body to the responses that hyper writes by itself.
 pub(super) struct ConnectionIo {
     connection: Connection,
     /// The timer that runs while the client takes nothing.

@@ -95,6 +95,7 @@ mod tests {
             }
             bodies.push(held);
         }
+
         assert_eq!(bodies.len(), 16);
         let mut small = HeldMemory::default();
         assert!(memory.hold_body(&mut small, SMALL_PART_BYTES));
@@ -102,7 +103,9 @@ mod tests {
             !memory.hold_body(&mut small, SMALL_PART_BYTES + (1 << 20)),
             "a small body cannot become large"
         );
+
         bodies.pop();
+
         assert!(
             memory.hold_body(&mut small, SMALL_PART_BYTES + (1 << 19)),
             "the memory of a body that has ended is free again"
@@ -116,6 +119,7 @@ mod tests {
         for bytes in [1 << 10, 1 << 14, 1 << 20] {
             assert!(memory.hold_body(&mut held, bytes));
         }
+
         assert_eq!(
             memory.small_parts.available_permits(),
             MAX_SMALL_PARTS_BYTES - SMALL_PART_BYTES

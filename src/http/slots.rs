@@ -62,7 +62,7 @@ impl Slots {
 
     /// Gives `connection` a slot.
     ///
-    /// If all slots are taken, cuts idle connections, the longest idle first, and waits up to 1 s
+    /// If all slots are taken, cuts idle connections, the longest idle first. Then waits up to 1 s
     /// until one of them has closed. Returns `None` if none closes, or if none is idle.
     pub(super) async fn admit(self: &Arc<Self>, connection: &Connection) -> Option<Slot> {
         let deadline = Instant::now() + MAX_CUT_TIME;

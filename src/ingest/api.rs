@@ -111,6 +111,7 @@ async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -
     response
 }
 
+/// Responds 202, or 201 or 409 if the client waited for the outcome. Fails as [`Api::place`] does.
 async fn place_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
@@ -233,6 +234,7 @@ fn decided(id: OrderId, DecidedState { state, reason }: DecidedState) -> Respons
         .into_response()
 }
 
+/// Responds 200. Fails with 404 if no order has the id, and with 503 if the order store is away.
 async fn show_order(
     State(api): State<Arc<Api>>,
     path: Result<Path<String>, PathRejection>,
@@ -275,6 +277,7 @@ fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
+/// Responds 200. Fails with 404 if no product has the id, and with 503 if the stock store is away.
 async fn show_product(
     State(api): State<Arc<Api>>,
     path: Result<Path<String>, PathRejection>,

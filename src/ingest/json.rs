@@ -58,8 +58,8 @@ pub(super) struct OrderDraft {
 /// once there are [`MAX_FIELD_ERRORS`].
 pub(super) struct OrderSeed<'a>(pub(super) &'a FieldErrors);
 
-/// The methods of a visitor that refuses every scalar. (serde routes each kind of value to a method
-/// of its own, and a missing method would end the parser instead of adding an error.)
+/// The methods of a visitor that refuses every scalar. serde calls a method of its own for each
+/// kind of value. A missing method would end the parser instead of adding an error.
 macro_rules! refuse_scalars {
     () => {
         fn visit_bool<E: de::Error>(self, _: bool) -> Result<Self::Value, E> {

@@ -5,63 +5,70 @@ use serde::de::DeserializeOwned;
 
 use super::{
     WireError, WriterSchema,
-    datum::Datum,
+    datum::DatumWriter,
     fingerprint::{Fingerprint, fingerprint},
-    writer_schema::{SchemaError, WrittenWith},
+    writer_schema::{ForeignReader, SchemaError},
 };
 
+/// The name of this crate's schemas in errors.
+const OWN_NAME: &str = "this version";
+const EARLIER_NAME: &str = "an earlier version";
 const SINGLE_OBJECT_MARKER: [u8; 2] = [0xC3, 0x01];
 const SINGLE_OBJECT_HEADER_BYTES: usize = 10;
-/// A zero, and the schema's id in the registry, big-endian.
+/// The header that schema registries define: a zero, and the schema's id, big-endian.
 pub(super) const REGISTRY_HEADER_BYTES: usize = 5;
 
-/// A schema of this crate: the text of the file, and what it means.
+/// A schema of this crate.
 pub(super) struct OwnSchema {
-    pub(crate) text: &'static str,
-    pub(crate) parsed: LazyLock<Schema>,
-    /// What earlier versions wrote: their values may still be on the topics.
-    pub(crate) earlier: &'static [&'static str],
+    /// The text of its file.
+    pub(super) text: &'static str,
+    pub(super) parsed: LazyLock<Schema>,
+    /// The texts of earlier versions, whose values may still be on the topics.
+    pub(super) earlier: &'static [&'static str],
 }
 
 /// A value without its header, and the schema that it was written with.
-enum Framed<'b> {
-    Ours(&'b [u8]),
-    Foreign(&'b WrittenWith, &'b [u8]),
+enum Unframed<'b> {
+    Own { datum: &'b [u8] },
+    Foreign { reader: &'b ForeignReader, datum: &'b [u8] },
 }
 
-/// Reads values of one schema, and of all known schemas that resolve to it. Begins values of its
-/// own schema.
+/// Reads values of one schema of this crate, and of all known schemas that resolve to it. Begins
+/// values of the own schema.
 ///
-/// Every schema is resolved once. Values of this crate are read without an intermediate value.
+/// Every schema is resolved once, as `apache-avro` is slow at it. Values of the own schema are read
+/// without an intermediate value.
 pub(super) struct Codec {
     header: [u8; SINGLE_OBJECT_HEADER_BYTES],
     own: GenericDatumReader<'static>,
-    by_fingerprint: HashMap<Fingerprint, WrittenWith>,
-    by_registered_id: HashMap<u32, WrittenWith>,
+    by_fingerprint: HashMap<Fingerprint, ForeignReader>,
+    by_registered_id: HashMap<u32, ForeignReader>,
 }
 
 impl Codec {
-    /// `writers` are the schemas of other systems. Those that do not resolve to the own schema are
-    /// ignored.
+    /// Ignores a schema of `writers`, the schemas of other systems, whose values the own schema
+    /// cannot read.
     ///
-    /// Fails if the own schema does not resolve, which a test of the embedded schemas rules out.
+    /// Fails if a schema is no Avro schema or does not resolve. A test rules that out for the
+    /// schemas of this crate.
     pub(super) fn new(
         own: &'static OwnSchema,
         writers: &[WriterSchema],
     ) -> Result<Self, SchemaError> {
         let schema: &'static Schema = &own.parsed;
         let json = serde_json::from_str(own.text)
-            .map_err(|error| SchemaError::NoJson("our own".to_owned(), error))?;
-        let reader = GenericDatumReader::builder(schema).build();
+            .map_err(|source| SchemaError::NoJson { name: OWN_NAME.to_owned(), source })?;
+        let own_reader = GenericDatumReader::builder(schema).build();
         let mut codec = Self {
             header: header(fingerprint(&json)),
-            own: reader
-                .map_err(|error| SchemaError::NoSchema("our own".to_owned(), Box::new(error)))?,
+            own: own_reader.map_err(|error| SchemaError::Unresolved {
+                name: OWN_NAME.to_owned(),
+                source: Box::new(error),
+            })?,
             by_fingerprint: HashMap::new(),
             by_registered_id: HashMap::new(),
         };
-        let earlier =
-            own.earlier.iter().map(|text| WriterSchema::parse("an earlier version", None, text));
+        let earlier = own.earlier.iter().map(|text| WriterSchema::parse(EARLIER_NAME, None, text));
         let earlier = earlier.collect::<Result<Vec<_>, _>>()?;
         for writer in &earlier {
             codec.by_fingerprint.insert(writer.former_fingerprint(), writer.resolve(schema)?);
@@ -75,34 +82,38 @@ impl Codec {
         Ok(codec)
     }
 
-    /// A value of the own schema that has nothing but its header yet.
-    pub(super) fn begin(&self) -> Datum {
-        Datum::after(&self.header)
+    /// Begins a value of the own schema: its header, without any field yet.
+    pub(super) fn begin(&self) -> DatumWriter {
+        DatumWriter::after(&self.header)
     }
 
-    /// Fails unless all of the bytes are one value in a known framing, of a known schema.
+    /// Reads a value: all of the bytes must be one value in a known framing and of a known schema.
+    ///
+    /// Fails with every variant of [`WireError`] except `BrokenJson` and `Invalid`.
     pub(super) fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T, WireError> {
         let (value, rest) = match self.unframe(bytes)? {
-            Framed::Ours(mut datum) => {
-                (self.own.read_deser(&mut datum).map_err(undecodable)?, datum)
+            Unframed::Own { mut datum } => {
+                (self.own.read_deser(&mut datum).map_err(broken_datum)?, datum)
             }
-            Framed::Foreign(written_with, mut datum) => {
-                let value = written_with.read_value(&mut datum).map_err(undecodable)?;
-                (from_value(&value).map_err(undecodable)?, datum)
+            Unframed::Foreign { reader, mut datum } => {
+                let value = reader.read_value(&mut datum).map_err(broken_datum)?;
+                (from_value(&value).map_err(broken_datum)?, datum)
             }
         };
         if rest.is_empty() { Ok(value) } else { Err(WireError::TrailingBytes(rest.len())) }
     }
 
-    fn unframe<'b>(&'b self, bytes: &'b [u8]) -> Result<Framed<'b>, WireError> {
+    /// Reads the header. Fails with `Empty`, `UnknownFraming`, `UnknownSchema` or
+    /// `UnregisteredSchema`.
+    fn unframe<'b>(&'b self, bytes: &'b [u8]) -> Result<Unframed<'b>, WireError> {
         if let Some((header, datum)) = bytes.split_first_chunk::<SINGLE_OBJECT_HEADER_BYTES>() {
             if *header == self.header {
-                return Ok(Framed::Ours(datum));
+                return Ok(Unframed::Own { datum });
             }
             if let [0xC3, 0x01, fingerprint @ ..] = header {
-                let written_with = self.by_fingerprint.get(fingerprint);
-                return written_with
-                    .map(|written_with| Framed::Foreign(written_with, datum))
+                let reader = self.by_fingerprint.get(fingerprint);
+                return reader
+                    .map(|reader| Unframed::Foreign { reader, datum })
                     .ok_or_else(|| WireError::UnknownSchema(u64::from_be_bytes(*fingerprint)));
             }
         }
@@ -110,15 +121,15 @@ impl Codec {
             return Err(WireError::unknown_framing(bytes));
         };
         let id = u32::from_be_bytes(*id);
-        let written_with = self.by_registered_id.get(&id);
-        written_with
-            .map(|written_with| Framed::Foreign(written_with, datum))
+        let reader = self.by_registered_id.get(&id);
+        reader
+            .map(|reader| Unframed::Foreign { reader, datum })
             .ok_or(WireError::UnregisteredSchema(id))
     }
 }
 
-fn undecodable(error: apache_avro::Error) -> WireError {
-    WireError::Undecodable(Box::new(error))
+fn broken_datum(error: apache_avro::Error) -> WireError {
+    WireError::BrokenDatum(Box::new(error))
 }
 
 fn header(fingerprint: Fingerprint) -> [u8; SINGLE_OBJECT_HEADER_BYTES] {

@@ -1,16 +1,21 @@
-/// A value to which the fields of a record are added one by one, in the order of the schema and in
-/// Avro's binary encoding (Avro 1.12 specification, "Binary Encoding"). Adding a field cannot fail.
-pub(super) struct Datum(Vec<u8>);
+/// The room that a value begins with. Most values need no more.
+const USUAL_BYTES: usize = 160;
 
-impl Datum {
+/// Writes the fields of a record in Avro's binary encoding (Avro 1.12 specification, "Binary
+/// Encoding"). The caller adds them one by one, in the order of the schema. Adding a field cannot
+/// fail.
+pub(super) struct DatumWriter(Vec<u8>);
+
+impl DatumWriter {
+    /// A datum without fields, behind `header`.
     pub(super) fn after(header: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(160);
+        let mut bytes = Vec::with_capacity(USUAL_BYTES);
         bytes.extend_from_slice(header);
         Self(bytes)
     }
 
-    /// A `long`, or an `int` that fits.
-    #[expect(clippy::cast_possible_truncation, reason = "the low seven bits are what is meant")]
+    /// Adds a `long`, or an `int` if the value fits.
+    #[expect(clippy::cast_possible_truncation, reason = "only the low seven bits are meant")]
     pub(super) fn long(mut self, value: i64) -> Self {
         let mut rest = ((value << 1) ^ (value >> 63)).cast_unsigned();
         while rest > 0x7F {
@@ -21,13 +26,14 @@ impl Datum {
         self
     }
 
+    /// Adds a `string`.
     pub(super) fn string(self, text: &str) -> Self {
         let mut datum = self.length(text.len());
         datum.0.extend_from_slice(text.as_bytes());
         datum
     }
 
-    /// A `["null", "string"]`.
+    /// Adds a `["null", "string"]`.
     pub(super) fn optional_string(self, text: Option<&str>) -> Self {
         match text {
             None => self.long(0),
@@ -35,7 +41,7 @@ impl Datum {
         }
     }
 
-    /// An `array`, as one block.
+    /// Adds an `array`, as one block.
     pub(super) fn array<T>(self, items: &[T], write: impl Fn(Self, &T) -> Self) -> Self {
         if items.is_empty() {
             return self.long(0);
@@ -47,6 +53,7 @@ impl Datum {
         self.0
     }
 
+    /// Adds the length of a string or array.
     fn length(self, length: usize) -> Self {
         self.long(i64::try_from(length).unwrap_or(i64::MAX))
     }

@@ -3,43 +3,53 @@ use crate::domain::Invalid;
 /// The most bytes of an unknown framing that an error shows.
 const MAX_SHOWN_BYTES: usize = 10;
 
-/// Why bytes are no message of ours. Each is the message's own fault, never an outage's.
+/// Why bytes are no value of their topic. The message itself is at fault, never an outage, so its
+/// repetition is useless.
+///
+/// The text includes the cause: it becomes the text of a dead letter.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {
     #[error("the value is empty")]
     Empty,
+    /// The first bytes of the value, [`MAX_SHOWN_BYTES`] at most.
     #[error(
-        "the value is not in Avro's single-object encoding, nor in another that its topic has: it begins with {0:02x?}"
+        "expected a value in Avro's single-object encoding, or in another encoding of its topic; \
+         found a value that begins with {0:02x?}"
     )]
     UnknownFraming(Vec<u8>),
+    /// The fingerprint, as other languages print it.
     #[error(
         "the value was written with an unknown schema, fingerprint {0:016x}: \
          write it with schemas/*.avsc, or name its schema in topics.writer_schemas"
     )]
     UnknownSchema(u64),
+    /// The schema's id in the registry.
     #[error(
         "the value carries the id {0} of a schema registry, and none is used: \
-         write it in single-object encoding, or name its schema in topics.writer_schemas as {0}=FILE"
+         write it in single-object encoding, or name its schema in topics.writer_schemas \
+         as {0}=FILE"
     )]
     UnregisteredSchema(u32),
+    /// The bytes are no datum of their schema.
     #[error("the value does not decode: {0}")]
-    Undecodable(#[source] Box<apache_avro::Error>),
+    BrokenDatum(#[source] Box<apache_avro::Error>),
     #[error("the value is no JSON object of this topic: {0}")]
-    Json(#[source] serde_json::Error),
-    #[error("{0} bytes follow the value")]
+    BrokenJson(#[source] serde_json::Error),
+    #[error("expected the value to end after its datum, found {0} more bytes")]
     TrailingBytes(usize),
+    /// The value decodes, but a field is outside its bounds.
     #[error(transparent)]
     Invalid(#[from] Invalid),
 }
 
 impl WireError {
-    /// A bounded label for metrics and dead-letter headers.
+    /// The class of the dead letter: a bounded label for metrics and headers.
     pub(crate) fn class(&self) -> &'static str {
         match self {
             Self::Empty
             | Self::UnknownFraming(_)
-            | Self::Undecodable(_)
-            | Self::Json(_)
+            | Self::BrokenDatum(_)
+            | Self::BrokenJson(_)
             | Self::TrailingBytes(_) => "undecodable",
             Self::UnknownSchema(_) => "unknown_schema",
             Self::UnregisteredSchema(_) => "unregistered_schema",
@@ -47,6 +57,7 @@ impl WireError {
         }
     }
 
+    /// `Empty` or `UnknownFraming`.
     pub(super) fn unknown_framing(bytes: &[u8]) -> Self {
         if bytes.is_empty() {
             return Self::Empty;

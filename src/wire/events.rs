@@ -1,3 +1,5 @@
+//! The codecs of the topics.
+
 use std::sync::LazyLock;
 
 use apache_avro::Schema;
@@ -36,10 +38,12 @@ static ORDER_STATUS: OwnSchema = OwnSchema {
     earlier: &[include_str!("../../schemas/earlier/order_status.v1.avsc")],
 };
 
-/// The `source` of a status that names none, as JSON may.
+/// The `source` of a JSON status that names none.
 const UNNAMED_SOURCE: &str = "unnamed";
+/// The most characters of a status's `source`.
 const MAX_SOURCE_CHARS: usize = 128;
 
+/// An event as the schema has it.
 #[derive(Deserialize)]
 #[serde(rename = "order_event")]
 struct OrderEventRecord {
@@ -56,7 +60,7 @@ struct OrderLineRecord {
     quantity: i64,
 }
 
-/// A status as a record says it, in Avro or in JSON.
+/// A status as the schema has it.
 #[derive(Deserialize)]
 #[serde(rename = "order_status")]
 struct OrderStatusRecord {
@@ -67,7 +71,7 @@ struct OrderStatusRecord {
     occurred_at: i64,
 }
 
-/// The same as a JSON object, which may leave out who says it and when.
+/// A status as a JSON object has it, where source and time may be missing.
 #[derive(Deserialize)]
 struct OrderStatusObject {
     order_id: String,
@@ -77,7 +81,7 @@ struct OrderStatusObject {
     occurred_at: Option<JsonTime>,
 }
 
-/// Fails with the first of the schemas whose values neither topic can read.
+/// Fails with `Unreadable` for the first schema whose values neither topic can read.
 pub(crate) fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
     writers.iter().try_for_each(|writer| writer.check(&ORDER_EVENT.parsed, &ORDER_STATUS.parsed))
 }
@@ -86,19 +90,21 @@ pub(crate) fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), Schem
 pub struct OrderEventCodec(Codec);
 
 impl OrderEventCodec {
-    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the
-    /// embedded schemas rules out.
+    /// Reads values of this crate's schemas alone.
+    ///
+    /// Fails if a schema does not resolve. A test rules that out for the embedded ones.
     pub fn new() -> Result<Self, SchemaError> {
         Self::reading(&[])
     }
 
-    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
-    /// them does not resolve.
+    /// Reads values of this crate's schemas, and of those `writers` that they can read.
+    ///
+    /// Fails with `Unresolved` if a schema does not resolve.
     pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
 
-    /// The value in single-object encoding.
+    /// The value in single-object encoding. Cannot fail.
     pub fn encode(&self, event: &OrderEvent) -> Vec<u8> {
         let begun = self.0.begin().string(&event.order_id.to_string()).string(event.kind.as_str());
         let with_lines = begun.array(event.lines.as_slice(), |datum, line| {
@@ -107,6 +113,8 @@ impl OrderEventCodec {
         with_lines.long(event.accepted_at.timestamp_millis()).into_bytes()
     }
 
+    /// Reads an event. Fails with every variant of [`WireError`] except `BrokenJson`: an event is
+    /// never JSON.
     pub fn decode(&self, bytes: &[u8]) -> Result<OrderEvent, WireError> {
         let record: OrderEventRecord = self.0.decode(bytes)?;
         if record.lines.len() > MAX_LINES {
@@ -119,7 +127,7 @@ impl OrderEventCodec {
         let lines = record
             .lines
             .into_iter()
-            .map(|l| Line::new(ProductId::parse(&l.product_id)?, l.quantity));
+            .map(|line| Line::new(ProductId::parse(&line.product_id)?, line.quantity));
         Ok(OrderEvent {
             order_id: record.order_id.parse()?,
             kind: EventKind::parse(&record.kind)?,
@@ -133,19 +141,21 @@ impl OrderEventCodec {
 pub struct OrderStatusCodec(Codec);
 
 impl OrderStatusCodec {
-    /// Reads values of our own schema alone. Fails if it does not resolve, which a test of the
-    /// embedded schemas rules out.
+    /// Reads values of this crate's schemas alone.
+    ///
+    /// Fails if a schema does not resolve. A test rules that out for the embedded ones.
     pub fn new() -> Result<Self, SchemaError> {
         Self::reading(&[])
     }
 
-    /// Reads values of our own schema, and of those `writers` that it can read. Fails if one of
-    /// them does not resolve.
+    /// Reads values of this crate's schemas, and of those `writers` that they can read.
+    ///
+    /// Fails with `Unresolved` if a schema does not resolve.
     pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_STATUS, writers).map(Self)
     }
 
-    /// The value in single-object encoding.
+    /// The value in single-object encoding. Cannot fail.
     pub fn encode(&self, status: &OrderStatus) -> Vec<u8> {
         let (name, reason) = (status.status.as_str(), status.status.reason().map(Reason::as_str));
         let begun = self
@@ -157,10 +167,11 @@ impl OrderStatusCodec {
         begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
     }
 
-    /// Reads a status in Avro or as a JSON object. One that does not say when it occurred did so at
+    /// Reads a status in Avro or as a JSON object. A status without a time occurred at
     /// `written_at`, the time of its message.
     ///
-    /// Besides a malformed value, refuses a status that its source may not report.
+    /// Fails with every variant of [`WireError`]. It is `Invalid` too if the source may not report
+    /// the status.
     pub fn decode(
         &self,
         bytes: &[u8],
@@ -170,7 +181,7 @@ impl OrderStatusCodec {
             return read_object(text, written_at);
         }
         match self.0.decode(bytes) {
-            // The framing of a registry's JSON schemas: a JSON object needs no schema to be read.
+            // Registries frame JSON as well. A JSON object needs no schema to be read.
             Err(error @ WireError::UnregisteredSchema(_)) => {
                 match json::object(&bytes[REGISTRY_HEADER_BYTES..]) {
                     Some(text) => read_object(text, written_at),
@@ -183,7 +194,7 @@ impl OrderStatusCodec {
 }
 
 fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
-    let object: OrderStatusObject = serde_json::from_slice(text).map_err(WireError::Json)?;
+    let object: OrderStatusObject = serde_json::from_slice(text).map_err(WireError::BrokenJson)?;
     order_status(OrderStatusRecord {
         order_id: object.order_id,
         status: object.status,
@@ -191,15 +202,20 @@ fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, Wi
         source: object.source.unwrap_or_else(|| UNNAMED_SOURCE.to_owned()),
         occurred_at: object
             .occurred_at
-            .map_or(written_at.timestamp_millis(), |JsonTime(millis)| millis),
+            .map_or(written_at.timestamp_millis(), |JsonTime { millis }| millis),
     })
 }
 
-/// What a record means, in whatever format it came.
+/// Fails with `Invalid` if a field is outside its bounds, or if the source may not report the
+/// status.
 fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
     let order_id: OrderId = record.order_id.parse()?;
-    if !(1..=MAX_SOURCE_CHARS).contains(&record.source.chars().count()) {
-        return Err(Invalid(format!("source has 1 to {MAX_SOURCE_CHARS} characters")).into());
+    let chars = record.source.chars().count();
+    if !(1..=MAX_SOURCE_CHARS).contains(&chars) {
+        return Err(Invalid(format!(
+            "expected a source of 1 to {MAX_SOURCE_CHARS} characters, found {chars}"
+        ))
+        .into());
     }
     let status = ReportedStatus::parse(&record.status, record.reason.as_deref())?;
     let occurred_at = timestamp(record.occurred_at)?;
@@ -208,6 +224,7 @@ fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
     Ok(status)
 }
 
+/// Fails unless chrono can represent the time: some 262,000 years before and after 1970.
 fn timestamp(millis: i64) -> Result<DateTime<Utc>, Invalid> {
     DateTime::from_timestamp_millis(millis)
         .ok_or_else(|| Invalid(format!("{millis} is not a time in milliseconds")))

@@ -3,18 +3,19 @@ use serde_json::{Map, Value};
 /// Identifies a schema in the header of a value, in the order of the header's bytes.
 pub(super) type Fingerprint = [u8; 8];
 
-/// What CRC-64-AVRO begins with, which is its polynomial too.
-const EMPTY: u64 = 0xC15D_213A_A4D7_A795;
+/// The initial value of CRC-64-AVRO, which is also its polynomial.
+const CRC64_EMPTY: u64 = 0xC15D_213A_A4D7_A795;
 
 const PRIMITIVES: [&str; 8] =
     ["null", "boolean", "int", "long", "float", "double", "bytes", "string"];
 
-/// The fingerprint of the Avro 1.12 specification ("Schema Fingerprints"): CRC-64-AVRO,
-/// little-endian, over the schema's Parsing Canonical Form. The schema must be a valid one.
+/// The fingerprint of a valid schema (Avro 1.12 specification, "Schema Fingerprints"): CRC-64-AVRO,
+/// little-endian, over the schema's Parsing Canonical Form. That form has no docs, so a change of
+/// docs keeps the fingerprint.
 ///
-/// The library `apache-avro` does not reduce `{"type":"string","logicalType":"uuid"}` to
-/// `"string"`, as the rules STRIP and PRIMITIVES together ask for, so it computes another
-/// fingerprint for such a schema.
+/// The library `apache-avro` computes another fingerprint for some schemas. It does not reduce
+/// `{"type":"string","logicalType":"uuid"}` to `"string"`, although the rules STRIP and PRIMITIVES
+/// together require it.
 pub(super) fn fingerprint(schema: &Value) -> Fingerprint {
     let mut canonical = String::new();
     write_schema(schema, "", &mut canonical);
@@ -22,15 +23,16 @@ pub(super) fn fingerprint(schema: &Value) -> Fingerprint {
 }
 
 fn crc64(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(EMPTY, |crc, byte| {
+    bytes.iter().fold(CRC64_EMPTY, |crc, byte| {
         let mut entry = (crc ^ u64::from(*byte)) & 0xFF;
         for _ in 0..8 {
-            entry = (entry >> 1) ^ (EMPTY & (entry & 1).wrapping_neg());
+            entry = (entry >> 1) ^ (CRC64_EMPTY & (entry & 1).wrapping_neg());
         }
         (crc >> 8) ^ entry
     })
 }
 
+/// Writes the Parsing Canonical Form of a schema within `namespace`.
 fn write_schema(schema: &Value, namespace: &str, out: &mut String) {
     match schema {
         Value::String(name) => write_text(&full_name(name, namespace), out),
@@ -75,7 +77,7 @@ fn write_complex(schema: &Map<String, Value>, kind: &str, namespace: &str, out: 
     out.push('}');
 }
 
-/// The one attribute that a named type has besides its name and its type.
+/// Writes the one attribute that a named type has besides its name and its type.
 fn write_attribute(schema: &Map<String, Value>, kind: &str, namespace: &str, out: &mut String) {
     let list = |key: &str| {
         schema.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
@@ -139,12 +141,15 @@ mod tests {
         out
     }
 
-    /// Of Java's `SchemaNormalization`, and fastavro agrees.
+    /// The expected form and fingerprint are those of Java's `SchemaNormalization` and of fastavro.
     #[test]
     fn every_kind_of_schema_has_the_canonical_form_of_other_languages() {
-        let schema = r#"{"type":"record","name":"r","namespace":"a.b","doc":"d","aliases":["q"],"fields":[
-            {"type":{"type":"string","logicalType":"uuid"},"name":"id","default":"x","order":"ignore"},
-            {"name":"e","type":["null",{"type":"enum","name":"e","symbols":["X","Y"],"default":"X"}],"default":null},
+        let schema = r#"{"type":"record","name":"r","namespace":"a.b","doc":"d","aliases":["q"],
+            "fields":[
+            {"type":{"type":"string","logicalType":"uuid"},"name":"id","default":"x",
+                "order":"ignore"},
+            {"name":"e","type":["null",
+                {"type":"enum","name":"e","symbols":["X","Y"],"default":"X"}],"default":null},
             {"name":"f","type":{"size":16,"type":"fixed","name":"c.f"}},
             {"name":"m","type":{"type":"map","values":{"type":"array","items":"c.f"}}},
             {"name":"again","type":["null","e","r"]},
@@ -156,7 +161,8 @@ mod tests {
             r#"{"name":"f","type":{"name":"c.f","type":"fixed","size":16}},"#,
             r#"{"name":"m","type":{"type":"map","values":{"type":"array","items":"c.f"}}},"#,
             r#"{"name":"again","type":["null","a.b.e","a.b.r"]},"#,
-            r#"{"name":"inner","type":{"name":"i","type":"record","fields":[{"name":"j","type":"long"}]}}]}"#
+            r#"{"name":"inner","type":{"name":"i","type":"record","#,
+            r#""fields":[{"name":"j","type":"long"}]}}]}"#
         );
 
         assert_eq!(canonical(schema), expected);
@@ -167,7 +173,7 @@ mod tests {
     }
 
     #[test]
-    fn a_primitive_is_its_name_however_it_is_written() {
+    fn a_primitive_type_is_reduced_to_its_name() {
         assert_eq!(canonical(r#"{"type":{"type":"int"}}"#), r#""int""#);
         assert_eq!(crc64(b"\"int\""), 0x7275_d51a_3f39_5c8f);
     }

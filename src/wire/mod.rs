@@ -1,7 +1,19 @@
-//! Avro bytes ↔ domain. Values are written in Avro's single-object encoding (Avro 1.12
-//! specification, "Single-object encoding": `C3 01`, the schema's CRC-64-AVRO fingerprint, the
-//! datum). They are read with the schema that they were written with, which their header names: one
-//! of ours, or one of `topics.writer_schemas`.
+//! The values of the topics: Avro bytes to domain types and back.
+//!
+//! A value is written in Avro's single-object encoding (Avro 1.12 specification, "Single-object
+//! encoding"): `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum. Encoding cannot fail.
+//!
+//! A value is read with the schema that it was written with. Its header names that schema: one of
+//! this crate, or one of `topics.writer_schemas`. A status may also be a JSON object.
+//!
+//! | file | content |
+//! | --- | --- |
+//! | `events.rs` | the codec of each topic: a record to a domain type and back |
+//! | `codec.rs` | the header of a value, and its schema |
+//! | `datum.rs` | writes the fields of a record |
+//! | `json.rs` | JSON objects |
+//! | `writer_schema.rs` | schemas of other systems |
+//! | `fingerprint.rs` | the fingerprint of a schema |
 
 mod codec;
 mod datum;

@@ -1,46 +1,73 @@
 use apache_avro::{
-    Schema, rabin::Rabin, reader::datum::GenericDatumReader,
+    Schema, error::CompatibilityError, rabin::Rabin, reader::datum::GenericDatumReader,
     schema_compatibility::SchemaCompatibility, types::Value,
 };
 
 use super::fingerprint::{Fingerprint, fingerprint};
 
-/// Why a schema of another system cannot be used.
+/// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum SchemaError {
-    #[error("the schema of {0} is no JSON: {1}")]
-    NoJson(String, #[source] serde_json::Error),
-    #[error("the schema of {0} is no Avro schema: {1}")]
-    NoSchema(String, #[source] Box<apache_avro::Error>),
+    #[error("the schema of {name} is no JSON")]
+    NoJson {
+        name: String,
+        #[source]
+        source: serde_json::Error,
+    },
+    #[error("the schema of {name} is no Avro schema")]
+    NoSchema {
+        name: String,
+        #[source]
+        source: Box<apache_avro::Error>,
+    },
+    /// A named type in the schema is not defined there.
+    #[error("the schema of {name} does not resolve")]
+    Unresolved {
+        name: String,
+        #[source]
+        source: Box<apache_avro::Error>,
+    },
+    /// No topic has a schema that can read the values of this one.
     #[error(
-        "the values of {name} can be read neither as order_event ({event}) nor as order_status ({status})"
+        "the values of {name} can be read neither as order_event ({event}) \
+         nor as order_status ({status})"
     )]
-    Unreadable { name: String, event: String, status: String },
+    Unreadable {
+        name: String,
+        /// Why the schema of events cannot read them.
+        event: Box<CompatibilityError>,
+        /// Why the schema of statuses cannot read them.
+        status: Box<CompatibilityError>,
+    },
 }
 
-/// A schema that another system writes its values with, such as one with a field that ours lacks.
+/// The schema that another system writes its values with. It may have a field that the schema of
+/// this crate lacks.
 pub(crate) struct WriterSchema {
-    /// Where it comes from, for errors.
+    /// Where the schema comes from, for errors.
     name: String,
-    /// The id that a schema registry gave it, if it is registered.
+    /// The schema's id in a registry, if it is registered.
     pub(super) registered_id: Option<u32>,
     pub(super) fingerprint: Fingerprint,
-    /// It lives as long as the process: all readers of its values borrow it.
+    /// All readers of its values borrow the schema, so it lives as long as the process.
     schema: &'static Schema,
 }
 
 impl WriterSchema {
-    /// Parses the text of an `.avsc` file. Keeps its memory until the process ends. Fails if it is
-    /// no Avro schema.
+    /// Parses the text of an `.avsc` file. Keeps its memory until the process ends.
+    ///
+    /// Fails with `NoJson` or `NoSchema`.
     pub(crate) fn parse(
         name: &str,
         registered_id: Option<u32>,
         text: &str,
     ) -> Result<Self, SchemaError> {
         let json = serde_json::from_str(text)
-            .map_err(|error| SchemaError::NoJson(name.to_owned(), error))?;
-        let schema = Schema::parse(&json)
-            .map_err(|error| SchemaError::NoSchema(name.to_owned(), Box::new(error)))?;
+            .map_err(|source| SchemaError::NoJson { name: name.to_owned(), source })?;
+        let schema = Schema::parse(&json).map_err(|error| SchemaError::NoSchema {
+            name: name.to_owned(),
+            source: Box::new(error),
+        })?;
         let fingerprint = fingerprint(&json);
         Ok(Self {
             name: name.to_owned(),
@@ -50,20 +77,22 @@ impl WriterSchema {
         })
     }
 
-    /// Fails unless one of these can read its values: an event's or a status's schema.
+    /// Fails with `Unreadable` unless one of two schemas can read the values: that of events, or
+    /// that of statuses.
     pub(super) fn check(&self, event: &Schema, status: &Schema) -> Result<(), SchemaError> {
         let why = |reader: &Schema| SchemaCompatibility::can_read(self.schema, reader).err();
         match (why(event), why(status)) {
-            (Some(event), Some(status)) => {
-                let (event, status) = (event.to_string(), status.to_string());
-                Err(SchemaError::Unreadable { name: self.name.clone(), event, status })
-            }
+            (Some(event), Some(status)) => Err(SchemaError::Unreadable {
+                name: self.name.clone(),
+                event: Box::new(event),
+                status: Box::new(status),
+            }),
             _ => Ok(()),
         }
     }
 
-    /// What versions before the specification's fingerprint wrote for it. Their values may still be
-    /// on the topics.
+    /// The fingerprint that earlier versions of this crate wrote, which is not the specification's.
+    /// Their values may still be on the topics.
     pub(super) fn former_fingerprint(&self) -> Fingerprint {
         let mut fingerprint = Fingerprint::default();
         for (byte, former) in fingerprint.iter_mut().zip(self.schema.fingerprint::<Rabin>().bytes) {
@@ -72,23 +101,28 @@ impl WriterSchema {
         fingerprint
     }
 
+    /// Whether `reader` can read the values.
     pub(super) fn is_read_by(&self, reader: &Schema) -> bool {
         SchemaCompatibility::can_read(self.schema, reader).is_ok()
     }
 
-    /// A reader of its values as values of `reader`. Fails if one of the schemas does not resolve.
-    pub(super) fn resolve(&self, reader: &'static Schema) -> Result<WrittenWith, SchemaError> {
+    /// A reader of the values that turns them into values of the schema `reader`.
+    ///
+    /// Fails with `Unresolved` if one of the schemas does not resolve.
+    pub(super) fn resolve(&self, reader: &'static Schema) -> Result<ForeignReader, SchemaError> {
         let resolved = GenericDatumReader::builder(self.schema).reader_schema(reader).build();
-        resolved
-            .map(WrittenWith)
-            .map_err(|error| SchemaError::NoSchema(self.name.clone(), Box::new(error)))
+        resolved.map(ForeignReader).map_err(|error| SchemaError::Unresolved {
+            name: self.name.clone(),
+            source: Box::new(error),
+        })
     }
 }
 
-/// Reads what was written with another schema.
-pub(super) struct WrittenWith(GenericDatumReader<'static>);
+/// Reads values that were written with the schema of another system.
+pub(super) struct ForeignReader(GenericDatumReader<'static>);
 
-impl WrittenWith {
+impl ForeignReader {
+    /// Reads one value from the front of `datum`. Fails if the bytes are no value of the schema.
     pub(super) fn read_value(&self, datum: &mut &[u8]) -> Result<Value, apache_avro::Error> {
         self.0.read_value(datum)
     }

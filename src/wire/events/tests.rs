@@ -1,6 +1,6 @@
 use apache_avro::schema_compatibility::SchemaCompatibility;
 
-use super::{super::datum::Datum, *};
+use super::{super::datum::DatumWriter, *};
 
 const WRITTEN_AT: DateTime<Utc> = DateTime::UNIX_EPOCH;
 const ORDER: &str = "0198f2a0-0000-7000-8000-000000000001";
@@ -27,17 +27,18 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// Datums that fastavro 1.13 wrote with the schemas of this crate.
-const EVENT_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d3030303030303030303030310c504c414345\
-    44040a736b752d31040a736b752d320200f6a1abfef962";
-const STATUS_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d3030303030303030303030310c4641494c45\
-    44021a63617264206465636c696e6564107061796d656e747390a7abfef962";
+/// The datums that fastavro 1.13 writes for [`event`] and [`failed`] with the schemas of this
+/// crate.
+const EVENT_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d303030303030303030\
+    3030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef962";
+const STATUS_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d303030303030303030\
+    3030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef962";
 
-/// Their headers, as fastavro and Java's `SchemaNormalization` compute the fingerprints.
+/// Their headers. fastavro and Java's `SchemaNormalization` compute the same fingerprints.
 const EVENT_HEADER: &str = "c301fab1aa38ccb712d3";
 const STATUS_HEADER: &str = "c301bbc9dea415560218";
 
-/// The headers of versions that wrote the fingerprint of `apache-avro`.
+/// The headers of earlier versions of this crate, which wrote the fingerprint of `apache-avro`.
 const FORMER_EVENT_HEADER: &str = "c3017e3fd380f9abede6";
 const FORMER_STATUS_HEADER: &str = "c30159d92458c44303c9";
 
@@ -92,7 +93,7 @@ fn every_value_that_is_written_is_read_again() {
 }
 
 #[test]
-fn what_is_no_message_of_ours_is_told_apart() {
+fn each_kind_of_broken_value_has_its_class() {
     let codec = OrderEventCodec::new().unwrap();
     let good = codec.encode(&event());
     let class = |bytes: &[u8]| codec.decode(bytes).unwrap_err().class();
@@ -150,10 +151,10 @@ fn a_writer_with_one_more_field_is_read_by_fingerprint_and_by_id() {
     );
 }
 
-/// Types that Avro promotes or resolves: fields in another order, an int for a long, unions the
-/// other way round, no logical types.
+/// The schema has fields in another order, an int for a long, a union in reverse, and no logical
+/// types.
 #[test]
-fn a_writers_own_types_are_resolved_as_avro_says() {
+fn a_writers_own_types_are_resolved_by_the_rules_of_avro() {
     let schema = r#"{"type": "record", "name": "order_status", "fields": [
         {"name": "occurred_at", "type": "int"}, {"name": "status", "type": "string"},
         {"name": "source", "type": "string"}, {"name": "reason", "type": ["string", "null"]},
@@ -162,7 +163,7 @@ fn a_writers_own_types_are_resolved_as_avro_says() {
     check_writer_schemas(&writers).unwrap();
     let codec = OrderStatusCodec::reading(&writers).unwrap();
 
-    let datum = Datum::after(&[0, 0, 0, 0, 1]).long(7000).string("FAILED").string("payments");
+    let datum = DatumWriter::after(&[0, 0, 0, 0, 1]).long(7000).string("FAILED").string("payments");
     let value = datum.long(0).string("card declined").string(ORDER).into_bytes();
 
     let expected =
@@ -191,10 +192,11 @@ fn a_status_is_read_from_a_json_object() {
     let spoken = [
         r#"{"order_id":"ORDER","status":"FAILED","reason":"card declined","source":"payments",
             "occurred_at":1700000000456}"#,
-        r#" {"occurred_at":"2023-11-14T23:13:20.456+01:00","source":"payments","terminal":{"a":[1]},"status":"FAILED",
+        r#" {"occurred_at":"2023-11-14T23:13:20.456+01:00","source":"payments",
+            "terminal":{"a":[1]},"status":"FAILED",
             "reason":"card declined","order_id":"ORDER"} "#,
-        "\u{feff}{\"order_id\":\"ORDER\",\"status\":\"FAILED\",\"reason\":\"card declined\",\"source\":\"payments\",\
-            \"occurred_at\":1700000000456}",
+        "\u{feff}{\"order_id\":\"ORDER\",\"status\":\"FAILED\",\"reason\":\"card declined\",\
+            \"source\":\"payments\",\"occurred_at\":1700000000456}",
     ];
     for text in spoken {
         assert_eq!(
@@ -208,7 +210,7 @@ fn a_status_is_read_from_a_json_object() {
 }
 
 #[test]
-fn a_json_object_may_leave_out_who_says_it_and_when() {
+fn a_json_object_may_lack_its_source_and_time() {
     for rest in ["", r#","source":null,"occurred_at":null,"reason":null"#] {
         let read =
             read_status(format!(r#"{{"order_id":"{ORDER}","status":"FAILED"{rest}}}"#).as_bytes())
@@ -220,7 +222,7 @@ fn a_json_object_may_leave_out_who_says_it_and_when() {
 }
 
 #[test]
-fn a_json_object_that_is_wrong_is_refused_with_the_place() {
+fn a_wrong_json_object_is_refused_with_the_place_of_the_error() {
     let wrong = [
         (r#"{"order_id":1,"status":"FAILED"}"#, "undecodable", "line 1 column 13"),
         ("{\"order_id\":\"x\",\n\"status\":\"FAILED\",}", "undecodable", "line 2 column 19"),
@@ -260,7 +262,7 @@ fn a_json_object_that_is_wrong_is_refused_with_the_place() {
 }
 
 #[test]
-fn a_declared_length_allocates_nothing_that_is_not_there() {
+fn a_false_length_allocates_nothing() {
     let codec = OrderEventCodec::new().unwrap();
     let mut bytes = codec.encode(&event())[..HEADER].to_vec();
     bytes.extend([0xFE, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0x7F]);
