@@ -18,7 +18,7 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
-    config::Batches,
+    config::BatchConfig,
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
@@ -109,7 +109,7 @@ impl Committer {
     pub(crate) fn start(
         store: OrderStore,
         relay: Relay,
-        groups: Batches,
+        groups: BatchConfig,
         deadline: Duration,
         metrics: &Metrics,
     ) -> (Self, JoinSet<()>) {
@@ -189,7 +189,7 @@ impl QueuedOrder {
 /// The orders that wait for a commit.
 struct OrderQueue {
     orders: mpsc::Receiver<QueuedOrder>,
-    groups: Batches,
+    groups: BatchConfig,
     /// When the last group was closed.
     closed_at: Instant,
 }
@@ -199,7 +199,7 @@ impl OrderQueue {
     /// when no order waits and `linger` has passed since the last group. So a lone order does not
     /// wait (Nagle, RFC 896). Empty if no more orders will come.
     async fn next_group(&mut self) -> Vec<QueuedOrder> {
-        let Batches { max, linger } = self.groups;
+        let BatchConfig { max, linger } = self.groups;
         let mut group = Vec::new();
         let mut received = self.orders.recv_many(&mut group, max).await;
         while received > 0 && group.len() < max {
