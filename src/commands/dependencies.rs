@@ -15,8 +15,11 @@ impl Shared {
     /// Tries what all roles of the process share. Fails where a configuration is refused.
     pub(super) fn watch_servers(&self) -> anyhow::Result<()> {
         self.watch_kafka()?;
-        if self.runs(Role::Worker) && self.config.lock.strategy == LockStrategy::Redlock {
-            self.watch_redis()?;
+        if self.runs(Role::Worker) {
+            match self.config.lock.strategy {
+                LockStrategy::Row => {}
+                LockStrategy::Redlock => self.watch_redis()?,
+            }
         }
         let (kafka, topics) = (&self.config.kafka, &self.config.topics);
         for (consumer, group_id, topic) in [
@@ -89,8 +92,10 @@ impl Shared {
     /// Tries the Redis masters. Where row locks take over, they are not missed.
     fn watch_redis(&self) -> anyhow::Result<()> {
         let config = &self.config;
-        let need =
-            if config.lock.fallback == LockFallback::Row { Need::Rollout } else { Need::Always };
+        let need = match config.lock.fallback {
+            LockFallback::None => Need::Always,
+            LockFallback::Row => Need::Rollout,
+        };
         let probe = Arc::new(MastersProbe::new(&config.lock, &config.redis, &self.metrics)?);
         let attempt = move || {
             let probe = Arc::clone(&probe);

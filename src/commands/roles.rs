@@ -316,15 +316,17 @@ async fn worker(shared: Shared) -> anyhow::Result<()> {
 }
 
 fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
-    let row = LockStrategy::Row.as_str();
+    let (row, redlock) = (LockStrategy::Row.as_str(), LockStrategy::Redlock.as_str());
     let (strategies, dependencies): (&[_], &[_]) =
         match (config.lock.strategy, config.lock.fallback) {
-            (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
-            (redlock, LockFallback::None) => {
-                (&[redlock.as_str()], &["stock_store", "kafka", "redis"])
+            (LockStrategy::Row, LockFallback::None | LockFallback::Row) => {
+                (&[row], &["stock_store", "kafka"])
             }
-            (redlock, LockFallback::Row) => {
-                (&[redlock.as_str(), row], &["stock_store", "kafka", "redis"])
+            (LockStrategy::Redlock, LockFallback::None) => {
+                (&[redlock], &["stock_store", "kafka", "redis"])
+            }
+            (LockStrategy::Redlock, LockFallback::Row) => {
+                (&[redlock, row], &["stock_store", "kafka", "redis"])
             }
         };
     metrics.begin_dead_letters(&config.topics.orders);

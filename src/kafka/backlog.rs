@@ -73,7 +73,7 @@ impl BacklogWatch {
             });
             let Ok(Ok(watch)) = shutdown.interruptible(looking).await else { return };
             self = watch;
-            let delay = LOOK_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0);
+            let delay = crate::backoff::jittered(LOOK_EVERY, 0.75..1.25);
             if shutdown.sleep(delay).await.is_err() {
                 return;
             }

@@ -39,7 +39,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long the lane waits for the notices of the other masters after the first one.
 const NOTICE_SPREAD: Duration = Duration::from_micros(500);
 
-/// The Redis masters as one lane uses them. It makes one claim at a time, and each lane has its own.
+/// The Redis masters, as one lane uses them. A lane makes one claim at a time.
 #[derive(Debug)]
 pub struct Redlock {
     masters: Vec<Master>,

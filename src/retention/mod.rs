@@ -45,7 +45,7 @@ impl Retention {
         let mut delay = Duration::from_secs(1);
         loop {
             // Processes do not come in step.
-            let jittered = delay.mul_f64(0.5 + fastrand::f64());
+            let jittered = crate::backoff::jittered(delay, 0.5..1.5);
             health.ready();
             if shutdown.sleep(jittered).await.is_err() {
                 return;

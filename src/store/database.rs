@@ -183,7 +183,7 @@ impl Attempts<'_> {
             "conflict, running again"
         );
         let bound = RETRY_DELAY.saturating_mul(1 << self.made.min(7));
-        tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
+        tokio::time::sleep(crate::backoff::jittered(bound, 0.0..1.0)).await;
     }
 }
 

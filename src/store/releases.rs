@@ -13,7 +13,7 @@ use super::{
     rows::{hex, json, order_id, order_ids, wanted_orders},
     statuses::lock_states,
 };
-use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
+use crate::domain::{EventKind, OrderEvent, OrderId};
 
 /// A release that is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,8 +208,7 @@ impl OrderStore {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, "owe releases", |conn, _| {
             let mut final_ones = lock_states(conn, &ids).await?;
-            final_ones
-                .retain(|(_, state)| matches!(state, OrderState::Failed | OrderState::Cancelled));
+            final_ones.retain(|(_, state)| state.is_final());
             owe(conn, final_ones.iter().map(|(id, _)| *id), now, now).await?;
             Ok(final_ones.len())
         })

@@ -274,7 +274,7 @@ impl Shared {
                 name: named.is_ok_and(|got| got == Some(1)).then_some(name),
                 generation,
                 // Apart, so that they do not all expire at once.
-                expires_at: now + MAX_AGE.mul_f64(1.0 - fastrand::f64() / 4.0),
+                expires_at: now + crate::backoff::jittered(MAX_AGE, 0.75..1.0),
                 idle_since: now,
             })
         })

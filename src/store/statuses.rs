@@ -280,7 +280,7 @@ impl Plan {
     }
 
     fn count_moves(&self) -> Vec<(OrderState, usize)> {
-        [OrderState::Completed, OrderState::Failed, OrderState::Cancelled]
+        OrderState::ALL
             .into_iter()
             .map(|state| {
                 (state, self.moves.iter().filter(|(_, _, next, _)| *next == state).count())

@@ -132,7 +132,7 @@ async fn in_transactions(
             Some(CANNOT_CONVERT) if failures < ASK_AGAIN => failures += 1,
             _ => return Err(failure),
         }
-        sleep(ASK_AGAIN_AFTER.mul_f64(fastrand::f64().midpoint(1.0))).await;
+        sleep(crate::backoff::jittered(ASK_AGAIN_AFTER, 0.5..1.0)).await;
     }
 }
 

@@ -28,7 +28,7 @@ impl Release<'_> {
     /// owed: read what is owed after the order and before its outcome. An order that was not
     /// decided and can be decided no longer holds nothing.
     fn is_lost(&self, decidable_from: OrderId) -> bool {
-        let is_final = matches!(self.state, OrderState::Failed | OrderState::Cancelled);
+        let is_final = self.state.is_final();
         let is_open = match self.outcome {
             Some(Outcome::Completed(_)) => true,
             Some(Outcome::Failed(_) | Outcome::Released(_)) => false,

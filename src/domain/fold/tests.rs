@@ -201,7 +201,8 @@ proptest! {
         stock in prop::array::uniform3(0i64..8),
     ) {
         let initial = [("a", stock[0]), ("b", stock[1]), ("c", stock[2])];
-        let (mut batched, mut single) = (Ledger::with_stock(&initial), Ledger::with_stock(&initial));
+        let mut batched = Ledger::with_stock(&initial);
+        let mut single = batched.clone();
         for batch in &batches {
             let statuses = batched.run(batch);
             let one_by_one: Vec<_> = batch.chunks(1).flat_map(|event| single.run(event)).collect();

@@ -45,7 +45,7 @@ const TABLE: [Row; 12] = [
 fn report(name: &str, source: &str) -> OrderStatus {
     let status = ReportedStatus::parse(name, None).unwrap();
     OrderStatus {
-        order_id: OrderId::generate(),
+        order_id: OrderId::first_of(DateTime::UNIX_EPOCH),
         status,
         source: source.into(),
         occurred_at: DateTime::UNIX_EPOCH,
