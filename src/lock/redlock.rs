@@ -89,6 +89,7 @@ impl Redlock {
     /// them try the whole batch alone.
     pub(super) async fn acquire(
         self: &Arc<Self>,
+        since: Instant,
         select: impl Fn(&BTreeSet<ProductId>) -> Selection,
     ) -> Result<(HeldKeys, Selection), LockError> {
         let begun = Instant::now();
@@ -98,9 +99,9 @@ impl Redlock {
         loop {
             self.notices.clear();
             let is_last = Instant::now() >= deadline;
-            let acquired = match self.attempt(&whole.products, whole.since).await {
+            let acquired = match self.attempt(&whole.products, since).await {
                 Err(LockError::Contended) if is_first || is_last => self
-                    .attempt_part(&whole, &select, is_last)
+                    .attempt_part(&whole, since, &select, is_last)
                     .await
                     .map(|(keys, part)| (keys, Some(part))),
                 attempted => attempted.map(|keys| (keys, None)),
@@ -133,17 +134,18 @@ impl Redlock {
     async fn attempt_part(
         self: &Arc<Self>,
         whole: &Selection,
+        since: Instant,
         select: impl Fn(&BTreeSet<ProductId>) -> Selection,
         is_last: bool,
     ) -> Result<(HeldKeys, Selection), LockError> {
-        for refused in self.refused_products(&whole.products, whole.since).await {
+        for refused in self.refused_products(&whole.products, since).await {
             let part = select(&refused);
             if part.products.is_empty() || !(part.covers_half || is_last) {
                 continue;
             }
             // The part counts as old as the whole batch: the masters named the refused keys for a
             // claim of that age.
-            match self.attempt(&part.products, whole.since).await {
+            match self.attempt(&part.products, since).await {
                 Ok(keys) => return Ok((keys, part)),
                 Err(LockError::Contended) => {}
                 Err(LockError::Unavailable) => return Err(LockError::Unavailable),
