@@ -208,9 +208,12 @@ fn accepted(id: OrderId) -> Response {
 
 fn decided(id: OrderId, state: OrderState, reason: Option<String>) -> Response {
     let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
-    if state == OrderState::Completed {
-        let body = json!({"order_id": id.to_string(), "status": state.as_str()});
-        return answer(StatusCode::CREATED, vec![location(id), applied], &body);
+    match state {
+        OrderState::Completed => {
+            let body = json!({"order_id": id.to_string(), "status": state.as_str()});
+            return answer(StatusCode::CREATED, vec![location(id), applied], &body);
+        }
+        OrderState::Pending | OrderState::Failed | OrderState::Cancelled => {}
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
     Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
