@@ -13,9 +13,9 @@ use super::OrderId;
 ///
 /// | age of an order | what ends there |
 /// | --- | --- |
-/// | horizon − margin | a completed order may still fail: [`Horizon::releasable_from`] |
-/// | horizon | its events are decided: [`Horizon::decidable`] |
-/// | horizon + difference of clocks | its outcome is kept: [`Horizon::forgotten_below`] |
+/// | horizon − margin | a completed order may still fail: `Horizon::releasable_from` |
+/// | horizon | its events are decided: `Horizon::decidable` |
+/// | horizon + difference of clocks | its outcome is kept: `Horizon::forgotten_below` |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Horizon(TimeDelta);
 

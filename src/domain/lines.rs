@@ -7,7 +7,7 @@ pub(crate) const MAX_LINES: usize = 100;
 /// The most units in one line.
 pub(crate) const MAX_QUANTITY: i64 = 1_000_000;
 
-/// A product and a number of units: 1 to [`MAX_QUANTITY`].
+/// A product and a number of units: 1 to `MAX_QUANTITY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     product_id: ProductId,
@@ -15,7 +15,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// Fails if the quantity is outside 1 to [`MAX_QUANTITY`].
+    /// Fails if the quantity is outside 1 to `MAX_QUANTITY`.
     pub fn new(product_id: ProductId, quantity: i64) -> Result<Self, Invalid> {
         if (1..=MAX_QUANTITY).contains(&quantity) {
             return Ok(Self { product_id, quantity });
@@ -32,14 +32,14 @@ impl Line {
     }
 }
 
-/// An order's lines as they were placed: 1 to [`MAX_LINES`]. A product may be repeated.
+/// An order's lines as they were placed: 1 to `MAX_LINES`. A product may be repeated.
 ///
 /// In the stores they are the JSON text `[["sku-1",2],…]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines(Vec<Line>);
 
 impl Lines {
-    /// Fails if there are no lines, or more than [`MAX_LINES`].
+    /// Fails if there are no lines, or more than `MAX_LINES`.
     pub fn new(lines: Vec<Line>) -> Result<Self, Invalid> {
         match lines.len() {
             1..=MAX_LINES => Ok(Self(lines)),
@@ -82,8 +82,8 @@ impl<'de> Deserialize<'de> for Lines {
     }
 }
 
-/// A number of units for each product, in the order of product ids: at most [`MAX_LINES`] ×
-/// [`MAX_QUANTITY`] units of one.
+/// A number of units for each product, in the order of product ids: at most `MAX_LINES` ×
+/// `MAX_QUANTITY` units of one.
 ///
 /// In the stores it is the JSON text `[["sku-1",2],…]`. A text that repeats a product is an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -48,7 +48,7 @@ pub struct OrderEvent {
 }
 
 /// Why an order failed or was cancelled: a reason of stocklock's own, or the reporter's words, at
-/// most [`Reason::MAX_CHARS`] characters.
+/// most `Reason::MAX_CHARS` characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reason {
     InsufficientStock,
@@ -59,7 +59,7 @@ pub enum Reason {
 impl Reason {
     pub(crate) const MAX_CHARS: usize = 512;
 
-    /// Cuts words beyond [`Reason::MAX_CHARS`] off.
+    /// Cuts words beyond `Reason::MAX_CHARS` off.
     pub fn parse(text: &str) -> Self {
         match text {
             "INSUFFICIENT_STOCK" => Self::InsufficientStock,
