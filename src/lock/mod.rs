@@ -159,8 +159,7 @@ impl Locks {
                 {
                     return Ok(by_rows());
                 }
-                let (keys, selection) = acquired?;
-                Ok(Acquired { held: Held::Redlock(Box::new(keys)), selection })
+                acquired
             }
         }
     }
