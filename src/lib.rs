@@ -11,6 +11,7 @@ mod ingest;
 pub mod kafka;
 pub mod lifecycle;
 pub mod lock;
+mod new_ids;
 pub mod relay;
 pub mod retention;
 pub mod store;

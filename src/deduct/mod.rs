@@ -3,7 +3,7 @@
 //! A batch passes these steps:
 //!
 //! 1. Decode the messages.
-//! 2. Lock the products. Orders whose products other holders have are deferred.
+//! 2. Lock the products. Orders whose products other workers hold are deferred.
 //! 3. Decide the other orders in one transaction: stock, outcomes and ledger.
 //! 4. Unlock.
 //! 5. Report the outcomes on the status topic.
@@ -73,7 +73,7 @@ impl Handler for Worker {
         Ok(Arrived { event, at: Instant::now() })
     }
 
-    /// Decides the events in one transaction. Defers those whose products other holders have.
+    /// Decides the events in one transaction. Defers those whose products other workers hold.
     ///
     /// Fails as [`Worker::decide`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decisions>, DeductError> {
@@ -172,7 +172,7 @@ fn made_at(id: OrderId) -> String {
 impl Worker {
     /// Locks the products of a batch, decides the batch in one transaction, and unlocks.
     ///
-    /// Orders whose products other holders have are deferred: at once if at least half of the batch
+    /// Orders whose products other workers hold are deferred: at once if at least half of the batch
     /// can be decided without them, else after `lock.wait`. If no order can be decided then, all of
     /// them are deferred.
     ///
@@ -180,7 +180,8 @@ impl Worker {
     /// [`DeductError::Store`] if the transaction fails or the locks are lost before its commit.
     pub async fn decide(&self, arrived: &[&Arrived]) -> Result<Done<Decisions>, DeductError> {
         let begun = Instant::now();
-        let acquired = self.locks.acquire(|refused| select(arrived, refused)).await;
+        let since = arrived.iter().map(|arrived| arrived.at).min().unwrap_or(begun);
+        let acquired = self.locks.acquire(since, |refused| select(arrived, refused)).await;
         let Acquired { held, selection } = match acquired {
             Ok(acquired) => acquired,
             Err(LockError::Contended) => {

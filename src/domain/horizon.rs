@@ -4,49 +4,57 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::OrderId;
 
-/// How far back the ledger of orders reaches, and what may still be done about an order of a certain age.
+/// How far back the ledger of orders reaches. It says what may still be done to an order of a
+/// certain age.
 ///
-/// An order is decided, and its stock given back, only while its outcome is kept: whoever forgot that it was decided would
-/// decide it again. Clocks differ, and a message takes its time, so there are margins between what is begun, what is done
-/// and what is forgotten.
+/// An order is decided and released only while its outcome is kept. A worker that has forgotten an
+/// outcome would decide the order again. Clocks differ and messages take time, so there are margins
+/// between these ages, youngest first:
+///
+/// | age of an order | what ends there |
+/// | --- | --- |
+/// | horizon − margin | a completed order may still fail: `Horizon::releasable_from` |
+/// | horizon | its events are decided: `Horizon::decidable` |
+/// | horizon + difference of clocks | its outcome is kept: `Horizon::forgotten_below` |
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Horizon(TimeDelta);
 
 impl Horizon {
-    /// Ids that are further ahead than this are nobody's present.
-    const LONGEST_AHEAD: TimeDelta = TimeDelta::days(1);
-    const LONGEST_MARGIN: TimeDelta = TimeDelta::days(1);
-    const LONGEST_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::hours(1);
+    /// An order id further ahead than this comes from a wrong clock.
+    const MAX_AHEAD: TimeDelta = TimeDelta::days(1);
+    const MAX_MARGIN: TimeDelta = TimeDelta::days(1);
+    const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::hours(1);
 
-    /// Outcomes are kept for at least so long.
+    /// `kept`: how long outcomes are kept, at least.
     pub fn new(kept: Duration) -> Self {
         Self(TimeDelta::from_std(kept).unwrap_or(TimeDelta::MAX))
     }
 
-    /// The orders whose events are decided: not older than the horizon, not from the future.
+    /// The orders whose events are decided: not older than the horizon, and at most a day ahead.
     pub(crate) fn decidable(self, now: DateTime<Utc>) -> Range<OrderId> {
-        OrderId::first_of(ago(now, self.0))..OrderId::first_of(now + Self::LONGEST_AHEAD)
+        OrderId::first_of(ago(now, self.0))..OrderId::first_of(now + Self::MAX_AHEAD)
     }
 
-    /// The oldest order that may still fail after it was completed: its release has time to come to a worker that is not at
-    /// work at present.
+    /// The oldest order that may still fail after it was completed. The margin leaves its release
+    /// the time to reach a worker that does not run at present.
     pub(crate) fn releasable_from(self, now: DateTime<Utc>) -> OrderId {
         OrderId::first_of(ago(now, self.0 - self.margin()))
     }
 
-    /// Orders below are forgotten: nobody's clock takes them for decidable.
+    /// The outcomes of orders below this id may be deleted: no worker's clock says that such an
+    /// order is decidable.
     pub(crate) fn forgotten_below(self, now: DateTime<Utc>) -> OrderId {
-        OrderId::first_of(ago(now, self.0 + (self.0 / 10).min(Self::LONGEST_CLOCK_DIFFERENCE)))
+        OrderId::first_of(ago(now, self.0 + (self.0 / 10).min(Self::MAX_CLOCK_DIFFERENCE)))
     }
 
-    /// How long an event may wait on its topic, and be decided all the same.
+    /// How long an event may wait on its topic and still be decided.
     pub(crate) fn longest_wait(self) -> Duration {
         (self.0 - self.margin()).to_std().unwrap_or_default()
     }
 
-    /// A tenth, a day at most.
+    /// A tenth of the horizon, a day at most.
     fn margin(self) -> TimeDelta {
-        (self.0 / 10).min(Self::LONGEST_MARGIN)
+        (self.0 / 10).min(Self::MAX_MARGIN)
     }
 }
 
@@ -59,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_forgotten_is_older_than_what_is_decided_and_that_than_what_may_be_released() {
+    fn forgotten_is_older_than_decidable_and_that_older_than_releasable() {
         let now = DateTime::from_timestamp_millis(1_800_000_000_000).unwrap();
         for kept in [Duration::from_secs(60), Duration::from_secs(30 * 86_400)] {
             let horizon = Horizon::new(kept);
@@ -74,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn an_order_from_the_future_is_decided_where_clocks_may_differ_so_much_and_not_beyond() {
+    fn an_order_from_the_future_is_decided_up_to_a_day_ahead() {
         let now = DateTime::from_timestamp_millis(1_800_000_000_000).unwrap();
         let decidable = Horizon::new(Duration::from_secs(3600)).decidable(now);
         assert!(decidable.contains(&OrderId::first_of(now + TimeDelta::hours(23))));

@@ -5,14 +5,16 @@ use uuid::{Builder, Uuid, Variant, Version};
 
 use super::Invalid;
 
-/// A product's key: 1 to 64 bytes of ASCII 0x21 to 0x7E, case-sensitive, ordered by bytes. Cheap to clone.
+/// A product's id: 1 to 64 bytes of ASCII 0x21 to 0x7E, case-sensitive, ordered by bytes.
+///
+/// Cheap to clone.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ProductId(Arc<str>);
 
 impl ProductId {
     pub(crate) const MAX_BYTES: usize = 64;
 
-    /// Fails where the text is empty, too long, or has a byte outside 0x21 to 0x7E.
+    /// Fails if the text is empty, too long, or has a byte outside 0x21 to 0x7E.
     pub fn parse(text: &str) -> Result<Self, Invalid> {
         let allowed = (1..=Self::MAX_BYTES).contains(&text.len())
             && text.bytes().all(|b| b.is_ascii_graphic());
@@ -42,29 +44,32 @@ impl fmt::Debug for ProductId {
     }
 }
 
-/// An order's key: a `UUIDv7`, whose leading 48 bits are the time of its making, so that ids are in the order of age.
+/// An order's id: a `UUIDv7`. Its leading 48 bits are the time when it was made, so that ids are in
+/// the order of their age.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OrderId(Uuid);
 
 impl OrderId {
-    /// A new id of the present time.
-    pub fn generate() -> Self {
-        Self(Uuid::now_v7())
-    }
-
-    /// An id of a time, which is cut to whole milliseconds and to the years 1970 to 10889.
+    /// The id of an order made at `made_at`, which is cut to whole milliseconds and to the years
+    /// 1970 to 10889. 74 of the `random` bits are used.
     pub fn new(made_at: DateTime<Utc>, random: &[u8; 10]) -> Self {
         let millis =
             u64::try_from(made_at.timestamp_millis()).unwrap_or_default().min((1 << 48) - 1);
         Self(Builder::from_unix_timestamp_millis(millis, random).into_uuid())
     }
 
-    /// The lowest id of a time.
+    /// The lowest id of a millisecond.
     pub fn first_of(time: DateTime<Utc>) -> Self {
         Self::new(time, &[0; 10])
     }
 
-    /// Fails where the bytes are no `UUIDv7`.
+    /// The id of these bytes, with the version and the variant of a `UUIDv7`.
+    pub(crate) fn with_bits(bytes: [u8; 16]) -> Self {
+        let v7 = Builder::from_bytes(bytes).with_version(Version::SortRand);
+        Self(v7.with_variant(Variant::RFC4122).into_uuid())
+    }
+
+    /// Fails if the bytes are not a `UUIDv7`.
     pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, Invalid> {
         let uuid = Uuid::from_slice(bytes).map_err(|e| Invalid(format!("not an order id: {e}")))?;
         Self::checked(uuid).ok_or_else(|| Invalid(format!("not an order id: {uuid} is no UUIDv7")))
@@ -76,7 +81,7 @@ impl OrderId {
         is_v7.then_some(Self(uuid))
     }
 
-    /// When it was made, by the clock of whoever made it; milliseconds.
+    /// When the id was made, by the clock of its maker, in milliseconds.
     pub fn made_at(self) -> DateTime<Utc> {
         let millis =
             self.0.as_bytes()[..6].iter().fold(0, |millis, byte| millis << 8 | i64::from(*byte));
@@ -95,7 +100,7 @@ impl OrderId {
 impl FromStr for OrderId {
     type Err = Invalid;
 
-    /// Takes the hyphenated form of a `UUIDv7` in either case, and no other.
+    /// Fails for any text but the hyphenated form of a `UUIDv7`, in either case.
     fn from_str(text: &str) -> Result<Self, Invalid> {
         let hyphenated = text.len() == 36;
         Uuid::try_parse(text)
@@ -140,8 +145,8 @@ mod tests {
     }
 
     #[test]
-    fn an_order_id_is_read_in_its_hyphenated_form_alone() {
-        let id = OrderId::generate();
+    fn an_order_id_is_read_only_in_its_hyphenated_form() {
+        let id = OrderId::new(DateTime::UNIX_EPOCH, &[0xAB; 10]);
         assert_eq!(id.to_string().parse::<OrderId>(), Ok(id));
         assert_eq!(id.to_string().to_uppercase().parse::<OrderId>(), Ok(id));
         assert!(id.uuid().simple().to_string().parse::<OrderId>().is_err());
@@ -166,12 +171,22 @@ mod tests {
     }
 
     #[test]
-    fn ids_tell_their_time_and_are_in_its_order() {
+    fn ids_have_the_time_when_they_were_made_and_its_order() {
         let time = DateTime::from_timestamp_millis(1_700_000_000_123).unwrap();
         let (first, last) = (OrderId::first_of(time), OrderId::new(time, &[0xFF; 10]));
         let next = OrderId::first_of(DateTime::from_timestamp_millis(1_700_000_000_124).unwrap());
         assert!(first < last && last < next);
         assert_eq!((first.made_at(), last.made_at()), (time, time));
         assert_eq!(first.to_string().parse(), Ok(first));
+    }
+
+    #[test]
+    fn an_id_of_any_bits_is_a_uuid_v7() {
+        for bits in [[0; 16], [0xFF; 16]] {
+            let id = OrderId::with_bits(bits);
+            assert_eq!(OrderId::from_slice(id.as_bytes()), Ok(id));
+        }
+        let id = OrderId::new(DateTime::UNIX_EPOCH, &[0xAB; 10]);
+        assert_eq!(OrderId::with_bits(*id.as_bytes()), id);
     }
 }

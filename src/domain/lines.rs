@@ -2,10 +2,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 use super::{Invalid, ProductId};
 
+/// The most lines of an order.
 pub(crate) const MAX_LINES: usize = 100;
+/// The most units in one line.
 pub(crate) const MAX_QUANTITY: i64 = 1_000_000;
 
-/// A product and how many units of it: 1 to [`MAX_QUANTITY`].
+/// A product and a number of units: 1 to `MAX_QUANTITY`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Line {
     product_id: ProductId,
@@ -13,7 +15,7 @@ pub struct Line {
 }
 
 impl Line {
-    /// Fails where the quantity is outside 1 to [`MAX_QUANTITY`].
+    /// Fails if the quantity is outside 1 to `MAX_QUANTITY`.
     pub fn new(product_id: ProductId, quantity: i64) -> Result<Self, Invalid> {
         if (1..=MAX_QUANTITY).contains(&quantity) {
             return Ok(Self { product_id, quantity });
@@ -30,17 +32,18 @@ impl Line {
     }
 }
 
-/// An order's lines as they were placed: 1 to [`MAX_LINES`], a product may be repeated. In the stores they are the JSON
-/// text `[["sku-1",2],…]`.
+/// An order's lines as they were placed: 1 to `MAX_LINES`. A product may be repeated.
+///
+/// In the stores they are the JSON text `[["sku-1",2],…]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lines(Vec<Line>);
 
 impl Lines {
-    /// Fails where there are none or more than [`MAX_LINES`].
+    /// Fails if there are no lines, or more than `MAX_LINES`.
     pub fn new(lines: Vec<Line>) -> Result<Self, Invalid> {
         match lines.len() {
             1..=MAX_LINES => Ok(Self(lines)),
-            n => Err(Invalid(format!("an order has 1 to {MAX_LINES} lines, not {n}"))),
+            found => Err(Invalid(format!("an order has 1 to {MAX_LINES} lines, not {found}"))),
         }
     }
 
@@ -48,7 +51,7 @@ impl Lines {
         &self.0
     }
 
-    /// What the lines ask for in all, one entry a product.
+    /// The sum of the lines, one entry for each product.
     pub fn demand(&self) -> Demand {
         let mut demand: Vec<_> =
             self.0.iter().map(|line| (line.product_id.clone(), line.quantity)).collect();
@@ -79,8 +82,10 @@ impl<'de> Deserialize<'de> for Lines {
     }
 }
 
-/// How many units of each product, in the order of product ids. At most [`MAX_LINES`] × [`MAX_QUANTITY`] units of one. In
-/// the stores it is the JSON text `[["sku-1",2],…]`; a product that is repeated there is an error.
+/// A number of units for each product, in the order of product ids: at most `MAX_LINES` ×
+/// `MAX_QUANTITY` units of one.
+///
+/// In the stores it is the JSON text `[["sku-1",2],…]`. A text that repeats a product is an error.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Demand(Vec<(ProductId, i64)>);
 
@@ -109,7 +114,7 @@ impl<'de> Deserialize<'de> for Demand {
         demand.sort_unstable();
         let is_repeated = demand.windows(2).any(|pair| pair[0].0 == pair[1].0);
         if is_repeated || demand.iter().any(|(_, quantity)| *quantity < 1) {
-            return Err(D::Error::custom("a product stands twice, or with a quantity below 1"));
+            return Err(D::Error::custom("a product is repeated, or has a quantity below 1"));
         }
         Ok(Self(demand))
     }

@@ -1,4 +1,12 @@
-//! Orders, quantities and decisions. Pure: no I/O, no clock, no async.
+//! Orders, quantities and decisions. Pure: no I/O, no clock, no randomness, no async.
+//!
+//! | file | what it has |
+//! | --- | --- |
+//! | `ids.rs` | [`OrderId`] and [`ProductId`] |
+//! | `lines.rs` | an order's lines, and their sum |
+//! | `status.rs` | events, statuses, states, and what a status does to an order |
+//! | `fold.rs` | what a batch of events does to stock and outcomes |
+//! | `horizon.rs` | how old an order may be |
 
 pub mod fold;
 mod horizon;
@@ -14,10 +22,10 @@ pub use status::{
     Effect, EventKind, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
 };
 
-/// The most that a product may have available: the largest integer that JSON clients read exactly.
+/// The most units available of a product: the largest integer that JSON clients read exactly.
 pub(crate) const MAX_AVAILABLE: i64 = (1 << 53) - 1;
 
-/// A value that does not belong to the domain. The text says what is wrong and what is allowed.
+/// A value outside the domain. The text says what was found and what is allowed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub String);

@@ -4,19 +4,19 @@ use chrono::{DateTime, Utc};
 
 use super::{Invalid, Lines, OrderId};
 
-/// The `source` of statuses that our own workers report.
+/// The `source` of statuses that stocklock's workers report.
 pub const WORKER_SOURCE: &str = "worker";
 /// The `source` of statuses that ingest announces: moves of orders that no message caused.
 pub(crate) const INGEST_SOURCE: &str = "ingest";
-/// The same of the compensator.
+/// The `source` of statuses that the compensator announces.
 pub(crate) const COMPENSATOR_SOURCE: &str = "compensator";
 
-/// What the `orders` topic says of an order.
+/// What an event of the `orders` topic asks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum EventKind {
-    /// It was placed: deduct its stock.
+    /// The order was placed: deduct its stock.
     Placed,
-    /// It failed or was cancelled after all: give its stock back, or never take it.
+    /// The order failed or was cancelled after all: release its stock, or never deduct it.
     Release,
 }
 
@@ -47,7 +47,8 @@ pub struct OrderEvent {
     pub accepted_at: DateTime<Utc>,
 }
 
-/// Why an order failed: one of ours, or the reporter's own words (at most [`Reason::MAX_CHARS`] characters).
+/// Why an order failed or was cancelled: a reason of stocklock's own, or the reporter's words, at
+/// most `Reason::MAX_CHARS` characters.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Reason {
     InsufficientStock,
@@ -58,7 +59,7 @@ pub enum Reason {
 impl Reason {
     pub(crate) const MAX_CHARS: usize = 512;
 
-    /// Words beyond [`Reason::MAX_CHARS`] are cut off.
+    /// Cuts words beyond `Reason::MAX_CHARS` off.
     pub fn parse(text: &str) -> Self {
         match text {
             "INSUFFICIENT_STOCK" => Self::InsufficientStock,
@@ -82,7 +83,8 @@ pub enum ReportedStatus {
     Completed,
     Failed(Reason),
     Cancelled(Option<Reason>),
-    /// The worker handled a RELEASE of the order: its stock is back, or will never be taken.
+    /// The worker handled a RELEASE of the order: its stock is released, or will never be
+    /// deducted.
     Released,
 }
 
@@ -128,7 +130,7 @@ pub struct OrderStatus {
 }
 
 impl OrderStatus {
-    /// Whether one of our workers says so.
+    /// Whether a worker of stocklock reports it.
     pub fn is_from_worker(&self) -> bool {
         self.source == WORKER_SOURCE
     }
@@ -138,8 +140,7 @@ impl OrderStatus {
         [INGEST_SOURCE, COMPENSATOR_SOURCE].contains(&self.source.as_str())
     }
 
-    /// Fails where the source may not report this status: only a worker takes stock and releases
-    /// it.
+    /// Fails if the source may not report this status: only a worker deducts stock and releases it.
     pub(crate) fn check_source(&self) -> Result<(), Invalid> {
         let is_allowed = match self.status {
             ReportedStatus::Completed => self.is_from_worker() || self.is_announced(),
@@ -158,47 +159,42 @@ impl OrderStatus {
 
     /// What this status does to its order: the table of `docs/order-lifecycle.md`.
     ///
-    /// `state` is the order's present state, `None` where the order store does not have it.
-    /// `is_releasable` says whether a release of the order still has the time to reach a worker. A
-    /// release too many does no harm: the worker releases what its ledger holds, once.
+    /// - `state`: the order's present state, `None` if the order store does not have the order.
+    /// - `is_releasable`: a release of the order still has the time to reach a worker.
+    ///
+    /// A release too many does no harm: the worker releases what its ledger holds, once.
     pub fn effect_on(&self, state: Option<OrderState>, is_releasable: bool) -> Effect {
         use OrderState::{Cancelled, Completed, Failed, Pending};
-        match (&self.status, state) {
-            // A release is published after its order has moved, so the store has lost that move.
-            (ReportedStatus::Released, Some(Pending)) => {
-                Effect::Move { to: Cancelled, owes_release: false }
-            }
-            (ReportedStatus::Released, _) => Effect::EndRelease,
-            (ReportedStatus::Completed, _) | (ReportedStatus::Cancelled(_), None)
-                if self.is_announced() =>
-            {
-                Effect::Nothing
-            }
-            (_, None) => Effect::UnknownOrder,
-            (ReportedStatus::Completed, Some(Pending)) => {
-                Effect::Move { to: Completed, owes_release: false }
-            }
-            (ReportedStatus::Completed, Some(Failed | Cancelled)) => Effect::OweRelease,
-            (ReportedStatus::Completed, Some(Completed))
-            | (
-                ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_),
-                Some(Failed | Cancelled),
-            ) => Effect::Nothing,
-            (ReportedStatus::Cancelled(_), Some(Completed))
-                if !is_releasable && self.is_announced() =>
-            {
-                Effect::Nothing
-            }
-            (_, Some(Completed)) if !is_releasable => Effect::TooLate,
-            (ReportedStatus::Failed(_), Some(Pending)) => {
-                Effect::Move { to: Failed, owes_release: !self.is_from_worker() }
-            }
-            (ReportedStatus::Failed(_), Some(Completed)) => {
-                Effect::Move { to: Failed, owes_release: true }
-            }
-            (ReportedStatus::Cancelled(_), Some(Pending | Completed)) => {
-                Effect::Move { to: Cancelled, owes_release: true }
-            }
+        match &self.status {
+            ReportedStatus::Completed if self.is_announced() => Effect::Nothing,
+            ReportedStatus::Completed => match state {
+                Some(Pending) => Effect::Move { to: Completed, owes_release: false },
+                Some(Completed) => Effect::Nothing,
+                Some(Failed | Cancelled) => Effect::OweRelease,
+                None => Effect::UnknownOrder,
+            },
+            ReportedStatus::Failed(_) => match state {
+                Some(Pending) => Effect::Move { to: Failed, owes_release: !self.is_from_worker() },
+                Some(Completed) if is_releasable => Effect::Move { to: Failed, owes_release: true },
+                Some(Completed) => Effect::TooLate,
+                Some(Failed | Cancelled) => Effect::Nothing,
+                None => Effect::UnknownOrder,
+            },
+            ReportedStatus::Cancelled(_) => match state {
+                Some(Pending) => Effect::Move { to: Cancelled, owes_release: true },
+                Some(Completed) if is_releasable => {
+                    Effect::Move { to: Cancelled, owes_release: true }
+                }
+                Some(Completed) | None if self.is_announced() => Effect::Nothing,
+                Some(Completed) => Effect::TooLate,
+                Some(Failed | Cancelled) => Effect::Nothing,
+                None => Effect::UnknownOrder,
+            },
+            ReportedStatus::Released => match state {
+                // A release is published after its order has moved, so the store lost that move.
+                Some(Pending) => Effect::Move { to: Cancelled, owes_release: false },
+                Some(Completed | Failed | Cancelled) | None => Effect::EndRelease,
+            },
         }
     }
 }
@@ -207,22 +203,22 @@ impl OrderStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Effect {
     Nothing,
-    /// The order moves; where it owes a release, its stock must be released.
+    /// The order moves. If it owes a release, its stock must be released.
     Move {
         to: OrderState,
         owes_release: bool,
     },
     /// The order keeps its state, and its stock must be released.
     OweRelease,
-    /// The release of the order is done, and owed no longer.
+    /// The release of the order is done and no longer owed.
     EndRelease,
-    /// The order is completed, and too old for its stock to be released: it stays completed.
+    /// The order is completed and too old for a release: it stays completed.
     TooLate,
     /// The order store does not have the order.
     UnknownOrder,
 }
 
-/// Where an order stands in the order store.
+/// The state of an order in the order store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum OrderState {
     Pending,
@@ -241,6 +237,14 @@ impl OrderState {
             Self::Completed => "COMPLETED",
             Self::Failed => "FAILED",
             Self::Cancelled => "CANCELLED",
+        }
+    }
+
+    /// Whether no message moves an order out of this state.
+    pub(crate) fn is_final(self) -> bool {
+        match self {
+            Self::Failed | Self::Cancelled => true,
+            Self::Pending | Self::Completed => false,
         }
     }
 

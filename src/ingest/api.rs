@@ -220,9 +220,12 @@ fn accepted(id: OrderId) -> Response {
 /// 201 for a completed order, 409 for every other outcome.
 fn decided(id: OrderId, DecidedState { state, reason }: DecidedState) -> Response {
     let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
-    if state == OrderState::Completed {
-        let body = json!({"order_id": id.to_string(), "status": state.as_str()});
-        return answer(StatusCode::CREATED, vec![location(id), applied], &body);
+    match state {
+        OrderState::Completed => {
+            let body = json!({"order_id": id.to_string(), "status": state.as_str()});
+            return answer(StatusCode::CREATED, vec![location(id), applied], &body);
+        }
+        OrderState::Pending | OrderState::Failed | OrderState::Cancelled => {}
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
     Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))

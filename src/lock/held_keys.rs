@@ -85,7 +85,10 @@ async fn renew(
         if renewed_at.elapsed() >= redlock.validity() || !is_extended {
             redlock.metrics().lock_failures.with_label_values(&["lost"]).inc();
             let _receiver_gone = renewed.send(None);
-            tracing::warn!("locks lost before their batch was decided, it will be rolled back");
+            tracing::warn!(
+                keys = claim.keys.len(),
+                "a batch lost its locks before it released them"
+            );
             return;
         }
         let _receiver_gone = renewed.send(Some(begun + redlock.validity()));

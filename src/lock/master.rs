@@ -283,14 +283,14 @@ impl Master {
         // A missing right has its own warning.
         if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
             let master = self.client.get_connection_info().addr();
-            tracing::warn!(%master, %error, "a Redis master does not lock anything");
+            tracing::warn!(%master, %error, "a Redis master does not lock keys");
         }
     }
 
     fn log_recovery(&self) {
         if self.is_failing.swap(false, Ordering::SeqCst) {
             let master = self.client.get_connection_info().addr();
-            tracing::info!(%master, "a Redis master answers again");
+            tracing::info!(%master, "a Redis master locks keys again");
         }
     }
 

@@ -58,8 +58,8 @@ use crate::{
 /// Why a batch did not acquire its locks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LockError {
-    /// Other holders have keys of every order of the batch, until `lock.wait` was over.
-    #[error("other holders have some of the keys")]
+    /// Other claims held keys of every order of the batch until `lock.wait` was over.
+    #[error("other workers hold some of the keys")]
     Contended,
     /// An outage: it says nothing about who holds the keys.
     #[error("no majority of the Redis masters answers in time")]
@@ -71,8 +71,6 @@ pub enum LockError {
 pub struct Selection {
     /// The products of the orders in this part. Empty if no order can be decided.
     pub products: BTreeSet<ProductId>,
-    /// Arrival time of the oldest order in this part.
-    pub since: Instant,
     /// Indices of the deferred orders in the batch, ascending.
     pub deferred: Vec<usize>,
     /// At least half of the batch can be decided. Then it is locked at once instead of waiting for
@@ -132,10 +130,13 @@ impl Locks {
         }
     }
 
-    /// Locks the whole batch, or a part of it if other holders have some of its products.
+    /// Locks the whole batch, or a part of it if other workers hold some of its products.
     ///
-    /// `select` answers which part of the batch can be decided without the given products. It is
-    /// called with no products for the whole batch, and may be called often.
+    /// - `since`: arrival time of the oldest order in the batch. The oldest batch comes first.
+    /// - `select`: answers which part of the batch can be decided without the given products. With
+    ///   no products it answers the whole batch. It may be called often.
+    ///
+    /// Which part is locked:
     ///
     /// - A part that covers half of the batch is locked at once.
     /// - A smaller part is locked when `lock.wait` is over.
@@ -145,20 +146,20 @@ impl Locks {
     /// `lock.fallback` is `row`.
     pub async fn acquire(
         &self,
+        since: Instant,
         select: impl Fn(&BTreeSet<ProductId>) -> Selection,
     ) -> Result<Acquired, LockError> {
         let by_rows = || Acquired { held: Held::Row, selection: select(&BTreeSet::new()) };
         match self {
             Self::Row => Ok(by_rows()),
             Self::Redlock { redlock, fallback } => {
-                let acquired = redlock.acquire(&select).await;
+                let acquired = redlock.acquire(since, &select).await;
                 if let Some(fallback) = fallback
                     && fallback.takes_over(acquired.as_ref().err())
                 {
                     return Ok(by_rows());
                 }
-                let (keys, selection) = acquired?;
-                Ok(Acquired { held: Held::Redlock(Box::new(keys)), selection })
+                acquired
             }
         }
     }

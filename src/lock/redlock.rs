@@ -17,7 +17,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout};
 use uuid::Uuid;
 
 use super::{
-    HeldKeys, LockError, Selection,
+    Acquired, Held, HeldKeys, LockError, Selection,
     client::{MasterError, clients},
     master::{KeyClaim, Master, QueuePlaces},
     queue_notices::QueueNotices,
@@ -39,7 +39,7 @@ const MAX_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How long the lane waits for the notices of the other masters after the first one.
 const NOTICE_SPREAD: Duration = Duration::from_micros(500);
 
-/// The Redis masters as one lane uses them. It makes one claim at a time, and each lane has its own.
+/// The Redis masters, as one lane uses them. A lane makes one claim at a time.
 #[derive(Debug)]
 pub struct Redlock {
     masters: Vec<Master>,
@@ -84,37 +84,43 @@ impl Redlock {
     }
 
     /// Acquires the keys of the whole batch or of a part of it; see [`super::Locks::acquire`].
-    ///
-    /// The first attempt and the last one, after `lock.wait`, try parts too. The attempts between
-    /// them try the whole batch alone.
     pub(super) async fn acquire(
         self: &Arc<Self>,
+        since: Instant,
         select: impl Fn(&BTreeSet<ProductId>) -> Selection,
-    ) -> Result<(HeldKeys, Selection), LockError> {
+    ) -> Result<Acquired, LockError> {
         let begun = Instant::now();
-        let deadline = begun + self.wait;
+        let acquired = self.attempt_until(begun + self.wait, since, select).await?;
+        let waited = begun.elapsed().as_secs_f64();
+        self.metrics.lock_wait.with_label_values(&["redlock"]).observe(waited);
+        Ok(acquired)
+    }
+
+    /// The first attempt, and the last one after the deadline, try parts of the batch too. The
+    /// attempts between them try the whole batch alone.
+    ///
+    /// Fails as [`super::Locks::acquire`] does.
+    async fn attempt_until(
+        self: &Arc<Self>,
+        deadline: Instant,
+        since: Instant,
+        select: impl Fn(&BTreeSet<ProductId>) -> Selection,
+    ) -> Result<Acquired, LockError> {
         let whole = select(&BTreeSet::new());
         let mut is_first = true;
         loop {
             self.notices.clear();
             let is_last = Instant::now() >= deadline;
-            let acquired = match self.attempt(&whole.products, whole.since).await {
-                Err(LockError::Contended) if is_first || is_last => self
-                    .attempt_part(&whole, &select, is_last)
-                    .await
-                    .map(|(keys, part)| (keys, Some(part))),
-                attempted => attempted.map(|keys| (keys, None)),
-            };
-            match acquired {
-                Ok((keys, part)) => {
-                    self.metrics
-                        .lock_wait
-                        .with_label_values(&["redlock"])
-                        .observe(begun.elapsed().as_secs_f64());
-                    return Ok((keys, part.unwrap_or(whole)));
+            match self.attempt(&whole.products, since).await {
+                Ok(keys) => return Ok(acquired(keys, whole)),
+                Err(LockError::Contended) => {}
+                Err(LockError::Unavailable) => return Err(LockError::Unavailable),
+            }
+            if is_first || is_last {
+                match self.attempt_part(&whole, since, &select, is_last).await {
+                    Err(LockError::Contended) if !is_last => {}
+                    ended => return ended,
                 }
-                Err(LockError::Contended) if !is_last => {}
-                Err(failure) => return Err(failure),
             }
             is_first = false;
             let retry_at = Instant::now() + jittered(MAX_RETRY_DELAY, 0.5..1.0);
@@ -133,18 +139,19 @@ impl Redlock {
     async fn attempt_part(
         self: &Arc<Self>,
         whole: &Selection,
+        since: Instant,
         select: impl Fn(&BTreeSet<ProductId>) -> Selection,
         is_last: bool,
-    ) -> Result<(HeldKeys, Selection), LockError> {
-        for refused in self.refused_products(&whole.products, whole.since).await {
+    ) -> Result<Acquired, LockError> {
+        for refused in self.refused_products(&whole.products, since).await {
             let part = select(&refused);
             if part.products.is_empty() || !(part.covers_half || is_last) {
                 continue;
             }
             // The part counts as old as the whole batch: the masters named the refused keys for a
             // claim of that age.
-            match self.attempt(&part.products, whole.since).await {
-                Ok(keys) => return Ok((keys, part)),
+            match self.attempt(&part.products, since).await {
+                Ok(keys) => return Ok(acquired(keys, part)),
                 Err(LockError::Contended) => {}
                 Err(LockError::Unavailable) => return Err(LockError::Unavailable),
             }
@@ -307,4 +314,8 @@ impl Redlock {
     pub(super) fn metrics(&self) -> &Metrics {
         &self.metrics
     }
+}
+
+fn acquired(keys: HeldKeys, selection: Selection) -> Acquired {
+    Acquired { held: Held::Redlock(Box::new(keys)), selection }
 }

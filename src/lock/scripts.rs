@@ -160,7 +160,8 @@ pub(super) static UNLOCK: LazyLock<Script> = script!(
          command = 'DEL'
          local deleted = safely('DEL', key)
          if deleted == 1 then released[#released + 1] = key else failed(deleted) end
-       elseif type(holder) == 'table' and holder.err and not string.find(holder.err, 'WRONGTYPE') then
+       elseif type(holder) == 'table' and holder.err
+           and not string.find(holder.err, 'WRONGTYPE') then
          failed(holder)
        end
      end

@@ -78,8 +78,8 @@ async fn survey(
     }
 }
 
-/// Whether a key lives for longer than the TTL. `pttl` is the answer to `PTTL`: milliseconds, −1 for
-/// a key that never expires, −2 for a key that is gone.
+/// Whether a key lives for longer than the TTL. `pttl` is the answer to `PTTL`: milliseconds, −1
+/// for a key that never expires, −2 for a key that is gone.
 fn is_overlong(pttl: i64, ttl: Duration) -> bool {
     match pttl {
         -1 => true,

@@ -97,7 +97,7 @@ impl PendingWatch {
         let mut delay = interval;
         loop {
             health.ready();
-            let rest = self.rest(delay.mul_f64(0.5 + fastrand::f64()));
+            let rest = self.rest(crate::backoff::jittered(delay, 0.5..1.5));
             if shutdown.interruptible(rest).await.is_err() {
                 return;
             }

@@ -87,7 +87,7 @@ impl ReleaseWatch {
         let mut delay = MIN_PAUSE;
         loop {
             health.ready();
-            if shutdown.sleep(delay.mul_f64(0.5 + fastrand::f64())).await.is_err() {
+            if shutdown.sleep(crate::backoff::jittered(delay, 0.5..1.5)).await.is_err() {
                 return;
             }
             let begun = Instant::now();

@@ -14,7 +14,7 @@ use super::{
     statuses::lock_states,
     transaction::transaction,
 };
-use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
+use crate::domain::{EventKind, OrderEvent, OrderId};
 
 /// A release that is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -74,7 +74,7 @@ impl Dependency {
                 let tried = self.attempt(attempt(), &shutdown).await;
                 let every = if tried.is_ok() { TRY_EVERY } else { TRY_AGAIN_EVERY };
                 self.note(tried, shutdown.is_requested());
-                sleep(every.mul_f64(0.5 + fastrand::f64())).await;
+                sleep(crate::backoff::jittered(every, 0.5..1.5)).await;
             }
         };
         tokio::select! {

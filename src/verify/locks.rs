@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::{Checks, Report, Violation};
 use crate::{
     config::LockStrategy,
+    error_text,
     lock::{OverlongKey, overlong_keys},
     store::{SilentTransactions, StoreError, StoreName},
 };
@@ -37,23 +38,21 @@ pub(super) async fn check(checks: &Checks<'_>, report: &mut Report) -> Result<()
 
 async fn check_keys(checks: &Checks<'_>, report: &mut Report) {
     let lock = &checks.config.lock;
-    if lock.strategy == LockStrategy::Row {
-        report.left_out.push("the locks in Redis: lock.strategy is row".to_owned());
-        return;
+    match lock.strategy {
+        LockStrategy::Row => {
+            report.left_out.push("the locks in Redis: lock.strategy is row".to_owned());
+            return;
+        }
+        LockStrategy::Redlock => {}
     }
     match overlong_keys(lock, &checks.config.redis).await {
         Ok(overlong) => {
-            report.violations.extend(overlong.into_iter().map(
-                |OverlongKey { key, master, expires_in }| {
-                    let left = expires_in
-                        .map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
-                    let detail =
-                        format!("lives {left} on master {master}, and lock.ttl is {:?}", lock.ttl);
-                    Violation { invariant: 6, subject: format!("key {key}"), detail }
-                },
-            ));
+            report.violations.extend(overlong.into_iter().map(|key| overlong_key(key, lock.ttl)));
         }
-        Err(error) => report.unchecked.push(format!("invariant 6, the locks in Redis: {error}")),
+        Err(error) => {
+            let why = error_text::with_causes(&error);
+            report.unchecked.push(format!("invariant 6, the locks in Redis: {why}"));
+        }
     }
 }
 

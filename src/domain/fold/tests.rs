@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{Line, Lines};
 
-/// The stores' part: what is available and recorded, as the decisions of each batch leave it.
+/// The stock store: what is available and recorded after each batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Ledger {
     available: HashMap<ProductId, i64>,
@@ -75,94 +75,106 @@ fn release(order: u8, lines: &[(&str, i64)]) -> OrderEvent {
 #[test]
 fn an_order_takes_all_its_lines_or_none() {
     let mut ledger = Ledger::with_stock(&[("a", 5), ("b", 1)]);
+
     let statuses = ledger.run(&[placed(1, &[("a", 2), ("b", 2)]), placed(2, &[("a", 5)])]);
+
     assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::InsufficientStock));
     assert_eq!(statuses[1].1, ReportedStatus::Completed);
     assert_eq!(ledger.available, Ledger::with_stock(&[("a", 0), ("b", 1)]).available);
 }
 
 #[test]
-fn a_repeated_product_counts_once_in_full() {
+fn a_repeated_product_is_one_demand() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
+
     let statuses = ledger.run(&[placed(1, &[("a", 2), ("a", 2)])]);
+
     assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::InsufficientStock));
 }
 
 #[test]
-fn an_unknown_product_fails_the_order_whatever_else_it_asks_for() {
+fn an_unknown_product_fails_the_order_even_if_another_is_short() {
     let mut ledger = Ledger::with_stock(&[("a", 0)]);
+
     let statuses = ledger.run(&[placed(1, &[("a", 1), ("zz", 1)])]);
+
     assert_eq!(statuses[0].1, ReportedStatus::Failed(Reason::UnknownProduct));
 }
 
 #[test]
 fn a_refusal_rests_on_the_product_that_was_short() {
     let stock = Ledger::with_stock(&[("a", 0)]).available;
+
     let decisions = fold(&[placed(1, &[("a", 1)])], &all_orders(), &stock, &HashMap::new());
+
     assert_eq!(decisions.unwrap().available, BTreeMap::from([(product("a"), 0)]));
 }
 
 #[test]
-fn a_repeat_only_repeats_the_status() {
+fn a_repeated_event_only_repeats_the_status() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
     let order = placed(1, &[("a", 2)]);
+
     let in_batch = ledger.run(&[order.clone(), order.clone()]);
-    let after = ledger.clone();
+    let after_batch = ledger.clone();
     let later = ledger.run(&[order]);
+
     assert_eq!((in_batch.len(), &in_batch[0], &in_batch[1]), (2, &later[0], &later[0]));
-    assert_eq!(ledger, after);
+    assert_eq!(ledger, after_batch);
 }
 
 #[test]
-fn a_release_gives_back_what_the_ledger_shows_once() {
+fn a_release_returns_the_units_of_the_ledger_once() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
     ledger.run(&[placed(1, &[("a", 2)])]);
+
     ledger.run(&[release(1, &[("a", 2)]), release(1, &[("a", 2)])]);
     ledger.run(&[release(1, &[("a", 2)])]);
+
     assert_eq!(ledger.available[&product("a")], 3);
 }
 
 #[test]
-fn a_release_before_its_order_makes_the_order_do_nothing() {
+fn after_its_release_an_order_deducts_nothing() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
+
+    let of_release = ledger.run(&[release(1, &[("a", 2)])]);
+    let of_order = ledger.run(&[placed(1, &[("a", 2)])]);
+
     let released = [(order_id(1), ReportedStatus::Released)];
-    assert_eq!(ledger.run(&[release(1, &[("a", 2)])]), released);
-    assert_eq!(
-        ledger.run(&[placed(1, &[("a", 2)])]),
-        released,
-        "the order is told what became of it"
-    );
+    assert_eq!(of_release, released);
+    assert_eq!(of_order, released, "the order's own event repeats its outcome");
     assert_eq!(ledger.available[&product("a")], 3);
 }
 
 #[test]
-fn every_release_is_reported_whatever_became_of_its_order() {
-    let released = |order| (order_id(order), ReportedStatus::Released);
+fn every_release_is_reported_whatever_the_outcome_of_its_order() {
     let mut ledger = Ledger::with_stock(&[("a", 3)]);
     ledger.run(&[placed(1, &[("a", 2)]), placed(2, &[("a", 2)])]);
-    let all = [1, 2, 3].map(|order| release(order, &[("a", 2)]));
-    for _ in 0..2 {
-        assert_eq!(
-            ledger.run(&all),
-            [released(1), released(2), released(3)],
-            "completed, refused, never seen"
-        );
-    }
+    // Completed, refused, never seen.
+    let releases = [1, 2, 3].map(|order| release(order, &[("a", 2)]));
+
+    let (first, second) = (ledger.run(&releases), ledger.run(&releases));
+
+    let reported = [1, 2, 3].map(|order| (order_id(order), ReportedStatus::Released));
+    assert_eq!((&first[..], &second[..]), (&reported[..], &reported[..]));
     assert_eq!(ledger.available[&product("a")], 3);
 }
 
 #[test]
-fn a_release_of_unread_products_asks_for_them() {
+fn a_release_of_products_that_were_not_read_asks_for_them() {
     let held = serde_json::from_str(r#"[["b",1]]"#).unwrap();
     let event = release(1, &[("a", 1)]);
     let recorded = HashMap::from([(event.order_id, Outcome::Completed(held))]);
-    let folded =
-        fold(&[event], &all_orders(), &Ledger::with_stock(&[("a", 1)]).available, &recorded);
+    let stock = Ledger::with_stock(&[("a", 1)]).available;
+
+    let folded = fold(&[event], &all_orders(), &stock, &recorded);
+
     assert_eq!(folded, Err(StockNotRead(BTreeSet::from([product("b")]))));
 }
 
 #[test]
-fn orders_that_are_not_decidable_are_left_alone_and_named() {
+fn orders_that_are_not_decidable_are_named_and_not_decided() {
     let stock = Ledger::with_stock(&[("a", 9)]).available;
     let events = [
         placed(1, &[("a", 1)]),
@@ -170,14 +182,16 @@ fn orders_that_are_not_decidable_are_left_alone_and_named() {
         release(1, &[("a", 1)]),
         placed(3, &[("a", 1)]),
     ];
+
     let decisions = fold(&events, &(order_id(2)..order_id(3)), &stock, &HashMap::new()).unwrap();
+
     assert_eq!(decisions.expired, BTreeSet::from([order_id(1)]));
     assert_eq!(decisions.from_future, BTreeSet::from([order_id(3)]));
     assert_eq!(decisions.statuses, [(order_id(2), ReportedStatus::Completed)]);
     assert_eq!((decisions.outcomes.len(), &decisions.available[&product("a")]), (1, &8));
 }
 
-/// Few orders and products, so that repeats, releases and shortages meet.
+/// Few orders and products, so that repeated events, releases and shortages meet.
 fn any_event() -> impl Strategy<Value = OrderEvent> {
     let lines = |order: u8| {
         let all = [
@@ -201,7 +215,8 @@ proptest! {
         stock in prop::array::uniform3(0i64..8),
     ) {
         let initial = [("a", stock[0]), ("b", stock[1]), ("c", stock[2])];
-        let (mut batched, mut single) = (Ledger::with_stock(&initial), Ledger::with_stock(&initial));
+        let mut batched = Ledger::with_stock(&initial);
+        let mut single = batched.clone();
         for batch in &batches {
             let statuses = batched.run(batch);
             let one_by_one: Vec<_> = batch.chunks(1).flat_map(|event| single.run(event)).collect();

@@ -45,7 +45,7 @@ const TABLE: [Row; 12] = [
 fn report(name: &str, source: &str) -> OrderStatus {
     let status = ReportedStatus::parse(name, None).unwrap();
     OrderStatus {
-        order_id: OrderId::generate(),
+        order_id: OrderId::first_of(DateTime::UNIX_EPOCH),
         status,
         source: source.into(),
         occurred_at: DateTime::UNIX_EPOCH,
@@ -53,7 +53,7 @@ fn report(name: &str, source: &str) -> OrderStatus {
 }
 
 #[test]
-fn every_status_of_every_source_does_in_every_state_what_the_table_says() {
+fn the_effect_of_each_status_source_and_state_is_that_of_the_table() {
     for (name, source, effects) in TABLE {
         for (state, expected) in STATES.into_iter().zip(effects) {
             let effect = report(name, source).effect_on(state, true);
@@ -63,7 +63,7 @@ fn every_status_of_every_source_does_in_every_state_what_the_table_says() {
 }
 
 #[test]
-fn only_a_completed_order_asks_whether_it_can_be_released() {
+fn only_a_completed_order_may_be_too_old_for_a_release() {
     for (name, source, effects) in TABLE {
         for (state, expected) in STATES.into_iter().zip(effects) {
             let is_announced = ["ingest", "compensator"].contains(&source);
@@ -90,7 +90,7 @@ fn no_effect_moves_an_order_out_of_a_final_state() {
 }
 
 #[test]
-fn a_move_to_failed_or_cancelled_owes_a_release_that_is_not_done() {
+fn a_move_to_failed_or_cancelled_owes_a_release_if_stock_may_be_held() {
     for (name, source, effects) in TABLE {
         for effect in effects {
             let Effect::Move { to, owes_release } = effect else { continue };
@@ -104,7 +104,7 @@ fn a_move_to_failed_or_cancelled_owes_a_release_that_is_not_done() {
 }
 
 #[test]
-fn only_a_worker_takes_stock_and_releases_it() {
+fn only_a_worker_deducts_and_releases_stock() {
     let sources = ["worker", "ingest", "compensator", "payments"];
     let may_report = |name| sources.map(|source| report(name, source).check_source().is_ok());
     assert_eq!(may_report("COMPLETED"), [true, true, true, false]);

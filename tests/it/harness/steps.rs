@@ -242,11 +242,10 @@ pub(crate) async fn is_held_up_at<T>(
 
 /// Acquires all of the products or none, within `lock.wait`.
 pub(crate) async fn acquire(locks: &Locks, products: &[ProductId]) -> Result<Held, LockError> {
-    let since = Instant::now();
     let all_or_none = |refused: &BTreeSet<ProductId>| {
         let products = if refused.is_empty() { products } else { &[] };
         let products = products.iter().cloned().collect();
-        Selection { products, since, deferred: Vec::new(), covers_half: true }
+        Selection { products, deferred: Vec::new(), covers_half: true }
     };
-    Ok(locks.acquire(all_or_none).await?.held)
+    Ok(locks.acquire(Instant::now(), all_or_none).await?.held)
 }
