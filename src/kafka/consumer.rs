@@ -37,6 +37,8 @@ const MAX_LANE_BYTES: usize = 8 << 20;
 /// Memory of a message besides its key, payload and headers, bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
+/// The same while a lane is full: its messages are retried before each poll.
+const FULL_LANE_POLL_TIMEOUT: Duration = Duration::from_millis(5);
 /// How long the poll thread waits for a full lane before it pauses the lane's partitions. A pause costs:
 /// the client drops the messages that it has fetched of these partitions, and fetches them again one
 /// partition after the other. But other lanes wait too meanwhile.
@@ -56,7 +58,16 @@ pub struct Subscription<'a> {
 /// that the group keeps the member.
 #[derive(Debug)]
 pub struct Consumer {
-    thread: JoinHandle<KafkaResult<()>>,
+    thread: JoinHandle<Result<(), ConsumerError>>,
+}
+
+/// Why a consumer did not end in order.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    #[error("another process has the kafka.group_instance_id of this consumer")]
+    ShutOut(#[source] KafkaError),
+    #[error("the poll thread panicked")]
+    Panicked,
 }
 
 impl Consumer {
@@ -73,9 +84,9 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context =
+        let callbacks =
             ConsumerCallbacks::new(subscription.topic, kafka, &partitions, metrics, &health);
-        let member = Arc::new(Member::join(kafka, subscription, context)?);
+        let member = Arc::new(Member::join(kafka, subscription, callbacks)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
@@ -115,22 +126,24 @@ impl Consumer {
         Ok((Self { thread }, lanes))
     }
 
-    /// Waits until the consumer has left its group, `limit` at most; it cannot leave while the
-    /// brokers are away. Call it when the lanes are dropped. Fails where the client could not go
-    /// on, for instance because another process has its `kafka.group_instance_id`, and where the
-    /// poll thread has panicked.
-    pub async fn stopped(self, limit: Duration) -> std::io::Result<()> {
+    /// Waits until the consumer has left its group, for `limit` at most: it cannot leave while the
+    /// brokers are away. Call it when the lanes are dropped.
+    ///
+    /// Fails with
+    /// - [`ConsumerError::ShutOut`] if the consumer was shut out of its group before, and
+    /// - [`ConsumerError::Panicked`] if the poll thread panicked.
+    pub async fn stopped(self, limit: Duration) -> Result<(), ConsumerError> {
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         match tokio::time::timeout(limit, joining).await {
-            Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
-            Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
+            Ok(Ok(Ok(polled))) => polled,
+            Ok(_) => Err(ConsumerError::Panicked),
             Err(_) => {
                 tracing::warn!(
-                    "the group was not left in time; what was not committed comes again"
+                    "the group was not left in time, messages that are not committed come again"
                 );
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 
@@ -165,44 +178,30 @@ struct Poller {
 impl Poller {
     /// Polls until the process is to stop, and then leaves the group.
     ///
-    /// Fails if another process has the `kafka.group_instance_id`, and then requests the stop of this
-    /// process.
-    fn run(mut self) -> KafkaResult<()> {
+    /// Fails with [`ConsumerError::ShutOut`] if another process has the `kafka.group_instance_id`, and
+    /// then requests the stop of this process.
+    fn run(mut self) -> Result<(), ConsumerError> {
         let mut failures = Backoff::default();
         let mut polled = Ok(());
         while !self.shutdown.is_requested() {
             let now = Instant::now();
             self.retry_undelivered();
             self.supervise(now);
-            let may_come =
-                |partition| self.inlets[self.partitions.lane(partition)].undelivered.is_empty();
-            self.partitions.throttle.apply(
-                &self.client,
-                &self.client.context().topic,
-                now,
-                may_come,
-            );
-            let any_undelivered = self.inlets.iter().any(|inlet| !inlet.undelivered.is_empty());
-            match self.client.poll(if any_undelivered {
-                Duration::from_millis(5)
-            } else {
-                POLL_TIMEOUT
-            }) {
+            let may_come = |partition| !self.inlets[self.partitions.lane(partition)].is_full();
+            let topic = &self.client.context().topic;
+            self.partitions.throttle.apply(&self.client, topic, now, may_come);
+            let is_any_full = self.inlets.iter().any(Inlet::is_full);
+            match self.client.poll(if is_any_full { FULL_LANE_POLL_TIMEOUT } else { POLL_TIMEOUT })
+            {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
                     self.deliver(message.detach(), now);
                 }
                 Some(Err(error)) => {
-                    self.poll_errors.inc();
-                    if let Some((code, reason)) = self.fence() {
-                        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
-                        self.health.not_ready(reason);
-                        self.shutdown.request();
-                        polled = Err(KafkaError::MessageConsumptionFatal(code));
+                    if let Err(shut_out) = self.poll_failed(&error) {
+                        polled = Err(shut_out);
                     }
-                    // The client's error callback has logged it.
-                    self.client.context().condition.poll_failed(&error);
                     std::thread::sleep(failures.next_delay().min(POLL_TIMEOUT));
                 }
             }
@@ -211,15 +210,31 @@ impl Poller {
         polled
     }
 
-    /// The client's error if another process has its `kafka.group_instance_id`, and so shut it out of
-    /// the group.
-    fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.client.client().fatal_error().filter(|(code, _)| match code {
+    /// Notes a failed poll. The client's error callback has logged it.
+    ///
+    /// Fails with [`ConsumerError::ShutOut`] if another process has the `kafka.group_instance_id`, and
+    /// then requests the stop of this process.
+    fn poll_failed(&self, error: &KafkaError) -> Result<(), ConsumerError> {
+        self.poll_errors.inc();
+        self.client.context().condition.poll_failed(error);
+        let fatal = self.client.client().fatal_error();
+        let Some((code, reason)) = fatal.filter(|(code, _)| self.is_shut_out(*code)) else {
+            return Ok(());
+        };
+        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
+        self.health.not_ready(reason);
+        self.shutdown.request();
+        Err(ConsumerError::ShutOut(KafkaError::MessageConsumptionFatal(code)))
+    }
+
+    /// Whether a fatal error says that another process has the `kafka.group_instance_id`.
+    fn is_shut_out(&self, code: RDKafkaErrorCode) -> bool {
+        match code {
             RDKafkaErrorCode::FencedInstanceId => true,
             // The id may still belong to the client that this one replaced.
             RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
             _ => false,
-        })
+        }
     }
 
     /// Gives a message to its lane. If the lane is full, waits a little, then keeps the message and
@@ -249,7 +264,7 @@ impl Poller {
         }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let inlet = &mut self.inlets[lane];
-        if inlet.undelivered.is_empty() {
+        if !inlet.is_full() {
             let cost = cost(&message);
             let memory =
                 Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
@@ -306,7 +321,7 @@ impl Poller {
     fn retry_undelivered(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            if inlet.undelivered.is_empty() {
+            if !inlet.is_full() {
                 continue;
             }
             while let Some(next) = inlet.undelivered.front() {
@@ -321,7 +336,7 @@ impl Poller {
                     inlet.accept(message, assignment, memory);
                 }
             }
-            if inlet.undelivered.is_empty() {
+            if !inlet.is_full() {
                 self.set_paused(lane, false);
             }
         }
@@ -363,6 +378,11 @@ impl Poller {
 }
 
 impl Inlet {
+    /// Whether the lane is full, so that its partitions are paused.
+    fn is_full(&self) -> bool {
+        !self.undelivered.is_empty()
+    }
+
     fn accept(
         &self,
         message: OwnedMessage,

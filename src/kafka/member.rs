@@ -38,10 +38,10 @@ impl Member {
     pub(super) fn join(
         kafka: &Kafka,
         subscription: &Subscription<'_>,
-        context: ConsumerCallbacks,
+        callbacks: ConsumerCallbacks,
     ) -> KafkaResult<Self> {
         let config = config(kafka, subscription);
-        let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
+        let client = Arc::new(BaseConsumer::from_config_and_context(&config, callbacks)?);
         client.subscribe(&[subscription.topic])?;
         let mut query_config = client_config(kafka);
         query_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
@@ -120,9 +120,9 @@ impl Member {
         partitions: &Partitions,
     ) -> KafkaResult<()> {
         let old = client.context();
-        let context = old.successor();
-        let topic = context.topic.clone();
-        let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, context)?);
+        let callbacks = old.successor();
+        let topic = callbacks.topic.clone();
+        let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, callbacks)?);
         let owned = partitions.owned();
         partitions.revoke(&owned, Duration::ZERO);
         old.forget_lag(&owned);

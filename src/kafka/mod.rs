@@ -28,7 +28,7 @@ mod watchdog;
 
 pub(crate) use backlog::BacklogWatch;
 pub use client::client_config;
-pub use consumer::{Consumer, Subscription};
+pub use consumer::{Consumer, ConsumerError, Subscription};
 pub use dead_letters::DeadLetters;
 pub(crate) use group::has_workers;
 pub(crate) use handler::{Blame, Unpublished};
