@@ -46,18 +46,20 @@
 //!
 //! # Invariants
 //!
-//! - The poll thread waits for a full lane for 2 s at most, and for a drain for 15 s at most. So the
-//!   group keeps the member.
-//! - A partition belongs to one lane. A lane handles one batch at a time, and publishes batches in the
-//!   order in which it handled them.
-//! - The offset of a message is stored only after the message was handled, and its outcome or its dead
-//!   letter acknowledged. No stored offset passes a message of its partition that is not done.
-//! - A message that depends on a deferred message before it is deferred too. The handler defers those of
-//!   its part of the batch; the lane defers all later parts.
+//! - The poll thread waits for a full lane for 2 s at most, and for a drain for 15 s at most. So
+//!   the group keeps the member.
+//! - A partition belongs to one lane. A lane handles one batch at a time, and publishes batches in
+//!   the order in which it handled them.
+//! - The offset of a message is stored only after the message was handled, and its outcome or its
+//!   dead letter acknowledged. No stored offset passes a message of its partition that is not done.
+//! - A message that depends on a deferred message before it is deferred too. The handler defers
+//!   those of its part of the batch; the lane defers all later parts.
 //! - Drain before fence: a revoked partition first gives its batches in flight time to store their
 //!   offsets. Then every message and offset of the former assignment is dropped.
-//! - Of a revoked partition no offset is stored: librdkafka rejects that, and the next owner has begun.
-//! - A failure of a dependency never dead-letters a message. The batch is repeated as long as it takes.
+//! - Of a revoked partition no offset is stored: librdkafka rejects that, and the next owner has
+//!   begun.
+//! - A failure of a dependency never dead-letters a message. The batch is repeated as long as it
+//!   takes.
 //! - A message may be handled and published more than once. Handlers make that harmless.
 
 mod backlog;

@@ -57,7 +57,7 @@ struct Span<'b, D> {
     decoded: &'b [D],
 }
 
-impl<'b, D> Span<'b, D> {
+impl<D> Span<'_, D> {
     fn is_empty(&self) -> bool {
         self.decoded.is_empty()
     }
@@ -143,7 +143,7 @@ impl Lane {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
         let (collected, to_handle) = mpsc::channel(1);
-        let (handled, to_publish) = mpsc::channel(1);
+        let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
             handler: Arc::clone(&handler),
             metrics: metrics.clone(),
@@ -160,7 +160,7 @@ impl Lane {
         let mut steps = JoinSet::new();
         let source =
             BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, handled));
+        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, done));
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
@@ -235,7 +235,8 @@ impl<H: Handler> Step<H> {
     /// Handles a batch, in parts if that is necessary.
     ///
     /// - A part that fails for want of a dependency is repeated with growing delays. After every
-    ///   third failure it is halved, since it may be too large for the database in bytes or in time.
+    ///   third failure it is halved, since it may be too large for the database in bytes or in
+    ///   time.
     /// - A part that is rejected is halved at once, until the rejected message is alone.
     /// - A part that succeeds doubles the size of the next one.
     /// - The first part that defers messages is the last: all messages behind it are deferred too,
@@ -316,7 +317,8 @@ impl<H: Handler> Step<H> {
         Ok(())
     }
 
-    /// Fails with [`GivenUp`] if the process is to stop, or all partitions of the batch are revoked.
+    /// Fails with [`GivenUp`] if the process is to stop, or all partitions of the batch are
+    /// revoked.
     pub(super) fn check_continues(&self, batch: &Batch<H::Decoded>) -> Result<(), GivenUp> {
         self.health.alive();
         if self.shutdown.is_requested() || !batch.is_owned() { Err(GivenUp) } else { Ok(()) }

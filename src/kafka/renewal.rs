@@ -11,8 +11,8 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-/// How long a client may fail before it is replaced. It recovers by itself from most failures, and a
-/// replacement takes time too.
+/// How long a client may fail before it is replaced. It recovers by itself from most failures, and
+/// a replacement takes time too.
 const PATIENCE: Duration = Duration::from_secs(15);
 /// The longest pause between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
@@ -60,8 +60,8 @@ pub(super) struct ReachabilityCheck {
 }
 
 impl ReachabilityCheck {
-    /// Returns `true` once a new client has reached the leaders of all partitions of the topic and the
-    /// group's coordinator. Asks again and again until then, on a thread of its own.
+    /// Returns `true` once a new client has reached the leaders of all partitions of the topic and
+    /// the group's coordinator. Asks again and again until then, on a thread of its own.
     ///
     /// Does nothing until the present client has been without a broker for 15 s. `config` names the
     /// group; the new client does not join it.

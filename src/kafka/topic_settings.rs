@@ -6,8 +6,8 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
 };
 
-/// The least `max.message.bytes` of `orders` and `order-status`. The largest order event has 100 lines,
-/// the largest status has a reason of 512 characters, and both have headers.
+/// The least `max.message.bytes` of `orders` and `order-status`. The largest order event has 100
+/// lines, the largest status has a reason of 512 characters, and both have headers.
 pub const MIN_MESSAGE_BYTES: i64 = 16_384;
 /// By how much the clocks of a fleet may differ, milliseconds.
 const CLOCK_TOLERANCE_MS: i64 = 60_000;
@@ -57,8 +57,8 @@ impl TopicSettings {
         usize::try_from(limits.min()?).ok()
     }
 
-    /// What is wrong with the settings of a topic that has `replicas` replicas. One sentence for each
-    /// problem, which also says how to mend it.
+    /// What is wrong with the settings of a topic that has `replicas` replicas. One sentence for
+    /// each problem, which also says how to mend it.
     pub(super) fn problems(&self, replicas: usize) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
@@ -68,8 +68,8 @@ impl TopicSettings {
         if let Some(policy) = self.get("cleanup.policy").filter(|policy| policy.contains("compact"))
         {
             problems.push(format!(
-                "cleanup.policy is {policy}: compaction deletes unread messages and rejects messages \
-                 without a key; set it to delete"
+                "cleanup.policy is {policy}: compaction deletes unread messages, and rejects \
+                 messages without a key; set it to delete"
             ));
         }
         if let Some(bytes) = self.number("retention.bytes").filter(|bytes| *bytes >= 0) {
@@ -95,8 +95,8 @@ impl TopicSettings {
         problems
     }
 
-    /// Problems with the limits of messages' times. The broker compares a message's time with its own
-    /// clock only under `CreateTime`.
+    /// Problems with the limits of messages' times. The broker compares a message's time with its
+    /// own clock only under `CreateTime`.
     fn timestamp_problems(&self) -> Vec<String> {
         if self.get("message.timestamp.type") != Some("CreateTime") {
             return Vec::new();
@@ -116,8 +116,8 @@ impl TopicSettings {
     }
 }
 
-/// What is wrong with `min.insync.replicas`, if anything. The broker acknowledges a message when `min`
-/// replicas have it, since producers use `acks=all`.
+/// What is wrong with `min.insync.replicas`, if anything. The broker acknowledges a message when
+/// `min` replicas have it, since producers use `acks=all`.
 fn insync_problem(min: i64, replicas: i64) -> Option<String> {
     let (consequence, remedy) = if min > replicas {
         (

@@ -34,8 +34,8 @@ pub struct TopicDefinition {
     name: fn(&Topics) -> &str,
 }
 
-/// The list of topics. `setup` creates these topics, and producers fit their batches to them. A topic
-/// that is added here also needs a setting and a field of [`Topics`].
+/// The list of topics. `setup` creates these topics, and producers fit their batches to them. A
+/// topic that is added here also needs a setting and a field of [`Topics`].
 pub const TOPICS: [TopicDefinition; 4] = [
     TopicDefinition {
         setting: "topics.orders",
@@ -104,8 +104,8 @@ pub(crate) struct TopicReport {
 /// Creates the topics that do not exist, and reports about all of them. Never alters a topic that
 /// exists.
 ///
-/// Fails if no broker answers within 15 s, or if a topic cannot be created. If the settings of topics
-/// cannot be read, the reports say so.
+/// Fails if no broker answers within 15 s, or if a topic cannot be created. If the settings of
+/// topics cannot be read, the reports say so.
 pub(crate) async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new()
@@ -185,8 +185,8 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
     }
 }
 
-/// Deletes all topics of the configuration with their messages. Ignores failures of single topics, such
-/// as an absent one. Fails if no broker answers.
+/// Deletes all topics of the configuration with their messages. Ignores failures of single topics,
+/// such as an absent one. Fails if no broker answers.
 pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new()

@@ -22,11 +22,11 @@ const SUPERVISE_EVERY: Duration = Duration::from_secs(1);
 const ASK_TOPIC_EVERY: Duration = Duration::from_secs(5);
 /// How long a broker may take to answer. Nothing is polled meanwhile.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
-/// A pass that has waited for brokers for so long asks about no further partition. Nothing is polled
-/// meanwhile.
+/// A pass that has waited for brokers for so long asks about no further partition. Nothing is
+/// polled meanwhile.
 const MAX_ASKING_PER_PASS: Duration = Duration::from_millis(20);
-/// Least time between two replacements of a client whose topic was replaced. Brokers may disagree on
-/// the topic for some seconds.
+/// Least time between two replacements of a client whose topic was replaced. Brokers may disagree
+/// on the topic for some seconds.
 const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 
 /// What the poll thread remembers to decide whether the client is to be replaced.
@@ -161,8 +161,8 @@ impl Poller {
             .set_topic_error(error.map(|error| format!("topic {}: {error}", callbacks.topic)));
     }
 
-    /// Finds a stalled partition: the broker has messages of it, it is not paused, its lane has room,
-    /// and the client delivers nothing of it for `kafka.stall_timeout`.
+    /// Finds a stalled partition: the broker has messages of it, it is not paused, its lane has
+    /// room, and the client delivers nothing of it for `kafka.stall_timeout`.
     fn find_stalled(&mut self, callbacks: &ConsumerCallbacks, now: Instant) -> Option<i32> {
         let has_room = |partition: &i32| {
             let is_full = self.inlets[self.partitions.lane(*partition)].is_full();
@@ -190,8 +190,8 @@ impl Poller {
         None
     }
 
-    /// Asks the broker where a silent partition ends, and returns whether the partition is stalled. If
-    /// the broker does not answer, it is away: that is no stall.
+    /// Asks the broker where a silent partition ends, and returns whether the partition is stalled.
+    /// If the broker does not answer, it is away: that is no stall.
     fn is_stalled(&mut self, callbacks: &ConsumerCallbacks, partition: i32, now: Instant) -> bool {
         let asked = self.client.fetch_watermarks(&callbacks.topic, partition, ANSWER_TIMEOUT);
         let supervision = &mut self.supervision;
