@@ -37,6 +37,7 @@ pub(super) struct Condition {
     state: Mutex<Observations>,
 }
 
+/// What is known about the member.
 #[derive(Debug, Default)]
 struct Observations {
     /// Why the member is out of its group. `None` before the first join, and while it is a member.

@@ -43,8 +43,8 @@ pub(super) struct Part<H: Handler> {
     pub(crate) result: Result<H::Handled, DeadLetterReason>,
 }
 
-/// What handling a batch gave.
-struct Outcome<H: Handler> {
+/// The result of handling a batch.
+struct HandledParts<H: Handler> {
     parts: Vec<Part<H>>,
     /// Numbers in the batch of the messages that are deferred, ascending.
     deferred: Vec<usize>,
@@ -220,10 +220,12 @@ impl<H: Handler> Step<H> {
                 next
             };
             let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
-            let Ok(outcome) = self.handle_all(&batch).await else { continue };
+            let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
+            else {
+                continue;
+            };
             self.health.ready();
-            deferred = batch.defer(&outcome.deferred);
-            let parts = outcome.parts;
+            deferred = batch.defer(&numbers);
             if !batch.is_empty()
                 && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err()
             {
@@ -244,7 +246,7 @@ impl<H: Handler> Step<H> {
     ///
     /// Fails with [`GivenUp`] if the process is to stop or the partitions are revoked while a part
     /// fails.
-    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<Outcome<H>, GivenUp> {
+    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<HandledParts<H>, GivenUp> {
         let mut rest = Span { first: 0, decoded: batch.decoded() };
         let mut attempt_len = rest.len();
         let mut parts = Vec::with_capacity(1);
@@ -259,7 +261,7 @@ impl<H: Handler> Step<H> {
                     if !deferred.is_empty() {
                         let deferred = deferred.into_iter().map(|index| attempt.number(index));
                         let deferred = deferred.chain(behind.numbers()).collect();
-                        return Ok(Outcome { parts, deferred });
+                        return Ok(HandledParts { parts, deferred });
                     }
                     rest = behind;
                     attempt_len *= 2;
@@ -289,7 +291,7 @@ impl<H: Handler> Step<H> {
                 },
             }
         }
-        Ok(Outcome { parts, deferred: Vec::new() })
+        Ok(HandledParts { parts, deferred: Vec::new() })
     }
 
     /// Reports a failure and waits before the next attempt. Logs the first, second, fourth, eighth

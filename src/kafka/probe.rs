@@ -13,7 +13,7 @@ use rdkafka::{
 use super::client_config;
 use crate::{config::Kafka, telemetry::Lack};
 
-/// How long a broker may take to answer a question.
+/// How long a broker may take to answer a question. Then the client gives the question up.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A client beside the role's own. It asks brokers about topics, and about the offsets of a group

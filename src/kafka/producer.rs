@@ -17,7 +17,7 @@ use rdkafka::{
 use super::{
     batch_size::{BatchLimits, MAX_BATCH_BYTES, MIN_BATCH_BYTES},
     client::{ClientLog, client_config, report_topic_ids},
-    renewal::ProducerRenewal,
+    renewal::{MIN_TOPIC_PAUSE, ProducerRenewal},
 };
 use crate::{config::Kafka, domain::OrderId};
 
@@ -29,9 +29,6 @@ pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
 const DELIVERY_TIMEOUT_MS: &str = "10000";
 /// How long to wait for room in librdkafka's queue before the next attempt.
 const QUEUE_FULL_DELAY: Duration = Duration::from_millis(5);
-/// Least age of a client that is replaced since its topic was replaced. Brokers may disagree on the
-/// topic for some seconds.
-const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 /// How long a stop waits for messages on their way to the broker.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -14,6 +14,9 @@ use rdkafka::{
 /// How long a client may fail before it is replaced. It recovers by itself from most failures, and
 /// a replacement takes time too.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Least time between two replacements of a client since its topic was replaced, and least age of
+/// such a client. Brokers may disagree on the topic for some seconds.
+pub(super) const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a new client may take to connect and to answer a question.

@@ -10,7 +10,7 @@ use super::Poller;
 use crate::{
     kafka::{
         callbacks::{ConsumerCallbacks, PartitionOffset},
-        renewal::{Pauses, ReachabilityCheck},
+        renewal::{MIN_TOPIC_PAUSE, Pauses, ReachabilityCheck},
         watchdog::Watchdog,
     },
     telemetry::Metrics,
@@ -25,10 +25,6 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// A pass that has waited for brokers for so long asks about no further partition. Nothing is
 /// polled meanwhile.
 const MAX_ASKING_PER_PASS: Duration = Duration::from_millis(20);
-/// Least time between two replacements of a client whose topic was replaced. Brokers may disagree
-/// on the topic for some seconds.
-const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
-
 /// What the poll thread remembers to decide whether the client is to be replaced.
 pub(super) struct Supervision {
     watchdog: Watchdog,
