@@ -21,8 +21,8 @@ const RESOLUTION_MS: i64 = 100;
 /// The greatest age that is shown, milliseconds: a year. Older messages are shown with this age.
 const MAX_AGE_MS: i64 = 365 * 86_400_000;
 
-/// Shows the lag of a topic that other processes consume, while none of them works on it. So the lag
-/// is known although all consumers are away. A consumer that works shows its own lag.
+/// Shows the lag of a topic that other processes consume, while none of them works on it. So the
+/// lag is known although all consumers are away. A consumer that works shows its own lag.
 pub(crate) struct BacklogWatch {
     probe: KafkaProbe,
     topic: String,
@@ -171,8 +171,8 @@ impl BacklogWatch {
     /// When the messages at these offsets were produced, Unix time in milliseconds.
     ///
     /// Searches by halves for the latest time for which the broker still names this message or an
-    /// earlier one. That takes some 30 requests, each for all partitions. Unlike a fetch it needs no
-    /// right to read.
+    /// earlier one. That takes some 30 requests, each for all partitions. Unlike a fetch it needs
+    /// no right to read.
     fn search_times(&self, wanted: &HashMap<i32, i64>) -> KafkaResult<HashMap<i32, i64>> {
         let now = Utc::now().timestamp_millis();
         let mut bounds: HashMap<i32, (i64, i64)> =
@@ -191,8 +191,8 @@ impl BacklogWatch {
         Ok(bounds.into_iter().map(|(partition, (low, _))| (partition, low)).collect())
     }
 
-    /// An offset of each partition: at its beginning, at its end, or of the first message that is not
-    /// older than a Unix time in milliseconds.
+    /// An offset of each partition: at its beginning, at its end, or of the first message that is
+    /// not older than a Unix time in milliseconds.
     fn offsets(
         &self,
         asked: impl Iterator<Item = (i32, Offset)>,

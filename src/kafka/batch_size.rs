@@ -8,7 +8,8 @@ use tokio::sync::Mutex;
 
 use super::topic_settings::TopicSettings;
 
-/// The largest batch if no topic needs a smaller one, bytes. It is less than a topic takes by default.
+/// The largest batch if no topic needs a smaller one, bytes. It is less than a topic takes by
+/// default.
 pub(super) const MAX_BATCH_BYTES: usize = 900_000;
 /// The least limit of batches, bytes. A larger message is a batch by itself.
 pub(super) const MIN_BATCH_BYTES: usize = 1024;
@@ -25,8 +26,8 @@ pub(super) struct BatchLimits {
 }
 
 impl BatchLimits {
-    /// The largest batch that each of these topics takes, bytes. `None` if the broker does not answer
-    /// within 5 s, or if all topics were asked about less than 10 s ago.
+    /// The largest batch that each of these topics takes, bytes. `None` if the broker does not
+    /// answer within 5 s, or if all topics were asked about less than 10 s ago.
     pub(super) async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
         // Concurrent callers wait for the lock. Then the topics are asked about already.
         let mut asked = self.asked.lock().await;

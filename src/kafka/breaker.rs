@@ -9,8 +9,8 @@ pub(super) const MAX_DEAD_LETTERS: usize = WINDOW_MESSAGES / 5;
 /// Sources that are counted apart. All further sources count as one.
 const MAX_SOURCES: usize = 64;
 
-/// Halts a lane if too many of its messages are bad. Then the fault is probably not in the messages,
-/// but in stocklock or its configuration, and dead-lettering them all would do harm.
+/// Halts a lane if too many of its messages are bad. Then the fault is probably not in the
+/// messages, but in stocklock or its configuration, and dead-lettering them all would do harm.
 ///
 /// It opens when more than 200 of the last 1,000 messages would be dead letters. What a letter is
 /// blamed on says among which messages it counts:
@@ -146,7 +146,8 @@ mod tests {
         count(&mut breaker, 100, "worker", Some(Blame::Lane));
         count(&mut breaker, 50, "worker", None);
         count(&mut breaker, 100, "worker", Some(Blame::Lane));
-        // The first letter is still among the last 1,000. When it leaves them, there is room for one.
+        // The first letter is still among the last 1,000. When it leaves them, there is room for
+        // one.
         count(&mut breaker, 749, "worker", None);
         assert!(!breaker.is_closed(0, Blame::Lane));
         count(&mut breaker, 1, "worker", None);

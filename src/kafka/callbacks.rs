@@ -25,17 +25,18 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// How long a revocation waits for batches in flight, or half of `kafka.max_poll_interval` if that is
-/// less. Nothing is polled meanwhile, which the group allows for `kafka.max_poll_interval`.
+/// How long a revocation waits for batches in flight, or half of `kafka.max_poll_interval` if that
+/// is less. Nothing is polled meanwhile, which the group allows for `kafka.max_poll_interval`.
 ///
 /// A revocation of lost partitions does not wait: another consumer may own them already, and the
 /// group takes no offset of them from this consumer.
 const MAX_DRAIN: Duration = Duration::from_secs(15);
-/// How long after a topic was replaced the committed offsets are not trusted. A member may still have
-/// committed an offset of the former topic.
+/// How long after a topic was replaced the committed offsets are not trusted. A member may still
+/// have committed an offset of the former topic.
 const DISTRUST_COMMITTED_FOR: Duration = Duration::from_secs(60);
 
-/// Receives librdkafka's callbacks, on the poll thread: rebalances, statistics, errors and log lines.
+/// Receives librdkafka's callbacks, on the poll thread: rebalances, statistics, errors and log
+/// lines.
 pub(super) struct ConsumerCallbacks {
     pub(crate) topic: String,
     pub(crate) partitions: Arc<Partitions>,
@@ -102,8 +103,8 @@ impl ConsumerCallbacks {
         }
     }
 
-    /// The callbacks of the client that takes over. If the topic was replaced, that client reads its
-    /// partitions from their beginning.
+    /// The callbacks of the client that takes over. If the topic was replaced, that client reads
+    /// its partitions from their beginning.
     pub(super) fn successor(&self) -> Self {
         let from_beginning_until = if self.log.is_topic_replaced() {
             Some(Instant::now() + DISTRUST_COMMITTED_FOR)
@@ -160,7 +161,8 @@ impl ConsumerCallbacks {
         fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
-    /// Partitions whose committed offset is beyond their polled messages, with the offsets to commit.
+    /// Partitions whose committed offset is beyond their polled messages, with the offsets to
+    /// commit.
     pub(super) fn find_committed_too_far(&self) -> Vec<PartitionOffset> {
         let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         let too_far = |(partition, fetched): (&i32, &FetchProgress)| {
@@ -254,7 +256,8 @@ impl ConsumerContext for ConsumerCallbacks {
                 self.partitions.assign(&partitions);
                 // librdkafka remembers that a partition was paused in a former assignment.
                 if let Err(error) = consumer.resume(list) {
-                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
+                    let topic = &self.topic;
+                    tracing::warn!(topic, ?partitions, %error, "partitions not resumed");
                 }
                 self.condition.joined();
             }
@@ -269,7 +272,8 @@ impl ConsumerContext for ConsumerCallbacks {
                 let drained = self.partitions.revoke(&partitions, deadline);
                 // Else librdkafka remembers the pause until the partition is assigned again.
                 if let Err(error) = consumer.resume(list) {
-                    tracing::warn!(topic = self.topic, ?partitions, %error, "partitions not resumed");
+                    let topic = &self.topic;
+                    tracing::warn!(topic, ?partitions, %error, "partitions not resumed");
                 }
                 self.condition.revoked(&partitions);
                 if is_lost {

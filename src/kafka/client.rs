@@ -14,14 +14,15 @@ use crate::config::KafkaConfig;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";
-/// How long a client without metadata waits before it asks the bootstrap servers again, milliseconds.
+/// How long a client without metadata waits before it asks the bootstrap servers again,
+/// milliseconds.
 const BOOTSTRAP_AGAIN_MS: &str = "10000";
 /// How long a broker may take to accept a connection, milliseconds.
 const CONNECT_TIMEOUT_MS: &str = "10000";
 /// How long a broker may take to answer a request, milliseconds.
 const REQUEST_TIMEOUT_MS: &str = "20000";
-/// Part of the line that librdkafka 2.12 logs when a topic was deleted and created again, in its debug
-/// context `metadata`. No call returns a topic's id.
+/// Part of the line that librdkafka 2.12 logs when a topic was deleted and created again, in its
+/// debug context `metadata`. No call returns a topic's id.
 const TOPIC_REPLACED: &str = " changed id from ";
 /// A topic id of zeros: the client has no metadata yet, or the broker named no id.
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
@@ -52,8 +53,8 @@ pub(super) fn report_topic_ids(client: &mut ClientConfig) {
     client.set("debug", "metadata").set_log_level(RDKafkaLogLevel::Debug);
 }
 
-/// Takes a client's log lines and errors. Writes them at a limited rate, and notes when a topic of the
-/// client was replaced.
+/// Takes a client's log lines and errors. Writes them at a limited rate, and notes when a topic of
+/// the client was replaced.
 #[derive(Debug, Default)]
 pub(super) struct ClientLog {
     limiter: LogLimiter,
@@ -126,8 +127,10 @@ mod tests {
 
     #[test]
     fn only_a_topic_that_had_an_id_counts_as_replaced() {
-        let first = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA to pXu3w6cwSqmKGR2xm7a9Gg";
-        let second = "[thrd:main]: Topic orders changed id from pXu3w6cwSqmKGR2xm7a9Gg to Qd3H1vKeTnO7xSkyq1Wd0g";
+        let first = "[thrd:main]: Topic orders changed id from AAAAAAAAAAAAAAAAAAAAAA \
+                     to pXu3w6cwSqmKGR2xm7a9Gg";
+        let second = "[thrd:main]: Topic orders changed id from pXu3w6cwSqmKGR2xm7a9Gg \
+                      to Qd3H1vKeTnO7xSkyq1Wd0g";
         let ids = TopicIds::default();
         assert!(!ids.is_replacement(first));
         assert!(ids.is_replacement(second));

@@ -12,22 +12,23 @@ use rdkafka::{
 
 use crate::{config::GroupProtocol, telemetry::Component};
 
-/// How many statistics in a row must agree. A single one may show a connection that is being renewed.
+/// How many statistics in a row must agree. A single one may show a connection that is being
+/// renewed.
 const CONFIRMATIONS: u32 = 2;
 /// How long a broker may leave questions unanswered before the member complains. One answer may be
 /// slow.
 const UNANSWERED_AFTER: Duration = Duration::from_secs(5);
 /// States of a broker in which it answers.
 const STATES_UP: [&str; 2] = ["UP", "REAUTH"];
-/// How long a member without a partition must have been connected to its coordinator before it counts
-/// as joined, milliseconds. Under the group protocol `consumer` alone.
+/// How long a member without a partition must have been connected to its coordinator before it
+/// counts as joined, milliseconds. Under the group protocol `consumer` alone.
 const IDLE_MEMBER_AFTER_MS: i64 = 3000;
-/// The same for a client that replaced another one, milliseconds. Its partitions come to it only when
-/// the broker has missed the former client for long enough.
+/// The same for a client that replaced another one, milliseconds. Its partitions come to it only
+/// when the broker has missed the former client for long enough.
 const IDLE_REPLACEMENT_AFTER_MS: i64 = 60_000;
 
-/// Whether a member of a consumer group can work, for `/readyz`: it has joined the group, its brokers
-/// answer, and its partitions are fetched.
+/// Whether a member of a consumer group can work, for `/readyz`: it has joined the group, its
+/// brokers answer, and its partitions are fetched.
 #[derive(Debug)]
 pub(super) struct Condition {
     topic: String,
@@ -36,6 +37,7 @@ pub(super) struct Condition {
     state: Mutex<Observations>,
 }
 
+/// What is known about the member.
 #[derive(Debug, Default)]
 struct Observations {
     /// Why the member is out of its group. `None` before the first join, and while it is a member.
@@ -104,8 +106,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// Notes that another client takes over. The member complains about a partition that `stalled` until
-    /// that partition makes progress.
+    /// Notes that another client takes over. The member complains about a partition that `stalled`
+    /// until that partition makes progress.
     pub(super) fn replaced(&self, why: &str, stalled: Option<i32>) {
         let mut state = self.lock();
         (state.has_joined, state.outside) =
@@ -126,8 +128,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// Notes that a poll failed. Ignores errors of single connections: the statistics show whether brokers
-    /// are away.
+    /// Notes that a poll failed. Ignores errors of single connections: the statistics show whether
+    /// brokers are away.
     pub(super) fn poll_failed(&self, error: &KafkaError) {
         let is_of_connection = matches!(
             error.rdkafka_error_code(),
@@ -153,8 +155,8 @@ impl Condition {
         self.report(&state);
     }
 
-    /// Notes since when a broker leaves questions unanswered, or `None` if it answers again. Of several
-    /// times in a row, the first counts.
+    /// Notes since when a broker leaves questions unanswered, or `None` if it answers again. Of
+    /// several times in a row, the first counts.
     pub(super) fn set_unanswered(&self, since: Option<Instant>) {
         let mut state = self.lock();
         if state.unanswered_since.is_some() != since.is_some() {
@@ -163,7 +165,8 @@ impl Condition {
         }
     }
 
-    /// Takes the client's statistics. Returns those of the `owned` partitions that are fetched at present.
+    /// Takes the client's statistics. Returns those of the `owned` partitions that are fetched at
+    /// present.
     pub(super) fn observe(&self, statistics: &Statistics, owned: &[i32], now: Instant) -> Vec<i32> {
         let mut state = self.lock();
         let fetched = owned.iter().filter(|p| find_fault(statistics, &self.topic, **p).is_none());
@@ -179,7 +182,8 @@ impl Condition {
             for partition in &fetched {
                 let Some(seen) = topic.partitions.get(partition) else { continue };
                 let before = state.positions.insert(*partition, seen.next_offset);
-                // `fetchq_cnt` counts the messages of all partitions: they share the consumer's queue.
+                // `fetchq_cnt` counts the messages of all partitions: they share the consumer's
+                // queue.
                 let is_at_end = seen.next_offset >= seen.ls_offset;
                 let progresses =
                     is_at_end || before.is_some_and(|before| before < seen.next_offset);
@@ -274,10 +278,10 @@ fn is_same_kind(one: &Fault, other: &Fault) -> bool {
 
 /// Whether the client is in its group.
 ///
-/// Under the group protocol `consumer`, librdkafka does not report whether a member without a partition
-/// has joined. (The member may also be waiting until members of the classic protocol have left the
-/// group.) So it counts as joined after some time. If something is wrong with such a member, it has a
-/// fatal error or an error of its topic, and both are found elsewhere.
+/// Under the group protocol `consumer`, librdkafka does not report whether a member without a
+/// partition has joined. (The member may also be waiting until members of the classic protocol have
+/// left the group.) So it counts as joined after some time. If something is wrong with such a
+/// member, it has a fatal error or an error of its topic, and both are found elsewhere.
 fn is_member(statistics: &Statistics, protocol: GroupProtocol, is_replacement: bool) -> bool {
     let idle_after_ms =
         if is_replacement { IDLE_REPLACEMENT_AFTER_MS } else { IDLE_MEMBER_AFTER_MS };

@@ -16,7 +16,7 @@ use rdkafka::{
     topic_partition_list::TopicPartitionList,
 };
 use supervision::Supervision;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     Lane,
@@ -37,9 +37,11 @@ const MAX_LANE_BYTES: usize = 8 << 20;
 /// Memory of a message besides its key, payload and headers, bytes.
 const MESSAGE_OVERHEAD_BYTES: usize = 256;
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
-/// How long the poll thread waits for a full lane before it pauses the lane's partitions. A pause costs:
-/// the client drops the messages that it has fetched of these partitions, and fetches them again one
-/// partition after the other. But other lanes wait too meanwhile.
+/// The same while a lane is full: its messages are retried before each poll.
+const FULL_LANE_POLL_TIMEOUT: Duration = Duration::from_millis(5);
+/// How long the poll thread waits for a full lane before it pauses the lane's partitions. A pause
+/// costs: the client drops the messages that it has fetched of these partitions, and fetches them
+/// again one partition after the other. But other lanes wait too meanwhile.
 const FULL_LANE_PATIENCE: Duration = Duration::from_millis(200);
 /// The same for the only lane of a consumer.
 const ONLY_LANE_PATIENCE: Duration = Duration::from_secs(2);
@@ -52,19 +54,28 @@ pub struct Subscription<'a> {
     pub lanes: usize,
 }
 
-/// A member of a consumer group. Its poll thread polls all the time, even while its lanes are full, so
-/// that the group keeps the member.
+/// A member of a consumer group. Its poll thread polls all the time, even while its lanes are full,
+/// so that the group keeps the member.
 #[derive(Debug)]
 pub struct Consumer {
-    thread: JoinHandle<KafkaResult<()>>,
+    thread: JoinHandle<Result<(), ConsumerError>>,
+}
+
+/// Why a consumer did not end in order.
+#[derive(Debug, thiserror::Error)]
+pub enum ConsumerError {
+    #[error("another process has the kafka.group_instance_id of this consumer")]
+    ShutOut(#[source] KafkaError),
+    #[error("the poll thread panicked")]
+    Panicked,
 }
 
 impl Consumer {
-    /// Starts the poll thread, which joins the group. The consumer leaves the group once `shutdown` is
-    /// requested and its lanes are dropped.
+    /// Starts the poll thread, which joins the group. The consumer leaves the group once `shutdown`
+    /// is requested and its lanes are dropped.
     ///
-    /// Fails if librdkafka rejects the configuration or no thread can be started. Does not fail if the
-    /// brokers are away: the client waits for them.
+    /// Fails if librdkafka rejects the configuration or no thread can be started. Does not fail if
+    /// the brokers are away: the client waits for them.
     pub fn start(
         kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
@@ -73,9 +84,9 @@ impl Consumer {
         shutdown: Shutdown,
     ) -> KafkaResult<(Self, Vec<Lane>)> {
         let partitions = Arc::new(Partitions::new(subscription.lanes));
-        let context =
+        let callbacks =
             ConsumerCallbacks::new(subscription.topic, kafka, &partitions, metrics, &health);
-        let member = Arc::new(Member::join(kafka, subscription, context)?);
+        let member = Arc::new(Member::join(kafka, subscription, callbacks)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
                 let (sender, messages) = mpsc::unbounded_channel();
@@ -115,22 +126,24 @@ impl Consumer {
         Ok((Self { thread }, lanes))
     }
 
-    /// Waits until the consumer has left its group, `limit` at most; it cannot leave while the
-    /// brokers are away. Call it when the lanes are dropped. Fails where the client could not go
-    /// on, for instance because another process has its `kafka.group_instance_id`, and where the
-    /// poll thread has panicked.
-    pub async fn stopped(self, limit: Duration) -> std::io::Result<()> {
+    /// Waits until the consumer has left its group, for `limit` at most: it cannot leave while the
+    /// brokers are away. Call it when the lanes are dropped.
+    ///
+    /// Fails with
+    /// - [`ConsumerError::ShutOut`] if the consumer was shut out of its group before, and
+    /// - [`ConsumerError::Panicked`] if the poll thread panicked.
+    pub async fn stopped(self, limit: Duration) -> Result<(), ConsumerError> {
         let joining = tokio::task::spawn_blocking(move || self.thread.join());
         match tokio::time::timeout(limit, joining).await {
-            Ok(Ok(Ok(polled))) => return polled.map_err(std::io::Error::other),
-            Ok(_) => return Err(std::io::Error::other("the poll thread panicked")),
+            Ok(Ok(Ok(polled))) => polled,
+            Ok(_) => Err(ConsumerError::Panicked),
             Err(_) => {
                 tracing::warn!(
-                    "the group was not left in time; what was not committed comes again"
+                    "the group was not left in time, messages that are not committed come again"
                 );
+                Ok(())
             }
         }
-        Ok(())
     }
 }
 
@@ -165,44 +178,30 @@ struct Poller {
 impl Poller {
     /// Polls until the process is to stop, and then leaves the group.
     ///
-    /// Fails if another process has the `kafka.group_instance_id`, and then requests the stop of this
-    /// process.
-    fn run(mut self) -> KafkaResult<()> {
+    /// Fails with [`ConsumerError::ShutOut`] if another process has the `kafka.group_instance_id`,
+    /// and then requests the stop of this process.
+    fn run(mut self) -> Result<(), ConsumerError> {
         let mut failures = Backoff::default();
         let mut polled = Ok(());
         while !self.shutdown.is_requested() {
             let now = Instant::now();
             self.retry_undelivered();
             self.supervise(now);
-            let may_come =
-                |partition| self.inlets[self.partitions.lane(partition)].undelivered.is_empty();
-            self.partitions.throttle.apply(
-                &self.client,
-                &self.client.context().topic,
-                now,
-                may_come,
-            );
-            let any_undelivered = self.inlets.iter().any(|inlet| !inlet.undelivered.is_empty());
-            match self.client.poll(if any_undelivered {
-                Duration::from_millis(5)
-            } else {
-                POLL_TIMEOUT
-            }) {
+            let may_come = |partition| !self.inlets[self.partitions.lane(partition)].is_full();
+            let topic = &self.client.context().topic;
+            self.partitions.throttle.apply(&self.client, topic, now, may_come);
+            let is_any_full = self.inlets.iter().any(Inlet::is_full);
+            match self.client.poll(if is_any_full { FULL_LANE_POLL_TIMEOUT } else { POLL_TIMEOUT })
+            {
                 None => {}
                 Some(Ok(message)) => {
                     failures = Backoff::default();
                     self.deliver(message.detach(), now);
                 }
                 Some(Err(error)) => {
-                    self.poll_errors.inc();
-                    if let Some((code, reason)) = self.fence() {
-                        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
-                        self.health.not_ready(reason);
-                        self.shutdown.request();
-                        polled = Err(KafkaError::MessageConsumptionFatal(code));
+                    if let Err(shut_out) = self.poll_failed(&error) {
+                        polled = Err(shut_out);
                     }
-                    // The client's error callback has logged it.
-                    self.client.context().condition.poll_failed(&error);
                     std::thread::sleep(failures.next_delay().min(POLL_TIMEOUT));
                 }
             }
@@ -211,69 +210,75 @@ impl Poller {
         polled
     }
 
-    /// The client's error if another process has its `kafka.group_instance_id`, and so shut it out of
-    /// the group.
-    fn fence(&self) -> Option<(RDKafkaErrorCode, String)> {
-        self.client.client().fatal_error().filter(|(code, _)| match code {
+    /// Notes a failed poll. The client's error callback has logged it.
+    ///
+    /// Fails with [`ConsumerError::ShutOut`] if another process has the `kafka.group_instance_id`,
+    /// and then requests the stop of this process.
+    fn poll_failed(&self, error: &KafkaError) -> Result<(), ConsumerError> {
+        self.poll_errors.inc();
+        self.client.context().condition.poll_failed(error);
+        let fatal = self.client.client().fatal_error();
+        let Some((code, reason)) = fatal.filter(|(code, _)| self.is_shut_out(*code)) else {
+            return Ok(());
+        };
+        tracing::error!(%code, reason, "consumer shut out of its group, stopping");
+        self.health.not_ready(reason);
+        self.shutdown.request();
+        Err(ConsumerError::ShutOut(KafkaError::MessageConsumptionFatal(code)))
+    }
+
+    /// Whether a fatal error says that another process has the `kafka.group_instance_id`.
+    fn is_shut_out(&self, code: RDKafkaErrorCode) -> bool {
+        match code {
             RDKafkaErrorCode::FencedInstanceId => true,
             // The id may still belong to the client that this one replaced.
             RDKafkaErrorCode::UnreleasedInstanceId => !self.supervision.has_replaced(),
             _ => false,
-        })
+        }
     }
 
     /// Gives a message to its lane. If the lane is full, waits a little, then keeps the message and
     /// pauses the lane's partitions. `now` is when the poll began.
     fn deliver(&mut self, message: OwnedMessage, now: Instant) {
-        let assignment = match self.partitions.polled(message.partition(), message.offset()) {
-            Polled::InOrder(assignment) => assignment,
-            Polled::Truncated => {
-                if !self.rewind(&message) {
-                    // The client delivers this message again.
-                    return;
-                }
-                let Polled::InOrder(assignment) =
-                    self.partitions.polled(message.partition(), message.offset())
-                else {
-                    return;
-                };
-                assignment
-            }
-            Polled::Unowned => return,
-        };
-        let lane = self.partitions.lane(message.partition());
-        self.supervision.received(message.partition(), now);
-        self.partitions.throttle.add_message(message.partition(), now);
-        if let Some(produced_at) = message.timestamp().to_millis() {
-            self.client.context().ages.arrived(message.partition(), message.offset(), produced_at);
+        let Some(assignment) = self.admit(&message) else { return };
+        let (partition, offset) = (message.partition(), message.offset());
+        self.supervision.received(partition, now);
+        self.partitions.throttle.add_message(partition, now);
+        if let Some(produced_at_ms) = message.timestamp().to_millis() {
+            self.client.context().ages.arrived(partition, offset, produced_at_ms);
         }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
+        let lane = self.partitions.lane(partition);
         let inlet = &mut self.inlets[lane];
-        if inlet.undelivered.is_empty() {
-            let cost = cost(&message);
-            let memory =
-                Arc::clone(&inlet.memory).try_acquire_many_owned(cost).ok().or_else(|| {
-                    let memory = Arc::clone(&inlet.memory).acquire_many_owned(cost);
-                    let waited = self
-                        .runtime
-                        .block_on(async { tokio::time::timeout(patience, memory).await });
-                    waited.ok()?.ok()
-                });
-            if let Some(memory) = memory {
-                return inlet.accept(message, assignment, memory);
-            }
+        if !inlet.is_full()
+            && let Some(memory) = inlet.wait_for_memory(cost(&message), patience, &self.runtime)
+        {
+            return inlet.accept(message, assignment, memory);
         }
         inlet.undelivered.push_back(UndeliveredMessage { message, assignment });
-        tracing::debug!(
-            lane,
-            undelivered = inlet.undelivered.len(),
-            "lane full, pausing its partitions"
-        );
+        let undelivered = inlet.undelivered.len();
+        tracing::debug!(lane, undelivered, "lane full, pausing its partitions");
         self.set_paused(lane, true);
     }
 
-    /// Begins the truncated partition of this message anew. Returns whether this message is the first
-    /// one to be handled.
+    /// Returns the assignment to which a polled message belongs, or `None` if the message is to be
+    /// dropped: its partition is not owned, or was truncated and is read from an earlier message.
+    fn admit(&mut self, message: &OwnedMessage) -> Option<u64> {
+        let polled = |partitions: &Partitions| match partitions
+            .polled(message.partition(), message.offset())
+        {
+            Polled::InOrder(assignment) => Ok(assignment),
+            other => Err(other),
+        };
+        match polled(&self.partitions) {
+            Ok(assignment) => Some(assignment),
+            Err(Polled::Truncated) if self.rewind(message) => polled(&self.partitions).ok(),
+            Err(_) => None,
+        }
+    }
+
+    /// Begins the truncated partition of this message anew. Returns whether this message is the
+    /// first one to be handled.
     fn rewind(&mut self, message: &OwnedMessage) -> bool {
         let (topic, partition, offset) = (message.topic(), message.partition(), message.offset());
         self.client.context().ages.forget(partition);
@@ -291,8 +296,8 @@ impl Poller {
             Err(error) => {
                 self.recreate(
                     &format!(
-                        "partition {partition} was truncated, and the client did not seek to {offset} \
-                         or before: {error}"
+                        "partition {partition} was truncated, and the client did not seek to \
+                         {offset} or before: {error}"
                     ),
                     None,
                 );
@@ -301,12 +306,12 @@ impl Poller {
         }
     }
 
-    /// Gives kept messages to their lanes, as far as there is room, and resumes the partitions of lanes
-    /// that have room again.
+    /// Gives kept messages to their lanes, as far as there is room, and resumes the partitions of
+    /// lanes that have room again.
     fn retry_undelivered(&mut self) {
         for lane in 0..self.inlets.len() {
             let inlet = &mut self.inlets[lane];
-            if inlet.undelivered.is_empty() {
+            if !inlet.is_full() {
                 continue;
             }
             while let Some(next) = inlet.undelivered.front() {
@@ -321,7 +326,7 @@ impl Poller {
                     inlet.accept(message, assignment, memory);
                 }
             }
-            if inlet.undelivered.is_empty() {
+            if !inlet.is_full() {
                 self.set_paused(lane, false);
             }
         }
@@ -344,7 +349,8 @@ impl Poller {
         }
     }
 
-    /// Waits until the lanes have finished and are dropped, commits their offsets, and leaves the group.
+    /// Waits until the lanes have finished and are dropped, commits their offsets, and leaves the
+    /// group.
     fn stop(self) {
         let Self { member, client, inlets, health, .. } = self;
         drop(inlets);
@@ -363,12 +369,27 @@ impl Poller {
 }
 
 impl Inlet {
-    fn accept(
+    /// Whether the lane is full, so that its partitions are paused.
+    fn is_full(&self) -> bool {
+        !self.undelivered.is_empty()
+    }
+
+    /// Waits until the lane has memory for a message, for `patience` at most.
+    fn wait_for_memory(
         &self,
-        message: OwnedMessage,
-        assignment: u64,
-        memory: tokio::sync::OwnedSemaphorePermit,
-    ) {
+        cost: u32,
+        patience: Duration,
+        runtime: &tokio::runtime::Handle,
+    ) -> Option<OwnedSemaphorePermit> {
+        if let Ok(memory) = Arc::clone(&self.memory).try_acquire_many_owned(cost) {
+            return Some(memory);
+        }
+        let memory = Arc::clone(&self.memory).acquire_many_owned(cost);
+        runtime.block_on(async { tokio::time::timeout(patience, memory).await }).ok()?.ok()
+    }
+
+    /// Gives a message to the lane.
+    fn accept(&self, message: OwnedMessage, assignment: u64, memory: OwnedSemaphorePermit) {
         let received = Received { message, assignment, _memory: memory };
         if self.sender.send(received).is_err() {
             tracing::debug!("message dropped, its lane has ended");
@@ -376,8 +397,8 @@ impl Inlet {
     }
 }
 
-/// A message's share of its lane's memory, bytes. A message that is larger than the lane gets all of
-/// the memory.
+/// A message's share of its lane's memory, bytes. A message that is larger than the lane gets all
+/// of the memory.
 fn cost(message: &OwnedMessage) -> u32 {
     let headers = message.headers().into_iter().flat_map(Headers::iter);
     let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();

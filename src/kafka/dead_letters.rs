@@ -37,11 +37,11 @@ impl DeadLetters {
         Self { producer, topic: topic.into(), needs_keys: Arc::default(), metrics: metrics.clone() }
     }
 
-    /// Publishes dead letters, and returns when the broker has acknowledged all of them. A letter may
-    /// be published twice: the original topic, partition and offset in its headers identify it.
+    /// Publishes dead letters, and returns when the broker has acknowledged all of them. A letter
+    /// may be published twice: the original topic, partition and offset in its headers identify it.
     ///
-    /// A letter that is too large for the dead-letter topic is published without its value. If it is
-    /// still too large, it is published without its key and its own headers too. The header
+    /// A letter that is too large for the dead-letter topic is published without its value. If it
+    /// is still too large, it is published without its key and its own headers too. The header
     /// `stocklock.omitted.bytes` says how much is left out.
     ///
     /// Fails with a [`ProduceError`] if the broker did not acknowledge a letter; others may be

@@ -10,8 +10,8 @@ use crate::config::{self, GroupProtocol};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whether the workers' group has a member. Always `true` under the group protocol `consumer`, whose
-/// members librdkafka cannot list.
+/// Whether the workers' group has a member. Always `true` under the group protocol `consumer`,
+/// whose members librdkafka cannot list.
 ///
 /// Blocks for up to 10 s. Fails if no broker answers in that time.
 pub(crate) fn has_workers(kafka: &config::KafkaConfig) -> KafkaResult<bool> {

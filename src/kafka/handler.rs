@@ -8,9 +8,9 @@ pub(crate) type Unpublished = HashSet<Vec<u8>>;
 
 /// What a role does with the messages of a lane.
 ///
-/// A [`Lane`](super::Lane) decodes each message, handles them in batches, publishes the outcomes and
-/// asks for reasons to dead-letter. A step that fails is repeated with the same messages, so each
-/// method must be safe to repeat.
+/// A [`Lane`](super::Lane) decodes each message, handles them in batches, publishes the outcomes
+/// and asks for reasons to dead-letter. A step that fails is repeated with the same messages, so
+/// each method must be safe to repeat.
 pub trait Handler: Send + Sync + 'static {
     /// A decoded message, or the reason why it cannot be decoded.
     type Decoded: Send + Sync;
@@ -54,8 +54,8 @@ pub trait Handler: Send + Sync + 'static {
     /// Publishes the outcomes of handled messages, and returns when the broker has acknowledged
     /// them. The lane stores the offsets of a batch only when all of the batch is published.
     ///
-    /// Fails if an outcome was not acknowledged. If all failures are of outcomes that are too large,
-    /// [`Handler::unpublished`] names them, and the lane does not repeat.
+    /// Fails if an outcome was not acknowledged. If all failures are of outcomes that are too
+    /// large, [`Handler::unpublished`] names them, and the lane does not repeat.
     fn publish(
         &self,
         handled: &Self::Handled,

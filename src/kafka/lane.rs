@@ -101,7 +101,8 @@ impl Lane {
                     if received == 0 {
                         return None;
                     }
-                    decoded.extend(messages[fresh..].iter().map(|received| decode(&received.message)));
+                    let fresh = messages[fresh..].iter();
+                    decoded.extend(fresh.map(|received| decode(&received.message)));
                     false
                 }
                 () = sleep_until(closes_at), if is_demanded && !messages.is_empty() => true,

@@ -22,8 +22,8 @@ struct LastLine {
 }
 
 impl LogLimiter {
-    /// Returns how many lines about `subject` were dropped since the last written line, or `None` if
-    /// this line is to be dropped too.
+    /// Returns how many lines about `subject` were dropped since the last written line, or `None`
+    /// if this line is to be dropped too.
     pub(super) fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subject =

@@ -38,10 +38,10 @@ impl Member {
     pub(super) fn join(
         kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
-        context: ConsumerCallbacks,
+        callbacks: ConsumerCallbacks,
     ) -> KafkaResult<Self> {
         let config = config(kafka, subscription);
-        let client = Arc::new(BaseConsumer::from_config_and_context(&config, context)?);
+        let client = Arc::new(BaseConsumer::from_config_and_context(&config, callbacks)?);
         client.subscribe(&[subscription.topic])?;
         let mut query_config = client_config(kafka);
         query_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
@@ -53,8 +53,8 @@ impl Member {
         Arc::clone(&self.current.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Stores the offsets that `offsets` returns. The client is not replaced meanwhile, so `offsets`
-    /// can check that its partitions are still owned: librdkafka rejects other offsets.
+    /// Stores the offsets that `offsets` returns. The client is not replaced meanwhile, so
+    /// `offsets` can check that its partitions are still owned: librdkafka rejects other offsets.
     ///
     /// Fails if the client rejects an offset.
     pub(super) fn store_offsets(
@@ -66,8 +66,8 @@ impl Member {
         if offsets.count() == 0 { Ok(()) } else { client.store_offsets(&offsets) }
     }
 
-    /// Begins a partition anew whose log was truncated, so that the client went back to `offset`. The
-    /// messages whose offsets were stored or committed beyond it are gone.
+    /// Begins a partition anew whose log was truncated, so that the client went back to `offset`.
+    /// The messages whose offsets were stored or committed beyond it are gone.
     ///
     /// Returns the offset from which the client reads now: `offset`, or a lower one if earlier
     /// messages are not done. Fails if the client cannot seek to that lower offset.
@@ -108,21 +108,21 @@ impl Member {
 
     /// Fences the partitions, leaves the group, and joins it with a new client.
     ///
-    /// `client` is the present client, of which only the caller has a reference besides this member;
-    /// it becomes the new client. The former client closes on a thread of its own. If that takes more
-    /// than 5 s, the new client joins anyway.
+    /// `client` is the present client, of which only the caller has a reference besides this
+    /// member; it becomes the new client. The former client closes on a thread of its own. If that
+    /// takes more than 5 s, the new client joins anyway.
     ///
-    /// Fails if the new client cannot be made, and keeps the former one. Fails too if the new client
-    /// cannot subscribe.
+    /// Fails if the new client cannot be made, and keeps the former one. Fails too if the new
+    /// client cannot subscribe.
     pub(super) fn replace(
         &self,
         client: &mut ConsumerClient,
         partitions: &Partitions,
     ) -> KafkaResult<()> {
         let old = client.context();
-        let context = old.successor();
-        let topic = context.topic.clone();
-        let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, context)?);
+        let callbacks = old.successor();
+        let topic = callbacks.topic.clone();
+        let next = Arc::new(BaseConsumer::from_config_and_context(&self.config, callbacks)?);
         let owned = partitions.owned();
         partitions.revoke(&owned, Duration::ZERO);
         old.forget_lag(&owned);

@@ -42,14 +42,14 @@ impl MessageAges {
         }
     }
 
-    /// The age of the message at offset `next`, the first that is not handled. The age is exact to a
-    /// tenth of a second if the message was polled. Else it is the time since the message became the
-    /// next one, which is less than its age.
+    /// The age of the message at offset `next`, the first that is not handled. The age is exact to
+    /// a tenth of a second if the message was polled. Else it is the time since the message became
+    /// the next one, which is less than its age.
     pub(super) fn of(&self, partition: i32, next: i64, now_ms: i64, now: Instant) -> Duration {
         let mut partitions = self.lock();
         let partition = partitions.entry(partition).or_default();
-        // The last sample at or before the message is as old, or a little older. Earlier samples are
-        // not needed any more.
+        // The last sample at or before the message is as old, or a little older. Earlier samples
+        // are not needed any more.
         if let Some((sample, _)) =
             partition.produced_at_ms.range(..=next).next_back().map(|(a, b)| (*a, *b))
         {

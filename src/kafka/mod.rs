@@ -1,4 +1,66 @@
-//! Kafka: a poll thread that turns messages into batches, offsets that follow what was done, producers, dead letters.
+//! Kafka: consumers, producers, dead letters, and the topics themselves.
+//!
+//! # A message's way
+//!
+//! ```text
+//! broker ─► poll thread ─► lane: collect ─► handle ─► publish ─► offset stored ─► committed
+//!           a partition    a batch is        one       outcomes,   up to the first
+//!           belongs to     closed on        trans-     then dead   message that is
+//!           one lane       demand           action     letters     not done
+//! ```
+//!
+//! | step | file | what it does |
+//! | --- | --- | --- |
+//! | poll | `consumer.rs` | the poll thread: polls all the time, gives messages to lanes, pauses full lanes |
+//! | | `member.rs` | the member of the group: its client, stored and committed offsets, the change of clients |
+//! | | `callbacks.rs` | librdkafka's callbacks: rebalances, statistics, lag |
+//! | own | `partitions.rs` | owned partitions, their assignments, batches in flight and progress |
+//! | collect | `lane.rs` | makes batches of a lane's messages, stores their offsets |
+//! | handle | `pipeline.rs` | runs the three steps of a lane; repeats and halves batches that fail |
+//! | | `handler.rs` | the trait that a role implements |
+//! | publish | `publishing.rs` | publishes outcomes, dead-letters, stores offsets, halts the lane |
+//! | | `dead_letters.rs` | makes dead letters and publishes them |
+//! | | `breaker.rs` | halts a lane with too many bad messages |
+//! | | `throttle.rs` | bounds the rate of dead letters that are their writers' fault |
+//!
+//! What keeps the clients at work:
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `consumer/supervision.rs` | decides when a consumer's client is replaced |
+//! | `watchdog.rs` | finds stalled partitions |
+//! | `renewal.rs` | when a failing client is replaced, and how often |
+//! | `condition.rs` | what `/readyz` says about a consumer |
+//! | `client.rs`, `log_limiter.rs` | settings that all clients have; their log, at a limited rate |
+//!
+//! The other files:
+//!
+//! | file | what it does |
+//! | --- | --- |
+//! | `producer.rs` | produces with acknowledgement; replaces its client |
+//! | `batch_size.rs` | fits the producer's batches to the topics |
+//! | `topics.rs` | the list of topics; creates them |
+//! | `topic_settings.rs` | finds settings of a topic that stop or lose messages |
+//! | `message_ages.rs`, `backlog.rs` | the age and the number of messages that are not handled |
+//! | `probe.rs`, `group.rs`, `reader.rs` | ask about topics and groups, and read topics, without joining |
+//!
+//! # Invariants
+//!
+//! - The poll thread waits for a full lane for 2 s at most, and for a drain for 15 s at most. So
+//!   the group keeps the member.
+//! - A partition belongs to one lane. A lane handles one batch at a time, and publishes batches in
+//!   the order in which it handled them.
+//! - The offset of a message is stored only after the message was handled, and its outcome or its
+//!   dead letter acknowledged. No stored offset passes a message of its partition that is not done.
+//! - A message that depends on a deferred message before it is deferred too. The handler defers
+//!   those of its part of the batch; the lane defers all later parts.
+//! - Drain before fence: a revoked partition first gives its batches in flight time to store their
+//!   offsets. Then every message and offset of the former assignment is dropped.
+//! - Of a revoked partition no offset is stored: librdkafka rejects that, and the next owner has
+//!   begun.
+//! - A failure of a dependency never dead-letters a message. The batch is repeated as long as it
+//!   takes.
+//! - A message may be handled and published more than once. Handlers make that harmless.
 
 mod backlog;
 mod batch_size;
@@ -28,7 +90,7 @@ mod watchdog;
 
 pub(crate) use backlog::BacklogWatch;
 pub use client::client_config;
-pub use consumer::{Consumer, Subscription};
+pub use consumer::{Consumer, ConsumerError, Subscription};
 pub use dead_letters::DeadLetters;
 pub(crate) use group::has_workers;
 pub(crate) use handler::{Blame, Unpublished};

@@ -6,8 +6,8 @@ use std::{
 
 use super::throttle::Throttle;
 
-/// The partitions that this consumer owns, with the assignment of each, its progress, and the number
-/// of its batches in flight.
+/// The partitions that this consumer owns, with the assignment of each, its progress, and the
+/// number of its batches in flight.
 ///
 /// A partition that is revoked is first drained and then fenced:
 /// - While it drains, no new batch may have messages of it. Batches in flight may still finish and
@@ -144,8 +144,8 @@ impl Partitions {
         Polled::InOrder(owned.assignment)
     }
 
-    /// The offset to commit if the `committed` offset is beyond all polled messages. Then the log was
-    /// truncated before this assignment.
+    /// The offset to commit if the `committed` offset is beyond all polled messages. Then the log
+    /// was truncated before this assignment.
     pub(super) fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
         let state = self.lock();
         let owned = state.owned.get(&partition)?;

@@ -43,8 +43,8 @@ pub(super) struct Part<H: Handler> {
     pub(crate) result: Result<H::Handled, DeadLetterReason>,
 }
 
-/// What handling a batch gave.
-struct Outcome<H: Handler> {
+/// The result of handling a batch.
+struct HandledParts<H: Handler> {
     parts: Vec<Part<H>>,
     /// Numbers in the batch of the messages that are deferred, ascending.
     deferred: Vec<usize>,
@@ -57,7 +57,7 @@ struct Span<'b, D> {
     decoded: &'b [D],
 }
 
-impl<'b, D> Span<'b, D> {
+impl<D> Span<'_, D> {
     fn is_empty(&self) -> bool {
         self.decoded.is_empty()
     }
@@ -143,7 +143,7 @@ impl Lane {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
         let (collected, to_handle) = mpsc::channel(1);
-        let (handled, to_publish) = mpsc::channel(1);
+        let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
             handler: Arc::clone(&handler),
             metrics: metrics.clone(),
@@ -160,7 +160,7 @@ impl Lane {
         let mut steps = JoinSet::new();
         let source =
             BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, handled));
+        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, done));
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
@@ -220,10 +220,12 @@ impl<H: Handler> Step<H> {
                 next
             };
             let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
-            let Ok(outcome) = self.handle_all(&batch).await else { continue };
+            let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
+            else {
+                continue;
+            };
             self.health.ready();
-            deferred = batch.defer(&outcome.deferred);
-            let parts = outcome.parts;
+            deferred = batch.defer(&numbers);
             if !batch.is_empty()
                 && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err()
             {
@@ -235,7 +237,8 @@ impl<H: Handler> Step<H> {
     /// Handles a batch, in parts if that is necessary.
     ///
     /// - A part that fails for want of a dependency is repeated with growing delays. After every
-    ///   third failure it is halved, since it may be too large for the database in bytes or in time.
+    ///   third failure it is halved, since it may be too large for the database in bytes or in
+    ///   time.
     /// - A part that is rejected is halved at once, until the rejected message is alone.
     /// - A part that succeeds doubles the size of the next one.
     /// - The first part that defers messages is the last: all messages behind it are deferred too,
@@ -243,7 +246,7 @@ impl<H: Handler> Step<H> {
     ///
     /// Fails with [`GivenUp`] if the process is to stop or the partitions are revoked while a part
     /// fails.
-    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<Outcome<H>, GivenUp> {
+    async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<HandledParts<H>, GivenUp> {
         let mut rest = Span { first: 0, decoded: batch.decoded() };
         let mut attempt_len = rest.len();
         let mut parts = Vec::with_capacity(1);
@@ -258,7 +261,7 @@ impl<H: Handler> Step<H> {
                     if !deferred.is_empty() {
                         let deferred = deferred.into_iter().map(|index| attempt.number(index));
                         let deferred = deferred.chain(behind.numbers()).collect();
-                        return Ok(Outcome { parts, deferred });
+                        return Ok(HandledParts { parts, deferred });
                     }
                     rest = behind;
                     attempt_len *= 2;
@@ -288,7 +291,7 @@ impl<H: Handler> Step<H> {
                 },
             }
         }
-        Ok(Outcome { parts, deferred: Vec::new() })
+        Ok(HandledParts { parts, deferred: Vec::new() })
     }
 
     /// Reports a failure and waits before the next attempt. Logs the first, second, fourth, eighth
@@ -316,7 +319,8 @@ impl<H: Handler> Step<H> {
         Ok(())
     }
 
-    /// Fails with [`GivenUp`] if the process is to stop, or all partitions of the batch are revoked.
+    /// Fails with [`GivenUp`] if the process is to stop, or all partitions of the batch are
+    /// revoked.
     pub(super) fn check_continues(&self, batch: &Batch<H::Decoded>) -> Result<(), GivenUp> {
         self.health.alive();
         if self.shutdown.is_requested() || !batch.is_owned() { Err(GivenUp) } else { Ok(()) }

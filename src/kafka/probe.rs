@@ -13,19 +13,19 @@ use rdkafka::{
 use super::client_config;
 use crate::{config::KafkaConfig, telemetry::Lack};
 
-/// How long a broker may take to answer a question.
+/// How long a broker may take to answer a question. Then the client gives the question up.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A client beside the role's own. It asks brokers about topics, and about the offsets of a group that
-/// it does not join.
+/// A client beside the role's own. It asks brokers about topics, and about the offsets of a group
+/// that it does not join.
 #[derive(Clone)]
 pub(crate) struct KafkaProbe {
     brokers: Arc<str>,
     pub(super) client: Arc<BaseConsumer<ProbeCallbacks>>,
 }
 
-/// Keeps the client's last error, which says why no broker answers. Does not log it, since the role's
-/// own clients do.
+/// Keeps the client's last error, which says why no broker answers. Does not log it, since the
+/// role's own clients do.
 #[derive(Debug, Default)]
 pub(super) struct ProbeCallbacks(Mutex<Option<Cause>>);
 
@@ -67,8 +67,8 @@ impl KafkaProbe {
 
     /// Asks a broker for each of the topics, with one request for each.
     ///
-    /// Fails if no broker answers within 5 s, and if a topic is absent, may not be described, or has
-    /// no partition with a leader.
+    /// Fails if no broker answers within 5 s, and if a topic is absent, may not be described, or
+    /// has no partition with a leader.
     pub(crate) async fn find(&self, topics: &[String]) -> Result<(), Lack> {
         let (probe, topics) = (self.clone(), topics.to_vec());
         let found = tokio::task::spawn_blocking(move || {

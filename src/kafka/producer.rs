@@ -17,20 +17,18 @@ use rdkafka::{
 use super::{
     batch_size::{BatchLimits, MAX_BATCH_BYTES, MIN_BATCH_BYTES},
     client::{ClientLog, client_config, report_topic_ids},
-    renewal::ProducerRenewal,
+    renewal::{MIN_TOPIC_PAUSE, ProducerRenewal},
 };
 use crate::{config::KafkaConfig, domain::OrderId};
 
 /// The largest message, bytes: twice what a broker takes by default. A dead letter needs the second
 /// half for its headers.
 pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
-/// How long librdkafka tries to deliver a message, milliseconds. Then the caller decides what to do.
+/// How long librdkafka tries to deliver a message, milliseconds. Then the caller decides what to
+/// do.
 const DELIVERY_TIMEOUT_MS: &str = "10000";
 /// How long to wait for room in librdkafka's queue before the next attempt.
 const QUEUE_FULL_DELAY: Duration = Duration::from_millis(5);
-/// Least age of a client that is replaced since its topic was replaced. Brokers may disagree on the
-/// topic for some seconds.
-const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 /// How long a stop waits for messages on their way to the broker.
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -63,9 +61,13 @@ struct ProducerClient {
 pub enum ProduceError {
     #[error(transparent)]
     Kafka(#[from] KafkaError),
-    /// The broker rejects each of these messages even alone, as too large. `numbers` are their indexes
-    /// in the messages that were given, in no order. The broker has acknowledged all others.
-    #[error("{} of {sent} messages are too large for topic {topic}: raise its max.message.bytes", numbers.len())]
+    /// The broker rejects each of these messages even alone, as too large. `numbers` are their
+    /// indexes in the messages that were given, in no order. The broker has acknowledged all
+    /// others.
+    #[error(
+        "{} of {sent} messages are too large for topic {topic}: raise its max.message.bytes",
+        numbers.len()
+    )]
     TooLarge { topic: String, numbers: Vec<usize>, sent: usize },
 }
 
@@ -108,8 +110,8 @@ impl ProducerClient {
     }
 
     /// Whether the client never delivers again:
-    /// - It lost track of its idempotent sequence, for instance since a broker lost its last seconds.
-    ///   That is a fatal error.
+    /// - It lost track of its idempotent sequence, for instance since a broker lost its last
+    ///   seconds. That is a fatal error.
     /// - Its topic was replaced, and the new topic does not know the sequence.
     fn is_unusable(&self) -> bool {
         let may_follow_topic = || self.created_at.elapsed() >= MIN_TOPIC_PAUSE;
@@ -145,8 +147,9 @@ impl Producer {
         })
     }
 
-    /// Produces all messages and waits until the broker has acknowledged each. If a batch is too large
-    /// for the topic, produces its messages again in smaller batches, and in the end each alone.
+    /// Produces all messages and waits until the broker has acknowledged each. If a batch is too
+    /// large for the topic, produces its messages again in smaller batches, and in the end each
+    /// alone.
     ///
     /// Fails with
     /// - [`ProduceError::TooLarge`] if only messages remain that are too large by themselves,
@@ -188,8 +191,8 @@ impl Producer {
         }
     }
 
-    /// Produces messages whose batches were too large when the client `tried` produced them. Returns
-    /// the numbers of the messages that are too large even alone.
+    /// Produces messages whose batches were too large when the client `tried` produced them.
+    /// Returns the numbers of the messages that are too large even alone.
     async fn produce_smaller(
         &self,
         topic: &str,
@@ -218,7 +221,8 @@ impl Producer {
         Ok(too_large)
     }
 
-    /// Lowers the limit of batches to `bytes`, unless another client has replaced `present` meanwhile.
+    /// Lowers the limit of batches to `bytes`, unless another client has replaced `present`
+    /// meanwhile.
     fn limit_batches(&self, bytes: usize, present: &Arc<ProducerClient>) -> KafkaResult<()> {
         let mut client = self.client.write().unwrap_or_else(PoisonError::into_inner);
         let (former, bytes) =
@@ -242,8 +246,8 @@ impl Producer {
         Arc::clone(&self.client.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Notes the result of a delivery. Returns whether deliveries have failed for so long that another
-    /// client may help.
+    /// Notes the result of a delivery. Returns whether deliveries have failed for so long that
+    /// another client may help.
     fn is_failing(&self, produced: &KafkaResult<Vec<usize>>, began: Instant) -> bool {
         let mut renewal = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
         renewal.is_due(produced.as_ref().err(), began, Instant::now())
@@ -272,16 +276,16 @@ impl Producer {
     }
 }
 
-/// Drops a reference to a client. Dropping the last one closes the client, which may block for half a
-/// second: that happens on a thread for blocking work.
+/// Drops a reference to a client. Dropping the last one closes the client, which may block for half
+/// a second: that happens on a thread for blocking work.
 fn release(client: Arc<ProducerClient>) {
     if Arc::strong_count(&client) == 1 {
         drop(tokio::task::spawn_blocking(move || drop(client)));
     }
 }
 
-/// Produces the messages with these numbers. Returns the numbers of the messages that are too large,
-/// alone or together with the others of their batch.
+/// Produces the messages with these numbers. Returns the numbers of the messages that are too
+/// large, alone or together with the others of their batch.
 ///
 /// Fails with the first other error.
 async fn deliver(

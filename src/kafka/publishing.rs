@@ -226,8 +226,8 @@ fn too_large() -> DeadLetterReason {
     DeadLetterReason { class: "too_large", text: text.to_owned() }
 }
 
-/// Shows that a lane is halted, until it is dropped. A revocation does not wait for the batches of a
-/// halted lane.
+/// Shows that a lane is halted, until it is dropped. A revocation does not wait for the batches of
+/// a halted lane.
 struct HaltedLane<'a> {
     partitions: &'a Partitions,
     lane: usize,

@@ -20,8 +20,8 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the client may deliver nothing before [`TopicReader::read`] fails.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
-/// Reads the messages that a topic retains, without joining a group. Its calls block. A call fails if
-/// a broker rejects a question or does not answer it within 10 s.
+/// Reads the messages that a topic retains, without joining a group. Its calls block. A call fails
+/// if a broker rejects a question or does not answer it within 10 s.
 pub(crate) struct TopicReader {
     client: BaseConsumer,
 }

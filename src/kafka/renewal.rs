@@ -11,9 +11,12 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-/// How long a client may fail before it is replaced. It recovers by itself from most failures, and a
-/// replacement takes time too.
+/// How long a client may fail before it is replaced. It recovers by itself from most failures, and
+/// a replacement takes time too.
 const PATIENCE: Duration = Duration::from_secs(15);
+/// Least time between two replacements of a client since its topic was replaced, and least age of
+/// such a client. Brokers may disagree on the topic for some seconds.
+pub(super) const MIN_TOPIC_PAUSE: Duration = Duration::from_secs(5);
 /// The longest pause between two replacements that did not help.
 const MAX_PAUSE: Duration = Duration::from_secs(300);
 /// How long a new client may take to connect and to answer a question.
@@ -60,8 +63,8 @@ pub(super) struct ReachabilityCheck {
 }
 
 impl ReachabilityCheck {
-    /// Returns `true` once a new client has reached the leaders of all partitions of the topic and the
-    /// group's coordinator. Asks again and again until then, on a thread of its own.
+    /// Returns `true` once a new client has reached the leaders of all partitions of the topic and
+    /// the group's coordinator. Asks again and again until then, on a thread of its own.
     ///
     /// Does nothing until the present client has been without a broker for 15 s. `config` names the
     /// group; the new client does not join it.

@@ -13,8 +13,8 @@ use rdkafka::{
 
 use super::member::ConsumerClient;
 
-/// Dead letters of a partition that may pass in a second. Also the messages that a limited partition
-/// may deliver in a second.
+/// Dead letters of a partition that may pass in a second. Also the messages that a limited
+/// partition may deliver in a second.
 const MAX_LETTERS_PER_SECOND: u32 = 2000;
 /// How far a partition may be ahead of that rate before it is limited.
 const MAX_AHEAD: Duration = Duration::from_millis(500);
@@ -24,16 +24,17 @@ const LIMITED_FOR: Duration = Duration::from_secs(10);
 /// Bounds the rate of the dead letters that are blamed on their writers.
 ///
 /// If a partition's letters are ahead of the rate, the partition is limited: all its messages, good
-/// and bad, come at that rate. To that end the client pauses the partition again and again. The other
-/// partitions are not affected.
+/// and bad, come at that rate. To that end the client pauses the partition again and again. The
+/// other partitions are not affected.
 ///
-/// The rate is kept by due times, as in the generic cell rate algorithm (ITU-T I.371): each letter
-/// moves the due time on by its share of a second, and a partition is ahead while its due time is in
-/// the future.
+/// The rate is kept by due times, as in the generic cell rate algorithm (ITU-T I.371). Each letter
+/// moves the due time of its partition on by its share of a second. A partition is ahead while its
+/// due time is in the future.
 #[derive(Debug, Default)]
 pub(super) struct Throttle {
     rates: Mutex<HashMap<i32, PartitionRate>>,
-    /// Whether `rates` has entries. Most of the time it has none, and the poll thread takes no lock.
+    /// Whether `rates` has entries. Most of the time it has none, and the poll thread takes no
+    /// lock.
     is_active: AtomicBool,
 }
 
@@ -117,8 +118,8 @@ impl Throttle {
         self.is_active.store(!rates.is_empty(), Ordering::Release);
     }
 
-    /// Pauses and resumes partitions in the client, as they are due. The poll thread calls it before
-    /// each poll.
+    /// Pauses and resumes partitions in the client, as they are due. The poll thread calls it
+    /// before each poll.
     ///
     /// Does not resume a partition for which `may_come` returns `false`: its lane is full, and the
     /// poll thread resumes it later.
@@ -134,7 +135,8 @@ impl Throttle {
         }
         let Changes { pause, resume } = self.changes(now, may_come);
         if !pause.is_empty() {
-            tracing::debug!(topic, partitions = ?pause, "pausing partitions with many dead letters");
+            let partitions = &pause;
+            tracing::debug!(topic, ?partitions, "pausing partitions with many dead letters");
             warn_of(topic, client.pause(&list(topic, &pause)));
         }
         if !resume.is_empty() {

@@ -6,19 +6,21 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
 };
 
-/// What `orders` and `order-status` must take at least, bytes: the largest order event has 100
-/// lines, the largest status 512 characters of a reason, and both have headers.
+/// The least `max.message.bytes` of `orders` and `order-status`. The largest order event has 100
+/// lines, the largest status has a reason of 512 characters, and both have headers.
 pub const MIN_MESSAGE_BYTES: i64 = 16_384;
-/// Clocks of a fleet may differ by as much as this, milliseconds.
+/// By how much the clocks of a fleet may differ, milliseconds.
 const CLOCK_TOLERANCE_MS: i64 = 60_000;
 
-/// A topic's settings as the broker applies them, its own defaults included.
+/// A topic's settings as the broker applies them, the broker's defaults included.
 #[derive(Debug, Default)]
 pub(super) struct TopicSettings(BTreeMap<String, String>);
 
 impl TopicSettings {
-    /// Asks the broker for the settings of these topics, by their names. Fails where one is
-    /// unknown, or its settings may not be read.
+    /// Asks the broker for the settings of these topics, and returns them by topic.
+    ///
+    /// Fails if a topic is unknown, if its settings may not be read, or if no broker answers within
+    /// `timeout`.
     pub(super) async fn describe(
         admin: &AdminClient<DefaultClientContext>,
         topics: &[&str],
@@ -39,6 +41,7 @@ impl TopicSettings {
         Ok(described)
     }
 
+    /// The value of a setting, if the broker named it.
     pub(super) fn get(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(String::as_str)
     }
@@ -47,15 +50,15 @@ impl TopicSettings {
         self.get(name)?.parse().ok()
     }
 
-    /// The largest batch that the topic takes, bytes.
+    /// The largest batch that the topic takes, bytes, if the broker named the limits.
     pub(super) fn max_batch_bytes(&self) -> Option<usize> {
         let limits =
             ["max.message.bytes", "segment.bytes"].into_iter().filter_map(|name| self.number(name));
         usize::try_from(limits.min()?).ok()
     }
 
-    /// What is wrong with the settings of a topic that has so many replicas: a sentence each, with
-    /// what to do.
+    /// What is wrong with the settings of a topic that has `replicas` replicas. One sentence for
+    /// each problem, which also says how to mend it.
     pub(super) fn problems(&self, replicas: usize) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
@@ -65,32 +68,35 @@ impl TopicSettings {
         if let Some(policy) = self.get("cleanup.policy").filter(|policy| policy.contains("compact"))
         {
             problems.push(format!(
-                "cleanup.policy is {policy}: compaction deletes messages that are not read yet, and refuses those \
-                 without a key; set it to delete"
+                "cleanup.policy is {policy}: compaction deletes unread messages, and rejects \
+                 messages without a key; set it to delete"
             ));
         }
         if let Some(bytes) = self.number("retention.bytes").filter(|bytes| *bytes >= 0) {
             problems.push(format!(
-                "retention.bytes is {bytes}: the broker may delete messages before they are read; set it to -1"
+                "retention.bytes is {bytes}: the broker may delete unread messages; set it to -1"
             ));
         }
         if let Some(bytes) =
             self.number("max.message.bytes").filter(|bytes| *bytes < MIN_MESSAGE_BYTES)
         {
             problems.push(format!(
-                "max.message.bytes is {bytes}: the largest messages do not fit; set it to {MIN_MESSAGE_BYTES} or more"
+                "max.message.bytes is {bytes}: the largest messages do not fit; \
+                 set it to {MIN_MESSAGE_BYTES} or more"
             ));
         }
         if let Some(codec) = self.get("compression.type").filter(|codec| *codec != "producer") {
             problems.push(format!(
-                "compression.type is {codec}: the broker compresses each batch again; set it to producer"
+                "compression.type is {codec}: the broker compresses each batch again; \
+                 set it to producer"
             ));
         }
         problems.extend(self.timestamp_problems());
         problems
     }
 
-    /// Only with `CreateTime` does the broker compare a message's time with its own clock.
+    /// Problems with the limits of messages' times. The broker compares a message's time with its
+    /// own clock only under `CreateTime`.
     fn timestamp_problems(&self) -> Vec<String> {
         if self.get("message.timestamp.type") != Some("CreateTime") {
             return Vec::new();
@@ -102,15 +108,16 @@ impl TopicSettings {
         let too_low = limits.into_iter().filter_map(|(name, direction)| {
             let limit = self.number(name).filter(|limit| *limit < CLOCK_TOLERANCE_MS)?;
             Some(format!(
-                "{name} is {limit}: the broker refuses all messages of a process whose clock is that far {direction}; \
-                 set it to 3600000 or more"
+                "{name} is {limit}: the broker rejects all messages of a process whose clock is \
+                 {limit} ms {direction}; set it to 3600000 or more"
             ))
         });
         too_low.collect()
     }
 }
 
-/// Producers wait for `min` replicas, since they produce with `acks=all`.
+/// What is wrong with `min.insync.replicas`, if anything. The broker acknowledges a message when
+/// `min` replicas have it, since producers use `acks=all`.
 fn insync_problem(min: i64, replicas: i64) -> Option<String> {
     let (consequence, remedy) = if min > replicas {
         (
@@ -120,7 +127,7 @@ fn insync_problem(min: i64, replicas: i64) -> Option<String> {
     } else if min == replicas && replicas > 1 {
         ("no message is accepted while one broker is away", format!("set it to {}", replicas - 1))
     } else if min == 1 && replicas > 2 {
-        ("a message that is acknowledged may be lost with one broker", "set it to 2".to_owned())
+        ("an acknowledged message may be lost with one broker", "set it to 2".to_owned())
     } else {
         return None;
     };

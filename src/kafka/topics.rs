@@ -10,9 +10,13 @@ use rdkafka::{
 use super::{client_config, producer::MAX_MESSAGE_BYTES, topic_settings::TopicSettings};
 use crate::config::{KafkaConfig, TopicsConfig};
 
-const TIMEOUT: Duration = Duration::from_secs(15);
+/// How long the brokers may take to answer a request.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(15);
+/// How often a broker is asked for a topic that was created a moment ago, and the time between.
+const MAX_LAYOUT_ATTEMPTS: u32 = 50;
+const LAYOUT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// A topic that stocklock uses. [`TOPICS`] lists all of them.
+/// A topic of stocklock. [`TOPICS`] lists all of them.
 #[derive(Debug, Clone, Copy)]
 pub struct TopicDefinition {
     /// The setting with the topic's name. [`crate::config::KEYS`] has its default.
@@ -30,8 +34,8 @@ pub struct TopicDefinition {
     name: fn(&TopicsConfig) -> &str,
 }
 
-/// The list of topics. `setup` creates them, and the reference of topics is written from it. A
-/// topic that is added here also needs a field in [`Topics`] and its setting.
+/// The list of topics. `setup` creates these topics, and producers fit their batches to them. A
+/// topic that is added here also needs a setting and a field of [`Topics`].
 pub const TOPICS: [TopicDefinition; 4] = [
     TopicDefinition {
         setting: "topics.orders",
@@ -83,28 +87,30 @@ pub(crate) fn topic_names(topics: &TopicsConfig) -> [&str; TOPICS.len()] {
     TOPICS.map(|topic| topic.name(topics))
 }
 
-/// What became of one topic.
+/// What `setup` found out about a topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopicReport {
     pub(crate) name: String,
     pub(crate) created: bool,
-    /// How an existing topic differs from what is configured; it is left as it is.
+    /// How an existing topic differs from the configuration. `setup` does not alter it.
     pub(crate) differences: Vec<String>,
-    /// What is wrong with its settings, the broker's defaults included, and what to do: a sentence
-    /// each.
+    /// What is wrong with its settings, the broker's defaults included, and how to mend it. One
+    /// sentence for each problem.
     pub(crate) problems: Vec<String>,
-    /// How long it keeps messages, in milliseconds; -1: for ever.
+    /// How long it keeps messages, milliseconds. -1 is for ever.
     pub(crate) retention_ms: i64,
 }
 
-/// Creates the topics that do not exist. Never alters one that does.
-pub(crate) async fn ensure_topics(
-    kafka: &KafkaConfig,
-    topics: &TopicsConfig,
-) -> KafkaResult<Vec<TopicReport>> {
+/// Creates the topics that do not exist, and reports about all of them. Never alters a topic that
+/// exists.
+///
+/// Fails if no broker answers within 15 s, or if a topic cannot be created. If the settings of
+/// topics cannot be read, the reports say so.
+pub(crate) async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let options =
-        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let options = AdminOptions::new()
+        .operation_timeout(Some(ANSWER_TIMEOUT))
+        .request_timeout(Some(ANSWER_TIMEOUT));
     let retention_ms = i64::try_from(topics.retention.as_millis()).unwrap_or(i64::MAX);
     let retention = retention_ms.to_string();
     let settings: BTreeMap<_, _> = TOPICS
@@ -127,24 +133,19 @@ pub(crate) async fn ensure_topics(
         .collect();
     let mut reports = Vec::new();
     for created in admin.create_topics(&wanted, &options).await? {
-        let report = |name, created| TopicReport {
-            name,
-            created,
-            differences: Vec::new(),
-            problems: Vec::new(),
-            retention_ms,
-        };
-        match created {
-            Ok(name) => reports.push(report(name, true)),
-            Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => reports.push(report(name, false)),
+        let (name, created) = match created {
+            Ok(name) => (name, true),
+            Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => (name, false),
             Err((_, code)) => return Err(KafkaError::AdminOp(code)),
-        }
+        };
+        let (differences, problems) = (Vec::new(), Vec::new());
+        reports.push(TopicReport { name, created, differences, problems, retention_ms });
     }
     let names: Vec<_> = reports.iter().map(|report| report.name.clone()).collect();
     let layouts = layouts(kafka, names.clone()).await?;
     let names: Vec<_> = names.iter().map(String::as_str).collect();
     let unknown = TopicSettings::default();
-    let described = TopicSettings::describe(&admin, &names, TIMEOUT).await;
+    let described = TopicSettings::describe(&admin, &names, ANSWER_TIMEOUT).await;
     for (report, layout) in reports.iter_mut().zip(layouts) {
         if !report.created && i32::try_from(layout.partitions) != Ok(topics.partitions) {
             report.differences.push(format!(
@@ -160,7 +161,7 @@ pub(crate) async fn ensure_topics(
             }
             Err(error) => {
                 report.problems.push(format!(
-                    "its settings cannot be read ({error}); allow setup DescribeConfigs"
+                    "its settings cannot be read ({error}): grant setup DescribeConfigs"
                 ));
             }
         }
@@ -168,7 +169,7 @@ pub(crate) async fn ensure_topics(
     Ok(reports)
 }
 
-/// Reports how the settings of a topic that existed differ from what is configured.
+/// Reports how the settings of an existing topic differ from the configured ones.
 fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &str)]) {
     if report.created {
         return;
@@ -184,11 +185,13 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
     }
 }
 
-/// Deletes the topics, and all that is in them.
-pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaResult<()> {
+/// Deletes all topics of the configuration with their messages. Ignores failures of single topics,
+/// such as an absent one. Fails if no broker answers.
+pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
-    let options =
-        AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
+    let options = AdminOptions::new()
+        .operation_timeout(Some(ANSWER_TIMEOUT))
+        .request_timeout(Some(ANSWER_TIMEOUT));
     admin.delete_topics(&topic_names(topics), &options).await?;
     Ok(())
 }
@@ -196,12 +199,12 @@ pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaR
 /// How a topic is spread over the brokers.
 struct Layout {
     partitions: usize,
-    /// Of the partition that has the fewest.
+    /// Replicas of the partition that has the fewest.
     replicas: usize,
 }
 
-/// Asks how each of these topics is spread.
-async fn layouts(kafka: &KafkaConfig, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
+/// Asks a broker for the layout of each topic.
+async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
     let asked = tokio::task::spawn_blocking(move || {
         topics.iter().map(|topic| layout(&producer, topic)).collect()
@@ -209,16 +212,17 @@ async fn layouts(kafka: &KafkaConfig, topics: Vec<String>) -> KafkaResult<Vec<La
     asked.await.unwrap_or(Err(KafkaError::Canceled))
 }
 
+/// Asks a broker for the layout of a topic. Blocks; fails if the topic is still unknown after 5 s.
 fn layout(producer: &BaseProducer, topic: &str) -> KafkaResult<Layout> {
     // A topic that was created a moment ago may not be in the broker's metadata yet.
-    for _ in 0..50 {
-        let metadata = producer.client().fetch_metadata(Some(topic), TIMEOUT)?;
+    for _ in 0..MAX_LAYOUT_ATTEMPTS {
+        let metadata = producer.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
         if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min()
         {
             return Ok(Layout { partitions: partitions.len(), replicas });
         }
-        std::thread::sleep(Duration::from_millis(100));
+        std::thread::sleep(LAYOUT_RETRY_DELAY);
     }
     Err(KafkaError::AdminOp(RDKafkaErrorCode::UnknownTopicOrPartition))
 }

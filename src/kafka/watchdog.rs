@@ -51,14 +51,15 @@ impl Watchdog {
         silent.into_iter().map(|(_, partition)| partition).collect()
     }
 
-    /// Notes that the caller asked about a silent partition. It counts as silent again after half of
-    /// the limit.
+    /// Notes that the caller asked about a silent partition. It counts as silent again after half
+    /// of the limit.
     pub(super) fn asked(&mut self, partition: i32, now: Instant) {
         self.silent_since.insert(partition, now);
     }
 
-    /// Notes that the broker did not answer. The partition counts as silent again after 3 s, or after
-    /// half of `limit` if that is less. Whether the partition is behind is not known any more.
+    /// Notes that the broker did not answer. The partition counts as silent again after 3 s, or
+    /// after half of `limit` if that is less. Whether the partition is behind is not known any
+    /// more.
     pub(super) fn ask_again(&mut self, partition: i32, limit: Duration, now: Instant) {
         let saved = (limit / 2).saturating_sub(ASK_AGAIN_AFTER);
         self.silent_since.insert(partition, now.checked_sub(saved).unwrap_or(now));
@@ -66,8 +67,8 @@ impl Watchdog {
     }
 
     /// Notes whether a silent partition is behind, that is, has messages that the client does not
-    /// deliver. Returns whether it is stalled: it was behind at the question before too. (Once is not
-    /// enough, since a message may be on its way.)
+    /// deliver. Returns whether it is stalled: it was behind at the question before too. (Once is
+    /// not enough, since a message may be on its way.)
     pub(super) fn is_stalled(&mut self, partition: i32, is_behind: bool) -> bool {
         if is_behind {
             return !self.behind.insert(partition);
