@@ -41,9 +41,9 @@ impl OldestPending {
         self.age_seconds.set(age.max(0.0));
     }
 
-    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones from
-    /// `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast. The
-    /// next pass finds that order.
+    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones
+    /// from `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast.
+    /// The next pass finds that order.
     ///
     /// Fails with the error of the store.
     pub(super) async fn measure(

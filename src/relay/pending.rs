@@ -18,8 +18,8 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// The longest time from the making of an order's id to its commit. The scan stays behind it, so that
-/// it misses no order.
+/// The longest time from the making of an order's id to its commit. The scan stays behind it, so
+/// that it misses no order.
 const MAX_COMMIT_DELAY: Duration = Duration::from_secs(60);
 /// The pause between passes. It is shorter if orders are produced again sooner.
 const MAX_PASS_INTERVAL: Duration = Duration::from_secs(60);
@@ -166,7 +166,11 @@ impl PendingWatch {
         let young = self.watched.split_off(&self.horizon.decidable(now).start);
         let expired = std::mem::replace(&mut self.watched, young);
         if let Some(oldest) = expired.keys().next() {
-            tracing::error!(orders = expired.len(), %oldest, "pending orders are too old to be decided");
+            tracing::error!(
+                orders = expired.len(),
+                %oldest,
+                "pending orders are too old to be decided"
+            );
             self.metrics
                 .pending_orders
                 .with_label_values(&["expired"])
@@ -199,8 +203,8 @@ impl PendingWatch {
         Ok(false)
     }
 
-    /// The oldest pending order among those that are too young to be watched. Also returns the order
-    /// up to which the scan found no pending one.
+    /// The oldest pending order among those that are too young to be watched. Also returns the
+    /// order up to which the scan found no pending one.
     async fn find_young(&self) -> Result<(Option<OrderId>, OrderId), StoreError> {
         let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
         let scanning = Instant::now();

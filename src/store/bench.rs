@@ -22,8 +22,8 @@ pub(crate) struct SiblingDatabase {
 impl SiblingDatabase {
     /// Creates a database whose name is that of the store's database and `suffix`.
     ///
-    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed, and with the error of the
-    /// statement.
+    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed, and with the error of
+    /// the statement.
     pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
         let mut url =
             Url::parse(store.expose()).map_err(|error| sqlx::Error::Configuration(error.into()))?;

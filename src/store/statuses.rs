@@ -25,8 +25,8 @@ pub struct Applied {
     pub(crate) released: usize,
     /// Orders that the store does not have.
     pub(crate) unknown: Vec<OrderId>,
-    /// Completed orders that were reported failed or cancelled too late to release their stock. They
-    /// stay completed.
+    /// Completed orders that were reported failed or cancelled too late to release their stock.
+    /// They stay completed.
     pub(crate) too_late: Vec<OrderId>,
 }
 
@@ -82,7 +82,8 @@ impl OrderStore {
     /// `releasable_from` stays completed.
     ///
     /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
-    /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a transaction.
+    /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a
+    /// transaction.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
@@ -156,8 +157,8 @@ struct Batch {
 }
 
 impl FirstDecisions {
-    /// `None` if an order has more than one status, or if the source of one is not a worker. `orders`
-    /// is the number of distinct orders.
+    /// `None` if an order has more than one status, or if the source of one is not a worker.
+    /// `orders` is the number of distinct orders.
     fn new(statuses: &[&OrderStatus], orders: usize) -> Result<Option<Self>, StoreError> {
         if !statuses.iter().all(|status| status.is_from_worker()) {
             return Ok(None);
@@ -188,8 +189,8 @@ impl FirstDecisions {
         }))
     }
 
-    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if a
-    /// release that is done was not owed.
+    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if
+    /// a release that is done was not owed.
     async fn apply(
         &self,
         conn: &mut MySqlConnection,
@@ -215,8 +216,8 @@ impl FirstDecisions {
     }
 }
 
-/// What a batch of statuses does to orders in their present states: at most one move for each order,
-/// and what its last status says about its release.
+/// What a batch of statuses does to orders in their present states: at most one move for each
+/// order, and what its last status says about its release.
 struct Plan {
     moves: Vec<Move>,
     /// Orders whose release is owed from now on.

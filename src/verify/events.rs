@@ -33,8 +33,8 @@ struct Passed {
 }
 
 /// Reads the committed offsets first, then the events before them, then the outcomes, then the dead
-/// letters. A worker writes the outcome or the dead letter of an event before it commits the offset,
-/// so the check misses none.
+/// letters. A worker writes the outcome or the dead letter of an event before it commits the
+/// offset, so the check misses none.
 ///
 /// Fails with the error of a store. What Kafka does not show is `unchecked`.
 pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreError> {

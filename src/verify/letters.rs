@@ -70,8 +70,8 @@ impl Letters {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be one
-    /// that is no longer retained.
+    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be
+    /// one that is no longer retained.
     pub(super) fn may_explain(
         &self,
         partition: i32,
