@@ -33,8 +33,8 @@ impl Limits {
 
     /// The statement that a session begins with, whatever the server's defaults are.
     ///
-    /// `max_execution_time` bounds reads in `MySQL`, and `max_statement_time` bounds every
-    /// statement in `MariaDB`. For the other server each is a comment.
+    /// `max_execution_time` bounds reads in MySQL, and `max_statement_time` bounds every
+    /// statement in MariaDB. For the other server each is a comment.
     pub(super) fn session(&self) -> String {
         let Self { silence, work, lock_wait, .. } = self;
         let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());

@@ -1,5 +1,5 @@
-//! The order store and the stock store: all SQL, and the one runner of transactions. `MySQL` and
-//! `MariaDB` get the same statements.
+//! The order store and the stock store: all SQL, and the one runner of transactions. MySQL and
+//! MariaDB get the same statements.
 //!
 //! | file | what it does |
 //! | --- | --- |
@@ -14,7 +14,7 @@
 //!
 //! A batch travels as one JSON parameter, which `JSON_TABLE` turns into rows. So there is one
 //! prepared statement for batches of all sizes. Its rows are joined to a table by the table's
-//! primary key, as hints demand: without them, `MariaDB` scans, and locks, all of a small table.
+//! primary key, as hints demand: without them, MariaDB scans, and locks, all of a small table.
 
 mod bench;
 mod charsets;

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::domain::{EventKind, Invalid, OrderId, OrderState, ProductId};
 
-/// A table of the order ids of a parameter. (A derived table, since `MySQL` refuses a locking
+/// A table of the order ids of a parameter. (A derived table, since MySQL refuses a locking
 /// clause where `JSON_TABLE` stands alone.)
 macro_rules! wanted_orders {
     () => {

@@ -145,15 +145,16 @@ pub(super) async fn lock_states(
 /// It is applied without a read before. The statements move pending orders alone, so another state
 /// shows as a row that was not written.
 struct FirstDecisions {
-    completed: Batch,
-    failed: Batch,
-    released: Batch,
+    completed: OrdersParameter,
+    failed: OrdersParameter,
+    released: OrdersParameter,
 }
 
-/// Distinct orders, and the parameter of the statement for them.
-struct Batch {
-    orders: usize,
-    parameter: String,
+/// The parameter of a statement about distinct orders.
+struct OrdersParameter {
+    /// The number of the orders.
+    count: usize,
+    text: String,
 }
 
 impl FirstDecisions {
@@ -183,9 +184,9 @@ impl FirstDecisions {
         }
         let refusals: Vec<_> = failed.iter().map(|(id, reason)| (hex(*id), reason)).collect();
         Ok(Some(Self {
-            failed: Batch { orders: failed.len(), parameter: json(&refusals)? },
-            completed: Batch { orders: completed.len(), parameter: order_ids(completed)? },
-            released: Batch { orders: released.len(), parameter: order_ids(released)? },
+            failed: OrdersParameter { count: failed.len(), text: json(&refusals)? },
+            completed: OrdersParameter { count: completed.len(), text: order_ids(completed)? },
+            released: OrdersParameter { count: released.len(), text: order_ids(released)? },
         }))
     }
 
@@ -197,20 +198,20 @@ impl FirstDecisions {
         now: DateTime<Utc>,
     ) -> Result<Vec<MovedOrders>, StoreError> {
         let mut moved = Vec::with_capacity(2);
-        for (statement, to, batch) in [
+        for (statement, to, parameter) in [
             (COMPLETE_PENDING, OrderState::Completed, &self.completed),
             (FAIL_PENDING, OrderState::Failed, &self.failed),
         ] {
-            if batch.orders > 0 {
-                let moving = sqlx::query(statement).bind(&batch.parameter).bind(now);
+            if parameter.count > 0 {
+                let moving = sqlx::query(statement).bind(&parameter.text).bind(now);
                 let written = moving.execute(&mut *conn).await?.rows_affected();
-                expect_rows("pending orders moved", batch.orders, written)?;
-                moved.push(MovedOrders { to, count: batch.orders });
+                expect_rows("pending orders moved", parameter.count, written)?;
+                moved.push(MovedOrders { to, count: parameter.count });
             }
         }
-        if self.released.orders > 0 {
-            let ended = releases::end(conn, &self.released.parameter).await?;
-            expect_rows("releases ended", self.released.orders, ended)?;
+        if self.released.count > 0 {
+            let ended = releases::end(conn, &self.released.text).await?;
+            expect_rows("releases ended", self.released.count, ended)?;
         }
         Ok(moved)
     }

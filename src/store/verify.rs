@@ -82,7 +82,7 @@ const READ_ORDERS: &str = concat!(
 /// The server does not show the sessions of other users without the privilege PROCESS.
 const ACCESS_DENIED: u16 = 1227;
 
-/// `MySQL` fails to list transactions while one of them runs a statement with a character of four
+/// MySQL fails to list transactions while one of them runs a statement with a character of four
 /// bytes or with binary parameters, whose text does not fit into the list. The same holds for the
 /// sessions in `information_schema.processlist`.
 const CANNOT_CONVERT: u16 = 3854;
