@@ -136,7 +136,11 @@ impl Relay {
         let (count, work) = (events.len(), work(events));
         tokio::spawn(async move {
             if let Err(error) = work.await {
-                tracing::warn!(events = count, %error, "events not published, a pass does it later");
+                tracing::warn!(
+                    events = count,
+                    %error,
+                    "events not published, a later pass publishes them"
+                );
             }
             drop(permit);
         });
