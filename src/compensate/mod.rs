@@ -55,8 +55,8 @@ impl Handler for Compensator {
         crash_point("compensate.committed");
         self.count(&applied);
         let mut releases = std::mem::take(&mut applied.events);
-        // A worker would dead-letter a release beyond the horizon. The watch of owed releases counts
-        // it as expired.
+        // A worker would dead-letter a release beyond the horizon. The watch of owed releases
+        // counts it as expired.
         releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
         self.relay.release_in_background(releases);
         self.store.database().observe_pool();

@@ -49,8 +49,8 @@ const MAX_WAIT: Duration = Duration::from_secs(86_400);
 /// The wait doubles so often, which exceeds [`MAX_WAIT`].
 const MAX_DOUBLINGS: u32 = 30;
 /// An event that was published so often and still lacks its effect is probably dead-lettered each
-/// time. Few of these events are published at once, so that they do not use up the allowance of dead
-/// letters of a lane.
+/// time. Few of these events are published at once, so that they do not use up the allowance of
+/// dead letters of a lane.
 const LIKELY_REFUSED_AFTER: u32 = 3;
 
 /// Why events were not published.
@@ -72,7 +72,8 @@ impl RelayError {
     }
 }
 
-/// Publishes events of the outbox, and deletes them there. An event may be published more than once.
+/// Publishes events of the outbox, and deletes them there. An event may be published more than
+/// once.
 ///
 /// Cheap to clone; all clones share their limits.
 #[derive(Clone)]
@@ -116,8 +117,8 @@ impl Relay {
         }
     }
 
-    /// Publishes events that were just committed. If that fails, their outbox rows stay, and a sweep
-    /// publishes them.
+    /// Publishes events that were just committed. If that fails, their outbox rows stay, and a
+    /// sweep publishes them.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
         self.in_background(events, async move |events| relay.publish(&events).await);
@@ -135,7 +136,11 @@ impl Relay {
         let (count, work) = (events.len(), work(events));
         tokio::spawn(async move {
             if let Err(error) = work.await {
-                tracing::warn!(events = count, %error, "events not published, a later pass does it");
+                tracing::warn!(
+                    events = count,
+                    %error,
+                    "events not published, a later pass publishes them"
+                );
             }
             drop(permit);
         });

@@ -28,22 +28,30 @@ pub(super) struct OldestPending {
     from: OrderId,
 }
 
+/// What a scan says about the oldest pending order.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct OldestFound {
+    /// `None` if the scan found none.
+    pub(crate) order: Option<OrderId>,
+    /// No order below this one is pending, except watched ones.
+    pub(crate) scanned_to: OrderId,
+}
+
 impl OldestPending {
     pub(super) fn new(age_seconds: Gauge) -> Self {
         Self { age_seconds, from: OrderId::first_of(DateTime::UNIX_EPOCH) }
     }
 
-    /// Sets the gauge to the age of `oldest`, or to 0. No order below `from` is pending, except
-    /// watched ones.
-    pub(super) fn set(&mut self, oldest: Option<OrderId>, from: OrderId, now: DateTime<Utc>) {
-        self.from = from;
-        let age = oldest.map_or(0.0, |oldest| (now - oldest.made_at()).as_seconds_f64());
+    /// Sets the gauge to the age of the order, or to 0. The next scan goes on from there.
+    pub(super) fn set(&mut self, found: OldestFound, now: DateTime<Utc>) {
+        self.from = found.scanned_to;
+        let age = found.order.map_or(0.0, |oldest| (now - oldest.made_at()).as_seconds_f64());
         self.age_seconds.set(age.max(0.0));
     }
 
-    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones from
-    /// `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast. The
-    /// next pass finds that order.
+    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones
+    /// from `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast.
+    /// The next pass finds that order.
     ///
     /// Fails with the error of the store.
     pub(super) async fn measure(
@@ -58,7 +66,7 @@ impl OldestPending {
             let decided = store.find_decided(&watched).await?;
             let decided: HashSet<_> = decided.iter().map(|order| order.order_id).collect();
             if let Some(oldest) = watched.into_iter().find(|id| !decided.contains(id)) {
-                self.set(Some(oldest), self.from, now);
+                self.set(OldestFound { order: Some(oldest), scanned_to: self.from }, now);
                 return Ok(());
             }
         }
@@ -73,7 +81,7 @@ impl OldestPending {
                 _ => break,
             }
         }
-        self.set(oldest, from, now);
+        self.set(OldestFound { order: oldest, scanned_to: from }, now);
         Ok(())
     }
 }

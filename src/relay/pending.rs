@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{
     LIKELY_REFUSED_AFTER, Relay, RelayError,
-    oldest::{MEASURE_INTERVAL, OldestPending},
+    oldest::{MEASURE_INTERVAL, OldestFound, OldestPending},
 };
 use crate::{
     domain::{Horizon, OrderId},
@@ -18,8 +18,8 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// The longest time from the making of an order's id to its commit. The scan stays behind it, so that
-/// it misses no order.
+/// The longest time from the making of an order's id to its commit. The scan stays behind it, so
+/// that it misses no order.
 const MAX_COMMIT_DELAY: Duration = Duration::from_secs(60);
 /// The pause between passes. It is shorter if orders are produced again sooner.
 const MAX_PASS_INTERVAL: Duration = Duration::from_secs(60);
@@ -141,11 +141,11 @@ impl PendingWatch {
         self.forget_decided().await?;
         let expired = self.forget_expired(now);
         let is_complete = self.scan(now).await?;
-        let (oldest, from) = match self.watched.keys().next() {
+        let oldest = match self.watched.keys().next() {
             None if is_complete => self.find_young().await?,
-            oldest => (oldest.copied(), self.scanned),
+            order => OldestFound { order: order.copied(), scanned_to: self.scanned },
         };
-        self.oldest.set(oldest, from, now);
+        self.oldest.set(oldest, now);
         let produced = self.produce_due(now).await?;
         Ok(PendingPass { produced, expired, is_complete })
     }
@@ -166,7 +166,11 @@ impl PendingWatch {
         let young = self.watched.split_off(&self.horizon.decidable(now).start);
         let expired = std::mem::replace(&mut self.watched, young);
         if let Some(oldest) = expired.keys().next() {
-            tracing::error!(orders = expired.len(), %oldest, "pending orders are too old to be decided");
+            tracing::error!(
+                orders = expired.len(),
+                %oldest,
+                "pending orders are too old to be decided"
+            );
             self.metrics
                 .pending_orders
                 .with_label_values(&["expired"])
@@ -199,42 +203,44 @@ impl PendingWatch {
         Ok(false)
     }
 
-    /// The oldest pending order among those that are too young to be watched. Also returns the order
-    /// up to which the scan found no pending one.
-    async fn find_young(&self) -> Result<(Option<OrderId>, OrderId), StoreError> {
-        let (mut from, end) = (self.scanned, OrderId::first_of(DateTime::<Utc>::MAX_UTC));
+    /// Scans for the oldest pending order among those that are too young to be watched.
+    async fn find_young(&self) -> Result<OldestFound, StoreError> {
+        let mut found = OldestFound { order: None, scanned_to: self.scanned };
+        let end = OrderId::first_of(DateTime::<Utc>::MAX_UTC);
         let scanning = Instant::now();
         for _ in 0..MAX_CHUNKS_PER_PASS {
             if scanning.elapsed() >= MAX_SCAN_TIME {
                 break;
             }
-            let scan = self.relay.store.scan_pending(from, end, CHUNK_ORDERS, 1).await?;
-            match (scan.pending.first(), scan.last) {
-                (None, Some(last)) => from = last,
-                (oldest, _) => return Ok((oldest.copied(), from)),
+            let store = &self.relay.store;
+            let scan = store.scan_pending(found.scanned_to, end, CHUNK_ORDERS, 1).await?;
+            found.order = scan.pending.first().copied();
+            match scan.last {
+                Some(last) if found.order.is_none() => found.scanned_to = last,
+                _ => break,
             }
         }
-        Ok((None, from))
+        Ok(found)
     }
 
-    /// Produces due orders again. Returns how many.
+    /// Produces due orders again. Returns the number of their events.
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
         let due =
             self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
         // Orders that were not produced again yet come first, then those that have waited longest.
-        let mut due: Vec<_> =
-            due.map(|(id, watched)| (watched.produced_at, *id, watched.times)).collect();
-        due.sort_unstable();
+        let mut due: Vec<_> = due.map(|(id, watched)| (*id, *watched)).collect();
+        due.sort_unstable_by_key(|(id, watched)| (watched.produced_at, *id));
         let mut likely_refused = 0;
-        due.retain(|(_, _, times)| {
-            likely_refused += usize::from(*times >= LIKELY_REFUSED_AFTER);
-            *times < LIKELY_REFUSED_AFTER || likely_refused <= MAX_LIKELY_REFUSED_PER_PASS
+        due.retain(|(_, watched)| {
+            let is_likely_refused = watched.times >= LIKELY_REFUSED_AFTER;
+            likely_refused += usize::from(is_likely_refused);
+            !is_likely_refused || likely_refused <= MAX_LIKELY_REFUSED_PER_PASS
         });
         due.truncate(MAX_PRODUCED_PER_PASS);
         if due.is_empty() {
             return Ok(0);
         }
-        let ids: Vec<_> = due.into_iter().map(|(_, id, _)| id).collect();
+        let ids: Vec<_> = due.into_iter().map(|(id, _)| id).collect();
         let events = self.relay.store.find_pending(&ids).await?;
         self.relay.publish(&events).await?;
         for id in &ids {

@@ -161,8 +161,8 @@ impl ReleaseWatch {
         Ok(events.len())
     }
 
-    /// Chooses the releases that are published now. If the allowance of this period for releases that
-    /// are likely refused is used up, the others wait: one period for each allowance of them.
+    /// Chooses the releases that are published now. If the allowance of this period for releases
+    /// that are likely refused is used up, the others wait: one period for each allowance of them.
     fn choose(&mut self, claimed: Vec<ClaimedRelease>, now: DateTime<Utc>) -> Chosen {
         if self.period_ends_at <= now {
             self.likely_refused_left = MAX_LIKELY_REFUSED_PER_PERIOD;

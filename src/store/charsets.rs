@@ -30,7 +30,7 @@ enum Change {
 
 /// Brings enumerations to `ascii_general_ci`, unless that blocks writes for more than 1 s.
 ///
-/// `MySQL` changes its description of the column alone. `MariaDB` would copy the table, so a large
+/// MySQL changes its description of the column alone. MariaDB would copy the table, so a large
 /// table keeps its character set. Our statements read the columns whatever their character set is.
 ///
 /// Fails only if the columns cannot be listed.
@@ -92,8 +92,8 @@ async fn alter_soon(conn: &mut MySqlConnection, sql: &str) -> Result<(), StoreEr
     }
 }
 
-/// The definition of the column with another character set. `MariaDB` quotes the default, and
-/// `MySQL` does not.
+/// The definition of the column with another character set. MariaDB quotes the default, and
+/// MySQL does not.
 fn definition(row: &MySqlRow) -> Result<String, StoreError> {
     let (column, kind) = (ascii(row, "column_name")?, ascii(row, "column_type")?);
     let default: Option<&str> = row.try_get_unchecked("column_default")?;

@@ -103,8 +103,8 @@ impl Database {
 /// Runs statements that need no transaction: `on_connection!(db, |conn| …)`. The block is the body
 /// of a future and ends in a `Result`.
 ///
-/// Fails with [`StoreError::Unavailable`] if there is no connection within 5 s, or if the statements
-/// take longer than 30 s. Other errors are those of the block.
+/// Fails with [`StoreError::Unavailable`] if there is no connection within 5 s, or if the
+/// statements take longer than 30 s. Other errors are those of the block.
 macro_rules! on_connection {
     ($database:expr, |$conn:ident| $work:expr) => {{
         let limit = $crate::store::database::STATEMENT_DEADLINE;

@@ -148,8 +148,8 @@ const CONSTRAINT_FAILED: u16 = 4025;
 /// SQLSTATE classes of refused data: data exception, constraint, check option, and class 45.
 ///
 /// A trigger signals class 45 (`SIGNAL SQLSTATE '45000'`) to refuse a row. A trigger that wants
-/// another attempt signals another class. Class 21 is not among them: a wrong number of columns is a
-/// fault of the tables, and every batch meets it.
+/// another attempt signals another class. Class 21 is not among them: a wrong number of columns is
+/// a fault of the tables, and every batch meets it.
 const CLASSES_OF_DATA: [&str; 4] = ["22", "23", "44", "45"];
 
 impl From<sqlx::Error> for StoreError {
@@ -197,4 +197,35 @@ impl StoreError {
 /// The error that the server sent, if `error` is one.
 pub(super) fn raised_by_server(error: &sqlx::Error) -> Option<&MySqlDatabaseError> {
     error.as_database_error()?.try_downcast_ref()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error_text::with_causes;
+
+    #[test]
+    fn an_error_names_each_of_its_causes_once() {
+        let source = NoSession::Server(sqlx::Error::PoolClosed);
+        let server = "order_store at db:3306".to_owned();
+        let no_session = StoreError::Unavailable(Outage::NoSession { server, source });
+        let row_count = Conflict::RowCount { statement: "orders moved", expected: 2, written: 1 };
+        let conflict = StoreError::Conflict(row_count);
+
+        let cause = sqlx::Error::PoolClosed.to_string();
+        let expected = format!("the database is unavailable: order_store at db:3306: {cause}");
+        assert_eq!(no_session.to_string(), expected);
+        assert_eq!(with_causes(&no_session), expected);
+        assert_eq!(
+            with_causes(&conflict),
+            "in conflict with another transaction: orders moved: 2 rows expected, 1 written"
+        );
+    }
+
+    #[test]
+    fn a_commit_that_failed_for_any_cause_but_a_conflict_may_have_happened() {
+        let failed = StoreError::of_commit(sqlx::Error::PoolClosed);
+
+        assert!(matches!(failed, StoreError::CommitUnknown(Outage::Server(_))), "{failed:?}");
+    }
 }

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
-/// The longest time for one attempt at a transaction, its commit aside. The server gives a statement
-/// outside of transactions as long.
+/// The longest time for one attempt at a transaction, its commit aside. The server gives a
+/// statement outside of transactions as long.
 const MAX_WORK: Duration = Duration::from_secs(30);
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(5);
 /// The longest time for a commit. Replicas and disks have pauses.
@@ -33,8 +33,8 @@ impl Limits {
 
     /// The statement that a session begins with, whatever the server's defaults are.
     ///
-    /// `max_execution_time` bounds reads in `MySQL`, and `max_statement_time` bounds every statement
-    /// in `MariaDB`. For the other server each is a comment.
+    /// `max_execution_time` bounds reads in MySQL, and `max_statement_time` bounds every
+    /// statement in MariaDB. For the other server each is a comment.
     pub(super) fn session(&self) -> String {
         let Self { silence, work, lock_wait, .. } = self;
         let (silence, lock_wait) = (silence.as_secs(), lock_wait.as_secs());

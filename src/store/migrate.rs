@@ -49,7 +49,7 @@ pub(crate) async fn migrate_stock_store(url: &SecretUrl) -> Result<(), StoreErro
 /// their migrations differ, and each store leaves the other's alone.
 ///
 /// The lock is our own and has a bound. sqlx waits for its lock without one, by a statement that
-/// `MariaDB` does not take.
+/// MariaDB does not take.
 async fn migrate(url: &SecretUrl, mut migrator: Migrator) -> Result<(), StoreError> {
     let mut conn = MySqlConnection::connect(url.expose()).await?;
     let lock = sqlx::query_scalar("SELECT GET_LOCK(?, ?)").bind(LOCK).bind(MAX_LOCK_WAIT.as_secs());
@@ -94,7 +94,7 @@ async fn run(conn: &mut MySqlConnection, migrator: &Migrator) -> Result<(), Stor
     }
 }
 
-/// Before 10.11.10, `MariaDB` keeps the escapes of a JSON string (MDEV-27412). Our statements would
+/// Before 10.11.10, MariaDB keeps the escapes of a JSON string (MDEV-27412). Our statements would
 /// write garbled text there.
 async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
     let sql =

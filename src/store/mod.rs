@@ -1,9 +1,9 @@
-//! The order store and the stock store: all SQL, and the one runner of transactions. `MySQL` and
-//! `MariaDB` get the same statements.
+//! The order store and the stock store: all SQL, and the one runner of transactions. MySQL and
+//! MariaDB get the same statements.
 //!
 //! | file | what it does |
 //! | --- | --- |
-//! | `database`, `sessions`, `session`, `in_use`, `ender`, `limits` | the sessions of a server: opened, checked, bounded in time, ended |
+//! | `database`, `sessions`, `session`, `in_use`, `ender`, `limits` | sessions of a server |
 //! | `transaction` | runs a transaction: named, measured, repeated after a conflict |
 //! | `error` | what a failure means to the caller |
 //! | `rows` | domain values ↔ columns and parameters |
@@ -12,9 +12,9 @@
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
 //!
-//! A batch travels as one JSON parameter, which `JSON_TABLE` turns into rows. So there is one prepared
-//! statement for batches of all sizes. Its rows are joined to a table by the table's primary key, as
-//! hints demand: without them, `MariaDB` scans, and locks, all of a small table.
+//! A batch travels as one JSON parameter, which `JSON_TABLE` turns into rows. So there is one
+//! prepared statement for batches of all sizes. Its rows are joined to a table by the table's
+//! primary key, as hints demand: without them, MariaDB scans, and locks, all of a small table.
 
 mod bench;
 mod charsets;

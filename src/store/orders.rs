@@ -104,8 +104,8 @@ impl OrderStore {
     /// [`OrderStore::place`] with a deadline, after which no COMMIT is sent. A COMMIT that was sent
     /// before is awaited for 1 s more.
     ///
-    /// After the deadline this fails with [`StoreError::Unavailable`] if no COMMIT was sent, and with
-    /// [`StoreError::CommitUnknown`] if one was.
+    /// After the deadline this fails with [`StoreError::Unavailable`] if no COMMIT was sent, and
+    /// with [`StoreError::CommitUnknown`] if one was.
     pub(crate) async fn place_by(
         &self,
         orders: &[NewOrder],
@@ -209,8 +209,8 @@ impl OrderStore {
     }
 }
 
-/// The events of the rows that can be read. A corrupt order is logged, and keeps no other from being
-/// published.
+/// The events of the rows that can be read. A corrupt order is logged, and keeps no other from
+/// being published.
 pub(super) fn readable_events(
     rows: &[MySqlRow],
     kind: impl Fn(&MySqlRow) -> Result<EventKind, StoreError>,
@@ -219,7 +219,7 @@ pub(super) fn readable_events(
         Ok(event) => Some(event),
         Err(error) => {
             let order_id = order_id(row).map(|id| id.to_string()).unwrap_or_default();
-            tracing::error!(order_id, %error, "stored order is corrupt, its event is not published");
+            tracing::error!(order_id, %error, "order is corrupt, its event is not published");
             None
         }
     });

@@ -61,8 +61,8 @@ pub(super) fn outcome(row: &MySqlRow) -> Result<Outcome, StoreError> {
 
 /// Records outcomes of orders that had none.
 ///
-/// Fails with [`StoreError::Conflict`] if another worker decided one of the orders, or if an earlier
-/// outcome of one may have been purged.
+/// Fails with [`StoreError::Conflict`] if another worker decided one of the orders, or if an
+/// earlier outcome of one may have been purged.
 pub(super) async fn insert(
     conn: &mut MySqlConnection,
     outcomes: &BTreeMap<OrderId, Outcome>,

@@ -37,8 +37,8 @@ const FIND: &str = concat!(
 );
 
 impl OrderStore {
-    /// Reads up to `limit` orders after `after` and below `below`. Ends early at the order that makes
-    /// `max_pending` pending orders.
+    /// Reads up to `limit` orders after `after` and below `below`. Ends early at the order that
+    /// makes `max_pending` pending orders.
     pub async fn scan_pending(
         &self,
         after: OrderId,

@@ -104,8 +104,8 @@ const FIND: &str = concat!(
     " STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = wanted.order_id",
 );
 
-/// Owes the releases of orders that the caller's transaction moves. They are due at `due_at`, unless
-/// they are owed already.
+/// Owes the releases of orders that the caller's transaction moves. They are due at `due_at`,
+/// unless they are owed already.
 pub(super) async fn owe(
     conn: &mut MySqlConnection,
     ids: impl IntoIterator<Item = OrderId>,
@@ -155,7 +155,8 @@ impl OrderStore {
         })
     }
 
-    /// Sets when releases are published next. Leaves alone those that are done meanwhile, or expired.
+    /// Sets when releases are published next. Leaves alone those that are done meanwhile, or
+    /// expired.
     pub(crate) async fn schedule_releases(
         &self,
         mut schedules: Vec<ReleaseSchedule>,
@@ -228,8 +229,8 @@ impl OrderStore {
         })
     }
 
-    /// Deletes owed releases whose stock a person returned in another way. Leaves alone the releases
-    /// of orders from `below` on. Returns how many were owed.
+    /// Deletes owed releases whose stock a person returned in another way. Leaves alone the
+    /// releases of orders from `below` on. Returns how many were owed.
     pub(crate) async fn dismiss_releases(
         &self,
         ids: &[OrderId],

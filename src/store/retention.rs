@@ -1,4 +1,5 @@
-//! Deletes old rows, in batches from the low end of the primary keys, which are in the order of age.
+//! Deletes old rows, in batches from the low end of the primary keys, which are in the order of
+//! age.
 
 use std::collections::BTreeMap;
 
@@ -96,8 +97,9 @@ const RAISE_BALANCES: &str = "
     STRAIGHT_JOIN ledger_balances AS b FORCE INDEX (PRIMARY) ON b.product_id = purged.product_id
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
-/// Keeps orders that are pending, orders with an event in the outbox, and orders that owe a release,
-/// expired or not. Each part has the bounds: a server may read all rows of a part before it compares.
+/// Keeps orders that are pending, orders with an event in the outbox, and orders that owe a
+/// release, expired or not. Each part has the bounds: a server may read all rows of a part before
+/// it compares.
 const DELETE_ORDERS: &str = "
     DELETE FROM orders WHERE order_id >= ? AND order_id < ? AND status <> 'PENDING'
     AND NOT EXISTS (
@@ -185,8 +187,8 @@ impl StockStore {
 }
 
 impl OrderStore {
-    /// Reads up to `limit` of the oldest orders below `below`, and deletes those that are not pending
-    /// and have no event to publish.
+    /// Reads up to `limit` of the oldest orders below `below`, and deletes those that are not
+    /// pending and have no event to publish.
     ///
     /// Fails with the errors of a transaction.
     pub(crate) async fn purge_orders(
@@ -236,8 +238,8 @@ impl Purged {
 }
 
 impl PurgeMark {
-    /// Reads and locks the mark: no other process purges until the transaction ends. `None` if another
-    /// process has locked it.
+    /// Reads and locks the mark: no other process purges until the transaction ends. `None` if
+    /// another process has locked it.
     async fn claim(&self, conn: &mut MySqlConnection) -> Result<Option<OrderId>, StoreError> {
         let row = sqlx::query(self.claim).fetch_optional(conn).await?;
         row.map(|row| order_id_of(&row, "purged_below")).transpose()
@@ -248,8 +250,8 @@ impl PurgeMark {
         order_id_of(&row, "purged_below")
     }
 
-    /// The end of a batch of `limit` orders from `from`: the first order after them, at most `below`.
-    /// `None` if `below` is not above `from`.
+    /// The end of a batch of `limit` orders from `from`: the first order after them, at most
+    /// `below`. `None` if `below` is not above `from`.
     async fn end(
         &self,
         conn: &mut MySqlConnection,

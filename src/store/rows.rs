@@ -10,8 +10,8 @@ use super::{
 };
 use crate::domain::{EventKind, Invalid, OrderId, OrderState, ProductId};
 
-/// A table of the order ids of a parameter. (A derived table, since `MySQL` refuses a locking clause
-/// where `JSON_TABLE` stands alone.)
+/// A table of the order ids of a parameter. (A derived table, since MySQL refuses a locking
+/// clause where `JSON_TABLE` stands alone.)
 macro_rules! wanted_orders {
     () => {
         "(SELECT UNHEX(hex) AS order_id FROM JSON_TABLE(?, '$[*]' COLUMNS (
@@ -111,8 +111,8 @@ pub(super) fn parse_json<T: DeserializeOwned>(
         .map_err(|source| Corrupt::Json { column, text: text.to_owned(), source }.into())
 }
 
-/// Fails with [`StoreError::Conflict`] unless exactly `expected` rows were written. `statement` is a
-/// name for the error.
+/// Fails with [`StoreError::Conflict`] unless exactly `expected` rows were written. `statement` is
+/// a name for the error.
 pub(super) fn expect_rows(
     statement: &'static str,
     expected: usize,

@@ -47,8 +47,8 @@ impl Session {
     /// soon leads to another server. So the session is closed and dialled again, for up to 1 s. If
     /// the server still takes no writes, the session is returned all the same: it can read.
     ///
-    /// Fails with [`NoSession::Server`] or [`NoSession::LogsStatements`]. (Boxed, since the compiler
-    /// cannot show through the layers above that the futures of sqlx are `Send`.)
+    /// Fails with [`NoSession::Server`] or [`NoSession::LogsStatements`]. (Boxed, since the
+    /// compiler cannot show through the layers above that the futures of sqlx are `Send`.)
     pub(super) fn open<'a>(
         options: &'a MySqlConnectOptions,
         settings: &'a str,

@@ -25,8 +25,8 @@ pub struct Applied {
     pub(crate) released: usize,
     /// Orders that the store does not have.
     pub(crate) unknown: Vec<OrderId>,
-    /// Completed orders that were reported failed or cancelled too late to release their stock. They
-    /// stay completed.
+    /// Completed orders that were reported failed or cancelled too late to release their stock.
+    /// They stay completed.
     pub(crate) too_late: Vec<OrderId>,
 }
 
@@ -82,7 +82,8 @@ impl OrderStore {
     /// `releasable_from` stays completed.
     ///
     /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
-    /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a transaction.
+    /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a
+    /// transaction.
     pub async fn apply<S: Borrow<OrderStatus> + Sync>(
         &self,
         statuses: &[S],
@@ -144,20 +145,21 @@ pub(super) async fn lock_states(
 /// It is applied without a read before. The statements move pending orders alone, so another state
 /// shows as a row that was not written.
 struct FirstDecisions {
-    completed: Batch,
-    failed: Batch,
-    released: Batch,
+    completed: OrdersParameter,
+    failed: OrdersParameter,
+    released: OrdersParameter,
 }
 
-/// Distinct orders, and the parameter of the statement for them.
-struct Batch {
-    orders: usize,
-    parameter: String,
+/// The parameter of a statement about distinct orders.
+struct OrdersParameter {
+    /// The number of the orders.
+    count: usize,
+    text: String,
 }
 
 impl FirstDecisions {
-    /// `None` if an order has more than one status, or if the source of one is not a worker. `orders`
-    /// is the number of distinct orders.
+    /// `None` if an order has more than one status, or if the source of one is not a worker.
+    /// `orders` is the number of distinct orders.
     fn new(statuses: &[&OrderStatus], orders: usize) -> Result<Option<Self>, StoreError> {
         if !statuses.iter().all(|status| status.is_from_worker()) {
             return Ok(None);
@@ -182,41 +184,41 @@ impl FirstDecisions {
         }
         let refusals: Vec<_> = failed.iter().map(|(id, reason)| (hex(*id), reason)).collect();
         Ok(Some(Self {
-            failed: Batch { orders: failed.len(), parameter: json(&refusals)? },
-            completed: Batch { orders: completed.len(), parameter: order_ids(completed)? },
-            released: Batch { orders: released.len(), parameter: order_ids(released)? },
+            failed: OrdersParameter { count: failed.len(), text: json(&refusals)? },
+            completed: OrdersParameter { count: completed.len(), text: order_ids(completed)? },
+            released: OrdersParameter { count: released.len(), text: order_ids(released)? },
         }))
     }
 
-    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if a
-    /// release that is done was not owed.
+    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if
+    /// a release that is done was not owed.
     async fn apply(
         &self,
         conn: &mut MySqlConnection,
         now: DateTime<Utc>,
     ) -> Result<Vec<MovedOrders>, StoreError> {
         let mut moved = Vec::with_capacity(2);
-        for (statement, to, batch) in [
+        for (statement, to, parameter) in [
             (COMPLETE_PENDING, OrderState::Completed, &self.completed),
             (FAIL_PENDING, OrderState::Failed, &self.failed),
         ] {
-            if batch.orders > 0 {
-                let moving = sqlx::query(statement).bind(&batch.parameter).bind(now);
+            if parameter.count > 0 {
+                let moving = sqlx::query(statement).bind(&parameter.text).bind(now);
                 let written = moving.execute(&mut *conn).await?.rows_affected();
-                expect_rows("pending orders moved", batch.orders, written)?;
-                moved.push(MovedOrders { to, count: batch.orders });
+                expect_rows("pending orders moved", parameter.count, written)?;
+                moved.push(MovedOrders { to, count: parameter.count });
             }
         }
-        if self.released.orders > 0 {
-            let ended = releases::end(conn, &self.released.parameter).await?;
-            expect_rows("releases ended", self.released.orders, ended)?;
+        if self.released.count > 0 {
+            let ended = releases::end(conn, &self.released.text).await?;
+            expect_rows("releases ended", self.released.count, ended)?;
         }
         Ok(moved)
     }
 }
 
-/// What a batch of statuses does to orders in their present states: at most one move for each order,
-/// and what its last status says about its release.
+/// What a batch of statuses does to orders in their present states: at most one move for each
+/// order, and what its last status says about its release.
 struct Plan {
     moves: Vec<Move>,
     /// Orders whose release is owed from now on.

@@ -103,10 +103,12 @@ impl StockStore {
         &self.db
     }
 
-    /// Decides a batch of events in one transaction: stock, outcomes and ledger, all of it or nothing.
+    /// Decides a batch of events in one transaction: stock, outcomes and ledger, all of it or
+    /// nothing.
     ///
-    /// At first, all placed orders are assumed new. If one was decided before, the primary key of its
-    /// outcome refuses a second outcome. Then the batch runs again and reads the recorded outcomes.
+    /// At first, all placed orders are assumed new. If one was decided before, the primary key of
+    /// its outcome refuses a second outcome. Then the batch runs again and reads the recorded
+    /// outcomes.
     ///
     /// If a write is stale under [`Guard::Versions`], the batch runs again with its rows locked, so
     /// that no rival can starve it.

@@ -55,7 +55,8 @@ transaction_names! {
 /// `transaction!(db, Place, |conn, attempt| { …; Ok(value) })`. The name is a variant of
 /// [`TransactionName`].
 ///
-/// A conflict with another transaction runs the block again, at most 10 times. `attempt` counts from
+/// A conflict with another transaction runs the block again, at most 10 times. `attempt` counts
+/// from
 /// 0. One attempt takes no longer than the lock limit of the pool. Fails with
 ///
 /// - [`StoreError::Conflict`] if each of the attempts met one,

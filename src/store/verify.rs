@@ -26,7 +26,7 @@ use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 #[derive(Debug, Clone)]
 pub struct FoundOrder {
     pub order_id: OrderId,
-    /// Fails with a text that says what is corrupt.
+    /// `Err` has a text that says what is corrupt.
     pub(crate) content: Result<OrderContent, String>,
 }
 
@@ -45,7 +45,7 @@ pub(crate) struct SilentTransaction {
     pub(crate) silent_seconds: i64,
 }
 
-/// The transactions of a session of another user, or whether the user may not see them.
+/// The silent transactions of a database, unless the user may not see them.
 #[derive(Debug)]
 pub(crate) enum SilentTransactions {
     Listed(Vec<SilentTransaction>),
@@ -82,7 +82,7 @@ const READ_ORDERS: &str = concat!(
 /// The server does not show the sessions of other users without the privilege PROCESS.
 const ACCESS_DENIED: u16 = 1227;
 
-/// `MySQL` fails to list transactions while one of them runs a statement with a character of four
+/// MySQL fails to list transactions while one of them runs a statement with a character of four
 /// bytes or with binary parameters, whose text does not fit into the list. The same holds for the
 /// sessions in `information_schema.processlist`.
 const CANNOT_CONVERT: u16 = 3854;
@@ -109,8 +109,8 @@ impl OrderStore {
 }
 
 impl StockStore {
-    /// The sessions of this database that hold a transaction open and have been silent for more than
-    /// `seconds`.
+    /// The sessions of this database that hold a transaction open and have been silent for more
+    /// than `seconds`.
     pub(crate) async fn silent_transactions(
         &self,
         seconds: u32,
@@ -119,9 +119,9 @@ impl StockStore {
     }
 }
 
-/// The first statement lists the transactions, and the second one the sessions. A session that has
-/// been silent for whole seconds at the second one held the same transaction at the first one. SHOW
-/// lists sessions whatever they run.
+/// The first statement lists the open transactions, and the second one the sessions. If a session
+/// is silent for whole seconds at the second statement, it held the same transaction at the first
+/// one. SHOW lists a session whatever statement runs in it.
 async fn silent_transactions(
     conn: &mut MySqlConnection,
     seconds: u32,
@@ -247,7 +247,8 @@ impl StockStore {
         rows.iter().map(order_id).collect()
     }
 
-    /// Reads the whole store in one consistent snapshot, which takes no locks and has no time limit.
+    /// Reads the whole store in one consistent snapshot, which takes no locks and has no time
+    /// limit.
     pub async fn snapshot(&self) -> Result<StockSnapshot, StoreError> {
         let mut in_use = self.db.acquire().await?;
         in_use.without_limit().await?;

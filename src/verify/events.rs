@@ -6,7 +6,10 @@ use chrono::Utc;
 use rdkafka::{Message as _, error::KafkaError};
 use tokio::sync::mpsc;
 
-use super::{Checks, PAGE_ROWS, TopicAccess, Violation, letters::Letters};
+use super::{
+    Checks, PAGE_ROWS, TopicAccess, Violation,
+    letters::{Letters, Position},
+};
 use crate::{
     domain::{EventKind, OrderId},
     kafka::TopicReader,
@@ -25,16 +28,21 @@ pub(super) struct PassedEvents {
 /// An event before the offset that the workers have committed.
 #[derive(Debug, Clone, Copy)]
 struct Passed {
-    partition: i32,
-    offset: i64,
+    position: Position,
     written_at_millis: Option<i64>,
     /// `None` if the message is no order event.
-    event: Option<(OrderId, EventKind)>,
+    event: Option<PassedEvent>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct PassedEvent {
+    order_id: OrderId,
+    kind: EventKind,
 }
 
 /// Reads the committed offsets first, then the events before them, then the outcomes, then the dead
-/// letters. A worker writes the outcome or the dead letter of an event before it commits the offset,
-/// so the check misses none.
+/// letters. A worker writes the outcome or the dead letter of an event before it commits the
+/// offset, so the check misses none.
 ///
 /// Fails with the error of a store. What Kafka does not show is `unchecked`.
 pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreError> {
@@ -59,9 +67,7 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
         found.unchecked.push("the dead letters cannot be read".to_owned());
         return Ok(found);
     };
-    suspects.retain(|passed| {
-        !letters.may_explain(passed.partition, passed.offset, passed.written_at_millis)
-    });
+    suspects.retain(|passed| !letters.may_explain(passed.position, passed.written_at_millis));
     let mut named = BTreeSet::new();
     found.violations = suspects
         .iter()
@@ -99,10 +105,9 @@ fn read_passed(
     reader.read(orders, committed, |message| {
         let event = message.payload().and_then(|payload| codec.decode(payload).ok());
         page.push(Passed {
-            partition: message.partition(),
-            offset: message.offset(),
+            position: Position { partition: message.partition(), offset: message.offset() },
             written_at_millis: message.timestamp().to_millis(),
-            event: event.map(|event| (event.order_id, event.kind)),
+            event: event.map(|event| PassedEvent { order_id: event.order_id, kind: event.kind }),
         });
         page.len() < PAGE_ROWS as usize || pages.blocking_send(std::mem::take(&mut page)).is_ok()
     })?;
@@ -113,7 +118,7 @@ fn read_passed(
 /// The events of a page that seem to have had no effect: the order has no outcome and can still be
 /// decided, or the order holds its stock although the event is its release.
 async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>, StoreError> {
-    let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.0)).collect();
+    let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.order_id)).collect();
     let ids: Vec<_> = ids.into_iter().collect();
     let holds_stock = checks.stock.find_holdings(&ids).await?;
     // Read after the outcomes: an outcome that was purged before that is not missing.
@@ -121,10 +126,11 @@ async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>
     let decidable = checks.config.retention.horizon.decidable(Utc::now());
     let is_settled = |passed: &Passed| match passed.event {
         None => false,
-        Some((id, _)) if id < purged_below.max(decidable.start) => true,
-        Some((id, kind)) => match holds_stock.get(&id) {
-            None => false,
-            Some(holds) => kind == EventKind::Placed || !holds,
+        Some(event) if event.order_id < purged_below.max(decidable.start) => true,
+        Some(event) => match (holds_stock.get(&event.order_id), event.kind) {
+            (None, _) => false,
+            (Some(_), EventKind::Placed) => true,
+            (Some(holds), EventKind::Release) => !holds,
         },
     };
     Ok(page.into_iter().filter(|passed| !is_settled(passed)).collect())
@@ -133,18 +139,19 @@ async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>
 impl Passed {
     fn subject(&self) -> String {
         match self.event {
-            Some((id, _)) => format!("order {id}"),
-            None => format!("message {}/{}", self.partition, self.offset),
+            Some(event) => format!("order {}", event.order_id),
+            None => format!("message {}/{}", self.position.partition, self.position.offset),
         }
     }
 
     fn violation(&self) -> Violation {
-        let place = format!("offset {} of partition {}", self.offset, self.partition);
-        let detail = match self.event {
-            Some((_, EventKind::Placed)) => {
+        let Position { partition, offset } = self.position;
+        let place = format!("offset {offset} of partition {partition}");
+        let detail = match self.event.map(|event| event.kind) {
+            Some(EventKind::Placed) => {
                 format!("was passed at {place}, and is neither decided nor dead-lettered")
             }
-            Some((_, EventKind::Release)) => {
+            Some(EventKind::Release) => {
                 format!("its release was passed at {place}, and its stock is not released")
             }
             None => format!("was passed at {place}, is no order event, and is not dead-lettered"),

@@ -11,11 +11,18 @@ use rdkafka::{
 use super::{Checks, TopicAccess};
 use crate::{domain::OrderId, kafka::TopicReader};
 
+/// The place of a message in the `orders` topic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) struct Position {
+    pub(crate) partition: i32,
+    pub(crate) offset: i64,
+}
+
 /// The dead letters that their topics retain.
 #[derive(Debug, Default)]
 pub(super) struct Letters {
-    /// Their origins in the `orders` topic, as partition and offset.
-    events: HashSet<(i32, i64)>,
+    /// Their origins in the `orders` topic.
+    events: HashSet<Position>,
     /// Why the last dead-lettered message of an order was dead-lettered.
     causes: HashMap<OrderId, String>,
     /// Messages that were written before this time may have letters that are no longer retained. In
@@ -70,16 +77,10 @@ impl Letters {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be one
-    /// that is no longer retained.
-    pub(super) fn may_explain(
-        &self,
-        partition: i32,
-        offset: i64,
-        written_at_millis: Option<i64>,
-    ) -> bool {
-        self.events.contains(&(partition, offset))
-            || written_at_millis.unwrap_or(0) < self.complete_since
+    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be
+    /// one that is no longer retained.
+    pub(super) fn may_explain(&self, position: Position, written_at_millis: Option<i64>) -> bool {
+        self.events.contains(&position) || written_at_millis.unwrap_or(0) < self.complete_since
     }
 
     fn add_event(&mut self, letter: &BorrowedMessage<'_>, orders: &str) {
@@ -89,7 +90,8 @@ impl Letters {
         let number = |name| header(letter, name)?.parse::<i64>().ok();
         let origin = (number("stocklock.original.partition"), number("stocklock.original.offset"));
         if let (Some(partition), Some(offset)) = origin {
-            self.events.extend(i32::try_from(partition).map(|partition| (partition, offset)));
+            let partition = i32::try_from(partition);
+            self.events.extend(partition.map(|partition| Position { partition, offset }));
         }
         if let Some(id) = order_of(letter) {
             self.add_cause(id, letter);
