@@ -106,7 +106,10 @@ pub(crate) struct TopicReport {
 ///
 /// Fails if no broker answers within 15 s, or if a topic cannot be created. If the settings of
 /// topics cannot be read, the reports say so.
-pub(crate) async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
+pub(crate) async fn ensure_topics(
+    kafka: &KafkaConfig,
+    topics: &TopicsConfig,
+) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_TIMEOUT))
@@ -187,7 +190,7 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
 
 /// Deletes all topics of the configuration with their messages. Ignores failures of single topics,
 /// such as an absent one. Fails if no broker answers.
-pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
+pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_TIMEOUT))
@@ -204,7 +207,7 @@ struct Layout {
 }
 
 /// Asks a broker for the layout of each topic.
-async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
+async fn layouts(kafka: &KafkaConfig, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
     let asked = tokio::task::spawn_blocking(move || {
         topics.iter().map(|topic| layout(&producer, topic)).collect()

@@ -7,40 +7,7 @@ use sqlx::Row as _;
 use super::{Database, OrderStore, StockStore, StoreError, database::on_connection};
 use crate::domain::OrderId;
 
-/// A database beside a store's own, on the same server.
-pub(crate) struct SiblingDatabase {
-    pub(crate) url: SecretUrl,
-    name: String,
-}
-
-impl SiblingDatabase {
-    /// Creates a database whose name is that of the store's database and `suffix`.
-    ///
-    /// Fails with [`StoreError::Unavailable`] if the URL cannot be parsed, and with the error of
-    /// the statement.
-    pub(crate) async fn create(store: &SecretUrl, suffix: &str) -> Result<Self, StoreError> {
-        let mut url =
-            Url::parse(store.expose()).map_err(|error| sqlx::Error::Configuration(error.into()))?;
-        let name = format!("{}{suffix}", url.path().trim_start_matches('/'));
-        url.set_path(&name);
-        run(store, format!("CREATE DATABASE `{name}`")).await?;
-        Ok(Self { url: SecretUrl::new(url), name })
-    }
-
-    /// Removes the database and all that is in it.
-    pub(crate) async fn remove(&self) -> Result<(), StoreError> {
-        run(&self.url, format!("DROP DATABASE IF EXISTS `{}`", self.name)).await
-    }
-}
-
-async fn run(server: &SecretUrl, sql: String) -> Result<(), StoreError> {
-    let mut conn = MySqlConnection::connect(server.expose()).await?;
-    sqlx::raw_sql(&sql).execute(&mut conn).await?;
-    conn.close().await?;
-    Ok(())
-}
-
-/// A day. An order that took longer counts as a day.
+/// The longest time that is told apart: a day.
 const MAX_SETTLE_MICROS: u64 = 86_400_000_000;
 
 impl OrderStore {
