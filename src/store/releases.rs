@@ -14,7 +14,7 @@ use super::{
     statuses::lock_states,
     transaction::transaction,
 };
-use crate::domain::{EventKind, OrderEvent, OrderId};
+use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
 
 /// A release that is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -87,3 +87,11 @@ fn add_transactions(
         Violation { invariant: 6, subject: format!("session {}", open.session), detail }
     }));
 }
+
+fn overlong_key(found: OverlongKey, ttl: Duration) -> Violation {
+    let OverlongKey { key, master, expires_in } = found;
+    let lives =
+        expires_in.map_or_else(|| "for ever".to_owned(), |left| format!("for {left:?} more"));
+    let detail = format!("lives {lives} on master {master}, and lock.ttl is {ttl:?}");
+    Violation { invariant: 6, subject: format!("key {key}"), detail }
+}
