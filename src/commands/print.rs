@@ -12,6 +12,7 @@ use std::{
 use serde_json::json;
 
 use super::Output;
+use crate::error_text::with_causes;
 
 const FAILED_STATUS: i32 = 2;
 
@@ -56,11 +57,11 @@ pub(super) struct Faults {
 /// Prints the error of a command, with its causes.
 pub(super) fn failure(error: &anyhow::Error, output: Output) {
     match (output, error.downcast_ref::<Faults>()) {
-        (Output::Text, _) => eprintln!("stocklock: {error:#}"),
+        (Output::Text, _) => eprintln!("stocklock: {}", with_causes(error.as_ref())),
         (Output::Json, Some(Faults { what, errors })) => {
             eprintln!("{}", json!({"error": what, "errors": errors}));
         }
-        (Output::Json, None) => eprintln!("{}", json!({"error": format!("{error:#}")})),
+        (Output::Json, None) => eprintln!("{}", json!({"error": with_causes(error.as_ref())})),
     }
 }
 
