@@ -123,7 +123,7 @@ fn show(layers: &Layers, output: Output) {
             let default =
                 if value == default { String::new() } else { format!("; default {default:?}") };
             println!(
-                "{:32} = {value:<40} # {}: {} ({origin}{default})",
+                "{:32} = {value:<40} # {} [{}] ({origin}{default})",
                 key.name, key.help, key.allowed
             );
         }

@@ -34,6 +34,7 @@ const ADMIN_DEADLINE: Duration = Duration::from_secs(1);
 /// Most time to close the connections to the stores.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
+/// A role of a process. `stocklock all` runs all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Role {
     Ingest,
@@ -79,7 +80,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
             Role::Compensator => drop(tasks.spawn(compensator(shared.clone()))),
         }
     }
-    shared.watch_servers().context("dependencies")?;
+    shared.watch_servers().context("cannot watch the dependencies")?;
     let admin_stop = Shutdown::default();
     let admin = spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
     tracing::info!(?roles, admin = %shared.config.admin.listen, "started");
@@ -115,8 +116,9 @@ async fn fit_batches(producer: Producer, config: Arc<Config>) {
     }
 }
 
+/// Opens the address of a setting. Fails if it is in use, or not this machine's.
 async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpListener> {
-    TcpListener::bind(address).await.with_context(|| format!("{key} = {address}"))
+    TcpListener::bind(address).await.with_context(|| format!("cannot listen on {key} = {address}"))
 }
 
 impl SharedParts {
@@ -130,7 +132,7 @@ impl SharedParts {
         };
         Ok(Self {
             roles: roles.into(),
-            producer: Producer::new(&config.kafka).context("kafka")?,
+            producer: Producer::new(&config.kafka).context("cannot open the Kafka client")?,
             metrics: process::metrics()?.measured_by(measured_by),
             health: Health::default(),
             shutdown: Shutdown::on_signals()?,
@@ -201,6 +203,8 @@ fn spawn<T: Send + 'static>(
     AbortOnDropHandle::new(tokio::spawn(task))
 }
 
+/// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
+/// answers, publishing, connections.
 async fn ingest(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
     let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     metrics.begin_retries(&["order_store", "kafka"]);
@@ -269,6 +273,7 @@ async fn ended(mut tasks: JoinSet<()>) {
     while tasks.join_next().await.is_some() {}
 }
 
+/// Runs a worker until a stop is requested.
 async fn worker(shared: SharedParts) -> anyhow::Result<()> {
     let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     begin_worker_at_zero(config, metrics);
@@ -287,8 +292,8 @@ async fn worker(shared: SharedParts) -> anyhow::Result<()> {
         health.register("orders"),
         shutdown.clone(),
     );
-    let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
+    let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
+    let purging = shared.purge(Kept::Stock(store.clone().into()))?;
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
@@ -343,6 +348,7 @@ fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
     metrics.begin_decisions(strategies);
 }
 
+/// Runs a compensator until a stop is requested.
 async fn compensator(shared: SharedParts) -> anyhow::Result<()> {
     let SharedParts { config, metrics, health, shutdown, .. } = &shared;
     metrics.begin_dead_letters(&config.topics.order_status);
@@ -369,8 +375,8 @@ async fn compensator(shared: SharedParts) -> anyhow::Result<()> {
         health.register("order-status"),
         shutdown.clone(),
     );
-    let (consumer, lanes) = consumer.context("kafka")?;
-    let purging = shared.purge(PurgedStore::Orders(store.clone().into()))?;
+    let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
+    let purging = shared.purge(Kept::Orders(store.clone().into()))?;
     tracing::info!(topic = config.topics.order_status, "applying outcomes");
     for lane in lanes {
         let health = ["compensating", "dead-lettering"].map(|step| health.register(step));

@@ -65,7 +65,7 @@ impl fmt::Display for Allowed {
 }
 
 impl Key {
-    const fn rule(self, rule: &'static str) -> Self {
+    const fn with_rule(self, rule: &'static str) -> Self {
         Self { rule, ..self }
     }
 

@@ -56,7 +56,7 @@ fn every_wrong_key_is_reported_at_once() {
 }
 
 #[test]
-fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
+fn the_poll_interval_is_at_least_the_session_timeout() {
     let config =
         resolve(&[], &["kafka.session_timeout=30s", "kafka.max_poll_interval=30s"]).unwrap();
     assert_eq!(
@@ -70,14 +70,14 @@ fn a_member_may_not_be_put_out_of_its_group_while_it_is_allowed_to_be_silent() {
 }
 
 #[test]
-fn a_master_may_not_take_as_long_as_a_lock_lives() {
+fn the_node_timeout_is_at_most_half_of_the_lock_ttl() {
     assert!(resolve(&[], &["lock.ttl=1s", "lock.node_timeout=500ms"]).is_ok());
     let error = resolve(&[], &["lock.ttl=1s", "lock.node_timeout=501ms"]).unwrap_err().to_string();
     assert!(error.contains("lock.node_timeout") && error.contains("500ms"), "{error}");
 }
 
 #[test]
-fn events_may_not_outlive_the_horizon_of_the_outcomes() {
+fn topics_do_not_keep_events_beyond_the_horizon() {
     for (topics, outcomes, is_valid) in
         [("7d", "30d", true), ("29d", "30d", true), ("30d", "30d", false), ("7d", "7d", false)]
     {
@@ -96,7 +96,7 @@ fn events_may_not_outlive_the_horizon_of_the_outcomes() {
 }
 
 #[test]
-fn nothing_outlives_the_order_it_refers_to() {
+fn orders_outlive_the_rows_that_refer_to_them() {
     for key in ["retention.outcomes", "retention.idempotency_keys"] {
         let error = resolve(&[], &[&format!("{key}=91d")]).unwrap_err().to_string();
         assert!(error.starts_with(key) && error.contains("more than retention.orders"), "{error}");
@@ -127,17 +127,17 @@ fn writer_schemas_are_files_that_may_have_an_id_each() {
     }
 }
 
-/// Sets one key to values that cannot work, each alone, and to values that can.
-fn check(key: &str, refused: &[&str], taken: &[&str]) {
+/// Sets one key to invalid values and to valid values, each alone.
+fn check(key: &str, refused: &[&str], accepted: &[&str]) {
     for value in refused {
         let resolved = resolve(&[], &[&format!("{key}={value}")]);
-        let ConfigError(errors) = resolved.expect_err(&format!("{key}={value} is taken"));
+        let ConfigError(errors) = resolved.expect_err(&format!("{key}={value} is accepted"));
         assert!(
             errors.len() == 1 && errors[0].starts_with(&format!("{key} = ")),
             "{key}={value}: {errors:?}"
         );
     }
-    for value in taken {
+    for value in accepted {
         let resolved = resolve(&[], &[&format!("{key}={value}")]);
         assert!(resolved.is_ok(), "{key}={value}: {resolved:?}");
     }
@@ -297,7 +297,7 @@ fn a_log_level_is_a_level_or_directives() {
 }
 
 #[test]
-fn a_variable_that_is_not_read_is_named_with_the_one_that_is() {
+fn an_error_for_a_misspelt_variable_names_the_right_one() {
     for (variable, right) in [
         ("STOCKLOCK_KAFKA__BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
         ("STOCKLOCK_KAFKA_BROKERS", "STOCKLOCK__KAFKA__BROKERS"),
@@ -313,7 +313,7 @@ fn a_variable_that_is_not_read_is_named_with_the_one_that_is() {
             "{errors:?}"
         );
     }
-    // What orchestrators and the tests set.
+    // Orchestrators and the tests set these.
     for other in [
         "STOCKLOCK_SERVICE_HOST",
         "STOCKLOCK_PORT_80_TCP",
@@ -336,7 +336,7 @@ fn a_value_that_is_not_utf8_is_refused() {
 }
 
 #[test]
-fn one_port_for_two_addresses_is_refused_to_ingest_alone() {
+fn one_port_for_two_addresses_is_refused() {
     for (http, admin, is_refused) in [
         ("0.0.0.0:80", "127.0.0.1:80", true),
         ("127.0.0.1:80", "[::]:80", true),
@@ -354,7 +354,7 @@ fn one_port_for_two_addresses_is_refused_to_ingest_alone() {
 }
 
 #[test]
-fn the_tls_files_of_a_store_are_those_that_its_client_reads() {
+fn the_tls_files_of_a_store_are_the_files_that_its_client_reads() {
     let files = |url: &str, migrate_url: &str| {
         let flags =
             [format!("order_store.url={url}"), format!("order_store.migrate_url={migrate_url}")];

@@ -67,7 +67,7 @@ pub const KEYS: &[Key] = &[
         "kafka.session_timeout",
         "6s",
         time(Duration::from_secs(6), Duration::from_secs(300)),
-        "the broker removes a member that is silent for this long; classic protocol alone",
+        "the broker removes a member that is silent for this long; only for group_protocol classic",
     ),
     key(
         "kafka.max_poll_interval",
@@ -75,7 +75,7 @@ pub const KEYS: &[Key] = &[
         time(Duration::from_secs(6), DAY),
         "a member that does not poll for this long leaves its group",
     )
-    .rule("at least kafka.session_timeout"),
+    .with_rule("at least kafka.session_timeout"),
     key(
         "kafka.stall_timeout",
         "20s",
@@ -88,7 +88,7 @@ pub const KEYS: &[Key] = &[
         Allowed::Word(&SECURITY_PROTOCOLS),
         "protocol of the connections to brokers",
     )
-    .rule("sasl_… needs the three kafka.sasl_… keys"),
+    .with_rule("sasl_… needs the three kafka.sasl_… keys"),
     key("kafka.sasl_mechanism", "", Allowed::Word(&SASL_MECHANISMS), "SASL mechanism"),
     key("kafka.sasl_username", "", Allowed::Form(ANY_TEXT), "SASL user"),
     key("kafka.sasl_password", "", Allowed::Form(ANY_TEXT), "SASL password"),
@@ -99,27 +99,28 @@ pub const KEYS: &[Key] = &[
         "certificate authorities that sign the brokers' certificates",
     ),
     key("kafka.ssl_certificate_location", "", Allowed::Form(FILE), "certificate of this client")
-        .rule(BOTH_FILES),
+        .with_rule(BOTH_FILES),
     key("kafka.ssl_key_location", "", Allowed::Form(FILE), "private key of this client")
-        .rule(BOTH_FILES),
+        .with_rule(BOTH_FILES),
     key("kafka.ssl_key_password", "", Allowed::Form(ANY_TEXT), "password of the private key"),
-    key("topics.orders", "orders", Allowed::Form(TOPIC), "topic of order events").rule(OWN_TOPIC),
+    key("topics.orders", "orders", Allowed::Form(TOPIC), "topic of order events")
+        .with_rule(OWN_TOPIC),
     key("topics.order_status", "order-status", Allowed::Form(TOPIC), "topic of outcomes")
-        .rule(OWN_TOPIC),
+        .with_rule(OWN_TOPIC),
     key(
         "topics.orders_dlq",
         "orders.dlq",
         Allowed::Form(TOPIC),
         "topic of the dead letters of topics.orders",
     )
-    .rule(OWN_TOPIC),
+    .with_rule(OWN_TOPIC),
     key(
         "topics.order_status_dlq",
         "order-status.dlq",
         Allowed::Form(TOPIC),
         "topic of the dead letters of topics.order_status",
     )
-    .rule(OWN_TOPIC),
+    .with_rule(OWN_TOPIC),
     key(
         "topics.writer_schemas",
         "",
@@ -138,9 +139,9 @@ pub const KEYS: &[Key] = &[
         number(-1, 100, "replicas"),
         "replicas of a topic that setup creates; -1: the broker's default",
     )
-    .rule("not 0"),
+    .with_rule("not 0"),
     key("topics.retention", "7d", time(MINUTE, MAX_AGE), "retention of a topic that setup creates")
-        .rule(
+        .with_rule(
             "at most retention.outcomes minus its margin, which is a tenth of it and at most a day",
         ),
     key(
@@ -192,9 +193,9 @@ pub const KEYS: &[Key] = &[
         "certificate authorities of rediss:// masters; not set: those of the system",
     ),
     key("redis.ssl_certificate_location", "", Allowed::Form(FILE), "certificate of this client")
-        .rule(BOTH_FILES),
+        .with_rule(BOTH_FILES),
     key("redis.ssl_key_location", "", Allowed::Form(FILE), "private key of this client")
-        .rule(BOTH_FILES),
+        .with_rule(BOTH_FILES),
     key(
         "lock.strategy",
         "row",
@@ -213,7 +214,7 @@ pub const KEYS: &[Key] = &[
         time(Duration::from_millis(1), Duration::from_secs(300)),
         "most time for one Redis master to connect or to answer",
     )
-    .rule("at most half of lock.ttl"),
+    .with_rule("at most half of lock.ttl"),
     key(
         "lock.wait",
         "500ms",
@@ -256,7 +257,7 @@ pub const KEYS: &[Key] = &[
         Allowed::Form(NOT_EMPTY),
         "consumer group of the compensators",
     )
-    .rule("not kafka.group_id"),
+    .with_rule("not kafka.group_id"),
     key(
         "compensator.batch_max",
         "4000",
@@ -305,7 +306,7 @@ pub const KEYS: &[Key] = &[
         time(MINUTE, MAX_AGE),
         "the horizon: an order may be decided, and its stock released, up to this age",
     )
-    .rule(
+    .with_rule(
         "above topics.retention by its margin (a tenth, at most a day); at most retention.orders",
     ),
     key(
@@ -320,14 +321,14 @@ pub const KEYS: &[Key] = &[
         time(MINUTE, MAX_AGE),
         "orders that are not pending are kept this long",
     )
-    .rule("at least retention.outcomes and retention.idempotency_keys"),
+    .with_rule("at least retention.outcomes and retention.idempotency_keys"),
     key(
         "retention.idempotency_keys",
         "7d",
         time(MINUTE, MAX_AGE),
         "an Idempotency-Key names its order for this long",
     )
-    .rule("at most retention.orders"),
+    .with_rule("at most retention.orders"),
     key(
         "stop.deadline",
         "20s",
@@ -335,7 +336,7 @@ pub const KEYS: &[Key] = &[
         "a stop ends within this time; work that is not done by then is cut off",
     ),
     key("http.listen", "127.0.0.1:8080", Allowed::Form(ADDRESS), "address of the HTTP API")
-        .rule("not the port of admin.listen, where one process opens both"),
+        .with_rule("not the port of admin.listen, where one process opens both"),
     key(
         "admin.listen",
         "127.0.0.1:9464",

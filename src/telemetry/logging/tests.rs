@@ -26,7 +26,7 @@ enum Kind {
     Beta,
 }
 
-/// What a log line has beside the time.
+/// The fields of a log line without its time.
 fn logged(log: impl FnOnce()) -> Value {
     let lines = Lines::default();
     let written = lines.clone();
@@ -46,24 +46,31 @@ fn logged(log: impl FnOnce()) -> Value {
 fn lists_are_arrays_in_json() {
     let line = logged(|| {
         let (partitions, none): (Vec<i32>, [u8; 0]) = (vec![1, 2], []);
-        tracing::info!(?partitions, ?none, names = ?["a,\n b", "[c]"], kinds = ?[Kind::Alpha, Kind::Beta], "assigned");
+        let (names, kinds) = (["a,\n b", "[c]"], [Kind::Alpha, Kind::Beta]);
+        tracing::info!(?partitions, ?none, ?names, ?kinds, "assigned");
     });
 
-    let expected = json!({"level": "INFO", "message": "assigned", "partitions": [1, 2], "none": [],
-                          "names": ["a,\n b", "[c]"], "kinds": ["Alpha", "Beta"], "target": line["target"]});
+    let expected = json!({
+        "level": "INFO", "message": "assigned", "partitions": [1, 2], "none": [],
+        "names": ["a,\n b", "[c]"], "kinds": ["Alpha", "Beta"], "target": line["target"],
+    });
     assert_eq!(line, expected);
 }
 
 #[test]
-fn what_is_no_list_stays_what_it_is() {
+fn other_values_than_lists_are_unchanged() {
     let line = logged(|| {
         let nested = vec![vec![1], vec![2]];
         let address = "[::1]";
         let text = "[1, 2]";
-        tracing::warn!(?nested, %address, text, number = 1.5, count = 3, yes = true, kind = ?Kind::Beta, "[x] y");
+        let (number, count, yes, kind) = (1.5, 3, true, Kind::Beta);
+        tracing::warn!(?nested, %address, text, number, count, yes, ?kind, "[x] y");
     });
 
-    let expected = json!({"level": "WARN", "message": "[x] y", "nested": "[[1], [2]]", "address": "[::1]",
-                          "text": "[1, 2]", "number": 1.5, "count": 3, "yes": true, "kind": "Beta", "target": line["target"]});
+    let expected = json!({
+        "level": "WARN", "message": "[x] y", "nested": "[[1], [2]]", "address": "[::1]",
+        "text": "[1, 2]", "number": 1.5, "count": 3, "yes": true, "kind": "Beta",
+        "target": line["target"],
+    });
     assert_eq!(line, expected);
 }
