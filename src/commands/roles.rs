@@ -293,7 +293,7 @@ async fn worker(shared: SharedParts) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
-    let purging = shared.purge(Kept::Stock(store.clone().into()))?;
+    let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
@@ -376,7 +376,7 @@ async fn compensator(shared: SharedParts) -> anyhow::Result<()> {
         shutdown.clone(),
     );
     let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
-    let purging = shared.purge(Kept::Orders(store.clone().into()))?;
+    let purging = shared.purge(PurgedStore::Orders(store.clone().into()))?;
     tracing::info!(topic = config.topics.order_status, "applying outcomes");
     for lane in lanes {
         let health = ["compensating", "dead-lettering"].map(|step| health.register(step));
