@@ -12,7 +12,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::{Config, ConfigError, LockFallback, LockStrategy, Topics},
+    config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
     deduct::Worker,
     http,
     ingest::{self, Api, Catalog, Committer, Desk},
@@ -102,7 +102,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
 
 /// What the broker does not say now is found out when it refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
-    let Topics { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
+    let TopicsConfig { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
     if let Err(error) =
         producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await
     {

@@ -22,25 +22,25 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 /// Everything that can be set, parsed and bounded. [`KEYS`] says what each key means.
 #[derive(Debug, Clone)]
 pub struct Config {
-    pub kafka: Kafka,
-    pub topics: Topics,
-    pub order_store: Store,
-    pub stock_store: Store,
-    pub redis: Redis,
-    pub lock: Lock,
-    pub(crate) worker: Worker,
-    pub compensator: Compensator,
-    pub ingest: Ingest,
-    pub retention: Retention,
-    pub(crate) stop: Stop,
-    pub(crate) http: Listen,
-    pub(crate) admin: Listen,
-    pub(crate) client: Client,
-    pub(crate) log: Log,
+    pub kafka: KafkaConfig,
+    pub topics: TopicsConfig,
+    pub order_store: StoreConfig,
+    pub stock_store: StoreConfig,
+    pub redis: RedisConfig,
+    pub lock: LockConfig,
+    pub(crate) worker: WorkerConfig,
+    pub compensator: CompensatorConfig,
+    pub ingest: IngestConfig,
+    pub retention: RetentionConfig,
+    pub(crate) stop: StopConfig,
+    pub(crate) http: ListenConfig,
+    pub(crate) admin: ListenConfig,
+    pub(crate) client: ClientConfig,
+    pub(crate) log: LogConfig,
 }
 
 #[derive(Debug, Clone)]
-pub struct Kafka {
+pub struct KafkaConfig {
     pub brokers: String,
     pub group_id: String,
     /// Static membership, where it is wanted.
@@ -56,7 +56,7 @@ pub struct Kafka {
 }
 
 #[derive(Debug, Clone)]
-pub struct Topics {
+pub struct TopicsConfig {
     pub orders: String,
     pub order_status: String,
     pub orders_dlq: String,
@@ -78,14 +78,14 @@ pub struct SchemaSource {
 }
 
 #[derive(Debug, Clone)]
-pub struct Store {
+pub struct StoreConfig {
     pub url: SecretUrl,
     /// For `setup` alone.
     pub(crate) migrate_url: SecretUrl,
     pub pool_max: u32,
 }
 
-impl Store {
+impl StoreConfig {
     /// The files of certificates and keys that the two URLs name.
     pub(crate) fn tls_files(&self) -> BTreeSet<PathBuf> {
         [&self.url, &self.migrate_url].into_iter().flat_map(formats::mysql_files).collect()
@@ -93,7 +93,7 @@ impl Store {
 }
 
 #[derive(Debug, Clone)]
-pub struct Redis {
+pub struct RedisConfig {
     /// 1, 3 or 5 independent masters.
     pub urls: Vec<SecretUrl>,
     /// The authorities that sign the masters' certificates; `None`: the system's.
@@ -103,7 +103,7 @@ pub struct Redis {
 }
 
 #[derive(Debug, Clone)]
-pub struct Lock {
+pub struct LockConfig {
     pub strategy: LockStrategy,
     pub ttl: Duration,
     pub node_timeout: Duration,
@@ -113,20 +113,20 @@ pub struct Lock {
 }
 
 #[derive(Debug, Clone)]
-pub struct Worker {
-    pub(crate) batches: Batches,
+pub struct WorkerConfig {
+    pub(crate) batches: BatchConfig,
     pub(crate) lanes: usize,
 }
 
 #[derive(Debug, Clone)]
-pub struct Compensator {
+pub struct CompensatorConfig {
     pub group_id: String,
-    pub(crate) batches: Batches,
+    pub(crate) batches: BatchConfig,
 }
 
 /// When a batch, or a group, is closed.
 #[derive(Debug, Clone, Copy)]
-pub struct Batches {
+pub struct BatchConfig {
     /// Messages, or orders.
     pub max: usize,
     /// After the batch before was closed.
@@ -134,8 +134,8 @@ pub struct Batches {
 }
 
 #[derive(Debug, Clone)]
-pub struct Ingest {
-    pub(crate) groups: Batches,
+pub struct IngestConfig {
+    pub(crate) groups: BatchConfig,
     /// After which no transaction is begun for an order.
     pub(crate) deadline: Duration,
     pub(crate) outbox_max: u64,
@@ -144,7 +144,7 @@ pub struct Ingest {
 
 /// What is deleted when.
 #[derive(Debug, Clone)]
-pub struct Retention {
+pub struct RetentionConfig {
     /// How long the outcomes of orders are kept.
     pub horizon: Horizon,
     pub(crate) movements: Duration,
@@ -153,23 +153,23 @@ pub struct Retention {
 }
 
 #[derive(Debug, Clone)]
-pub struct Stop {
+pub struct StopConfig {
     /// From the request until the end of the process.
     pub(crate) deadline: Duration,
 }
 
 #[derive(Debug, Clone)]
-pub struct Listen {
+pub struct ListenConfig {
     pub(crate) listen: SocketAddr,
 }
 
 #[derive(Debug, Clone)]
-pub struct Client {
+pub struct ClientConfig {
     pub(crate) url: String,
 }
 
 #[derive(Debug, Clone)]
-pub struct Log {
+pub struct LogConfig {
     pub(crate) format: LogFormat,
     pub(crate) level: String,
 }
@@ -188,7 +188,7 @@ impl Config {
         let lock_ttl =
             values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
         let config = Self {
-            kafka: Kafka {
+            kafka: KafkaConfig {
                 brokers: values.read("kafka.brokers", formats::brokers),
                 group_id: worker_group,
                 group_instance_id: values.optional("kafka.group_instance_id"),
@@ -209,7 +209,7 @@ impl Config {
                 "stock_store.pool_max",
             ),
             redis: values.redis(),
-            lock: Lock {
+            lock: LockConfig {
                 strategy: values.get("lock.strategy"),
                 ttl: lock_ttl,
                 node_timeout: values.between(
@@ -225,15 +225,15 @@ impl Config {
                 fallback: values.get("lock.fallback"),
                 prefix: values.get("lock.prefix"),
             },
-            worker: Worker {
+            worker: WorkerConfig {
                 batches: values.batches("worker.batch_max", "worker.linger"),
                 lanes: values.within("worker.lanes", 1, 64),
             },
-            compensator: Compensator {
+            compensator: CompensatorConfig {
                 group_id: compensator_group,
                 batches: values.batches("compensator.batch_max", "compensator.linger"),
             },
-            ingest: Ingest {
+            ingest: IngestConfig {
                 groups: values.batches("ingest.group_max", "ingest.linger"),
                 deadline: values.between(
                     "ingest.deadline",
@@ -249,7 +249,7 @@ impl Config {
             },
             retention: values.retention(&topics),
             topics,
-            stop: Stop {
+            stop: StopConfig {
                 deadline: values.between(
                     "stop.deadline",
                     Duration::from_secs(1),
@@ -258,8 +258,8 @@ impl Config {
             },
             http: values.get("http.listen"),
             admin: values.get("admin.listen"),
-            client: Client { url: values.read("client.url", formats::http_url) },
-            log: Log {
+            client: ClientConfig { url: values.read("client.url", formats::http_url) },
+            log: LogConfig {
                 format: values.get("log.format"),
                 level: values.read("log.level", formats::log_level),
             },

@@ -1,8 +1,8 @@
 use std::{fmt, path::PathBuf, str::FromStr, time::Duration};
 
 use super::{
-    Batches, ConfigError, Key, Layers, Listen, Redis, Retention, SchemaSource, Store, Topics,
-    formats,
+    BatchConfig, ConfigError, Key, Layers, ListenConfig, RedisConfig, RetentionConfig,
+    SchemaSource, StoreConfig, TopicsConfig, formats,
 };
 use crate::domain::Horizon;
 
@@ -102,7 +102,7 @@ impl Value for Duration {
     }
 }
 
-impl Value for Listen {
+impl Value for ListenConfig {
     fn read(text: &str) -> Result<Self, String> {
         let listen = text.parse().map_err(|_| "is not an address such as 127.0.0.1:8080")?;
         Ok(Self { listen })
@@ -199,15 +199,15 @@ impl<'a> Values<'a> {
         })
     }
 
-    pub(super) fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> Store {
+    pub(super) fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> StoreConfig {
         let url = self.read(url, formats::mysql_url);
         let or_url =
             |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
         let migrate_url = self.read(migrate_url, or_url);
-        Store { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
+        StoreConfig { url, migrate_url, pool_max: self.within(pool_max, 2, 1000) }
     }
 
-    pub(super) fn topics(&mut self) -> Topics {
+    pub(super) fn topics(&mut self) -> TopicsConfig {
         const NAMES: [&str; 4] = [
             "topics.orders",
             "topics.order_status",
@@ -230,7 +230,7 @@ impl<'a> Values<'a> {
         if replication == 0 {
             self.refuse("topics.replication", "is no number of replicas");
         }
-        Topics {
+        TopicsConfig {
             orders: orders.1,
             order_status: order_status.1,
             orders_dlq: orders_dlq.1,
@@ -242,13 +242,13 @@ impl<'a> Values<'a> {
         }
     }
 
-    pub(super) fn batches(&mut self, max: &str, linger: &str) -> Batches {
+    pub(super) fn batches(&mut self, max: &str, linger: &str) -> BatchConfig {
         let linger = self.between(linger, Duration::ZERO, Duration::from_secs(1));
-        Batches { max: self.within(max, 1, 10_000), linger }
+        BatchConfig { max: self.within(max, 1, 10_000), linger }
     }
 
     /// The horizon is longer than any event waits on its topic, and an order outlives all that refers to it.
-    pub(super) fn retention(&mut self, topics: &Topics) -> Retention {
+    pub(super) fn retention(&mut self, topics: &TopicsConfig) -> RetentionConfig {
         let mut age = |name| self.between(name, Duration::from_secs(60), LONGEST_AGE);
         let (outcomes, movements, orders) =
             (age("retention.outcomes"), age("retention.movements"), age("retention.orders"));
@@ -272,15 +272,15 @@ impl<'a> Values<'a> {
                 );
             }
         }
-        Retention { horizon, movements, orders, idempotency_keys }
+        RetentionConfig { horizon, movements, orders, idempotency_keys }
     }
 
-    pub(super) fn redis(&mut self) -> Redis {
+    pub(super) fn redis(&mut self) -> RedisConfig {
         const NAMES: [&str; 3] =
             ["redis.ssl_ca_location", "redis.ssl_certificate_location", "redis.ssl_key_location"];
         let [ssl_ca, certificate, key] = NAMES.map(|name| self.optional(name).map(PathBuf::from));
         self.go_together(NAMES[1], NAMES[2]);
-        Redis {
+        RedisConfig {
             urls: self.read("redis.urls", formats::redis_urls),
             ssl_ca,
             ssl_client: certificate.zip(key),

@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::{
     backoff::Backoff,
-    config::Batches,
+    config::BatchConfig,
     crash_point::crash_point,
     domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
@@ -101,7 +101,7 @@ impl Committer {
     pub(crate) fn start(
         store: OrderStore,
         relay: Relay,
-        (groups, deadline): (Batches, Duration),
+        (groups, deadline): (BatchConfig, Duration),
         metrics: Metrics,
     ) -> (Self, JoinSet<()>) {
         let (queue, orders) = mpsc::channel(QUEUE);
@@ -174,7 +174,7 @@ impl Waiting {
 /// Orders that wait for a commit.
 struct Queue {
     orders: mpsc::Receiver<Waiting>,
-    groups: Batches,
+    groups: BatchConfig,
     /// When the last group was closed.
     closed_at: Instant,
 }
@@ -182,7 +182,7 @@ struct Queue {
 impl Queue {
     /// Waits for orders, and closes their group as a lane closes its batches. Empty where no more will come.
     async fn next_group(&mut self) -> Vec<Waiting> {
-        let Batches { max, linger } = self.groups;
+        let BatchConfig { max, linger } = self.groups;
         let mut group = Vec::new();
         let mut received = self.orders.recv_many(&mut group, max).await;
         while received > 0 && group.len() < max {

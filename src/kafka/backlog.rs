@@ -10,7 +10,7 @@ use rdkafka::{
 };
 
 use super::probe::{ANSWERS_WITHIN, KafkaProbe};
-use crate::{config::Kafka, lifecycle::Shutdown, telemetry::Metrics};
+use crate::{config::KafkaConfig, lifecycle::Shutdown, telemetry::Metrics};
 
 /// Between two looks at the offsets.
 const LOOK_EVERY: Duration = Duration::from_secs(4);
@@ -54,7 +54,7 @@ impl BacklogWatch {
     /// Watches what `group_id` has not committed of a topic. Fails where the configuration is
     /// refused.
     pub(crate) fn new(
-        kafka: &Kafka,
+        kafka: &KafkaConfig,
         group_id: &str,
         topic: &str,
         metrics: Metrics,

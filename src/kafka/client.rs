@@ -10,7 +10,7 @@ use std::{
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
 use super::seldom::Seldom;
-use crate::config::Kafka;
+use crate::config::KafkaConfig;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";
@@ -28,7 +28,7 @@ const TOPIC_REPLACED: &str = " changed id from ";
 const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 /// What every client of the cluster has in common.
-pub fn client_config(kafka: &Kafka) -> ClientConfig {
+pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &kafka.brokers)

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     backoff::Backoff,
-    config::Kafka,
+    config::KafkaConfig,
     lifecycle::Shutdown,
     telemetry::{Component, Metrics},
 };
@@ -60,7 +60,7 @@ impl Consumer {
     /// Joins the group. The consumer leaves it once `shutdown` is requested and its lanes are dropped. Fails where the configuration is
     /// refused; brokers that cannot be reached are waited for.
     pub fn start(
-        kafka: &Kafka,
+        kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
         metrics: &Metrics,
         health: Component,

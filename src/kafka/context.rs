@@ -19,7 +19,7 @@ use rdkafka::{
 
 use super::{ages::Ages, client::ClientLog, condition::Condition, partitions::Partitions};
 use crate::{
-    config::Kafka,
+    config::KafkaConfig,
     telemetry::{Component, Metrics},
 };
 
@@ -68,7 +68,7 @@ impl Fetched {
 impl Context {
     pub(super) fn new(
         topic: &str,
-        kafka: &Kafka,
+        kafka: &KafkaConfig,
         partitions: &Arc<Partitions>,
         metrics: &Metrics,
         health: &Component,

@@ -12,7 +12,7 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whether the workers' group has a member. Always `true` under the protocol `consumer`, whose
 /// members the client cannot list. Blocks for up to 10 s; fails where no broker answers.
-pub(crate) fn has_workers(kafka: &config::Kafka) -> KafkaResult<bool> {
+pub(crate) fn has_workers(kafka: &config::KafkaConfig) -> KafkaResult<bool> {
     if kafka.group_protocol == GroupProtocol::Consumer {
         return Ok(true);
     }

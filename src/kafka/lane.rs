@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{member::Member, partitions::Partitions};
-use crate::{config::Batches, lifecycle::Shutdown};
+use crate::{config::BatchConfig, lifecycle::Shutdown};
 
 /// Messages that are decoded before anyone else gets a turn.
 const DECODED_AT_ONCE: usize = 64;
@@ -62,7 +62,7 @@ impl Lane {
     /// batches (as Nagle's algorithm does it, RFC 896). `None` once the process is to stop; what was collected then comes again.
     pub async fn next_batch<D>(
         &mut self,
-        Batches { max, linger }: Batches,
+        BatchConfig { max, linger }: BatchConfig,
         decode: impl Fn(&OwnedMessage) -> D,
         demand: impl Future<Output = ()>,
     ) -> Option<Batch<D>> {

@@ -16,7 +16,7 @@ use super::{
     context::Context,
     partitions::Partitions,
 };
-use crate::config::{GroupProtocol, Kafka};
+use crate::config::{GroupProtocol, KafkaConfig};
 
 /// How long a client that is replaced may take to leave its group before the next one joins.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(5);
@@ -36,7 +36,7 @@ pub(super) struct Member {
 impl Member {
     /// Joins the group.
     pub(super) fn join(
-        kafka: &Kafka,
+        kafka: &KafkaConfig,
         subscription: &Subscription<'_>,
         context: Context,
     ) -> KafkaResult<Self> {
@@ -127,7 +127,7 @@ impl Member {
     }
 }
 
-fn config(kafka: &Kafka, subscription: &Subscription<'_>) -> ClientConfig {
+fn config(kafka: &KafkaConfig, subscription: &Subscription<'_>) -> ClientConfig {
     let mut client = client_config(kafka);
     let millis = |duration: Duration| duration.as_millis().to_string();
     client

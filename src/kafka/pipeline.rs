@@ -77,7 +77,7 @@ impl Lane {
         mut self,
         handler: H,
         dead_letters: DeadLetters,
-        batches: config::Batches,
+        batches: config::BatchConfig,
         metrics: &Metrics,
         health: [Component; 2],
     ) {

@@ -11,7 +11,7 @@ use rdkafka::{
 };
 
 use super::client_config;
-use crate::{config::Kafka, telemetry::Lack};
+use crate::{config::KafkaConfig, telemetry::Lack};
 
 /// How long a broker may take to answer. A broker that does not is asked no more.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(5);
@@ -54,7 +54,7 @@ impl ConsumerContext for Observed {}
 impl KafkaProbe {
     /// Fails where the configuration is refused; brokers that cannot be reached are asked again and
     /// again.
-    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
         let mut config = client_config(kafka);
         config
             .set("group.id", group_id)

@@ -19,7 +19,7 @@ use super::{
     client::{ClientLog, client_config, report_topic_ids},
     renewal::ProducerRenewal,
 };
-use crate::config::Kafka;
+use crate::config::KafkaConfig;
 
 /// The largest message, bytes: what a broker takes by default, and as much again for the headers of a dead letter.
 pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
@@ -100,7 +100,7 @@ impl Client {
 
 impl Producer {
     /// Fails where the configuration is refused; brokers that cannot be reached are waited for.
-    pub fn new(kafka: &Kafka) -> KafkaResult<Self> {
+    pub fn new(kafka: &KafkaConfig) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("acks", "all")

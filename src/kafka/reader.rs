@@ -11,7 +11,7 @@ use rdkafka::{
 };
 
 use super::client_config;
-use crate::config::Kafka;
+use crate::config::KafkaConfig;
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL: Duration = Duration::from_millis(100);
@@ -30,7 +30,7 @@ pub(crate) type Ends = BTreeMap<i32, i64>;
 impl TopicReader {
     /// Fails if the configuration is refused. `group_id` is the group whose committed offsets can
     /// be asked for.
-    pub(crate) fn new(kafka: &Kafka, group_id: &str) -> KafkaResult<Self> {
+    pub(crate) fn new(kafka: &KafkaConfig, group_id: &str) -> KafkaResult<Self> {
         let mut client = client_config(kafka);
         client
             .set("group.id", group_id)

@@ -8,7 +8,7 @@ use rdkafka::{
 };
 
 use super::{client_config, producer::MAX_MESSAGE_BYTES, topic_settings::TopicSettings};
-use crate::config::{Kafka, Topics};
+use crate::config::{KafkaConfig, TopicsConfig};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
@@ -27,7 +27,10 @@ pub(crate) struct TopicReport {
 }
 
 /// Creates the topics that do not exist. Never alters one that does.
-pub(crate) async fn ensure_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<Vec<TopicReport>> {
+pub(crate) async fn ensure_topics(
+    kafka: &KafkaConfig,
+    topics: &TopicsConfig,
+) -> KafkaResult<Vec<TopicReport>> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
@@ -110,7 +113,7 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
 }
 
 /// Deletes the topics, and all that is in them.
-pub async fn delete_topics(kafka: &Kafka, topics: &Topics) -> KafkaResult<()> {
+pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaResult<()> {
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
@@ -128,7 +131,7 @@ struct Layout {
 }
 
 /// Asks how each of these topics is spread.
-async fn layouts(kafka: &Kafka, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
+async fn layouts(kafka: &KafkaConfig, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
     let producer: BaseProducer = client_config(kafka).create()?;
     let asked = tokio::task::spawn_blocking(move || {
         topics.iter().map(|topic| layout(&producer, topic)).collect()

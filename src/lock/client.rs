@@ -17,7 +17,7 @@ const BEGIN: &[u8] = b"-----BEGIN ";
 
 /// A client of each master, in the order of `redis.urls`. Connects to nothing yet. Fails where a
 /// URL does not parse, or where a file of certificates is missing or is none.
-pub(super) fn clients(redis: &config::Redis) -> Result<Vec<Client>, LockError> {
+pub(super) fn clients(redis: &config::RedisConfig) -> Result<Vec<Client>, LockError> {
     // The cryptography of rustls is the process's. Without this line it would depend on the
     // features that other crates give it.
     let _installed_before = rustls::crypto::ring::default_provider().install_default();
@@ -46,7 +46,7 @@ fn open(url: &SecretUrl, tls: Option<&TlsCertificates>) -> RedisResult<Client> {
 }
 
 /// `None` where the system's authorities do, and no master asks for a certificate.
-fn certificates(redis: &config::Redis) -> Result<Option<TlsCertificates>, LockError> {
+fn certificates(redis: &config::RedisConfig) -> Result<Option<TlsCertificates>, LockError> {
     let read = |key: &str, file: &Path| {
         let bad = |why: String| LockError::BadTls(format!("{key}: {}: {why}", file.display()));
         let pem = fs::read(file).map_err(|error| bad(error.to_string()))?;

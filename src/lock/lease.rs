@@ -22,7 +22,11 @@ pub enum Lease {
 impl Lease {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
     /// is none.
-    pub fn new(lock: &config::Lock, redis: &config::Redis, job: &str) -> Result<Self, LockError> {
+    pub fn new(
+        lock: &config::LockConfig,
+        redis: &config::RedisConfig,
+        job: &str,
+    ) -> Result<Self, LockError> {
         if lock.strategy == config::LockStrategy::Row {
             return Ok(Self::None);
         }

@@ -92,8 +92,8 @@ impl Locks {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates
     /// is none.
     pub fn new(
-        lock: &config::Lock,
-        redis: &config::Redis,
+        lock: &config::LockConfig,
+        redis: &config::RedisConfig,
         metrics: &Metrics,
     ) -> Result<Self, LockError> {
         if lock.strategy == LockStrategy::Row {

@@ -44,8 +44,8 @@ struct Probed {
 impl MastersProbe {
     /// Connects to nothing yet. Fails where a Redis URL does not parse, or a file of certificates is none.
     pub(crate) fn new(
-        lock: &config::Lock,
-        redis: &config::Redis,
+        lock: &config::LockConfig,
+        redis: &config::RedisConfig,
         metrics: &Metrics,
     ) -> Result<Self, LockError> {
         let masters = clients(redis)?.into_iter().map(|client| {

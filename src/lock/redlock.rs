@@ -55,8 +55,8 @@ impl Redlock {
     /// Connects to nothing yet. Fails where a URL does not parse, or a file of certificates is
     /// none.
     pub(crate) fn new(
-        lock: &config::Lock,
-        redis: &config::Redis,
+        lock: &config::LockConfig,
+        redis: &config::RedisConfig,
         metrics: &Metrics,
     ) -> Result<Self, LockError> {
         let clients = clients(redis)?;

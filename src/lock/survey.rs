@@ -21,8 +21,8 @@ pub struct Overlong {
 
 /// Keys of ours, on any master, that live for longer than the TTL. Fails where a master does not answer.
 pub async fn overlong_keys(
-    lock: &config::Lock,
-    redis: &config::Redis,
+    lock: &config::LockConfig,
+    redis: &config::RedisConfig,
 ) -> Result<Vec<Overlong>, LockError> {
     let mut overlong = Vec::new();
     for (master, (client, url)) in clients(redis)?.into_iter().zip(&redis.urls).enumerate() {
@@ -38,7 +38,7 @@ pub async fn overlong_keys(
 
 async fn survey(
     client: &Client,
-    lock: &config::Lock,
+    lock: &config::LockConfig,
 ) -> RedisResult<Vec<(String, Option<Duration>)>> {
     // The client's own limits are far shorter.
     let patient =

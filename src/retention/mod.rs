@@ -34,7 +34,7 @@ pub enum Kept {
 #[derive(Debug, Clone)]
 pub struct Retention {
     pub store: Kept,
-    pub ages: config::Retention,
+    pub ages: config::RetentionConfig,
     pub lease: Lease,
     pub metrics: Metrics,
 }

@@ -43,7 +43,7 @@ impl Database {
     /// The server ends a session that is silent for as long. An attempt at a transaction that takes
     /// longer is given up, and the server is told to end its session.
     pub fn open(
-        store: &config::Store,
+        store: &config::StoreConfig,
         role: Role,
         lock_limit: Duration,
         metrics: Metrics,

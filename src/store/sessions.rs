@@ -89,7 +89,7 @@ pub(super) struct Ending {
 impl Sessions {
     /// Opens none yet. Fails where the URL cannot be read.
     pub(super) fn new(
-        store: &config::Store,
+        store: &config::StoreConfig,
         role: &str,
         lock_limit: Duration,
     ) -> Result<Self, StoreError> {

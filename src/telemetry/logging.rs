@@ -17,11 +17,11 @@ use tracing_subscriber::{
     registry::LookupSpan,
 };
 
-use crate::config::{Log, LogFormat};
+use crate::config::{LogConfig, LogFormat};
 
 /// Logs go to standard error; lines that cannot be written there are lost. Fails where `log.level`
 /// is neither a level nor a list of directives.
-pub(crate) fn init_logging(log: &Log) -> anyhow::Result<()> {
+pub(crate) fn init_logging(log: &LogConfig) -> anyhow::Result<()> {
     let filter = EnvFilter::try_new(&log.level)
         .map_err(|e| anyhow::anyhow!("log.level = {:?}: {e}", log.level))?;
     let builder = tracing_subscriber::fmt()

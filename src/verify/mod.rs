@@ -118,8 +118,8 @@ pub(crate) struct Checks<'a> {
 
 /// What it takes to read the topics, on a thread of its own.
 struct Topics {
-    kafka: config::Kafka,
-    names: config::Topics,
+    kafka: config::KafkaConfig,
+    names: config::TopicsConfig,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
 }

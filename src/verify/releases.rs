@@ -78,7 +78,7 @@ const OWE: &str = "`stocklock releases owe` owes it again";
 
 /// Releases that have been owed for too long are violations only while workers run.
 pub(super) async fn judge_overdue(
-    kafka: &config::Kafka,
+    kafka: &config::KafkaConfig,
     overdue: Vec<OrderId>,
     report: &mut Report,
 ) {

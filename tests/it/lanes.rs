@@ -12,7 +12,7 @@ use std::{
 
 use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
-    config::Batches,
+    config::BatchConfig,
     domain::OrderId,
     kafka::{
         Batch, Consumer, DeadLetters, Done, Fate, Handler, Lane, Message, Producer, Refusal,
@@ -56,7 +56,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
 
     // All that a lane holds has come by then, and the poll thread has run out of patience.
     let linger = Duration::from_secs(4);
-    let first = next_batch(&mut lane, Batches { max: MESSAGES, linger }).await.unwrap();
+    let first = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger }).await.unwrap();
     assert!(first.len() < MESSAGES, "the lane was never full");
     let mut offsets: HashMap<i32, Vec<i64>> = HashMap::new();
     let mut batch = first;
@@ -69,7 +69,7 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
         if offsets.values().map(Vec::len).sum::<usize>() == MESSAGES {
             break;
         }
-        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: Duration::ZERO });
         batch = tokio::time::timeout(PATIENCE, next).await.expect("the others come").unwrap();
     }
     for (partition, offsets) in offsets {
@@ -108,7 +108,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
 
     let mut lane = lanes.pop().unwrap();
     let linger = Duration::from_secs(4);
-    let before = next_batch(&mut lane, Batches { max: MESSAGES, linger }).await.unwrap();
+    let before = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger }).await.unwrap();
     // The rival leaves while the batch in hand keeps the lane full.
     let assignments = metrics.rebalances.with_label_values(&["assign"]).get();
     rival_shutdown.request();
@@ -125,7 +125,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
         }
         lane.offsets().store(&batch, batch.len());
         drop(batch);
-        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: Duration::ZERO });
         // What is forgotten does not come at all.
         match tokio::time::timeout(Duration::from_secs(20), next).await {
             Ok(next) => batch = next.unwrap(),
@@ -167,9 +167,10 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     let (shutdown, rival_shutdown) = (Shutdown::default(), Shutdown::default());
     let (consumer, mut lanes) = join(&metrics, &shutdown);
     let mut lane = lanes.pop().unwrap();
-    let in_hand = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::from_secs(4) })
-        .await
-        .unwrap();
+    let in_hand =
+        next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: Duration::from_secs(4) })
+            .await
+            .unwrap();
     assert!(in_hand.len() < MESSAGES, "the lane was never full");
     let (rival, rival_lanes) = join(&rival_metrics, &rival_shutdown);
     tokio::time::sleep(Duration::from_secs(2)).await;
@@ -178,7 +179,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_again_when_it_comes_back()
     rebalanced(&metrics, "revoke", 1).await;
 
     // The lane runs empty, so that what it still owns is resumed, and then the rival leaves.
-    let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
+    let emptied = BatchConfig { max: MESSAGES, linger: Duration::from_secs(2) };
     let idle = Duration::from_secs(8);
     while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
         let batch = batch.unwrap();
@@ -271,7 +272,7 @@ fn dead_letters(world: &World, metrics: &Metrics) -> DeadLetters {
     )
 }
 
-async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
+async fn next_batch(lane: &mut Lane, batches: BatchConfig) -> Option<Batch<()>> {
     lane.next_batch(batches, |_| (), std::future::ready(())).await
 }
 
@@ -293,7 +294,7 @@ async fn a_batch_that_fails_is_done_in_smaller_parts_and_none_overtakes_what_one
     );
     let (consumer, mut lanes) = consumer.unwrap();
     let picky = Picky::default();
-    let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
+    let batches = BatchConfig { max: MESSAGES, linger: Duration::from_secs(1) };
     let lane_health = ["handling", "publishing"].map(|step| health.register(step));
     let stop_when_done = async {
         world.caught_up(group_id, topic).await;
@@ -376,7 +377,7 @@ async fn what_is_left_behind_of_a_partition_that_is_taken_away_comes_to_its_next
     let (consumer, mut lanes) = join(&metrics, &shutdown);
     let hindered = Hindered::default();
     let steps = ["handling", "publishing"].map(|step| health.register(step));
-    let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
+    let batches = BatchConfig { max: 1_000, linger: Duration::from_millis(2) };
     let running = lanes.pop().unwrap().run(
         hindered.clone(),
         dead_letters(&world, &metrics),
@@ -487,7 +488,7 @@ async fn run_unheard(world: &World, unheard: &Unheard, until: impl Future<Output
     let running = lanes.pop().unwrap().run(
         unheard.clone(),
         dead_letters(world, &metrics),
-        Batches { max: 5, linger: Duration::from_millis(2) },
+        BatchConfig { max: 5, linger: Duration::from_millis(2) },
         &metrics,
         steps,
     );

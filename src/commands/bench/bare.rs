@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{ceiling::statuses, scratch::Scratch};
 use crate::{
-    config::{Batches, Config},
+    config::{BatchConfig, Config},
     domain::{EventKind, Lines, OrderEvent, OrderId},
     kafka::{Message, Producer, client_config},
     relay::{COMMITTER_LEASE, STRIKE_OUT_AFTER},
@@ -74,7 +74,7 @@ async fn arrive(
 
 async fn place(
     store: OrderStore,
-    groups: Batches,
+    groups: BatchConfig,
     mut arrived: mpsc::Receiver<NewOrder>,
     placed: mpsc::Sender<OrderEvent>,
 ) -> anyhow::Result<()> {
@@ -179,7 +179,7 @@ struct Pace {
 }
 
 impl Pace {
-    fn new(batches: Batches) -> Self {
+    fn new(batches: BatchConfig) -> Self {
         Self { linger: batches.linger, next: Instant::now() }
     }
 

@@ -10,7 +10,7 @@ use rdkafka::{
     message::{Headers as _, OwnedMessage},
 };
 use stocklock::{
-    config::Topics,
+    config::TopicsConfig,
     kafka::{Message, Producer, client_config},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
@@ -41,7 +41,7 @@ impl World {
 
     /// The names of all topics that carry a name of this world's.
     pub(crate) fn topics(&self) -> Vec<String> {
-        let Topics { orders, order_status, .. } = &self.config.topics;
+        let TopicsConfig { orders, order_status, .. } = &self.config.topics;
         let reader = self.reader("reader");
         let metadata = answer("metadata", || reader.fetch_metadata(None, TIMEOUT));
         let names = metadata.topics().iter().map(|topic| topic.name().to_owned());
