@@ -154,8 +154,7 @@ async fn fail(
 ) -> anyhow::Result<Answer> {
     let status = ReportedStatus::Failed(Reason::parse(reason));
     let status = OrderStatus { order_id, status, source, occurred_at: Utc::now() };
-    let payload = Some(OrderStatusCodec::new()?.encode(&status));
-    let message = Message { key: Some(order_id.to_string().into_bytes()), payload, headers: None };
+    let message = Message::of_order(order_id, OrderStatusCodec::new()?.encode(&status));
     let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;
     producer

@@ -12,11 +12,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{Answer, process};
 use crate::{
     compensate::Compensator,
-    config::{Config, ConfigError, LockFallback, LockStrategy, TopicsConfig},
+    config::{Config, ConfigError, LockFallback, LockStrategy},
     deduct::Worker,
     http,
     ingest::{self, Api, Catalog, Committer, Desk},
-    kafka::{Consumer, DeadLetters, Producer, Subscription},
+    kafka::{Consumer, DeadLetters, Producer, Subscription, topic_names},
     lifecycle::Shutdown,
     lock::{Lease, Locks},
     relay::{PendingWatch, Relay, ReleaseWatch},
@@ -102,10 +102,7 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
 
 /// What the broker does not say now is found out when it refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
-    let TopicsConfig { orders, order_status, orders_dlq, order_status_dlq, .. } = &config.topics;
-    if let Err(error) =
-        producer.fit_batches_to(&[orders, order_status, orders_dlq, order_status_dlq]).await
-    {
+    if let Err(error) = producer.fit_batches_to(&topic_names(&config.topics)).await {
         tracing::warn!(%error, "the producer's batches are not limited");
     }
 }

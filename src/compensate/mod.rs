@@ -8,7 +8,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use crate::{
     crash_point::crash_point,
     domain::{Effect, Horizon, OrderId, OrderState, OrderStatus},
-    kafka::{Blame, Done, Fate, Handler, Refusal},
+    kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
     relay::{COMMITTER_LEASE, Relay},
     store::{Applied, OrderStore, StoreError},
     telemetry::Metrics,
@@ -71,19 +71,23 @@ impl Handler for Compensator {
         releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
         self.relay.release_in_background(releases);
         self.store.database().observe_pool();
-        Ok(Done { handled: applied, left_behind: Vec::new() })
+        Ok(Done { handled: applied, deferred: Vec::new() })
     }
 
     /// Besides poison, statuses of unknown orders are dead-lettered, and failures that come too
     /// late.
-    fn refusal(&self, status: &Self::Decoded, applied: &Applied) -> Option<Refusal> {
+    fn dead_letter_reason(
+        &self,
+        status: &Self::Decoded,
+        applied: &Applied,
+    ) -> Option<DeadLetterReason> {
         let is = |status: &OrderStatus, state, effect, orders: &[OrderId]| {
             orders.contains(&status.order_id) && status.effect_on(state, false) == effect
         };
         match status {
-            Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
+            Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
             Ok(Some(status)) if is(status, None, Effect::UnknownOrder, &applied.unknown) => {
-                Some(Refusal {
+                Some(DeadLetterReason {
                     class: "unknown_order",
                     text: format!("no order has the id {}", status.order_id),
                 })
@@ -95,7 +99,7 @@ impl Handler for Compensator {
                     "order {} is completed, and too old for its stock to be released",
                     status.order_id
                 );
-                Some(Refusal { class: "expired", text })
+                Some(DeadLetterReason { class: "expired", text })
             }
             Ok(_) => None,
         }
@@ -106,7 +110,7 @@ impl Handler for Compensator {
     }
 
     /// A worker that reports an unknown order may be right: a failover may have lost it.
-    fn blame<'m>(&self, status: &'m Self::Decoded, refusal: &Refusal) -> Blame<'m> {
+    fn blame<'m>(&self, status: &'m Self::Decoded, refusal: &DeadLetterReason) -> Blame<'m> {
         match (status, refusal.class) {
             (Err(_), "undecodable" | "invalid") => Blame::Writer,
             (Err(_) | Ok(None), _) => Blame::Partition,
@@ -122,9 +126,9 @@ impl Handler for Compensator {
 
     fn fate(error: &StoreError) -> Fate {
         match error {
-            StoreError::Refused(_) => Fate::Refused("refused"),
-            StoreError::Damaged(_) => Fate::Refused("damaged"),
-            _ => Fate::Unavailable("order_store"),
+            StoreError::Refused(_) => Fate::Reject("refused"),
+            StoreError::Damaged(_) => Fate::Reject("damaged"),
+            _ => Fate::Retry("order_store"),
         }
     }
 }

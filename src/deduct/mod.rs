@@ -21,7 +21,7 @@ use crate::{
         OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus, WORKER_SOURCE,
         fold::{Decisions, Outcome},
     },
-    kafka::{Done, Fate, Handler, Message, ProduceError, Producer, Refusal, Unpublished},
+    kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
     lock::{LockError, Locks, Patience, Wanted},
     store::{StockStore, StoreError},
     telemetry::Metrics,
@@ -73,19 +73,20 @@ impl Handler for Worker {
         if arrived.is_empty() {
             return Ok(Done::default());
         }
-        let Done { handled, left_behind } = self.decide(&arrived).await?;
+        let Done { handled, deferred } = self.decide(&arrived).await?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
-        Ok(Done {
-            handled,
-            left_behind: left_behind.into_iter().map(|number| numbers[number]).collect(),
-        })
+        Ok(Done { handled, deferred: deferred.into_iter().map(|number| numbers[number]).collect() })
     }
 
     /// Besides poison, events of orders that are too old to be decided are set aside.
-    fn refusal(&self, message: &Self::Decoded, decisions: &Decisions) -> Option<Refusal> {
+    fn dead_letter_reason(
+        &self,
+        message: &Self::Decoded,
+        decisions: &Decisions,
+    ) -> Option<DeadLetterReason> {
         match message {
-            Err(error) => Some(Refusal { class: error.class(), text: error.to_string() }),
+            Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
             Ok(Arrived { event, .. }) if decisions.untimely.contains(&event.order_id) => {
                 Some(untimely(event.order_id, Utc::now()))
             }
@@ -109,21 +110,21 @@ impl Handler for Worker {
     fn fate(error: &DeductError) -> Fate {
         match error {
             DeductError::Lock(_) | DeductError::Store(StoreError::LocksLost) => {
-                Fate::Unavailable("redis")
+                Fate::Retry("redis")
             }
-            DeductError::Store(StoreError::Refused(_)) => Fate::Refused("refused"),
-            DeductError::Store(StoreError::Damaged(_)) => Fate::Refused("damaged"),
-            DeductError::Store(_) => Fate::Unavailable("stock_store"),
-            DeductError::Kafka(_) | DeductError::TooLarge { .. } => Fate::Unavailable("kafka"),
+            DeductError::Store(StoreError::Refused(_)) => Fate::Reject("refused"),
+            DeductError::Store(StoreError::Damaged(_)) => Fate::Reject("damaged"),
+            DeductError::Store(_) => Fate::Retry("stock_store"),
+            DeductError::Kafka(_) | DeductError::TooLarge { .. } => Fate::Retry("kafka"),
         }
     }
 }
 
 /// Why an order is not decided, going by its age.
-fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
+fn untimely(id: OrderId, now: DateTime<Utc>) -> DeadLetterReason {
     let made_at = id.made_at().to_rfc3339_opts(SecondsFormat::Millis, true);
     if id.made_at() > now {
-        return Refusal {
+        return DeadLetterReason {
             class: "invalid",
             text: format!("order {id} is of {made_at}, more than a day ahead"),
         };
@@ -131,7 +132,7 @@ fn untimely(id: OrderId, now: DateTime<Utc>) -> Refusal {
     let text = format!(
         "order {id} is of {made_at}, and retention.outcomes keeps no outcomes as old as that"
     );
-    Refusal { class: "expired", text }
+    DeadLetterReason { class: "expired", text }
 }
 
 impl Worker {
@@ -152,7 +153,7 @@ impl Worker {
                 self.stage("lock", begun);
                 return Ok(Done {
                     handled: Decisions::default(),
-                    left_behind: (0..arrived.len()).collect(),
+                    deferred: (0..arrived.len()).collect(),
                 });
             }
             Err(error) => return Err(error.into()),
@@ -173,7 +174,7 @@ impl Worker {
         self.stage("unlock", begun);
         let handled = decided?;
         self.count(&events, &handled.outcomes, strategy);
-        Ok(Done { handled, left_behind })
+        Ok(Done { handled, deferred: left_behind })
     }
 
     async fn report(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
@@ -182,11 +183,7 @@ impl Worker {
             let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
             let payload =
                 self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
-            Message {
-                key: Some(order_id.to_string().into_bytes()),
-                payload: Some(payload),
-                headers: None,
-            }
+            Message::of_order(order_id, payload)
         });
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
         produced.map_err(|source| match &source {

@@ -9,7 +9,7 @@ use rdkafka::{
     message::{Header, Headers, OwnedHeaders, OwnedMessage},
 };
 
-use super::{Message, ProduceError, Producer, Refusal};
+use super::{DeadLetterReason, Message, ProduceError, Producer};
 use crate::telemetry::Metrics;
 
 /// Letters of a batch that are logged one by one.
@@ -35,7 +35,7 @@ impl DeadLetters {
     /// goes without its value, or if need be without its key and its own headers too, and a header `stocklock.omitted.bytes` says so.
     pub(crate) async fn set_aside(
         &self,
-        letters: &[(&OwnedMessage, Refusal)],
+        letters: &[(&OwnedMessage, DeadLetterReason)],
     ) -> Result<(), ProduceError> {
         let mut open: Vec<_> = letters.iter().collect();
         for extent in [Extent::Whole, Extent::WithoutValue, Extent::OurHeaders] {
@@ -57,7 +57,7 @@ impl DeadLetters {
     /// A compacted topic refuses a letter without a key, as its message had none; then it gets one.
     async fn produce(
         &self,
-        letters: &[&(&OwnedMessage, Refusal)],
+        letters: &[&(&OwnedMessage, DeadLetterReason)],
         extent: Extent,
     ) -> Result<(), ProduceError> {
         let needs_keys = self.needs_keys.load(Ordering::Relaxed);
@@ -78,11 +78,11 @@ impl DeadLetters {
         }
     }
 
-    fn count(&self, letters: &[(&OwnedMessage, Refusal)]) {
+    fn count(&self, letters: &[(&OwnedMessage, DeadLetterReason)]) {
         for (message, refusal) in letters {
             self.metrics.dead_letters.with_label_values(&[message.topic(), refusal.class]).inc();
         }
-        for (message, Refusal { class, text }) in letters.iter().take(MAX_LOGGED) {
+        for (message, DeadLetterReason { class, text }) in letters.iter().take(MAX_LOGGED) {
             let (topic, partition, offset) =
                 (message.topic(), message.partition(), message.offset());
             tracing::warn!(topic, partition, offset, class, error = text, "dead-lettered");
@@ -103,7 +103,12 @@ enum Extent {
     Whole,
 }
 
-fn letter(message: &OwnedMessage, refusal: &Refusal, extent: Extent, needs_key: bool) -> Message {
+fn letter(
+    message: &OwnedMessage,
+    refusal: &DeadLetterReason,
+    extent: Extent,
+    needs_key: bool,
+) -> Message {
     let (key, payload) = (message.key(), message.payload());
     let found = || message.headers().into_iter().flat_map(Headers::iter);
     let mut headers = OwnedHeaders::new();
@@ -148,7 +153,7 @@ fn is_invalid_record(error: &KafkaError) -> bool {
 fn add_ours(
     headers: OwnedHeaders,
     message: &OwnedMessage,
-    Refusal { class, text }: &Refusal,
+    DeadLetterReason { class, text }: &DeadLetterReason,
 ) -> OwnedHeaders {
     let timestamp = message.timestamp().to_millis().map_or_else(String::new, |t| t.to_string());
     let ours = [

@@ -24,7 +24,11 @@ pub trait Handler: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Done<Self::Handled>, Self::Error>> + Send;
 
     /// Why one of the messages that were handled is to be set aside all the same.
-    fn refusal(&self, message: &Self::Decoded, handled: &Self::Handled) -> Option<Refusal>;
+    fn dead_letter_reason(
+        &self,
+        message: &Self::Decoded,
+        handled: &Self::Handled,
+    ) -> Option<DeadLetterReason>;
 
     /// Whose word the message is, where it says so; letters that are blamed on a source are counted
     /// among its messages.
@@ -34,7 +38,7 @@ pub trait Handler: Send + Sync + 'static {
 
     /// What the dead letter of a message that is refused is blamed on. The lane, unless the handler
     /// knows better.
-    fn blame<'m>(&self, _message: &'m Self::Decoded, _refusal: &Refusal) -> Blame<'m> {
+    fn blame<'m>(&self, _message: &'m Self::Decoded, _refusal: &DeadLetterReason) -> Blame<'m> {
         Blame::Lane
     }
 
@@ -58,17 +62,17 @@ pub trait Handler: Send + Sync + 'static {
 pub struct Done<H> {
     pub handled: H,
     /// The numbers of those that are left behind, in their order.
-    pub left_behind: Vec<usize>,
+    pub deferred: Vec<usize>,
 }
 
 /// What an error means for the messages that met it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// A dependency, a bounded label, cannot do them at present: they are repeated, as long as it takes.
-    Unavailable(&'static str),
+    Retry(&'static str),
     /// One of them will not be accepted, whatever is repeated: the batch is halved until it is alone, and it is set aside under
     /// this class, a bounded label.
-    Refused(&'static str),
+    Reject(&'static str),
 }
 
 /// What a dead letter is blamed on, which says what happens when there are many.
@@ -87,7 +91,7 @@ pub enum Blame<'m> {
 
 /// Why a message is set aside.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Refusal {
+pub struct DeadLetterReason {
     /// A bounded label.
     pub(crate) class: &'static str,
     pub(crate) text: String,

@@ -7,7 +7,7 @@ use tokio::{
 };
 
 use super::{
-    DeadLetters, Fate, Handler, Lane, Refusal,
+    DeadLetterReason, DeadLetters, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, LeftBehind},
     partitions::Partitions,
@@ -63,7 +63,7 @@ impl<D> Batches<D> {
 pub(super) struct Part<H: Handler> {
     /// Where it ends in its batch, from which what was left behind is gone; it begins where the part before it ends.
     pub(crate) end: usize,
-    pub(crate) result: Result<H::Handled, Refusal>,
+    pub(crate) result: Result<H::Handled, DeadLetterReason>,
 }
 
 impl Lane {
@@ -183,7 +183,7 @@ impl<H: Handler> Step<H> {
                 Ok(done) => {
                     self.health.alive();
                     left_behind
-                        .extend(done.left_behind.into_iter().map(|number| tried.start + number));
+                        .extend(done.deferred.into_iter().map(|number| tried.start + number));
                     parts.push(Part {
                         end: tried.end - left_behind.len(),
                         result: Ok(done.handled),
@@ -197,10 +197,10 @@ impl<H: Handler> Step<H> {
                     backoff = Backoff::default();
                 }
                 Err(error) => match H::fate(&error) {
-                    Fate::Refused(class) => {
+                    Fate::Reject(class) => {
                         self.goes_on(batch)?;
                         if tried.len() == 1 {
-                            let refusal = Refusal { class, text: error.to_string() };
+                            let refusal = DeadLetterReason { class, text: error.to_string() };
                             parts.push(Part {
                                 end: tried.end - left_behind.len(),
                                 result: Err(refusal),
@@ -212,7 +212,7 @@ impl<H: Handler> Step<H> {
                         }
                         backoff = Backoff::default();
                     }
-                    fate @ Fate::Unavailable(_) => {
+                    fate @ Fate::Retry(_) => {
                         self.failed(&error, fate, tried.len(), batch, &mut backoff).await?;
                         if backoff.failures().is_multiple_of(FAILURES_BEFORE_SPLIT) {
                             size = (tried.len() / 2).max(1);
@@ -237,7 +237,7 @@ impl<H: Handler> Step<H> {
         if backoff.failures().is_power_of_two() {
             tracing::warn!(messages, failures = backoff.failures(), %error, ?delay, "batch failed");
         }
-        if let Fate::Unavailable(dependency) = fate {
+        if let Fate::Retry(dependency) = fate {
             self.metrics.retries.with_label_values(&[dependency]).inc();
             self.health.not_ready(error.to_string());
         }

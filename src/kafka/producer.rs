@@ -19,7 +19,7 @@ use super::{
     client::{ClientLog, client_config, report_topic_ids},
     renewal::ProducerRenewal,
 };
-use crate::config::KafkaConfig;
+use crate::{config::KafkaConfig, domain::OrderId};
 
 /// The largest message, bytes: what a broker takes by default, and as much again for the headers of a dead letter.
 pub(super) const MAX_MESSAGE_BYTES: &str = "2097152";
@@ -60,12 +60,20 @@ pub enum ProduceError {
     TooLarge { topic: String, numbers: Vec<usize>, sent: usize },
 }
 
-/// What is to be produced. The topic is the caller's.
+/// A message to be produced. The caller of [`Producer::produce`] names the topic.
 #[derive(Debug, Clone)]
 pub struct Message {
     pub key: Option<Vec<u8>>,
     pub payload: Option<Vec<u8>>,
     pub headers: Option<OwnedHeaders>,
+}
+
+impl Message {
+    /// A message about an order. Its key is the order id as lower-case text with hyphens, so that
+    /// all messages about an order are in one partition.
+    pub fn of_order(order_id: OrderId, payload: Vec<u8>) -> Self {
+        Self { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
+    }
 }
 
 #[derive(Clone)]

@@ -5,7 +5,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::sync::mpsc;
 
 use super::{
-    Blame, DeadLetters, Done, Fate, Handler, Refusal, Unpublished,
+    Blame, DeadLetterReason, DeadLetters, Done, Fate, Handler, Unpublished,
     breaker::{Breaker, MOST_SET_ASIDE, WINDOW},
     lane::{Batch, Offsets},
     partitions::Partitions,
@@ -68,7 +68,7 @@ impl<H: Handler> Publishing<H> {
         &mut self,
         batch: &Batch<H::Decoded>,
         part: Range<usize>,
-        result: &Result<H::Handled, Refusal>,
+        result: &Result<H::Handled, DeadLetterReason>,
         unpublished: &Unpublished,
     ) -> Option<()> {
         let (mut letters, mut writers) = (Vec::new(), HashMap::new());
@@ -76,7 +76,7 @@ impl<H: Handler> Publishing<H> {
             let (message, decoded) = (batch.message(index), &batch.decoded()[index]);
             let refusal = match result {
                 Ok(handled) => {
-                    let refusal = self.step.handler.refusal(decoded, handled);
+                    let refusal = self.step.handler.dead_letter_reason(decoded, handled);
                     refusal.or_else(|| is_among(unpublished, message).then(too_large))
                 }
                 Err(refusal) => Some(refusal.clone()),
@@ -114,7 +114,7 @@ impl<H: Handler> Publishing<H> {
     async fn deliver(
         &self,
         batch: &Batch<H::Decoded>,
-        letters: Vec<(&OwnedMessage, Refusal)>,
+        letters: Vec<(&OwnedMessage, DeadLetterReason)>,
     ) -> Option<()> {
         if letters.is_empty() {
             return Some(());
@@ -122,7 +122,7 @@ impl<H: Handler> Publishing<H> {
         let mut backoff = Backoff::default();
         while let Err(error) = self.dead_letters.set_aside(&letters).await {
             self.step
-                .failed(&error, Fate::Unavailable("kafka"), letters.len(), batch, &mut backoff)
+                .failed(&error, Fate::Retry("kafka"), letters.len(), batch, &mut backoff)
                 .await?;
         }
         Some(())
@@ -134,13 +134,13 @@ impl<H: Handler> Publishing<H> {
         &self,
         batch: &Batch<H::Decoded>,
         index: usize,
-        refusal: &Refusal,
+        refusal: &DeadLetterReason,
         blame: Blame<'_>,
     ) -> Option<()> {
         if !batch.owns(index) || self.is_accepted(batch, index).await {
             return Some(());
         }
-        let Refusal { class, text } = refusal;
+        let DeadLetterReason { class, text } = refusal;
         let of = match blame {
             Blame::Source(source) => format!(" of source {source:?}"),
             Blame::Partition => format!(" of partition {}", batch.message(index).partition()),
@@ -174,9 +174,13 @@ impl<H: Handler> Publishing<H> {
     /// Handles a message that was refused once more, and publishes what came of it if it is refused no longer.
     async fn is_accepted(&self, batch: &Batch<H::Decoded>, index: usize) -> bool {
         match self.step.handler.handle(&batch.decoded()[index..=index]).await {
-            Ok(Done { handled, left_behind })
-                if left_behind.is_empty()
-                    && self.step.handler.refusal(&batch.decoded()[index], &handled).is_none() =>
+            Ok(Done { handled, deferred })
+                if deferred.is_empty()
+                    && self
+                        .step
+                        .handler
+                        .dead_letter_reason(&batch.decoded()[index], &handled)
+                        .is_none() =>
             {
                 let unpublished = self.report(batch, &handled).await;
                 unpublished.is_some_and(|unpublished| !is_among(&unpublished, batch.message(index)))
@@ -194,9 +198,9 @@ fn is_among(unpublished: &Unpublished, message: &OwnedMessage) -> bool {
     !unpublished.is_empty() && message.key().is_some_and(|key| unpublished.contains(key))
 }
 
-fn too_large() -> Refusal {
+fn too_large() -> DeadLetterReason {
     let text = "its outcome is too large for the topic: raise the topic's max.message.bytes";
-    Refusal { class: "too_large", text: text.to_owned() }
+    DeadLetterReason { class: "too_large", text: text.to_owned() }
 }
 
 /// Shows that a lane stands still, until it is dropped. Nobody waits for its batches meanwhile.

@@ -12,6 +12,77 @@ use crate::config::{KafkaConfig, TopicsConfig};
 
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// A topic that stocklock uses. [`TOPICS`] lists all of them.
+#[derive(Debug, Clone, Copy)]
+pub struct TopicDefinition {
+    /// The setting with the topic's name. [`crate::config::KEYS`] has its default.
+    pub setting: &'static str,
+    /// The key of its messages.
+    pub key: &'static str,
+    /// The value of its messages.
+    pub value: &'static str,
+    /// The roles and systems that produce to it.
+    pub producers: &'static str,
+    /// The roles and systems that consume it.
+    pub consumers: &'static str,
+    /// Whether its messages are dead letters, which may be larger than the messages themselves.
+    has_dead_letters: bool,
+    name: fn(&TopicsConfig) -> &str,
+}
+
+/// The list of topics. `setup` creates them, and the reference of topics is written from it. A
+/// topic that is added here also needs a field in [`TopicsConfig`] and its setting.
+pub const TOPICS: [TopicDefinition; 4] = [
+    TopicDefinition {
+        setting: "topics.orders",
+        key: "the order id",
+        value: "`schemas/order_event.avsc`: an order placed, or an order to release",
+        producers: "ingest and the compensator",
+        consumers: "the workers",
+        has_dead_letters: false,
+        name: |topics| &topics.orders,
+    },
+    TopicDefinition {
+        setting: "topics.order_status",
+        key: "the order id",
+        value: "`schemas/order_status.avsc`: what became of an order",
+        producers: "the workers, and any system with the right to write",
+        consumers: "the compensators, and any system",
+        has_dead_letters: false,
+        name: |topics| &topics.order_status,
+    },
+    TopicDefinition {
+        setting: "topics.orders_dlq",
+        key: "as found",
+        value: "the bytes as found on the orders topic, with headers that say why and from where",
+        producers: "the workers",
+        consumers: "operators",
+        has_dead_letters: true,
+        name: |topics| &topics.orders_dlq,
+    },
+    TopicDefinition {
+        setting: "topics.order_status_dlq",
+        key: "as found",
+        value: "the bytes as found on the status topic, with headers that say why and from where",
+        producers: "the compensators",
+        consumers: "operators",
+        has_dead_letters: true,
+        name: |topics| &topics.order_status_dlq,
+    },
+];
+
+impl TopicDefinition {
+    /// The topic's configured name.
+    pub fn name<'c>(&self, topics: &'c TopicsConfig) -> &'c str {
+        (self.name)(topics)
+    }
+}
+
+/// The configured names of all topics.
+pub(crate) fn topic_names(topics: &TopicsConfig) -> [&str; TOPICS.len()] {
+    TOPICS.map(|topic| topic.name(topics))
+}
+
 /// What became of one topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TopicReport {
@@ -36,15 +107,16 @@ pub(crate) async fn ensure_topics(
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
     let retention_ms = i64::try_from(topics.retention.as_millis()).unwrap_or(i64::MAX);
     let retention = retention_ms.to_string();
-    let ordinary = vec![("retention.ms", retention.as_str())];
-    let dead_letters =
-        vec![("retention.ms", retention.as_str()), ("max.message.bytes", MAX_MESSAGE_BYTES)];
-    let settings = BTreeMap::from([
-        (topics.orders.as_str(), ordinary.clone()),
-        (&topics.order_status, ordinary),
-        (&topics.orders_dlq, dead_letters.clone()),
-        (&topics.order_status_dlq, dead_letters),
-    ]);
+    let settings: BTreeMap<_, _> = TOPICS
+        .iter()
+        .map(|topic| {
+            let mut settings = vec![("retention.ms", retention.as_str())];
+            if topic.has_dead_letters {
+                settings.push(("max.message.bytes", MAX_MESSAGE_BYTES));
+            }
+            (topic.name(topics), settings)
+        })
+        .collect();
     let wanted: Vec<_> = settings
         .iter()
         .map(|(name, settings)| {
@@ -117,9 +189,7 @@ pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaR
     let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
     let options =
         AdminOptions::new().operation_timeout(Some(TIMEOUT)).request_timeout(Some(TIMEOUT));
-    let names =
-        [&topics.orders, &topics.order_status, &topics.orders_dlq, &topics.order_status_dlq];
-    admin.delete_topics(&names.map(String::as_str), &options).await?;
+    admin.delete_topics(&topic_names(topics), &options).await?;
     Ok(())
 }
 

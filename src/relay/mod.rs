@@ -128,10 +128,8 @@ impl Relay {
 
     /// Produces events. Some may be acknowledged although others fail.
     async fn produce<'e>(&self, events: &'e [OrderEvent]) -> Produced<'e> {
-        let messages = events.iter().map(|event| {
-            let payload = Some(self.codec.encode(event));
-            Message { key: Some(event.order_id.to_string().into_bytes()), payload, headers: None }
-        });
+        let messages =
+            events.iter().map(|event| Message::of_order(event.order_id, self.codec.encode(event)));
         crash_point("relay.producing");
         let result = self.producer.produce(&self.topic, messages.collect()).await;
         let acknowledged = match &result {

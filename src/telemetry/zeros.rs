@@ -70,8 +70,8 @@ mod tests {
         let (mut texts, mut used) = (Vec::new(), BTreeSet::new());
         sources(&Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut texts);
         for text in &texts {
-            used.extend(quoted_after(text, "Refusal { class: \""));
-            used.extend(quoted_after(text, "Fate::Refused(\""));
+            used.extend(quoted_after(text, "DeadLetterReason { class: \""));
+            used.extend(quoted_after(text, "Fate::Reject(\""));
             for function in text.split("fn class(&self) -> &'static str {").skip(1) {
                 let body = function.split("\n    }\n").next().unwrap();
                 used.extend(quoted_after(body, "=> \""));

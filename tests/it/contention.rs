@@ -375,7 +375,7 @@ async fn a_release_wakes_who_waits_for_it() {
 /// What a batch's orders came to: each by the first letter of its outcome, or `-` where it was left behind.
 async fn handled(worker: &Worker, events: &[OrderEvent]) -> String {
     let decoded: Vec<_> = events.iter().map(|event| worker.decode(&delivered(event))).collect();
-    let Done { handled, left_behind } = worker.handle(&decoded).await.expect("handled");
+    let Done { handled, deferred: left_behind } = worker.handle(&decoded).await.expect("handled");
     worker.publish(&handled).await.expect("published");
     let letter = |number: usize| match handled.outcomes.get(&events[number].order_id) {
         Some(_) => 'd',

@@ -15,8 +15,8 @@ use stocklock::{
     config::BatchConfig,
     domain::OrderId,
     kafka::{
-        Batch, Consumer, DeadLetters, Done, Fate, Handler, Lane, Message, Producer, Refusal,
-        Subscription,
+        Batch, Consumer, DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane, Message,
+        Producer, Subscription,
     },
     lifecycle::Shutdown,
     telemetry::{Health, Metrics},
@@ -247,10 +247,10 @@ impl Handler for Picky {
         let kept = (0..messages.len()).filter(|number| !left_behind.contains(number));
         let handled: Vec<_> = kept.map(|number| messages[number]).collect();
         self.handled.lock().unwrap().extend(&handled);
-        Ok(Done { handled, left_behind })
+        Ok(Done { handled, deferred: left_behind })
     }
 
-    fn refusal(&self, _: &(i32, i64), _: &Self::Handled) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &(i32, i64), _: &Self::Handled) -> Option<DeadLetterReason> {
         None
     }
 
@@ -260,7 +260,7 @@ impl Handler for Picky {
     }
 
     fn fate(_: &TooLarge) -> Fate {
-        Fate::Unavailable("redis")
+        Fate::Retry("redis")
     }
 }
 
@@ -344,10 +344,10 @@ impl Handler for Hindered {
             .lock()
             .unwrap()
             .extend(handled.into_iter().map(|number: usize| messages[number]));
-        Ok(Done { handled: (), left_behind })
+        Ok(Done { handled: (), deferred: left_behind })
     }
 
-    fn refusal(&self, _: &(i32, i64), (): &()) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &(i32, i64), (): &()) -> Option<DeadLetterReason> {
         None
     }
 
@@ -451,14 +451,14 @@ impl Handler for Unheard {
         (message.partition(), message.offset())
     }
 
-    fn refusal(&self, _: &(i32, i64), _: &Self::Handled) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &(i32, i64), _: &Self::Handled) -> Option<DeadLetterReason> {
         None
     }
 
     async fn handle(&self, messages: &[(i32, i64)]) -> Result<Done<Self::Handled>, Away> {
         self.handled.fetch_add(messages.len(), Ordering::SeqCst);
         self.batches.fetch_add(1, Ordering::SeqCst);
-        Ok(Done { handled: messages[0], left_behind: Vec::new() })
+        Ok(Done { handled: messages[0], deferred: Vec::new() })
     }
 
     async fn publish(&self, begins: &Self::Handled) -> Result<(), Away> {
@@ -467,7 +467,7 @@ impl Handler for Unheard {
     }
 
     fn fate(_: &Away) -> Fate {
-        Fate::Unavailable("kafka")
+        Fate::Retry("kafka")
     }
 }
 

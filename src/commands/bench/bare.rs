@@ -103,7 +103,8 @@ async fn publish(
     let (producer, codec) = (Producer::new(&config.kafka)?, OrderEventCodec::new()?);
     let mut group = Vec::new();
     while events.recv_many(&mut group, QUEUE).await > 0 {
-        let messages = group.iter().map(|event| message(event.order_id, codec.encode(event)));
+        let messages =
+            group.iter().map(|event| Message::of_order(event.order_id, codec.encode(event)));
         producer.produce(&config.topics.orders, messages.collect()).await?;
         for event in group.drain(..) {
             published.send(event.order_id).await?;
@@ -143,8 +144,9 @@ async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Resu
         decided += batch.len();
         let at = Utc::now();
         let statuses = statuses(store.decide(&batch, Guard::RowLocks, at).await?, at);
-        let messages =
-            statuses.iter().map(|status| message(status.order_id, status_codec.encode(status)));
+        let messages = statuses
+            .iter()
+            .map(|status| Message::of_order(status.order_id, status_codec.encode(status)));
         producer.produce(&config.topics.order_status, messages.collect()).await?;
     }
     Ok(())
@@ -190,10 +192,6 @@ impl Pace {
     fn closed(&mut self) {
         self.next = Instant::now() + self.linger;
     }
-}
-
-fn message(order_id: OrderId, payload: Vec<u8>) -> Message {
-    Message { key: Some(order_id.to_string().into_bytes()), payload: Some(payload), headers: None }
 }
 
 /// Reads a whole topic from its beginning.

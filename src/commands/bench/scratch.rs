@@ -161,14 +161,8 @@ impl Scratch {
     pub(super) async fn publish(&self, events: &[OrderEvent]) -> anyhow::Result<()> {
         let (producer, codec) = (Producer::new(&self.config.kafka)?, OrderEventCodec::new()?);
         for chunk in events.chunks(CHUNK) {
-            let messages = chunk.iter().map(|event| {
-                let payload = Some(codec.encode(event));
-                Message {
-                    key: Some(event.order_id.to_string().into_bytes()),
-                    payload,
-                    headers: None,
-                }
-            });
+            let messages =
+                chunk.iter().map(|event| Message::of_order(event.order_id, codec.encode(event)));
             producer.produce(&self.config.topics.orders, messages.collect()).await?;
         }
         Ok(())

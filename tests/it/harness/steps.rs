@@ -154,7 +154,7 @@ pub(crate) async fn try_step<H: Handler>(
     messages: &[OwnedMessage],
 ) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
-    let Done { handled, left_behind } = handler.handle(&decoded).await?;
+    let Done { handled, deferred: left_behind } = handler.handle(&decoded).await?;
     assert!(left_behind.is_empty(), "left behind");
     handler.publish(&handled).await?;
     Ok(handled)
@@ -172,7 +172,7 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.handle(&decoded).await {
-            Ok(Done { handled, left_behind }) => {
+            Ok(Done { handled, deferred: left_behind }) => {
                 worker.publish(&handled).await.expect("reported");
                 outcomes += handled.outcomes.len();
                 open = left_behind.into_iter().map(|number| open[number]).collect();
@@ -195,7 +195,7 @@ pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisi
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.decide(&open).await {
-            Ok(Done { handled, left_behind }) => {
+            Ok(Done { handled, deferred: left_behind }) => {
                 decisions.push(handled);
                 open = left_behind.into_iter().map(|number| open[number]).collect();
                 if open.is_empty() {

@@ -234,11 +234,7 @@ impl World {
 
     /// Puts values into a topic as they are.
     pub(crate) async fn produce(&self, topic: &str, values: Vec<(OrderId, Vec<u8>)>) {
-        let message = |(id, payload): (OrderId, _)| Message {
-            key: Some(id.to_string().into_bytes()),
-            payload: Some(payload),
-            headers: None,
-        };
+        let message = |(id, payload)| Message::of_order(id, payload);
         let producer = Producer::new(&self.config.kafka).expect("a producer");
         producer.produce(topic, values.into_iter().map(message).collect()).await.expect("produced");
     }
