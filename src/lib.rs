@@ -10,6 +10,8 @@ mod ingest;
 pub mod kafka;
 pub mod lifecycle;
 pub mod lock;
+#[cfg(test)]
+mod reference;
 pub mod relay;
 pub mod retention;
 pub mod store;

@@ -23,6 +23,8 @@ mod rows;
 mod sessions;
 mod statuses;
 mod stock;
+#[cfg(test)]
+pub(crate) mod tables;
 mod verify;
 
 pub(crate) use bench::SiblingDatabase;
