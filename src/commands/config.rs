@@ -100,12 +100,16 @@ fn show(layers: &Layers, output: Output) {
         if output == Output::Json {
             let environment = key.environment_name();
             let row = json!({"key": key.name, "value": value, "default": default, "origin": origin.to_string(),
-                             "environment": environment, "help": key.help});
+                             "environment": environment, "allowed": key.allowed.to_string(),
+                             "rule": key.rule, "help": key.help});
             println!("{row}");
         } else {
             let default =
                 if value == default { String::new() } else { format!("; default {default:?}") };
-            println!("{:32} = {value:<40} # {} ({origin}{default})", key.name, key.help);
+            println!(
+                "{:32} = {value:<40} # {}: {} ({origin}{default})",
+                key.name, key.help, key.allowed
+            );
         }
     }
 }

@@ -1,30 +1,35 @@
-//! What the text of a value may be, where its type alone does not say it. Each fails with what is
-//! wrong, without the value.
+//! Forms of values that a type alone does not describe. Each parser fails with what it expected
+//! and what it found. The error never contains the whole value, which may hold a password.
 
 use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    time::Duration,
 };
 
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
-use super::SecretUrl;
+use super::{Allowed, ListenConfig, SecretUrl};
 
 const MAX_TOPIC_BYTES: usize = 249;
 const REDIS_PORT: u16 = 6379;
-const MYSQL_PARAMETERS: &str = "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, statement-cache-capacity, socket, timezone";
+const MYSQL_PARAMETERS: &str = "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, \
+                                statement-cache-capacity, socket, timezone";
 
-/// `host:port`, comma separated. Without a port it is Kafka's own, 9092. Empty entries are dropped.
+const SSL_MODES: [&str; 5] = ["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"];
+const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
+
+/// Parses `HOST:PORT` entries, comma separated, and drops empty ones. The default port is 9092.
 pub(super) fn brokers(text: &str) -> Result<String, String> {
     let brokers: Vec<_> =
         text.split(',').map(str::trim).filter(|broker| !broker.is_empty()).collect();
     if brokers.is_empty() {
-        return Err("names no broker; one reads host:port".to_owned());
+        return Err("expected HOST:PORT, found no broker".to_owned());
     }
     for &broker in &brokers {
-        // librdkafka takes a protocol before each.
+        // librdkafka accepts a protocol in front, such as SASL_SSL://.
         let address = broker.split_once("://").map_or(broker, |(_, address)| address);
         let is_bare_ipv6 = address.ends_with(']');
         let (host, port) = match address.rsplit_once(':') {
@@ -32,13 +37,13 @@ pub(super) fn brokers(text: &str) -> Result<String, String> {
             _ => (address, "9092"),
         };
         if Host::parse(host).is_err() || !port.parse().is_ok_and(|port: u16| port > 0) {
-            return Err(format!("{broker:?} is no broker; one reads host:port"));
+            return Err(format!("expected HOST:PORT, found {broker:?}"));
         }
     }
     Ok(brokers.join(","))
 }
 
-/// What Kafka takes as a topic's name.
+/// Parses a topic's name by the rules of Kafka.
 pub(super) fn topic(text: &str) -> Result<String, String> {
     let is_legal = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     if (1..=MAX_TOPIC_BYTES).contains(&text.len())
@@ -48,61 +53,59 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     Err(format!(
-        "is no topic's name: 1 to {MAX_TOPIC_BYTES} letters, digits, dots, underscores and hyphens"
+        "expected a topic's name: \
+         1 to {MAX_TOPIC_BYTES} ASCII letters, digits, dots, underscores and hyphens"
     ))
 }
 
-/// One of some words, however it is capitalised. Answers it as it is listed.
-pub(super) fn one_of(text: &str, words: &[&'static str]) -> Result<&'static str, String> {
+/// Parses one of `words`, however it is capitalised. Returns it as `words` has it.
+pub(super) fn one_of(text: &str, words: &'static [&'static str]) -> Result<&'static str, String> {
     let found = words.iter().find(|word| word.eq_ignore_ascii_case(text));
-    found.copied().ok_or_else(|| format!("is none of {}", words.join(", ")))
+    found.copied().ok_or_else(|| format!("expected {}", Allowed::Word(words)))
 }
 
-/// The address of an HTTP API, without a slash at its end.
+/// Parses the URL of an HTTP API, and drops a slash at its end.
 pub(super) fn http_url(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let url = Url::parse(text).map_err(|error| format!("expected a URL: {error}"))?;
     if !["http", "https"].contains(&url.scheme())
         || url.query().is_some()
         || url.fragment().is_some()
     {
-        return Err("is no URL such as http://127.0.0.1:8080".to_owned());
+        return Err("expected a URL such as http://127.0.0.1:8080".to_owned());
     }
     Ok(text.trim_end_matches('/').to_owned())
 }
 
-/// `mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=…`
+/// Parses `mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=…`. Fails on a parameter that the
+/// client would ignore.
 pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
     if !text.starts_with("mysql://") {
-        return Err("is not a mysql:// URL".to_owned());
+        return Err("expected a mysql:// URL".to_owned());
     }
-    let url = Url::parse(text).map_err(|error| format!("is no URL: {error}"))?;
+    let url = Url::parse(text).map_err(|error| format!("expected a URL: {error}"))?;
     let has = |parameter: &str| url.query_pairs().any(|(name, _)| name == parameter);
     if url.host_str().is_none_or(str::is_empty) && !has("socket") {
-        return Err("names no host".to_owned());
+        return Err("expected a host in the URL, or the parameter socket".to_owned());
     }
     if url.port() == Some(0) {
-        return Err("names port 0".to_owned());
+        return Err("expected a port from 1 to 65535, found 0".to_owned());
     }
     let database = url.path().trim_start_matches('/');
     if database.is_empty() || database.contains('/') {
-        return Err("names no database: mysql://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
+        return Err("expected one database: mysql://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
     }
     for (name, value) in url.query_pairs() {
         match &*name {
             "sslmode" | "ssl-mode" => {
-                one_of(
-                    &value,
-                    &["DISABLED", "PREFERRED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"],
-                )
-                .map_err(|error| format!("ssl-mode {error}"))?;
+                one_of(&value, &SSL_MODES).map_err(|error| format!("ssl-mode: {error}"))?;
             }
             "sslca" | "ssl-ca" | "sslcert" | "ssl-cert" | "sslkey" | "ssl-key" | "charset"
             | "collation" | "socket" | "timezone" | "time-zone" => {}
             "statement-cache-capacity" if value.parse::<usize>().is_ok() => {}
-            // An unknown one would be ignored: ssl_mode=REQUIRED would not encrypt.
+            // The client ignores an unknown parameter: ssl_mode=REQUIRED would not encrypt.
             _ => {
                 return Err(format!(
-                    "has a parameter that is not known, {name:?}; known are {MYSQL_PARAMETERS}"
+                    "unknown parameter {name:?}; expected one of {MYSQL_PARAMETERS}"
                 ));
             }
         }
@@ -110,7 +113,7 @@ pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
     Ok(SecretUrl::new(text))
 }
 
-/// The files of certificates and keys that the client reads for this URL when it connects.
+/// The files of certificates and keys that the client of this URL reads when it connects.
 pub(super) fn mysql_files(url: &SecretUrl) -> Vec<PathBuf> {
     let Ok(url) = Url::parse(url.expose()) else { return Vec::new() };
     let pairs: Vec<_> = url.query_pairs().collect();
@@ -120,42 +123,42 @@ pub(super) fn mysql_files(url: &SecretUrl) -> Vec<PathBuf> {
         return Vec::new();
     }
     let names = ["sslca", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
-    // The client takes a text in PEM instead of a file.
+    // The client accepts PEM text in the place of a file.
     let files = pairs
         .iter()
         .filter(|(name, value)| is(name, &names) && !value.trim().starts_with("-----BEGIN"));
     files.map(|(_, file)| PathBuf::from(&**file)).collect()
 }
 
-/// URLs of masters that are 1, 3 or 5 different servers.
+/// Parses URLs of 1, 3 or 5 different Redis masters, comma separated.
 pub(super) fn redis_urls(text: &str) -> Result<Vec<SecretUrl>, String> {
     let urls: Vec<_> = text.split(',').map(str::trim).collect();
     let mut servers = BTreeSet::new();
     for url in &urls {
         let server = redis_server(url)?;
         if servers.contains(&server) {
-            return Err(format!("names {server} twice; masters are independent servers"));
+            return Err(format!("expected independent masters, but {server} is listed twice"));
         }
         servers.insert(server);
     }
     match urls.len() {
         1 | 3 | 5 => Ok(urls.into_iter().map(SecretUrl::new).collect()),
-        n => Err(format!("names {n} masters; 1, 3 or 5 make a majority that is worth having")),
+        n => Err(format!("expected 1, 3 or 5 masters, found {n}")),
     }
 }
 
-/// The server that a URL names, written the same way however the URL writes it. A name that
-/// resolves to another's address is not seen.
+/// The server of a Redis URL in one canonical form. Names are not resolved, so two names of one
+/// server look like two servers.
 fn redis_server(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).map_err(|error| format!("is no list of URLs: {error}"))?;
+    let url = Url::parse(text).map_err(|error| format!("expected a list of URLs: {error}"))?;
     if url.fragment().is_some() {
-        return Err("has a URL with a #; TLS always checks the certificate".to_owned());
+        return Err("expected a URL without #: TLS always verifies the certificate".to_owned());
     }
     if ["unix", "redis+unix", "valkey+unix"].contains(&url.scheme()) {
         return Ok(url.path().to_owned());
     }
     if !["redis", "rediss", "valkey", "valkeys"].contains(&url.scheme()) {
-        return Err("has a URL that is neither redis:// nor rediss://".to_owned());
+        return Err("expected a redis:// or rediss:// URL".to_owned());
     }
     let host = url.host_str().unwrap_or_default().to_lowercase();
     let database = url.path().trim_start_matches('/');
@@ -163,15 +166,15 @@ fn redis_server(text: &str) -> Result<String, String> {
         || url.port() == Some(0)
         || !(database.is_empty() || database.parse::<u32>().is_ok())
     {
-        return Err("has a URL that is not redis://USER:PASSWORD@HOST:PORT/NUMBER".to_owned());
+        return Err("expected redis://USER:PASSWORD@HOST:PORT/NUMBER".to_owned());
     }
     let address = host.trim_matches(['[', ']']).parse::<IpAddr>().ok();
-    // Other loopback addresses, such as 127.0.0.2, may be servers of their own.
-    let is_here = host == "localhost"
+    // Other loopback addresses, such as 127.0.0.2, may belong to other servers.
+    let is_localhost = host == "localhost"
         || address.is_some_and(|address| {
             [IpAddr::V4(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(&address)
         });
-    let host = if is_here {
+    let host = if is_localhost {
         "localhost".to_owned()
     } else {
         address.map_or(host, |address| address.to_string())
@@ -179,15 +182,33 @@ fn redis_server(text: &str) -> Result<String, String> {
     Ok(format!("{host}:{}", url.port().unwrap_or(REDIS_PORT)))
 }
 
-/// A level, or directives such as `info,stocklock=debug`.
+/// Parses a level, or directives such as `info,stocklock=debug`.
 pub(super) fn log_level(text: &str) -> Result<String, String> {
-    const LEVELS: [&str; 6] = ["off", "error", "warn", "info", "debug", "trace"];
-    // A word alone that is no level would be the name of a target, and all else would be silent.
+    // `EnvFilter` reads a misspelt level as a target's name, and then logs no other target.
     for directive in
         text.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[']))
     {
-        one_of(directive, &LEVELS).map_err(|error| format!("{directive:?} {error}"))?;
+        one_of(directive, &LEVELS).map_err(|error| format!("directive {directive:?}: {error}"))?;
     }
     EnvFilter::try_new(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())
+}
+
+/// Parses `IP:PORT`.
+pub(super) fn address(text: &str) -> Result<ListenConfig, String> {
+    let listen = text.parse().map_err(|_| "expected an address such as 127.0.0.1:8080")?;
+    Ok(ListenConfig { listen })
+}
+
+/// Writes a duration in the largest unit that divides it, as a user writes it: `90s`, `7d`.
+pub(super) fn short_duration(duration: Duration) -> String {
+    const UNITS: [(u128, &str); 4] =
+        [(86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    let millis = duration.as_millis();
+    let fits = |(unit, _): &(u128, &str)| millis >= *unit && millis.is_multiple_of(*unit);
+    match UNITS.into_iter().find(fits) {
+        Some((unit, name)) => format!("{}{name}", millis / unit),
+        None if millis == 0 => "0s".to_owned(),
+        None => format!("{millis}ms"),
+    }
 }

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, ffi::OsString, fmt, path::Path};
 
 use super::{KEYS, Key};
 
-/// Where a value came from.
+/// The layer that a value comes from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Origin {
     Default,
@@ -22,12 +22,12 @@ impl fmt::Display for Origin {
     }
 }
 
-/// All that is wrong with a configuration, a sentence each.
+/// All errors of a configuration: of each the key, its value and origin, and what was expected.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(pub Vec<String>);
 
-/// The values that were set, as text, each with its origin; later layers win.
+/// The values that are set, as text, each with its origin. Later layers win.
 #[derive(Debug, Default)]
 pub struct Layers {
     set: BTreeMap<&'static str, (String, Origin)>,
@@ -35,15 +35,15 @@ pub struct Layers {
 }
 
 impl Layers {
-    /// The environment. What is not UTF-8 is in it with replacement characters, which
-    /// [`super::Config::resolve`] reports.
+    /// The variables of the environment. Replacement characters stand for bytes that are not UTF-8;
+    /// [`super::Config::resolve`] reports them.
     pub(crate) fn variables() -> impl Iterator<Item = (String, String)> {
         let text = |text: OsString| text.to_string_lossy().into_owned();
         std::env::vars_os().map(move |(name, value)| (text(name), text(value)))
     }
 
-    /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`. What is wrong is kept
-    /// for [`super::Config::resolve`] to report.
+    /// Reads `file`, then the environment's variables, then `flags` of the form `section.key=value`.
+    /// Never fails: [`super::Config::resolve`] reports the errors.
     pub fn read(
         file: Option<&Path>,
         env: impl Iterator<Item = (String, String)>,
@@ -63,7 +63,7 @@ impl Layers {
                 );
             } else if let Some(meant) = Key::meant_by(&name) {
                 layers.errors.push(format!(
-                    "{name}: is not read; did you mean {}?",
+                    "{name}: no such setting; did you mean {}?",
                     meant.environment_name()
                 ));
             }
@@ -77,7 +77,7 @@ impl Layers {
         layers
     }
 
-    /// The same with some more flags.
+    /// These layers with more flags.
     #[must_use]
     pub(crate) fn with<'a>(&self, flags: impl IntoIterator<Item = (&'a str, String)>) -> Self {
         let mut layers = Self { set: self.set.clone(), errors: self.errors.clone() };
@@ -87,7 +87,7 @@ impl Layers {
         layers
     }
 
-    /// All that is set, as variables for another process.
+    /// The values that are set, as variables for another process.
     pub(crate) fn environment(&self) -> BTreeMap<String, String> {
         let keys = KEYS
             .iter()
@@ -111,11 +111,13 @@ impl Layers {
         let shown = path.display();
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
-            Err(error) => return self.errors.push(format!("{shown}: {error}")),
+            Err(error) => {
+                return self.errors.push(format!("{shown}: cannot read the file: {error}"));
+            }
         };
         match text.parse::<toml::Table>() {
             Ok(table) => self.read_table("", table, &shown.to_string()),
-            Err(error) => self.errors.push(format!("{shown}: {error}")),
+            Err(error) => self.errors.push(format!("{shown}: expected TOML: {error}")),
         }
     }
 
@@ -154,7 +156,8 @@ impl Layers {
     }
 }
 
-/// A list reads as its items, comma separated.
+/// Writes a TOML value as the text that a variable would have: a list as its items, comma
+/// separated.
 fn as_text(value: &toml::Value) -> String {
     match value {
         toml::Value::String(text) => text.clone(),

@@ -1,25 +1,37 @@
-//! The configuration, and the only reader of the environment: defaults, then a TOML file, then `STOCKLOCK__SECTION__KEY`,
-//! then flags.
+//! The configuration. This room alone reads the environment.
+//!
+//! Later layers win: defaults, the TOML file (`--config`), the environment
+//! (`STOCKLOCK__SECTION__KEY`), flags (`--set SECTION.KEY=VALUE`).
+//!
+//! | file | does |
+//! | --- | --- |
+//! | `keys` | lists all settings with defaults and bounds |
+//! | `layers` | gathers the texts that are set, with their origin |
+//! | `values` | reads one key, and gathers errors |
+//! | `formats`, `choices`, `secret_url` | parse the forms of values |
+//! | `sections` | reads sections whose keys depend on each other |
 
+mod choices;
 mod formats;
 mod keys;
 mod layers;
+mod secret_url;
+mod sections;
 mod values;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
 
 use crate::domain::Horizon;
 
-pub use keys::KEYS;
-pub(crate) use keys::Key;
+pub use choices::LockStrategy;
+pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
+pub use keys::{Allowed, KEYS, Key};
 pub(crate) use layers::ConfigError;
 pub use layers::Layers;
-pub(crate) use values::{GroupProtocol, LockFallback, LogFormat};
-pub use values::{LockStrategy, SecretUrl};
+pub use secret_url::SecretUrl;
+use values::Values;
 
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// Everything that can be set, parsed and bounded. [`KEYS`] says what each key means.
+/// All settings, parsed and within their bounds. [`KEYS`] has the meaning of each.
 #[derive(Debug, Clone)]
 pub struct Config {
     pub kafka: KafkaConfig,
@@ -43,15 +55,15 @@ pub struct Config {
 pub struct KafkaConfig {
     pub brokers: String,
     pub group_id: String,
-    /// Static membership, where it is wanted.
+    /// The name for static membership; `None`: dynamic membership.
     pub(crate) group_instance_id: Option<String>,
     pub(crate) group_protocol: GroupProtocol,
-    /// With the classic protocol; the broker says it with the other.
+    /// For the classic protocol. Under the other one, the broker sets it.
     pub(crate) session_timeout: Duration,
     /// At least the session timeout.
     pub(crate) max_poll_interval: Duration,
     pub(crate) stall_timeout: Duration,
-    /// Security settings under librdkafka's own names, those that were set.
+    /// The security settings that are set, under librdkafka's names.
     pub(crate) security: Vec<(&'static str, String)>,
 }
 
@@ -61,26 +73,26 @@ pub struct TopicsConfig {
     pub order_status: String,
     pub orders_dlq: String,
     pub order_status_dlq: String,
-    /// The schemas that other systems write their values with.
+    /// The Avro schemas with which other systems write their values.
     pub(crate) writer_schemas: Vec<SchemaSource>,
     pub partitions: i32,
     pub(crate) replication: i32,
     pub(crate) retention: Duration,
 }
 
-/// Where an Avro schema comes from.
+/// A file of Avro schemas.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SchemaSource {
-    /// A file; without an id, a folder of `.avsc` files too.
+    /// A file. If there is no id, it may be a folder of `.avsc` files.
     pub(crate) path: PathBuf,
-    /// The id that a schema registry gave it.
+    /// The id of the schema in a registry.
     pub(crate) registered_id: Option<u32>,
 }
 
 #[derive(Debug, Clone)]
 pub struct StoreConfig {
     pub url: SecretUrl,
-    /// For `setup` alone.
+    /// The URL for `setup`, whose user may alter tables.
     pub(crate) migrate_url: SecretUrl,
     pub pool_max: u32,
 }
@@ -96,10 +108,16 @@ impl StoreConfig {
 pub struct RedisConfig {
     /// 1, 3 or 5 independent masters.
     pub urls: Vec<SecretUrl>,
-    /// The authorities that sign the masters' certificates; `None`: the system's.
+    /// The authorities that sign the masters' certificates; `None`: those of the system.
     pub(crate) ssl_ca: Option<PathBuf>,
-    /// The files of the client's certificate and of its private key.
-    pub(crate) ssl_client: Option<(PathBuf, PathBuf)>,
+    pub(crate) ssl_client: Option<ClientFiles>,
+}
+
+/// The files of a client's certificate and of its private key.
+#[derive(Debug, Clone)]
+pub struct ClientFiles {
+    pub(crate) certificate: PathBuf,
+    pub(crate) key: PathBuf,
 }
 
 #[derive(Debug, Clone)]
@@ -124,28 +142,28 @@ pub struct CompensatorConfig {
     pub(crate) batches: BatchConfig,
 }
 
-/// When a batch, or a group, is closed.
+/// When a batch (of a lane) or a group (of ingest) is closed.
 #[derive(Debug, Clone, Copy)]
 pub struct BatchConfig {
-    /// Messages, or orders.
+    /// Most messages of a batch, or orders of a group.
     pub max: usize,
-    /// After the batch before was closed.
+    /// Least time since the batch before was closed, unless this one is full.
     pub linger: Duration,
 }
 
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
     pub(crate) groups: BatchConfig,
-    /// After which no transaction is begun for an order.
+    /// After this time, ingest begins no transaction for an order.
     pub(crate) deadline: Duration,
     pub(crate) outbox_max: u64,
     pub pending_after: Duration,
 }
 
-/// What is deleted when.
+/// Ages at which rows may be deleted.
 #[derive(Debug, Clone)]
 pub struct RetentionConfig {
-    /// How long the outcomes of orders are kept.
+    /// From the age of `retention.outcomes`.
     pub horizon: Horizon,
     pub(crate) movements: Duration,
     pub(crate) orders: Duration,
@@ -154,7 +172,7 @@ pub struct RetentionConfig {
 
 #[derive(Debug, Clone)]
 pub struct StopConfig {
-    /// From the request until the end of the process.
+    /// Most time from the request to stop until the end of the process.
     pub(crate) deadline: Duration,
 }
 
@@ -175,29 +193,14 @@ pub struct LogConfig {
 }
 
 impl Config {
-    /// Fails with every key that is wrong, not with the first alone.
+    /// Parses and validates all settings. Fails with an error for every wrong key.
     pub fn resolve(layers: &Layers) -> Result<Self, ConfigError> {
-        let mut values = values::Values::new(layers);
-        let session_timeout = values.between(
-            "kafka.session_timeout",
-            Duration::from_secs(6),
-            Duration::from_secs(300),
-        );
+        let mut values = Values::new(layers);
         let topics = values.topics();
-        let [worker_group, compensator_group] = values.groups();
-        let lock_ttl =
-            values.between("lock.ttl", Duration::from_millis(500), Duration::from_secs(600));
+        let groups = values.groups();
+        let lock = lock(&mut values);
         let config = Self {
-            kafka: KafkaConfig {
-                brokers: values.read("kafka.brokers", formats::brokers),
-                group_id: worker_group,
-                group_instance_id: values.optional("kafka.group_instance_id"),
-                group_protocol: values.get("kafka.group_protocol"),
-                session_timeout,
-                max_poll_interval: values.between("kafka.max_poll_interval", session_timeout, DAY),
-                stall_timeout: values.between("kafka.stall_timeout", Duration::from_secs(5), DAY),
-                security: values.kafka_security(),
-            },
+            kafka: kafka(&mut values, groups.workers),
             order_store: values.store(
                 "order_store.url",
                 "order_store.migrate_url",
@@ -209,58 +212,29 @@ impl Config {
                 "stock_store.pool_max",
             ),
             redis: values.redis(),
-            lock: LockConfig {
-                strategy: values.get("lock.strategy"),
-                ttl: lock_ttl,
-                node_timeout: values.between(
-                    "lock.node_timeout",
-                    Duration::from_millis(1),
-                    lock_ttl / 2,
-                ),
-                wait: values.between(
-                    "lock.wait",
-                    Duration::from_millis(10),
-                    Duration::from_secs(10),
-                ),
-                fallback: values.get("lock.fallback"),
-                prefix: values.get("lock.prefix"),
-            },
+            lock,
             worker: WorkerConfig {
                 batches: values.batches("worker.batch_max", "worker.linger"),
-                lanes: values.within("worker.lanes", 1, 64),
+                lanes: values.number("worker.lanes"),
             },
             compensator: CompensatorConfig {
-                group_id: compensator_group,
+                group_id: groups.compensators,
                 batches: values.batches("compensator.batch_max", "compensator.linger"),
             },
             ingest: IngestConfig {
                 groups: values.batches("ingest.group_max", "ingest.linger"),
-                deadline: values.between(
-                    "ingest.deadline",
-                    Duration::from_millis(100),
-                    Duration::from_secs(60),
-                ),
-                outbox_max: values.within("ingest.outbox_max", 1, 1_000_000_000),
-                pending_after: values.between(
-                    "ingest.pending_after",
-                    Duration::from_secs(1),
-                    Duration::from_secs(86_400),
-                ),
+                deadline: values.duration("ingest.deadline"),
+                outbox_max: values.number("ingest.outbox_max"),
+                pending_after: values.duration("ingest.pending_after"),
             },
             retention: values.retention(&topics),
             topics,
-            stop: StopConfig {
-                deadline: values.between(
-                    "stop.deadline",
-                    Duration::from_secs(1),
-                    Duration::from_secs(3600),
-                ),
-            },
-            http: values.get("http.listen"),
-            admin: values.get("admin.listen"),
+            stop: StopConfig { deadline: values.duration("stop.deadline") },
+            http: values.read("http.listen", formats::address),
+            admin: values.read("admin.listen", formats::address),
             client: ClientConfig { url: values.read("client.url", formats::http_url) },
             log: LogConfig {
-                format: values.get("log.format"),
+                format: values.choice("log.format"),
                 level: values.read("log.level", formats::log_level),
             },
         };
@@ -280,6 +254,38 @@ impl Config {
             return Err(ConfigError(vec![error]));
         }
         Ok(())
+    }
+}
+
+fn kafka(values: &mut Values<'_>, group_id: String) -> KafkaConfig {
+    let session_timeout = values.duration("kafka.session_timeout");
+    KafkaConfig {
+        brokers: values.read("kafka.brokers", formats::brokers),
+        group_id,
+        group_instance_id: values.optional("kafka.group_instance_id"),
+        group_protocol: values.choice("kafka.group_protocol"),
+        session_timeout,
+        // A member may be silent for the session timeout before the broker removes it.
+        max_poll_interval: values.duration_within(
+            "kafka.max_poll_interval",
+            session_timeout,
+            Duration::MAX,
+        ),
+        stall_timeout: values.duration("kafka.stall_timeout"),
+        security: values.kafka_security(),
+    }
+}
+
+fn lock(values: &mut Values<'_>) -> LockConfig {
+    let ttl = values.duration("lock.ttl");
+    LockConfig {
+        strategy: values.choice("lock.strategy"),
+        ttl,
+        // A master that answers as slowly as this must leave time in which the lock is valid.
+        node_timeout: values.duration_within("lock.node_timeout", Duration::ZERO, ttl / 2),
+        wait: values.duration("lock.wait"),
+        fallback: values.choice("lock.fallback"),
+        prefix: values.text("lock.prefix"),
     }
 }
 

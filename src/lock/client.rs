@@ -6,7 +6,7 @@ use redis::{
 };
 
 use super::LockError;
-use crate::config::{self, SecretUrl};
+use crate::config::{self, ClientFiles, SecretUrl};
 
 /// How long a request is waited for before the connection counts as broken, and data without
 /// acknowledgement before it is.
@@ -59,7 +59,7 @@ fn certificates(redis: &config::RedisConfig) -> Result<Option<TlsCertificates>, 
     let root_cert =
         redis.ssl_ca.as_ref().map(|file| read("redis.ssl_ca_location", file)).transpose()?;
     let client_tls = match &redis.ssl_client {
-        Some((certificate, key)) => Some(ClientTlsConfig {
+        Some(ClientFiles { certificate, key }) => Some(ClientTlsConfig {
             client_cert: read("redis.ssl_certificate_location", certificate)?,
             client_key: read("redis.ssl_key_location", key)?,
         }),

@@ -1,0 +1,179 @@
+//! Sections of the configuration whose keys depend on each other.
+
+use std::path::PathBuf;
+
+use super::{
+    BatchConfig, ClientFiles, RedisConfig, RetentionConfig, SchemaSource, StoreConfig,
+    TopicsConfig, formats, formats::short_duration, values::Values,
+};
+use crate::domain::Horizon;
+
+/// The two consumer groups.
+pub(super) struct Groups {
+    pub(super) workers: String,
+    pub(super) compensators: String,
+}
+
+impl Values<'_> {
+    /// Reads the keys `url`, `migrate_url` and `pool_max` of a store.
+    pub(super) fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> StoreConfig {
+        let url = self.read(url, formats::mysql_url);
+        let or_url =
+            |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
+        let migrate_url = self.read(migrate_url, or_url);
+        StoreConfig { url, migrate_url, pool_max: self.number(pool_max) }
+    }
+
+    /// Refuses a topic that has two purposes.
+    pub(super) fn topics(&mut self) -> TopicsConfig {
+        const NAMES: [&str; 4] = [
+            "topics.orders",
+            "topics.order_status",
+            "topics.orders_dlq",
+            "topics.order_status_dlq",
+        ];
+        let topics = NAMES.map(|name| self.read(name, formats::topic));
+        for (number, (name, topic)) in NAMES.iter().zip(&topics).enumerate() {
+            // To Kafka, names that differ in dots and underscores alone collide.
+            let is_same = |other: &str| other.replace('.', "_") == topic.replace('.', "_");
+            let mut earlier = NAMES.iter().zip(&topics).take(number);
+            if let Some((other, _)) = earlier.find(|(_, other)| is_same(other)) {
+                self.refuse(name, &format!("expected a topic of its own, but {other} names it"));
+            }
+        }
+        let replication = self.number("topics.replication");
+        if replication == 0 {
+            self.refuse("topics.replication", "expected -1, or 1 to 100 replicas");
+        }
+        let [orders, order_status, orders_dlq, order_status_dlq] = topics;
+        TopicsConfig {
+            orders,
+            order_status,
+            orders_dlq,
+            order_status_dlq,
+            writer_schemas: self.read("topics.writer_schemas", schema_sources),
+            partitions: self.number("topics.partitions"),
+            replication,
+            retention: self.duration("topics.retention"),
+        }
+    }
+
+    pub(super) fn batches(&mut self, max: &str, linger: &str) -> BatchConfig {
+        BatchConfig { max: self.number(max), linger: self.duration(linger) }
+    }
+
+    /// Refuses a horizon that is shorter than an event may wait on its topic, and orders that are
+    /// deleted before the rows that refer to them.
+    pub(super) fn retention(&mut self, topics: &TopicsConfig) -> RetentionConfig {
+        let outcomes = self.duration("retention.outcomes");
+        let movements = self.duration("retention.movements");
+        let orders = self.duration("retention.orders");
+        let idempotency_keys = self.duration("retention.idempotency_keys");
+        let horizon = Horizon::new(outcomes);
+        let longest_wait = horizon.longest_wait();
+        if topics.retention > longest_wait {
+            let longest_wait = short_duration(longest_wait);
+            let error = format!(
+                "expected at most {longest_wait}, after which an event may expire; \
+                 or raise retention.outcomes"
+            );
+            self.refuse("topics.retention", &error);
+        }
+        for (name, age) in
+            [("retention.outcomes", outcomes), ("retention.idempotency_keys", idempotency_keys)]
+        {
+            if age > orders {
+                let error = "is more than retention.orders; \
+                             an order must outlive the rows that refer to it";
+                self.refuse(name, error);
+            }
+        }
+        RetentionConfig { horizon, movements, orders, idempotency_keys }
+    }
+
+    pub(super) fn redis(&mut self) -> RedisConfig {
+        const CERTIFICATE: &str = "redis.ssl_certificate_location";
+        const KEY: &str = "redis.ssl_key_location";
+        let ssl_ca = self.optional("redis.ssl_ca_location").map(PathBuf::from);
+        let files = self.optional(CERTIFICATE).zip(self.optional(KEY));
+        self.go_together(CERTIFICATE, KEY);
+        RedisConfig {
+            urls: self.read("redis.urls", formats::redis_urls),
+            ssl_ca,
+            ssl_client: files.map(|(certificate, key)| ClientFiles {
+                certificate: certificate.into(),
+                key: key.into(),
+            }),
+        }
+    }
+
+    /// Refuses one group for both roles: their members would take each other's partitions.
+    pub(super) fn groups(&mut self) -> Groups {
+        let workers = self.text("kafka.group_id");
+        let compensators = self.text("compensator.group_id");
+        if workers == compensators {
+            self.refuse(
+                "compensator.group_id",
+                "expected another group than kafka.group_id: a group has one role's members",
+            );
+        }
+        Groups { workers, compensators }
+    }
+
+    /// Reads the security settings that are set, under librdkafka's names.
+    pub(super) fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
+        let protocol = self.word("kafka.security_protocol");
+        let mechanism = self.word("kafka.sasl_mechanism");
+        let mut settings = vec![
+            ("security.protocol", protocol.to_owned()),
+            ("sasl.mechanism", mechanism.to_owned()),
+        ];
+        for (ours, theirs) in [
+            ("kafka.sasl_username", "sasl.username"),
+            ("kafka.sasl_password", "sasl.password"),
+            ("kafka.ssl_ca_location", "ssl.ca.location"),
+            ("kafka.ssl_certificate_location", "ssl.certificate.location"),
+            ("kafka.ssl_key_location", "ssl.key.location"),
+            ("kafka.ssl_key_password", "ssl.key.password"),
+        ] {
+            settings.push((theirs, self.optional(ours).unwrap_or_default()));
+        }
+        if protocol.starts_with("sasl_") {
+            for name in ["kafka.sasl_mechanism", "kafka.sasl_username", "kafka.sasl_password"] {
+                if self.optional(name).is_none() {
+                    let error =
+                        format!("expected a value, because kafka.security_protocol is {protocol}");
+                    self.refuse(name, &error);
+                }
+            }
+        }
+        self.go_together("kafka.ssl_certificate_location", "kafka.ssl_key_location");
+        settings.retain(|(_, value)| !value.is_empty());
+        settings
+    }
+}
+
+/// Reads entries `FILE`, `FOLDER` or `ID=FILE`, comma separated.
+fn schema_sources(text: &str) -> Result<Vec<SchemaSource>, String> {
+    let mut sources: Vec<SchemaSource> = Vec::new();
+    for entry in text.split(',').map(str::trim).filter(|_| !text.is_empty()) {
+        let (registered_id, path) = match entry.split_once('=') {
+            Some((id, path)) => {
+                let id = id.trim().parse();
+                let id =
+                    id.map_err(|_| format!("expected ID=FILE with a number, not {entry:?}"))?;
+                (Some(id), path.trim())
+            }
+            None => (None, entry),
+        };
+        if path.is_empty() {
+            return Err(format!("expected a file in the entry {entry:?}"));
+        }
+        let is_taken = |source: &SchemaSource| source.registered_id == registered_id;
+        if registered_id.is_some() && sources.iter().any(is_taken) {
+            return Err(format!("expected each id once, but {entry:?} repeats one"));
+        }
+        sources.push(SchemaSource { path: path.into(), registered_id });
+    }
+    Ok(sources)
+}
