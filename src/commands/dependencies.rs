@@ -38,7 +38,11 @@ impl Shared {
         let (store, dependency) = (store.clone(), self.dependency("order_store", Need::Always));
         let attempt = move || {
             let (store, work) = (store.clone(), Arc::clone(&work));
-            async move { store.probe(&work).await }
+            async move {
+                let tried = store.probe(&work).await;
+                store.database().observe_pool();
+                tried
+            }
         };
         tokio::spawn(dependency.watch(attempt, self.shutdown.clone()));
     }
@@ -51,7 +55,11 @@ impl Shared {
         let (store, dependency) = (store.clone(), self.dependency("stock_store", need));
         let attempt = move || {
             let (store, work) = (store.clone(), Arc::clone(&work));
-            async move { store.probe(&work).await }
+            async move {
+                let tried = store.probe(&work).await;
+                store.database().observe_pool();
+                tried
+            }
         };
         tokio::spawn(dependency.watch(attempt, self.shutdown.clone()));
     }

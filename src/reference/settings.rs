@@ -1,5 +1,5 @@
 use super::{check_page, code, table};
-use crate::config::KEYS;
+use crate::config::{KEYS, Key};
 
 #[test]
 fn the_page_of_settings_is_the_list_of_keys() {
@@ -12,15 +12,30 @@ from the\nenvironment, then from `--set`. The last one wins. An empty default me
     for name in sections {
         let keys = KEYS.iter().filter(|key| section(key) == name);
         let rows = keys.map(|key| {
-            [code(key.name), code(&key.environment_name()), code(key.default), key.help.to_owned()]
+            [
+                code(key.name),
+                code(&key.environment_name()),
+                code(key.default),
+                bounds(key),
+                key.help.to_owned(),
+            ]
         });
-        let head = ["setting", "environment variable", "default", "meaning"];
+        let head = ["setting", "environment variable", "default", "values", "meaning"];
         body += &format!("\n## {name}\n\n{}", table(head, rows));
     }
 
-    check_page("settings.md", "Settings", "src/config/keys.rs", &body);
+    check_page("settings.md", "Settings", "src/config/keys/list.rs", &body);
 }
 
-fn section(key: &crate::config::Key) -> &'static str {
+/// The values that a key takes, and its relation to other keys.
+fn bounds(key: &Key) -> String {
+    if key.rule.is_empty() {
+        key.allowed.to_string()
+    } else {
+        format!("{}; {}", key.allowed, key.rule)
+    }
+}
+
+fn section(key: &Key) -> &'static str {
     key.name.split('.').next().unwrap_or(key.name)
 }

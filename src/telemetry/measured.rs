@@ -1,4 +1,5 @@
-/// What the roles of a process measure. A role shows no zeros for what another role measures.
+/// The roles of a process. A role exposes no metric that only other roles measure: its zero would
+/// look like a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MeasuredBy {
     pub(crate) ingest: bool,
@@ -6,15 +7,22 @@ pub(crate) struct MeasuredBy {
     pub(crate) compensator: bool,
 }
 
-// Beginnings of names. A metric that begins with none of them is every role's.
-const OF_INGEST: [&str; 4] =
-    ["stocklock_orders_ingested_", "stocklock_outbox_", "stocklock_pending_", "stocklock_http_"];
-const OF_WORKER: [&str; 5] = [
+// Prefixes of names. A metric with another prefix belongs to every role.
+const OF_INGEST: [&str; 6] = [
+    "stocklock_orders_ingested_",
+    "stocklock_outbox_",
+    "stocklock_pending_",
+    "stocklock_http_",
+    "stocklock_releases_owed",
+    "stocklock_owed_releases_",
+];
+const OF_WORKER: [&str; 6] = [
     "stocklock_orders_decided_",
     "stocklock_order_latency_",
     "stocklock_batch_",
     "stocklock_lock_",
     "stocklock_stale_writes_",
+    "stocklock_redis_",
 ];
 const OF_COMPENSATOR: [&str; 1] = ["stocklock_compensations_"];
 const OF_CONSUMERS: [&str; 6] = [
@@ -29,7 +37,7 @@ const OF_CONSUMERS: [&str; 6] = [
 impl MeasuredBy {
     pub(crate) const ALL: Self = Self { ingest: true, worker: true, compensator: true };
 
-    /// Whether one of the roles measures the metric of this name.
+    /// Whether one of these roles measures the metric of this name.
     pub(crate) fn measures(self, name: &str) -> bool {
         let lists: [(&[&str], bool); 4] = [
             (&OF_INGEST, self.ingest),
@@ -48,12 +56,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_metric_is_shown_by_the_roles_that_measure_it() {
+    fn a_metric_is_exposed_by_the_roles_that_measure_it() {
         let ingest = MeasuredBy { ingest: true, worker: false, compensator: false };
         let worker = MeasuredBy { ingest: false, worker: true, compensator: false };
 
         for (name, by_ingest, by_worker) in [
             ("stocklock_outbox_pending", true, false),
+            ("stocklock_releases_owed", true, false),
             ("stocklock_stale_writes_rejected_total", false, true),
             ("stocklock_compensations_total", false, false),
             ("stocklock_dead_letters_total", false, true),

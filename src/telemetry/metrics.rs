@@ -227,7 +227,8 @@ impl Metrics {
         Self { measured_by, ..self }
     }
 
-    /// A rate needs a first value: what may happen is shown before it does.
+    /// Creates every series at 0 whose labels do not depend on the configuration, so that `rate()`
+    /// sees the first increment. [`super::zeros`] creates those that do.
     fn begin_at_zero(&self) {
         let known: [(_, &[_]); _] = [
             (&self.orders_ingested, &["accepted", "invalid", "rejected", "abandoned"]),
@@ -235,7 +236,7 @@ impl Metrics {
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (
                 &self.compensations,
-                &["completed", "failed", "cancelled", "released", "release_done"],
+                &["completed", "failed", "cancelled", "released", "release_done", "tombstone"],
             ),
             (&self.pending_orders, &["produced", "expired"]),
             (&self.owed_releases, &["produced", "expired"]),

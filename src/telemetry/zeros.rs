@@ -1,29 +1,36 @@
 use super::{Metrics, dead_letter_classes::DEAD_LETTER_CLASSES};
 
 const OUTCOMES: [&str; 3] = ["COMPLETED", "FAILED", "RELEASED"];
+/// The stages of a worker's batch.
+const STAGES: [&str; 4] = ["lock", "transaction", "unlock", "publish"];
 
-/// Shows at 0 what a role may count, so that `rate()` and `increase()` see the first increment.
+/// Creates the series of a role at 0, so that `rate()` and `increase()` see the first increment.
 impl Metrics {
-    /// The dead letters of a topic that the process consumes.
+    /// The dead letters of a topic that the process consumes, by class.
     pub(crate) fn begin_dead_letters(&self, topic: &str) {
         for class in &DEAD_LETTER_CLASSES {
             self.dead_letters.with_label_values(&[topic, class.name]);
         }
     }
 
-    /// The attempts that a role repeats where one of these fails.
+    /// The attempts that a role repeats after one of these dependencies failed.
     pub(crate) fn begin_retries(&self, dependencies: &[&str]) {
         for dependency in dependencies {
             self.retries.with_label_values(&[*dependency]);
         }
     }
 
-    /// The decisions of a worker under each of these lock strategies.
+    /// The batches and decisions of a worker under each of these lock strategies.
     pub(crate) fn begin_decisions(&self, strategies: &[&str]) {
-        for (strategy, outcome) in
-            strategies.iter().flat_map(|strategy| OUTCOMES.map(|outcome| (strategy, outcome)))
-        {
-            self.orders_decided.with_label_values(&[outcome, *strategy]);
+        for stage in STAGES {
+            self.batch_seconds.with_label_values(&[stage]);
+        }
+        for strategy in strategies {
+            self.lock_wait.with_label_values(&[*strategy]);
+            self.lock_hold.with_label_values(&[*strategy]);
+            for outcome in OUTCOMES {
+                self.orders_decided.with_label_values(&[outcome, *strategy]);
+            }
         }
     }
 }
@@ -48,7 +55,7 @@ mod tests {
         }
     }
 
-    /// The first text in quotes after each occurrence of `before`.
+    /// The text from each occurrence of `before` to the next quotation mark.
     fn quoted_after<'a>(source: &'a str, before: &str) -> Vec<&'a str> {
         source.split(before).skip(1).filter_map(|rest| rest.split('"').next()).collect()
     }

@@ -33,6 +33,7 @@ mod hostile;
 mod kafka_life;
 mod lanes;
 mod masters;
+mod metrics;
 mod other_languages;
 mod outage;
 mod pending;
