@@ -26,15 +26,21 @@ fn the_page_of_metrics_is_what_the_registry_has() {
     });
     let head = ["metric", "type", "labels", "shown by", "meaning"];
     let mut body = table(head, rows);
-    body += "\nEvery role also shows the `process_*` metrics of the Prometheus client. The values \
-of a label are\nnamed if they are known when a process starts. Such series begin at 0.\n";
+    body += "\nThe page names the values of a label that are known in every process. Such series \
+             begin at 0.\n[dead-letters.md](dead-letters.md) has the values of `class`. Every role \
+             also shows the `process_*`\nmetrics of the Prometheus client. Lags and dependencies \
+             have more details:\n\
+             [operations.md](../operations.md#lag-and-dependencies-as-metrics).\n";
 
     check_page("metrics.md", "Metrics", "src/telemetry/metrics.rs", &body);
 }
 
 /// A label, with the values that it has in a new registry.
 fn labelled(label: &str, family: Option<&MetricFamily>) -> String {
-    let pairs = family.into_iter().flat_map(MetricFamily::get_metric).flat_map(|m| m.get_label());
+    let pairs = family
+        .into_iter()
+        .flat_map(MetricFamily::get_metric)
+        .flat_map(prometheus::proto::Metric::get_label);
     let mut values: Vec<_> =
         pairs.filter(|pair| pair.name() == label).map(|pair| code(pair.value())).collect();
     values.sort();

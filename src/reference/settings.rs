@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use super::{check_page, code, table};
 use crate::config::{KEYS, Key};
 
@@ -21,7 +23,7 @@ from the\nenvironment, then from `--set`. The last one wins. An empty default me
             ]
         });
         let head = ["setting", "environment variable", "default", "values", "meaning"];
-        body += &format!("\n## {name}\n\n{}", table(head, rows));
+        write!(body, "\n## {name}\n\n{}", table(head, rows)).unwrap();
     }
 
     check_page("settings.md", "Settings", "src/config/keys/list.rs", &body);

@@ -1,3 +1,5 @@
+use std::fmt::Write as _;
+
 use super::{check_page, code, table};
 use crate::store::tables::{ORDER_STORE, STOCK_STORE, Table};
 
@@ -16,7 +18,7 @@ so a primary key of ids\nis in the order of age.\n"
             ]
         });
         let head = ["table", "a row is", "a row is removed", "who may read it"];
-        body += &format!("\n## {store}\n\n{}\n", self::table(head, rows));
+        writeln!(body, "\n## {store}\n\n{}", self::table(head, rows)).unwrap();
         body +=
             &self::table(["table", "column", "type", "meaning"], tables.iter().flat_map(columns));
     }
