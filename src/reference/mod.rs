@@ -17,8 +17,8 @@ fn check_page(name: &str, title: &str, source: &str, body: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     assert!(root.join(source).exists(), "{source}, the source of {name}, does not exist");
     let page = format!(
-        "# {title}\n\nThis page is generated from `{source}`. After a change there, write it \
-         anew:\n`STOCKLOCK_WRITE_DOCS=1 cargo test --lib reference`\n\n{body}"
+        "# {title}\n\nThis page is generated from `{source}`.\nAfter a change there, write it \
+         anew: `STOCKLOCK_WRITE_DOCS=1 cargo test --lib reference`\n\n{body}"
     );
     let path = root.join("docs/reference").join(name);
     if std::env::var_os("STOCKLOCK_WRITE_DOCS").is_some() {

@@ -19,7 +19,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
     Table {
         name: "orders",
         rows: "an order and its state",
-        removed: "`retention.orders`, if the order is final and owes no release; by compensators",
+        removed: "`retention.orders`, unless the order is pending or owes a release; by compensators",
         readers: "every system: `order_id`, `status`, `reason`, `created_at`",
         columns: &[
             ["order_id", "BINARY(16)", "UUIDv7; the primary key"],
@@ -75,7 +75,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
         readers: OURS,
         columns: &[
             ["id", "TINYINT", "1"],
-            ["purged_below", "BINARY(16)", "final orders below this id are purged"],
+            ["purged_below", "BINARY(16)", "orders below this id are purged, if not pending"],
         ],
     },
 ];
