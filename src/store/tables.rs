@@ -19,7 +19,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
     Table {
         name: "orders",
         rows: "an order and its state",
-        removed: "`retention.orders`, unless the order is pending or owes a release; by compensators",
+        removed: "`retention.orders`, unless it is pending or owes a release; by compensators",
         readers: "every system: `order_id`, `status`, `reason`, `created_at`",
         columns: &[
             ["order_id", "BINARY(16)", "UUIDv7; the primary key"],
