@@ -15,7 +15,8 @@ from confluent_kafka import Consumer, Producer
 
 def load(name):
     """A schema, and what its values begin with in Avro's single-object encoding."""
-    schema = json.loads((pathlib.Path(__file__).parents[2] / "schemas" / f"{name}.avsc").read_text())
+    path = pathlib.Path(__file__).parents[2] / "schemas" / f"{name}.avsc"
+    schema = json.loads(path.read_text())
     canonical_form = fastavro.schema.to_parsing_canonical_form(schema)
     fingerprint = fastavro.schema.fingerprint(canonical_form, "CRC-64-AVRO")
     return fastavro.parse_schema(schema), b"\xc3\x01" + bytes.fromhex(fingerprint)
@@ -23,7 +24,11 @@ def load(name):
 
 brokers, orders, statuses, order_id, reason = sys.argv[1:]
 schemas = {orders: load("order_event"), statuses: load("order_status")}
-group = {"group.id": f"example-{order_id}", "auto.offset.reset": "earliest", "enable.auto.commit": False}
+group = {
+    "group.id": f"example-{order_id}",
+    "auto.offset.reset": "earliest",
+    "enable.auto.commit": False,
+}
 consumer = Consumer({"bootstrap.servers": brokers, **group})
 consumer.subscribe([orders, statuses])
 missing = {orders, statuses}
@@ -33,13 +38,20 @@ while missing:
         sys.exit(f"no message of the order: {message and message.error()}")
     schema, header = schemas[message.topic()]
     if message.key() == order_id.encode() and (message.value() or b"").startswith(header):
-        print(json.dumps(fastavro.schemaless_reader(io.BytesIO(message.value()[10:]), schema), default=str))
+        value = fastavro.schemaless_reader(io.BytesIO(message.value()[10:]), schema)
+        print(json.dumps(value, default=str))
         missing.discard(message.topic())
 consumer.close()
 
 schema, header = schemas[statuses]
 now = datetime.datetime.now(datetime.timezone.utc)
-status = {"order_id": order_id, "status": "FAILED", "reason": reason, "source": "example", "occurred_at": now}
+status = {
+    "order_id": order_id,
+    "status": "FAILED",
+    "reason": reason,
+    "source": "example",
+    "occurred_at": now,
+}
 value = io.BytesIO()
 value.write(header)
 fastavro.schemaless_writer(value, schema, status)
