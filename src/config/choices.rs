@@ -18,7 +18,7 @@ macro_rules! choice {
             const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
             pub(super) const WORDS: [&'static str; Self::ALL.len()] = [$($word),+];
 
-            pub const fn as_str(self) -> &'static str {
+            pub(crate) const fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $word,)+
                 }

@@ -80,7 +80,7 @@ fn begin_at_zero(metrics: &Metrics) {
     let document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
     for (route, methods) in document["paths"].as_object().into_iter().flatten() {
         metrics.http_request_seconds.with_label_values(&[route]);
-        metrics.http_requests.with_label_values(&[route, "405"]);
+        metrics.http_requests.with_label_values(&[route.as_str(), "405"]);
         for (_, operation) in methods.as_object().into_iter().flatten() {
             let statuses = operation["responses"].as_object().into_iter().flat_map(Map::keys);
             for status in statuses.filter(|status| !REFUSALS.contains(&status.as_str())) {
@@ -103,7 +103,7 @@ async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -
         .map_or(OTHER_ROUTE, MatchedPath::as_str)
         .to_owned();
     let response = next.run(request).await;
-    metrics.http_requests.with_label_values(&[&route, response.status().as_str()]).inc();
+    metrics.http_requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
     metrics
         .http_request_seconds
         .with_label_values(&[&route])

@@ -37,6 +37,8 @@ mod session;
 mod sessions;
 mod statuses;
 mod stock;
+#[cfg(test)]
+pub(crate) mod tables;
 mod transaction;
 mod verify;
 

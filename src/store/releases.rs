@@ -14,7 +14,7 @@ use super::{
     statuses::lock_states,
     transaction::transaction,
 };
-use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
+use crate::domain::{EventKind, OrderEvent, OrderId};
 
 /// A release that is owed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -220,10 +220,7 @@ impl OrderStore {
         let ids = order_ids(ids.iter().copied())?;
         transaction!(self.db, OweReleases, |conn, _| {
             let mut orders = lock_states(conn, &ids).await?;
-            orders.retain(|order| match order.state {
-                OrderState::Failed | OrderState::Cancelled => true,
-                OrderState::Pending | OrderState::Completed => false,
-            });
+            orders.retain(|order| order.state.is_final());
             owe(conn, orders.iter().map(|order| order.order_id), now, now).await?;
             Ok(orders.len())
         })

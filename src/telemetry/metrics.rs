@@ -278,6 +278,12 @@ impl Metrics {
         let _absent = self.consumer_lag_seconds.remove_label_values(&labels);
     }
 
+    /// All series that there are, of whatever role.
+    #[cfg(test)]
+    pub(crate) fn families(&self) -> Vec<prometheus::proto::MetricFamily> {
+        self.registry.gather()
+    }
+
     /// The metrics of this process's roles in the text format of Prometheus.
     pub(crate) fn exposition(&self) -> Vec<u8> {
         let mut text = Vec::new();
@@ -348,6 +354,8 @@ impl Maker<'_> {
 
     fn register<C: Collector + Clone + 'static>(&self, metric: C) -> prometheus::Result<C> {
         self.0.register(Box::new(metric.clone()))?;
+        #[cfg(test)]
+        super::made::note(&metric);
         Ok(metric)
     }
 }

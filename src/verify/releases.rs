@@ -32,10 +32,7 @@ impl Release<'_> {
     ///
     /// The caller reads `owed` after the order and before its outcome.
     fn is_lost(&self, decidable_from: OrderId) -> bool {
-        let is_final = match self.state {
-            OrderState::Failed | OrderState::Cancelled => true,
-            OrderState::Pending | OrderState::Completed => false,
-        };
+        let is_final = self.state.is_final();
         let may_hold_stock = match self.outcome {
             Some(Outcome::Completed(_)) => true,
             Some(Outcome::Failed(_) | Outcome::Released(_)) => false,

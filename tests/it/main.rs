@@ -51,6 +51,7 @@ mod row_locks;
 mod sessions;
 mod stall;
 mod stop;
+mod tables;
 mod too_large;
 mod transactions;
 mod verify;

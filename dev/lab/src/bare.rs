@@ -176,7 +176,7 @@ async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Resul
     Ok(())
 }
 
-/// The earliest time for the next batch, by [`Batches::linger`].
+/// The earliest time for the next batch, by `linger` of its batches.
 struct Pace {
     linger: Duration,
     next: Instant,

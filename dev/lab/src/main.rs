@@ -91,7 +91,7 @@ async fn run(lab: &Lab) -> anyhow::Result<bool> {
     for _ in 0..lab.runs {
         for strategy in lab.load.strategies() {
             let run = bench.run(*strategy, &bounds).await;
-            let run = run.with_context(|| format!("strategy {}", strategy.as_str()))?;
+            let run = run.with_context(|| format!("strategy {strategy:?}"))?;
             all_verified &= run.is_verified();
             println!("{}", serde_json::to_string(&run)?);
         }
