@@ -146,6 +146,22 @@ install_packages() {
   ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
 }
 
+# ---- The supervisor of servers ------------------------------------------------------------------------------
+
+# servers_program: builds the program of dev/servers where it is missing or old, and prints its path.
+servers_program() {
+  local root target
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+  target=${CARGO_TARGET_DIR:-$root/target}
+  have cargo || die "cargo is missing; Rust comes from https://rustup.rs"
+  if ! [[ -x $target/debug/stocklock-servers ]]; then
+    install_parts build
+    say "building dev/servers; the first time takes a minute ..."
+  fi
+  cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --package stocklock-servers >&2
+  printf '%s\n' "$target/debug/stocklock-servers"
+}
+
 # ---- Redis --------------------------------------------------------------------------------------------------
 
 # The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by which it is called.
