@@ -128,7 +128,7 @@ impl Sql {
         command.arg(format!("--socket={}", path("sql.sock")));
         command.arg(format!("--pid-file={}", path("sql.pid")));
         command.arg(format!("--tmpdir={}", self.dir.display()));
-        command.args(["--character-set-server=utf8mb4", "--skip-name-resolve"]);
+        command.arg("--skip-name-resolve");
         // Servers refuse to run as root unless an option says that this is meant.
         if geteuid().is_root() {
             command.arg("--user=root");

@@ -15,7 +15,8 @@ CREATE DATABASE IF NOT EXISTS stocklock;
 ";
 
 /// Everything that makes a commit durable is on, as in production.
-const SQL_OPTIONS: [&str; 7] = [
+const SQL_OPTIONS: [&str; 8] = [
+    "--character-set-server=utf8mb4",
     "--server-id=1",
     "--max-connections=500",
     "--innodb-buffer-pool-size=512M",
