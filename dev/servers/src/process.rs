@@ -18,8 +18,8 @@ use crate::{Identity, Lifetime, Patience, lifetime};
 /// Lines of a log that an error shows.
 const LOG_LINES_SHOWN: usize = 25;
 
-/// A running or ended child. When it is dropped, its process group is killed if the lifetime is that
-/// of the parent.
+/// A running or ended child. When it is dropped, its process group is killed if the lifetime is
+/// that of the parent.
 #[derive(Debug)]
 pub struct Process {
     name: String,
@@ -31,8 +31,8 @@ pub struct Process {
 impl Process {
     /// Spawns what [`Lifetime::command`] made. The process appends all of its output to the log.
     ///
-    /// Fails if the log cannot be opened. A program that does not exist ends with status 127, and its
-    /// log says so.
+    /// Fails if the log cannot be opened. A program that does not exist ends with status 127, and
+    /// its log says so.
     pub fn spawn(
         name: &str,
         lifetime: Lifetime,
@@ -86,12 +86,17 @@ impl Process {
         Ok(())
     }
 
-    /// Asks the process to stop, as an orchestrator does, and answers its exit status. Fails if it has
-    /// not ended within that time; then it is killed.
-    pub fn stop(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
+    /// Asks the process to stop, as an orchestrator does. Does nothing if it has ended.
+    pub fn ask_to_stop(&mut self) -> anyhow::Result<()> {
         if self.ended()?.is_none() {
             self.signal(Signal::SIGTERM)?;
         }
+        Ok(())
+    }
+
+    /// Waits until the process has ended, after [`Self::ask_to_stop`]. Kills it and fails if it has
+    /// not ended within that time.
+    pub fn await_stop(&mut self, within: Duration) -> anyhow::Result<ExitStatus> {
         let stopped = self.await_end(&Patience::new(within));
         if stopped.is_err() {
             self.kill()?;

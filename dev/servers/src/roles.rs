@@ -15,9 +15,9 @@ use crate::say;
 const READY_WITHIN: Duration = Duration::from_secs(60);
 const STOP_WITHIN: Duration = Duration::from_secs(30);
 
-/// Starts the roles with the settings in this process's environment, waits until they are ready, and
-/// prints a line `NAME HTTP ADMIN` for each. Stops them when standard input closes or a signal comes.
-/// The exit status is 0 only if none ended before, and each ended with status 0.
+/// Starts the roles with the settings in this process's environment, waits until they are ready,
+/// and prints a line `NAME HTTP ADMIN` for each. Stops them when standard input closes or a signal
+/// comes. The exit status is 0 only if none ended before, and each ended with status 0.
 pub(crate) fn run(binary: &Path, logs: &Path, names: &[String]) -> anyhow::Result<ExitCode> {
     let interrupt = Interrupt::on_signals()?;
     let patience = Patience::unless(READY_WITHIN, interrupt.clone());
@@ -68,24 +68,20 @@ fn stop_when_input_closes(interrupt: Interrupt) {
     });
 }
 
-/// Asks all to stop, then waits for each. Says which did not end with status 0.
+/// Asks all to stop, once, and then waits for each. Says which did not end with status 0.
 fn stop(roles: &mut [Running<Role>]) -> anyhow::Result<bool> {
     for role in &mut *roles {
-        if role.process.ended()?.is_none() {
-            role.process.signal(nix::sys::signal::Signal::SIGTERM)?;
-        }
+        role.process.ask_to_stop()?;
     }
     let mut all_well = true;
     for role in roles {
-        let status = role.process.stop(STOP_WITHIN);
-        if !status.as_ref().is_ok_and(|status| status.success()) {
-            all_well = false;
-            let name = service_name(&role.service);
-            match status {
-                Ok(status) => say(format!("{name} ended with {status}")),
-                Err(error) => say(format!("{error:#}")),
-            }
+        let name = service_name(&role.service);
+        match role.process.await_stop(STOP_WITHIN) {
+            Ok(status) if status.success() => continue,
+            Ok(status) => say(format!("{name} ended with {status}")),
+            Err(error) => say(format!("{error:#}")),
         }
+        all_well = false;
     }
     Ok(all_well)
 }
