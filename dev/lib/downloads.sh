@@ -1,10 +1,13 @@
 # shellcheck shell=bash
-# Checksums of what install.sh fetches from the registries of Java and Python, and of MySQL. Sourced by it, never run.
+# Checksums of what install.sh fetches from the registries of Java and Python, and of MySQL. Sourced
+# by it, never run.
 
 DOWNLOADS=$(dirname "${BASH_SOURCE[0]}")/downloads
 
 # pinned_checksum PART FILE_NAME: prints nothing where the file is not among the pinned downloads.
-pinned_checksum() { awk -v part="$1" -v name="$2" '$1 == part && $3 == name { print $2 }' "$DOWNLOADS"; }
+pinned_checksum() {
+  awk -v part="$1" -v name="$2" '$1 == part && $3 == name { print $2 }' "$DOWNLOADS"
+}
 
 # all_pinned PART FOLDER: whether the names of all files are among the pinned downloads.
 all_pinned() {
@@ -18,11 +21,13 @@ all_pinned() {
 list_unpinned() {
   local file
   for file in "$2"/*; do
-    [[ ! -f $file || -n $(pinned_checksum "$1" "${file##*/}") ]] || printf '  %s\n' "${file##*/}" >&2
+    [[ ! -f $file || -n $(pinned_checksum "$1" "${file##*/}") ]] ||
+      printf '  %s\n' "${file##*/}" >&2
   done
 }
 
-# verify_downloads PART FOLDER: fails unless every file has its pinned checksum, and names those that have not.
+# verify_downloads PART FOLDER: fails unless every file has its pinned checksum, and names each file
+# that has not.
 verify_downloads() {
   local file name expected found wrong=0
   for file in "$2"/*; do
@@ -36,7 +41,7 @@ verify_downloads() {
     if [[ -n $expected ]]; then
       say "$name: expected the SHA-256 checksum $expected, found $found. It is not installed."
     else
-      say "$name is not in dev/lib/downloads. It is not installed. Once you trust it, add this line:"
+      say "$name is not in dev/lib/downloads, so it is not installed. If you trust it, add:"
       printf '%-8s %s %s\n' "$1" "$found" "$name" >&2
     fi
   done
@@ -45,5 +50,7 @@ verify_downloads() {
 
 # pinned_wheels PART: the Python packages of a part, as pip reads them: NAME==VERSION.
 pinned_wheels() {
-  awk -v part="$1" '$1 == part && $3 ~ /[.]whl$/ { split($3, word, "-"); print word[1] "==" word[2] }' "$DOWNLOADS" | sort -u
+  awk -v part="$1" '
+    $1 == part && $3 ~ /[.]whl$/ { split($3, word, "-"); print word[1] "==" word[2] }
+  ' "$DOWNLOADS" | sort -u
 }

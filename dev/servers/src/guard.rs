@@ -1,5 +1,5 @@
-//! A process that watches the worker, which is the process that starts the servers. Whichever of the
-//! two is killed, the other ends all that was started.
+//! A process that watches the worker, which is the process that starts the servers. Whichever of
+//! the two is killed, the other ends all that was started.
 
 use std::{
     env,
@@ -44,8 +44,8 @@ pub(crate) fn run(leaves_servers: bool) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::from(status))
 }
 
-/// Has the kernel send SIGTERM to the worker, which is this process, when its guard dies. Orphans stay
-/// with the worker then. Fails if the guard is dead.
+/// Has the kernel send SIGTERM to the worker, which is this process, when its guard dies. Orphans
+/// stay with the worker then. Fails if the guard is dead.
 pub(crate) fn end_with(guard: u32) -> anyhow::Result<()> {
     children::adopt_orphans()?;
     prctl::set_pdeathsig(Signal::SIGTERM).context("PR_SET_PDEATHSIG")?;

@@ -69,8 +69,8 @@ impl FromStr for Identity {
     }
 }
 
-/// The running processes that descend from this one, without itself. A process that comes into being
-/// meanwhile may be missing.
+/// The running processes that descend from this one, without itself. A process that comes into
+/// being meanwhile may be missing.
 pub fn descendants(ancestor: i32) -> Vec<Identity> {
     let stats = all();
     let mut family = BTreeSet::from([ancestor]);

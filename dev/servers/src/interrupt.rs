@@ -20,8 +20,8 @@ const PAUSE: Duration = Duration::from_millis(20);
 pub struct Interrupt(Arc<AtomicUsize>);
 
 impl Interrupt {
-    /// Registers for SIGHUP, SIGINT and SIGTERM, which no longer end this process by themselves. This
-    /// also holds where a shell that started it in the background made it ignore Ctrl-C.
+    /// Registers for SIGHUP, SIGINT and SIGTERM, which no longer end this process by themselves.
+    /// This also holds where a shell that started it in the background made it ignore Ctrl-C.
     pub fn on_signals() -> anyhow::Result<Self> {
         let received = Self::default();
         for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGTERM] {

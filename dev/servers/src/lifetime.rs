@@ -9,8 +9,9 @@ use std::{
     thread,
 };
 
-/// Runs its arguments unless the parent, whose pid is `$0`, has died since it asked for the process.
-/// The parent-death signal is set by then, so that no moment is left in which nobody notices.
+/// Runs its arguments unless the parent, whose pid is `$0`, has died since it asked for the
+/// process. The parent-death signal is set by then, so that no moment is left in which nobody
+/// notices.
 const EXEC_IF_PARENT_LIVES: &str = r#"[ "$PPID" = "$0" ] && exec "$@""#;
 
 /// When a process that this one starts has to end.
@@ -23,8 +24,8 @@ pub enum Lifetime {
 }
 
 impl Lifetime {
-    /// A command that becomes the program, under the same pid. Arguments and environment may be added.
-    /// It leads a process group of its own, which Ctrl-C in the terminal does not reach.
+    /// A command that becomes the program, under the same pid. Arguments and environment may be
+    /// added. It leads a process group of its own, which Ctrl-C in the terminal does not reach.
     pub fn command(self, program: impl AsRef<OsStr>) -> Command {
         let mut command = match self {
             Self::OfParent => {

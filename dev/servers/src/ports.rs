@@ -11,8 +11,8 @@ use anyhow::bail;
 /// Below the ports that the system gives out by itself, from 32768 on.
 const PORTS: Range<u32> = 20_000..32_000;
 
-/// An address of 127.0.0.1 that nobody listens on. Neither a later call of this process nor the system
-/// gives its port out again.
+/// An address of 127.0.0.1 that nobody listens on. Neither a later call of this process nor the
+/// system gives its port out again.
 ///
 /// Fails if this process has asked for as many addresses as there are ports.
 pub fn free_address() -> anyhow::Result<String> {

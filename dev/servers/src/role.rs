@@ -47,8 +47,8 @@ impl Role {
         })
     }
 
-    /// The same with more variables in its environment. Settings of stocklock that this process has in
-    /// its own environment are not passed on.
+    /// The same with more variables in its environment. Settings of stocklock that this process has
+    /// in its own environment are not passed on.
     #[must_use]
     pub fn with_env<K: Into<String>, V: Into<String>>(
         mut self,

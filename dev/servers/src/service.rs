@@ -61,8 +61,8 @@ impl<S: Service> Running<S> {
         Ok(())
     }
 
-    /// Kills the process if it still runs, starts another on the same data and at the same address, and
-    /// waits until it answers.
+    /// Kills the process if it still runs, starts another on the same data and at the same address,
+    /// and waits until it answers.
     pub fn restart(&mut self, patience: &Patience) -> anyhow::Result<()> {
         self.process.kill()?;
         self.process = launch(&self.service, self.lifetime)?;

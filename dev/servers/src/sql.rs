@@ -60,8 +60,8 @@ pub struct Sql {
 
 impl Sql {
     /// A server at an address `HOST:PORT` that keeps everything in `dir`. It runs the statements of
-    /// `accounts` at each start, before it lets anybody in. They make the account `stocklock` with the
-    /// password `stocklock`.
+    /// `accounts` at each start, before it lets anybody in. They make the account `stocklock` with
+    /// the password `stocklock`.
     ///
     /// Fails if the environment does not name the server's program.
     pub fn new(
@@ -136,8 +136,8 @@ impl Sql {
         command
     }
 
-    /// The command that makes the folder of data. It needs no durability: where it is cut short, the
-    /// next one begins anew.
+    /// The command that makes the folder of data. It needs no durability: where it is cut short,
+    /// the next one begins anew.
     fn initialize(&self) -> anyhow::Result<Command> {
         let mut command = match self.flavour {
             Flavour::MySql => {

@@ -1,5 +1,5 @@
-//! Whatever ends `dev/stack exec`, the servers, the command and all that the command started end with
-//! it. These tests need the real servers, which `dev/stack` installs.
+//! Whatever ends `dev/stack exec`, the servers, the command and all that the command started end
+//! with it. These tests need the real servers, which `dev/stack` installs.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
@@ -19,8 +19,8 @@ use stocklock_servers::{Identity, descendants};
 use tempfile::TempDir;
 
 const PATIENCE: Duration = Duration::from_secs(60);
-/// A child of the command, a grandchild in a session of its own whose parent has ended, and the word
-/// that all is there.
+/// A child of the command, a grandchild in a session of its own whose parent has ended, and the
+/// word that all is there.
 const COMMAND: &str = "sleep 1000 & sh -c 'setsid sleep 1001 &'; echo started; wait";
 /// Kafka, MariaDB and three Redis masters.
 const SERVERS: usize = 5;
@@ -64,8 +64,8 @@ impl Exec {
         children.find(is_worker).expect("a child of the guard")
     }
 
-    /// Waits until it has ended, and fails the test unless everything has ended with it. Answers its
-    /// exit status.
+    /// Waits until it has ended, and fails the test unless everything has ended with it. Answers
+    /// its exit status.
     fn assert_all_end(&mut self) -> Option<i32> {
         let begun = Instant::now();
         while self.family.iter().any(|process| process.is_running()) {

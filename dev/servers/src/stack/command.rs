@@ -15,8 +15,8 @@ use crate::children;
 /// How long the command may take to heed a signal, before it gets the next one.
 const HEED_WITHIN: Duration = Duration::from_secs(5);
 
-/// Waits until a command has ended, and answers its exit status, as a shell reports it. Then nothing
-/// that it started is left; only the servers stay.
+/// Waits until a command has ended, and answers its exit status, as a shell reports it. Then
+/// nothing that it started is left; only the servers stay.
 ///
 /// Fails with [`Exit`] if an interrupt ended the command.
 pub(super) fn run_to_end(
@@ -43,7 +43,8 @@ pub(super) fn run_to_end(
 }
 
 /// Sends first this signal, then SIGTERM, to the command and all that it started. A Ctrl-C in the
-/// terminal has reached all of them already: many programs take a second one as a wish not to tidy up.
+/// terminal has reached all of them already: many programs take a second one as a wish not to tidy
+/// up.
 fn end_family(servers: &[Identity], signal: Signal) {
     let family = children::family(servers);
     for signal in [signal, Signal::SIGTERM] {

@@ -13,8 +13,8 @@ use stocklock_servers::{Flavour, Interrupt, Lifetime};
 use super::{command, conf::Conf, folder, install, settings, start::Stack};
 use crate::cli::Database;
 
-/// Starts a stack, runs a command with its settings, and removes the stack, whatever happens. The exit
-/// status is that of the command.
+/// Starts a stack, runs a command with its settings, and removes the stack, whatever happens. The
+/// exit status is that of the command.
 pub(crate) fn exec(
     database: Option<Database>,
     dir: Option<&Path>,

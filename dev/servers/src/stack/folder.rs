@@ -39,8 +39,8 @@ pub(super) fn from_environment() -> Option<PathBuf> {
     env::var_os("STOCKLOCK_STACK_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
-/// The folder of an existing stack: the given one, else that of the environment, else that of the last
-/// `up`. `None` if there is no stack.
+/// The folder of an existing stack: the given one, else that of the environment, else that of the
+/// last `up`. `None` if there is no stack.
 pub(super) fn find(dir: Option<&Path>) -> anyhow::Result<Option<PathBuf>> {
     let named = dir.map(Path::to_owned).or_else(from_environment);
     let found = match named {

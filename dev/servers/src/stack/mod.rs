@@ -86,7 +86,8 @@ fn is_reused(dir: &Path, database: Option<Database>) -> anyhow::Result<bool> {
     };
     if let Some(missing) = missing {
         anyhow::bail!(
-            "the stack in {shown} is up without {missing}: take it down first, or choose another --dir"
+            "the stack in {shown} is up without {missing}: take it down first, or choose another \
+             --dir"
         );
     }
     say(format!("already up in {shown}: {}", conf.names()));

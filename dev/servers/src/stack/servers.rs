@@ -23,13 +23,13 @@ const SQL_OPTIONS: [&str; 8] = [
     "--innodb-flush-log-at-trx-commit=1",
     "--sync-binlog=1",
     "--binlog-expire-logs-seconds=600",
-    // The server looks at the age of a binary log when it begins a new one: with small ones the disk
-    // does not fill up.
+    // The server looks at the age of a binary log when it begins a new one: with small ones the
+    // disk does not fill up.
     "--max-binlog-size=64M",
 ];
 
-/// Its binary log is in row format anyway. Without log writer threads, which a small machine does not
-/// have by default, a commit now and then sleeps for 100 ms: see docs/performance.md.
+/// Its binary log is in row format anyway. Without log writer threads, which a small machine does
+/// not have by default, a commit now and then sleeps for 100 ms: see docs/performance.md.
 const MYSQL_OPTIONS: [&str; 2] =
     ["--innodb-redo-log-capacity=512M", "--innodb-log-writer-threads=ON"];
 

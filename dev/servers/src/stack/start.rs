@@ -36,8 +36,8 @@ pub(super) struct Stack {
 impl Stack {
     /// Starts all servers in a new folder, and waits until they answer.
     ///
-    /// Fails if one ends, if one does not answer in time, or if the interrupt is set. Then no server is
-    /// left, and no folder.
+    /// Fails if one ends, if one does not answer in time, or if the interrupt is set. Then no
+    /// server is left, and no folder.
     pub(super) fn start(
         dir: &Path,
         databases: &[Flavour],
@@ -124,7 +124,8 @@ fn start_server(
     Ok(running)
 }
 
-/// Waits for all servers, and now and then names those that are not ready. Fails with the first error.
+/// Waits for all servers, and now and then names those that are not ready. Fails with the first
+/// error.
 fn collect(
     conf: &Conf,
     received: &mpsc::Receiver<(ServerName, anyhow::Result<Running<Server>>)>,
