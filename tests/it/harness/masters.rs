@@ -15,7 +15,8 @@ use tempfile::TempDir;
 
 use super::{PATIENCE, World, blocking, free_address};
 
-/// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed when they are dropped.
+/// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed
+/// when they are dropped.
 pub(crate) struct Masters {
     masters: Vec<Master>,
     tls: Option<String>,
@@ -115,7 +116,8 @@ impl Masters {
         assert!(theirs >= (ours + ahead).as_secs(), "its clock goes as before: {theirs}");
     }
 
-    /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1 where they live for ever.
+    /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1
+    /// where they live for ever.
     pub(crate) async fn keys_of(&self, number: usize, pattern: &str) -> BTreeMap<String, i64> {
         keys(&self.masters[number].url(), pattern).await
     }
@@ -248,7 +250,8 @@ async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {
 }
 
 impl World {
-    /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where they live for ever.
+    /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where
+    /// they live for ever.
     pub(crate) async fn keys(&self) -> BTreeMap<String, i64> {
         let mut found = BTreeMap::new();
         for url in &self.config.redis.urls {

@@ -34,11 +34,15 @@ pub(crate) use steps::{
 pub(crate) use topics::{delivered, header};
 pub(crate) use world::{Database, PATIENCE, Strategy, World, lines};
 
-/// Runs a test once for each database and lock strategy: `on_every_stack! { async fn name(world: World) { … } }`.
+/// Runs a test once for each database and lock strategy:
+/// `on_every_stack! { async fn name(world: World) { … } }`.
 macro_rules! on_every_stack {
     ($($tests:tt)+) => {
         crate::harness::tests_on! {
-            [mysql_row: MySql Row, mysql_redlock: MySql Redlock, mariadb_row: MariaDb Row, mariadb_redlock: MariaDb Redlock]
+            [
+                mysql_row: MySql Row, mysql_redlock: MySql Redlock,
+                mariadb_row: MariaDb Row, mariadb_redlock: MariaDb Redlock
+            ]
             $($tests)+
         }
     };
@@ -47,15 +51,19 @@ pub(crate) use on_every_stack;
 
 /// The same once for each database, for what does not depend on the lock strategy.
 macro_rules! on_each_database {
-    ($($tests:tt)+) => { crate::harness::tests_on! { [mysql: MySql Row, mariadb: MariaDb Row] $($tests)+ } };
+    ($($tests:tt)+) => {
+        crate::harness::tests_on! { [mysql: MySql Row, mariadb: MariaDb Row] $($tests)+ }
+    };
 }
 pub(crate) use on_each_database;
 
-/// The same on two of the four, where each test waits for a consumer group to notice that a member is gone: between them they
-/// have both databases and both strategies.
+/// The same on two of the four, where each test waits for a consumer group to notice that a member
+/// is gone: between them they have both databases and both strategies.
 macro_rules! on_two_stacks {
     ($($tests:tt)+) => {
-        crate::harness::tests_on! { [mysql_row: MySql Row, mariadb_redlock: MariaDb Redlock] $($tests)+ }
+        crate::harness::tests_on! {
+            [mysql_row: MySql Row, mariadb_redlock: MariaDb Redlock] $($tests)+
+        }
     };
 }
 pub(crate) use on_two_stacks;
@@ -79,8 +87,9 @@ macro_rules! each_stack {
     ([$($stack:ident: $database:ident $strategy:ident),+]) => {$(
         #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
         async fn $stack() {
-            let (database, strategy) = (crate::harness::Database::$database, crate::harness::Strategy::$strategy);
-            check(crate::harness::World::new(database, strategy).await).await;
+            use crate::harness::{Database, Strategy, World};
+            let (database, strategy) = (Database::$database, Strategy::$strategy);
+            check(World::new(database, strategy).await).await;
         }
     )+};
 }

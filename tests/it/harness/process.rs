@@ -211,7 +211,8 @@ impl Role {
         self.role.process.signal(signal).expect("signalled");
     }
 
-    /// Waits until it has ended by itself, and fails the test unless it ended with this status. Answers its log.
+    /// Waits until it has ended by itself, and fails the test unless it ended with this status.
+    /// Answers its log.
     pub(crate) async fn ended(mut self, status: i32) -> String {
         let begun = Instant::now();
         loop {

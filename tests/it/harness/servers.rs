@@ -75,13 +75,15 @@ impl Server {
         let account = "'127.0.0.1'";
         let sql = match self.server.service.flavour() {
             Flavour::MySql => format!(
-                "RESET BINARY LOGS AND GTIDS; CHANGE REPLICATION SOURCE TO SOURCE_HOST = {account}, SOURCE_PORT = {port}, \
-                 SOURCE_USER = 'admin', SOURCE_PASSWORD = 'admin', SOURCE_SSL = 1, SOURCE_LOG_FILE = 'binlog.000001', \
+                "RESET BINARY LOGS AND GTIDS; CHANGE REPLICATION SOURCE TO \
+                 SOURCE_HOST = {account}, SOURCE_PORT = {port}, SOURCE_USER = 'admin', \
+                 SOURCE_PASSWORD = 'admin', SOURCE_SSL = 1, SOURCE_LOG_FILE = 'binlog.000001', \
                  SOURCE_LOG_POS = 4, SOURCE_CONNECT_RETRY = 1; START REPLICA"
             ),
             Flavour::MariaDb => format!(
-                "CHANGE MASTER TO MASTER_HOST = {account}, MASTER_PORT = {port}, MASTER_USER = 'admin', \
-                 MASTER_PASSWORD = 'admin', MASTER_LOG_FILE = 'binlog.000001', MASTER_LOG_POS = 4, \
+                "CHANGE MASTER TO MASTER_HOST = {account}, MASTER_PORT = {port}, \
+                 MASTER_USER = 'admin', MASTER_PASSWORD = 'admin', \
+                 MASTER_LOG_FILE = 'binlog.000001', MASTER_LOG_POS = 4, \
                  MASTER_CONNECT_RETRY = 1; START SLAVE"
             ),
         };
