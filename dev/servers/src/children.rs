@@ -18,7 +18,7 @@ use stocklock_servers::{Identity, descendants};
 pub(crate) const PAUSE: Duration = Duration::from_millis(20);
 
 /// Makes this process the "subreaper" of all that it starts: a descendant whose parent has ended
-/// becomes its child, so that none is lost. Source: PR_SET_CHILD_SUBREAPER(2const).
+/// becomes its child, so that none is lost. Source: `PR_SET_CHILD_SUBREAPER(2const)`.
 pub(crate) fn adopt_orphans() -> anyhow::Result<()> {
     prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")
 }
@@ -54,7 +54,9 @@ pub(crate) fn kill_family(staying: &[Identity]) -> anyhow::Result<()> {
         if left.is_empty() {
             return Ok(());
         }
-        left.iter().for_each(|process| process.signal(Signal::SIGKILL));
+        for process in left {
+            process.signal(Signal::SIGKILL);
+        }
         thread::sleep(PAUSE);
     }
 }

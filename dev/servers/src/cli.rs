@@ -43,7 +43,7 @@ enum Command {
     Up {
         #[command(flatten)]
         database: DatabaseOption,
-        /// The folder of the stack [default: STOCKLOCK_STACK_DIR, else a new one below
+        /// The folder of the stack [default: `STOCKLOCK_STACK_DIR`, else a new one below
         /// ${TMPDIR:-/var/tmp}]
         #[arg(long)]
         dir: Option<PathBuf>,
@@ -89,7 +89,7 @@ struct DatabaseOption {
 
 #[derive(Args)]
 struct DirOption {
-    /// The folder of the stack [default: STOCKLOCK_STACK_DIR, else that of the last `up`]
+    /// The folder of the stack [default: `STOCKLOCK_STACK_DIR`, else that of the last `up`]
     #[arg(long)]
     dir: Option<PathBuf>,
 }

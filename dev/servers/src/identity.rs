@@ -95,7 +95,7 @@ pub fn is_in_foreground() -> bool {
     Stat::of(std::process::id().cast_signed()).is_some_and(|stat| stat.group == stat.foreground)
 }
 
-/// The fields of `/proc/PID/stat` that matter here. Source: proc_pid_stat(5).
+/// The fields of `/proc/PID/stat` that matter here. Source: `proc_pid_stat(5)`.
 struct Stat {
     pid: i32,
     state: char,

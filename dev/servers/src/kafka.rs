@@ -1,4 +1,4 @@
-//! Apache Kafka in KRaft mode: one node that is broker and controller.
+//! Apache Kafka in `KRaft` mode: one node that is broker and controller.
 
 use std::{
     collections::BTreeMap,

@@ -43,7 +43,7 @@ impl Lifetime {
 }
 
 /// Spawns on a thread that lives as long as this process. The kernel sends the parent-death signal
-/// when the *thread* that spawned the child ends. Source: PR_SET_PDEATHSIG(2const).
+/// when the *thread* that spawned the child ends. Source: `PR_SET_PDEATHSIG(2const)`.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     type Job = (Command, mpsc::Sender<io::Result<Child>>);
     static SPAWNER: LazyLock<mpsc::Sender<Job>> = LazyLock::new(|| {

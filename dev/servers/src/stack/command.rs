@@ -49,7 +49,9 @@ fn end_family(servers: &[Identity], signal: Signal) {
     let family = children::family(servers);
     for signal in [signal, Signal::SIGTERM] {
         if signal != Signal::SIGINT || !is_in_foreground() {
-            family.iter().for_each(|process| process.signal(signal));
+            for process in &family {
+                process.signal(signal);
+            }
         }
         let begun = Instant::now();
         while begun.elapsed() < HEED_WITHIN {

@@ -154,8 +154,8 @@ fn is_address_in_use(dir: &Path) -> bool {
     let logs = fs::read_dir(dir.join("logs")).into_iter().flatten().flatten();
     logs.filter_map(|log| fs::read(log.path()).ok()).any(|log| {
         let log = String::from_utf8_lossy(&log).to_lowercase();
-        let says = |text: &&str| log.contains(text);
-        ["address already in use", "bind on tcp/ip port", "failed to bind"].iter().any(|t| says(t))
+        let texts = ["address already in use", "bind on tcp/ip port", "failed to bind"];
+        texts.iter().any(|text| log.contains(text))
     })
 }
 
@@ -163,7 +163,7 @@ fn ready_within() -> anyhow::Result<Duration> {
     let variable = "STOCKLOCK_STACK_READY_SECONDS";
     let Some(value) = env::var_os(variable) else { return Ok(READY_WITHIN) };
     let seconds = value.to_str().and_then(|value| value.parse().ok());
-    let seconds =
-        seconds.with_context(|| format!("{variable}: no number of seconds: {value:?}"))?;
+    let seconds = seconds
+        .with_context(|| format!("{variable}: no number of seconds: {}", value.display()))?;
     Ok(Duration::from_secs(seconds))
 }
