@@ -3,20 +3,18 @@
 # sources it.
 
 CLIENTS_HOME=$CACHE/clients
-FASTAVRO_VERSION=1.13.1
-CONFLUENT_KAFKA_VERSION=2.16.1
 AVRO_VERSION=1.12.0
 
 # Makes CLIENTS_HOME/python, a virtual environment, and CLIENTS_HOME/java, a folder of jars.
 install_clients() {
   mkdir -p "$CLIENTS_HOME"
   if [[ ! -e $CLIENTS_HOME/python/complete ]]; then
-    say "installing fastavro $FASTAVRO_VERSION and confluent-kafka $CONFLUENT_KAFKA_VERSION (PyPI, about 8 MB) ..."
-    pip_install "$CLIENTS_HOME/python" "fastavro==$FASTAVRO_VERSION" "confluent-kafka==$CONFLUENT_KAFKA_VERSION"
+    say "installing fastavro and confluent-kafka (PyPI, about 8 MB) ..."
+    pip_install clients "$CLIENTS_HOME/python"
   fi
   [[ -d $CLIENTS_HOME/java ]] && return 0
   say "installing Avro $AVRO_VERSION and Kafka's clients $KAFKA_VERSION for Java (Maven Central, about 25 MB) ..."
-  maven_install clients_pom "$CLIENTS_HOME/java"
+  maven_install clients clients_pom "$CLIENTS_HOME/java"
 }
 
 clients_pom() {

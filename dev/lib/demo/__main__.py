@@ -10,7 +10,7 @@ import time
 import traceback
 
 import flows
-from roles import RoleFailed, Roles
+from roles import ROLES, RoleFailed, Roles
 from show import Failed, LiveLine, check, heading, percentile, say, table
 from sql import Database
 
@@ -326,7 +326,7 @@ def main():
         except Exception as error:
             if not isinstance(error, (Failed, RoleFailed)):
                 traceback.print_exc()
-            for role in strategy.roles.admin:
+            for role in ROLES:
                 say(f"\n{strategy.roles.log_tail(role)}")
             say(f"\n   FAILED  under {strategy.name}: {error}")
             sys.exit(1)

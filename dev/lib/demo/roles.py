@@ -1,17 +1,13 @@
-"""The roles of stocklock as processes: started, watched through their metrics, stopped."""
+"""The roles of stocklock, which the program in dev/servers starts and stops, and their metrics."""
 
 import os
 import re
-import signal
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
 
 ROLES = ("ingest", "worker", "compensator")
-READY_SECONDS = 60
-STOP_SECONDS = 30
+# Longer than the program gives the roles before it kills them.
+STOP_SECONDS = 60
 LOG_LINES_SHOWN = 25
 
 SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
@@ -21,64 +17,64 @@ class RoleFailed(Exception):
     pass
 
 
-def free_ports(count):
-    """Different ports that nobody listens on, all held until the last of them is known."""
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [listener.getsockname()[1] for listener in held]
-    for listener in held:
-        listener.close()
-    return ports
-
-
 class Roles:
-    """Ingest, worker and compensator, each a process with an admin address of its own."""
+    """Ingest, worker and compensator, each a process with addresses of its own."""
 
     def __init__(self, binary, env, log_folder):
         self.binary = binary
         self.log_folder = log_folder
-        http, *admins = free_ports(1 + len(ROLES))
-        self.url = f"http://127.0.0.1:{http}"
-        # What the command line client needs too.
-        self.env = {**env, "STOCKLOCK__HTTP__LISTEN": f"127.0.0.1:{http}", "STOCKLOCK__CLIENT__URL": self.url}
-        self.admin = dict(zip(ROLES, (f"127.0.0.1:{port}" for port in admins)))
-        self.processes = {}
+        # The command line client needs it too, and the address of ingest in it.
+        self.env = env
+        self.url = None
+        self.admin = {}
+        self.supervisor = None
 
     def __enter__(self):
+        # It says itself what is wrong. It stops the roles when its input closes, so also when this program dies.
+        command = [os.environ["STOCKLOCK_SERVERS"], "roles", "--binary", self.binary, "--logs", self.log_folder, *ROLES]
+        self.supervisor = subprocess.Popen(
+            command, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         try:
-            for role in ROLES:
-                self._start(role)
-            for role in ROLES:
-                self._await_ready(role)
+            http = self._read_addresses()
         except BaseException:
             self.stop()
             raise
+        self.url = f"http://{http['ingest']}"
+        self.env["STOCKLOCK__CLIENT__URL"] = self.url
         return self
 
     def __exit__(self, *_):
         self.stop()
 
     def stop(self):
-        """Asks all to stop and waits for it. Gives those that did not end by themselves with status 0."""
-        for process in self.processes.values():
-            if process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-        deadline = time.monotonic() + STOP_SECONDS
-        failed = []
-        for role, process in self.processes.items():
-            try:
-                status = process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                status = process.wait()
-            if status != 0:
-                failed.append(f"{role} ended with status {status}")
-        self.processes = {}
-        return failed
+        """Asks all to stop, and waits for it. Gives what did not go well: nothing if all ended with status 0."""
+        if self.supervisor is None:
+            return []
+        supervisor, self.supervisor = self.supervisor, None
+        supervisor.stdin.close()
+        try:
+            status = supervisor.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            supervisor.kill()
+            status = supervisor.wait()
+        supervisor.stdout.close()
+        return [] if status == 0 else ["a role did not end with status 0"]
 
     def require_alive(self):
-        for role, process in self.processes.items():
-            if process.poll() is not None:
-                raise RoleFailed(f"{role} ended with status {process.returncode}")
+        if self.supervisor.poll() is not None:
+            raise RoleFailed("a role has ended")
+
+    def _read_addresses(self):
+        """Waits until all roles are ready, and gives the HTTP address of each."""
+        http = {}
+        for _ in ROLES:
+            line = self.supervisor.stdout.readline()
+            if not line:
+                raise RoleFailed("the roles are not ready")
+            role, address, self.admin[role] = line.split()
+            http[role] = address
+        return http
 
     def metric(self, role, name, **labels):
         """The sum over the samples of that name whose labels are the given ones."""
@@ -100,25 +96,6 @@ class Roles:
 
     def _log_path(self, role):
         return os.path.join(self.log_folder, role)
-
-    def _start(self, role):
-        env = {**self.env, "STOCKLOCK__ADMIN__LISTEN": self.admin[role]}
-        with open(self._log_path(role), "wb") as log:
-            self.processes[role] = subprocess.Popen(
-                [self.binary, role], env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-
-    def _await_ready(self, role):
-        deadline = time.monotonic() + READY_SECONDS
-        while True:
-            self.require_alive()
-            try:
-                self._get(role, "/readyz")
-                return
-            except OSError as error:
-                if time.monotonic() > deadline:
-                    raise RoleFailed(f"{role} is not ready after {READY_SECONDS} s: {error}") from error
-            time.sleep(0.05)
 
     def _get(self, role, path):
         with urllib.request.urlopen(f"http://{self.admin[role]}{path}", timeout=10) as answer:

@@ -5,8 +5,8 @@ use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use stocklock::domain::Lines;
 
-/// Places orders over HTTP, some of them at once, and answers the ids of those that were acknowledged. What is not acknowledged,
-/// since the server is not there, is not placed again.
+/// Places orders over HTTP, some of them at once. Answers the ids of the orders that the server
+/// acknowledged. An order that no server acknowledges is not placed again.
 pub(crate) async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<String> {
     let client = Client::new();
     let placing = stream::iter(bodies.to_vec()).map(|body| {

@@ -2,43 +2,36 @@ use std::{
     collections::BTreeMap,
     fs,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Command,
     sync::LazyLock,
     time::{Duration, Instant, SystemTime},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use redis::{AsyncConnectionConfig, aio::MultiplexedConnection};
 use stocklock::config::SecretUrl;
+use stocklock_servers::{Lifetime, Patience, Redis, Running};
 use tempfile::TempDir;
 
-use super::{PATIENCE, World, free_address};
+use super::{PATIENCE, World, blocking, free_address};
 
-/// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed when they are dropped.
+/// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed
+/// when they are dropped.
 pub(crate) struct Masters {
     masters: Vec<Master>,
     tls: Option<String>,
 }
 
 struct Master {
-    address: String,
+    server: Running<Redis>,
+    /// Dropped last: the server works in it.
     dir: TempDir,
-    server: Child,
 }
 
 impl Masters {
     pub(crate) async fn start(count: usize) -> Self {
-        let masters = Self {
-            masters: (0..count).map(|_| Master::start(free_address())).collect(),
-            tls: None,
-        };
-        for number in 0..count {
-            masters.answers(number).await;
-        }
-        masters
+        let starting = (0..count).map(|_| Master::start(free_address(), &[]));
+        Self { masters: futures::future::join_all(starting).await, tls: None }
     }
 
     /// A master that speaks TLS at an address of its own, and without TLS at that of
@@ -47,10 +40,7 @@ impl Masters {
         let tls = free_address();
         let (_, port) = tls.rsplit_once(':').expect("host:port");
         let settings = [&["--tls-port", port][..], settings].concat();
-        let masters =
-            Self { masters: vec![Master::start_with(free_address(), &settings)], tls: Some(tls) };
-        masters.answers(0).await;
-        masters
+        Self { masters: vec![Master::start(free_address(), &settings).await], tls: Some(tls) }
     }
 
     pub(crate) fn tls_urls(&self) -> Vec<SecretUrl> {
@@ -82,7 +72,7 @@ impl Masters {
     /// As a user of each, with the password `secret`.
     pub(crate) fn urls_as(&self, user: &str) -> Vec<SecretUrl> {
         let with_user =
-            |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address));
+            |master: &Master| SecretUrl::new(format!("redis://{user}:secret@{}", master.address()));
         self.masters.iter().map(with_user).collect()
     }
 
@@ -113,10 +103,8 @@ impl Masters {
     /// Kills a master and starts another at its address, which knows nothing.
     pub(crate) async fn restart_empty(&mut self, number: usize) {
         let master = &mut self.masters[number];
-        master.server.kill().expect("killed");
-        master.server.wait().expect("ended");
-        *master = Master::start(master.address.clone());
-        self.answers(number).await;
+        master.server.process.kill().expect("killed");
+        *master = Master::start(master.address().to_owned(), &[]).await;
         assert!(self.keys_of(number, "*").await.is_empty(), "it knows nothing");
     }
 
@@ -128,7 +116,8 @@ impl Masters {
         assert!(theirs >= (ours + ahead).as_secs(), "its clock goes as before: {theirs}");
     }
 
-    /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1 where they live for ever.
+    /// The keys of one master that match a pattern, with what is left of their lives in ms, or -1
+    /// where they live for ever.
     pub(crate) async fn keys_of(&self, number: usize, pattern: &str) -> BTreeMap<String, i64> {
         keys(&self.masters[number].url(), pattern).await
     }
@@ -169,37 +158,34 @@ impl Masters {
 }
 
 impl Master {
-    fn start(address: String) -> Self {
-        Self::start_with(address, &[])
+    /// Starts a master with more settings, and waits until it answers.
+    async fn start(address: String, settings: &[&str]) -> Self {
+        let dir = tempfile::tempdir().expect("a folder");
+        let clock = dir.path().join("clock");
+        fs::write(&clock, "0").expect("written");
+        let redis = Redis::new("a Redis master", dir.path(), &address)
+            .expect("the server's program")
+            .with_settings(settings)
+            .with_env("LD_PRELOAD", clock_library())
+            .with_env("CLOCK", clock);
+        let patience = Patience::new(PATIENCE);
+        let server = blocking(move || Running::start(redis, Lifetime::OfParent, &patience)).await;
+        Self { server: server.expect("the master answers"), dir }
     }
 
-    fn start_with(address: String, settings: &[&str]) -> Self {
-        let dir = tempfile::tempdir().expect("a folder");
-        let (_, port) = address.rsplit_once(':').expect("host:port");
-        let program = std::env::var("STOCKLOCK_TEST_REDIS_SERVER")
-            .expect("STOCKLOCK_TEST_REDIS_SERVER: run dev/test");
-        fs::write(dir.path().join("clock"), "0").expect("written");
-        let server = Command::new(program)
-            .args(["--bind", "127.0.0.1", "--port", port, "--save", "", "--appendonly", "no"])
-            .args(settings)
-            .current_dir(dir.path())
-            .env("LD_PRELOAD", clock_library())
-            .env("CLOCK", dir.path().join("clock"))
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("redis-server runs");
-        Self { address, dir, server }
+    fn address(&self) -> &str {
+        self.server.service.address()
     }
 
     fn url(&self) -> String {
-        format!("redis://{}", self.address)
+        format!("redis://{}", self.address())
     }
 
     fn url_with(&self, password: &str) -> String {
         if password.is_empty() {
             self.url()
         } else {
-            format!("redis://:{password}@{}", self.address)
+            format!("redis://:{password}@{}", self.address())
         }
     }
 
@@ -208,7 +194,7 @@ impl Master {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.server.id().cast_signed()), signal).expect("signalled");
+        self.server.process.signal(signal).expect("signalled");
     }
 
     async fn ping(&self) -> bool {
@@ -222,13 +208,6 @@ impl Master {
         let (seconds, _): (u64, u64) =
             redis::cmd("TIME").query_async(&mut connection).await.expect("TIME");
         seconds
-    }
-}
-
-impl Drop for Master {
-    fn drop(&mut self) {
-        let _ended = self.server.kill();
-        let _reaped = self.server.wait();
     }
 }
 
@@ -271,7 +250,8 @@ async fn keys(url: &str, pattern: &str) -> BTreeMap<String, i64> {
 }
 
 impl World {
-    /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where they live for ever.
+    /// This world's keys on any of its masters, with what is left of their lives in ms, or -1 where
+    /// they live for ever.
     pub(crate) async fn keys(&self) -> BTreeMap<String, i64> {
         let mut found = BTreeMap::new();
         for url in &self.config.redis.urls {

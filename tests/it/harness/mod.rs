@@ -29,7 +29,7 @@ pub(crate) use load::{body, place_all};
 pub(crate) use masters::Masters;
 pub(crate) use orders::new_order;
 pub(crate) use private_kafka::PrivateKafka;
-pub(crate) use process::{Cli, Role, free_address};
+pub(crate) use process::{Cli, Role, blocking, free_address};
 pub(crate) use proxy::Proxy;
 pub(crate) use raw::Raw;
 pub(crate) use rival::Rival;

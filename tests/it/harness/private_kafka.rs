@@ -2,11 +2,9 @@ use std::{
     io::Write as _,
     net::TcpStream,
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
-    time::{Duration, Instant},
 };
 
-use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use stocklock_servers::{Kafka, Lifetime, Patience, Running, Service as _};
 use tempfile::TempDir;
 
 use super::{free_address, world::PATIENCE};
@@ -21,78 +19,53 @@ const READ: u8 = 3;
 const DENY: u8 = 2;
 const ALLOW: u8 = 3;
 
+/// What the broker has beside the properties of the stack's.
+const PROPERTIES: [(&str, &str); 6] = [
+    ("offsets.topic.num.partitions", "1"),
+    // A test that crashes the broker waits until it is back.
+    ("broker.session.timeout.ms", "2000"),
+    ("broker.heartbeat.interval.ms", "500"),
+    // A test may deny rights.
+    ("authorizer.class.name", "org.apache.kafka.metadata.authorizer.StandardAuthorizer"),
+    ("allow.everyone.if.no.acl.found", "true"),
+    ("share.coordinator.state.topic.num.partitions", "1"),
+];
+
 /// A broker of its own for a test that takes its data or its clients' rights away.
 pub(crate) struct PrivateKafka {
     /// As for `kafka.brokers`.
     pub address: String,
+    broker: Running<Kafka>,
     dir: TempDir,
-    child: Option<Child>,
 }
 
 impl PrivateKafka {
     /// Starts a broker without data, and waits until it answers.
     pub(crate) fn start() -> Self {
-        let (address, controller) = (free_address(), free_address());
+        let (address, patience) = (free_address(), Patience::new(PATIENCE));
         let dir = tempfile::tempdir().expect("a folder");
-        let log = dir.path().join("log");
-        let properties = format!(
-            "process.roles=broker,controller\nnode.id=1\n\
-             controller.quorum.voters=1@{controller}\n\
-             listeners=PLAINTEXT://{address},CONTROLLER://{controller}\nadvertised.listeners=PLAINTEXT://{address}\n\
-             controller.listener.names=CONTROLLER\n\
-             listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT\n\
-             log.dirs={}\nauto.create.topics.enable=false\ndefault.replication.factor=1\nmin.insync.replicas=1\n\
-             offsets.topic.replication.factor=1\noffsets.topic.num.partitions=1\n\
-             transaction.state.log.replication.factor=1\ntransaction.state.log.min.isr=1\n\
-             group.initial.rebalance.delay.ms=0\ngroup.min.session.timeout.ms=1000\n\
-             broker.session.timeout.ms=2000\nbroker.heartbeat.interval.ms=500\n\
-             authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer\n\
-             allow.everyone.if.no.acl.found=true\n",
-            log.display()
-        );
-        std::fs::write(dir.path().join("server.properties"), properties).expect("written");
-        let mut kafka = Self { address, dir, child: None };
-        kafka.format();
-        copy(&kafka.log(), &kafka.formatted());
-        kafka.go_on();
-        kafka
+        let kafka = Kafka::new(dir.path(), &address).expect("Kafka's jars");
+        let kafka = kafka.with_heap_mib(256).with_properties(&PROPERTIES);
+        kafka.prepare(&patience).expect("a folder of data");
+        copy(&kafka.data(), &formatted(dir.path()));
+        let broker = Running::start(kafka, Lifetime::OfParent, &patience).expect("it answers");
+        Self { address, broker, dir }
     }
 
     /// Ends the broker as a crash of its machine does.
     pub(crate) fn crash(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().expect("killed");
-            child.wait().expect("ended");
-        }
+        self.broker.process.kill().expect("killed");
     }
 
     /// Starts the broker again with the data that it has, and waits until it answers.
     pub(crate) fn go_on(&mut self) {
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(self.dir.path().join("output"))
-            .expect("a log");
-        let mut java = Self::java(&["-Xms256m", "-Xmx256m"]);
-        java.arg("kafka.Kafka").arg(self.dir.path().join("server.properties"));
-        self.child =
-            Some(java.stdout(log.try_clone().expect("the log")).stderr(log).spawn().expect("java"));
-        let client: BaseConsumer = rdkafka::ClientConfig::new()
-            .set("bootstrap.servers", &self.address)
-            .create()
-            .expect("a client");
-        let begun = Instant::now();
-        while client.fetch_metadata(None, Duration::from_secs(1)).is_err() {
-            let output =
-                || std::fs::read_to_string(self.dir.path().join("output")).unwrap_or_default();
-            assert!(begun.elapsed() < PATIENCE, "it does not answer:\n{}", output());
-        }
+        self.broker.restart(&Patience::new(PATIENCE)).expect("it answers");
     }
 
     /// Forgets all topics and groups. The broker must have crashed.
     pub(crate) fn lose_disk(&self) {
         std::fs::remove_dir_all(self.log()).expect("removed");
-        copy(&self.formatted(), &self.log());
+        copy(&formatted(self.dir.path()), &self.log());
     }
 
     /// Forgets all messages of a topic, which stays the same topic. The broker must have crashed.
@@ -160,37 +133,13 @@ impl PrivateKafka {
     }
 
     fn log(&self) -> PathBuf {
-        self.dir.path().join("log")
-    }
-
-    /// The log of a broker that was never started.
-    fn formatted(&self) -> PathBuf {
-        self.dir.path().join("formatted")
-    }
-
-    fn format(&self) {
-        let id = &uuid::Uuid::now_v7().simple().to_string()[..22];
-        let mut java = Self::java(&["-XX:TieredStopAtLevel=1"]);
-        java.args(["kafka.tools.StorageTool", "format", "--cluster-id", id, "--config"]);
-        let formatted = java.arg(self.dir.path().join("server.properties")).output().expect("java");
-        assert!(formatted.status.success(), "{formatted:?}");
-    }
-
-    fn java(options: &[&str]) -> Command {
-        let home = std::env::var("STOCKLOCK_TEST_KAFKA_HOME")
-            .expect("STOCKLOCK_TEST_KAFKA_HOME: run dev/test");
-        let mut java = Command::new("java");
-        java.args(["-XX:+UseSerialGC", "-Xshare:auto", "-Djava.awt.headless=true"]);
-        java.arg("-Dorg.slf4j.simpleLogger.defaultLogLevel=warn");
-        java.args(options).arg("-cp").arg(Path::new(&home).join("*")).stdin(Stdio::null());
-        java
+        self.broker.service.data()
     }
 }
 
-impl Drop for PrivateKafka {
-    fn drop(&mut self) {
-        self.crash();
-    }
+/// The data of a broker that was never started.
+fn formatted(dir: &Path) -> PathBuf {
+    dir.join("formatted")
 }
 
 /// Copies a folder of files.

@@ -1,21 +1,19 @@
 use std::{
     collections::BTreeMap,
-    io::Read as _,
-    net::TcpListener,
     os::unix::process::ExitStatusExt as _,
     path::Path,
-    process::{Child, Command, Output, Stdio},
-    sync::atomic::{AtomicU32, Ordering},
+    process::Output,
     time::{Duration, Instant},
 };
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use serde_json::Value;
+use stocklock_servers::{Lifetime, Patience, Running, stocklock_command};
 
 use super::world::PATIENCE;
+
+/// The program that is tested.
+const BINARY: &str = env!("CARGO_BIN_EXE_stocklock");
 
 /// A command that has ended.
 pub(crate) struct Cli {
@@ -25,35 +23,25 @@ pub(crate) struct Cli {
 
 /// A role that runs until it is killed or dropped.
 pub(crate) struct Role {
-    child: Child,
+    role: Running<stocklock_servers::Role>,
     pub http: String,
     pub admin: String,
-    log: tempfile::NamedTempFile,
-}
-
-const STOCKLOCK: &str = env!("CARGO_BIN_EXE_stocklock");
-
-fn command(env: &BTreeMap<String, String>) -> Command {
-    program(Path::new(STOCKLOCK), env)
-}
-
-fn program(path: &Path, env: &BTreeMap<String, String>) -> Command {
-    let mut command = Command::new(path);
-    let inherited = std::env::vars().filter(|(key, _)| !key.starts_with("STOCKLOCK__"));
-    command.env_clear().envs(inherited).envs(env).stdin(Stdio::null());
-    command
+    /// Dropped last: the role writes to it.
+    _log: tempfile::TempPath,
 }
 
 impl Cli {
     pub(crate) fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
-        let output = command(env).args(args).output().expect("the binary runs");
+        let output =
+            stocklock_command(Path::new(BINARY), env).args(args).output().expect("the binary runs");
         Self { args: args.join(" "), output }
     }
 
     /// Runs the laboratory, which `cargo build --package stocklock-lab` puts beside stocklock.
     pub(crate) fn run_lab(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
-        let path = Path::new(STOCKLOCK).with_file_name("stocklock-lab");
-        let output = program(&path, env).args(args).output().expect("the laboratory is built");
+        let path = Path::new(BINARY).with_file_name("stocklock-lab");
+        let mut command = stocklock_command(&path, env);
+        let output = command.args(args).output().expect("the laboratory is built");
         Self { args: args.join(" "), output }
     }
 
@@ -90,38 +78,24 @@ impl Role {
         role: &str,
         settings: &[(&str, &str)],
     ) -> Self {
-        let mut command = command(env);
-        command.arg(role);
-        Self::start(command, settings)
+        Self::start(role, |role| role.with_env(env.clone()).with_env(settings.iter().copied()))
     }
 
     /// The same with a hard limit of open files.
     pub(crate) fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
-        let stocklock = command(env);
-        let mut shell = Command::new("bash");
-        shell
-            .arg("-c")
-            .arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""))
-            .arg(stocklock.get_program())
-            .arg(role);
-        shell
-            .env_clear()
-            .envs(stocklock.get_envs().filter_map(|(name, value)| Some((name, value?))));
-        Self::start(shell, &[])
+        Self::start(role, |role| role.with_env(env.clone()).with_max_open_files(files))
     }
 
-    fn start(mut command: Command, settings: &[(&str, &str)]) -> Self {
-        let (http, admin) = (free_address(), free_address());
-        let log = tempfile::NamedTempFile::new().expect("a file");
-        let child = command
-            .env("STOCKLOCK__HTTP__LISTEN", &http)
-            .env("STOCKLOCK__ADMIN__LISTEN", &admin)
-            .envs(settings.iter().copied())
-            .stdout(Stdio::null())
-            .stderr(log.reopen().expect("the log"))
-            .spawn()
-            .expect("the binary runs");
-        Self { child, http: format!("http://{http}"), admin: format!("http://{admin}"), log }
+    fn start(
+        name: &str,
+        described: impl FnOnce(stocklock_servers::Role) -> stocklock_servers::Role,
+    ) -> Self {
+        let log = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
+        let role = stocklock_servers::Role::new(name, BINARY, &*log).expect("free ports");
+        let role = described(role);
+        let (http, admin) = (format!("http://{}", role.http), format!("http://{}", role.admin));
+        let role = Running::spawn(role, Lifetime::OfParent, &Patience::new(PATIENCE));
+        Self { role: role.expect("the binary runs"), http, admin, _log: log }
     }
 
     /// Waits for `/readyz`.
@@ -213,7 +187,7 @@ impl Role {
 
     /// The most memory that it had resident, in KiB.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.role.process.pid()))
             .expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
@@ -221,13 +195,14 @@ impl Role {
 
     /// How many files and sockets it has open.
     pub(crate) fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).expect("its files").count()
+        std::fs::read_dir(format!("/proc/{}/fd", self.role.process.pid()))
+            .expect("its files")
+            .count()
     }
 
     /// Ends it as `kill -9` does.
     pub(crate) fn kill(mut self) {
-        self.child.kill().expect("killed");
-        self.child.wait().expect("ended");
+        self.role.process.kill().expect("killed");
     }
 
     /// Freezes it, as `kill -STOP` does.
@@ -241,14 +216,15 @@ impl Role {
     }
 
     fn signal(&self, signal: Signal) {
-        kill(Pid::from_raw(self.child.id().cast_signed()), signal).expect("signalled");
+        self.role.process.signal(signal).expect("signalled");
     }
 
-    /// Waits until it has ended by itself, and fails the test unless it ended with this status. Answers its log.
+    /// Waits until it has ended by itself, and fails the test unless it ended with this status.
+    /// Answers its log.
     pub(crate) async fn ended(mut self, status: i32) -> String {
         let begun = Instant::now();
         loop {
-            if let Some(ended) = self.child.try_wait().expect("its status") {
+            if let Some(ended) = self.role.process.ended().expect("its status") {
                 assert_eq!(ended.code(), Some(status), "{}", self.log());
                 return self.log();
             }
@@ -267,7 +243,7 @@ impl Role {
         self.signal(Signal::SIGTERM);
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            if let Some(status) = self.child.try_wait().expect("its status") {
+            if let Some(status) = self.role.process.ended().expect("its status") {
                 assert!(status.success(), "{status}:\n{}", self.log());
                 return;
             }
@@ -280,7 +256,7 @@ impl Role {
     pub(crate) async fn crashed_at(mut self, point: &str) {
         let begun = Instant::now();
         let status = loop {
-            match self.child.try_wait().expect("its status") {
+            match self.role.process.ended().expect("its status") {
                 Some(status) => break status,
                 None => assert!(
                     begun.elapsed() < PATIENCE,
@@ -304,34 +280,24 @@ impl Role {
     }
 
     pub(crate) fn log(&self) -> String {
-        let mut text = String::new();
-        self.log.reopen().expect("the log").read_to_string(&mut text).expect("text");
-        text
+        self.role.process.log()
     }
 }
 
 impl Drop for Role {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of process {}:\n{}", self.child.id(), self.log());
+            eprintln!("log of process {}:\n{}", self.role.process.pid(), self.log());
         }
-        let _ended = self.child.kill();
-        let _reaped = self.child.wait();
     }
 }
 
-/// An address that nobody listens on, and that neither another call nor the system will give to others: its port is below those that the
-/// system gives out by itself, from 32768 on.
+/// An address that nobody listens on, and that nobody else is given.
 pub(crate) fn free_address() -> String {
-    static GIVEN: AtomicU32 = AtomicU32::new(0);
-    // Another run of the tests begins elsewhere.
-    let begin = std::process::id().wrapping_mul(97);
-    loop {
-        let number = GIVEN.fetch_add(1, Ordering::Relaxed);
-        let address = format!("127.0.0.1:{}", 20_000 + begin.wrapping_add(number) % 12_000);
-        if TcpListener::bind(&address).is_ok() {
-            return address;
-        }
-        assert!(number < 12_000, "no port is free");
-    }
+    stocklock_servers::free_address().expect("a free port")
+}
+
+/// Runs a call that blocks, apart from the test's tasks.
+pub(crate) async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(call).await.expect("it does not panic")
 }

@@ -55,7 +55,8 @@ impl Proxy {
         self.way.send_replace(Way::Cut);
     }
 
-    /// Takes connections and lets nothing through any more, as a server does that is stopped, or a firewall that forgets.
+    /// Accepts connections and lets nothing through any more. A stopped server does that, and so does
+    /// a firewall that forgets its connections.
     pub(crate) fn hang(&self) {
         self.way.send_replace(Way::Hung);
     }

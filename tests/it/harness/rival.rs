@@ -11,7 +11,8 @@ impl Rival {
     /// Changes what is available of a product, as `stock restock` does, and does not commit.
     pub(crate) async fn adjust(world: &World, product: &str, quantity: i64) -> Self {
         let sql = format!(
-            "UPDATE products SET available = available + {quantity}, version = version + 1 WHERE product_id = '{product}';
+            "UPDATE products SET available = available + {quantity}, version = version + 1 \
+             WHERE product_id = '{product}';
              INSERT INTO stock_movements (product_id, kind, quantity, created_at)
              VALUES ('{product}', 'ADJUST', {quantity}, NOW(3))"
         );

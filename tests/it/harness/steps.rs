@@ -80,7 +80,8 @@ impl World {
         orders.into_iter().map(|order| placed(order.order_id, order.lines)).collect()
     }
 
-    /// Has the compensator take all of the statuses topic, from its start, and publish what that releases.
+    /// Has the compensator take all of the statuses topic, from its start, and publish what that
+    /// releases.
     pub(crate) async fn replay_statuses(&self, compensator: &Compensator) {
         let messages = self.read_topic(&self.config.topics.order_status);
         try_step(compensator, &messages).await.expect("applied");
@@ -134,7 +135,8 @@ pub(crate) fn order_lines(lines: &[(&str, i64)]) -> Lines {
     Lines::new(lines.iter().map(line).collect()).expect("lines")
 }
 
-/// Orders of 1 to 4 lines over products `p0`…, in any order and also twice; the same for the same seed.
+/// Orders of 1 to 4 lines over products `p0`…, in any order and also twice; the same for the same
+/// seed.
 pub(crate) fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lines> {
     let mut random = fastrand::Rng::with_seed(seed);
     let mut order = || {
@@ -165,7 +167,8 @@ async fn repeat_later(error: &impl Display) {
     tokio::time::sleep(Duration::from_millis(50)).await;
 }
 
-/// Has a worker decide and report a batch, and what it leaves behind again, as a lane does. Answers how many orders got their outcome.
+/// Has a worker decide and report a batch, and then the deferred messages, as a lane does. Answers
+/// how many orders got their outcome.
 pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let mut decoded: Vec<_> = messages.iter().map(|message| worker.decode(message)).collect();
     let (mut open, mut outcomes) = (messages.iter().collect::<Vec<_>>(), 0);
@@ -213,7 +216,8 @@ pub(crate) async fn deliver(worker: &Worker, events: &[OrderEvent]) -> usize {
     step(worker, &events.iter().map(delivered).collect::<Vec<_>>()).await
 }
 
-/// Waits until the task has come to a statement that begins so and that a lock of this connection holds up.
+/// Waits until the task has come to a statement that begins so and that a lock of this connection
+/// holds up.
 pub(crate) async fn is_held_up_at<T>(
     holder: &mut MySqlConnection,
     task: &JoinHandle<T>,

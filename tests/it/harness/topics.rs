@@ -1,4 +1,5 @@
-//! The topics as a test sees them: what is in them, what it puts there, and how far a group has come.
+//! The topics as a test sees them: what is in them, what it puts there, and how far a group has
+//! come.
 
 use std::time::{Duration, Instant};
 

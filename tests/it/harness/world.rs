@@ -188,8 +188,9 @@ impl World {
 }
 
 impl Drop for World {
-    /// Fails the test if any of its keys on the masters, as far as they are still there, lives for longer than the TTL. Drops the databases
-    /// and the topics, whose sheer number would stop the broker; a failed test keeps them for a look.
+    /// Fails the test if any of its keys on the masters, as far as they are still there, lives for
+    /// longer than the TTL. Drops the databases and the topics, whose sheer number would stop the
+    /// broker; a failed test keeps them for a look.
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!(
