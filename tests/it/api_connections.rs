@@ -166,6 +166,7 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
     let (_world, ingest) = ingest().await;
     let head =
         format!("GET /openapi.json HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(15 << 10));
+
     let mut idle = Vec::new();
     // 16 MiB are enough for the heads of 1,450 connections at once.
     for number in 1..=1_600 {
@@ -176,6 +177,7 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
             comes_to(&ingest, r#"route="/openapi.json",status="200""#, number).await;
         }
     }
+
     assert_eq!(
         ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await,
         0

@@ -33,7 +33,8 @@ async fn remains(world: &World) -> Vec<String> {
     let mut conn =
         MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
     let databases = "SELECT CAST(schema_name AS CHAR) FROM information_schema.schemata
-        WHERE schema_name LIKE CONCAT(DATABASE(), '_%') OR schema_name LIKE CONCAT(REPLACE(DATABASE(), '_orders', '_stock'), '_%')";
+        WHERE schema_name LIKE CONCAT(DATABASE(), '_%')
+           OR schema_name LIKE CONCAT(REPLACE(DATABASE(), '_orders', '_stock'), '_%')";
     let mut names: Vec<String> =
         sqlx::query_scalar(databases).fetch_all(&mut conn).await.expect("the databases");
     names.extend(world.topics().into_iter().filter(|topic| topic.starts_with("bench_")));
@@ -44,6 +45,7 @@ on_each_database!(a_drain_is_measured_under_both_strategies_beside_the_ceiling,)
 
 async fn a_drain_is_measured_under_both_strategies_beside_the_ceiling(world: World) {
     let runs = bench(&world, &["--history", "1000"]);
+
     let strategies: Vec<_> =
         runs.iter().map(|run| run["strategy"].as_str().unwrap_or_default()).collect();
     assert_eq!(strategies, ["row", "redlock"]);
@@ -67,6 +69,7 @@ async fn a_drain_is_measured_under_both_strategies_beside_the_ceiling(world: Wor
         let others = run["cpu_seconds_per_1000_orders_of_others"].as_object().expect("an object");
         assert!(seconds < 0.2 || others.contains_key("java"), "the broker works too: {run}");
     }
+
     wait_for(async || match remains(&world).await {
         names if names.is_empty() => Ok(()),
         names => Err(format!("{names:?} remain")),
@@ -78,6 +81,7 @@ on_each_database!(latency_is_measured_at_a_given_rate,);
 
 async fn latency_is_measured_at_a_given_rate(world: World) {
     let runs = bench(&world, &["--mode", "end-to-end", "--strategy", "row", "--rate", "200"]);
+
     let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
     assert_eq!((&run["mode"], &run["verified"]), (&"end-to-end".into(), &true.into()));
     // 400 orders at 200 a second: an open loop takes its time.
@@ -93,9 +97,10 @@ async fn latency_is_measured_at_a_given_rate(world: World) {
 on_each_database!(workers_that_are_killed_and_join_meanwhile_change_nothing,);
 
 async fn workers_that_are_killed_and_join_meanwhile_change_nothing(world: World) {
-    // One joins after 4 s, and the other is killed after 8 s, long before the last of 400 orders is placed.
+    // A worker joins after 4 s, and another is killed after 8 s, long before the last of 400 orders.
     let churn = ["--mode", "end-to-end", "--rate", "25", "--churn", "4s", "--skip-ceiling"];
     let runs = bench(&world, &churn);
+
     for run in &runs {
         assert!(number(run, "killed") >= 1.0 && number(run, "joined") >= 1.0, "{run}");
         assert_eq!((&run["orders"], &run["verified"]), (&400.into(), &true.into()));
@@ -111,6 +116,7 @@ async fn baskets_are_placed_as_they_are_but_for_the_invalid(world: World) {
         [lines(&[("milk", 2), ("bread", 1)]), lines(&[("milk", 0)]), lines(&[("tea", 1)])];
     std::fs::write(file.path(), baskets.map(|basket| basket.to_string()).join("\n"))
         .expect("written");
+
     let path = file.path().display().to_string();
     let args = [
         "--output",
@@ -122,7 +128,9 @@ async fn baskets_are_placed_as_they_are_but_for_the_invalid(world: World) {
         "redlock",
         "--skip-ceiling",
     ];
+
     let run = world.cli(&args).succeeds().json();
+
     assert_eq!(
         (&run["orders"], &run["lines"], &run["verified"]),
         (&2.into(), &3.into(), &true.into())
@@ -133,6 +141,7 @@ on_each_database!(a_file_without_orders_is_refused,);
 
 async fn a_file_without_orders_is_refused(world: World) {
     let refused = world.cli(&["bench", "--baskets", "/dev/null"]).exits(2);
+
     assert!(
         refused.stderr().contains("/dev/null: no line is a valid order"),
         "{}",

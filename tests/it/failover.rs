@@ -117,13 +117,15 @@ async fn a_session_of_an_unfit_server_is_closed_and_no_idle_one_used(world: Worl
     }
 }
 
-/// A store that lost its last commits in a failover, and its restored rows.
+/// Saves the rows of tables, or restores the saved rows: the store then lost its last commits, as in a
+/// failover.
 async fn lose(url: &str, tables: &[&str], save: bool) {
     let mut conn = MySqlConnection::connect(url).await.expect("a connection");
     for table in tables {
         let sql = if save {
             format!(
-                "CREATE TABLE saved_{table} LIKE {table}; INSERT INTO saved_{table} SELECT * FROM {table}"
+                "CREATE TABLE saved_{table} LIKE {table};
+                 INSERT INTO saved_{table} SELECT * FROM {table}"
             )
         } else {
             format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM saved_{table}")

@@ -115,6 +115,7 @@ async fn a_master_that_asks_for_a_certificate_gets_it() {
 #[test]
 fn a_file_that_is_no_certificate_is_named() {
     let dir = certificates();
+
     for (file, complaint) in [("nowhere.crt", "No such file"), ("names", "is no PEM file")] {
         let path = dir.path().join(file).display().to_string();
         let set = format!("redis.ssl_ca_location={path}");

@@ -1,4 +1,4 @@
-//! However long the database makes us wait: few sessions, and no row lock for longer than
+//! A database that makes us wait: sessions stay few, and no row stays locked for longer than
 //! `lock.ttl`.
 
 use std::time::Duration;

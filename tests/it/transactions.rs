@@ -1,4 +1,4 @@
-//! What becomes of a transaction whose caller goes away in the middle of it.
+//! A transaction whose caller goes away in the middle of it.
 
 use std::time::Duration;
 

@@ -102,12 +102,15 @@ async fn a_duplicate_in_a_batch_is_decided_once_and_answered_each_time(world: Wo
     let worker = world.worker(&World::metrics());
     let events = world.save(&[order_lines(&[("a", 3)]), order_lines(&[("a", 3)])]).await;
     let batch = [0, 0, 1, 0, 1].map(|index: usize| events[index].clone());
+
     assert_eq!(deliver(&worker, &batch).await, 2);
     assert_eq!(world.available("a"), 2);
     assert_eq!(world.read_statuses().len(), 5);
+
     let before = everything(&world).await;
     assert_eq!(deliver(&worker, &batch).await, 0);
     assert_eq!((everything(&world).await, world.read_statuses().len()), (before, 10));
+
     world.replay_statuses(&world.compensator(&World::metrics())).await;
     assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("FAILED").await), (1, 1));
 }
