@@ -1,9 +1,11 @@
-//! An exhaustive check of the protocol by which workers lock, decide, report and store offsets: every interleaving of two workers, four
-//! orders and two products, in which a worker may be paused for longer than its locks live, die at any step, be given partitions that
-//! another still believes to own, have partitions taken away, get orders again, and leave behind what it cannot lock.
+//! An exhaustive check of the protocol by which workers lock, decide, report and store offsets:
+//! every interleaving of two workers, four orders and two products, in which a worker may be paused
+//! for longer than its locks live, die at any step, be given partitions that another still believes
+//! to own, have partitions taken away, get orders again, and leave behind what it cannot lock.
 //!
-//! A lock is a promise that may be broken at any time, and no worker looks whether its own still holds: what must be true rests on the
-//! database alone. The model is that of docs/locking.md, and its steps go by the names they have there.
+//! A lock is a promise that may be broken at any time, and no worker looks whether its own still
+//! holds: what must be true rests on the database alone. The model is that of docs/locking.md, and
+//! its steps go by the names they have there.
 
 use stateright::{Checker, HasDiscoveries, Model, Property};
 
@@ -13,7 +15,8 @@ const PRODUCTS: usize = 2;
 
 /// What each order asks of each product.
 const DEMANDS: [[i8; PRODUCTS]; ORDERS] = [[1, 0], [1, 1], [1, 0], [0, 1]];
-/// The orders of each partition: from the first to before the last. Batches of different partitions have no order in common, and may have products.
+/// The orders of each partition: from the first to before the last. Batches of different partitions
+/// have no order in common, and may have products.
 const PARTITIONS: [(usize, usize); 2] = [(0, 3), (3, 4)];
 const SUPPLY: [i8; PRODUCTS] = [1, 1];
 
@@ -32,7 +35,8 @@ enum Mutant {
     OffsetsPassWhatIsLeft,
     /// Only those orders are left behind whose products are held.
     OthersOvertakeWhatIsLeft,
-    /// A partition that is taken away takes along what was left behind of it, and not what was collected after it.
+    /// A partition that is taken away takes along what was left behind of it, and not what was
+    /// collected after it.
     RevocationForgetsWhatIsLeft,
 }
 
@@ -92,7 +96,8 @@ struct Batch {
 }
 
 impl Batch {
-    /// Leaves behind what wants products that are held, and what shares products with one left behind before it.
+    /// Leaves behind what wants products that are held, and what shares products with one left
+    /// behind before it.
     fn without(self, is_held: impl Fn(usize) -> bool, others_overtake: bool) -> Self {
         let mut batch = Self { orders: Orders::default(), ..self };
         for order in self.orders.iter() {
@@ -147,7 +152,8 @@ impl State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Action {
-    /// A worker believes that the partition is its own and is given what comes after the committed offset, up to a certain order.
+    /// A worker believes that the partition is its own and is given what comes after the committed
+    /// offset, up to a certain order.
     Deliver(usize, usize, usize),
     Lock(usize),
     /// Locks what is free, and leaves the other orders behind.
@@ -160,9 +166,11 @@ enum Action {
     /// The same with the rows locked from the reading on.
     CommitLocked(usize),
     Report(usize),
-    /// What the batch left behind is done again, together with what was collected meanwhile, up to a certain order.
+    /// What the batch left behind is done again, together with what was collected meanwhile, up to
+    /// a certain order.
     StoreOffset(usize, usize),
-    /// A worker learns, before it handles a batch with orders left behind, that the partition is another's.
+    /// A worker learns, before it handles a batch with orders left behind, that the partition is
+    /// another's.
     Revoke(usize),
     Die(usize),
     Restock,
@@ -199,8 +207,8 @@ impl Protocol {
         self.0 == Some(mutant)
     }
 
-    /// Decides a batch over the stock as it was read, and writes what it came to over the stock as it is. `None` where the write is
-    /// rejected, and nothing of it holds.
+    /// Decides a batch over the stock as it was read, and writes what it came to over the stock as
+    /// it is. `None` where the write is rejected, and nothing of it holds.
     fn commit(
         &self,
         state: &State,
@@ -292,7 +300,8 @@ impl Model for Protocol {
                 Step::Delivered(_) if !holds => {
                     actions.extend([Action::Lock(worker), Action::LockLess(worker)]);
                 }
-                // A worker that began anew waits until its own locks of before have expired, as any other.
+                // A worker that began anew waits until its own locks of before have expired, as any
+                // other.
                 Step::Delivered(_) => {}
                 Step::Locked(_) => actions.push(Action::Read(worker)),
                 Step::Read(..) => actions.push(Action::Commit(worker)),

@@ -14,6 +14,21 @@ async fn comes_to(role: &Role, name: &str, labels: &str, value: f64) {
     role.shows(name, labels, |found| found == value).await;
 }
 
+/// Fails the test unless a role is alive and ready, and shows these series and none of these ids.
+async fn check_admin_pages(role: &Role, series: &[&str], ids: &[&str]) {
+    assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
+    let (status, text) = ask(role, "/metrics").await;
+    assert_eq!(status, 200);
+    for name in series.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"])
+    {
+        let is_shown = text.lines().any(|line| line.starts_with(name));
+        assert!(is_shown, "{name} is missing from:\n{text}");
+    }
+    for id in ids {
+        assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
@@ -21,9 +36,11 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     let (ingest, worker) = (world.start("ingest").await, world.start("worker").await);
     let compensator = world.start("compensator").await;
     let api = Api::of(&ingest);
+
     let completed = api.place_and_wait(&lines(&[("sku-1", 3)]), 30).await.is(201);
     let failed = api.place_and_wait(&lines(&[("sku-1", 1)]), 30).await.is(409);
     api.place(&lines(&[("sku-1", 0)])).await.is(422);
+
     for (role, name, labels, value) in [
         (&ingest, "stocklock_orders_ingested_total", r#"result="accepted""#, 2.0),
         (&ingest, "stocklock_orders_ingested_total", r#"result="invalid""#, 1.0),
@@ -44,6 +61,7 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     ] {
         comes_to(role, name, labels, value).await;
     }
+
     // An event may come more than once, and a worker that is silent for a while gets its partitions
     // again.
     world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
@@ -55,42 +73,24 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     comes_to(&worker, "stocklock_batch_seconds_count", r#"stage="transaction""#, batches).await;
     comes_to(&worker, "stocklock_lock_wait_seconds_count", r#"strategy="redlock""#, batches).await;
     comes_to(&worker, "stocklock_lock_hold_seconds_count", r#"strategy="redlock""#, batches).await;
+
     let assignments = number(worker.log().matches("partitions assigned").count());
     assert!(assignments > 0.0);
     comes_to(&worker, "stocklock_rebalances_total", r#"kind="assign""#, assignments).await;
-    for (role, names) in [
-        (
-            &ingest,
-            vec![
-                "stocklock_outbox_pending",
-                "stocklock_outbox_oldest_seconds",
-                r#"stocklock_pool_connections{state="idle",store="order_store"}"#,
-            ],
-        ),
-        (
-            &worker,
-            vec![
-                "stocklock_stale_writes_rejected_total",
-                r#"stocklock_pool_connections{state="idle",store="stock_store"}"#,
-            ],
-        ),
-        (&compensator, vec![r#"stocklock_pool_connections{state="idle",store="order_store"}"#]),
-    ] {
-        assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
-        let (status, text) = ask(role, "/metrics").await;
-        assert_eq!(status, 200);
-        for name in
-            names.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"])
-        {
-            assert!(
-                text.lines().any(|line| line.starts_with(name)),
-                "{name} is missing from:\n{text}"
-            );
-        }
-        for id in [completed.order_id(), failed.order_id(), "sku-1"] {
-            assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
-        }
-    }
+
+    let ids = [completed.order_id(), failed.order_id(), "sku-1"];
+    let ingest_shows = [
+        "stocklock_outbox_pending",
+        "stocklock_outbox_oldest_seconds",
+        r#"stocklock_pool_connections{state="idle",store="order_store"}"#,
+    ];
+    let worker_shows = [
+        "stocklock_stale_writes_rejected_total",
+        r#"stocklock_pool_connections{state="idle",store="stock_store"}"#,
+    ];
+    check_admin_pages(&ingest, &ingest_shows, &ids).await;
+    check_admin_pages(&worker, &worker_shows, &ids).await;
+    check_admin_pages(&compensator, &ingest_shows[2..], &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -40,7 +40,8 @@ async fn blocked(world: &World, statements: i64) {
     .await;
 }
 
-/// Waits until a role has counted so many orders with this result. Fails the test if there are more.
+/// Waits until a role has counted so many orders with this result. Fails the test if there are
+/// more.
 async fn comes_to(role: &Role, result: &str, count: u64) {
     wait_until(&format!("{count} orders are {result}"), async || {
         let labels = format!("result=\"{result}\"");

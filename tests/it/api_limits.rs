@@ -213,7 +213,8 @@ async fn unknown_products_of_many_orders_share_one_query() {
     let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
         .expect("the stock store");
-    let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+    let sql = "SELECT COUNT(*) FROM information_schema.processlist
+               WHERE db = DATABASE() AND id <> CONNECTION_ID()";
     let sessions: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.expect("a count");
     // The pool opens another session where the last one is still on its way back.
     assert!(sessions <= 6, "{sessions} sessions looked products up");

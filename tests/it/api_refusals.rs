@@ -14,7 +14,8 @@ async fn world() -> World {
 }
 
 fn line(product_id: &Value, quantity: &Value) -> Value {
-    json!({"lines": [{"product_id": "b", "quantity": 1}, {"product_id": product_id, "quantity": quantity}]})
+    let good = json!({"product_id": "b", "quantity": 1});
+    json!({"lines": [good, {"product_id": product_id, "quantity": quantity}]})
 }
 
 fn with(name: &str, value: &Value) -> Value {

@@ -97,7 +97,8 @@ async fn latency_is_measured_at_a_given_rate(world: World) {
 on_each_database!(workers_that_are_killed_and_join_meanwhile_change_nothing,);
 
 async fn workers_that_are_killed_and_join_meanwhile_change_nothing(world: World) {
-    // A worker joins after 4 s, and another is killed after 8 s, long before the last of 400 orders.
+    // A worker joins after 4 s, and another is killed after 8 s, long before the last of 400
+    // orders.
     let churn = ["--mode", "end-to-end", "--rate", "25", "--churn", "4s", "--skip-ceiling"];
     let runs = bench(&world, &churn);
 

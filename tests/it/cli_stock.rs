@@ -1,5 +1,5 @@
-//! `stocklock setup` and `stocklock stock`: what they do to the stores and the topics, and what they
-//! report.
+//! `stocklock setup` and `stocklock stock`: what they do to the stores and the topics, and what
+//! they report.
 
 use std::fmt::Write as _;
 

@@ -1,5 +1,5 @@
-//! `kill -9` at every crash point and at random: the role is started again, and then no order is lost
-//! and none is done twice.
+//! `kill -9` at every crash point and at random: the role is started again, and then no order is
+//! lost and none is done twice.
 
 use std::{
     sync::{
@@ -51,8 +51,8 @@ async fn check_nothing_lost(world: &World, acknowledged: &[String]) {
     world.check_ledger(&world.stock_store(&World::metrics())).await;
 }
 
-/// Under load a worker dies at its crash point. Then a compensator dies at its own, once the worker has
-/// reported statuses.
+/// Under load a worker dies at its crash point. Then a compensator dies at its own, once the worker
+/// has reported statuses.
 async fn crash_worker_and_compensator(world: World, worker_point: &str, compensator_point: &str) {
     import(&world, 100);
     let ingest = world.start("ingest").await;
@@ -143,8 +143,8 @@ async fn an_ingest_that_dies_before_it_clears_its_outbox_does_nothing_twice() {
     crash_ingest("relay.produced").await;
 }
 
-/// The compensator dies while it applies another system's failure of an order. The order's release must
-/// follow.
+/// The compensator dies while it applies another system's failure of an order. The order's release
+/// must follow.
 async fn crash_compensator_with_a_release(point: &str, failed_by_then: i64) {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     world.import(&[("a", 10)]);
@@ -173,9 +173,9 @@ async fn a_compensator_that_dies_with_a_release_in_flight_loses_no_release() {
     crash_compensator_with_a_release("compensate.committed", 1).await;
 }
 
-/// Starts a role and kills it at a random moment, several times. The last life does not end before the
-/// role has achieved something. Each life has a consumer group of its own: it does not wait until the
-/// broker misses the life before, and reads the topic from its start.
+/// Starts a role and kills it at a random moment, several times. The last life does not end before
+/// the role has achieved something. Each life has a consumer group of its own: it does not wait
+/// until the broker misses the life before, and reads the topic from its start.
 async fn die_at_random(
     world: &World,
     role: &str,

@@ -96,10 +96,12 @@ async fn the_flow_works_on_a_loose_mariadb_with_an_old_character_set() {
 
 /// The names and collations of the enumerations of a world's stores.
 async fn enumerations(world: &World) -> Vec<(String, String)> {
-    let sql = "SELECT CAST(CONCAT(table_name, '.', column_name, ' ', column_type, ' ', is_nullable, ' ',
+    let sql = "SELECT CAST(CONCAT(table_name, '.', column_name, ' ', column_type, ' ',
+                                  is_nullable, ' ',
                                   COALESCE(REPLACE(column_default, '''', ''), '')) AS CHAR),
                       CAST(collation_name AS CHAR)
-               FROM information_schema.columns WHERE table_schema = DATABASE() AND data_type = 'enum'
+               FROM information_schema.columns
+               WHERE table_schema = DATABASE() AND data_type = 'enum'
                ORDER BY table_name, column_name";
     let mut found = Vec::new();
     for store in [&world.config.order_store, &world.config.stock_store] {
@@ -114,10 +116,12 @@ async fn enumerations(world: &World) -> Vec<(String, String)> {
 async fn make_binary(world: &World, kinds: &str) {
     let sql = format!(
         "SELECT CAST(CONCAT('ALTER TABLE ', table_name, ' MODIFY `', column_name, '` ', column_type,
-                            ' CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ', IF(is_nullable = 'YES', 'NULL', 'NOT NULL'),
+                            ' CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ',
+                            IF(is_nullable = 'YES', 'NULL', 'NOT NULL'),
                             IF(column_name = 'status', ' DEFAULT ''PENDING''', '')) AS CHAR)
          FROM information_schema.columns
-         WHERE table_schema = DATABASE() AND table_name <> '_sqlx_migrations' AND column_type REGEXP '^({kinds})'"
+         WHERE table_schema = DATABASE() AND table_name <> '_sqlx_migrations'
+           AND column_type REGEXP '^({kinds})'"
     );
     for store in [&world.config.order_store, &world.config.stock_store] {
         let mut conn = MySqlConnection::connect(store.url.expose()).await.expect("a connection");

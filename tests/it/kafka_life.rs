@@ -1,5 +1,5 @@
-//! Changes of brokers and topics while the roles run: partitions are added, topics are created again,
-//! data is lost, addresses change.
+//! Changes of brokers and topics while the roles run: partitions are added, topics are created
+//! again, data is lost, addresses change.
 
 use std::time::Duration;
 

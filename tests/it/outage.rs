@@ -23,8 +23,8 @@ async fn suffers(role: &Role, dependency: &str) {
     .await;
 }
 
-/// Places orders, breaks the connection of one role, places more, and mends the connection. Fails the
-/// test unless all orders are decided and none is dead-lettered.
+/// Places orders, breaks the connection of one role, places more, and mends the connection. Fails
+/// the test unless all orders are decided and none is dead-lettered.
 async fn survive(
     world: &World,
     role: &str,

@@ -1,4 +1,5 @@
-//! Messages that no retry can help are dead-lettered as they were found, and later messages are done.
+//! Messages that no retry can help are dead-lettered as they were found, and later messages are
+//! done.
 
 use rdkafka::{
     ClientConfig, Message as _,
@@ -43,8 +44,8 @@ fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
 }
 
 fn poisoned_events(good: &[u8]) -> Vec<Poison> {
-    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1. The last three
-    // quantities are 1,000,001, the largest 64-bit number, and a number of more than 64 bits.
+    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1. The last
+    // three quantities are 1,000,001, the largest 64-bit number, and a number of more than 64 bits.
     let patches: [(&[u8], &[u8], &str); 8] = [
         (b"sku-1\x02", b"sku-1\x00", "invalid"),
         (b"sku-1\x02", b"sku-1\x01", "invalid"),
@@ -145,7 +146,8 @@ async fn poisoned_statuses_are_dead_lettered_and_later_statuses_applied() {
     compensator.stop();
 }
 
-/// A message larger than a producer sends by default, and one larger than the dead-letter topic takes.
+/// A message larger than a producer sends by default, and one larger than the dead-letter topic
+/// takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_of_any_size_is_dead_lettered() {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -180,8 +182,8 @@ async fn a_message_of_any_size_is_dead_lettered() {
     compensator.stop();
 }
 
-/// Compressed, the message is small enough for its topic. Uncompressed, its headers are too large for
-/// any dead-letter topic.
+/// Compressed, the message is small enough for its topic. Uncompressed, its headers are too large
+/// for any dead-letter topic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_message_with_huge_headers_is_dead_lettered_without_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;

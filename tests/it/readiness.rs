@@ -1,5 +1,5 @@
-//! `/readyz` is true: a role is ready once it has tried everything that its work needs. Otherwise it
-//! names what is missing, and why.
+//! `/readyz` is true: a role is ready once it has tried everything that its work needs. Otherwise
+//! it names what is missing, and why.
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use sqlx::{Connection as _, MySqlConnection};
@@ -14,8 +14,8 @@ const NOWHERE: &str = "127.0.0.1:9";
 const STOCK_STORE: &str = "STOCKLOCK__STOCK_STORE__URL";
 const ORDER_STORE: &str = "STOCKLOCK__ORDER_STORE__URL";
 
-/// Starts a role with one setting. Fails the test unless the role lives, is not ready, and gives each
-/// of these reasons.
+/// Starts a role with one setting. Fails the test unless the role lives, is not ready, and gives
+/// each of these reasons.
 async fn lacks(world: &World, role: &str, setting: (&str, &str), why: &[&str]) -> Role {
     let started = Role::spawn(&world.env, role, &[setting]);
     started.listening().await;

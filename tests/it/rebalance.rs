@@ -1,5 +1,5 @@
-//! Workers come and go under load: the partitions of one go to another, and no order is lost or done
-//! twice.
+//! Workers come and go under load: the partitions of one go to another, and no order is lost or
+//! done twice.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -21,8 +21,8 @@ async fn gave_up(worker: &Role) {
     worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
 }
 
-/// Waits until a worker owns all partitions. The partitions of a killed worker come when its session
-/// has expired.
+/// Waits until a worker owns all partitions. The partitions of a killed worker come when its
+/// session has expired.
 async fn owns_all(worker: &Role) {
     wait_until("the worker owns all partitions", async || {
         let log = worker.log();
@@ -133,7 +133,8 @@ async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing(world
     assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
 }
 
-/// A worker that is frozen for longer than its session is out of the group, and notices when it goes on.
+/// A worker that is frozen for longer than its session is out of the group, and notices when it
+/// goes on.
 async fn a_worker_that_was_frozen_loses_its_partitions_and_joins_again(world: World) {
     let impatient = [
         ("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"),
@@ -276,8 +277,8 @@ async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
     second.stop();
 }
 
-/// Orders that are decided and not reported must come again: only a status brings the outcome to the
-/// order store.
+/// Orders that are decided and not reported must come again: only a status brings the outcome to
+/// the order store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let world = World::new(Database::MySql, Strategy::Row).await;

@@ -30,7 +30,8 @@ fn certificates() -> TempDir {
         &format!("req -x509 {key} -days 2 -subj /CN=authority -keyout ca.key -out ca.crt"),
     );
     openssl(dir.path(), &format!("req {key} -subj /CN=stocklock -keyout tls.key -out tls.csr"));
-    let sign = "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt";
+    let sign = "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+                -extfile names -out tls.crt";
     openssl(dir.path(), sign);
     dir
 }

@@ -1,5 +1,5 @@
-//! Releases that the broker or an earlier version lost are done in the end, and `verify` reports the
-//! missing ones.
+//! Releases that the broker or an earlier version lost are done in the end, and `verify` reports
+//! the missing ones.
 
 use stocklock::domain::{OrderId, OrderState};
 

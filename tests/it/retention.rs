@@ -1,9 +1,8 @@
 //! Old rows are deleted. Neither the stock nor the result of `verify` changes.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+mod at_once;
+
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::Utc;
 use sqlx::{Connection as _, MySqlConnection};
@@ -12,12 +11,12 @@ use stocklock::{
     domain::{Horizon, OrderEvent, OrderId, OrderState},
     lock::Lease,
     retention::{Kept, Retention},
-    store::{Purge, StockSnapshot},
+    store::StockSnapshot,
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, aged, decide, deliver, header, is_held_up_at,
-    on_each_database, on_two_stacks, order_lines, release, wait_until,
+    Database, Strategy, World, aged, decide, deliver, header, is_held_up_at, on_each_database,
+    on_two_stacks, order_lines, release, wait_until,
 };
 
 /// A worker that decides orders of any age, as one did when they were young.
@@ -29,8 +28,8 @@ fn worker_of_old(world: &World) -> Worker {
     }
 }
 
-/// Orders of one unit of `a` and two of `b`, made and decided so many days ago. Their events are on the
-/// topic.
+/// Orders of one unit of `a` and two of `b`, made and decided so many days ago. Their events are on
+/// the topic.
 async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     let lines = order_lines(&[("a", 1), ("b", 2)]);
     let saved =
@@ -103,7 +102,9 @@ async fn a_purge_moves_old_outcomes_to_the_balances_and_changes_nothing_else(wor
             orders[1].order_id.uuid().simple()
         ))
         .await;
-    world.tamper_with_stock("UPDATE stock_movements SET created_at = created_at - INTERVAL 91 DAY WHERE product_id <> 'c'").await;
+    let age = "UPDATE stock_movements SET created_at = created_at - INTERVAL 91 DAY
+               WHERE product_id <> 'c'";
+    world.tamper_with_stock(age).await;
     world.verify();
     let before = snapshot(&world).await;
     assert_eq!((before.outcomes, world.available("a")), (9, 1));
@@ -159,7 +160,8 @@ async fn a_worker_with_a_longer_horizon_does_not_decide_purged_orders(world: Wor
     let orders = decided(&world, &[90, 33, 31, 29]).await;
     purge_stock(&world).await;
 
-    // By its clock or its configuration this worker may decide all orders. One is known, one is new.
+    // By its clock or its configuration this worker may decide all orders. One is known, one is
+    // new.
     let worker = worker_of_old(&world);
     let new = world.save_as(vec![(aged(28), order_lines(&[("a", 1)]))]).await;
     let events = [
@@ -206,23 +208,23 @@ async fn a_worker_that_waits_for_a_purge_does_not_decide_purged_orders(world: Wo
     assert_eq!(count(url, "SELECT COUNT(*) FROM order_outcomes").await, 0);
 }
 
-on_each_database!(
-    old_orders_that_are_final_are_deleted_and_no_others,
-    of_purges_at_once_one_works_and_in_batches,
-);
+on_each_database!(old_orders_that_are_final_are_deleted_and_no_others,);
 
 async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
     world.import(&[("a", 100), ("b", 100)]);
     let old = decided(&world, &[400, 100, 91, 89, 0]).await;
     let pending = world.save_as(vec![(aged(95), order_lines(&[("a", 1)]))]).await[0].order_id;
     world.tamper_with_orders("DELETE FROM outbox").await;
-    let keys = "INSERT INTO idempotency_keys SELECT CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16), UTC_TIMESTAMP(3) - INTERVAL d DAY
+    let keys = "INSERT INTO idempotency_keys
+                SELECT CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16),
+                       UTC_TIMESTAMP(3) - INTERVAL d DAY
                 FROM (SELECT 8 AS d UNION SELECT 6) AS ages";
     world.tamper_with_orders(keys).await;
     // What still has to be published needs its order.
     let unpublished = old[2].order_id.uuid().simple();
     let outbox = format!(
-        "INSERT INTO outbox VALUES (UNHEX('{unpublished}'), 'RELEASE', UTC_TIMESTAMP(3), UTC_TIMESTAMP(3))"
+        "INSERT INTO outbox
+         VALUES (UNHEX('{unpublished}'), 'RELEASE', UTC_TIMESTAMP(3), UTC_TIMESTAMP(3))"
     );
     world.tamper_with_orders(&outbox).await;
     let owing = old[1].order_id;
@@ -241,7 +243,8 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
         1
     );
 
-    // Outcomes whose orders were purged are no violation, and neither are orders whose outcomes were.
+    // Outcomes whose orders were purged are no violation, and neither are orders whose outcomes
+    // were.
     let text = world.cli(&["verify", "--settle", "0s"]).exits(2).stdout();
     assert!(
         text.contains(&format!("NOT SETTLED order {pending}")) && !text.contains("VIOLATED"),
@@ -261,121 +264,6 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
         .await;
     let text = world.cli(&["verify", "--settle", "0s"]).exits(1).stdout();
     assert!(text.contains("is COMPLETED, and no worker decided it"), "{text}");
-}
-
-async fn of_purges_at_once_one_works_and_in_batches(world: World) {
-    world.import(&[("a", 100), ("b", 100)]);
-    decided(&world, &[90; 10]).await;
-    let (store, below) = (world.stock_store(&World::metrics()), aged(30));
-
-    let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose())
-        .await
-        .expect("the stock store");
-    sqlx::raw_sql("START TRANSACTION; SELECT * FROM ledger_horizon FOR UPDATE")
-        .execute(&mut rival)
-        .await
-        .expect("locked");
-
-    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purge::Busy);
-    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purge::Busy);
-
-    sqlx::raw_sql("ROLLBACK").execute(&mut rival).await.expect("free");
-    for (rows, more) in [(4, true), (4, true), (2, false), (0, false)] {
-        assert_eq!(
-            store.purge_outcomes(below, 4).await.expect("a purge"),
-            Purge::Done { rows, more }
-        );
-        world.check_ledger(&store).await;
-    }
-
-    assert_eq!(
-        store.purge_outcomes(aged(40), 4).await.expect("a purge"),
-        Purge::Done { rows: 0, more: false }
-    );
-    assert_eq!(store.purged_below().await.expect("the horizon"), below, "it does not go back");
-}
-
-on_two_stacks!(purges_decisions_and_releases_at_once_keep_the_ledger_exact,);
-
-async fn purges_decisions_and_releases_at_once_keep_the_ledger_exact(world: World) {
-    world.import(&[("a", 1000), ("b", 2000)]);
-    let old = decided(&world, &[60; 240]).await;
-    let young = decided(&world, &[20; 60]).await;
-    let new = world.save(&vec![order_lines(&[("b", 1), ("a", 1)]); 60]).await;
-    let below = aged(31);
-
-    let purging = (0..3).map(|_| {
-        let store = world.stock_store(&World::metrics());
-        tokio::spawn(async move {
-            let begun = Instant::now();
-            while store.purged_below().await.expect("the horizon") < below {
-                store.purge_outcomes(below, 6).await.expect("a purge");
-                assert!(begun.elapsed() < PATIENCE, "the deciders starve the purge");
-            }
-        })
-    });
-    let purging: Vec<_> = purging.collect();
-
-    // A worker with a longer horizon releases old orders too. Which of them it still can release
-    // depends on the moment.
-    let work = [(worker_of_old(&world), old), (world.worker(&World::metrics()), young)].map(
-        |(worker, orders)| {
-            let (orders, new) = (orders, new.clone());
-            tokio::spawn(async move {
-                for (order, new) in orders.chunks(4).zip(new.iter().cycle()) {
-                    let mut events: Vec<_> = order.iter().rev().map(release).collect();
-                    events.push(new.clone());
-                    deliver(&worker, &events).await;
-                }
-            })
-        },
-    );
-
-    let store = world.stock_store(&World::metrics());
-    while purging.iter().any(|task| !task.is_finished())
-        || work.iter().any(|task| !task.is_finished())
-    {
-        world.check_ledger(&store).await;
-    }
-    for task in purging.into_iter().chain(work) {
-        task.await.expect("done");
-    }
-
-    let snapshot = snapshot(&world).await;
-    assert_eq!(
-        (snapshot.outcomes, snapshot.damaged),
-        (120, vec![]),
-        "60 young ones, released, and 60 new ones"
-    );
-    // Each old order either gave its units back or holds them for ever.
-    let purged = count(
-        world.config.stock_store.url.expose(),
-        "SELECT CAST(SUM(held) AS SIGNED) FROM ledger_balances WHERE product_id = 'a'",
-    )
-    .await;
-    assert_eq!(world.available("a"), 1000 - purged - 60);
-    assert!((1..=240).contains(&purged), "{purged}");
-}
-
-/// Crashes a worker at its first purge, and answers how many outcomes are left then.
-async fn crash_a_purge(world: &World, point: &str) -> u64 {
-    Role::spawn(&world.env, "worker", &[("STOCKLOCK_CRASH_AT", point)]).crashed_at(point).await;
-    world.check_ledger(&world.stock_store(&World::metrics())).await;
-    snapshot(world).await.outcomes
-}
-
-on_two_stacks!(a_purge_that_is_interrupted_has_happened_or_not,);
-
-async fn a_purge_that_is_interrupted_has_happened_or_not(world: World) {
-    world.import(&[("a", 100), ("b", 100)]);
-    decided(&world, &[60, 50, 40, 20]).await;
-
-    assert_eq!(crash_a_purge(&world, "retention.booked").await, 4);
-    let url = world.config.stock_store.url.expose();
-    assert_eq!(count(url, "SELECT COUNT(*) FROM ledger_balances").await, 0);
-    assert_eq!(crash_a_purge(&world, "retention.committed").await, 1);
-
-    world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -11,8 +11,8 @@ use stocklock::{
 
 use crate::harness::{World, on_each_database, random_orders};
 
-/// Well below the time that a statement waits for a lock in the database. A wait that ends there counts
-/// as a retry.
+/// Well below the time that a statement waits for a lock in the database. A wait that ends there
+/// counts as a retry.
 const PROMPT: Duration = Duration::from_secs(2);
 
 async fn locked(url: &str, statement: &'static str) -> MySqlConnection {

@@ -1,5 +1,5 @@
-//! Topics that take smaller messages than a producer sends, or no letter without a key. `setup` warns
-//! of both.
+//! Topics that take smaller messages than a producer sends, or no letter without a key. `setup`
+//! warns of both.
 
 use std::collections::BTreeSet;
 

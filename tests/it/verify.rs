@@ -1,4 +1,5 @@
-//! `stocklock verify` holds on a healthy world, and finds every damage done behind the project's back.
+//! `stocklock verify` holds on a healthy world, and finds every damage done behind the project's
+//! back.
 
 use std::time::{Duration, Instant};
 
@@ -127,8 +128,8 @@ async fn decided(world: &World) -> (String, String) {
     ids
 }
 
-/// Runs a long statement in a transaction, with a character in it that MySQL's lists of sessions and of
-/// transactions cannot show (error 3854). Returns the id of its connection.
+/// Runs a long statement in a transaction, with a character in it that MySQL's lists of sessions
+/// and of transactions cannot show (error 3854). Returns the id of its connection.
 async fn run_what_cannot_be_listed(world: &World) -> u64 {
     let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
@@ -243,7 +244,8 @@ async fn an_invariant_without_the_right_to_check_it_is_not_reported_as_held(worl
     url.set_password(Some("secret")).expect("a password");
 
     let may_read = format!(
-        "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}'; REVOKE PROCESS ON *.* FROM '{user}'"
+        "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}';
+         REVOKE PROCESS ON *.* FROM '{user}'"
     );
     world.tamper_with_stock(&may_read).await;
 
@@ -270,8 +272,9 @@ async fn an_invariant_without_the_right_to_check_it_is_not_reported_as_held(worl
 async fn every_damage_is_found_and_its_row_is_named(world: World) {
     let (completed, failed) = decided(&world).await;
     let healthy = json!({
-        "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "dead_lettered": [],
-        "unchecked": [], "forbidden": [], "left_out": ["the locks in Redis: lock.strategy is row"], "holds": true
+        "products": 2, "outcomes": 2, "orders": 2, "holds": true,
+        "violations": [], "unsettled": [], "dead_lettered": [], "unchecked": [], "forbidden": [],
+        "left_out": ["the locks in Redis: lock.strategy is row"]
     });
     assert_eq!(healthy_report(&world), healthy);
 
@@ -349,7 +352,8 @@ async fn orders_in_flight_are_unsettled_and_completed_ones_must_be_decided(world
         "{violations}"
     );
 
-    let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at) SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
+    let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at)
+               SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
     world.tamper_with_orders(owe).await;
     assert_eq!(
         report(&world, "0s", 2)["unsettled"],

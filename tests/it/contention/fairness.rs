@@ -131,8 +131,8 @@ async fn contenders_for_one_key_do_not_starve_one_for_many_keys() {
     }
 }
 
-/// Two contenders of the same age wait for a third. Each is nearer to another master, and one master
-/// is out: to each master another contender is the older one.
+/// Two contenders of the same age wait for a third. Each is nearer to another master, and one
+/// master is out: to each master another contender is the older one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn of_contenders_whose_age_masters_disagree_on_one_gives_way() {
     const FAR: Duration = Duration::from_millis(8);

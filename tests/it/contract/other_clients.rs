@@ -1,5 +1,5 @@
-//! Other clients lock the same products: by rows, or by another implementation of Redlock on the same
-//! keys.
+//! Other clients lock the same products: by rows, or by another implementation of Redlock on the
+//! same keys.
 
 use std::{sync::Arc, time::Duration};
 
@@ -96,7 +96,8 @@ async fn a_product_of_a_worker_is_denied_to_others(world: World) {
     let worker = Arc::new(world.worker(&World::metrics()));
     let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
 
-    // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
+    // A rival is about to write the order's outcome: the worker waits in the middle of its
+    // transaction.
     let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
         .expect("a connection");

@@ -1,4 +1,4 @@
-//! A message that comes again changes nothing, and is answered again.
+//! A message that comes again changes no row, and is answered again.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,14 @@ use crate::harness::{
     random_orders,
 };
 
-/// Every row of the tables, as text: what a repetition must leave alone.
+/// Every row of the tables, as text: a repetition must not change them.
 async fn contents(url: &str, tables: &[&str]) -> Vec<String> {
     let mut conn = MySqlConnection::connect(url).await.expect("a connection");
     let mut contents = Vec::new();
     for table in tables {
-        let columns = "SELECT GROUP_CONCAT('HEX(`', column_name, '`)' ORDER BY ordinal_position) FROM
-                       information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?";
+        let columns = "SELECT GROUP_CONCAT('HEX(`', column_name, '`)' ORDER BY ordinal_position)
+                       FROM information_schema.columns
+                       WHERE table_schema = DATABASE() AND table_name = ?";
         let columns: String =
             sqlx::query_scalar(columns).bind(table).fetch_one(&mut conn).await.expect("columns");
         let rows =

@@ -1,4 +1,5 @@
-//! A lane handles batches ahead of one that cannot be published, and commits none of them before it.
+//! A lane handles batches ahead of one that cannot be published, and commits none of them before
+//! it.
 
 use std::{
     sync::{
