@@ -183,8 +183,10 @@ async fn an_order_that_the_database_cannot_write_at_present_waits(world: World) 
     let (orders, culprit) = orders_with_a_culprit(&world).await;
     world.tamper_with_stock(&trigger("INSERT", "order_outcomes", culprit, "40001")).await;
 
-    let (worker, compensator) =
-        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+    // It is ready only until its first batch fails.
+    let worker = Role::spawn(&world.env, "worker", &[ONE_BATCH]);
+    worker.listening().await;
+    let compensator = world.start("compensator").await;
     repeats(&worker, "stock_store").await;
 
     assert!(world.uncommitted(&world.config.kafka.group_id, &topics.orders) > 0);
@@ -236,8 +238,10 @@ async fn orders_of_a_product_whose_row_is_corrupt_wait_until_it_is_mended(world:
     let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("b", 1)])]).await;
     world.produce_events(&orders).await;
 
-    let (worker, compensator) =
-        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+    // It is ready only until its first batch fails.
+    let worker = Role::spawn(&world.env, "worker", &[ONE_BATCH]);
+    worker.listening().await;
+    let compensator = world.start("compensator").await;
     repeats(&worker, "stock_store").await;
 
     world.tamper_with_stock("UPDATE products SET product_id = 'a' WHERE product_id = 'a '").await;
