@@ -6,13 +6,22 @@
 //! worker are those of `domain::fold`. Beyond the horizon other rules hold, and this model does not
 //! have it.
 
-use std::collections::BTreeSet;
+#![allow(clippy::expect_used, reason = "a test fails by panicking")]
+
+#[path = "model/checks.rs"]
+mod checks;
 
 use chrono::DateTime;
-use stateright::{Checker, HasDiscoveries, Model, Property};
+use stateright::{Model, Property};
 use stocklock::domain::{
     Effect, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
 };
+
+use checks::{breaks, holds_in_all_states};
+
+const RETURNED_ONCE: &str = "units are deducted once and returned once";
+const RELEASES_ARE_OWED: &str = "a release that may return units is owed";
+const QUIET_IS_RIGHT: &str = "a quiet state is right";
 
 /// A way to get the protocol wrong.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -269,15 +278,15 @@ impl Model for Protocol {
 
     fn properties(&self) -> Vec<Property<Self>> {
         vec![
-            Property::always("deducted once and returned once", |_, state: &State| {
+            Property::always(RETURNED_ONCE, |_, state: &State| {
                 state.deducted <= 1 && state.returned <= state.deducted
             }),
             Property::always("final states stay", |_, state: &State| !state.left_final),
-            Property::always("a release that may return units is owed", |_, state: &State| {
+            Property::always(RELEASES_ARE_OWED, |_, state: &State| {
                 let is_done = matches!(state.outcome, Some(Outcome::Failed | Outcome::Released));
                 !state.is_failed() || is_done || state.is_owed
             }),
-            Property::always("what is quiet is right", |protocol: &Self, state: &State| {
+            Property::always(QUIET_IS_RIGHT, |protocol: &Self, state: &State| {
                 let is_right = match state.order {
                     OrderState::Completed => state.held() == 1 && !state.is_owed,
                     OrderState::Failed => state.held() == 0 && !state.is_owed,
@@ -308,57 +317,42 @@ impl Model for Protocol {
     }
 }
 
-/// Which of the properties a mutant breaks first.
-fn found(mutant: Mutant, property: &'static str) {
-    let names = BTreeSet::from([property]);
-    let checker = Protocol::new(Some(mutant))
-        .checker()
-        .finish_when(HasDiscoveries::AnyOf(names))
-        .spawn_bfs()
-        .join();
-    let path = checker.discovery(property).unwrap_or_else(|| panic!("{mutant:?} goes unnoticed"));
-    println!("{mutant:?}: {property}: {:?}", path.into_actions());
+fn with(mutant: Mutant) -> Protocol {
+    Protocol::new(Some(mutant))
 }
 
 #[test]
 fn the_protocol_of_releases_holds_in_all_reachable_states() {
-    let checker = Protocol::new(None).checker().spawn_bfs().join();
-    println!("{} states, {} of them unique", checker.state_count(), checker.unique_state_count());
-    assert!(
-        checker.is_done() && checker.unique_state_count() > 200,
-        "{} states",
-        checker.unique_state_count()
-    );
-    checker.assert_properties();
+    holds_in_all_states(Protocol::new(None), 200);
 }
 
 #[test]
 fn a_release_that_is_done_once_acknowledged_is_lost_with_its_topic() {
-    found(Mutant::AcknowledgedIsDone, "a release that may return units is owed");
-    found(Mutant::AcknowledgedIsDone, "what is quiet is right");
+    breaks(with(Mutant::AcknowledgedIsDone), RELEASES_ARE_OWED);
+    breaks(with(Mutant::AcknowledgedIsDone), QUIET_IS_RIGHT);
 }
 
 #[test]
 fn a_worker_that_reports_only_what_it_returned_leaves_releases_owed() {
-    found(Mutant::SilentWithoutUnits, "what is quiet is right");
+    breaks(with(Mutant::SilentWithoutUnits), QUIET_IS_RIGHT);
 }
 
 #[test]
 fn a_release_reported_before_its_commit_is_lost() {
-    found(Mutant::ReportedFirst, "what is quiet is right");
+    breaks(with(Mutant::ReportedFirst), QUIET_IS_RIGHT);
 }
 
 #[test]
 fn a_release_without_an_outcome_lets_the_order_take_its_units_later() {
-    found(Mutant::NoOutcomeWithoutOrder, "what is quiet is right");
+    breaks(with(Mutant::NoOutcomeWithoutOrder), QUIET_IS_RIGHT);
 }
 
 #[test]
 fn a_failure_of_a_pending_order_must_owe_its_release() {
-    found(Mutant::PendingOwesNothing, "what is quiet is right");
+    breaks(with(Mutant::PendingOwesNothing), QUIET_IS_RIGHT);
 }
 
 #[test]
 fn a_release_that_returns_units_each_time_returns_too_many() {
-    found(Mutant::ReturnedEachTime, "deducted once and returned once");
+    breaks(with(Mutant::ReturnedEachTime), RETURNED_ONCE);
 }

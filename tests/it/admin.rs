@@ -14,6 +14,21 @@ async fn comes_to(role: &Role, name: &str, labels: &str, value: f64) {
     role.shows(name, labels, |found| found == value).await;
 }
 
+/// Fails the test unless a role is alive and ready, and shows these series and none of these ids.
+async fn check_admin_pages(role: &Role, series: &[&str], ids: &[&str]) {
+    assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
+    let (status, text) = ask(role, "/metrics").await;
+    assert_eq!(status, 200);
+    for name in series.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"])
+    {
+        let is_shown = text.lines().any(|line| line.starts_with(name));
+        assert!(is_shown, "{name} is missing from:\n{text}");
+    }
+    for id in ids {
+        assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
@@ -21,9 +36,11 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     let (ingest, worker) = (world.start("ingest").await, world.start("worker").await);
     let compensator = world.start("compensator").await;
     let api = Api::of(&ingest);
+
     let completed = api.place_and_wait(&lines(&[("sku-1", 3)]), 30).await.is(201);
     let failed = api.place_and_wait(&lines(&[("sku-1", 1)]), 30).await.is(409);
     api.place(&lines(&[("sku-1", 0)])).await.is(422);
+
     for (role, name, labels, value) in [
         (&ingest, "stocklock_orders_ingested_total", r#"result="accepted""#, 2.0),
         (&ingest, "stocklock_orders_ingested_total", r#"result="invalid""#, 1.0),
@@ -44,6 +61,7 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     ] {
         comes_to(role, name, labels, value).await;
     }
+
     // An event may come more than once, and a worker that is silent for a while gets its partitions
     // again.
     world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
@@ -55,42 +73,24 @@ async fn every_role_counts_what_it_does_under_the_names_of_the_contract() {
     comes_to(&worker, "stocklock_batch_seconds_count", r#"stage="transaction""#, batches).await;
     comes_to(&worker, "stocklock_lock_wait_seconds_count", r#"strategy="redlock""#, batches).await;
     comes_to(&worker, "stocklock_lock_hold_seconds_count", r#"strategy="redlock""#, batches).await;
+
     let assignments = number(worker.log().matches("partitions assigned").count());
     assert!(assignments > 0.0);
     comes_to(&worker, "stocklock_rebalances_total", r#"kind="assign""#, assignments).await;
-    for (role, names) in [
-        (
-            &ingest,
-            vec![
-                "stocklock_outbox_pending",
-                "stocklock_outbox_oldest_seconds",
-                r#"stocklock_pool_connections{state="idle",store="order_store"}"#,
-            ],
-        ),
-        (
-            &worker,
-            vec![
-                "stocklock_stale_writes_rejected_total",
-                r#"stocklock_pool_connections{state="idle",store="stock_store"}"#,
-            ],
-        ),
-        (&compensator, vec![r#"stocklock_pool_connections{state="idle",store="order_store"}"#]),
-    ] {
-        assert_eq!((ask(role, "/livez").await.0, ask(role, "/readyz").await.0), (200, 200));
-        let (status, text) = ask(role, "/metrics").await;
-        assert_eq!(status, 200);
-        for name in
-            names.iter().chain(&["stocklock_build_info{version=", "process_cpu_seconds_total"])
-        {
-            assert!(
-                text.lines().any(|line| line.starts_with(name)),
-                "{name} is missing from:\n{text}"
-            );
-        }
-        for id in [completed.order_id(), failed.order_id(), "sku-1"] {
-            assert!(!text.contains(id), "labels must be bounded, and {id} is among them:\n{text}");
-        }
-    }
+
+    let ids = [completed.order_id(), failed.order_id(), "sku-1"];
+    let ingest_shows = [
+        "stocklock_outbox_pending",
+        "stocklock_outbox_oldest_seconds",
+        r#"stocklock_pool_connections{state="idle",store="order_store"}"#,
+    ];
+    let worker_shows = [
+        "stocklock_stale_writes_rejected_total",
+        r#"stocklock_pool_connections{state="idle",store="stock_store"}"#,
+    ];
+    check_admin_pages(&ingest, &ingest_shows, &ids).await;
+    check_admin_pages(&worker, &worker_shows, &ids).await;
+    check_admin_pages(&compensator, &ingest_shows[2..], &ids).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -99,7 +99,9 @@ async fn row_locks_are_timed_like_others() {
     world.import(&[("sku-1", 3)]);
     let events = world.save(&[order_lines(&[("sku-1", 1)])]).await;
     world.produce_events(&events).await;
+
     let worker = world.start("worker").await;
+
     for name in ["stocklock_lock_wait_seconds", "stocklock_lock_hold_seconds"] {
         comes_to(&worker, &format!("{name}_count"), r#"strategy="row""#, 1.0).await;
         assert!(worker.metric(&format!("{name}_sum"), r#"strategy="row""#).await > 0.0, "{name}");
@@ -108,22 +110,25 @@ async fn row_locks_are_timed_like_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_tells_how_far_it_lags_behind_also_before_its_first_commit() {
+async fn a_worker_shows_its_lag_also_before_its_first_commit() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 5)]);
     let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
     store.cut();
     let worker = Role::spawn(&world.env, "worker", &[("STOCKLOCK__STOCK_STORE__URL", &url)]);
+
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 3]).await).await;
     worker.listening().await;
+
     let of_topic = format!("topic=\"{}\"", world.config.topics.orders);
     comes_to(&worker, "stocklock_consumer_lag", &of_topic, 3.0).await;
+
     store.mend();
     comes_to(&worker, "stocklock_consumer_lag", &of_topic, 0.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
+async fn a_worker_whose_database_is_away_says_so_and_goes_on_later() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     world.import(&[("a", 5)]);
     let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
@@ -131,11 +136,14 @@ async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
     let worker = world.start_with("worker", &[("STOCKLOCK__STOCK_STORE__URL", &url)]).await;
     let api = Api::of(&ingest);
     api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+
     store.cut();
     let waiting = api.place(&lines(&[("a", 1)])).await.is(202);
+
     worker.complains("deducting: the database is unavailable").await;
     assert_eq!(ask(&worker, "/livez").await.0, 200, "a restart would not help");
     assert!(worker.metric("stocklock_retries_total", "stock_store").await > 0.0);
+
     store.mend();
     assert_eq!(api.decided(waiting.order_id()).await["status"], "COMPLETED");
     worker.ready().await;
@@ -143,7 +151,7 @@ async fn a_worker_whose_database_is_away_says_so_and_goes_on_when_it_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_role_that_starts_without_its_dependency_lives_and_says_what_it_waits_for() {
+async fn a_role_that_starts_without_its_dependency_lives_and_says_why() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let nowhere = "mysql://u:p@127.0.0.1:9/orders";
     for (role, key, value, reason) in [
@@ -161,7 +169,7 @@ async fn a_role_that_starts_without_its_dependency_lives_and_says_what_it_waits_
 
 /// Neither half a request's head nor half its body may hold up a stop for long.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn clients_that_fall_silent_in_a_request_do_not_keep_a_role_from_stopping() {
+async fn clients_that_fall_silent_in_a_request_do_not_delay_a_stop() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let ingest = world.start("ingest").await;
     let mut clients = Vec::new();
@@ -176,5 +184,6 @@ async fn clients_that_fall_silent_in_a_request_do_not_keep_a_role_from_stopping(
         clients.push(client);
     }
     ask(&ingest, "/livez").await;
+
     ingest.stop();
 }

@@ -1,4 +1,4 @@
-//! How orders are placed and shown over HTTP, as the contract has it.
+//! Orders are placed and shown over HTTP as the contract promises.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,14 @@ async fn an_order_is_accepted_at_once_and_decided_later() {
     let world = world(&[("a", 5)]).await;
     let ingest = world.start("ingest").await;
     let api = Api::of(&ingest);
+
     let accepted = api.place(&lines(&[("a", 2)])).await.is(202);
     let (id, location) = (accepted.order_id(), accepted.header("location"));
+
     assert_eq!(accepted.body, json!({"order_id": id, "status": "PENDING"}));
     assert_eq!(location, format!("/v1/orders/{id}"));
     assert_eq!(api.get(location).await.is(200).body["status"], "PENDING");
+
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     assert_eq!(api.decided(id).await["status"], "COMPLETED");
     assert_eq!(world.available("a"), 3);
@@ -35,12 +38,13 @@ async fn an_outcome_is_answered_once_every_replica_shows_it() {
     let (one, other) = (world.start("ingest").await, world.start("ingest").await);
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     let replicas = [Api::of(&one), Api::of(&other)];
-    for turn in 0..10 {
-        let (asked, elsewhere) = (&replicas[turn % 2], &replicas[(turn + 1) % 2]);
+
+    for round in 0..10 {
+        let (asked, elsewhere) = (&replicas[round % 2], &replicas[(round + 1) % 2]);
         let answer = asked.place_and_wait(&lines(&[("a", 1)]), 30).await;
         let shown = elsewhere.get(answer.header("location")).await.is(200).body;
         let id = answer.order_id().to_owned();
-        if turn < 5 {
+        if round < 5 {
             let answer = answer.is(201);
             assert_eq!(answer.body, json!({"order_id": id, "status": "COMPLETED"}));
             assert_eq!(answer.header("preference-applied"), "wait");
@@ -57,6 +61,7 @@ async fn an_outcome_is_answered_once_every_replica_shows_it() {
             );
         }
     }
+
     world.verify();
 }
 
@@ -65,8 +70,10 @@ async fn an_order_that_is_not_decided_in_time_is_accepted() {
     let world = world(&[("a", 5)]).await;
     let ingest = world.start("ingest").await;
     let api = Api::of(&ingest);
+
     let begun = Instant::now();
     let accepted = api.place_and_wait(&lines(&[("a", 1)]), 1).await.is(202);
+
     assert!(begun.elapsed() >= Duration::from_secs(1), "answered too soon: {:?}", begun.elapsed());
     assert!(begun.elapsed() < Duration::from_secs(20), "answered too late: {:?}", begun.elapsed());
     assert_eq!(accepted.body["status"], "PENDING");
@@ -78,6 +85,7 @@ async fn a_malformed_preference_is_ignored() {
     let world = world(&[("a", 5)]).await;
     let ingest = world.start("ingest").await;
     let (api, order, begun) = (Api::of(&ingest), lines(&[("a", 1)]).to_string(), Instant::now());
+
     for malformed in [
         "wait",
         "wait=",
@@ -90,7 +98,8 @@ async fn a_malformed_preference_is_ignored() {
     ] {
         api.post(&order, &[("prefer", malformed)]).await.is(202);
     }
-    // Nobody decides these orders: had one of the preferences been honoured, it would have taken 30 s.
+
+    // No worker decides these orders: a preference that counted would take 30 s.
     assert!(begun.elapsed() < Duration::from_secs(25), "{:?}", begun.elapsed());
 }
 
@@ -129,7 +138,7 @@ async fn an_order_is_shown_as_it_was_placed() {
     assert_eq!(
         members,
         ["created_at", "lines", "order_id", "status", "updated_at"],
-        "what is not known is left out"
+        "a field without a value is left out"
     );
 }
 
@@ -141,7 +150,7 @@ fn time(value: &Value) -> DateTime<Utc> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn products_are_shown_and_what_is_unknown_is_not_found() {
+async fn products_are_shown_and_unknown_ones_are_not_found() {
     let odd = "a/b?c#d%20é".replace('é', "~");
     let world = world(&[("a", 9), ("A", 1), (&odd, 7)]).await;
     let ingest = world.start("ingest").await;

@@ -40,7 +40,8 @@ async fn blocked(world: &World, statements: i64) {
     .await;
 }
 
-/// Waits until a role has counted so many orders with this result. Fails the test if there are more.
+/// Waits until a role has counted so many orders with this result. Fails the test if there are
+/// more.
 async fn comes_to(role: &Role, result: &str, count: u64) {
     wait_until(&format!("{count} orders are {result}"), async || {
         let labels = format!("result=\"{result}\"");
@@ -105,6 +106,7 @@ async fn orders_of_clients_that_have_gone_are_not_saved(world: World) {
 async fn a_client_that_has_only_finished_sending_is_answered_on_every_route() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let ingest = one_order_a_group(&world, "5s").await;
+
     for (request, status) in [
         ("GET /v1/products/a HTTP/1.1\r\nhost: x\r\n\r\n", "200"),
         ("GET /v1/orders/1 HTTP/1.0\r\n\r\n", "404"),
@@ -117,6 +119,7 @@ async fn a_client_that_has_only_finished_sending_is_answered_on_every_route() {
         let answer = client.read_to_end().await;
         assert_eq!(answer.split(' ').nth(1), Some(status), "{request}: {answer}");
     }
+
     let mut waiting = Raw::connect(&ingest.http).await;
     waiting.place(&lines(&[("a", 1)]).to_string(), "prefer: wait=3\r\n").await;
     waiting.finish_sending().await;
@@ -169,6 +172,7 @@ async fn without_a_store_503_comes_by_the_deadline_and_then_at_once() {
     let ingest = world.start_with("ingest", &settings).await;
     let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
     let mut saved = 0;
+
     for hangs in [true, false] {
         taken_again(&api, &order).await;
         saved += 1;
@@ -188,6 +192,7 @@ async fn without_a_store_503_comes_by_the_deadline_and_then_at_once() {
         assert!(begun.elapsed() < Duration::from_secs(50), "it took {:?}", begun.elapsed());
         store.mend();
     }
+
     taken_again(&api, &order).await;
     assert_eq!(count_all(&world).await, saved + 1);
 }

@@ -79,7 +79,8 @@ async fn a_full_room_does_not_cut_an_upload_in_progress() {
     let (order, steps) = (lines(&[("a", 1)]).to_string(), 2 * room);
     let length = order.len() + steps;
     let head = format!(
-        "POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n"
+        "POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+         content-length: {length}\r\n\r\n"
     );
     let mut upload = Raw::connect(&ingest.http).await;
     upload.send(head.as_bytes()).await;
@@ -145,8 +146,8 @@ async fn a_body_that_no_one_reads_does_not_hide_the_answer() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_body_that_grows_too_large_after_100_is_answered_with_413() {
     let (_world, ingest) = ingest().await;
-    let head = "POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\nexpect: 100-continue\r\n\
-                transfer-encoding: chunked\r\n\r\n";
+    let head = "POST /v1/orders HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\
+                expect: 100-continue\r\ntransfer-encoding: chunked\r\n\r\n";
     let chunks = format!("10000\r\n{}\r\n", " ".repeat(1 << 16)).repeat(128);
     let mut client = Raw::connect(&ingest.http).await;
 
@@ -166,6 +167,7 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
     let (_world, ingest) = ingest().await;
     let head =
         format!("GET /openapi.json HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "x".repeat(15 << 10));
+
     let mut idle = Vec::new();
     // 16 MiB are enough for the heads of 1,450 connections at once.
     for number in 1..=1_600 {
@@ -176,6 +178,7 @@ async fn idle_connections_hold_no_memory_of_their_heads() {
             comes_to(&ingest, r#"route="/openapi.json",status="200""#, number).await;
         }
     }
+
     assert_eq!(
         ingest.count("stocklock_http_requests_total", r#"route="other",status="503""#).await,
         0

@@ -20,27 +20,32 @@ async fn an_answer_names_twenty_errors_at_most_and_shows_values_cut() {
     let api = Api::of(&ingest);
     let before = ingest.peak_memory_kib();
     let unknown: Vec<_> = (0..131_071).map(|_| "\"\":0").collect();
+
     for _ in 0..5 {
         let answer = api.post(&format!("{{{}}}", unknown.join(",")), &[]).await.problem(422);
         assert_eq!(answer.blamed().len(), 20);
         assert!(answer.body.to_string().len() < 4096, "{answer:?}");
     }
+
     let long = "x".repeat(1_000_000);
     for body in [json!({"reference": long}), json!({long.as_str(): 1}), lines(&[(&long, 1)])] {
         let answer = api.place(&body).await.problem(422);
         assert!(answer.body.to_string().len() < 1024, "{answer:?}");
     }
+
     let unknown = json!({"lines": vec![json!({"product_id": "unknown", "quantity": 1}); 100]});
     assert_eq!(api.place(&unknown).await.problem(422).blamed().len(), 20);
+
     // One such body alone took 232 MB.
     let grown = ingest.peak_memory_kib() - before;
     assert!(grown < 48 << 10, "{grown} KiB more");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_not_declared_as_json_is_refused() {
+async fn a_body_of_another_content_type_than_json_is_refused() {
     let (world, ingest) = ingest().await;
     let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]).to_string());
+
     for other in [
         "text/plain",
         "application/x-www-form-urlencoded",
@@ -51,9 +56,11 @@ async fn what_is_not_declared_as_json_is_refused() {
         let refused = api.post(&order, &[("content-type", other)]).await.problem(415);
         assert_eq!(refused.header("accept"), "application/json");
     }
+
     for json in ["application/json", "application/json; charset=utf-8", "application/order+json"] {
         api.post(&order, &[("content-type", json)]).await.is(202);
     }
+
     assert_eq!(world.count_orders("PENDING").await, 3);
 }
 
@@ -62,6 +69,7 @@ async fn a_field_that_is_repeated_is_refused() {
     let (world, ingest) = ingest().await;
     let api = Api::of(&ingest);
     let line = r#"{"product_id":"a","quantity":1}"#;
+
     for (body, blamed) in [
         (format!(r#"{{"lines":[{line}],"lines":[{line}]}}"#), "/lines"),
         (
@@ -71,6 +79,7 @@ async fn a_field_that_is_repeated_is_refused() {
     ] {
         assert_eq!(api.post(&body, &[]).await.problem(422).blamed(), [blamed]);
     }
+
     assert_eq!(world.count_orders("PENDING").await, 0);
 }
 
@@ -81,6 +90,7 @@ async fn a_head_that_is_too_large_is_answered_with_431() {
     api.send(reqwest::Method::GET, "/v1/products/a", &[("x", &"x".repeat(15 << 10))], "")
         .await
         .is(200);
+
     // A complete head, one without an end, one of too many fields, and no HTTP at all.
     let complete = format!("GET / HTTP/1.1\r\nx: {}\r\n\r\n", "x".repeat(16 << 10));
     let endless = format!("GET / HTTP/1.1\r\nx: {}", "x".repeat(64 << 10));
@@ -97,6 +107,7 @@ async fn a_head_that_is_too_large_is_answered_with_431() {
             serde_json::from_str(answer.split("\r\n\r\n").nth(1).expect("a body")).expect("JSON");
         assert_eq!(body["status"], status);
     }
+
     assert_eq!(
         ingest.count("stocklock_http_requests_total", r#"route="other",status="431""#).await,
         3
@@ -111,6 +122,7 @@ async fn the_sum_of_all_bodies_is_bounded_and_small_orders_pass() {
     let head =
         format!("POST /v1/orders HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", 1 << 20);
     let most = head + &" ".repeat((1 << 20) - 1);
+
     // At once: a body that is silent for 10 s is given up.
     let sending = (0..60).map(async |_| {
         let mut client = Raw::connect(&ingest.http).await;
@@ -123,11 +135,13 @@ async fn the_sum_of_all_bodies_is_bounded_and_small_orders_pass() {
         ingest.count("stocklock_http_requests_total", refused).await >= 40
     })
     .await;
+
     let peak = ingest.peak_memory_kib();
     assert!(peak < 160 << 10, "{peak} KiB");
     let large = format!("{}{}", lines(&[("a", 1)]), " ".repeat(1 << 19));
     assert!(!api.post(&large, &[]).await.problem(503).header("retry-after").is_empty());
     api.place(&lines(&[("a", 1)])).await.is(202);
+
     drop(clients);
     wait_until("the memory of the bodies is free again", async || {
         api.post(&large, &[]).await.status == 202
@@ -139,10 +153,13 @@ async fn the_sum_of_all_bodies_is_bounded_and_small_orders_pass() {
 async fn a_client_that_reads_no_answers_is_cut_off() {
     let (_world, ingest) = ingest().await;
     let mut client = Raw::connect(&ingest.http).await;
+
     let requests = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(10_000);
     while client.send_for(requests.as_bytes(), Duration::from_secs(2)).await {}
+
     let answered = r#"route="/openapi.json",status="200""#;
     assert!(ingest.count("stocklock_http_requests_total", answered).await > 0);
+
     // The client goes on sending, which fails once the server has closed the connection.
     wait_until("the connection is closed", async || client.is_refused().await).await;
 }
@@ -154,12 +171,14 @@ async fn silent_connections_do_not_silence_the_admin_address() {
     let ingest = Role::spawn_with_files(&world.env, "ingest", 256);
     ingest.ready().await;
     assert!(ingest.log().contains("limit of open files bounds"), "{}", ingest.log());
+
     let mut silent = Vec::new();
     for base in [&ingest.http, &ingest.admin] {
         for _ in 0..300 {
             silent.push(Raw::connect(base).await);
         }
     }
+
     let begun = Instant::now();
     for path in ["/livez", "/readyz", "/metrics"] {
         let answer = reqwest::get(format!("{}{path}", ingest.admin)).await.expect("an answer");
@@ -168,6 +187,7 @@ async fn silent_connections_do_not_silence_the_admin_address() {
     Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
     assert!(begun.elapsed() < Duration::from_secs(30), "it took {:?}", begun.elapsed());
     assert!(!ingest.log().contains("connection not accepted"), "{}", ingest.log());
+
     silent[0].is_closed().await;
 }
 
@@ -184,7 +204,7 @@ async fn unknown_products_of_many_orders_share_one_query() {
         (0..200).map(|number| lines(&[(&format!("unknown-{number}"), 1)])).collect();
     let answers = futures::future::join_all(orders.iter().map(|order| api.place(order))).await;
     let refused = answers.iter().filter(|answer| answer.status == 422).count();
-    // Where the stock store takes its time, orders are taken unchecked.
+    // If the stock store is slow, ingest accepts orders unchecked.
     assert!(
         refused == 200 || ingest.log().contains("products not looked up"),
         "{refused} were refused"
@@ -193,15 +213,16 @@ async fn unknown_products_of_many_orders_share_one_query() {
     let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
         .expect("the stock store");
-    let sql = "SELECT COUNT(*) FROM information_schema.processlist WHERE db = DATABASE() AND id <> CONNECTION_ID()";
+    let sql = "SELECT COUNT(*) FROM information_schema.processlist
+               WHERE db = DATABASE() AND id <> CONNECTION_ID()";
     let sessions: i64 = sqlx::query_scalar(sql).fetch_one(&mut conn).await.expect("a count");
     // The pool opens another session where the last one is still on its way back.
     assert!(sessions <= 6, "{sessions} sessions looked products up");
 }
 
-/// Else `increase()` does not see the first error.
+/// Otherwise `increase()` does not see the first error.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_role_may_count_is_shown_before_it_happens() {
+async fn every_series_is_shown_before_its_first_event() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
     let (orders, statuses) = (&world.config.topics.orders, &world.config.topics.order_status);
     let letters = |topic: &str| {
@@ -237,6 +258,7 @@ async fn what_a_role_may_count_is_shown_before_it_happens() {
     of_ingest.extend([400, 404, 414, 431, 503].map(|status| {
         format!("stocklock_http_requests_total{{route=\"other\",status=\"{status}\"}} 0")
     }));
+
     for (role, shown) in
         [("worker", of_worker), ("compensator", of_compensator), ("ingest", of_ingest)]
     {

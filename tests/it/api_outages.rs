@@ -20,23 +20,27 @@ async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(wor
     let nowhere = format!("mysql://u:p@{NOWHERE}/stock");
     let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &nowhere)]).await;
     let api = Api::of(&ingest);
+
     let unchecked = api.place(&lines(&[("a", 1), ("unknown", 1)])).await.is(202);
     let failed = api.decided(unchecked.order_id()).await;
     assert_eq!(
         (&failed["status"], &failed["reason"]),
         (&json!("FAILED"), &json!("UNKNOWN_PRODUCT"))
     );
+
     let refused = api.place_and_wait(&lines(&[("unknown", 1)]), 30).await.problem(409);
     assert_eq!(refused.body["reason"], "UNKNOWN_PRODUCT");
     api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201);
+
     let away = api.get("/v1/products/a").await.problem(503);
     assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
+
     assert_eq!(world.available("a"), 4);
     world.verify();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_kafka_away_an_order_waits_in_the_outbox_and_a_later_sweep_publishes_it() {
+async fn with_kafka_away_an_order_waits_in_the_outbox_for_a_later_sweep() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 5)]);
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
@@ -54,22 +58,25 @@ async fn with_kafka_away_an_order_waits_in_the_outbox_and_a_later_sweep_publishe
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn with_the_order_store_away_orders_are_refused_and_taken_again_when_it_is_back() {
+async fn with_the_order_store_away_orders_are_refused_until_it_is_back() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 5)]);
     let (store, url) = Proxy::before(world.config.order_store.url.expose()).await;
     let ingest = world.start_with("ingest", &[("STOCKLOCK__ORDER_STORE__URL", &url)]).await;
     let api = Api::of(&ingest);
     let before = api.place(&lines(&[("a", 1)])).await.is(202);
+
     store.cut();
     let refused = api.place(&lines(&[("a", 1)])).await.problem(503);
     assert!(refused.header("retry-after").parse::<u64>().is_ok(), "{refused:?}");
     api.get(before.header("location")).await.problem(503);
+
     store.mend();
     ingest.ready().await;
     api.get(before.header("location")).await.is(200);
     wait_until("an order is accepted", async || api.place(&lines(&[("a", 1)])).await.status == 202)
         .await;
+
     assert_eq!(world.count_orders("PENDING").await, 2);
 }
 
@@ -87,6 +94,7 @@ async fn an_order_that_may_be_sent_again_is_not_saved() {
     let ingest = world.start_with("ingest", &settings).await;
     let api = Api::of(&ingest);
     let order = lines(&[("a", 1)]);
+
     let (mut accepted, mut unknown, mut round) = (0, 0, 0);
     let (begun, mut took) = (Instant::now(), Duration::from_millis(8));
     // A cut comes some time in what it takes to place an order here and now.
@@ -124,6 +132,7 @@ async fn an_order_that_may_be_sent_again_is_not_saved() {
         }
         accepted += 1;
     }
+
     let saved = world.count_orders("PENDING").await;
     assert!(saved >= accepted, "{accepted} were acknowledged, {saved} are saved");
     assert!(
@@ -140,12 +149,15 @@ async fn a_question_to_a_store_that_hangs_is_answered_all_the_same() {
     let ingest = world.start_with("ingest", &[("STOCKLOCK__STOCK_STORE__URL", &url)]).await;
     let api = Api::of(&ingest);
     api.get("/v1/products/a").await.is(200);
+
     store.hang();
     let begun = Instant::now();
     // The first holds the connection that hangs, the second needs a new one, which hangs as well.
     let (first, second) = tokio::join!(api.get("/v1/products/a"), api.get("/v1/products/a"));
+
     let _both = (first.problem(503), second.problem(503));
     assert!(begun.elapsed() < Duration::from_secs(45), "it took {:?}", begun.elapsed());
+
     store.mend();
     api.get("/v1/products/a").await.is(200);
 }

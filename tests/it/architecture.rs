@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The floors of the house, from the ground up. A room uses rooms of its own floor or of a lower one.
+/// The floors of the house, from the ground up. A room uses rooms of its own floor or of a lower
+/// one.
 const FLOORS: [&[&str]; 5] = [
     &["domain"],
     &["backoff", "config", "crash_point", "error_text", "http", "lifecycle", "new_ids"],
@@ -120,9 +121,12 @@ fn rooms_use_rooms_of_their_own_floor_or_of_a_lower_one() {
 
 #[test]
 fn the_reader_of_imports_sees_every_form_of_them() {
-    let code = "use crate::{config, domain::{A, b::C},\n    wire::D,\n};\nuse crate::store::E;\ncrate::lock::f();";
+    let code = "use crate::{config, domain::{A, b::C},\n    wire::D,\n};\n\
+                use crate::store::E;\ncrate::lock::f();";
     let source = Source { path: "relay/mod.rs".into(), lines: 5, code: code.into() };
+
     let uses: Vec<_> = source.uses().into_iter().collect();
+
     assert_eq!(uses, ["config", "domain", "lock", "store", "wire"]);
     assert_eq!(source.room(), "relay");
 }
@@ -164,6 +168,7 @@ fn each_outside_thing_has_one_home() {
             );
         }
     }
+
     for (thing, homes) in RESERVED {
         let used = sources().iter().any(|source| source.code.contains(thing));
         assert!(used, "nobody uses {thing} any more, not even {homes:?}");

@@ -1,4 +1,4 @@
-//! What waits is measured by those who are there, and shown by those who measure it.
+//! The backlog is measured by the roles that run, and each role shows what it measures itself.
 
 use std::time::{Duration, Instant};
 

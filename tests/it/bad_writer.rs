@@ -127,7 +127,8 @@ async fn bad_messages_of_a_partition_delay_it_by_their_rate_and_others_not() {
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
 
     eprintln!(
-        "{others} orders after {others_took:?} and {letters} letters, all after {all_took:?} and {BAD}"
+        "{others} orders after {others_took:?} and {letters} letters, \
+         all after {all_took:?} and {BAD}"
     );
     assert!(letters < BAD as u64, "orders of other partitions waited for all {letters} letters");
     let log = compensator.log();

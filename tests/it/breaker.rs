@@ -61,8 +61,10 @@ async fn a_lane_of_nothing_but_poison_halts_and_goes_on_after_a_restart() {
     let worker = Role::spawn(&world.env, "worker", &[]);
     worker.listening().await;
     is_halted(&worker).await;
+
     stays(Duration::from_secs(7), "the lane is halted", async || letters(&world).1 == MOST).await;
     is_halted(&worker).await;
+
     worker.stop();
     let left = world.uncommitted(group, topic);
     assert!(
@@ -88,13 +90,16 @@ async fn a_lane_halts_while_all_its_orders_are_refused_and_then_goes_on(world: W
     world.import(&[("a", 1000)]);
     world.tamper_with_stock(REFUSE_ALL).await;
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 450]).await).await;
+
     let (worker, _compensator) =
         (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
     worker.listening().await;
     is_halted(&worker).await;
+
     world.tamper_with_stock("DROP TRIGGER refuses").await;
     world.caught_up(group, topic).await;
     worker.ready().await;
+
     assert_eq!(worker.metric("stocklock_lanes_stopped", "").await, 0.0);
     assert_eq!(letters(&world).1, MOST);
     world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
@@ -114,9 +119,11 @@ async fn a_halted_lane_gives_its_partitions_up_at_once() {
         (Role::spawn(&world.env, "worker", &[]), world.start("compensator").await);
     worker.listening().await;
     is_halted(&worker).await;
+
     let rival = Role::spawn(&world.env, "worker", &[]);
     rival.listening().await;
     worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
+
     let log = worker.log();
     let given_up =
         log.lines().find(|line| line.contains("partitions revoked")).expect("a line of it");

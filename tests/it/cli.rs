@@ -19,8 +19,9 @@ fn run_with(env: &[(&str, &str)], args: &[&str]) -> Cli {
 
 #[test]
 fn every_command_has_help() {
-    let commands = "|setup|ingest|worker|compensator|all|stock|stock import|stock show|stock restock|\
-                    order|order place|order show|order import|order fail|verify|bench|config|probe";
+    let commands = "|setup|ingest|worker|compensator|all|stock|stock import|stock show|\
+                    stock restock|order|order place|order show|order import|order fail|\
+                    verify|bench|config|probe";
     for command in commands.split('|') {
         let args: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = run(&args).succeeds().stdout();
@@ -33,6 +34,7 @@ fn every_command_has_help() {
             "{command}: {help}"
         );
     }
+
     assert_eq!(
         run(&["--version"]).succeeds().stdout(),
         format!("stocklock {}\n", env!("CARGO_PKG_VERSION"))
@@ -68,7 +70,7 @@ fn bad_usage_exits_2() {
     ] {
         let args: Vec<_> = bad.split_whitespace().collect();
         let refused = run(&args).exits(2);
-        // And not for want of a server: these commands must not get so far.
+        // The cause is no missing server: these commands must not get so far.
         let error = refused.stderr();
         assert!(error.contains("--help"), "{bad}: {error}");
     }
@@ -105,7 +107,8 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
         (&["order", "show", &id], http),
         (&["order", "fail", &id, "--reason", "r"], "127.0.0.1:9"),
     ];
-    // Side by side: each waits some seconds for a server before it gives up.
+
+    // Side by side: each command waits some seconds for a server.
     std::thread::scope(|scope| {
         for (args, named) in commands {
             scope.spawn(move || {
@@ -140,6 +143,7 @@ fn the_configuration_is_shown_key_by_key_with_its_defaults() {
     let text = run(&["config"]).succeeds().stdout();
     let rows: Vec<Value> =
         run(&["--output", "json", "config"]).succeeds().stdout().lines().map(parse).collect();
+
     assert_eq!((text.lines().count(), rows.len()), (KEYS.len(), KEYS.len()));
     for ((key, line), row) in KEYS.iter().zip(text.lines()).zip(&rows) {
         assert!(
@@ -152,6 +156,7 @@ fn the_configuration_is_shown_key_by_key_with_its_defaults() {
         );
         assert_eq!(row["value"], row["default"], "{row}");
     }
+
     let promised = [
         ("STOCKLOCK__KAFKA__GROUP_ID", "stocklock-worker"),
         ("STOCKLOCK__COMPENSATOR__GROUP_ID", "stocklock-compensator"),
@@ -186,8 +191,10 @@ fn a_value_that_is_set_is_shown_with_its_origin() {
     write!(file, "[worker]\nbatch_max = 7\nlanes = 2\n[lock]\nttl = '3s'").expect("written");
     let path = file.path().display().to_string();
     let env = [("STOCKLOCK__WORKER__LANES", "3"), ("STOCKLOCK__LOCK__TTL", "4s")];
+
     let shown =
         run_with(&env, &["config", "--config", &path, "--set", "lock.ttl=5s"]).succeeds().stdout();
+
     for (key, value, origin) in [
         ("worker.batch_max", "7", "(file; "),
         ("worker.lanes", "3", "(environment; "),
@@ -214,15 +221,14 @@ fn secrets_are_never_shown() {
         ("STOCKLOCK__STOCK_STORE__URL", "mysql://user:hush-6@hush-7@host/stock"),
         ("STOCKLOCK__REDIS__URLS", "redis://:hush-8@a,redis://:hush-9@b,redis://u:hush-10@c"),
     ];
+
     for args in [["config", "--output", "text"], ["config", "--output", "json"]] {
         let shown = run_with(&secrets, &args).succeeds().stdout();
         assert!(!shown.contains("hush"), "{shown}");
         assert!(shown.contains("mysql://user:***@host/stock"), "{shown}");
-        assert!(
-            !shown.contains("stocklock:stocklock@"),
-            "a default's password is one too: {shown}"
-        );
+        assert!(!shown.contains("stocklock:stocklock@"), "a default's password is shown: {shown}");
     }
+
     let mut wrong = secrets;
     wrong[2].1 = "postgres://user:hush-3@host/orders";
     wrong[5].1 = "redis://:hush-8@a,redis://:hush-9@b";
@@ -231,12 +237,13 @@ fn secrets_are_never_shown() {
 }
 
 #[test]
-fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
+fn a_wrong_configuration_is_reported_key_by_key_and_no_command_runs() {
     let wrong = [("STOCKLOCK__LOCK__STRATEGI", "row"), ("STOCKLOCK__LOCK__TTL", "soon")];
     let args = ["--set", "worker.batchmax=1", "--set", "http.listen=nowhere", "--set", "x"];
     let config: Vec<_> = args.iter().copied().chain(["config"]).collect();
     let check: Vec<_> = config.iter().copied().chain(["--check"]).collect();
     let role: Vec<_> = args.iter().copied().chain(["worker"]).collect();
+
     for (args, status) in [(&config, 1), (&check, 1), (&role, 2)] {
         let refused = run_with(&wrong, args).exits(status);
         let error = refused.stderr();
@@ -251,6 +258,7 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
         }
         assert_eq!(refused.stdout().lines().count(), if args == &config { KEYS.len() } else { 0 });
     }
+
     for set in [
         "topics.orders=a/b",
         "kafka.security_protocol=sasl_ssk",
@@ -259,11 +267,14 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
     ] {
         run(&["config", "--check", "--set", set]).exits(1);
     }
+
     let misspelt = run_with(&[("STOCKLOCK_KAFKA__BROKERS", "kafka:9092")], &["config", "--check"])
         .exits(1)
         .stderr();
     assert!(misspelt.contains("did you mean STOCKLOCK__KAFKA__BROKERS?"), "{misspelt}");
+
     assert_eq!(run(&["config", "--check"]).succeeds().stdout(), "the configuration is valid\n");
+
     let missing = run(&["--config", "/nowhere/stocklock.toml", "config", "--check"]).exits(1);
     assert!(missing.stderr().contains("/nowhere/stocklock.toml"), "{}", missing.stderr());
 }
@@ -271,6 +282,7 @@ fn a_wrong_configuration_is_told_key_by_key_and_no_command_runs_with_it() {
 #[test]
 fn config_check_refuses_every_file_that_is_missing() {
     let ssl = ["config", "--check", "--set", "kafka.security_protocol=ssl", "--set"];
+
     for set in [
         "kafka.ssl_ca_location=/nowhere/file",
         "redis.ssl_ca_location=/nowhere/file",
@@ -287,6 +299,7 @@ fn config_check_refuses_every_file_that_is_missing() {
             "{set}: {refused}"
         );
     }
+
     for set in [
         "kafka.ssl_ca_location=probe",
         "order_store.url=mysql://host/shop?ssl-mode=DISABLED&ssl-ca=/nowhere",
@@ -301,6 +314,7 @@ fn only_roles_with_both_addresses_refuse_one_port_for_them() {
         ("STOCKLOCK__ADMIN__LISTEN", "0.0.0.0:8080"),
         ("STOCKLOCK__TOPICS__WRITER_SCHEMAS", "/nowhere/file"),
     ];
+
     // The missing schema ends the roles that do not refuse the port.
     for (role, is_refused) in
         [("ingest", true), ("all", true), ("worker", false), ("compensator", false)]
@@ -310,6 +324,7 @@ fn only_roles_with_both_addresses_refuse_one_port_for_them() {
             ["has the port of http.listen", "/nowhere/file"].map(|text| error.contains(text));
         assert_eq!(found, [is_refused, !is_refused], "{role}: {error}");
     }
+
     let checked = run_with(&env, &["config", "--check"]).exits(1).stderr();
     assert!(
         checked.contains("has the port of http.listen") && checked.contains("/nowhere/file"),

@@ -65,14 +65,17 @@ async fn a_failure_that_is_reported_late_fails_the_order_and_returns_its_stock()
     let placed = api.place_and_wait(&lines(&[("a", 4)]), 30).await.is(201);
     assert_eq!(world.available("a"), 1);
     let id = placed.order_id();
+
     let reported =
         order(&world, &all, &["fail", id, "--reason", "payment declined ✗", "--output", "json"])
             .succeeds();
+
     assert_eq!(
         (text(&reported.json(), "order_id"), text(&reported.json(), "reported")),
         (id, "FAILED")
     );
     assert_eq!(text(&reported.json(), "outcome"), "unknown");
+
     let unknown =
         order(&world, &all, &["fail", &uuid::Uuid::now_v7().to_string(), "--reason", "r"])
             .succeeds()
@@ -99,8 +102,10 @@ async fn an_import_counts_how_its_orders_were_answered() {
         assert!(summary[measured].as_f64().is_some_and(|value| value > 0.0), "{summary}");
         summary.as_object_mut().expect("an object").remove(measured);
     }
-    let expected = json!({"read": 5, "placed": 3, "accepted": 0, "completed": 2, "failed": {"INSUFFICIENT_STOCK": 1},
-                          "invalid": 2, "errors": 0, "unplaced": 0, "unknown": 0});
+    let expected = json!({
+        "read": 5, "placed": 3, "accepted": 0, "completed": 2,
+        "failed": {"INSUFFICIENT_STOCK": 1}, "invalid": 2, "errors": 0, "unplaced": 0, "unknown": 0
+    });
     assert_eq!(summary, expected);
     assert_eq!(world.available("a"), 1);
 

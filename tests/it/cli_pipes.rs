@@ -1,4 +1,4 @@
-//! What a command does when nobody reads what it prints, and how it prints errors for machines.
+//! What a command does when its output is not read, and how it prints errors for machines.
 
 use std::{
     collections::BTreeMap,
@@ -13,8 +13,8 @@ use stocklock::commands::Cli as Arguments;
 
 use crate::harness::{Cli, Database, Strategy, World};
 
-/// Runs a command whose reader takes so many lines and goes, and answers its exit status and
-/// standard error.
+/// Runs a command whose reader leaves after so many lines. Returns the exit status and standard
+/// error.
 fn read_in_part(env: &BTreeMap<String, String>, args: &[&str], lines: usize) -> (i32, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
     command.args(args).envs(env).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -45,6 +45,7 @@ fn a_reader_that_leaves_changes_no_exit_status() {
         let (status, complaints) = read_in_part(&nothing, args, 0);
         assert!(status == 0 && complaints.is_empty(), "{args:?}: {status}, {complaints}");
     }
+
     let (status, complaints) = read_in_part(&nothing, &["config", "--set", "lock.ttl=soon"], 0);
     assert!(status == 1 && complaints.starts_with("lock.ttl = "), "{status}, {complaints}");
 }
@@ -72,16 +73,17 @@ async fn showing_all_the_stock_to_head_ends_in_silence() {
     assert_eq!(
         (status, complaints.as_str()),
         (1, ""),
-        "an invariant is violated, although nobody reads it"
+        "the exit status does not report the violation"
     );
 }
 
 #[test]
-fn an_error_that_nobody_reads_changes_no_exit_status() {
+fn an_error_that_is_not_read_changes_no_exit_status() {
     let bad = ["config", "--check", "--set", "lock.ttl=soon"];
     let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
     let (reader, writer) = std::io::pipe().expect("a pipe");
     drop(reader);
+
     let status = command
         .args(bad)
         .stdin(Stdio::null())
@@ -89,6 +91,7 @@ fn an_error_that_nobody_reads_changes_no_exit_status() {
         .stderr(writer)
         .status()
         .expect("it runs");
+
     assert_eq!(status.code(), Some(1), "{status}");
 }
 
@@ -118,6 +121,7 @@ fn errors_are_json_where_the_output_is() {
         ("--output json probe live --set admin.listen=127.0.0.1:9", 2, "127.0.0.1:9/livez"),
         ("--output json order place a=1 --set client.url=http://127.0.0.1:9", 2, "127.0.0.1:9"),
     ];
+
     for (args, status, what) in cases {
         let failed = run(&args.split(' ').collect::<Vec<_>>()).exits(status);
         let errors = errors(&failed);
@@ -135,12 +139,13 @@ fn errors_are_json_where_the_output_is() {
             );
         }
     }
+
     let valid = run(&["--output", "json", "config", "--check"]).succeeds().json();
     assert_eq!(valid, serde_json::json!({"valid": true}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_no_is_an_error_in_json_too() {
+async fn a_negative_answer_is_an_error_in_json_too() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     for args in [&["stock", "show", "a"][..], &["stock", "restock", "a", "1"]] {
         let no = world.cli(&[&["--output", "json"], args].concat()).exits(1);
@@ -152,6 +157,7 @@ async fn a_no_is_an_error_in_json_too() {
 fn every_command_and_argument_has_help() {
     let mut pending = vec![Arguments::command()];
     let mut arguments = 0;
+
     while let Some(mut command) = pending.pop() {
         command.build();
         let name = command.get_bin_name().unwrap_or(command.get_name()).to_owned();
@@ -168,5 +174,6 @@ fn every_command_and_argument_has_help() {
         }
         pending.extend(command.get_subcommands().cloned());
     }
+
     assert!(arguments > 40, "only {arguments} arguments were found");
 }

@@ -1,4 +1,5 @@
-//! `stocklock setup` and `stocklock stock`: what they do to the stores and the topics, and what they say.
+//! `stocklock setup` and `stocklock stock`: what they do to the stores and the topics, and what
+//! they report.
 
 use std::fmt::Write as _;
 
@@ -12,7 +13,7 @@ fn written(csv: &str) -> tempfile::NamedTempFile {
     file
 }
 
-/// Runs `stock import` with a file of this content. Answers its path too.
+/// Runs `stock import` with a file of this content. Returns the path of the file too.
 fn import(world: &World, csv: &str) -> (Cli, String) {
     let file = written(csv);
     let path = file.path().display().to_string();
@@ -23,11 +24,13 @@ fn stock(world: &World) -> Value {
     world.cli(&["--output", "json", "stock", "show"]).succeeds().json()
 }
 
-on_each_database!(setup_may_be_repeated_and_keeps_what_is_there,);
+on_each_database!(setup_may_be_repeated_and_keeps_the_data,);
 
-async fn setup_may_be_repeated_and_keeps_what_is_there(world: World) {
+async fn setup_may_be_repeated_and_keeps_the_data(world: World) {
     world.import(&[("a", 3)]);
+
     let again = world.cli(&["setup"]).succeeds().stdout();
+
     assert_eq!(
         again.lines().filter(|line| line.starts_with("topic") && line.ends_with("exists")).count(),
         4,
@@ -37,12 +40,16 @@ async fn setup_may_be_repeated_and_keeps_what_is_there(world: World) {
     world.verify();
 }
 
-on_each_database!(setup_finishes_what_an_interrupted_one_began,);
+on_each_database!(setup_finishes_an_interrupted_setup,);
 
-async fn setup_finishes_what_an_interrupted_one_began(world: World) {
-    // As a kill between its statements leaves it: a table is missing, and the migration is noted as begun.
-    world.tamper_with_stock("DROP TABLE stock_movements; UPDATE _sqlx_migrations SET success = FALSE WHERE version = 1001").await;
+async fn setup_finishes_an_interrupted_setup(world: World) {
+    // A kill between its statements: a table is missing, and the migration is recorded as begun.
+    let interrupt = "DROP TABLE stock_movements;
+                     UPDATE _sqlx_migrations SET success = FALSE WHERE version = 1001";
+    world.tamper_with_stock(interrupt).await;
+
     world.cli(&["setup"]).succeeds();
+
     world.import(&[("a", 3)]);
     world.verify();
 }
@@ -59,6 +66,7 @@ async fn setup_reports_topics_that_differ_and_leaves_them() {
         "--set",
         "topics.retention=1d",
     ];
+
     // Twice, since the first might have changed them.
     for _ in 0..2 {
         let topics = world.cli(&other).succeeds().json()["topics"].clone();
@@ -73,34 +81,41 @@ async fn setup_reports_topics_that_differ_and_leaves_them() {
             );
         }
     }
+
     let text = world.cli(&["setup", "--set", "topics.partitions=7"]).succeeds().stdout();
     assert!(text.contains("is left as it is, but differs: partitions: 4, configured 7"), "{text}");
 }
 
-on_each_database!(an_import_adds_changes_and_leaves_products_and_books_the_difference,);
+on_each_database!(an_import_adds_and_changes_products_and_books_the_difference,);
 
-async fn an_import_adds_changes_and_leaves_products_and_books_the_difference(world: World) {
-    let csv = "product_id,name,available\na,Apple,5\nb,\"Pear, green \"\"é😀\"\"\",7\nC,,0\nd,Date,9007199254740991\n";
+async fn an_import_adds_and_changes_products_and_books_the_difference(world: World) {
+    let csv = "product_id,name,available\na,Apple,5\nb,\"Pear, green \"\"é😀\"\"\",7\nC,,0\n\
+               d,Date,9007199254740991\n";
     assert_eq!(
         import(&world, csv).0.succeeds().json(),
         json!({"added": 4, "changed": 0, "unchanged": 0})
     );
+
     let before = json!([
-        {"product_id": "C", "name": "", "available": 0}, {"product_id": "a", "name": "Apple", "available": 5},
+        {"product_id": "C", "name": "", "available": 0},
+        {"product_id": "a", "name": "Apple", "available": 5},
         {"product_id": "b", "name": "Pear, green \"é😀\"", "available": 7},
         {"product_id": "d", "name": "Date", "available": 9_007_199_254_740_991_i64},
     ]);
+
     assert_eq!(stock(&world), before);
     assert_eq!(
         import(&world, csv).0.succeeds().json(),
         json!({"added": 0, "changed": 0, "unchanged": 4})
     );
-    // More of one, less of another, a name alone, a new one; with Windows' line ends.
+
+    // More of one product, less of another, a name alone, a new product; with Windows' line ends.
     let csv = "product_id,name,available\r\na,Apple,8\r\nb,Pear,2\r\nC,Cherry,0\r\ne,Elder,1\r\n";
     assert_eq!(
         import(&world, csv).0.succeeds().json(),
         json!({"added": 1, "changed": 3, "unchanged": 0})
     );
+
     let available: Vec<_> = stock(&world)
         .as_array()
         .expect("rows")
@@ -111,6 +126,7 @@ async fn an_import_adds_changes_and_leaves_products_and_books_the_difference(wor
         available,
         [json!(0), json!(8), json!(2), json!(9_007_199_254_740_991_i64), json!(1)]
     );
+
     world.verify();
 }
 
@@ -123,6 +139,7 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
         writeln!(many, "p{n},,1").expect("a string takes it");
     }
     let long_name = format!("a,{},1", "é".repeat(256));
+
     for (row, complaint) in [
         ("a,A,-1", "-1"),
         ("a,A,1.5", "1.5"),
@@ -141,6 +158,7 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
             assert!(error.contains(expected), "{row}: {expected} is missing: {error}");
         }
     }
+
     for header in [
         "name,available",
         "name,product_id,available,price",
@@ -156,6 +174,7 @@ async fn a_file_with_a_bad_row_is_not_imported_and_the_row_is_named() {
         ];
         assert!(expected.iter().all(|text| error.contains(text)), "{error}");
     }
+
     let missing = world.cli(&["stock", "import", "/nowhere/stock.csv"]).exits(2).stderr();
     assert!(missing.contains("/nowhere/stock.csv"), "{missing}");
     assert_eq!(stock(&world), json!([]));
@@ -193,6 +212,7 @@ async fn stock_is_shown_and_restocked(world: World) {
 async fn an_import_takes_its_columns_in_any_order_and_trims_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let expected = json!([{"product_id": "a", "name": "Green Apple", "available": 5}]);
+
     for csv in [
         " available, product_id ,name\n 5 ,\ta, Green Apple \n",
         "name,available,product_id\r\nGreen Apple,5,a\r\n",

@@ -1,4 +1,5 @@
-//! `kill -9` where it hurts most, and anywhere: whatever dies is started again, and then nothing is lost and nothing is twice.
+//! `kill -9` at every crash point and at random: the role is started again, and then no order is
+//! lost and none is done twice.
 
 use std::{
     sync::{
@@ -16,7 +17,7 @@ use crate::harness::{
 };
 
 const PRODUCTS: usize = 12;
-/// How often a role dies at random.
+/// How often each role dies at random.
 const LIVES: usize = 5;
 
 fn import(world: &World, available: i64) {
@@ -50,14 +51,17 @@ async fn check_nothing_lost(world: &World, acknowledged: &[String]) {
     world.check_ledger(&world.stock_store(&World::metrics())).await;
 }
 
-/// A load meets a worker that dies at its point, and a compensator that dies once the worker has reported something.
+/// Under load a worker dies at its crash point. Then a compensator dies at its own, once the worker
+/// has reported statuses.
 async fn crash_worker_and_compensator(world: World, worker_point: &str, compensator_point: &str) {
     import(&world, 100);
     let ingest = world.start("ingest").await;
     let acknowledged = place_all(&ingest.http, &bodies(3, 400), 32).await;
     assert_eq!(acknowledged.len(), 400);
+
     doomed(&world, "worker", &format!("{worker_point}@4")).crashed_at(worker_point).await;
     doomed(&world, "compensator", compensator_point).crashed_at(compensator_point).await;
+
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     check_nothing_lost(&world, &acknowledged).await;
 }
@@ -101,21 +105,25 @@ async fn place_until_it_dies(ingest: &Role) -> Vec<String> {
     acknowledged
 }
 
-/// An ingest that dies under load, and another that sends what the first left in the outbox.
+/// An ingest dies under load. Another one publishes the orders that the first left in the outbox.
 async fn crash_ingest(point: &str) {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
     import(&world, 100);
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+
     let ingest = doomed(&world, "ingest", &format!("{point}@3"));
     ingest.ready().await;
     let acknowledged = place_until_it_dies(&ingest).await;
     ingest.crashed_at(point).await;
+
     let stored = world.order_store().outbox_state().await.expect("the outbox").pending;
-    assert!(stored > 0, "it left orders in the outbox");
+    assert!(stored > 0, "the outbox is empty");
+
     let ingest = world.start("ingest").await;
     let mut all = place_all(&ingest.http, &bodies(6, 100), 32).await;
     assert_eq!(all.len(), 100);
     all.extend(acknowledged);
+
     check_nothing_lost(&world, &all).await;
     ingest.stop();
 }
@@ -131,11 +139,12 @@ async fn an_ingest_that_dies_before_it_publishes_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_ingest_that_dies_before_it_strikes_out_what_it_published_does_nothing_twice() {
+async fn an_ingest_that_dies_before_it_clears_its_outbox_does_nothing_twice() {
     crash_ingest("relay.produced").await;
 }
 
-/// The compensator dies with somebody's failure of an order in hand, which the order's release must follow.
+/// The compensator dies while it applies another system's failure of an order. The order's release
+/// must follow.
 async fn crash_compensator_with_a_release(point: &str, failed_by_then: i64) {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     world.import(&[("a", 10)]);
@@ -143,8 +152,10 @@ async fn crash_compensator_with_a_release(point: &str, failed_by_then: i64) {
     let orders = world.save(&[order_lines(&[("a", 3)]), order_lines(&[("a", 4)])]).await;
     world.produce_events(&orders).await;
     world.report_failed(orders[0].order_id, "out of town").await;
+
     doomed(&world, "compensator", point).crashed_at(point).await;
     assert_eq!(world.count_orders("FAILED").await, failed_by_then);
+
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     world.verify();
@@ -153,18 +164,18 @@ async fn crash_compensator_with_a_release(point: &str, failed_by_then: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_compensator_that_dies_between_a_failure_and_its_release_has_done_neither() {
+async fn a_compensator_that_dies_before_its_commit_has_done_nothing() {
     crash_compensator_with_a_release("compensate.written", 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_compensator_that_dies_with_a_release_in_hand_gives_the_stock_back_all_the_same() {
+async fn a_compensator_that_dies_with_a_release_in_flight_loses_no_release() {
     crash_compensator_with_a_release("compensate.committed", 1).await;
 }
 
-/// A role that dies again and again at random moments, its last time not before it has achieved something, and is started again each
-/// time. Each of its lives is a group of its own: it need not wait until its last life is given up for dead, and takes the topic from its
-/// start, beside its likes.
+/// Starts a role and kills it at a random moment, several times. The last life does not end before
+/// the role has achieved something. Each life has a consumer group of its own: it does not wait
+/// until the broker misses the life before, and reads the topic from its start.
 async fn die_at_random(
     world: &World,
     role: &str,
@@ -192,7 +203,7 @@ async fn die_at_random(
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn processes_that_are_killed_at_random_moments_lose_nothing_and_do_nothing_twice() {
+async fn roles_killed_at_random_moments_lose_nothing_and_do_nothing_twice() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
     import(&world, 600);
     let address = free_address();
@@ -201,6 +212,7 @@ async fn processes_that_are_killed_at_random_moments_lose_nothing_and_do_nothing
     let stock_store = world.stock_store(&World::metrics());
     let has_taken = async || acknowledged.lock().unwrap().len() > 50;
     let have_decided = async || stock_store.snapshot().await.expect("a snapshot").outcomes > 0;
+
     let killing = async {
         tokio::join!(
             die_at_random(&world, "ingest", &address, 1, has_taken),
@@ -220,7 +232,9 @@ async fn processes_that_are_killed_at_random_moments_lose_nothing_and_do_nothing
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     };
+
     tokio::join!(killing, loading);
+
     let _all = world.start("all").await;
     check_nothing_lost(&world, &acknowledged.into_inner().unwrap()).await;
 }

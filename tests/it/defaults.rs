@@ -10,6 +10,7 @@ use crate::harness::{Api, Database, PATIENCE, Server, Strategy, World, lines, on
 /// Imports, places, decides, reads, fails late and verifies.
 async fn flow(world: &World) {
     world.import(&[("a", 5), ("B", 1)]);
+
     let all = world.start("all").await;
     let api = Api::of(&all);
     let completed =
@@ -19,13 +20,16 @@ async fn flow(world: &World) {
     let path = format!("/v1/orders/{completed}");
     assert_eq!(api.get(&path).await.is(200).body["status"], "COMPLETED");
     assert_eq!(api.get("/v1/products/a").await.is(200).body["available"], 3);
+
     world.cli(&["order", "fail", &completed, "--reason", "PAYMENT_DECLINED: ü€"]).succeeds();
+
     world.has_available(&[("a", 5), ("B", 1)]).await;
     let failed = api.get(&path).await.is(200).body;
     assert_eq!(
         (&failed["status"], &failed["reason"]),
         (&"FAILED".into(), &"PAYMENT_DECLINED: ü€".into())
     );
+
     world.verify();
     for dead_letters in [&world.config.topics.orders_dlq, &world.config.topics.order_status_dlq] {
         assert_eq!(world.count_messages(dead_letters), 0);
@@ -62,6 +66,7 @@ async fn flow_on(database: Database, options: &[&str]) {
     if options.iter().all(|option| !option.starts_with("--sql-mode")) {
         options.push("--sql-mode=ANSI,TRADITIONAL,ONLY_FULL_GROUP_BY,NO_BACKSLASH_ESCAPES");
     }
+
     let server = Server::start(database, &options).await;
     let world = World::on(&server.url(), Strategy::Row).await;
     world.cli(&["setup"]).succeeds();
@@ -91,10 +96,12 @@ async fn the_flow_works_on_a_loose_mariadb_with_an_old_character_set() {
 
 /// The names and collations of the enumerations of a world's stores.
 async fn enumerations(world: &World) -> Vec<(String, String)> {
-    let sql = "SELECT CAST(CONCAT(table_name, '.', column_name, ' ', column_type, ' ', is_nullable, ' ',
+    let sql = "SELECT CAST(CONCAT(table_name, '.', column_name, ' ', column_type, ' ',
+                                  is_nullable, ' ',
                                   COALESCE(REPLACE(column_default, '''', ''), '')) AS CHAR),
                       CAST(collation_name AS CHAR)
-               FROM information_schema.columns WHERE table_schema = DATABASE() AND data_type = 'enum'
+               FROM information_schema.columns
+               WHERE table_schema = DATABASE() AND data_type = 'enum'
                ORDER BY table_name, column_name";
     let mut found = Vec::new();
     for store in [&world.config.order_store, &world.config.stock_store] {
@@ -109,10 +116,12 @@ async fn enumerations(world: &World) -> Vec<(String, String)> {
 async fn make_binary(world: &World, kinds: &str) {
     let sql = format!(
         "SELECT CAST(CONCAT('ALTER TABLE ', table_name, ' MODIFY `', column_name, '` ', column_type,
-                            ' CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ', IF(is_nullable = 'YES', 'NULL', 'NOT NULL'),
+                            ' CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ',
+                            IF(is_nullable = 'YES', 'NULL', 'NOT NULL'),
                             IF(column_name = 'status', ' DEFAULT ''PENDING''', '')) AS CHAR)
          FROM information_schema.columns
-         WHERE table_schema = DATABASE() AND table_name <> '_sqlx_migrations' AND column_type REGEXP '^({kinds})'"
+         WHERE table_schema = DATABASE() AND table_name <> '_sqlx_migrations'
+           AND column_type REGEXP '^({kinds})'"
     );
     for store in [&world.config.order_store, &world.config.stock_store] {
         let mut conn = MySqlConnection::connect(store.url.expose()).await.expect("a connection");

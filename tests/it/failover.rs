@@ -123,13 +123,15 @@ async fn a_session_of_an_unfit_server_is_closed_and_no_idle_one_used(world: Worl
     }
 }
 
-/// A store that lost its last commits in a failover, and its restored rows.
+/// Saves the rows of tables, or restores the saved rows: the store then lost its last commits, as
+/// in a failover.
 async fn lose(url: &str, tables: &[&str], save: bool) {
     let mut conn = MySqlConnection::connect(url).await.expect("a connection");
     for table in tables {
         let sql = if save {
             format!(
-                "CREATE TABLE saved_{table} LIKE {table}; INSERT INTO saved_{table} SELECT * FROM {table}"
+                "CREATE TABLE saved_{table} LIKE {table};
+                 INSERT INTO saved_{table} SELECT * FROM {table}"
             )
         } else {
             format!("DELETE FROM {table}; INSERT INTO {table} SELECT * FROM saved_{table}")
@@ -161,10 +163,13 @@ async fn verify_finds_what_a_failover_of_a_store_lost(world: World) {
     let lost_order = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
     lose(stock, &of_stock, false).await;
     let both = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
-    world.tamper_with_orders(&format!(
-        "INSERT INTO orders SELECT UNHEX(REPLACE('{order}', '-', '')), status, reason, reference, customer_id,
+    world
+        .tamper_with_orders(&format!(
+            "INSERT INTO orders
+         SELECT UNHEX(REPLACE('{order}', '-', '')), status, reason, reference, customer_id,
          `lines`, created_at, updated_at FROM saved_orders LIMIT 1"
-    )).await;
+        ))
+        .await;
     let lost_outcome = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();
 
     let says = |text: &str| format!("VIOLATED invariant 3: order {order}: {text}");

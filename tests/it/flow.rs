@@ -1,4 +1,4 @@
-//! An order placed is an order decided, from the request to the order store, with both answers to the client.
+//! Orders from the request to the order store, with both answers to the client.
 
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
@@ -19,11 +19,14 @@ on_every_stack!(the_synchronous_answer_is_the_outcome,);
 async fn the_synchronous_answer_is_the_outcome(world: World) {
     world.import(&[("a", 3), ("b", 1)]);
     let all = world.start("all").await;
+
     let (status, completed) = place(&all.http, &lines(&[("a", 2), ("b", 1)]), Some(30)).await;
     assert_eq!((status, completed["status"].as_str()), (StatusCode::CREATED, Some("COMPLETED")));
+
     let (status, refused) = place(&all.http, &lines(&[("a", 1), ("b", 1)]), Some(30)).await;
     assert_eq!((status, refused["order_status"].as_str()), (StatusCode::CONFLICT, Some("FAILED")));
     assert_eq!(refused["reason"], "INSUFFICIENT_STOCK");
+
     let shown = world
         .cli(&[
             "--output",
@@ -40,6 +43,7 @@ async fn the_synchronous_answer_is_the_outcome(world: World) {
         (shown["status"].as_str(), shown["reason"].as_str()),
         (Some("FAILED"), Some("INSUFFICIENT_STOCK"))
     );
+
     assert_eq!((world.available("a"), world.available("b")), (1, 0));
     world.verify();
     all.stop();

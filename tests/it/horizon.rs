@@ -1,4 +1,5 @@
-//! Orders as old as the horizon of the ledger: nothing is done about them that what is forgotten could make wrong.
+//! Orders beyond the horizon of the ledger: their outcomes may be purged, so no role decides or
+//! releases them.
 
 use std::collections::BTreeSet;
 
@@ -32,9 +33,9 @@ async fn state(world: &World, id: OrderId) -> OrderState {
     world.order_store().find(id).await.expect("the order store").expect("the order").status
 }
 
-on_two_stacks!(an_event_beyond_the_horizon_is_set_aside_and_never_decided,);
+on_two_stacks!(an_event_beyond_the_horizon_is_dead_lettered_and_never_decided,);
 
-async fn an_event_beyond_the_horizon_is_set_aside_and_never_decided(world: World) {
+async fn an_event_beyond_the_horizon_is_dead_lettered_and_never_decided(world: World) {
     let topics = &world.config.topics;
     world.import(&[("a", 10)]);
     // Ten minutes beyond the horizon nothing is purged yet.
@@ -48,6 +49,7 @@ async fn an_event_beyond_the_horizon_is_set_aside_and_never_decided(world: World
     // A release alone would record that its order is not to be decided.
     events[4] = release(&saved[4]);
     world.produce_events(&events).await;
+
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
@@ -72,7 +74,7 @@ async fn an_event_beyond_the_horizon_is_set_aside_and_never_decided(world: World
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_completed_order_fails_as_long_as_its_stock_can_be_given_back_and_not_later() {
+async fn a_completed_order_fails_only_while_its_stock_can_be_released() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     let compensator = world.start("compensator").await;
     let (group, topic) = (&world.config.compensator.group_id, &world.config.topics.order_status);
@@ -80,6 +82,7 @@ async fn a_completed_order_fails_as_long_as_its_stock_can_be_given_back_and_not_
         .save_as([28, 30, 31].map(|days| (aged(days), order_lines(&[("a", 1)]))).to_vec())
         .await;
     let [in_time, too_late, pending] = [0, 1, 2].map(|index: usize| saved[index].order_id);
+
     for id in [in_time, too_late] {
         world.report(id, ReportedStatus::Completed, WORKER_SOURCE).await;
     }
@@ -109,10 +112,11 @@ async fn a_completed_order_fails_as_long_as_its_stock_can_be_given_back_and_not_
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn setup_warns_of_a_topic_that_keeps_events_for_longer_than_they_can_be_decided() {
+async fn setup_warns_of_a_retention_longer_than_events_can_be_decided() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let unchanged = world.cli(&["setup"]).succeeds().stderr();
     assert!(!unchanged.contains("WARNING"), "{unchanged}");
+
     for (retention_ms, kept) in [("3456000000", "for 1month 9days"), ("-1", "for ever")] {
         world.alter_topic(&world.config.topics.orders, "retention.ms", retention_ms).await;
         // The broker may need a moment to see the change itself.

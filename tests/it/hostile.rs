@@ -1,4 +1,4 @@
-//! Hostile clients at ingest cost the good ones little, and no more memory than the chart allows.
+//! Hostile clients at ingest cost good clients little, and no more memory than the chart allows.
 //! `STOCKLOCK_TEST_HOSTILE=full` brings 15,000 of them instead of 3,000.
 
 use std::{
@@ -148,7 +148,7 @@ async fn send_large_bodies(http: String, is_over: Arc<AtomicBool>) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn hostile_clients_cost_the_good_ones_little_and_bounded_memory() {
+async fn hostile_clients_cost_good_clients_little_and_bounded_memory() {
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).expect("the limit of open files");
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).expect("a higher limit");
     let world = World::new(Database::MySql, Strategy::Row).await;

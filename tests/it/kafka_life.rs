@@ -1,5 +1,5 @@
-//! What happens to brokers and topics while the roles run: partitions are added, topics made anew,
-//! data lost, addresses changed.
+//! Changes of brokers and topics while the roles run: partitions are added, topics are created
+//! again, data is lost, addresses change.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ async fn place(ingest: &Role, orders: usize) {
     assert_eq!(place_all(&ingest.http, &bodies, 8).await.len(), orders);
 }
 
-/// The lags that a role shows of its topic, or `None` where it shows none.
+/// The sum of the lags that a role shows of a topic, or `None` if it shows none.
 async fn lag(role: &Role, topic: &str) -> Option<f64> {
     let text = role.metrics().await;
     let lines = text
@@ -73,12 +73,12 @@ async fn partitions_are_added(protocol: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitions_that_are_added_are_read_within_seconds() {
+async fn added_partitions_are_read_within_seconds() {
     partitions_are_added("classic").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn partitions_that_are_added_are_read_under_the_broker_s_protocol_too() {
+async fn added_partitions_are_read_under_the_broker_s_protocol() {
     partitions_are_added("consumer").await;
 }
 
@@ -175,7 +175,7 @@ async fn orders_become_final_whatever_the_broker_forgets() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_right_to_read_that_is_taken_makes_a_worker_unready_until_it_is_back() {
+async fn without_the_right_to_read_a_worker_is_not_ready() {
     let kafka = PrivateKafka::start();
     let world = World::on_brokers(Database::MySql, Strategy::Row, &kafka.address).await;
     let topic = &world.config.topics.orders;
@@ -197,7 +197,7 @@ async fn a_right_to_read_that_is_taken_makes_a_worker_unready_until_it_is_back()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn brokers_that_come_back_under_another_address_are_found() {
+async fn a_broker_that_comes_back_under_another_address_is_found() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 1000)]);
     let proxy = BrokerProxy::before(&world.config.kafka.brokers).await;
@@ -246,8 +246,7 @@ async fn a_broker_that_is_away_is_reported_once_and_not_for_ever() {
     compensator.stop();
 }
 
-/// librdkafka takes some answers to a heartbeat for the end of the client, which a new client is
-/// not.
+/// Some errors of a heartbeat end a librdkafka client for good. A new client works.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_ends_by_a_fatal_error_is_replaced() {
     const INVALID_REQUEST: i16 = 42;
@@ -274,6 +273,7 @@ async fn records_that_are_no_messages_are_no_lag() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topic = &world.config.topics.orders;
     let worker = world.start("worker").await;
+
     let mut config = client_config(&world.config.kafka);
     let producer: BaseProducer = config.set("transactional.id", topic).create().unwrap();
     producer.init_transactions(PATIENCE).unwrap();
@@ -284,6 +284,7 @@ async fn records_that_are_no_messages_are_no_lag() {
             .unwrap();
     }
     producer.commit_transaction(PATIENCE).unwrap();
+
     wait_until("the messages are dead-lettered", async || {
         world.count_messages(&world.config.topics.orders_dlq) >= 4
     })
@@ -303,6 +304,7 @@ async fn the_group_protocol_is_changed_by_a_rolling_restart() {
     for worker in &workers {
         shows_lag(worker, &world.config.topics.orders, Some(0.0)).await;
     }
+
     let mut placed = 0;
     for protocol in ["consumer", "classic"] {
         for _ in 0..2 {
@@ -312,6 +314,7 @@ async fn the_group_protocol_is_changed_by_a_rolling_restart() {
             workers.push(world.start_with("worker", &[(PROTOCOL, protocol)]).await);
         }
     }
+
     world.settled().await;
     assert_eq!(placed, 200);
     world.verify();

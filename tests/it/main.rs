@@ -1,4 +1,5 @@
-//! The integration tests: real Kafka, MySQL, MariaDB and Redis, named by the environment that `dev/stack env` prints.
+//! The integration tests: real Kafka, MySQL, MariaDB and Redis, named by the environment that
+//! `dev/stack env` prints.
 //! Each test has databases, topics, groups and lock keys of its own, so that they run side by side.
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]

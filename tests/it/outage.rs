@@ -23,8 +23,8 @@ async fn suffers(role: &Role, dependency: &str) {
     .await;
 }
 
-/// Places orders, breaks the connection of one role, places more, and mends the connection. Fails the
-/// test unless all orders are decided and none is dead-lettered.
+/// Places orders, breaks the connection of one role, places more, and mends the connection. Fails
+/// the test unless all orders are decided and none is dead-lettered.
 async fn survive(
     world: &World,
     role: &str,
@@ -34,6 +34,7 @@ async fn survive(
     fault: fn(&Proxy),
 ) {
     world.import(&[("p0", 150), ("p1", 150), ("p2", 150)]);
+
     let mut roles = Vec::new();
     for other in ["ingest", "worker", "compensator"].into_iter().filter(|other| *other != role) {
         roles.push(world.start(other).await);
@@ -41,6 +42,7 @@ async fn survive(
     let suffering = world.start_with(role, settings).await;
     assert_eq!(place_all(&roles[0].http, &bodies(1), 16).await.len(), 100);
     world.settled().await;
+
     proxies.iter().for_each(fault);
     assert_eq!(
         place_all(&roles[0].http, &bodies(2), 16).await.len(),
@@ -49,9 +51,11 @@ async fn survive(
     );
     suffers(&suffering, dependency).await;
     assert!(world.count_orders("PENDING").await > 0);
+
     proxies.iter().for_each(Proxy::mend);
     world.settled().await;
     suffering.ready().await;
+
     assert_eq!(world.count_orders("COMPLETED").await + world.count_orders("FAILED").await, 200);
     for dead_letters in [&world.config.topics.orders_dlq, &world.config.topics.order_status_dlq] {
         assert_eq!(world.count_messages(dead_letters), 0, "an outage dead-letters no message");

@@ -1,4 +1,4 @@
-//! Orders that stay pending, since their event was lost, are produced again.
+//! An order whose event was lost stays pending, and is produced again.
 
 use std::sync::Arc;
 
@@ -27,7 +27,7 @@ fn relay(world: &World) -> Relay {
     )
 }
 
-/// A watch with the settings of the world, which is 5 minutes of patience.
+/// A watch with the settings of the world: 5 minutes until an order is produced again.
 fn watch(world: &World, metrics: &Metrics) -> PendingWatch {
     PendingWatch::new(relay(world), world.config.retention.horizon, metrics.clone())
 }
@@ -62,11 +62,14 @@ on_two_stacks!(an_order_whose_event_was_lost_becomes_final_by_itself,);
 async fn an_order_whose_event_was_lost_becomes_final_by_itself(world: World) {
     world.import(&[("a", 100)]);
     lost(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
+
     let ingest = world.start_with("ingest", &[("STOCKLOCK__INGEST__PENDING_AFTER", "2s")]).await;
     oldest_comes_to(&ingest, |age| age > 3.0).await;
+
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     oldest_comes_to(&ingest, |age| age == 0.0).await;
+
     assert!(ingest.count("stocklock_pending_orders_total", "produced").await >= 20);
     assert_eq!(world.available("a"), 80);
     world.verify();
@@ -74,17 +77,17 @@ async fn an_order_whose_event_was_lost_becomes_final_by_itself(world: World) {
 }
 
 on_each_database!(
-    a_turn_produces_a_bounded_number_and_none_again_before_its_time,
+    a_pass_produces_a_bounded_number_and_no_order_before_its_time,
     an_order_that_stays_pending_is_produced_ever_more_rarely,
-    of_orders_that_stay_pending_again_and_again_a_turn_produces_few,
+    a_pass_produces_few_orders_that_stay_pending_again_and_again,
     an_order_that_cannot_be_read_keeps_no_other_from_being_published,
     an_order_that_is_committed_late_is_found_all_the_same,
-    the_age_of_the_oldest_pending_order_is_told_and_is_zero_without_one,
+    the_age_of_the_oldest_pending_order_is_shown_and_else_zero,
     an_order_too_old_to_be_decided_is_not_produced_again,
     a_scan_reads_a_part_at_a_time_and_misses_nothing,
 );
 
-async fn a_turn_produces_a_bounded_number_and_none_again_before_its_time(world: World) {
+async fn a_pass_produces_a_bounded_number_and_no_order_before_its_time(world: World) {
     world.import(&[("a", 5000)]);
     let (metrics, now, after) = (World::metrics(), Utc::now(), TimeDelta::minutes(5));
     let mut watch = watch(&world, &metrics);
@@ -95,41 +98,43 @@ async fn a_turn_produces_a_bounded_number_and_none_again_before_its_time(world: 
     .await;
     lost(&world, vec![made_ago(TimeDelta::minutes(4))]).await;
     for expected in [500, 500, 200, 0] {
-        assert_eq!(produced(watch.pass(now).await.expect("a pass")), expected);
+        assert_eq!(produced(watch.turn(now).await.expect("a pass")), expected);
     }
     let mut ids: Vec<_> = saved.iter().map(|event| event.order_id).collect();
     ids.sort();
     assert_eq!(on_topic(&world), ids, "each once, and not the one that is 4 minutes old");
     assert_eq!(metrics.pending_orders.with_label_values(&["produced"]).get(), 1200);
 
-    // All but five become final; those five, and the younger one, come again when their time has passed.
+    // All but five become final. The five, and the younger order, come again after their time.
     deliver(&world.worker(&World::metrics()), &saved[5..]).await;
     world.replay_statuses(&world.compensator(&World::metrics())).await;
-    assert_eq!(produced(watch.pass(now + after - TimeDelta::seconds(1)).await.expect("a pass")), 1);
-    assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 5);
-    assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 0);
+    assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a pass")), 1);
+    assert_eq!(produced(watch.turn(now + after).await.expect("a pass")), 5);
+    assert_eq!(produced(watch.turn(now + after).await.expect("a pass")), 0);
 }
 
 async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     lost(&world, vec![made_ago(TimeDelta::minutes(6))]).await;
+
     for (minutes, expected) in
         [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)]
     {
-        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
 
-async fn of_orders_that_stay_pending_again_and_again_a_turn_produces_few(world: World) {
+async fn a_pass_produces_few_orders_that_stay_pending_again_and_again(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     lost(&world, (0..120).map(|_| made_ago(TimeDelta::minutes(6))).collect()).await;
+
     for (minutes, expected) in
         [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)]
     {
-        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
@@ -146,8 +151,9 @@ async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world:
     );
     world.tamper_with_orders(&damage).await;
     world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
+
     assert_eq!(relay.sweep().await.expect("a sweep"), 2);
-    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 2);
+    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 2);
     assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
 }
 
@@ -157,37 +163,42 @@ async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {
     // A later order is final already.
     lost(&world, vec![made_ago(TimeDelta::seconds(5))]).await;
     world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 0);
+    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 0);
+
     let late = lost(&world, vec![made_ago(TimeDelta::seconds(40))]).await;
-    assert_eq!(produced(watch.pass(now + TimeDelta::minutes(5)).await.expect("a pass")), 1);
+    assert_eq!(produced(watch.turn(now + TimeDelta::minutes(5)).await.expect("a pass")), 1);
     assert_eq!(on_topic(&world), [late[0].order_id]);
 }
 
-async fn the_age_of_the_oldest_pending_order_is_told_and_is_zero_without_one(world: World) {
+async fn the_age_of_the_oldest_pending_order_is_shown_and_else_zero(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
-    let mut tells = async |seconds: f64| {
-        watch.pass(now).await.expect("a pass");
-        let told = metrics.pending_oldest.get();
-        assert!((told - seconds).abs() < 0.01, "{told} instead of {seconds}");
+
+    let mut shows = async |seconds: f64| {
+        watch.turn(now).await.expect("a pass");
+        let shown = metrics.pending_oldest.get();
+        assert!((shown - seconds).abs() < 0.01, "{shown} instead of {seconds}");
     };
-    tells(0.0).await;
+
+    shows(0.0).await;
+
     let made = |seconds| made_at(now - TimeDelta::seconds(seconds));
     lost(&world, vec![made(20)]).await;
-    tells(20.0).await;
+    shows(20.0).await;
     lost(&world, vec![made(3600), made(7200)]).await;
-    tells(7200.0).await;
+    shows(7200.0).await;
     world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-    tells(0.0).await;
+    shows(0.0).await;
 }
 
 async fn an_order_too_old_to_be_decided_is_not_produced_again(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
-    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 1);
-    let turn = watch.pass(now + TimeDelta::days(2)).await.expect("a pass");
-    assert_eq!(turn, PendingPass { produced: 0, expired: 1, is_complete: true });
+
+    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 1);
+    let turn = watch.turn(now + TimeDelta::days(2)).await.expect("a pass");
+    assert_eq!(turn, Turn { produced: 0, expired: 1, is_complete: true });
     assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
     assert_eq!(on_topic(&world), [old[0].order_id]);
 }
@@ -204,6 +215,7 @@ async fn a_scan_reads_a_part_at_a_time_and_misses_nothing(world: World) {
             ))
             .await;
     }
+
     let store = world.order_store();
     for (limit, pending_max) in [(1, 9), (3, 9), (10, 1), (100, 2), (4, 1)] {
         let (mut after, mut found) = (aged(1), Vec::new());

@@ -1,4 +1,5 @@
-//! Messages that no retry can help are set aside as they were found, and those behind them are done.
+//! Messages that no retry can help are dead-lettered as they were found, and later messages are
+//! done.
 
 use rdkafka::{
     ClientConfig, Message as _,
@@ -12,11 +13,11 @@ use stocklock::{
 
 use crate::harness::{Database, PATIENCE, Strategy, World, header, order_lines};
 
-/// A value, and the class of the error that it is set aside with.
+/// The key and the value of a message, and the class of error with which it is dead-lettered.
 type Poison = (OrderId, Vec<u8>, &'static str);
 
-/// What can be wrong with any value, given a good one.
-fn damaged(good: &[u8]) -> Vec<Poison> {
+/// The ways in which any value can be wrong, made of a good value.
+fn corrupt(good: &[u8]) -> Vec<Poison> {
     let mut other_schema = good.to_vec();
     other_schema[5] ^= 0xFF;
     let truncated = good[..good.len() - 3].to_vec();
@@ -34,7 +35,7 @@ fn damaged(good: &[u8]) -> Vec<Poison> {
     .collect()
 }
 
-/// Replaces the first place where `found` stands.
+/// Replaces the first occurrence of `found`.
 fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
     let start = (0..value.len())
         .find(|start| value[*start..].starts_with(found))
@@ -43,8 +44,8 @@ fn patched(value: &[u8], found: &[u8], by: &[u8]) -> Vec<u8> {
 }
 
 fn poisoned_events(good: &[u8]) -> Vec<Poison> {
-    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1. The last three are 1,000,001, the largest that
-    // there is, and one that no 64 bits hold.
+    // A quantity is a zigzag varint behind its product's id: 1 is 2, 0 is 0, -1 is 1. The last
+    // three quantities are 1,000,001, the largest 64-bit number, and a number of more than 64 bits.
     let patches: [(&[u8], &[u8], &str); 8] = [
         (b"sku-1\x02", b"sku-1\x00", "invalid"),
         (b"sku-1\x02", b"sku-1\x01", "invalid"),
@@ -57,10 +58,11 @@ fn poisoned_events(good: &[u8]) -> Vec<Poison> {
     ];
     let invalid =
         patches.map(|(found, by, class)| (OrderId::generate(), patched(good, found, by), class));
-    damaged(good).into_iter().chain(invalid).collect()
+    corrupt(good).into_iter().chain(invalid).collect()
 }
 
-/// Fails the test unless each of the poisoned values was set aside, as found, with where it came from and why.
+/// Fails the test unless each poisoned value was dead-lettered, as found, with its origin and its
+/// error.
 fn check_letters(world: &World, poison: &[Poison], topic: &str, letters_topic: &str) {
     let (found, letters) = (world.read_topic(topic), world.read_topic(letters_topic));
     for (id, value, class) in poison {
@@ -85,7 +87,7 @@ fn check_letters(world: &World, poison: &[Poison], topic: &str, letters_topic: &
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done() {
+async fn poisoned_order_events_are_dead_lettered_and_later_orders_done() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
     let topics = &world.config.topics;
     world.import(&[("sku-1", 100)]);
@@ -94,9 +96,11 @@ async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done
     let values = poison.iter().map(|(id, value, _)| (*id, value.clone()));
     world.produce(&topics.orders, values.collect()).await;
     world.produce_events(&orders).await;
+
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     world.caught_up(&world.config.kafka.group_id, &topics.orders).await;
+
     check_letters(&world, &poison, &topics.orders, &topics.orders_dlq);
     assert_eq!(worker.count("stocklock_dead_letters_total", &topics.orders).await, 14);
     assert_eq!((world.count_orders("COMPLETED").await, world.available("sku-1")), (60, 40));
@@ -106,9 +110,10 @@ async fn poisoned_order_events_are_set_aside_and_the_orders_behind_them_are_done
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done() {
+async fn poisoned_statuses_are_dead_lettered_and_later_statuses_applied() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     let topics = &world.config.topics;
+
     world.import(&[("sku-1", 100)]);
     let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 60]).await;
     let status = ReportedStatus::Failed(Reason::parse("why not"));
@@ -119,7 +124,7 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
         occurred_at: chrono::Utc::now(),
     };
     let good = OrderStatusCodec::new().unwrap().encode(&status);
-    let mut poison = damaged(&good);
+    let mut poison = corrupt(&good);
     poison.push((OrderId::generate(), patched(&good, b"FAILED", b"FOILED"), "invalid"));
     world
         .produce(
@@ -128,9 +133,11 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
         )
         .await;
     world.produce_events(&orders).await;
+
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
     check_letters(&world, &poison, &topics.order_status, &topics.order_status_dlq);
     assert_eq!(compensator.count("stocklock_dead_letters_total", &topics.order_status).await, 7);
     assert_eq!(world.count_orders("COMPLETED").await, 60);
@@ -139,9 +146,10 @@ async fn poisoned_statuses_are_set_aside_and_the_statuses_behind_them_are_done()
     compensator.stop();
 }
 
-/// Larger than what a producer sends by default, and one larger than what the dead-letter topic takes.
+/// A message larger than a producer sends by default, and one larger than the dead-letter topic
+/// takes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_of_any_size_is_set_aside() {
+async fn a_message_of_any_size_is_dead_lettered() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topics = &world.config.topics;
     world.import(&[("sku-1", 100)]);
@@ -154,9 +162,11 @@ async fn a_message_of_any_size_is_set_aside() {
     world.produce(&topics.order_status, vec![large.clone(), huge.clone()]).await;
     let orders = world.save(&vec![order_lines(&[("sku-1", 1)]); 20]).await;
     world.produce_events(&orders).await;
+
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
     let letters = world.read_topic(&topics.order_status_dlq);
     let of = |id: OrderId| {
         let key = id.to_string();
@@ -172,9 +182,10 @@ async fn a_message_of_any_size_is_set_aside() {
     compensator.stop();
 }
 
-/// Compressed it is small enough for its topic, and no dead-letter topic takes what it says.
+/// Compressed, the message is small enough for its topic. Uncompressed, its headers are too large
+/// for any dead-letter topic.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_message_with_huge_headers_is_set_aside_without_them() {
+async fn a_message_with_huge_headers_is_dead_lettered_without_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let topics = &world.config.topics;
     let mut client = ClientConfig::new();
@@ -186,8 +197,10 @@ async fn a_message_with_huge_headers_is_set_aside_without_them() {
     let message =
         FutureRecord::to(&topics.order_status).key("k").payload("no Avro").headers(headers);
     producer.send(message, PATIENCE).await.map_err(|(error, _)| error).expect("produced");
+
     let compensator = world.start("compensator").await;
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
+
     let letters = world.read_topic(&topics.order_status_dlq);
     assert_eq!(letters.len(), 1);
     assert_eq!((letters[0].key(), letters[0].payload()), (None, None));

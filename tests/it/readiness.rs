@@ -1,5 +1,5 @@
-//! `/readyz` is true: a role is ready once it has tried what its work needs, and says what it lacks
-//! and why.
+//! `/readyz` is true: a role is ready once it has tried everything that its work needs. Otherwise
+//! it names what is missing, and why.
 
 use rdkafka::admin::{AdminClient, AdminOptions};
 use sqlx::{Connection as _, MySqlConnection};
@@ -14,8 +14,8 @@ const NOWHERE: &str = "127.0.0.1:9";
 const STOCK_STORE: &str = "STOCKLOCK__STOCK_STORE__URL";
 const ORDER_STORE: &str = "STOCKLOCK__ORDER_STORE__URL";
 
-/// Starts a role with one setting, and fails the test unless it lives, is not ready, and comes to
-/// say why in all these words.
+/// Starts a role with one setting. Fails the test unless the role lives, is not ready, and gives
+/// each of these reasons.
 async fn lacks(world: &World, role: &str, setting: (&str, &str), why: &[&str]) -> Role {
     let started = Role::spawn(&world.env, role, &[setting]);
     started.listening().await;
@@ -50,6 +50,7 @@ async fn a_role_that_cannot_use_its_store_is_not_ready_and_says_why(world: World
     let at = address(orders);
     let (denied, no_database) =
         (with_password(orders, "wrong"), orders.replace("_orders", "_nowhere"));
+
     for (role, setting, why) in [
         ("ingest", (ORDER_STORE, &*denied), ["order_store: ", &*at, "Access denied"]),
         ("ingest", (STOCK_STORE, &*denied), ["stock_store: ", &*at, "Access denied"]),
@@ -72,7 +73,8 @@ async fn a_store_that_may_only_be_read_is_a_lack(world: World) {
     let database = url::Url::parse(stock).expect("a URL").path()[1..].to_owned();
     let user = &database[..20.min(database.len())];
     let create = format!(
-        "CREATE USER '{user}'@'%' IDENTIFIED BY 'reader'; GRANT SELECT ON {database}.* TO '{user}'@'%';
+        "CREATE USER '{user}'@'%' IDENTIFIED BY 'reader';
+         GRANT SELECT ON {database}.* TO '{user}'@'%';
          GRANT SELECT ON {}.* TO '{user}'@'%'",
         &url::Url::parse(orders).expect("a URL").path()[1..],
     );
@@ -107,7 +109,10 @@ async fn an_idle_role_notices_that_its_store_is_away_and_that_it_is_back() {
     {
         fault(&store);
         let said = worker.complains(&format!("stock_store: {}", address(&stock))).await;
-        assert!(!said.contains("pool timed out") || cause.is_empty(), "it hides the cause: {said}");
+        assert!(
+            !said.contains("pool timed out") || cause.is_empty(),
+            "the cause is hidden: {said}"
+        );
         worker.complains(cause).await;
         worker.shows("stocklock_dependency_up", "stock_store", |up| up == 0.0).await;
         store.mend();
@@ -148,7 +153,7 @@ async fn a_worker_under_redlock_needs_a_majority_of_the_masters() {
     for (url, up) in urls.iter().zip([1.0, 1.0, 0.0]) {
         worker.shows("stocklock_redis_master_up", &address(url), |found| found == up).await;
     }
-    // A master that may not be written counts as one that is away.
+    // A master that hangs counts as one that is away.
     proxies[1].hang();
     worker.complains("redis: 1 of 3 masters").await;
     let fallback = [settings, ("STOCKLOCK__LOCK__FALLBACK", "row")];

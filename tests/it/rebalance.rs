@@ -1,4 +1,5 @@
-//! Workers come and go under load: what one leaves, another takes, and nothing is lost or twice.
+//! Workers come and go under load: the partitions of one go to another, and no order is lost or
+//! done twice.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,12 +16,13 @@ async fn works(worker: &Role) {
     worker.shows("stocklock_orders_decided_total", "", |decided| decided > 0.0).await;
 }
 
-/// Waits until a worker has had partitions taken away.
+/// Waits until partitions of a worker were revoked.
 async fn gave_up(worker: &Role) {
     worker.shows("stocklock_rebalances_total", "revoke", |revocations| revocations > 0.0).await;
 }
 
-/// Waits until a worker has got all partitions, which takes until the session of one that was killed has run out.
+/// Waits until a worker owns all partitions. The partitions of a killed worker come when its
+/// session has expired.
 async fn owns_all(worker: &Role) {
     wait_until("the worker owns all partitions", async || {
         let log = worker.log();
@@ -60,7 +62,7 @@ impl Load {
         Self { over, placing }
     }
 
-    /// Ends it, and fails the test unless each order that was acknowledged is decided once.
+    /// Ends the load. Fails the test unless each acknowledged order is decided once.
     async fn ends_well(self, world: &World) {
         self.over.cancel();
         let acknowledged = self.placing.await.unwrap();
@@ -73,8 +75,8 @@ impl Load {
 
 on_two_stacks!(
     workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice,
-    workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either,
-    a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again,
+    workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing,
+    a_worker_that_was_frozen_loses_its_partitions_and_joins_again,
 );
 
 async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(world: World) {
@@ -82,41 +84,48 @@ async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(w
     world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
     let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
     let (first, second) = (world.start("worker").await, world.start("worker").await);
+
     let load = Load::on(&ingest);
     tokio::join!(works(&first), works(&second));
     assert_eq!(world.assignor(group), "cooperative-sticky");
+
     let third = world.start("worker").await;
     works(&third).await;
     gave_up(&first).await;
     first.stop();
     third.kill();
-    // The killed one's partitions come to the second once its session has run out.
+    // The partitions of the killed worker come to the second once its session has expired.
     owns_all(&second).await;
+
     load.ends_well(&world).await;
     second.stop();
     assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
 }
 
-/// With KIP-848 the broker moves the partitions; what is in hand is finished before they go all the same.
-async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_either(world: World) {
+/// With KIP-848 the broker moves the partitions. Batches in flight are still finished before a
+/// partition goes.
+async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing(world: World) {
     let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     let protocol = [("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer")];
     world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
     let (ingest, _compensator) =
         (world.start("ingest").await, world.start_with("compensator", &protocol).await);
+
     let first = world.start_with("worker", &protocol).await;
     let load = Load::on(&ingest);
     works(&first).await;
+
     let second = world.start_with("worker", &protocol).await;
     works(&second).await;
     gave_up(&first).await;
-    assert_eq!(world.assignor(group), "", "the members have no say");
+    assert_eq!(world.assignor(group), "", "the members chose an assignor");
     for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
         assert!(
             given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"),
             "{given_up}"
         );
     }
+
     first.stop();
     owns_all(&second).await;
     load.ends_well(&world).await;
@@ -124,8 +133,9 @@ async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing_eithe
     assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
 }
 
-/// A worker that is frozen beyond its session is out of the group, and finds out when it goes on.
-async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(world: World) {
+/// A worker that is frozen for longer than its session is out of the group, and notices when it
+/// goes on.
+async fn a_worker_that_was_frozen_loses_its_partitions_and_joins_again(world: World) {
     let impatient = [
         ("STOCKLOCK__KAFKA__SESSION_TIMEOUT", "6s"),
         ("STOCKLOCK__KAFKA__MAX_POLL_INTERVAL", "6s"),
@@ -134,23 +144,27 @@ async fn a_worker_that_was_frozen_finds_its_partitions_gone_and_joins_again(worl
     let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
     let (frozen, other) =
         (world.start_with("worker", &impatient).await, world.start("worker").await);
+
     let load = Load::on(&ingest);
     tokio::join!(works(&frozen), works(&other));
+
     frozen.freeze();
     owns_all(&other).await;
     frozen.thaw();
+
     frozen.shows("stocklock_rebalances_total", "lost", |losses| losses > 0.0).await;
     let before = frozen.metric("stocklock_orders_decided_total", "").await;
     frozen.shows("stocklock_orders_decided_total", "", |decided| decided > before).await;
     frozen.ready().await;
     assert!(frozen.log().contains("kind=\"lost\""), "{}", frozen.log());
+
     load.ends_well(&world).await;
     frozen.stop();
     other.stop();
     assert_eq!(world.uncommitted(&world.config.kafka.group_id, &world.config.topics.orders), 0);
 }
 
-/// Restarts one of two static members, and fails the test where the other notices.
+/// Restarts one of two static members. Fails the test if the other sees a rebalance.
 async fn restart_a_static_member(protocol: &str) {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("p0", 900), ("p1", 900), ("p2", 900)]);
@@ -164,6 +178,7 @@ async fn restart_a_static_member(protocol: &str) {
     let (ingest, _compensator) = (world.start("ingest").await, world.start("compensator").await);
     let first = world.start_with("worker", &settings("first")).await;
     let second = world.start_with("worker", &settings("second")).await;
+
     let load = Load::on(&ingest);
     tokio::join!(works(&first), works(&second));
     gave_up(&first).await;
@@ -174,12 +189,15 @@ async fn restart_a_static_member(protocol: &str) {
         }
         counts
     };
+
     let before = unchanged_for(Duration::from_secs(5), &rebalances).await;
+
     second.stop();
     let second = world.start_with("worker", &settings("second")).await;
     works(&second).await;
     // A rebalance would come within a few heartbeats.
     stays(Duration::from_secs(15), "no rebalance", async || rebalances().await == before).await;
+
     load.ends_well(&world).await;
     first.stop();
     second.stop();
@@ -187,18 +205,17 @@ async fn restart_a_static_member(protocol: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_static_member_that_is_restarted_causes_no_rebalance() {
+async fn a_static_member_s_restart_causes_no_rebalance() {
     restart_a_static_member("classic").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_static_member_that_is_restarted_causes_no_rebalance_under_the_broker_s_protocol_either()
-{
+async fn a_static_member_s_restart_under_the_broker_s_protocol_is_quiet() {
     restart_a_static_member("consumer").await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_worker_whose_name_another_takes_ends_and_says_why() {
+async fn a_worker_whose_instance_id_another_uses_ends_and_says_why() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let name = [("STOCKLOCK__KAFKA__GROUP_INSTANCE_ID", "the-one")];
     let first = world.start_with("worker", &name).await;
@@ -207,7 +224,7 @@ async fn a_worker_whose_name_another_takes_ends_and_says_why() {
     assert!(log.contains("consumer shut out of its group"), "{log}");
     owns_all(&second).await;
 
-    // Under the broker's protocol it is the one that comes who is refused.
+    // Under the broker's protocol the broker refuses the second worker.
     let broker_s = [
         name[0],
         ("STOCKLOCK__KAFKA__GROUP_PROTOCOL", "consumer"),
@@ -249,8 +266,10 @@ async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
         })
         .await;
     };
+
     let first = world.start("worker").await;
     comes_to(&[&first], &[4]).await;
+
     let second = world.start("worker").await;
     comes_to(&[&first, &second], &[2, 2]).await;
     first.stop();
@@ -258,7 +277,8 @@ async fn the_lag_of_a_partition_is_shown_by_its_owner_alone() {
     second.stop();
 }
 
-/// What was decided and not reported must come again: the status is all that brings it to the order store.
+/// Orders that are decided and not reported must come again: only a status brings the outcome to
+/// the order store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -268,13 +288,16 @@ async fn a_worker_that_cannot_report_its_outcomes_keeps_its_offsets() {
     world.produce_events(&orders).await;
     // The broker makes no topic whose name collides with that of another one.
     let colliding = world.config.topics.order_status.replace('.', "_");
+
     let mute =
         Role::spawn(&world.env, "worker", &[("STOCKLOCK__TOPICS__ORDER_STATUS", &colliding)]);
     mute.listening().await;
     mute.shows("stocklock_retries_total", "kafka", |retries| retries > 0.0).await;
+
     assert!(world.available("a") < 100, "orders were decided");
     mute.stop();
     assert_eq!(world.uncommitted(group, topic), 10);
+
     let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
     world.settled().await;
     assert_eq!((world.count_orders("COMPLETED").await, world.available("a")), (10, 90));

@@ -30,7 +30,8 @@ fn certificates() -> TempDir {
         &format!("req -x509 {key} -days 2 -subj /CN=authority -keyout ca.key -out ca.crt"),
     );
     openssl(dir.path(), &format!("req {key} -subj /CN=stocklock -keyout tls.key -out tls.csr"));
-    let sign = "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 -extfile names -out tls.crt";
+    let sign = "x509 -req -in tls.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 2 \
+                -extfile names -out tls.crt";
     openssl(dir.path(), sign);
     dir
 }
@@ -115,6 +116,7 @@ async fn a_master_that_asks_for_a_certificate_gets_it() {
 #[test]
 fn a_file_that_is_no_certificate_is_named() {
     let dir = certificates();
+
     for (file, complaint) in [("nowhere.crt", "No such file"), ("names", "is no PEM file")] {
         let path = dir.path().join(file).display().to_string();
         let set = format!("redis.ssl_ca_location={path}");

@@ -142,6 +142,7 @@ async fn a_missing_right_is_named_by_one_warning() {
     world.import(&[("a", 100)]);
     world.config.redis.urls = masters.urls();
     world.config.lock.wait = Duration::from_secs(10);
+    world.config.lock.node_timeout = Duration::from_secs(2);
     let ours =
         Locks::new(&world.config.lock, &world.config.redis, &World::metrics()).expect("the locks");
     let a = [ProductId::parse("a").expect("an id")];

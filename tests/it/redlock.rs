@@ -1,4 +1,4 @@
-//! The multi-lock when a master of it hangs, and the lease.
+//! The multi-lock while one of its masters hangs, and the lease.
 
 use std::time::{Duration, Instant};
 
@@ -34,6 +34,7 @@ async fn a_job_is_done_by_one_holder_of_its_lease_at_a_time() {
     let world = World::new(Database::MySql, Strategy::Redlock).await;
     let lease = Lease::new(&world.config.lock, &world.config.redis, "test").expect("a lease");
     let rival = Lease::new(&world.config.lock, &world.config.redis, "test").expect("a lease");
+
     assert_eq!(lease.hold(async { rival.hold(async { "done twice" }).await }).await, Some(None));
     assert_eq!(rival.hold(async { "done" }).await, Some("done"));
 }
@@ -46,12 +47,14 @@ async fn a_master_that_hangs_does_not_set_the_pace() {
     let (locks, proxies) = locks_behind_proxies(&mut world, &World::metrics()).await;
     proxies[1].hang();
     let products = products(2_500);
+
     let begun = Instant::now();
     for _ in 0..20 {
         acquire(&locks, &products).await.expect("two of three grant it").release().await;
     }
-    // Asked each time, it would have cost the timeout of three scripts each time: 120 s.
+    // A master that is asked each time costs the timeout of three scripts each time: 120 s.
     assert!(begun.elapsed() < Duration::from_secs(40), "20 locks took {:?}", begun.elapsed());
+
     proxies[1].mend();
     proxies[2].hang();
     // The master that is back is asked again.
@@ -104,7 +107,7 @@ async fn a_master_whose_answer_is_overdue_is_asked_nothing_more() {
     let held = acquire(&theirs, &products(5)).await.expect("free");
     let before = scripts_run(&masters, 2).await;
 
-    // Refused by the others, each attempt looks at what it could have instead.
+    // The other masters refuse, and each attempt asks which keys are free instead.
     masters.freeze(2).await;
     acquire(&ours, &products(5)).await.expect_err("they hold it");
     // Longer than a master's time to answer.

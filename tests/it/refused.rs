@@ -70,8 +70,8 @@ fn constraint(table: &str, condition: &str) -> String {
 /// A trigger before a write of a table that signals for one order.
 fn trigger(write: &str, table: &str, culprit: OrderId, state: &str) -> String {
     format!(
-        "CREATE TRIGGER refuses BEFORE {write} ON {table} FOR EACH ROW
-         IF NEW.order_id = {} THEN SIGNAL SQLSTATE '{state}' SET MESSAGE_TEXT = 'not this one'; END IF",
+        "CREATE TRIGGER refuses BEFORE {write} ON {table} FOR EACH ROW IF NEW.order_id = {}
+         THEN SIGNAL SQLSTATE '{state}' SET MESSAGE_TEXT = 'not this one'; END IF",
         literal(culprit)
     )
 }
@@ -182,13 +182,19 @@ async fn an_order_that_the_database_cannot_write_at_present_waits(world: World) 
     let topics = &world.config.topics;
     let (orders, culprit) = orders_with_a_culprit(&world).await;
     world.tamper_with_stock(&trigger("INSERT", "order_outcomes", culprit, "40001")).await;
-    let (worker, compensator) =
-        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+
+    // It is ready only until its first batch fails.
+    let worker = Role::spawn(&world.env, "worker", &[ONE_BATCH]);
+    worker.listening().await;
+    let compensator = world.start("compensator").await;
     repeats(&worker, "stock_store").await;
+
     assert!(world.uncommitted(&world.config.kafka.group_id, &topics.orders) > 0);
+
     world.tamper_with_stock("DROP TRIGGER refuses").await;
     world.settled().await;
     worker.ready().await;
+
     assert_eq!(world.count_orders("COMPLETED").await, i64::try_from(orders.len()).unwrap());
     assert_eq!(world.count_messages(&topics.orders_dlq), 0, "an outage dead-letters no message");
     world.verify();
@@ -203,11 +209,14 @@ async fn an_order_whose_outcome_is_corrupt_is_dead_lettered_alone(world: World) 
     let worker = world.start_with("worker", &[ONE_BATCH]).await;
     let compensator = world.start("compensator").await;
     world.settled().await;
+
     let damage =
         format!("UPDATE order_outcomes SET `lines` = '[[' WHERE order_id = {}", literal(culprit));
     world.tamper_with_stock(&damage).await;
     world.produce_events(&orders.iter().map(release).collect::<Vec<_>>()).await;
+
     all_done(&world).await;
+
     check_letter(
         &world,
         &topics.orders,
@@ -228,11 +237,16 @@ async fn orders_of_a_product_whose_row_is_corrupt_wait_until_it_is_mended(world:
     world.tamper_with_stock("UPDATE products SET product_id = 'a ' WHERE product_id = 'a'").await;
     let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("b", 1)])]).await;
     world.produce_events(&orders).await;
-    let (worker, compensator) =
-        (world.start_with("worker", &[ONE_BATCH]).await, world.start("compensator").await);
+
+    // It is ready only until its first batch fails.
+    let worker = Role::spawn(&world.env, "worker", &[ONE_BATCH]);
+    worker.listening().await;
+    let compensator = world.start("compensator").await;
     repeats(&worker, "stock_store").await;
+
     world.tamper_with_stock("UPDATE products SET product_id = 'a' WHERE product_id = 'a '").await;
     world.settled().await;
+
     assert_eq!((world.available("a"), world.available("b")), (99, 99));
     assert_eq!(world.count_messages(&topics.orders_dlq), 0, "no order is to blame");
     world.verify();

@@ -57,15 +57,15 @@ fn published(published: usize) -> ReleasePass {
 }
 
 on_each_database!(
-    a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_order,
+    a_release_is_owed_until_the_worker_reports_it,
     owed_releases_are_published_again_ever_more_rarely,
-    of_releases_that_stay_owed_few_are_published_and_hold_up_no_other,
-    a_claimed_release_is_nobody_elses_until_its_lease_has_run_out,
+    releases_that_stay_owed_are_published_rarely_and_delay_no_other,
+    a_claimed_release_is_claimed_by_no_other_until_its_lease_expires,
     a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it,
-    a_release_of_an_order_that_cannot_be_read_holds_up_no_other,
+    a_release_of_an_order_that_cannot_be_read_delays_no_other,
 );
 
-async fn a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_order(world: World) {
+async fn a_release_is_owed_until_the_worker_reports_it(world: World) {
     world.import(&[("a", 10)]);
     let (worker, compensator) =
         (world.worker(&World::metrics()), world.compensator(&World::metrics()));
@@ -74,10 +74,12 @@ async fn a_release_is_owed_until_the_worker_reports_it_whatever_became_of_the_or
     deliver(&worker, &orders[..3]).await;
     deliver(&worker, &[release(&orders[2])]).await;
     world.replay_statuses(&compensator).await;
+
     for order in &orders {
         world.report_failed(order.order_id, "payment").await;
     }
     world.replay_statuses(&compensator).await;
+
     let owing = owed(&world).await;
     assert!(
         [0, 3].iter().all(|index: &usize| owing.contains_key(&orders[*index].order_id)),
@@ -100,12 +102,14 @@ async fn owed_releases_are_published_again_ever_more_rarely(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
+
     for (minutes, expected) in
         [(0, 2), (4, 0), (5, 2), (14, 0), (15, 2), (34, 0), (35, 2), (74, 0), (75, 2)]
     {
         let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(pass, published(expected), "after {minutes} minutes");
     }
+
     assert_eq!(on_topic(&world), 10);
     assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
     assert_eq!(metrics.releases_owed.get(), 2);
@@ -117,14 +121,16 @@ async fn owed_releases_are_published_again_ever_more_rarely(world: World) {
     );
 }
 
-async fn of_releases_that_stay_owed_few_are_published_and_hold_up_no_other(world: World) {
+async fn releases_that_stay_owed_are_published_rarely_and_delay_no_other(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     failed(&world, (0..170).map(|_| OrderId::generate()).collect()).await;
     world.tamper_with_orders("UPDATE owed_releases SET sent = 3").await;
     failed(&world, (0..20).map(|_| OrderId::generate()).collect()).await;
+
     let mut pass =
         async |seconds: i64| watch.pass(now + TimeDelta::seconds(seconds)).await.expect("a pass");
+
     assert_eq!(pass(0).await, ReleasePass { published: 70, postponed: 120, expired: 0 });
     assert_eq!(pass(59).await, published(0));
     assert_eq!(pass(60).await, published(50));
@@ -134,10 +140,11 @@ async fn of_releases_that_stay_owed_few_are_published_and_hold_up_no_other(world
     assert_eq!(pass(181).await, published(0));
 }
 
-async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: World) {
+async fn a_claimed_release_is_claimed_by_no_other_until_its_lease_expires(world: World) {
     // The store keeps milliseconds.
     let (store, now) = (world.order_store(), Utc::now().trunc_subsecs(3));
     failed(&world, (0..300).map(|_| OrderId::generate()).collect()).await;
+
     let claim = async |seconds: i64| {
         let now = now + TimeDelta::seconds(seconds);
         let claimed =
@@ -145,6 +152,7 @@ async fn a_claimed_release_is_nobody_elses_until_its_lease_has_run_out(world: Wo
         assert_eq!(claimed.owed.len(), claimed.events.len());
         claimed.owed.into_iter().map(|release| release.order_id).collect::<BTreeSet<_>>()
     };
+
     let (first, second) = (claim(0).await, claim(1).await);
     assert_eq!((first.len(), second.len(), first.intersection(&second).count()), (200, 100, 0));
     assert_eq!(claim(14).await.len(), 0);
@@ -192,7 +200,7 @@ async fn a_release_beyond_the_horizon_is_counted_once_and_verify_reports_it(worl
     assert_eq!(owed(&world).await.into_keys().collect::<Vec<_>>(), [young]);
 }
 
-async fn a_release_of_an_order_that_cannot_be_read_holds_up_no_other(world: World) {
+async fn a_release_of_an_order_that_cannot_be_read_delays_no_other(world: World) {
     let (metrics, now) = (World::metrics(), Utc::now());
     let mut watch = watch(&world, &metrics);
     let orders = failed(&world, vec![OrderId::generate(), OrderId::generate()]).await;
@@ -202,14 +210,16 @@ async fn a_release_of_an_order_that_cannot_be_read_holds_up_no_other(world: Worl
         damaged.uuid().simple()
     );
     world.tamper_with_orders(&damage).await;
+
     for (minutes, expected) in [(0, 1), (1, 0), (5, 1)] {
         let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(pass, published(expected), "after {minutes} minutes");
     }
-    assert_eq!(owed(&world).await[&damaged].sent, 2, "it waits ever longer too");
+
+    assert_eq!(owed(&world).await[&damaged].sent, 2, "it is not published ever more rarely");
 }
 
-/// What a batch of statuses leaves owed is what it would leave if they came one by one.
+/// A batch of statuses leaves the same releases owed as the statuses one by one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_batch_of_statuses_owes_what_they_would_owe_one_by_one() {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -287,12 +297,13 @@ async fn no_status_of_our_own_roles_is_dead_lettered() {
 
 /// Releases that the outbox of an earlier version held are owed after the upgrade.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn releases_in_the_outbox_of_before_are_owed_after_the_upgrade() {
+async fn releases_in_an_earlier_outbox_are_owed_after_the_upgrade() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("a", 1)])]).await;
     let before = format!(
         "DROP TABLE owed_releases; DELETE FROM _sqlx_migrations WHERE version = 4;
-         INSERT INTO outbox VALUES (UNHEX('{}'), 'RELEASE', '2026-01-02 03:04:05', UTC_TIMESTAMP(3))",
+         INSERT INTO outbox
+         VALUES (UNHEX('{}'), 'RELEASE', '2026-01-02 03:04:05', UTC_TIMESTAMP(3))",
         orders[1].order_id.uuid().simple()
     );
     world.tamper_with_orders(&before).await;

@@ -1,5 +1,5 @@
-//! What the broker or an earlier version lost of releases comes back, and `verify` says what is
-//! missing.
+//! Releases that the broker or an earlier version lost are done in the end, and `verify` reports
+//! the missing ones.
 
 use stocklock::domain::{OrderId, OrderState};
 
@@ -71,10 +71,12 @@ async fn units_come_back_although_the_topic_was_deleted(world: World) {
 async fn a_lost_report_of_a_release_is_repeated() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 10)]);
+
     let all = world.start_with("all", &AGAIN_SOON).await;
     let id =
         Api::of(&all).place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();
     all.stop();
+
     let ingest = world.start_with("ingest", &AGAIN_SOON).await;
     let compensator = world.start_with("compensator", &AGAIN_SOON).await;
     world.cli(&["order", "fail", &id, "--reason", "payment"]).succeeds();
@@ -82,6 +84,7 @@ async fn a_lost_report_of_a_release_is_repeated() {
     compensator.stop();
     let worker = world.start("worker").await;
     world.has_available(&[("a", 10)]).await;
+
     world.truncate_topic(&world.config.topics.order_status).await;
     assert_eq!(
         world.order_store().count_owed_releases().await.expect("the order store"),
@@ -130,7 +133,8 @@ async fn a_release_owed_for_long_is_a_violation_while_workers_run() {
     let since = |minutes: i64| {
         format!(
             "UPDATE orders SET status = 'FAILED';
-             REPLACE INTO owed_releases SELECT order_id, UTC_TIMESTAMP(3) - INTERVAL {minutes} MINUTE, 1, '2100-01-01' FROM orders"
+             REPLACE INTO owed_releases
+         SELECT order_id, UTC_TIMESTAMP(3) - INTERVAL {minutes} MINUTE, 1, '2100-01-01' FROM orders"
         )
     };
     world.tamper_with_orders(&since(9)).await;
@@ -174,10 +178,13 @@ async fn releases_that_an_earlier_version_lost_are_named_and_owed_again() {
     let states =
         [set(1, "FAILED"), set(2, "CANCELLED"), set(3, "FAILED"), set(4, "FAILED")].concat();
     world.tamper_with_orders(&states).await;
-    world.tamper_with_stock(&format!(
-        "UPDATE order_outcomes SET outcome = 'RELEASED' WHERE order_id = UNHEX('{}'); UPDATE products SET available = available + 1",
-        placed[3].order_id.uuid().simple()
-    )).await;
+    world
+        .tamper_with_stock(&format!(
+            "UPDATE order_outcomes SET outcome = 'RELEASED' WHERE order_id = UNHEX('{}');
+         UPDATE products SET available = available + 1",
+            placed[3].order_id.uuid().simple()
+        ))
+        .await;
     let lost: Vec<OrderId> =
         [1, 2, 4].iter().map(|order: &usize| placed[*order].order_id).collect();
 

@@ -1,9 +1,8 @@
-//! What is old is deleted, and neither the stock nor what `verify` says of it changes.
+//! Old rows are deleted. Neither the stock nor the result of `verify` changes.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+mod at_once;
+
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::Utc;
 use sqlx::{Connection as _, MySqlConnection};
@@ -16,8 +15,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, PATIENCE, Role, Strategy, World, aged, decide, deliver, header, is_held_up_at,
-    on_each_database, on_two_stacks, order_lines, release, wait_until,
+    Database, Strategy, World, aged, decide, deliver, header, is_held_up_at, on_each_database,
+    on_two_stacks, order_lines, release, wait_until,
 };
 
 /// A worker that decides orders of any age, as one did when they were young.
@@ -29,7 +28,8 @@ fn worker_of_old(world: &World) -> Worker {
     }
 }
 
-/// Orders of one unit of `a` and of two of `b`, of so many days ago, that were decided then. Their events are on the topic.
+/// Orders of one unit of `a` and two of `b`, made and decided so many days ago. Their events are on
+/// the topic.
 async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     let lines = order_lines(&[("a", 1), ("b", 2)]);
     let saved =
@@ -51,10 +51,10 @@ fn purger(world: &World, store: PurgedStore) -> Purger {
     }
 }
 
-/// Makes passes until nothing is left to delete.
-async fn purge(world: &World, store: PurgedStore) {
-    let purger = purger(world, store);
-    while purger.pass(Utc::now()).await.expect("a pass") {}
+/// Makes passes until no row is left to delete.
+async fn purge(world: &World, store: Kept) {
+    let retention = retention(world, store);
+    while retention.turn(Utc::now()).await.expect("a pass") {}
 }
 
 async fn purge_stock(world: &World) {
@@ -84,14 +84,12 @@ fn expired(world: &World) -> usize {
 }
 
 on_two_stacks!(
-    a_purge_moves_what_old_outcomes_hold_to_the_balances_and_changes_nothing_else,
+    a_purge_moves_old_outcomes_to_the_balances_and_changes_nothing_else,
     a_reset_to_the_earliest_after_a_purge_deducts_nothing_twice,
-    what_was_purged_is_not_decided_again_by_a_worker_with_a_longer_horizon,
+    a_worker_with_a_longer_horizon_does_not_decide_purged_orders,
 );
 
-async fn a_purge_moves_what_old_outcomes_hold_to_the_balances_and_changes_nothing_else(
-    world: World,
-) {
+async fn a_purge_moves_old_outcomes_to_the_balances_and_changes_nothing_else(world: World) {
     world.import(&[("a", 8), ("b", 100), ("c", 5)]);
     // The last one is refused: it holds nothing, as does the one that is released.
     let orders = decided(&world, &[400, 60, 40, 31, 29, 10, 0, 0]).await;
@@ -104,7 +102,9 @@ async fn a_purge_moves_what_old_outcomes_hold_to_the_balances_and_changes_nothin
             orders[1].order_id.uuid().simple()
         ))
         .await;
-    world.tamper_with_stock("UPDATE stock_movements SET created_at = created_at - INTERVAL 91 DAY WHERE product_id <> 'c'").await;
+    let age = "UPDATE stock_movements SET created_at = created_at - INTERVAL 91 DAY
+               WHERE product_id <> 'c'";
+    world.tamper_with_stock(age).await;
     world.verify();
     let before = snapshot(&world).await;
     assert_eq!((before.outcomes, world.available("a")), (9, 1));
@@ -145,19 +145,23 @@ async fn a_reset_to_the_earliest_after_a_purge_deducts_nothing_twice(world: Worl
     world.import(&[("a", 100), ("b", 100)]);
     decided(&world, &[90, 33, 31, 29, 0]).await;
     purge_stock(&world).await;
+
     let group = format!("{}-again", world.config.kafka.group_id);
     let worker = world.start_with("worker", &[("STOCKLOCK__KAFKA__GROUP_ID", &group)]).await;
     world.caught_up(&group, &world.config.topics.orders).await;
     worker.stop();
+
     assert_eq!((expired(&world), world.available("a"), world.available("b")), (3, 95, 90));
     world.verify();
 }
 
-async fn what_was_purged_is_not_decided_again_by_a_worker_with_a_longer_horizon(world: World) {
+async fn a_worker_with_a_longer_horizon_does_not_decide_purged_orders(world: World) {
     world.import(&[("a", 100), ("b", 100)]);
     let orders = decided(&world, &[90, 33, 31, 29]).await;
     purge_stock(&world).await;
-    // Its clock, or its configuration, says that all of them may be decided. One of them is known, one is new.
+
+    // By its clock or its configuration this worker may decide all orders. One is known, one is
+    // new.
     let worker = worker_of_old(&world);
     let new = world.save_as(vec![(aged(28), order_lines(&[("a", 1)]))]).await;
     let events = [
@@ -167,6 +171,7 @@ async fn what_was_purged_is_not_decided_again_by_a_worker_with_a_longer_horizon(
         orders[3].clone(),
         new[0].clone(),
     ];
+
     let decisions = decide(&worker, &events).await.remove(0);
     let ids =
         |events: &[OrderEvent]| events.iter().map(|event| event.order_id).collect::<BTreeSet<_>>();
@@ -177,11 +182,9 @@ async fn what_was_purged_is_not_decided_again_by_a_worker_with_a_longer_horizon(
     world.check_ledger(&world.stock_store(&World::metrics())).await;
 }
 
-on_each_database!(what_is_being_purged_is_not_decided_again_by_a_worker_that_waits_for_the_purge,);
+on_each_database!(a_worker_that_waits_for_a_purge_does_not_decide_purged_orders,);
 
-async fn what_is_being_purged_is_not_decided_again_by_a_worker_that_waits_for_the_purge(
-    world: World,
-) {
+async fn a_worker_that_waits_for_a_purge_does_not_decide_purged_orders(world: World) {
     world.import(&[("a", 100), ("b", 100)]);
     let orders = decided(&world, &[33]).await;
     let id = orders[0].order_id.uuid().simple();
@@ -190,33 +193,37 @@ async fn what_is_being_purged_is_not_decided_again_by_a_worker_that_waits_for_th
     let deletion =
         format!("START TRANSACTION; DELETE FROM order_outcomes WHERE order_id = UNHEX('{id}')");
     sqlx::raw_sql(&deletion).execute(&mut purge).await.expect("deleted");
+
     let worker = worker_of_old(&world);
     let deciding = tokio::spawn(async move { decide(&worker, &orders).await[0].expired.len() });
     is_held_up_at(&mut purge, &deciding, "INSERT INTO order_outcomes").await;
-    let end = "UPDATE ledger_horizon SET purged_below = UNHEX('ffffffffffff70008000000000000000'); COMMIT";
+
+    let end = "UPDATE ledger_horizon SET purged_below = UNHEX('ffffffffffff70008000000000000000');
+               COMMIT";
     sqlx::raw_sql(end).execute(&mut purge).await.expect("committed");
-    assert_eq!(deciding.await.expect("no panic"), 1, "it was left alone");
+
+    assert_eq!(deciding.await.expect("no panic"), 1, "the order was decided");
     assert_eq!((world.available("a"), world.available("b")), (99, 98));
     assert_eq!(count(url, "SELECT COUNT(*) FROM order_outcomes").await, 0);
 }
 
-on_each_database!(
-    old_orders_that_are_final_are_deleted_and_no_others,
-    one_of_those_who_purge_at_once_gets_to_work_and_in_batches,
-);
+on_each_database!(old_orders_that_are_final_are_deleted_and_no_others,);
 
 async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
     world.import(&[("a", 100), ("b", 100)]);
     let old = decided(&world, &[400, 100, 91, 89, 0]).await;
     let pending = world.save_as(vec![(aged(95), order_lines(&[("a", 1)]))]).await[0].order_id;
     world.tamper_with_orders("DELETE FROM outbox").await;
-    let keys = "INSERT INTO idempotency_keys SELECT CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16), UTC_TIMESTAMP(3) - INTERVAL d DAY
+    let keys = "INSERT INTO idempotency_keys
+                SELECT CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16),
+                       UTC_TIMESTAMP(3) - INTERVAL d DAY
                 FROM (SELECT 8 AS d UNION SELECT 6) AS ages";
     world.tamper_with_orders(keys).await;
     // What still has to be published needs its order.
     let unpublished = old[2].order_id.uuid().simple();
     let outbox = format!(
-        "INSERT INTO outbox VALUES (UNHEX('{unpublished}'), 'RELEASE', UTC_TIMESTAMP(3), UTC_TIMESTAMP(3))"
+        "INSERT INTO outbox
+         VALUES (UNHEX('{unpublished}'), 'RELEASE', UTC_TIMESTAMP(3), UTC_TIMESTAMP(3))"
     );
     world.tamper_with_orders(&outbox).await;
     let owing = old[1].order_id;
@@ -235,7 +242,8 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
         1
     );
 
-    // Outcomes whose orders were purged are no violation, and neither are orders whose outcomes were.
+    // Outcomes whose orders were purged are no violation, and neither are orders whose outcomes
+    // were.
     let text = world.cli(&["verify", "--settle", "0s"]).exits(2).stdout();
     assert!(
         text.contains(&format!("NOT SETTLED order {pending}")) && !text.contains("VIOLATED"),
@@ -257,117 +265,12 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
     assert!(text.contains("is COMPLETED, and no worker decided it"), "{text}");
 }
 
-async fn one_of_those_who_purge_at_once_gets_to_work_and_in_batches(world: World) {
-    world.import(&[("a", 100), ("b", 100)]);
-    decided(&world, &[90; 10]).await;
-    let (store, below) = (world.stock_store(&World::metrics()), aged(30));
-    let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose())
-        .await
-        .expect("the stock store");
-    sqlx::raw_sql("START TRANSACTION; SELECT * FROM ledger_horizon FOR UPDATE")
-        .execute(&mut rival)
-        .await
-        .expect("locked");
-    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purged::Busy);
-    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purged::Busy);
-    sqlx::raw_sql("ROLLBACK").execute(&mut rival).await.expect("free");
-    for (rows, has_more) in [(4, true), (4, true), (2, false), (0, false)] {
-        assert_eq!(
-            store.purge_outcomes(below, 4).await.expect("a purge"),
-            Purged::Done { rows, has_more }
-        );
-        world.check_ledger(&store).await;
-    }
-    assert_eq!(
-        store.purge_outcomes(aged(40), 4).await.expect("a purge"),
-        Purged::Done { rows: 0, has_more: false }
-    );
-    assert_eq!(store.purged_below().await.expect("the horizon"), below, "it does not go back");
-}
-
-on_two_stacks!(purges_and_decisions_and_releases_at_once_keep_the_ledger_exact_at_any_instant,);
-
-async fn purges_and_decisions_and_releases_at_once_keep_the_ledger_exact_at_any_instant(
-    world: World,
-) {
-    world.import(&[("a", 1000), ("b", 2000)]);
-    let old = decided(&world, &[60; 240]).await;
-    let young = decided(&world, &[20; 60]).await;
-    let new = world.save(&vec![order_lines(&[("b", 1), ("a", 1)]); 60]).await;
-    let below = aged(31);
-    let purging = (0..3).map(|_| {
-        let store = world.stock_store(&World::metrics());
-        tokio::spawn(async move {
-            let begun = Instant::now();
-            while store.purged_below().await.expect("the horizon") < below {
-                store.purge_outcomes(below, 6).await.expect("a purge");
-                assert!(begun.elapsed() < PATIENCE, "the deciders starve the purge");
-            }
-        })
-    });
-    let purging: Vec<_> = purging.collect();
-    // Old ones are released too, as by a worker with a longer horizon: it depends on the moment which of them still can be.
-    let work = [(worker_of_old(&world), old), (world.worker(&World::metrics()), young)].map(
-        |(worker, orders)| {
-            let (orders, new) = (orders, new.clone());
-            tokio::spawn(async move {
-                for (order, new) in orders.chunks(4).zip(new.iter().cycle()) {
-                    let mut events: Vec<_> = order.iter().rev().map(release).collect();
-                    events.push(new.clone());
-                    deliver(&worker, &events).await;
-                }
-            })
-        },
-    );
-    let store = world.stock_store(&World::metrics());
-    while purging.iter().any(|task| !task.is_finished())
-        || work.iter().any(|task| !task.is_finished())
-    {
-        world.check_ledger(&store).await;
-    }
-    for task in purging.into_iter().chain(work) {
-        task.await.expect("done");
-    }
-    let snapshot = snapshot(&world).await;
-    assert_eq!(
-        (snapshot.outcomes, snapshot.corrupt),
-        (120, vec![]),
-        "60 young ones, released, and 60 new ones"
-    );
-    // Each old order either gave its units back or holds them for ever.
-    let purged = count(
-        world.config.stock_store.url.expose(),
-        "SELECT CAST(SUM(held) AS SIGNED) FROM ledger_balances WHERE product_id = 'a'",
-    )
-    .await;
-    assert_eq!(world.available("a"), 1000 - purged - 60);
-    assert!((1..=240).contains(&purged), "{purged}");
-}
-
-/// Crashes a worker at its first purge, and answers how many outcomes are left then.
-async fn crash_a_purge(world: &World, point: &str) -> u64 {
-    Role::spawn(&world.env, "worker", &[("STOCKLOCK_CRASH_AT", point)]).crashed_at(point).await;
-    world.check_ledger(&world.stock_store(&World::metrics())).await;
-    snapshot(world).await.outcomes
-}
-
-on_two_stacks!(a_purge_that_is_interrupted_has_happened_or_not,);
-
-async fn a_purge_that_is_interrupted_has_happened_or_not(world: World) {
-    world.import(&[("a", 100), ("b", 100)]);
-    decided(&world, &[60, 50, 40, 20]).await;
-    assert_eq!(crash_a_purge(&world, "retention.booked").await, 4);
-    let url = world.config.stock_store.url.expose();
-    assert_eq!(count(url, "SELECT COUNT(*) FROM ledger_balances").await, 0);
-    assert_eq!(crash_a_purge(&world, "retention.committed").await, 1);
-    world.verify();
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_running_roles_delete_what_is_old_and_say_how_much() {
+async fn the_running_roles_delete_old_rows_and_count_them() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 100), ("b", 100)]);
     let orders = decided(&world, &[100, 40, 0]).await;
+
     let (worker, compensator) = (world.start("worker").await, world.start("compensator").await);
     for (role, table, rows) in [(&worker, "order_outcomes", 2), (&compensator, "orders", 1)] {
         wait_until(&format!("{rows} rows of {table} are deleted"), async || {
@@ -376,6 +279,7 @@ async fn the_running_roles_delete_what_is_old_and_say_how_much() {
         .await;
         assert_eq!(role.count("stocklock_retention_deleted_total", "").await, rows);
     }
+
     worker.stop();
     compensator.stop();
     let ids: Vec<_> = orders.iter().map(|event| event.order_id).collect();

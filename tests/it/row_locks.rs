@@ -1,4 +1,4 @@
-//! A transaction locks the rows that it means and no others.
+//! A transaction locks the rows of its own products or orders, and no others.
 
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use stocklock::{
 
 use crate::harness::{World, on_each_database, random_orders};
 
-/// Well below the time that a statement waits for a lock in the database, after which it counts as a retry.
+/// Well below the time that a statement waits for a lock in the database. A wait that ends there
+/// counts as a retry.
 const PROMPT: Duration = Duration::from_secs(2);
 
 async fn locked(url: &str, statement: &'static str) -> MySqlConnection {
@@ -42,6 +43,7 @@ async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) 
     let stock = world.stock_store(&metrics);
     let url = world.config.stock_store.url.expose();
     let _rival = locked(url, "SELECT * FROM products WHERE product_id = 'b' FOR UPDATE").await;
+
     for guard in [Guard::RowLocks, Guard::Versions] {
         let batch = [placed(r#"[["a",1],["c",1]]"#)];
         assert_eq!(
@@ -49,11 +51,13 @@ async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) 
             1
         );
     }
+
     assert_eq!(
         metrics.retries.with_label_values(&["stock_store"]).get(),
         0,
         "the rival's lock was waited for"
     );
+
     let blocked = [placed(r#"[["b",1]]"#)];
     let deciding =
         tokio::time::timeout(PROMPT, stock.decide(&blocked, Guard::RowLocks, Utc::now())).await;
@@ -64,6 +68,7 @@ async fn batches_that_name_the_same_products_in_any_order_never_deadlock(world: 
     let products: Vec<_> = (0..12).map(|n| format!("p{n}")).collect();
     world.import(&products.iter().map(|id| (id.as_str(), 1_000_000)).collect::<Vec<_>>());
     let metrics = World::metrics();
+
     let deciders = (0..4).map(|decider| {
         let stock = world.stock_store(&metrics);
         tokio::spawn(async move {
@@ -80,6 +85,7 @@ async fn batches_that_name_the_same_products_in_any_order_never_deadlock(world: 
         })
     });
     futures::future::join_all(deciders).await.into_iter().for_each(|ended| ended.unwrap());
+
     // A deadlock (1213) is a conflict, and repeated.
     assert_eq!(metrics.retries.with_label_values(&["stock_store"]).get(), 0);
 }
@@ -94,6 +100,7 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
         lines: serde_json::from_str(r#"[["a",1]]"#).unwrap(),
         accepted_at: Utc::now(),
     };
+
     let placed = [new_order(), new_order(), new_order()];
     orders.place(&placed, Duration::ZERO).await.unwrap();
     let url = world.config.order_store.url.expose();
@@ -104,6 +111,7 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
         source: WORKER_SOURCE.to_owned(),
         occurred_at: Utc::now(),
     };
+
     let others = [completed(&placed[1]), completed(&placed[2])];
     orders.apply(&others, Utc::now(), placed[0].order_id, Duration::ZERO).await.expect("applied");
     assert_eq!(
@@ -111,6 +119,7 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
         0,
         "the rival's lock was waited for"
     );
+
     let blocked = [completed(&placed[0])];
     let applying = tokio::time::timeout(
         PROMPT,

@@ -1,4 +1,4 @@
-//! However long the database makes us wait: few sessions, and no row lock for longer than
+//! A database that makes us wait: sessions stay few, and no row stays locked for longer than
 //! `lock.ttl`.
 
 use std::time::Duration;
@@ -65,6 +65,7 @@ on_each_database!(
     a_long_read_of_verify_has_no_limit,
 );
 
+/// On `MariaDB` the session's `max_statement_time` ends the statements too.
 async fn statements_that_were_given_up_are_ended_and_sessions_stay_few(world: World) {
     const POOL_MAX: u32 = 3;
     let store = order_store(&world, POOL_MAX, LOCK_LIMIT);
@@ -76,7 +77,8 @@ async fn statements_that_were_given_up_are_ended_and_sessions_stay_few(world: Wo
 
     let placing = tokio::spawn({
         let store = store.clone();
-        async move { join_all((0..8).map(|_| async { store.place(&[new_order()], LEASE).await })).await }
+        let place = async move || store.place(&[new_order()], LEASE).await;
+        async move { join_all((0..8).map(|_| place())).await }
     });
     let (mut most, mut slept) = (0, false);
     while !placing.is_finished() {
@@ -180,11 +182,14 @@ async fn a_long_read_of_verify_has_no_limit(world: World) {
         World::metrics(),
         world.config.retention.horizon,
     );
-    world.tamper_with_stock(
-        "ALTER TABLE order_outcomes RENAME TO kept_outcomes;
-         CREATE SQL SECURITY INVOKER VIEW order_outcomes AS SELECT order_id, outcome, reason, `lines` FROM kept_outcomes
-         WHERE SLEEP(3) = 0"
-    ).await;
+    world
+        .tamper_with_stock(
+            "ALTER TABLE order_outcomes RENAME TO kept_outcomes;
+         CREATE SQL SECURITY INVOKER VIEW order_outcomes AS
+             SELECT order_id, outcome, reason, `lines` FROM kept_outcomes
+         WHERE SLEEP(3) = 0",
+        )
+        .await;
     let id = aged(0);
     let insert = format!(
         "INSERT INTO kept_outcomes (order_id, outcome, `lines`, decided_at)

@@ -1,4 +1,5 @@
-//! Topics that take less than a producer sends, or no letter without a key; `setup` says so.
+//! Topics that take smaller messages than a producer sends, or no letter without a key. `setup`
+//! warns of both.
 
 use std::collections::BTreeSet;
 

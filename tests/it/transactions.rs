@@ -1,4 +1,4 @@
-//! Transactions: one whose caller goes away halfway, and the time that each takes.
+//! A transaction whose caller goes away in the middle of it.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -40,7 +40,8 @@ async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World
     // The order's row goes in; its outbox row waits for this rival.
     let mut rival = MySqlConnection::connect(config.url.expose()).await.expect("the order store");
     sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.expect("begun");
-    let insert = "INSERT INTO outbox (order_id, kind, created_at, visible_at) VALUES (?, 'PLACED', NOW(3), NOW(3))";
+    let insert = "INSERT INTO outbox (order_id, kind, created_at, visible_at)
+                  VALUES (?, 'PLACED', NOW(3), NOW(3))";
     let insert = sqlx::query(insert).bind(dropped.order_id.as_bytes().as_slice());
     insert.execute(&mut rival).await.expect("inserted");
     let placing = store.place(std::slice::from_ref(&dropped), LEASE);

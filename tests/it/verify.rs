@@ -1,4 +1,5 @@
-//! `stocklock verify` holds where all is well, and finds every damage done behind the project's back.
+//! `stocklock verify` holds on a healthy world, and finds every damage done behind the project's
+//! back.
 
 use std::time::{Duration, Instant};
 
@@ -8,7 +9,8 @@ use url::Url;
 
 use crate::harness::{Api, Masters, PATIENCE, Rival, World, lines, on_each_database};
 
-/// Damage to one of the stores, the invariant that it violates, and the row that `verify` must name.
+/// Damage to one of the stores, the invariant that it violates, and the subject that `verify` must
+/// name.
 struct Damage {
     store: Store,
     sql: &'static str,
@@ -114,7 +116,7 @@ impl Store {
     }
 }
 
-/// A world with one order completed, a×2 and b×1, and one refused. Answers their ids.
+/// A world with one completed order, a×2 and b×1, and one refused order. Returns their ids.
 async fn decided(world: &World) -> (String, String) {
     world.import(&[("a", 3), ("b", 1)]);
     let all = world.start("all").await;
@@ -126,8 +128,8 @@ async fn decided(world: &World) -> (String, String) {
     ids
 }
 
-/// Runs a statement that takes its time, in a transaction, with a character in it that MySQL's lists of sessions and of transactions cannot
-/// show (error 3854). Answers its connection's id.
+/// Runs a long statement in a transaction, with a character in it that MySQL's lists of sessions
+/// and of transactions cannot show (error 3854). Returns the id of its connection.
 async fn run_what_cannot_be_listed(world: &World) -> u64 {
     let mut conn = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
@@ -142,7 +144,7 @@ async fn run_what_cannot_be_listed(world: &World) -> u64 {
     id
 }
 
-/// Waits until the server cannot list its transactions; one of MariaDB always can.
+/// Waits until the server cannot list its transactions. MariaDB always can.
 async fn is_not_listed(world: &World) {
     let begun = Instant::now();
     while let (true, false) = lists_transactions(world).await {
@@ -168,7 +170,7 @@ fn report(world: &World, settle: &str, status: i32) -> Value {
     world.cli(&["--output", "json", "verify", "--settle", settle]).exits(status).json()
 }
 
-/// The report of a world in which all is well; but the number of events, which may come twice.
+/// The report of a healthy world, without the number of events: an event may come twice.
 fn healthy_report(world: &World) -> Value {
     let mut report = report(world, "5s", 0);
     let events = report.as_object_mut().and_then(|report| report.remove("events"));
@@ -178,7 +180,7 @@ fn healthy_report(world: &World) -> Value {
 
 on_each_database!(
     locks_and_transactions_that_outlive_their_ttl_are_found,
-    an_invariant_that_may_not_be_looked_at_is_not_said_to_hold,
+    an_invariant_without_the_right_to_check_it_is_not_reported_as_held,
     every_damage_is_found_and_its_row_is_named,
 );
 
@@ -191,8 +193,10 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
     }
     world.import(&[("a", 5)]);
     let prefix = world.config.lock.prefix.clone();
+
     masters.set(0, &format!("{prefix}a"), Some(Duration::from_millis(900))).await;
     world.verify();
+
     masters.set(1, &format!("{prefix}b"), Some(Duration::from_secs(60))).await;
     masters.set(2, &format!("{prefix}c"), None).await;
     let holder = Rival::rename(&world, "a").await;
@@ -209,6 +213,7 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
         let kill = format!("KILL {unlisted}");
         sqlx::query(&kill).execute(&mut killer).await.expect("killed");
     });
+
     let found = report(&world, "0s", 1)["violations"].as_array().expect("violations").clone();
     let details: Vec<_> =
         found.iter().map(|violation| violation["detail"].as_str().expect("text")).collect();
@@ -217,11 +222,13 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
     assert_eq!(found[0]["subject"], json!(format!("key {prefix}b")));
     assert!(details[1].starts_with("lives for ever on master 2"), "{found:?}");
     assert!(details[2].contains("in a transaction"), "{found:?}");
+
     killing.await.expect("killed");
     holder.commit().await;
     masters.set(1, &format!("{prefix}b"), Some(Duration::from_millis(1))).await;
     masters.set(2, &format!("{prefix}c"), Some(Duration::from_millis(1))).await;
     world.verify();
+
     masters.freeze(1).await;
     let unchecked = report(&world, "0s", 2)["unchecked"].to_string();
     assert!(
@@ -230,15 +237,18 @@ async fn locks_and_transactions_that_outlive_their_ttl_are_found(world: World) {
     );
 }
 
-async fn an_invariant_that_may_not_be_looked_at_is_not_said_to_hold(world: World) {
+async fn an_invariant_without_the_right_to_check_it_is_not_reported_as_held(world: World) {
     let mut url = Url::parse(world.config.stock_store.url.expose()).expect("a URL");
     let user = url.path().trim_start_matches('/').to_owned();
     url.set_username(&user).expect("a user");
     url.set_password(Some("secret")).expect("a password");
+
     let may_read = format!(
-        "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}'; REVOKE PROCESS ON *.* FROM '{user}'"
+        "CREATE USER '{user}' IDENTIFIED BY 'secret'; GRANT ALL ON *.* TO '{user}';
+         REVOKE PROCESS ON *.* FROM '{user}'"
     );
     world.tamper_with_stock(&may_read).await;
+
     let read = [
         "--output",
         "json",
@@ -251,6 +261,7 @@ async fn an_invariant_that_may_not_be_looked_at_is_not_said_to_hold(world: World
     let found = world.cli(&read).exits(2).json();
     let without = world.cli(&[&read[..], &["--without", "6"]].concat()).exits(0).json();
     world.tamper_with_stock(&format!("DROP USER '{user}'")).await;
+
     let forbidden = found["forbidden"][0].as_str().expect("said");
     assert!(forbidden.contains("stock_store") && forbidden.contains("PROCESS"), "{found:#}");
     assert_eq!((&found["holds"], &without["holds"]), (&json!(false), &json!(true)));
@@ -261,13 +272,16 @@ async fn an_invariant_that_may_not_be_looked_at_is_not_said_to_hold(world: World
 async fn every_damage_is_found_and_its_row_is_named(world: World) {
     let (completed, failed) = decided(&world).await;
     let healthy = json!({
-        "products": 2, "outcomes": 2, "orders": 2, "violations": [], "unsettled": [], "dead_lettered": [],
-        "unchecked": [], "forbidden": [], "left_out": ["the locks in Redis: lock.strategy is row"], "holds": true
+        "products": 2, "outcomes": 2, "orders": 2, "holds": true,
+        "violations": [], "unsettled": [], "dead_lettered": [], "unchecked": [], "forbidden": [],
+        "left_out": ["the locks in Redis: lock.strategy is row"]
     });
     assert_eq!(healthy_report(&world), healthy);
+
     for (store, table) in TABLES {
         store.run(&world, &format!("CREATE TABLE kept_{table} AS SELECT * FROM {table}")).await;
     }
+
     for Damage { store, sql, invariant, subject } in DAMAGES {
         store.run(&world, sql).await;
         let subject = match subject {
@@ -294,6 +308,7 @@ async fn every_damage_is_found_and_its_row_is_named(world: World) {
             store.run(&world, &restore).await;
         }
     }
+
     assert_eq!(healthy_report(&world), healthy, "the damages were undone one by one");
 }
 
@@ -303,19 +318,22 @@ async fn stock_below_zero_cannot_be_written(world: World) {
     world.import(&[("a", 3)]);
     let refused =
         world.try_stock("UPDATE products SET available = -1 WHERE product_id = 'a'").await;
+
     let error = refused.expect_err("the CHECK refuses it").to_string();
     assert!(error.contains("available_is_not_negative"), "{error}");
     world.verify();
 }
 
-on_each_database!(what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed,);
+on_each_database!(orders_in_flight_are_unsettled_and_completed_ones_must_be_decided,);
 
-async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_completed(world: World) {
+async fn orders_in_flight_are_unsettled_and_completed_ones_must_be_decided(world: World) {
     world.import(&[("a", 3)]);
     let ingest = world.start("ingest").await;
     let id = Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202).order_id().to_owned();
+
     let begun = Instant::now();
     let open = report(&world, "1s", 2);
+
     assert!(
         (Duration::from_secs(1)..Duration::from_secs(20)).contains(&begun.elapsed()),
         "{:?}",
@@ -323,6 +341,7 @@ async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_compl
     );
     assert_eq!(open["unsettled"], json!([[id, "not decided yet"]]));
     assert_eq!((&open["violations"], &open["holds"]), (&json!([]), &json!(false)));
+
     // A failed order whose release never comes would keep its stock for ever.
     world.tamper_with_orders("UPDATE orders SET status = 'FAILED', reason = 'payment'").await;
     let violations = &report(&world, "0s", 1)["violations"];
@@ -332,12 +351,15 @@ async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_compl
             .contains("is FAILED, and its release is neither done nor owed"),
         "{violations}"
     );
-    let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at) SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
+
+    let owe = "INSERT INTO owed_releases (order_id, owed_at, due_at)
+               SELECT order_id, UTC_TIMESTAMP(3), '2100-01-01' FROM orders";
     world.tamper_with_orders(owe).await;
     assert_eq!(
         report(&world, "0s", 2)["unsettled"],
         json!([[id, "its stock is not released yet"]])
     );
+
     world.tamper_with_orders("DELETE FROM owed_releases").await;
     world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED', reason = NULL").await;
     let violations = &report(&world, "0s", 1)["violations"];
@@ -347,11 +369,12 @@ async fn what_stays_in_flight_is_not_judged_and_what_nobody_decided_is_not_compl
     );
 }
 
-on_each_database!(what_cannot_be_checked_is_neither_right_nor_wrong,);
+on_each_database!(an_invariant_that_cannot_be_checked_neither_holds_nor_fails,);
 
-async fn what_cannot_be_checked_is_neither_right_nor_wrong(world: World) {
+async fn an_invariant_that_cannot_be_checked_neither_holds_nor_fails(world: World) {
     let nowhere = "stock_store.url=mysql://u:p@127.0.0.1:9/stock";
     let unreachable = world.cli(&["verify", "--settle", "1s", "--set", nowhere]).exits(2);
+
     assert!(unreachable.stderr().contains("unavailable"), "{}", unreachable.stderr());
     assert!(!unreachable.stdout().contains("hold"), "{}", unreachable.stdout());
 }

@@ -49,7 +49,7 @@ fn named(events: &[OrderEvent]) -> Vec<String> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn orders_that_were_passed_undecided_are_named() {
+async fn orders_that_offsets_passed_undecided_are_named() {
     let (world, events) = produced(3).await;
     let worker = world.worker(&World::metrics());
     assert_eq!(report(&world, &[], 2)["violations"], json!([]), "nothing is passed yet");
@@ -91,7 +91,7 @@ async fn a_message_that_was_passed_without_a_letter_is_named() {
     let found = report(&world, &[], 1);
 
     assert!(passed_by(&found)[0].starts_with("message "), "{found:#}");
-    // Once letters are deleted nobody can say whether this message had one.
+    // Once letters are deleted, it is unknown whether this message had one.
     let letters = &world.config.topics.orders_dlq;
     world
         .produce(letters, (0..40).map(|_| (OrderId::generate(), b"a letter".to_vec())).collect())
@@ -131,8 +131,8 @@ async fn without_kafka_the_offsets_are_not_said_to_hold() {
 fn refuse(table: &str, write: &str, event: &OrderEvent) -> String {
     let id = event.order_id.uuid().simple();
     format!(
-        "CREATE TRIGGER refuse BEFORE {write} ON {table} FOR EACH ROW
-         IF NEW.order_id = X'{id}' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF"
+        "CREATE TRIGGER refuse BEFORE {write} ON {table} FOR EACH ROW IF NEW.order_id = X'{id}'
+         THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one'; END IF"
     )
 }
 
@@ -164,7 +164,7 @@ async fn dead_lettered_orders_are_listed_apart() {
     all.into_iter().for_each(Role::stop);
 }
 
-/// What a stranger reports in vain says nothing about the order's own way.
+/// A report of another system that is dead-lettered says nothing about the order's own messages.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_strangers_dead_letter_does_not_set_an_order_apart() {
     let (world, events) = produced(1).await;

@@ -1,4 +1,5 @@
-//! Many at once on the same products: never below zero, never a unit left that somebody was refused.
+//! Many orders at once on the same products: stock is never below zero, and no order is refused for
+//! units that remain.
 
 use std::sync::Arc;
 
@@ -11,7 +12,8 @@ use crate::harness::{
     World, decide, deliver, lines, on_every_stack, order_lines, place_all, random_orders,
 };
 
-/// Has several workers, each with connections and locks of its own, decide their shares of the orders side by side.
+/// Has several workers decide their shares of the orders side by side. Each worker has connections
+/// and locks of its own.
 async fn decide_side_by_side(
     world: &World,
     orders: Vec<Lines>,
@@ -56,8 +58,10 @@ async fn hundreds_of_orders_on_one_product_sell_it_out_exactly(world: World) {
     world.import(&[("hot", 150)]);
     let all = world.start("all").await;
     let bodies = vec![lines(&[("hot", 1)]); 400];
+
     assert_eq!(place_all(&all.http, &bodies, 64).await.len(), 400);
     world.settled().await;
+
     let counts = (world.count_orders("COMPLETED").await, world.count_orders("FAILED").await);
     assert_eq!((counts, world.available("hot")), ((150, 250), 0));
     world.verify();
@@ -68,6 +72,7 @@ async fn workers_side_by_side_sell_one_product_out_exactly(world: World) {
     world.import(&[("hot", 100)]);
     let (_, decisions) =
         decide_side_by_side(&world, vec![order_lines(&[("hot", 1)]); 240], 6, 8).await;
+
     let completed = count(&decisions, |outcome| matches!(outcome, Outcome::Completed(_)));
     let refused =
         count(&decisions, |outcome| *outcome == Outcome::Failed(Reason::InsufficientStock));
@@ -78,11 +83,14 @@ async fn workers_side_by_side_sell_one_product_out_exactly(world: World) {
 async fn workers_that_want_the_same_products_in_different_orders_all_get_done(world: World) {
     let products: Vec<_> = (0..6).map(|n| format!("p{n}")).collect();
     world.import(&products.iter().map(|id| (id.as_str(), 90)).collect::<Vec<_>>());
+
     let (orders, decisions) =
         decide_side_by_side(&world, random_orders(7, 240, products.len()), 4, 6).await;
+
     assert_eq!(count(&decisions, |_| true), 240);
     let store = world.stock_store(&World::metrics());
     let left = store.snapshot().await.expect("a snapshot").available;
+
     // Stock only goes down here: what could be served at the end could have been served before.
     let is_refused = |order: &&OrderEvent| {
         decisions
@@ -98,6 +106,7 @@ async fn workers_that_want_the_same_products_in_different_orders_all_get_done(wo
             "{demand:?} was refused, {left:?} are left"
         );
     }
+
     world.check_ledger(&store).await;
 }
 
@@ -112,7 +121,9 @@ async fn an_order_gets_all_its_lines_or_none(world: World) {
         order_lines(&[("few", 2), ("few", 3)]),
     ];
     let events = world.save(&wanted).await;
+
     assert_eq!(deliver(&worker, &events).await, 4);
+
     let outcomes = worker
         .store
         .find_outcomes(&events.iter().map(|e| e.order_id).collect::<Vec<_>>())
@@ -127,7 +138,7 @@ async fn an_order_gets_all_its_lines_or_none(world: World) {
     assert_eq!((world.available("few"), world.available("none")), (0, 0));
 }
 
-/// The server's own connections are few, and those who wait for one are many.
+/// Few connections to the server, and many tasks that wait for one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_store_that_many_tasks_share_sells_out_exactly() {
     use crate::harness::{Database, Strategy};

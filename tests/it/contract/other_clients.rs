@@ -1,4 +1,5 @@
-//! Others lock the same products: by the rows, or by another implementation of Redlock on the same keys.
+//! Other clients lock the same products: by rows, or by another implementation of Redlock on the
+//! same keys.
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,13 +15,13 @@ use crate::harness::{
     Database, Strategy, World, acquire, decide, is_held_up_at, on_every_stack, order_lines, stays,
 };
 
-/// Another client, which asks once.
+/// Another client, which tries once.
 struct Other {
     redlock: LockManager,
     rows: MySqlConnection,
 }
 
-/// What another client holds; its rows until its connection is dropped.
+/// The lock of another client. Row locks end with its connection.
 enum Theirs {
     Row(MySqlConnection),
     Redlock(LockManager, Lock),
@@ -37,12 +38,13 @@ impl Other {
         Self { redlock, rows }
     }
 
-    /// Locks a product by the world's strategy. `None` where it is another's.
+    /// Locks a product by the world's strategy. Returns `None` if another holds it.
     async fn lock(mut self, world: &World, product: &str) -> Option<Theirs> {
         match world.strategy {
             Strategy::Row => {
                 let sql = format!(
-                    "START TRANSACTION; SELECT version FROM products WHERE product_id = '{product}' FOR UPDATE NOWAIT"
+                    "START TRANSACTION;
+                     SELECT version FROM products WHERE product_id = '{product}' FOR UPDATE NOWAIT"
                 );
                 sqlx::raw_sql(&sql).execute(&mut self.rows).await.ok()?;
                 Some(Theirs::Row(self.rows))
@@ -65,29 +67,37 @@ impl Theirs {
     }
 }
 
-on_every_stack!(what_another_client_holds_is_waited_for, what_a_worker_holds_is_denied_to_others,);
+on_every_stack!(
+    a_worker_waits_for_a_product_of_another_client,
+    a_product_of_a_worker_is_denied_to_others,
+);
 
-async fn what_another_client_holds_is_waited_for(world: World) {
+async fn a_worker_waits_for_a_product_of_another_client(world: World) {
     world.import(&[("a", 5), ("b", 5)]);
     let worker = Arc::new(world.worker(&World::metrics()));
     let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
     let theirs = Other::new(&world).await.lock(&world, "b").await.expect("free");
+
     let deciding = tokio::spawn(async move { decide(&worker, &events).await });
     stays(Duration::from_secs(2), "the other client holds the product", async || {
         !deciding.is_finished()
     })
     .await;
+
     assert_eq!((world.available("a"), world.available("b")), (5, 5));
+
     theirs.unlock().await;
     deciding.await.expect("decided");
     assert_eq!((world.available("a"), world.available("b")), (4, 4));
 }
 
-async fn what_a_worker_holds_is_denied_to_others(world: World) {
+async fn a_product_of_a_worker_is_denied_to_others(world: World) {
     world.import(&[("a", 5), ("b", 5)]);
     let worker = Arc::new(world.worker(&World::metrics()));
     let events = world.save(&[order_lines(&[("a", 1), ("b", 1)])]).await;
-    // Somebody is about to write the order's outcome, so that the worker waits in the middle of its transaction.
+
+    // A rival is about to write the order's outcome: the worker waits in the middle of its
+    // transaction.
     let mut rival = MySqlConnection::connect(world.config.stock_store.url.expose())
         .await
         .expect("a connection");
@@ -97,12 +107,14 @@ async fn what_a_worker_holds_is_denied_to_others(world: World) {
     insert.bind(&events[0].order_id.as_bytes()[..]).execute(&mut rival).await.expect("inserted");
     let deciding = tokio::spawn(async move { decide(&worker, &events).await });
     is_held_up_at(&mut rival, &deciding, "INSERT INTO order_outcomes").await;
+
     for product in ["a", "b"] {
         assert!(
             Other::new(&world).await.lock(&world, product).await.is_none(),
             "{product} is the worker's"
         );
     }
+
     rival.close().await.expect("rolled back");
     deciding.await.expect("decided");
     for product in ["a", "b"] {
@@ -125,13 +137,16 @@ async fn a_claim_of_many_keys_respects_another_client_and_is_respected() {
     let products: Vec<_> =
         (0..1_500).map(|n| ProductId::parse(&format!("p{n:04}")).expect("an id")).collect();
     let last = format!("{prefix}p1499");
+
     let theirs = other.lock(last.as_str(), ttl).await.expect("free");
+
     assert_eq!(
         acquire(&locks, &products).await.expect_err("the last key is theirs"),
         LockError::Contended
     );
     // Nothing is left of what was granted before the last key was refused.
     acquire(&locks, &products[..1_499]).await.expect("free").release().await;
+
     other.unlock(&theirs).await;
     let ours = acquire(&locks, &products).await.expect("free again");
     other.lock(last.as_str(), ttl).await.expect_err("the key is ours");

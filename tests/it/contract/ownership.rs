@@ -74,7 +74,7 @@ fn guard(world: &World) -> Guard {
 on_every_stack!(
     a_batch_that_two_stores_decide_at_once_is_decided_once,
     two_workers_with_the_same_partition_do_each_order_once,
-    an_order_that_two_workers_release_at_once_is_given_back_once,
+    an_order_that_two_workers_release_at_once_is_released_once,
 );
 
 async fn a_batch_that_two_stores_decide_at_once_is_decided_once(world: World) {
@@ -84,21 +84,24 @@ async fn a_batch_that_two_stores_decide_at_once_is_decided_once(world: World) {
 async fn two_workers_with_the_same_partition_do_each_order_once(world: World) {
     world.import(&[("p0", 60), ("p1", 60), ("p2", 60)]);
     let workers = [world.worker(&World::metrics()), world.worker(&World::metrics())];
+
     for round in 0..8 {
         let events = world.save(&random_orders(round, 20, 3)).await;
         let (one, other) =
             tokio::join!(deliver(&workers[0], &events), deliver(&workers[1], &events));
         assert_eq!(one + other, 20);
     }
-    assert_eq!(world.read_statuses().len(), 2 * 8 * 20, "each reports all, whoever decided");
+
+    assert_eq!(world.read_statuses().len(), 2 * 8 * 20, "not each worker reports all orders");
     world.check_ledger(&workers[0].store).await;
     world.replay_statuses(&world.compensator(&World::metrics())).await;
     world.verify();
 }
 
-async fn an_order_that_two_workers_release_at_once_is_given_back_once(world: World) {
+async fn an_order_that_two_workers_release_at_once_is_released_once(world: World) {
     world.import(&[("a", 30), ("b", 30)]);
     let stores = [world.stock_store(&World::metrics()), world.stock_store(&World::metrics())];
+
     for _ in 0..15 {
         let events = world.save(&vec![order_lines(&[("b", 1), ("a", 2)]); 10]).await;
         stores[0].decide(&events, guard(&world), chrono::Utc::now()).await.expect("decided");
@@ -117,6 +120,7 @@ async fn an_order_that_two_workers_release_at_once_is_given_back_once(world: Wor
             (30, 30)
         );
     }
+
     world.check_ledger(&stores[0]).await;
 }
 
@@ -149,27 +153,30 @@ async fn decide_on_stale_stock(world: &World, wanted: i64, rival: i64) -> Outcom
 on_every_stack!(
     a_deduction_that_rests_on_stale_stock_is_rejected,
     a_refusal_that_rests_on_stale_stock_is_rejected,
-    a_worker_that_waited_for_its_rows_sees_what_its_rival_decided_meanwhile,
+    a_worker_that_waited_for_its_rows_sees_its_rival_s_decision,
     a_fleet_of_both_strategies_decides_each_order_once,
 );
 
 async fn a_deduction_that_rests_on_stale_stock_is_rejected(world: World) {
     let outcome = decide_on_stale_stock(&world, 3, -4).await;
+
     assert!(matches!(outcome, Outcome::Failed(_)), "1 was left: {outcome:?}");
     assert_eq!(world.available("a"), 1);
 }
 
 async fn a_refusal_that_rests_on_stale_stock_is_rejected(world: World) {
     let outcome = decide_on_stale_stock(&world, 7, 4).await;
+
     assert!(matches!(outcome, Outcome::Completed(_)), "9 were there: {outcome:?}");
     assert_eq!(world.available("a"), 2);
 }
 
-async fn a_worker_that_waited_for_its_rows_sees_what_its_rival_decided_meanwhile(world: World) {
+async fn a_worker_that_waited_for_its_rows_sees_its_rival_s_decision(world: World) {
     world.import(&[("a", 5)]);
     let metrics = World::metrics();
     let store = world.stock_store(&metrics);
     let events = world.save(&[order_lines(&[("a", 3)])]).await;
+
     let mut rival = Rival::adjust(&world, "a", 1).await;
     let insert = "INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
                   VALUES (?, 'FAILED', 'INSUFFICIENT_STOCK', '[]', NOW(3))";
@@ -179,13 +186,15 @@ async fn a_worker_that_waited_for_its_rows_sees_what_its_rival_decided_meanwhile
         .execute(&mut rival.conn)
         .await
         .expect("decided");
-    // A release has to know what is recorded; orders alone would be taken for new at first.
+    // A release has to know what is recorded. A batch of orders alone is at first assumed new.
     let other = world.save(&[order_lines(&[("a", 1)])]).await;
     let batch = vec![events[0].clone(), release(&other[0])];
+
     let decision = decide(store, Guard::RowLocks, batch, Arc::new(Barrier::new(1)));
     is_held_up_at(&mut rival.conn, &decision, "SELECT").await;
     rival.commit().await;
     let decisions = decision.await.unwrap();
+
     assert!(!decisions.outcomes.contains_key(&id));
     let refused = ReportedStatus::Failed(Reason::InsufficientStock);
     assert_eq!(decisions.statuses, [(id, refused), (other[0].order_id, ReportedStatus::Released)]);

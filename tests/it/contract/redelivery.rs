@@ -1,4 +1,4 @@
-//! A message that comes again changes nothing, and is answered again.
+//! A message that comes again changes no row, and is answered again.
 
 use std::collections::BTreeSet;
 
@@ -10,13 +10,14 @@ use crate::harness::{
     random_orders,
 };
 
-/// Every row of the tables, as text: what a repetition must leave alone.
+/// Every row of the tables, as text: a repetition must not change them.
 async fn contents(url: &str, tables: &[&str]) -> Vec<String> {
     let mut conn = MySqlConnection::connect(url).await.expect("a connection");
     let mut contents = Vec::new();
     for table in tables {
-        let columns = "SELECT GROUP_CONCAT('HEX(`', column_name, '`)' ORDER BY ordinal_position) FROM
-                       information_schema.columns WHERE table_schema = DATABASE() AND table_name = ?";
+        let columns = "SELECT GROUP_CONCAT('HEX(`', column_name, '`)' ORDER BY ordinal_position)
+                       FROM information_schema.columns
+                       WHERE table_schema = DATABASE() AND table_name = ?";
         let columns: String =
             sqlx::query_scalar(columns).bind(table).fetch_one(&mut conn).await.expect("columns");
         let rows =
@@ -102,12 +103,15 @@ async fn a_duplicate_in_a_batch_is_decided_once_and_answered_each_time(world: Wo
     let worker = world.worker(&World::metrics());
     let events = world.save(&[order_lines(&[("a", 3)]), order_lines(&[("a", 3)])]).await;
     let batch = [0, 0, 1, 0, 1].map(|index: usize| events[index].clone());
+
     assert_eq!(deliver(&worker, &batch).await, 2);
     assert_eq!(world.available("a"), 2);
     assert_eq!(world.read_statuses().len(), 5);
+
     let before = everything(&world).await;
     assert_eq!(deliver(&worker, &batch).await, 0);
     assert_eq!((everything(&world).await, world.read_statuses().len()), (before, 10));
+
     world.replay_statuses(&world.compensator(&World::metrics())).await;
     assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("FAILED").await), (1, 1));
 }

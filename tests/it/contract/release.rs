@@ -1,4 +1,5 @@
-//! An order that fails for another's reasons gives its stock back, once, whatever arrives first and however often.
+//! An order that another system fails is released once, whatever message arrives first and however
+//! often.
 
 use rdkafka::Message as _;
 use stocklock::{
@@ -17,8 +18,8 @@ async fn order(world: &World, id: OrderId) -> StoredOrder {
     world.order_store().find(id).await.expect("the order store").expect("the order")
 }
 
-/// Fails the test unless the order failed in the reporter's words and nothing is missing from the shelf.
-async fn check_given_back(world: &World, id: OrderId) {
+/// Fails the test unless the order failed in the reporter's words and all its units are available.
+async fn check_released(world: &World, id: OrderId) {
     let order = order(world, id).await;
     assert_eq!((order.status, order.reason.as_deref()), (OrderState::Failed, Some(WORDS)));
     assert_eq!((world.available("a"), world.available("b")), (10, 10));
@@ -30,13 +31,13 @@ fn wanted() -> stocklock::domain::Lines {
 }
 
 on_every_stack!(
-    a_completed_order_that_fails_later_gives_its_stock_back_once,
+    a_completed_order_that_fails_later_is_released_once,
     a_failure_that_comes_before_the_decision_leaves_the_stock_as_it_was,
     a_release_that_comes_before_its_order_makes_the_order_do_nothing,
     a_completion_that_meets_a_failed_order_releases_it,
 );
 
-async fn a_completed_order_that_fails_later_gives_its_stock_back_once(world: World) {
+async fn a_completed_order_that_fails_later_is_released_once(world: World) {
     world.import(&[("a", 10), ("b", 10)]);
     let (worker, compensator) =
         (world.worker(&World::metrics()), world.compensator(&World::metrics()));
@@ -56,7 +57,7 @@ async fn a_completed_order_that_fails_later_gives_its_stock_back_once(world: Wor
     for _ in 0..2 {
         world.replay_orders(&worker).await;
         world.replay_statuses(&compensator).await;
-        check_given_back(&world, placed[0].order_id).await;
+        check_released(&world, placed[0].order_id).await;
     }
 }
 
@@ -64,33 +65,40 @@ async fn a_failure_that_comes_before_the_decision_leaves_the_stock_as_it_was(wor
     world.import(&[("a", 10), ("b", 10)]);
     let (worker, compensator) =
         (world.worker(&World::metrics()), world.compensator(&World::metrics()));
+
     let placed = world.save(&[wanted()]).await;
     world.produce_events(&placed).await;
     world.report_failed(placed[0].order_id, WORDS).await;
     world.replay_statuses(&compensator).await;
+
     let kinds: Vec<_> = world.read_events().iter().map(|event| event.kind).collect();
     assert_eq!(kinds, [EventKind::Placed, EventKind::Release]);
+
     // The worker comes to the order only now, and to its release in the same batch.
     world.replay_orders(&worker).await;
+
     world.replay_statuses(&compensator).await;
-    check_given_back(&world, placed[0].order_id).await;
+    check_released(&world, placed[0].order_id).await;
     world.replay_statuses(&compensator).await;
     world.replay_orders(&worker).await;
-    check_given_back(&world, placed[0].order_id).await;
+    check_released(&world, placed[0].order_id).await;
 }
 
 async fn a_release_that_comes_before_its_order_makes_the_order_do_nothing(world: World) {
     world.import(&[("a", 10), ("b", 10)]);
     let (worker, compensator) =
         (world.worker(&World::metrics()), world.compensator(&World::metrics()));
+
     let placed = world.save(&[wanted()]).await;
     world.report_failed(placed[0].order_id, WORDS).await;
     world.replay_statuses(&compensator).await;
+
     assert_eq!(deliver(&worker, &[release(&placed[0])]).await, 1);
     for _ in 0..2 {
         assert_eq!(deliver(&worker, &placed).await, 0);
         assert_eq!(deliver(&worker, &[placed[0].clone(), release(&placed[0])]).await, 0);
     }
+
     let of_worker: Vec<_> =
         world.read_statuses().into_iter().filter(OrderStatus::is_from_worker).collect();
     assert_eq!(of_worker.len(), 7, "one of each event");
@@ -98,8 +106,9 @@ async fn a_release_that_comes_before_its_order_makes_the_order_do_nothing(world:
         of_worker.iter().all(|status| status.status == ReportedStatus::Released),
         "{of_worker:?}"
     );
+
     world.replay_statuses(&compensator).await;
-    check_given_back(&world, placed[0].order_id).await;
+    check_released(&world, placed[0].order_id).await;
 }
 
 async fn a_completion_that_meets_a_failed_order_releases_it(world: World) {
@@ -108,6 +117,7 @@ async fn a_completion_that_meets_a_failed_order_releases_it(world: World) {
         (world.worker(&World::metrics()), world.compensator(&World::metrics()));
     let placed = world.save(&[wanted()]).await;
     assert_eq!(deliver(&worker, &placed).await, 1);
+
     // Somebody's failure overtakes our completion on its way to the compensator.
     let overtaken = world.read_topic(&world.config.topics.order_status);
     world.report_failed(placed[0].order_id, WORDS).await;
@@ -116,13 +126,15 @@ async fn a_completion_that_meets_a_failed_order_releases_it(world: World) {
         all.into_iter().filter(|m| !overtaken.iter().any(|o| o.payload() == m.payload())).collect();
     try_step(&compensator, &failure).await.expect("applied");
     compensator.relay.drain().await;
+
     let releases = world.read_events().len();
     try_step(&compensator, &overtaken).await.expect("applied");
     compensator.relay.drain().await;
     assert_eq!((releases, world.read_events().len()), (1, 2), "the completion releases it too");
+
     world.replay_orders(&worker).await;
     world.replay_statuses(&compensator).await;
-    check_given_back(&world, placed[0].order_id).await;
+    check_released(&world, placed[0].order_id).await;
 }
 
 /// The whole way through the processes.
@@ -134,9 +146,11 @@ async fn a_reported_failure_brings_the_stock_back_through_the_running_roles() {
     let placed = place_all(&all.http, &vec![lines(&[("a", 1), ("b", 2)]); 4], 1).await;
     world.settled().await;
     assert_eq!((world.available("a"), world.available("b")), (6, 2));
+
     for _ in 0..2 {
         world.cli(&["order", "fail", &placed[1], "--reason", WORDS]).succeeds();
     }
+
     world.has_available(&[("a", 7), ("b", 4)]).await;
     assert_eq!(order(&world, placed[1].parse().unwrap()).await.reason.as_deref(), Some(WORDS));
     assert_eq!((world.count_orders("COMPLETED").await, world.count_orders("FAILED").await), (3, 1));
@@ -145,15 +159,17 @@ async fn a_reported_failure_brings_the_stock_back_through_the_running_roles() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_completion_from_anyone_but_a_worker_and_a_report_of_no_order_are_set_aside() {
+async fn reports_of_no_order_and_completions_of_no_worker_are_dead_lettered() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
     let placed = world.save(&[wanted(), wanted()]).await;
     let unknown = OrderId::generate();
     world.report(placed[0].order_id, ReportedStatus::Completed, "warehouse").await;
     world.report(unknown, ReportedStatus::Failed(Reason::parse(WORDS)), "payments").await;
     world.report(placed[1].order_id, ReportedStatus::Completed, WORKER_SOURCE).await;
+
     let compensator = world.start("compensator").await;
     world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
+
     assert_eq!(order(&world, placed[0].order_id).await.status, OrderState::Pending);
     assert_eq!(order(&world, placed[1].order_id).await.status, OrderState::Completed);
     let mut letters: Vec<_> = world

@@ -1,0 +1,41 @@
+//! How a model is checked.
+
+use std::{collections::BTreeSet, fmt::Debug, hash::Hash};
+
+use stateright::{Checker as _, HasDiscoveries, Model};
+
+/// Visits all reachable states. Fails the test unless every property holds and more than `states`
+/// different states were found.
+pub(crate) fn holds_in_all_states<M>(protocol: M, states: usize)
+where
+    M: Model<
+            State: Clone + Debug + Hash + PartialEq + Send + Sync,
+            Action: Clone + Debug + PartialEq,
+        > + Send
+        + Sync
+        + 'static,
+{
+    let checker = protocol.checker().spawn_bfs().join();
+    let (all, unique) = (checker.state_count(), checker.unique_state_count());
+    println!("{all} states, {unique} of them unique");
+
+    assert!(checker.is_done() && unique > states, "only {unique} states");
+    checker.assert_properties();
+}
+
+/// Fails the test unless a protocol with a fault breaks the property. Prints the shortest way.
+pub(crate) fn breaks<M>(protocol: M, property: &'static str)
+where
+    M: Model<
+            State: Clone + Debug + Hash + PartialEq + Send + Sync,
+            Action: Clone + Debug + PartialEq,
+        > + Send
+        + Sync
+        + 'static,
+{
+    let names = BTreeSet::from([property]);
+    let checker = protocol.checker().finish_when(HasDiscoveries::AnyOf(names)).spawn_bfs().join();
+
+    let path = checker.discovery(property).expect("the fault breaks the property");
+    println!("{property}: {:?}", path.into_actions());
+}
