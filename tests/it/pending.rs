@@ -98,7 +98,7 @@ async fn a_pass_produces_a_bounded_number_and_no_order_before_its_time(world: Wo
     .await;
     lost(&world, vec![made_ago(TimeDelta::minutes(4))]).await;
     for expected in [500, 500, 200, 0] {
-        assert_eq!(produced(watch.turn(now).await.expect("a pass")), expected);
+        assert_eq!(produced(watch.pass(now).await.expect("a pass")), expected);
     }
     let mut ids: Vec<_> = saved.iter().map(|event| event.order_id).collect();
     ids.sort();
@@ -108,9 +108,9 @@ async fn a_pass_produces_a_bounded_number_and_no_order_before_its_time(world: Wo
     // All but five become final. The five, and the younger order, come again after their time.
     deliver(&world.worker(&World::metrics()), &saved[5..]).await;
     world.replay_statuses(&world.compensator(&World::metrics())).await;
-    assert_eq!(produced(watch.turn(now + after - TimeDelta::seconds(1)).await.expect("a pass")), 1);
-    assert_eq!(produced(watch.turn(now + after).await.expect("a pass")), 5);
-    assert_eq!(produced(watch.turn(now + after).await.expect("a pass")), 0);
+    assert_eq!(produced(watch.pass(now + after - TimeDelta::seconds(1)).await.expect("a pass")), 1);
+    assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 5);
+    assert_eq!(produced(watch.pass(now + after).await.expect("a pass")), 0);
 }
 
 async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) {
@@ -121,7 +121,7 @@ async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) 
     for (minutes, expected) in
         [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)]
     {
-        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
@@ -134,7 +134,7 @@ async fn a_pass_produces_few_orders_that_stay_pending_again_and_again(world: Wor
     for (minutes, expected) in
         [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)]
     {
-        let turn = watch.turn(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
         assert_eq!(produced(turn), expected, "after {minutes} minutes");
     }
 }
@@ -153,7 +153,7 @@ async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world:
     world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
 
     assert_eq!(relay.sweep().await.expect("a sweep"), 2);
-    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 2);
+    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 2);
     assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
 }
 
@@ -163,10 +163,10 @@ async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {
     // A later order is final already.
     lost(&world, vec![made_ago(TimeDelta::seconds(5))]).await;
     world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
-    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 0);
+    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 0);
 
     let late = lost(&world, vec![made_ago(TimeDelta::seconds(40))]).await;
-    assert_eq!(produced(watch.turn(now + TimeDelta::minutes(5)).await.expect("a pass")), 1);
+    assert_eq!(produced(watch.pass(now + TimeDelta::minutes(5)).await.expect("a pass")), 1);
     assert_eq!(on_topic(&world), [late[0].order_id]);
 }
 
@@ -175,7 +175,7 @@ async fn the_age_of_the_oldest_pending_order_is_shown_and_else_zero(world: World
     let mut watch = watch(&world, &metrics);
 
     let mut shows = async |seconds: f64| {
-        watch.turn(now).await.expect("a pass");
+        watch.pass(now).await.expect("a pass");
         let shown = metrics.pending_oldest.get();
         assert!((shown - seconds).abs() < 0.01, "{shown} instead of {seconds}");
     };
@@ -196,9 +196,9 @@ async fn an_order_too_old_to_be_decided_is_not_produced_again(world: World) {
     let mut watch = watch(&world, &metrics);
     let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
 
-    assert_eq!(produced(watch.turn(now).await.expect("a pass")), 1);
-    let turn = watch.turn(now + TimeDelta::days(2)).await.expect("a pass");
-    assert_eq!(turn, Turn { produced: 0, expired: 1, is_complete: true });
+    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 1);
+    let turn = watch.pass(now + TimeDelta::days(2)).await.expect("a pass");
+    assert_eq!(turn, PendingPass { produced: 0, expired: 1, is_complete: true });
     assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
     assert_eq!(on_topic(&world), [old[0].order_id]);
 }

@@ -11,7 +11,7 @@ use stocklock::{
     domain::{Horizon, OrderEvent, OrderId, OrderState},
     lock::Lease,
     retention::{PurgedStore, Purger},
-    store::{Purged, StockSnapshot},
+    store::StockSnapshot,
 };
 
 use crate::harness::{
@@ -52,9 +52,9 @@ fn purger(world: &World, store: PurgedStore) -> Purger {
 }
 
 /// Makes passes until no row is left to delete.
-async fn purge(world: &World, store: Kept) {
-    let retention = retention(world, store);
-    while retention.turn(Utc::now()).await.expect("a pass") {}
+async fn purge(world: &World, store: PurgedStore) {
+    let purger = purger(world, store);
+    while purger.pass(Utc::now()).await.expect("a pass") {}
 }
 
 async fn purge_stock(world: &World) {

@@ -19,7 +19,7 @@ use crate::harness::{
 /// deferred.
 async fn handle(worker: &Worker, events: &[OrderEvent]) -> String {
     let decoded: Vec<_> = events.iter().map(|event| worker.decode(&delivered(event))).collect();
-    let Done { handled, left_behind: deferred } = worker.handle(&decoded).await.expect("handled");
+    let Done { handled, deferred } = worker.handle(&decoded).await.expect("handled");
     worker.publish(&handled).await.expect("published");
     let letter = |number: usize| match handled.outcomes.get(&events[number].order_id) {
         Some(_) => 'd',

@@ -156,8 +156,8 @@ pub(crate) async fn try_step<H: Handler>(
     messages: &[OwnedMessage],
 ) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
-    let Done { handled, deferred: left_behind } = handler.handle(&decoded).await?;
-    assert!(left_behind.is_empty(), "left behind");
+    let Done { handled, deferred } = handler.handle(&decoded).await?;
+    assert!(deferred.is_empty(), "left behind");
     handler.publish(&handled).await?;
     Ok(handled)
 }
@@ -175,10 +175,10 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.handle(&decoded).await {
-            Ok(Done { handled, deferred: left_behind }) => {
+            Ok(Done { handled, deferred }) => {
                 worker.publish(&handled).await.expect("reported");
                 outcomes += handled.outcomes.len();
-                open = left_behind.into_iter().map(|number| open[number]).collect();
+                open = deferred.into_iter().map(|number| open[number]).collect();
                 decoded = open.iter().map(|message| worker.decode(message)).collect();
                 if decoded.is_empty() {
                     return outcomes;
@@ -198,9 +198,9 @@ pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisi
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
         match worker.decide(&open).await {
-            Ok(Done { handled, deferred: left_behind }) => {
+            Ok(Done { handled, deferred }) => {
                 decisions.push(handled);
-                open = left_behind.into_iter().map(|number| open[number]).collect();
+                open = deferred.into_iter().map(|number| open[number]).collect();
                 if open.is_empty() {
                     return decisions;
                 }

@@ -13,9 +13,9 @@ use std::{
 
 use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
-    config::Batches,
+    config::BatchConfig,
     domain::OrderId,
-    kafka::{Done, Fate, Handler, Message, Producer, Refusal},
+    kafka::{DeadLetterReason, Done, Fate, Handler, Message, Producer},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -68,10 +68,10 @@ impl Handler for SmallBatches {
             }
         }
         self.handled.lock().unwrap().extend(&handled);
-        Ok(Done { handled, left_behind: deferred })
+        Ok(Done { handled, deferred })
     }
 
-    fn refusal(&self, _: &Place, _: &Self::Handled) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &Place, _: &Self::Handled) -> Option<DeadLetterReason> {
         None
     }
 
@@ -81,7 +81,7 @@ impl Handler for SmallBatches {
     }
 
     fn fate(_: &TooLarge) -> Fate {
-        Fate::Unavailable("redis")
+        Fate::Retry("redis")
     }
 }
 
@@ -92,7 +92,7 @@ async fn a_batch_that_fails_is_done_in_parts_and_no_message_overtakes() {
     produce_text(&world, MESSAGES, "x").await;
     let (member, lane) = Member::join(&world);
     let handler = SmallBatches::default();
-    let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
+    let batches = BatchConfig { max: MESSAGES, linger: Duration::from_secs(1) };
 
     tokio::join!(member.run(&world, lane, &handler, batches), async {
         world.caught_up(group_id, topic).await;
@@ -134,10 +134,10 @@ impl Handler for DefersFirst {
             (0..messages.len()).partition(|number| messages[*number].1 == 0);
         let handled = handled.into_iter().map(|number| messages[number]);
         self.handled.lock().unwrap().extend(handled);
-        Ok(Done { handled: (), left_behind: deferred })
+        Ok(Done { handled: (), deferred })
     }
 
-    fn refusal(&self, _: &Place, (): &()) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &Place, (): &()) -> Option<DeadLetterReason> {
         None
     }
 
@@ -173,7 +173,7 @@ async fn deferred_messages_of_a_revoked_partition_come_to_its_next_owner() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let (member, lane) = Member::join(&world);
     let handler = DefersFirst::default();
-    let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
+    let batches = BatchConfig { max: 1_000, linger: Duration::from_millis(2) };
     let over = CancellationToken::new();
     let rival = async {
         member.rebalanced("assign", 1).await;

@@ -7,7 +7,7 @@ use std::{
 
 use rdkafka::Message as _;
 use stocklock::{
-    config::Batches,
+    config::BatchConfig,
     kafka::{Batch, Lane, Message, Producer},
 };
 
@@ -63,12 +63,12 @@ async fn a_full_lane_pauses_its_partitions_and_loses_nothing() {
     produce_large(&world, MESSAGES).await;
     let (member, mut lane) = Member::join(&world);
 
-    let first = next_batch(&mut lane, Batches { max: MESSAGES, linger: LINGER }).await.unwrap();
+    let first = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: LINGER }).await.unwrap();
     assert!(first.len() < MESSAGES, "the lane was never full");
     let mut delivered = Delivered::default();
     delivered.take(&lane, first);
     while delivered.count() < MESSAGES {
-        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: Duration::ZERO });
         let batch = tokio::time::timeout(PATIENCE, next).await.expect("the others come").unwrap();
         delivered.take(&lane, batch);
     }
@@ -89,7 +89,8 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     let (rival, rival_lane) = Member::join(&world);
     rival.rebalanced("assign", 1).await;
     produce_large(&world, 2 * MESSAGES).await;
-    let before = next_batch(&mut lane, Batches { max: MESSAGES, linger: LINGER }).await.unwrap();
+    let before =
+        next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: LINGER }).await.unwrap();
 
     // The rival leaves while the batch in flight keeps the lane full.
     let assignments = member.rebalances("assign");
@@ -102,7 +103,7 @@ async fn a_full_lane_that_gets_more_partitions_forgets_no_message() {
     let mut delivered = Delivered::default();
     delivered.take(&lane, before);
     while delivered.count() < 2 * MESSAGES {
-        let next = next_batch(&mut lane, Batches { max: MESSAGES, linger: Duration::ZERO });
+        let next = next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: Duration::ZERO });
         // A message that was forgotten does not come at all.
         match tokio::time::timeout(Duration::from_secs(20), next).await {
             Ok(batch) => delivered.take(&lane, batch.unwrap()),
@@ -123,7 +124,8 @@ async fn a_partition_that_left_a_full_lane_is_fetched_when_it_comes_back() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     produce_large(&world, MESSAGES).await;
     let (member, mut lane) = Member::join(&world);
-    let in_flight = next_batch(&mut lane, Batches { max: MESSAGES, linger: LINGER }).await.unwrap();
+    let in_flight =
+        next_batch(&mut lane, BatchConfig { max: MESSAGES, linger: LINGER }).await.unwrap();
     assert!(in_flight.len() < MESSAGES, "the lane was never full");
     let (rival, rival_lane) = Member::join(&world);
     // The revocation begins while the lane is full. No event shows its beginning, and it ends only
@@ -134,7 +136,7 @@ async fn a_partition_that_left_a_full_lane_is_fetched_when_it_comes_back() {
     member.rebalanced("revoke", 1).await;
 
     // The lane runs empty, so that its own partitions are resumed, and then the rival leaves.
-    let emptied = Batches { max: MESSAGES, linger: Duration::from_secs(2) };
+    let emptied = BatchConfig { max: MESSAGES, linger: Duration::from_secs(2) };
     let idle = Duration::from_secs(8);
     while let Ok(batch) = tokio::time::timeout(idle, next_batch(&mut lane, emptied)).await {
         let batch = batch.unwrap();

@@ -5,7 +5,7 @@ mod full;
 mod unpublished;
 
 use stocklock::{
-    config::Batches,
+    config::BatchConfig,
     domain::OrderId,
     kafka::{Batch, Consumer, DeadLetters, Handler, Lane, Producer, Subscription},
     lifecycle::Shutdown,
@@ -51,7 +51,7 @@ impl Member {
         world: &World,
         lane: Lane,
         handler: &H,
-        batches: Batches,
+        batches: BatchConfig,
     ) {
         let letters = DeadLetters::new(
             Producer::new(&world.config.kafka).unwrap(),
@@ -79,7 +79,7 @@ impl Member {
     }
 }
 
-async fn next_batch(lane: &mut Lane, batches: Batches) -> Option<Batch<()>> {
+async fn next_batch(lane: &mut Lane, batches: BatchConfig) -> Option<Batch<()>> {
     lane.next_batch(batches, |_| (), std::future::ready(())).await
 }
 

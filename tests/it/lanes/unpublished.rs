@@ -11,8 +11,8 @@ use std::{
 
 use rdkafka::{Message as _, message::OwnedMessage};
 use stocklock::{
-    config::Batches,
-    kafka::{Done, Fate, Handler, Refusal},
+    config::BatchConfig,
+    kafka::{DeadLetterReason, Done, Fate, Handler},
 };
 
 use super::{MESSAGES, Member, produce_text};
@@ -44,14 +44,14 @@ impl Handler for BrokerAway {
         (message.partition(), message.offset())
     }
 
-    fn refusal(&self, _: &Place, _: &Self::Handled) -> Option<Refusal> {
+    fn dead_letter_reason(&self, _: &Place, _: &Self::Handled) -> Option<DeadLetterReason> {
         None
     }
 
     async fn handle(&self, messages: &[Place]) -> Result<Done<Self::Handled>, Away> {
         self.handled.fetch_add(messages.len(), Ordering::SeqCst);
         self.batches.fetch_add(1, Ordering::SeqCst);
-        Ok(Done { handled: messages[0], left_behind: Vec::new() })
+        Ok(Done { handled: messages[0], deferred: Vec::new() })
     }
 
     async fn publish(&self, begins: &Self::Handled) -> Result<(), Away> {
@@ -60,7 +60,7 @@ impl Handler for BrokerAway {
     }
 
     fn fate(_: &Away) -> Fate {
-        Fate::Unavailable("kafka")
+        Fate::Retry("kafka")
     }
 }
 
@@ -68,7 +68,7 @@ impl Handler for BrokerAway {
 /// not committed then.
 async fn run_lane(world: &World, handler: &BrokerAway, end: impl Future<Output = ()>) -> i64 {
     let (member, lane) = Member::join(world);
-    let batches = Batches { max: 5, linger: Duration::from_millis(2) };
+    let batches = BatchConfig { max: 5, linger: Duration::from_millis(2) };
     tokio::join!(member.run(world, lane, handler, batches), async {
         end.await;
         member.shutdown.request();

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use chrono::Utc;
 use sqlx::{Connection as _, MySqlConnection};
-use stocklock::store::Purge;
+use stocklock::store::Purged;
 
 use super::{count, decided, snapshot, worker_of_old};
 use crate::harness::{
@@ -31,21 +31,21 @@ async fn of_purges_at_once_one_works_and_in_batches(world: World) {
         .await
         .expect("locked");
 
-    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purge::Busy);
-    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purge::Busy);
+    assert_eq!(store.purge_outcomes(below, 4).await.expect("a purge"), Purged::Busy);
+    assert_eq!(store.purge_movements(Utc::now(), 4).await.expect("a purge"), Purged::Busy);
 
     sqlx::raw_sql("ROLLBACK").execute(&mut rival).await.expect("free");
-    for (rows, more) in [(4, true), (4, true), (2, false), (0, false)] {
+    for (rows, has_more) in [(4, true), (4, true), (2, false), (0, false)] {
         assert_eq!(
             store.purge_outcomes(below, 4).await.expect("a purge"),
-            Purge::Done { rows, more }
+            Purged::Done { rows, has_more }
         );
         world.check_ledger(&store).await;
     }
 
     assert_eq!(
         store.purge_outcomes(aged(40), 4).await.expect("a purge"),
-        Purge::Done { rows: 0, more: false }
+        Purged::Done { rows: 0, has_more: false }
     );
     assert_eq!(store.purged_below().await.expect("the horizon"), below, "it does not go back");
 }
@@ -96,7 +96,7 @@ async fn purges_decisions_and_releases_at_once_keep_the_ledger_exact(world: Worl
 
     let snapshot = snapshot(&world).await;
     assert_eq!(
-        (snapshot.outcomes, snapshot.damaged),
+        (snapshot.outcomes, snapshot.corrupt),
         (120, vec![]),
         "60 young ones, released, and 60 new ones"
     );
