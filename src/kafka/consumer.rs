@@ -1,27 +1,27 @@
+mod inlet;
 mod supervision;
 
 use std::{
-    collections::VecDeque,
     sync::Arc,
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
+use inlet::Inlet;
 use prometheus::IntCounter;
 use rdkafka::{
     Message as _,
     consumer::{CommitMode, Consumer as _},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    message::{Headers, OwnedMessage},
+    message::OwnedMessage,
     topic_partition_list::TopicPartitionList,
 };
 use supervision::Supervision;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use super::{
     Lane,
     callbacks::ConsumerCallbacks,
-    lane::{Offsets, Received},
+    lane::Offsets,
     member::{ConsumerClient, Member},
     partitions::{Partitions, Polled},
 };
@@ -32,10 +32,7 @@ use crate::{
     telemetry::{Component, Metrics},
 };
 
-/// Memory of the messages that a lane holds, bytes.
-const MAX_LANE_BYTES: usize = 8 << 20;
-/// Memory of a message besides its key, payload and headers, bytes.
-const MESSAGE_OVERHEAD_BYTES: usize = 256;
+/// How long a poll waits for a message.
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// The same while a lane is full: its messages are retried before each poll.
 const FULL_LANE_POLL_TIMEOUT: Duration = Duration::from_millis(5);
@@ -89,9 +86,7 @@ impl Consumer {
         let member = Arc::new(Member::join(kafka, subscription, callbacks)?);
         let (inlets, lanes) = (0..subscription.lanes)
             .map(|lane| {
-                let (sender, messages) = mpsc::unbounded_channel();
-                let memory = Arc::new(Semaphore::new(MAX_LANE_BYTES));
-                let inlet = Inlet { sender, memory, undelivered: VecDeque::new() };
+                let (inlet, messages) = Inlet::open();
                 (
                     inlet,
                     Lane {
@@ -145,21 +140,6 @@ impl Consumer {
             }
         }
     }
-}
-
-/// The poll thread's end of a lane.
-struct Inlet {
-    sender: mpsc::UnboundedSender<Received>,
-    memory: Arc<Semaphore>,
-    /// Messages that came while the lane was full. While there are any, the lane's partitions are
-    /// paused. There may be several, since partitions that are assigned meanwhile are not paused.
-    undelivered: VecDeque<UndeliveredMessage>,
-}
-
-/// A polled message that its lane has no room for.
-struct UndeliveredMessage {
-    message: OwnedMessage,
-    assignment: u64,
 }
 
 /// The poll thread.
@@ -249,16 +229,10 @@ impl Poller {
         }
         let patience = if self.inlets.len() == 1 { ONLY_LANE_PATIENCE } else { FULL_LANE_PATIENCE };
         let lane = self.partitions.lane(partition);
-        let inlet = &mut self.inlets[lane];
-        if !inlet.is_full()
-            && let Some(memory) = inlet.wait_for_memory(cost(&message), patience, &self.runtime)
-        {
-            return inlet.accept(message, assignment, memory);
+        if self.inlets[lane].deliver(message, assignment, patience, &self.runtime) {
+            tracing::debug!(lane, "lane full, pausing its partitions");
+            self.set_paused(lane, true);
         }
-        inlet.undelivered.push_back(UndeliveredMessage { message, assignment });
-        let undelivered = inlet.undelivered.len();
-        tracing::debug!(lane, undelivered, "lane full, pausing its partitions");
-        self.set_paused(lane, true);
     }
 
     /// Returns the assignment to which a polled message belongs, or `None` if the message is to be
@@ -314,18 +288,7 @@ impl Poller {
             if !inlet.is_full() {
                 continue;
             }
-            while let Some(next) = inlet.undelivered.front() {
-                let Ok(memory) =
-                    Arc::clone(&inlet.memory).try_acquire_many_owned(cost(&next.message))
-                else {
-                    break;
-                };
-                if let Some(UndeliveredMessage { message, assignment }) =
-                    inlet.undelivered.pop_front()
-                {
-                    inlet.accept(message, assignment, memory);
-                }
-            }
+            inlet.retry();
             if !inlet.is_full() {
                 self.set_paused(lane, false);
             }
@@ -366,45 +329,4 @@ impl Poller {
             }
         }
     }
-}
-
-impl Inlet {
-    /// Whether the lane is full, so that its partitions are paused.
-    fn is_full(&self) -> bool {
-        !self.undelivered.is_empty()
-    }
-
-    /// Waits until the lane has memory for a message, for `patience` at most.
-    fn wait_for_memory(
-        &self,
-        cost: u32,
-        patience: Duration,
-        runtime: &tokio::runtime::Handle,
-    ) -> Option<OwnedSemaphorePermit> {
-        if let Ok(memory) = Arc::clone(&self.memory).try_acquire_many_owned(cost) {
-            return Some(memory);
-        }
-        let memory = Arc::clone(&self.memory).acquire_many_owned(cost);
-        runtime.block_on(async { tokio::time::timeout(patience, memory).await }).ok()?.ok()
-    }
-
-    /// Gives a message to the lane.
-    fn accept(&self, message: OwnedMessage, assignment: u64, memory: OwnedSemaphorePermit) {
-        let received = Received { message, assignment, _memory: memory };
-        if self.sender.send(received).is_err() {
-            tracing::debug!("message dropped, its lane has ended");
-        }
-    }
-}
-
-/// A message's share of its lane's memory, bytes. A message that is larger than the lane gets all
-/// of the memory.
-fn cost(message: &OwnedMessage) -> u32 {
-    let headers = message.headers().into_iter().flat_map(Headers::iter);
-    let headers: usize = headers.map(|h| h.key.len() + h.value.map_or(0, <[u8]>::len)).sum();
-    let bytes = MESSAGE_OVERHEAD_BYTES
-        + message.payload().map_or(0, <[u8]>::len)
-        + message.key().map_or(0, <[u8]>::len)
-        + headers;
-    u32::try_from(bytes.min(MAX_LANE_BYTES)).unwrap_or(u32::MAX)
 }

@@ -12,6 +12,7 @@
 //! | step | file | what it does |
 //! | --- | --- | --- |
 //! | poll | `consumer.rs` | the poll thread: polls all the time, gives messages to lanes, pauses full lanes |
+//! | | `consumer/inlet.rs` | the poll thread's end of a lane, with its memory |
 //! | | `member.rs` | the member of the group: its client, stored and committed offsets, the change of clients |
 //! | | `callbacks.rs` | librdkafka's callbacks: rebalances, statistics, lag |
 //! | own | `partitions.rs` | owned partitions, their assignments, batches in flight and progress |

@@ -6,7 +6,7 @@ use std::{
 use prometheus::IntCounter;
 use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::MetadataTopic};
 
-use super::Poller;
+use super::{Inlet, Poller};
 use crate::{
     kafka::{
         callbacks::{ConsumerCallbacks, PartitionOffset},
@@ -229,7 +229,7 @@ impl Poller {
             (Watchdog::default(), ReachabilityCheck::default(), None);
         drop(callbacks);
         match self.member.replace(&mut self.client, &self.partitions) {
-            Ok(()) => self.inlets.iter_mut().for_each(|inlet| inlet.undelivered.clear()),
+            Ok(()) => self.inlets.iter_mut().for_each(Inlet::clear),
             // The former client continues, or the next pass tries again.
             Err(error) => tracing::error!(%error, "consumer not replaced"),
         }
