@@ -54,13 +54,13 @@ fn pages() -> Vec<PathBuf> {
     pages
 }
 
-/// The paths within [`FOLDERS`] that a text names. TypeScript is another project's.
+/// The paths within [`FOLDERS`] that a text names. Paths of other projects end in `.ts`.
 fn paths_in(text: &str) -> Vec<&str> {
     let is_of_path = |c: char| c.is_ascii_alphanumeric() || "_-./*".contains(c);
     text.split(|c: char| !is_of_path(c))
         .map(|word| word.trim_end_matches('.'))
         .filter(|word| FOLDERS.iter().any(|folder| word.starts_with(folder)))
-        .filter(|word| !word.ends_with(".ts"))
+        .filter(|word| Path::new(word).extension() != Some("ts".as_ref()))
         .collect()
 }
 
