@@ -102,7 +102,7 @@ async fn workers_that_come_and_go_under_load_lose_nothing_and_do_nothing_twice(w
     assert_eq!(world.uncommitted(group, topic), 0, "a graceful stop commits what it did");
 }
 
-/// With KIP-848 the broker moves the partitions. BatchConfig in flight are still finished before a
+/// With KIP-848 the broker moves the partitions. Batches in flight are still finished before a
 /// partition goes.
 async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing(world: World) {
     let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);

@@ -21,7 +21,7 @@ type Share = (u32, u32);
 async fn contend(
     locks: Locks,
     wanted: Vec<ProductId>,
-    hold: Duration,
+    pause: Duration,
     all_turns: Arc<AtomicU32>,
     end: Instant,
 ) -> Share {
@@ -31,7 +31,7 @@ async fn contend(
         let held = acquire(&locks, &wanted).await.expect("within the budget");
         most_passed = most_passed.max(all_turns.fetch_add(1, Ordering::SeqCst) - before);
         // The work under the lock.
-        tokio::time::sleep(hold).await;
+        tokio::time::sleep(pause).await;
         held.release().await;
         turns += 1;
     }

@@ -1,4 +1,4 @@
-//! BatchConfig that want the same products: which of them waits, for how long, what goes on meanwhile,
+//! Batches that want the same products: which of them waits, for how long, what goes on meanwhile,
 //! and that each gets its turn.
 
 mod batches;

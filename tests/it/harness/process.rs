@@ -23,7 +23,7 @@ pub(crate) struct Cli {
 
 /// A role that runs until it is killed or dropped.
 pub(crate) struct Role {
-    role: Running<stocklock_servers::Role>,
+    running: Running<stocklock_servers::Role>,
     pub http: String,
     pub admin: String,
     /// Dropped last: the role writes to it.
@@ -95,7 +95,7 @@ impl Role {
         let role = described(role);
         let (http, admin) = (format!("http://{}", role.http), format!("http://{}", role.admin));
         let role = Running::spawn(role, Lifetime::OfParent, &Patience::new(PATIENCE));
-        Self { role: role.expect("the binary runs"), http, admin, _log: log }
+        Self { running: role.expect("the binary runs"), http, admin, _log: log }
     }
 
     /// Waits for `/readyz`.
@@ -187,22 +187,23 @@ impl Role {
 
     /// The most memory that it had resident, in KiB.
     pub(crate) fn peak_memory_kib(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.role.process.pid()))
-            .expect("its status");
+        let status =
+            std::fs::read_to_string(format!("/proc/{}/status", self.running.process.pid()))
+                .expect("its status");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("its peak");
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// How many files and sockets it has open.
     pub(crate) fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.role.process.pid()))
+        std::fs::read_dir(format!("/proc/{}/fd", self.running.process.pid()))
             .expect("its files")
             .count()
     }
 
     /// Ends it as `kill -9` does.
     pub(crate) fn kill(mut self) {
-        self.role.process.kill().expect("killed");
+        self.running.process.kill().expect("killed");
     }
 
     /// Freezes it, as `kill -STOP` does.
@@ -216,7 +217,7 @@ impl Role {
     }
 
     fn signal(&self, signal: Signal) {
-        self.role.process.signal(signal).expect("signalled");
+        self.running.process.signal(signal).expect("signalled");
     }
 
     /// Waits until it has ended by itself, and fails the test unless it ended with this status.
@@ -224,7 +225,7 @@ impl Role {
     pub(crate) async fn ended(mut self, status: i32) -> String {
         let begun = Instant::now();
         loop {
-            if let Some(ended) = self.role.process.ended().expect("its status") {
+            if let Some(ended) = self.running.process.ended().expect("its status") {
                 assert_eq!(ended.code(), Some(status), "{}", self.log());
                 return self.log();
             }
@@ -243,7 +244,7 @@ impl Role {
         self.signal(Signal::SIGTERM);
         let begun = Instant::now();
         while begun.elapsed() < PATIENCE {
-            if let Some(status) = self.role.process.ended().expect("its status") {
+            if let Some(status) = self.running.process.ended().expect("its status") {
                 assert!(status.success(), "{status}:\n{}", self.log());
                 return;
             }
@@ -256,7 +257,7 @@ impl Role {
     pub(crate) async fn crashed_at(mut self, point: &str) {
         let begun = Instant::now();
         let status = loop {
-            match self.role.process.ended().expect("its status") {
+            match self.running.process.ended().expect("its status") {
                 Some(status) => break status,
                 None => assert!(
                     begun.elapsed() < PATIENCE,
@@ -280,14 +281,14 @@ impl Role {
     }
 
     pub(crate) fn log(&self) -> String {
-        self.role.process.log()
+        self.running.process.log()
     }
 }
 
 impl Drop for Role {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            eprintln!("log of process {}:\n{}", self.role.process.pid(), self.log());
+            eprintln!("log of process {}:\n{}", self.running.process.pid(), self.log());
         }
     }
 }

@@ -102,12 +102,12 @@ async fn a_batch_that_fails_is_done_in_parts_and_no_message_overtakes() {
 
     assert!(handler.failures.load(Ordering::SeqCst) > 0, "the first batch was not too large");
     assert!(handler.has_deferred.load(Ordering::SeqCst), "no message was deferred");
-    let handled = handler.handled.lock().unwrap();
-    assert_eq!(*handled, *handler.published.lock().unwrap());
-    assert_eq!(handled.len(), MESSAGES, "not each message once");
+    let places = handler.handled.lock().unwrap();
+    assert_eq!(*places, *handler.published.lock().unwrap());
+    assert_eq!(places.len(), MESSAGES, "not each message once");
     for partition in 0..world.config.topics.partitions {
         let offsets: Vec<_> =
-            handled.iter().filter(|place| place.0 == partition).map(|place| place.1).collect();
+            places.iter().filter(|place| place.0 == partition).map(|place| place.1).collect();
         assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
     }
 }
@@ -204,8 +204,8 @@ async fn deferred_messages_of_a_revoked_partition_come_to_its_next_owner() {
 
     for (partition, offset) in first {
         assert_eq!(offset, 0, "the first message of partition {partition} is lost");
-        let handled = handler.handled.lock().unwrap();
-        let later = handled.iter().filter(|place| place.0 == partition).count();
+        let places = handler.handled.lock().unwrap();
+        let later = places.iter().filter(|place| place.0 == partition).count();
         assert!(later > 1, "no later message of partition {partition} had been handled");
     }
 }
