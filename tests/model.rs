@@ -9,8 +9,8 @@
 //! - get orders again,
 //! - defer the orders whose products it cannot lock.
 //!
-//! A lock may be lost at any time, and no worker checks whether it still holds its own. So what must
-//! be true rests on the database alone. The model is the protocol of docs/locking.md.
+//! A lock may be lost at any time, and no worker checks whether it still holds its own. So what
+//! must be true rests on the database alone. The model is the protocol of docs/locking.md.
 
 #![allow(clippy::expect_used, reason = "a test fails by panicking")]
 

@@ -42,7 +42,11 @@ def read_baskets():
     baskets = {}
     for time, basket, household, product, quantity in read_columns("transactions", columns):
         if basket not in baskets:
-            order = {"reference": f"basket-{basket}", "customer_id": f"household-{household}", "lines": []}
+            order = {
+                "reference": f"basket-{basket}",
+                "customer_id": f"household-{household}",
+                "lines": [],
+            }
             baskets[basket] = (time, basket, order)
         baskets[basket][2]["lines"].append({"product_id": str(product), "quantity": quantity})
     in_order = sorted(baskets.values(), key=lambda entry: entry[:2])
@@ -70,7 +74,10 @@ def stock_for(orders):
     by_popularity = sorted(demand, key=lambda product: (-popularity[product], product))
     popular = set(by_popularity[:POPULAR_PRODUCTS])
     return {
-        product: max(1, share(quantity, POPULAR_SHARE_PERCENT if product in popular else OTHERS_SHARE_PERCENT))
+        product: max(
+            1,
+            share(quantity, POPULAR_SHARE_PERCENT if product in popular else OTHERS_SHARE_PERCENT),
+        )
         for product, quantity in sorted(demand.items())
     }
 
@@ -122,9 +129,15 @@ def main():
         prog="dev/lib/baskets",
         description="Writes real baskets as DIR/baskets.ndjson and their products as DIR/products.csv.",
     )
-    parser.add_argument("--orders", type=at_least(1), required=True, metavar="N", help="number of baskets")
-    parser.add_argument("--skip", type=at_least(0), default=0, metavar="M", help="skip the first M baskets (0)")
-    parser.add_argument("--out", type=pathlib.Path, default=".", metavar="DIR", help="folder of the output (.)")
+    parser.add_argument(
+        "--orders", type=at_least(1), required=True, metavar="N", help="number of baskets"
+    )
+    parser.add_argument(
+        "--skip", type=at_least(0), default=0, metavar="M", help="skip the first M baskets (0)"
+    )
+    parser.add_argument(
+        "--out", type=pathlib.Path, default=".", metavar="DIR", help="folder of the output (.)"
+    )
     options = parser.parse_args()
 
     everything = read_baskets()

@@ -17,12 +17,14 @@ die() {
 
 have() { command -v "$1" >/dev/null 2>&1; }
 
-# start_time PID: when the kernel started the process. With the pid it names one process for good, while a
-# bare pid may be given to another process later. Prints nothing when the process is gone or a zombie.
+# start_time PID: when the kernel started the process. With the pid it names one process for good,
+# while a bare pid may be given to another process later. Prints nothing when the process is gone or
+# a zombie.
 start_time() {
   local stat
   { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 0
-  # The second field is the command's name, in brackets, and may hold anything: read on from the last bracket.
+  # The second field is the command's name, in brackets, and may hold anything: read on from the
+  # last bracket.
   stat=${stat##*) }
   local -a field
   read -ra field <<<"$stat"

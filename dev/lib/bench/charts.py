@@ -49,7 +49,9 @@ class Axis:
         self.logarithmic = logarithmic
         low, high = self._scaled(ticks[0]), self._scaled(ticks[-1])
         self.low, self.span = low, (high - low) or 1
-        self.begin, self.length = begin + margin, end - begin - 2 * margin if end > begin else end - begin + 2 * margin
+        self.begin, self.length = begin + margin, (
+            end - begin - 2 * margin if end > begin else end - begin + 2 * margin
+        )
 
     def _scaled(self, value):
         return math.log10(value) if self.logarithmic else value
@@ -99,7 +101,9 @@ class Drawing:
         if shape == 0:
             self.parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4.5" fill="{fill}"/>')
         elif shape == 1:
-            self.parts.append(f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{fill}"/>')
+            self.parts.append(
+                f'<rect x="{x - 4:.1f}" y="{y - 4:.1f}" width="8" height="8" fill="{fill}"/>'
+            )
         else:
             self.parts.append(f'<path d="M{x:.1f} {y - 5:.1f}l5 9h-10z" fill="{fill}"/>')
 
@@ -153,7 +157,11 @@ def line_chart(title, x_title, y_title, lines, x_ticks, y_log=False):
 def bar_chart(title, x_title, y_title, groups, series):
     """`series`: (name, a value or None for each group), the colour by place."""
     drawing = Drawing(title, y_title)
-    up = Axis(_ticks(max(value for _, heights in series for value in heights if value)), HEIGHT - BOTTOM, TOP)
+    up = Axis(
+        _ticks(max(value for _, heights in series for value in heights if value)),
+        HEIGHT - BOTTOM,
+        TOP,
+    )
     drawing.y_axis(up)
     group_width = (WIDTH - LEFT - RIGHT) / len(groups)
     bar_width = min(44.0, group_width * 0.86 / len(series))

@@ -41,7 +41,9 @@ def run(command, env, log_path):
             line.clear()
     if child.returncode != 0 or not printed.strip():
         failure = Failed if printed.strip() else NoResult
-        raise failure(f"{' '.join(command)}: exit status {child.returncode}\n{printed}{_tail(log_path)}".rstrip())
+        raise failure(
+            f"{' '.join(command)}: exit status {child.returncode}\n{printed}{_tail(log_path)}".rstrip()
+        )
     return json.loads(printed.splitlines()[-1])
 
 

@@ -15,7 +15,9 @@ COLOURS = {"row": 0, "redlock": 1}
 def draw(results):
     """For each chart that there are results for: the name of its file, and the SVG."""
     charts = {"drain": drain, "batch": batch, "workers": workers, "latency": latency}
-    return {f"{name}.svg": chart(results) for name, chart in charts.items() if results.runs.get(name)}
+    return {
+        f"{name}.svg": chart(results) for name, chart in charts.items() if results.runs.get(name)
+    }
 
 
 def drain(results):
@@ -27,7 +29,13 @@ def drain(results):
         for variant in results.labels("drain", "variant", who="peer")
     ]
     series = [
-        (name, [median(results.select("drain", workload=group, **labels), "orders_per_s") for group in groups])
+        (
+            name,
+            [
+                median(results.select("drain", workload=group, **labels), "orders_per_s")
+                for group in groups
+            ],
+        )
         for name, labels in cases
     ]
     return bar_chart("A backlog drained", "workload", "orders/s", groups, series)
@@ -36,10 +44,20 @@ def drain(results):
 def batch(results):
     sizes = results.labels("batch", "batch_max", workload="Z")
     lines = [
-        Line(variant, _medians(results, "batch", "batch_max", sizes, workload="Z", variant=variant), colour)
+        Line(
+            variant,
+            _medians(results, "batch", "batch_max", sizes, workload="Z", variant=variant),
+            colour,
+        )
         for variant, colour in COLOURS.items()
     ]
-    return line_chart("Throughput by batch size, workload Z", "most orders of a transaction", "orders/s", lines, sizes)
+    return line_chart(
+        "Throughput by batch size, workload Z",
+        "most orders of a transaction",
+        "orders/s",
+        lines,
+        sizes,
+    )
 
 
 def workers(results):
@@ -49,7 +67,9 @@ def workers(results):
         for variant in COLOURS
     ]
     title = "Throughput by number of workers, workload Z"
-    return bar_chart(title, "worker processes", "orders/s", [str(count) for count in counts], series)
+    return bar_chart(
+        title, "worker processes", "orders/s", [str(count) for count in counts], series
+    )
 
 
 def latency(results):
@@ -70,7 +90,10 @@ def latency(results):
 
 
 def _medians(results, section, label, places, figure="orders_per_s", **labels):
-    return [(place, median(results.select(section, **{label: place}, **labels), figure)) for place in places]
+    return [
+        (place, median(results.select(section, **{label: place}, **labels), figure))
+        for place in places
+    ]
 
 
 def _rounded(rates):

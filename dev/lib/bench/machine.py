@@ -13,7 +13,12 @@ from show import Failed
 from sql import Database
 
 # What makes a commit durable; the report shows the others too.
-DURABLE = {"innodb_flush_log_at_trx_commit": "1", "sync_binlog": "1", "log_bin": "ON", "innodb_doublewrite": "ON"}
+DURABLE = {
+    "innodb_flush_log_at_trx_commit": "1",
+    "sync_binlog": "1",
+    "log_bin": "ON",
+    "innodb_doublewrite": "ON",
+}
 SHOWN = (
     "binlog_format",
     "innodb_buffer_pool_size",
@@ -40,8 +45,12 @@ def describe(kafka_version):
 
 
 def _machine():
-    model = re.search(r"^model name\s*:\s*(.+)$", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M)
-    memory = re.search(r"^MemTotal:\s*(\d+) kB", pathlib.Path("/proc/meminfo").read_text(encoding="utf-8"), re.M)
+    model = re.search(
+        r"^model name\s*:\s*(.+)$", pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8"), re.M
+    )
+    memory = re.search(
+        r"^MemTotal:\s*(\d+) kB", pathlib.Path("/proc/meminfo").read_text(encoding="utf-8"), re.M
+    )
     release = platform.freedesktop_os_release()
     return {
         "cores": os.cpu_count(),

@@ -30,7 +30,9 @@ class Stocklock:
         self.baskets = baskets
 
     def version(self):
-        return subprocess.run([self.binary, "--version"], check=True, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            [self.binary, "--version"], check=True, capture_output=True, text=True
+        ).stdout.strip()
 
     def arguments(
         self,
@@ -48,11 +50,27 @@ class Stocklock:
         ceiling=False,
     ):
         """As in the report: what only this run can know has a name in capital letters."""
-        chosen = ["--strategy", strategy, "--orders", orders, "--fill", workload.fill, "--workers", workers]
+        chosen = [
+            "--strategy",
+            strategy,
+            "--orders",
+            orders,
+            "--fill",
+            workload.fill,
+            "--workers",
+            workers,
+        ]
         if workload.is_baskets:
             chosen += ["--baskets", "BASKETS"]
         else:
-            chosen += ["--products", workload.products, "--zipf", workload.zipf, "--lines", f"1..{workload.max_lines}"]
+            chosen += [
+                "--products",
+                workload.products,
+                "--zipf",
+                workload.zipf,
+                "--lines",
+                f"1..{workload.max_lines}",
+            ]
         if batch_max is not None:
             chosen += ["--batch-max", batch_max]
         if end_to_end or rate is not None:
@@ -102,20 +120,40 @@ class Peer:
         self.database.create()
 
     def takes_baskets(self):
-        described = subprocess.run([self.bench, "--help"], check=True, capture_output=True, text=True)
+        described = subprocess.run(
+            [self.bench, "--help"], check=True, capture_output=True, text=True
+        )
         return "--load" in described.stdout
 
     def arguments(self, workload, strategy, orders):
-        chosen = ["--mode", strategy, "--warmup", self.warmup, "--orders", orders, "--partitions", PARTITIONS]
+        chosen = [
+            "--mode",
+            strategy,
+            "--warmup",
+            self.warmup,
+            "--orders",
+            orders,
+            "--partitions",
+            PARTITIONS,
+        ]
         if workload.is_baskets:
             chosen += ["--load", "BASKETS"]
         else:
-            chosen += ["--products", workload.products, "--zipf", workload.zipf, "--max-lines", workload.max_lines]
+            chosen += [
+                "--products",
+                workload.products,
+                "--zipf",
+                workload.zipf,
+                "--max-lines",
+                workload.max_lines,
+            ]
             chosen += ["--fill", workload.fill]
         return [*map(str, chosen), "--timeout", str(PEER_TIMEOUT_SECONDS)]
 
     def run(self, arguments):
-        filled_in = [str(self.baskets_file) if argument == "BASKETS" else argument for argument in arguments]
+        filled_in = [
+            str(self.baskets_file) if argument == "BASKETS" else argument for argument in arguments
+        ]
         command, env = [self.bench, *filled_in], {**os.environ, **self._servers()}
         try:
             result = child.run(command, env, self.log)
@@ -146,7 +184,9 @@ def by_server(cpu):
     """What belongs to none of our servers is one figure."""
     found = {}
     for program, seconds in cpu.items():
-        name = next((name for name, programs in SERVERS.items() if program in programs), "anything else")
+        name = next(
+            (name for name, programs in SERVERS.items() if program in programs), "anything else"
+        )
         found[name] = found.get(name, 0) + seconds
     return found
 

@@ -134,16 +134,28 @@ def drain(results):
     yield "## A backlog drained\n"
     yield f"{counts(ours)} orders a run, batches of at most {counts(ours, 'batch_max')}, one worker.\n"
     yield from chart("drain", "Orders a second by workload and lock strategy")
-    titles = ["workload", "lock strategy", "orders/s", "ceiling", "of the ceiling", "worker's peak, MiB"]
+    titles = [
+        "workload",
+        "lock strategy",
+        "orders/s",
+        "ceiling",
+        "of the ceiling",
+        "worker's peak, MiB",
+    ]
     rows = []
     for workload in results.labels("drain", "workload"):
         of_row = results.select("drain", who="stocklock", workload=workload, variant="row")
-        ceilings = [{**run, "result": {"orders_per_s": run["result"]["ceiling_orders_per_s"]}} for run in of_row]
+        ceilings = [
+            {**run, "result": {"orders_per_s": run["result"]["ceiling_orders_per_s"]}}
+            for run in of_row
+        ]
         for variant, name in figures.NAMES.items():
             runs = results.select("drain", who="stocklock", workload=workload, variant=variant)
             shares = ratios(runs, ceilings, "orders_per_s")
             peak = max(run["result"]["peak_rss_mib_by_role"]["worker"] for run in runs)
-            rows.append([workload, name, spread(runs), spread(ceilings), times(shares, 2), f"{peak:.0f}"])
+            rows.append(
+                [workload, name, spread(runs), spread(ceilings), times(shares, 2), f"{peak:.0f}"]
+            )
     yield from table(titles, rows, texts=2)
     yield from where_the_time_goes(results)
     if peers:
@@ -162,14 +174,19 @@ def where_the_time_goes(results):
             runs = results.select("drain", who="stocklock", workload=workload, variant=variant)
             used = [[_cpu_millis(run["result"], program) for program in PROGRAMS] for run in runs]
             every = [sum(_all_cpu(run["result"]).values()) * 1000 for run in runs]
-            busy = [cpu * run["result"]["orders_per_s"] / 1e6 / cores for cpu, run in zip(every, runs)]
+            busy = [
+                cpu * run["result"]["orders_per_s"] / 1e6 / cores for cpu, run in zip(every, runs)
+            ]
             told = [f"{statistics.median(column):.1f}" for column in (*zip(*used), every)]
             rows.append([workload, name, *told, f"{statistics.median(busy):.0%}"])
     yield from table(["workload", "lock strategy", *PROGRAMS, "all", "busy"], rows, texts=2)
 
 
 def _all_cpu(result):
-    return {**result["cpu_seconds_per_1000_orders"], **result["cpu_seconds_per_1000_orders_of_others"]}
+    return {
+        **result["cpu_seconds_per_1000_orders"],
+        **result["cpu_seconds_per_1000_orders_of_others"],
+    }
 
 
 def _cpu_millis(result, program):
@@ -181,14 +198,23 @@ def beside_the_peer(results, peers):
     names = ", ".join(f"`{name}`" for name in sorted(set(values(peers, "peer"))))
     warmup = results.settings["drain"]["peer_warmup"]
     yield PEER.format(names=names, orders=counts(peers), warmup=f"{warmup:,}")
-    titles = ["workload", "ours", "peer", "ours, orders/s", "peer, orders/s", "ours / peer, median of the rounds"]
+    titles = [
+        "workload",
+        "ours",
+        "peer",
+        "ours, orders/s",
+        "peer, orders/s",
+        "ours / peer, median of the rounds",
+    ]
     rows = []
     for workload in results.labels("drain", "workload", who="peer"):
         for variant, of_peer in (("row", "row"), ("redlock-1", "redlock"), ("redlock", "redlock")):
             ours = results.select("drain", who="stocklock", workload=workload, variant=variant)
             theirs = results.select("drain", who="peer", workload=workload, variant=of_peer)
             compared = f"{times(ratios(ours, theirs, 'orders_per_s'))} ×"
-            rows.append([workload, figures.NAMES[variant], of_peer, spread(ours), spread(theirs), compared])
+            rows.append(
+                [workload, figures.NAMES[variant], of_peer, spread(ours), spread(theirs), compared]
+            )
     yield from table(titles, rows, texts=3)
 
 
@@ -201,7 +227,9 @@ def batch(results):
         [f"{size:,}", *_by_strategy(results, "batch", workload="Z", batch_max=size)]
         for size in results.labels("batch", "batch_max", workload="Z")
     ]
-    yield from table(["workload Z, most orders of a transaction", "row, orders/s", "redlock, orders/s"], rows)
+    yield from table(
+        ["workload Z, most orders of a transaction", "row, orders/s", "redlock, orders/s"], rows
+    )
     rows = []
     for workload in (name for name in results.labels("batch", "workload") if name != "Z"):
         small, large = sorted(results.labels("batch", "batch_max", workload=workload))
@@ -209,11 +237,15 @@ def batch(results):
         of_large = results.select("batch", workload=workload, batch_max=large)
         more = f"{times(ratios(of_large, of_small, 'orders_per_s'))} ×"
         rows.append([f"{workload}, row", spread(of_small), spread(of_large), more])
-    yield from table(["workload", "one by one, orders/s", f"batches of {large:,}, orders/s", "gain"], rows)
+    yield from table(
+        ["workload", "one by one, orders/s", f"batches of {large:,}, orders/s", "gain"], rows
+    )
 
 
 def _by_strategy(results, section, **labels):
-    return [spread(results.select(section, variant=variant, **labels)) for variant in figures.COLOURS]
+    return [
+        spread(results.select(section, variant=variant, **labels)) for variant in figures.COLOURS
+    ]
 
 
 def workers(results):
@@ -234,7 +266,15 @@ def latency(results):
     yield "another; *alone* is so low a rate that an order meets no other. *Final* falls behind *placed* where a queue"
     yield "builds up.\n"
     yield from chart("latency", "Latency by load, median and 99th percentile")
-    titles = ["lock strategy", "load", "placed, orders/s", "final, orders/s", "p50, ms", "p99, ms", "highest, ms"]
+    titles = [
+        "lock strategy",
+        "load",
+        "placed, orders/s",
+        "final, orders/s",
+        "p50, ms",
+        "p99, ms",
+        "highest, ms",
+    ]
     titles += ["bare p99, ms", "of the bare p99"]
     rows = []
     for variant in figures.COLOURS:
@@ -258,7 +298,12 @@ def memory(results):
             told = [max(peak.get(role, 0) for peak in peaks) for role in ROLES]
             told = [f"{peak:.0f}" if peak else "–" for peak in told]
             rows.append([f"{source}, {variant}", counts(chosen), spread(chosen), *told])
-    titles = ["orders from, lock strategy", "orders", "orders/s", *(f"{role}, MiB" for role in ROLES)]
+    titles = [
+        "orders from, lock strategy",
+        "orders",
+        "orders/s",
+        *(f"{role}, MiB" for role in ROLES),
+    ]
     yield from table(titles, rows)
 
 
@@ -282,11 +327,23 @@ def churn(results):
     yield "## Workers that come and go\n"
     yield f"{started} workers at first; every {setting['labels']['every_s']} s another joins or the oldest is killed by"
     yield f"SIGKILL, in turn, while {rate:,} orders/s of workload Z come over HTTP. No order waited longer than *highest*.\n"
-    titles = ["lock strategy", "orders", "seconds", "joined", "killed", "p50, ms", "p99, ms", "highest, ms"]
+    titles = [
+        "lock strategy",
+        "orders",
+        "seconds",
+        "joined",
+        "killed",
+        "p50, ms",
+        "p99, ms",
+        "highest, ms",
+    ]
     rows = []
     for variant in figures.COLOURS:
         chosen = results.select("churn", variant=variant)
-        told = [spread(chosen, figure) for figure in ("seconds", "joined", "killed", "p50_ms", "p99_ms", "max_ms")]
+        told = [
+            spread(chosen, figure)
+            for figure in ("seconds", "joined", "killed", "p50_ms", "p99_ms", "max_ms")
+        ]
         rows.append([variant, counts(chosen), *told])
     yield from table(titles, rows)
 
@@ -296,15 +353,21 @@ def _conditions(results):
     yield "## Measured on\n"
     groups = {}
     for section, setting in results.settings.items():
-        facts = {name: setting[name] for name in ("machine", "servers", "variables", "version", "commit")}
+        facts = {
+            name: setting[name] for name in ("machine", "servers", "variables", "version", "commit")
+        }
         groups.setdefault(json.dumps(facts, sort_keys=True), []).append(section)
     for text, sections in groups.items():
         facts = json.loads(text)
         machine, servers = facts["machine"], facts["servers"]
-        variables = ", ".join(f"`{name}={value}`" for name, value in sorted(facts["variables"].items()))
+        variables = ", ".join(
+            f"`{name}={value}`" for name, value in sorted(facts["variables"].items())
+        )
         memory_of = f"{machine['memory_gib']} GiB of memory"
         commit = f", commit {facts['commit']}" if facts["commit"] else ""
-        others = ", ".join(f"{name} {version}" for name, version in servers.items() if name != "database")
+        others = ", ".join(
+            f"{name} {version}" for name, version in servers.items() if name != "database"
+        )
         yield from table(
             ["", ", ".join(sections)],
             [
@@ -321,7 +384,9 @@ def _conditions(results):
         runs = results.runs[section]
         load = statistics.median(run["load_average_before"] for run in runs)
         rows.append([section, setting["began"], str(len(runs)), f"{load:.1f}"])
-    yield from table(["section", "begun", "runs", "load average before a run, median"], rows, texts=2)
+    yield from table(
+        ["section", "begun", "runs", "load average before a run, median"], rows, texts=2
+    )
 
 
 def _repeat(results):

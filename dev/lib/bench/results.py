@@ -29,13 +29,19 @@ class Results:
             lines += [self.settings[name], *self.runs[name]]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         partial = self.path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8")
+        partial.write_text(
+            "".join(json.dumps(line, sort_keys=True) + "\n" for line in lines), encoding="utf-8"
+        )
         partial.replace(self.path)
 
     def select(self, section, **labels):
         """The runs of a section that have all these labels."""
         runs = self.runs.get(section, [])
-        return [run for run in runs if all(run["labels"].get(name) == value for name, value in labels.items())]
+        return [
+            run
+            for run in runs
+            if all(run["labels"].get(name) == value for name, value in labels.items())
+        ]
 
     def labels(self, section, name, **labels):
         """The different values of a label, in the order in which they were measured."""

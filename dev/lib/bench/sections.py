@@ -103,8 +103,15 @@ class Plan:
                     ceiling=variant == "row",
                 )
         if self.peer and (not workload.is_baskets or self.peer.baskets_file):
-            labels = {"round": number, "who": "peer", "workload": workload.name, "variant": strategy}
-            yield Step(self.peer, self.peer.arguments(workload, strategy, self.sizes.peer_orders), labels)
+            labels = {
+                "round": number,
+                "who": "peer",
+                "workload": workload.name,
+                "variant": strategy,
+            }
+            yield Step(
+                self.peer, self.peer.arguments(workload, strategy, self.sizes.peer_orders), labels
+            )
 
     def batch(self):
         cases = [("Z", strategy, size) for size in BATCH_SIZES for strategy in STRATEGIES]
@@ -153,16 +160,28 @@ class Plan:
         )
         loads = []
         for strategy in STRATEGIES:
-            rates = [run["result"]["orders_per_s"] for run in capacity if run["labels"]["variant"] == strategy]
+            rates = [
+                run["result"]["orders_per_s"]
+                for run in capacity
+                if run["labels"]["variant"] == strategy
+            ]
             whole = statistics.median(rates)
             loads.append((strategy, "alone", self.sizes.alone_rate, self.sizes.alone_orders))
             for share in LOAD_SHARES:
                 rate = max(1, round(whole * share))
-                loads.append((strategy, f"{share:.0%}", rate, math.ceil(rate * self.sizes.load_seconds)))
+                loads.append(
+                    (strategy, f"{share:.0%}", rate, math.ceil(rate * self.sizes.load_seconds))
+                )
         return capacity + self.carry_out(
             [
                 self._ours(
-                    {"round": number, "workload": "Z", "variant": strategy, "load": load, "rate": rate},
+                    {
+                        "round": number,
+                        "workload": "Z",
+                        "variant": strategy,
+                        "load": load,
+                        "rate": rate,
+                    },
                     strategy,
                     orders,
                     rate=rate,

@@ -47,7 +47,9 @@ WORKLOADS = {
 
 def is_valid(order):
     """As ingest sees it."""
-    return 1 <= len(order["lines"]) <= MAX_LINES and all(line["quantity"] >= 1 for line in order["lines"])
+    return 1 <= len(order["lines"]) <= MAX_LINES and all(
+        line["quantity"] >= 1 for line in order["lines"]
+    )
 
 
 class Baskets:
@@ -55,7 +57,9 @@ class Baskets:
 
     def __init__(self, folder, wanted):
         placed = min(math.ceil(wanted * SPARE) + MAX_LINES, ALL_BASKETS)
-        subprocess.run([HERE.parent / "baskets", "--orders", str(placed), "--out", folder], check=True)
+        subprocess.run(
+            [HERE.parent / "baskets", "--orders", str(placed), "--out", folder], check=True
+        )
         self.file = folder / "baskets.ndjson"
         with open(self.file, encoding="utf-8") as lines:
             orders = [json.loads(line) for line in lines]
@@ -70,7 +74,9 @@ class Baskets:
         order of their ids, and a product that is repeated is one demand. The stock suffices."""
         chosen = self.valid[orders : orders + warmup] + self.valid[:orders]
         if len(chosen) < warmup + orders:
-            raise Failed(f"there are only {len(self.valid):,} valid baskets, too few for the peer: see --peer-orders")
+            raise Failed(
+                f"there are only {len(self.valid):,} valid baskets, too few for the peer: see --peer-orders"
+            )
         ids = sorted({line["product_id"] for lines in chosen for line in lines}, key=int)
         numbers = {product: number for number, product in enumerate(ids, start=1)}
         stock = [0] * len(ids)
@@ -82,7 +88,10 @@ class Baskets:
                     demand[numbers[line["product_id"]]] += line["quantity"]
                 for number, quantity in demand.items():
                     stock[number - 1] += quantity
-                events = [{"productId": number, "quantity": quantity} for number, quantity in sorted(demand.items())]
+                events = [
+                    {"productId": number, "quantity": quantity}
+                    for number, quantity in sorted(demand.items())
+                ]
                 orders_text.append(json.dumps({"orderId": order_id, "lines": events}) + "\n")
             file.write(json.dumps({"stock": stock}) + "\n")
             file.writelines(orders_text)

@@ -30,15 +30,21 @@ class Stocklock:
         self.env = env
 
     def start(self, *arguments, **how):
-        return subprocess.Popen([self.binary, *map(str, arguments)], env=self.env, stdin=subprocess.DEVNULL, **how)
+        return subprocess.Popen(
+            [self.binary, *map(str, arguments)], env=self.env, stdin=subprocess.DEVNULL, **how
+        )
 
     def run(self, *arguments, expect=0):
         """What it prints; its exit status must be the expected one."""
-        with self.start(*arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with self.start(
+            *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
             printed, complaints = process.communicate()
         if process.returncode != expect:
             command = " ".join(["stocklock", *map(str, arguments)])
-            raise Failed(f"{command}: exit status {process.returncode}, not {expect}\n{printed}{complaints}".rstrip())
+            raise Failed(
+                f"{command}: exit status {process.returncode}, not {expect}\n{printed}{complaints}".rstrip()
+            )
         return printed
 
     def json(self, *arguments, expect=0):
@@ -58,7 +64,9 @@ class Baskets:
     """The orders to place, and what there is of each product before."""
 
     def __init__(self, folder, orders):
-        subprocess.run([HERE.parent / "baskets", "--orders", str(orders), "--out", folder], check=True)
+        subprocess.run(
+            [HERE.parent / "baskets", "--orders", str(orders), "--out", folder], check=True
+        )
         self.orders_file = folder / "baskets.ndjson"
         self.products_file = folder / "products.csv"
         with open(self.orders_file, encoding="utf-8") as lines:
@@ -77,7 +85,9 @@ class Baskets:
         for order in self.valid:
             if order["reference"] in references:
                 for line in order["lines"]:
-                    demand[line["product_id"]] = demand.get(line["product_id"], 0) + line["quantity"]
+                    demand[line["product_id"]] = (
+                        demand.get(line["product_id"], 0) + line["quantity"]
+                    )
         return demand
 
 
@@ -120,9 +130,23 @@ class Strategy:
 
     def place_baskets(self):
         """Places all baskets over HTTP, shows it as it happens, and gives the client's own summary."""
-        how = f"each answer is the outcome (Prefer: wait={WAIT_SECONDS})" if self.wait_seconds else "answered at once"
-        heading(f"{self.name}: {len(self.baskets.orders):,} baskets over HTTP, {CONCURRENCY} at a time, {how}")
-        command = ["--output", "json", "order", "import", self.baskets.orders_file, "--concurrency", CONCURRENCY]
+        how = (
+            f"each answer is the outcome (Prefer: wait={WAIT_SECONDS})"
+            if self.wait_seconds
+            else "answered at once"
+        )
+        heading(
+            f"{self.name}: {len(self.baskets.orders):,} baskets over HTTP, {CONCURRENCY} at a time, {how}"
+        )
+        command = [
+            "--output",
+            "json",
+            "order",
+            "import",
+            self.baskets.orders_file,
+            "--concurrency",
+            CONCURRENCY,
+        ]
         if self.wait_seconds:
             command += ["--wait", self.wait_seconds]
         with open(self.logs / "import", "w+", encoding="utf-8") as log:
@@ -136,7 +160,9 @@ class Strategy:
                     client.terminate()
             log.seek(0)
             if client.returncode != 0:
-                raise Failed(f"order import: exit status {client.returncode}\n{printed}{log.read()}".rstrip())
+                raise Failed(
+                    f"order import: exit status {client.returncode}\n{printed}{log.read()}".rstrip()
+                )
         return json.loads(printed)
 
     def _watch(self, client):
@@ -161,7 +187,9 @@ class Strategy:
         return {
             "accepted": self.roles.metric("ingest", ingested, result="accepted"),
             "invalid": self.roles.metric("ingest", ingested, result="invalid"),
-            "completed": self.roles.metric("worker", decided, outcome="COMPLETED", strategy=self.name),
+            "completed": self.roles.metric(
+                "worker", decided, outcome="COMPLETED", strategy=self.name
+            ),
             "failed": self.roles.metric("worker", decided, outcome="FAILED", strategy=self.name),
         }
 
@@ -176,7 +204,9 @@ class Strategy:
     def check_outcomes(self, told):
         """Holds what the client was told against what the two stores say, and gives the figures of the table."""
         placed, invalid = len(self.baskets.orders), self.baskets.invalid
-        answered = told["read"] == placed and told["errors"] == told["unplaced"] == told["unknown"] == 0
+        answered = (
+            told["read"] == placed and told["errors"] == told["unplaced"] == told["unknown"] == 0
+        )
         check(answered, f"all {placed:,} baskets were answered, none with an error")
         why = f"quantity 0, or more than {MAX_LINES} lines"
         check(told["invalid"] == invalid, f"{invalid:,} were refused as invalid (422): {why}")
@@ -187,7 +217,8 @@ class Strategy:
         check(all_final, f"each of the {accepted:,} accepted orders is final in the order store")
         if self.wait_seconds:
             check(
-                (told["accepted"], told["completed"], told["failed"]) == (0, result["completed"], result["failed"]),
+                (told["accepted"], told["completed"], told["failed"])
+                == (0, result["completed"], result["failed"]),
                 "the clients were told exactly these outcomes",
             )
         else:
@@ -205,12 +236,22 @@ class Strategy:
         completed = self.orders.rows("SELECT reference FROM orders WHERE status = 'COMPLETED'")
         demand = self.baskets.demand_of({reference for (reference,) in completed})
         with open(self.baskets.products_file, encoding="utf-8") as lines:
-            before = {line.split(",", 1)[0]: int(line.rsplit(",", 1)[1]) for line in list(lines)[1:]}
-        now = {product: int(left) for product, left in self.stock.rows("SELECT product_id, available FROM products")}
+            before = {
+                line.split(",", 1)[0]: int(line.rsplit(",", 1)[1]) for line in list(lines)[1:]
+            }
+        now = {
+            product: int(left)
+            for product, left in self.stock.rows("SELECT product_id, available FROM products")
+        }
         sold_out = sum(left == 0 for left in now.values())
         check(min(now.values()) >= 0, f"no product is below zero; {sold_out:,} are sold out")
-        expected = {product: available - demand.get(product, 0) for product, available in before.items()}
-        check(now == expected, f"of each of the {len(now):,} products exactly what the completed orders took is gone")
+        expected = {
+            product: available - demand.get(product, 0) for product, available in before.items()
+        }
+        check(
+            now == expected,
+            f"of each of the {len(now):,} products exactly what the completed orders took is gone",
+        )
 
     def _result(self):
         order_rows = self.orders.rows(
@@ -235,7 +276,10 @@ class Strategy:
     def show_flows(self):
         """The flow by name, then a late failure."""
         plenty, scarce = (
-            Product(self.stocklock, self.stock.value(f"SELECT product_id FROM products ORDER BY {order} LIMIT 1"))
+            Product(
+                self.stocklock,
+                self.stock.value(f"SELECT product_id FROM products ORDER BY {order} LIMIT 1"),
+            )
             for order in ("available DESC, product_id", "available, product_id")
         )
         client = flows.Client(self.roles.url)
@@ -243,7 +287,9 @@ class Strategy:
             heading(f"{self.name}, the synchronous answer: the client is told the outcome")
             completed = flows.synchronous(client, plenty, scarce)
         else:
-            heading(f"{self.name}, the asynchronous answer: the client is told at once that the order is taken")
+            heading(
+                f"{self.name}, the asynchronous answer: the client is told at once that the order is taken"
+            )
             completed = flows.asynchronous(client, plenty, scarce)
         heading(f"{self.name}, a late failure: a completed order fails downstream")
         flows.late_failure(client, self.stocklock.run, completed, plenty)
@@ -273,7 +319,10 @@ class Strategy:
             result = self.check_outcomes(told)
             self.verify(self.show_flows())
             not_well = self.roles.stop()
-            check(not not_well, "; ".join(not_well) or "the roles were asked to stop, and ended with status 0")
+            check(
+                not not_well,
+                "; ".join(not_well) or "the roles were asked to stop, and ended with status 0",
+            )
         return result
 
 
@@ -287,8 +336,15 @@ def show_table(results, baskets, database):
     rows.append(["orders", *(f"{result['orders']:,}" for result in results.values())])
     rows.append(["completed", *(f"{result['completed']:,}" for result in results.values())])
     for reason in reasons:
-        rows.append([f"failed, {reason}", *(f"{result['failed'].get(reason, 0):,}" for result in results.values())])
-    rows.append(["orders/s until final", *(f"{result['rate']:,.0f}" for result in results.values())])
+        rows.append(
+            [
+                f"failed, {reason}",
+                *(f"{result['failed'].get(reason, 0):,}" for result in results.values()),
+            ]
+        )
+    rows.append(
+        ["orders/s until final", *(f"{result['rate']:,.0f}" for result in results.values())]
+    )
     latencies = [
         ("client answered, p50", "told_p50"),
         ("client answered, p99", "told_p99"),

@@ -22,12 +22,16 @@ class Client:
 
     def place(self, product, quantity, prefer=None):
         """Status and body of the answer."""
-        body = json.dumps({"reference": "demo", "lines": [{"product_id": product, "quantity": quantity}]})
+        body = json.dumps(
+            {"reference": "demo", "lines": [{"product_id": product, "quantity": quantity}]}
+        )
         headers = {"Content-Type": "application/json"}
         if prefer:
             headers["Prefer"] = prefer
         say(f"   POST /v1/orders  {f'Prefer: {prefer}  ' if prefer else ''}{body}")
-        request = urllib.request.Request(f"{self.url}/v1/orders", body.encode(), headers, method="POST")
+        request = urllib.request.Request(
+            f"{self.url}/v1/orders", body.encode(), headers, method="POST"
+        )
         started = time.monotonic()
         try:
             with urllib.request.urlopen(request, timeout=90) as answer:
@@ -35,7 +39,11 @@ class Client:
         except urllib.error.HTTPError as error:
             status, content = error.code, json.load(error)
         milliseconds = (time.monotonic() - started) * 1000
-        wanted = {key: content[key] for key in ("order_id", "status", "order_status", "reason") if content.get(key)}
+        wanted = {
+            key: content[key]
+            for key in ("order_id", "status", "order_status", "reason")
+            if content.get(key)
+        }
         say(f"     -> {status} {json.dumps(wanted)}  after {milliseconds:.0f} ms")
         return status, content
 
@@ -49,34 +57,52 @@ class Client:
                 say(f'   GET /v1/orders/{order_id}\n     -> "status": "{status}"{reason}')
                 return order
             if time.monotonic() > deadline:
-                raise Failed(f"order {order_id} is {order['status']} after {OUTCOME_SECONDS} s, and should be {status}")
+                raise Failed(
+                    f"order {order_id} is {order['status']} after {OUTCOME_SECONDS} s, and should be {status}"
+                )
             time.sleep(0.02)
 
 
 def synchronous(client, plenty, scarce):
     """The client's answer is the outcome."""
     status, order = client.place(plenty.id, 2, prefer="wait=10")
-    check((status, order["status"]) == (201, "COMPLETED"), "there was enough: the answer is 201 COMPLETED")
-    check(client.get(f"/v1/orders/{order['order_id']}")["status"] == "COMPLETED", "and GET says the same")
+    check(
+        (status, order["status"]) == (201, "COMPLETED"),
+        "there was enough: the answer is 201 COMPLETED",
+    )
+    check(
+        client.get(f"/v1/orders/{order['order_id']}")["status"] == "COMPLETED",
+        "and GET says the same",
+    )
     status, refused = client.place(scarce.id, scarce.available() + 1, prefer="wait=10")
     check(
-        (status, refused.get("order_status"), refused.get("reason")) == (409, "FAILED", "INSUFFICIENT_STOCK"),
+        (status, refused.get("order_status"), refused.get("reason"))
+        == (409, "FAILED", "INSUFFICIENT_STOCK"),
         "there was not enough: the answer is 409 INSUFFICIENT_STOCK",
     )
-    check(client.get(f"/v1/orders/{refused['order_id']}")["status"] == "FAILED", "and GET says the same")
+    check(
+        client.get(f"/v1/orders/{refused['order_id']}")["status"] == "FAILED",
+        "and GET says the same",
+    )
     return order["order_id"]
 
 
 def asynchronous(client, plenty, scarce):
     """The client is answered as soon as the order is durable; the outcome follows."""
     status, order = client.place(plenty.id, 2)
-    check((status, order["status"]) == (202, "PENDING"), "the order is accepted at once: 202 PENDING")
+    check(
+        (status, order["status"]) == (202, "PENDING"), "the order is accepted at once: 202 PENDING"
+    )
     client.await_status(order["order_id"], "COMPLETED")
     check(True, "there was enough: it became COMPLETED")
     status, refused = client.place(scarce.id, scarce.available() + 1)
-    check((status, refused["status"]) == (202, "PENDING"), "this one is accepted as well: 202 PENDING")
+    check(
+        (status, refused["status"]) == (202, "PENDING"), "this one is accepted as well: 202 PENDING"
+    )
     reason = client.await_status(refused["order_id"], "FAILED").get("reason")
-    check(reason == "INSUFFICIENT_STOCK", "there was not enough: it became FAILED, INSUFFICIENT_STOCK")
+    check(
+        reason == "INSUFFICIENT_STOCK", "there was not enough: it became FAILED, INSUFFICIENT_STOCK"
+    )
     return order["order_id"]
 
 
@@ -86,7 +112,9 @@ def late_failure(client, stocklock, completed, plenty):
     quantity = sum(line["quantity"] for line in lines)
     before = plenty.available()
     expected = before + quantity
-    say(f"   product {plenty.id} has {before:,} available, and the completed order holds {quantity}")
+    say(
+        f"   product {plenty.id} has {before:,} available, and the completed order holds {quantity}"
+    )
     say(f'   stocklock order fail {completed} --reason "payment declined"')
     stocklock("order", "fail", completed, "--reason", "payment declined")
     reason = client.await_status(completed, "FAILED").get("reason")
@@ -94,6 +122,8 @@ def late_failure(client, stocklock, completed, plenty):
     deadline = time.monotonic() + OUTCOME_SECONDS
     while plenty.available() != expected:
         if time.monotonic() > deadline:
-            raise Failed(f"product {plenty.id} has {plenty.available():,} available, and should have {expected:,}")
+            raise Failed(
+                f"product {plenty.id} has {plenty.available():,} available, and should have {expected:,}"
+            )
         time.sleep(0.05)
     check(True, f"its stock came back: {expected:,} available")

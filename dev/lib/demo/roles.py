@@ -31,7 +31,15 @@ class Roles:
 
     def __enter__(self):
         # It says itself what is wrong. It stops the roles when its input closes, so also when this program dies.
-        command = [os.environ["STOCKLOCK_SERVERS"], "roles", "--binary", self.binary, "--logs", self.log_folder, *ROLES]
+        command = [
+            os.environ["STOCKLOCK_SERVERS"],
+            "roles",
+            "--binary",
+            self.binary,
+            "--logs",
+            self.log_folder,
+            *ROLES,
+        ]
         self.supervisor = subprocess.Popen(
             command, env=self.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )

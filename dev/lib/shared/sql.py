@@ -33,7 +33,11 @@ class Database:
 
     def server_version(self):
         version = self.value("SELECT VERSION()")
-        return f"MariaDB {version.split('-')[0]}" if "MariaDB" in version else f"MySQL {version.split('-')[0]}"
+        return (
+            f"MariaDB {version.split('-')[0]}"
+            if "MariaDB" in version
+            else f"MySQL {version.split('-')[0]}"
+        )
 
     def _run(self, database, statement):
         command = [

@@ -77,7 +77,8 @@ impl<'a> Fleet<'a> {
         Ok(())
     }
 
-    /// Kills the worker that joined first by SIGKILL. What it measured until then is lost, but for its use of the machine.
+    /// Kills the worker that joined first by SIGKILL. What it measured until then is lost, but for
+    /// its use of the machine.
     pub fn kill_oldest_worker(&mut self) -> anyhow::Result<()> {
         if let Some(oldest) = self.workers.pop_front() {
             self.run.add_usage(oldest.name, oldest.usage()?);

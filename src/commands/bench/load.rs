@@ -51,8 +51,8 @@ impl Load<'_> {
         self.finish(fleet, &Stopwatch::start(), orders, counted_from).await
     }
 
-    /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get answered. The latencies are those of the
-    /// orders after the time to warm up.
+    /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get
+    /// answered. The latencies are those of the orders after the time to warm up.
     pub(super) async fn end_to_end(
         &self,
         orders: &OrderStore,

@@ -39,7 +39,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// Takes the seconds that all orders took, and the CPU seconds that other programs used in them.
+    /// Takes the seconds that all orders took, and the CPU seconds that other programs used in
+    /// them.
     #[expect(clippy::cast_precision_loss, reason = "counts of a bench")]
     pub(super) fn set_rates(&mut self, seconds: f64, others: BTreeMap<String, f64>) {
         let orders = self.orders as f64;
@@ -55,7 +56,8 @@ impl Run {
         }
     }
 
-    /// Adds what a process of a role has used; the CPU seconds until [`Run::set_rates`] are those of all orders.
+    /// Adds what a process of a role has used; the CPU seconds until [`Run::set_rates`] are those
+    /// of all orders.
     pub(super) fn add_usage(&mut self, role: &'static str, usage: Usage) {
         let peak = self.peak_rss_mib_by_role.entry(role).or_default();
         *peak = round(peak.max(usage.peak_rss_mib), 1);

@@ -33,7 +33,8 @@ pub struct Site {
 }
 
 impl Site {
-    /// Migrates the configured stores and creates topics for one run, with `settings` over `layers`.
+    /// Migrates the configured stores and creates topics for one run, with `settings` over
+    /// `layers`.
     ///
     /// Fails where the configuration is wrong, or a store or a broker is not reached.
     pub async fn open(

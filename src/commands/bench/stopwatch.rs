@@ -27,8 +27,8 @@ impl Stopwatch {
         Self { before: processes(), begun: Instant::now() }
     }
 
-    /// The seconds since then, and the CPU seconds of each program on this machine in them, by its name. Processes of this program
-    /// are counted but for this one, which is `bench`.
+    /// The seconds since then, and the CPU seconds of each program on this machine in them, by its
+    /// name. Processes of this program are counted but for this one, which is `bench`.
     pub(super) fn stop(&self) -> (f64, BTreeMap<String, f64>) {
         let seconds = self.begun.elapsed().as_secs_f64();
         let now = processes();
@@ -62,7 +62,8 @@ fn processes() -> HashMap<u32, Process> {
         .collect()
 }
 
-/// The name stands in parentheses, and may have some itself; the 14th and 15th fields are ticks in user and system mode.
+/// The name stands in parentheses, and may have some itself; the 14th and 15th fields are ticks in
+/// user and system mode.
 fn parse(stat: &str) -> Option<Process> {
     let (head, tail) = stat.rsplit_once(')')?;
     let (_, program) = head.split_once('(')?;

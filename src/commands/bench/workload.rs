@@ -68,7 +68,8 @@ impl Workload {
         (Duration::from_secs(1) * orders / rate / 10).min(LONGEST_WARM_UP)
     }
 
-    /// The first `limit` valid orders of a file, a request body a line. Those that ingest would refuse are left out.
+    /// The first `limit` valid orders of a file, a request body a line. Those that ingest would
+    /// refuse are left out.
     pub(super) fn read(file: &Path, limit: usize) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let requests = text.lines().filter(|line| !line.trim().is_empty());

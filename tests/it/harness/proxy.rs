@@ -55,8 +55,8 @@ impl Proxy {
         self.way.send_replace(Way::Cut);
     }
 
-    /// Accepts connections and lets nothing through any more. A stopped server does that, and so does
-    /// a firewall that forgets its connections.
+    /// Accepts connections and lets nothing through any more. A stopped server does that, and so
+    /// does a firewall that forgets its connections.
     pub(crate) fn hang(&self) {
         self.way.send_replace(Way::Hung);
     }
