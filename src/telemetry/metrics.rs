@@ -15,224 +15,200 @@ const ORDER_SECONDS: &[f64] =
 const BATCH_SIZES: &[f64] =
     &[1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0, 1000.0, 2000.0, 5000.0, 10000.0];
 
-/// Every metric of the project. Cheap to clone.
-///
-/// The values of a label are few: the id of an order or of a product is never a label.
-#[derive(Debug, Clone)]
-pub struct Metrics {
-    registry: Registry,
-    measured_by: MeasuredBy,
-    pub(crate) orders_ingested: IntCounterVec,
-    pub(crate) orders_decided: IntCounterVec,
-    pub(crate) order_latency: Histogram,
-    pub(crate) batch_orders: Histogram,
-    pub(crate) batch_seconds: HistogramVec,
-    pub(crate) lock_wait: HistogramVec,
-    pub(crate) lock_hold: HistogramVec,
-    pub lock_failures: IntCounterVec,
-    pub(crate) lock_fallback: IntGauge,
-    pub stale_writes_rejected: IntCounter,
-    pub(crate) consumer_lag: IntGaugeVec,
-    pub(crate) consumer_lag_seconds: GaugeVec,
-    pub(crate) dependency_up: IntGaugeVec,
-    pub(crate) redis_master_up: IntGaugeVec,
-    pub rebalances: IntCounterVec,
-    pub(crate) consumer_recreations: IntCounterVec,
-    pub(crate) poll_errors: IntCounterVec,
-    pub(crate) dead_letters: IntCounterVec,
-    pub(crate) lanes_stopped: IntGaugeVec,
-    pub(crate) outbox_pending: IntGauge,
-    pub(crate) outbox_oldest: Gauge,
-    pub pending_oldest: Gauge,
-    pub pending_orders: IntCounterVec,
-    pub releases_owed: IntGauge,
-    pub owed_releases: IntCounterVec,
-    pub(crate) compensations: IntCounterVec,
-    pub(crate) retention_deleted: IntCounterVec,
-    pub retries: IntCounterVec,
-    pub(crate) transaction_seconds: HistogramVec,
-    pub(crate) pool_connections: IntGaugeVec,
-    pub(crate) http_requests: IntCounterVec,
-    pub(crate) http_request_seconds: HistogramVec,
+/// Declares [`Metrics`]. An entry is a field and the call that makes and registers it, so that no
+/// metric can be forgotten.
+macro_rules! metrics {
+    ($($visibility:vis $field:ident: $type:ty = $make:ident($($argument:expr),+ $(,)?);)+) => {
+        /// Every metric of the project. Cheap to clone.
+        ///
+        /// The values of a label are few: the id of an order or of a product is never a label.
+        #[derive(Debug, Clone)]
+        pub struct Metrics {
+            registry: Registry,
+            measured_by: MeasuredBy,
+            $($visibility $field: $type,)+
+        }
+
+        impl Metrics {
+            /// Makes all metrics, in a registry of their own. Fails only if two metrics have one
+            /// name; a test rules that out.
+            pub fn new() -> prometheus::Result<Self> {
+                let registry = Registry::new();
+                let make = Maker(&registry);
+                make.process_metrics()?;
+                let metrics = Self {
+                    $($field: make.$make($($argument),+)?,)+
+                    measured_by: MeasuredBy::ALL,
+                    registry: registry.clone(),
+                };
+                metrics.begin_at_zero();
+                Ok(metrics)
+            }
+        }
+    };
+}
+
+metrics! {
+    pub(crate) orders_ingested: IntCounterVec = counters(
+        "stocklock_orders_ingested_total",
+        "Requests to place an order: accepted, invalid (422), rejected (other errors), or \
+         abandoned (the client disconnected before its transaction began).",
+        &["result"],
+    );
+    pub(crate) orders_decided: IntCounterVec = counters(
+        "stocklock_orders_decided_total",
+        "Orders decided by the worker, and releases done.",
+        &["outcome", "strategy"],
+    );
+    pub(crate) order_latency: Histogram = histogram(
+        "stocklock_order_latency_seconds",
+        "Time from the acceptance of an order to its decision.",
+        ORDER_SECONDS,
+    );
+    pub(crate) batch_orders: Histogram = histogram(
+        "stocklock_batch_orders",
+        "Order events of a batch.",
+        BATCH_SIZES,
+    );
+    pub(crate) batch_seconds: HistogramVec = histograms(
+        "stocklock_batch_seconds",
+        "Time that a batch takes in a stage: lock, transaction, unlock or publish.",
+        &["stage"],
+    );
+    pub(crate) lock_wait: HistogramVec = histograms(
+        "stocklock_lock_wait_seconds",
+        "Time until a batch holds its locks.",
+        &["strategy"],
+    );
+    pub(crate) lock_hold: HistogramVec = histograms(
+        "stocklock_lock_hold_seconds",
+        "Time that a batch holds its locks.",
+        &["strategy"],
+    );
+    pub lock_failures: IntCounterVec = counters(
+        "stocklock_lock_failures_total",
+        "Locks that a batch could not acquire (contended, unavailable) or that it lost.",
+        &["cause"],
+    );
+    pub(crate) lock_fallback: IntGauge = gauge(
+        "stocklock_lock_fallback",
+        "Lanes that use row locks, because no majority of the Redis masters answers.",
+    );
+    pub stale_writes_rejected: IntCounter = counter(
+        "stocklock_stale_writes_rejected_total",
+        "Writes of products that were refused, because the version had changed.",
+    );
+    pub(crate) consumer_lag: IntGaugeVec = gauges(
+        "stocklock_consumer_lag",
+        "Messages of a partition that are not handled yet.",
+        &["topic", "partition"],
+    );
+    pub(crate) consumer_lag_seconds: GaugeVec = float_gauges(
+        "stocklock_consumer_lag_seconds",
+        "Age of the oldest message of a partition that is not handled yet.",
+        &["topic", "partition"],
+    );
+    pub(crate) dependency_up: IntGaugeVec = gauges(
+        "stocklock_dependency_up",
+        "1 if the role can use the dependency as it needs to, else 0.",
+        &["dependency"],
+    );
+    pub(crate) redis_master_up: IntGaugeVec = gauges(
+        "stocklock_redis_master_up",
+        "1 if the Redis master locks keys, else 0.",
+        &["master"],
+    );
+    pub rebalances: IntCounterVec = counters(
+        "stocklock_rebalances_total",
+        "Rebalances that assigned or revoked partitions, or in which they were lost.",
+        &["kind"],
+    );
+    pub(crate) consumer_recreations: IntCounterVec = counters(
+        "stocklock_consumer_recreations_total",
+        "Consumers that were replaced: a partition stalled, the topic was created anew, or \
+        the client could not continue.",
+        &["topic"],
+    );
+    pub(crate) poll_errors: IntCounterVec = counters(
+        "stocklock_poll_errors_total",
+        "Polls of a topic that failed.",
+        &["topic"],
+    );
+    pub(crate) dead_letters: IntCounterVec = counters(
+        "stocklock_dead_letters_total",
+        "Messages that were dead-lettered, by class.",
+        &["topic", "class"],
+    );
+    pub(crate) lanes_stopped: IntGaugeVec = gauges(
+        "stocklock_lanes_stopped",
+        "Lanes that are halted, because too many of their messages would be dead-lettered.",
+        &["topic"],
+    );
+    pub(crate) outbox_pending: IntGauge = gauge(
+        "stocklock_outbox_pending",
+        "Events committed and not published yet.",
+    );
+    pub(crate) outbox_oldest: Gauge = float_gauge(
+        "stocklock_outbox_oldest_seconds",
+        "Age of the oldest event that is not published yet.",
+    );
+    pub pending_oldest: Gauge = float_gauge(
+        "stocklock_pending_oldest_seconds",
+        "Age of the oldest pending order.",
+    );
+    pub pending_orders: IntCounterVec = counters(
+        "stocklock_pending_orders_total",
+        "Orders that were pending for too long: produced again, or expired.",
+        &["result"],
+    );
+    pub releases_owed: IntGauge = gauge(
+        "stocklock_releases_owed",
+        "Failed and cancelled orders whose release no worker has reported as done.",
+    );
+    pub owed_releases: IntCounterVec = counters(
+        "stocklock_owed_releases_total",
+        "Releases that were owed for too long: produced again, or expired.",
+        &["result"],
+    );
+    pub(crate) compensations: IntCounterVec = counters(
+        "stocklock_compensations_total",
+        "What the compensator did: orders moved (completed, failed, cancelled), releases \
+        owed (released) and done (release_done), tombstones ignored (tombstone).",
+        &["kind"],
+    );
+    pub(crate) retention_deleted: IntCounterVec = counters(
+        "stocklock_retention_deleted_total",
+        "Rows that retention deleted.",
+        &["table"],
+    );
+    pub retries: IntCounterVec = counters(
+        "stocklock_retries_total",
+        "Attempts that were repeated after a failure of the dependency.",
+        &["dependency"],
+    );
+    pub(crate) transaction_seconds: HistogramVec = histograms(
+        "stocklock_transaction_seconds",
+        "Time of a database transaction, with the wait for a connection and all attempts.",
+        &["name"],
+    );
+    pub(crate) pool_connections: IntGaugeVec = gauges(
+        "stocklock_pool_connections",
+        "Connections of this process to a store, idle or used.",
+        &["store", "state"],
+    );
+    pub(crate) http_requests: IntCounterVec = counters(
+        "stocklock_http_requests_total",
+        "HTTP requests that were answered.",
+        &["route", "status"],
+    );
+    pub(crate) http_request_seconds: HistogramVec = histograms(
+        "stocklock_http_request_seconds",
+        "Time until an HTTP request was answered.",
+        &["route"],
+    );
 }
 
 impl Metrics {
-    /// Makes all metrics, in a registry of their own. Fails only if two metrics have one name; a
-    /// test rules that out.
-    #[expect(clippy::too_many_lines, reason = "it is the list of all metrics")]
-    pub fn new() -> prometheus::Result<Self> {
-        let registry = Registry::new();
-        registry.register(Box::new(ProcessCollector::for_self()))?;
-        let make = Maker(&registry);
-        let build = make.gauges(
-            "stocklock_build_info",
-            "Version of the running binary; the value is always 1.",
-            &["version"],
-        )?;
-        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
-        let metrics = Self {
-            orders_ingested: make.counters(
-                "stocklock_orders_ingested_total",
-                "Requests to place an order: accepted, invalid (422), rejected (other errors), or \
-                 abandoned (the client disconnected before its transaction began).",
-                &["result"],
-            )?,
-            orders_decided: make.counters(
-                "stocklock_orders_decided_total",
-                "Orders decided by the worker, and releases done.",
-                &["outcome", "strategy"],
-            )?,
-            order_latency: make.histogram(
-                "stocklock_order_latency_seconds",
-                "Time from the acceptance of an order to its decision.",
-                ORDER_SECONDS,
-            )?,
-            batch_orders: make.histogram(
-                "stocklock_batch_orders",
-                "Order events of a batch.",
-                BATCH_SIZES,
-            )?,
-            batch_seconds: make.histograms(
-                "stocklock_batch_seconds",
-                "Time that a batch takes in a stage: lock, transaction, unlock or publish.",
-                &["stage"],
-            )?,
-            lock_wait: make.histograms(
-                "stocklock_lock_wait_seconds",
-                "Time until a batch holds its locks.",
-                &["strategy"],
-            )?,
-            lock_hold: make.histograms(
-                "stocklock_lock_hold_seconds",
-                "Time that a batch holds its locks.",
-                &["strategy"],
-            )?,
-            lock_failures: make.counters(
-                "stocklock_lock_failures_total",
-                "Locks that a batch could not acquire (contended, unavailable) or that it lost.",
-                &["cause"],
-            )?,
-            lock_fallback: make.gauge(
-                "stocklock_lock_fallback",
-                "Lanes that use row locks, because no majority of the Redis masters answers.",
-            )?,
-            stale_writes_rejected: make.counter(
-                "stocklock_stale_writes_rejected_total",
-                "Writes of products that were refused, because the version had changed.",
-            )?,
-            consumer_lag: make.gauges(
-                "stocklock_consumer_lag",
-                "Messages of a partition that are not handled yet.",
-                &["topic", "partition"],
-            )?,
-            consumer_lag_seconds: make.float_gauges(
-                "stocklock_consumer_lag_seconds",
-                "Age of the oldest message of a partition that is not handled yet.",
-                &["topic", "partition"],
-            )?,
-            dependency_up: make.gauges(
-                "stocklock_dependency_up",
-                "1 if the role can use the dependency as it needs to, else 0.",
-                &["dependency"],
-            )?,
-            redis_master_up: make.gauges(
-                "stocklock_redis_master_up",
-                "1 if the Redis master locks keys, else 0.",
-                &["master"],
-            )?,
-            rebalances: make.counters(
-                "stocklock_rebalances_total",
-                "Rebalances that assigned or revoked partitions, or in which they were lost.",
-                &["kind"],
-            )?,
-            consumer_recreations: make.counters(
-                "stocklock_consumer_recreations_total",
-                "Consumers that were replaced: a partition stalled, the topic was created anew, or \
-                 the client could not continue.",
-                &["topic"],
-            )?,
-            poll_errors: make.counters(
-                "stocklock_poll_errors_total",
-                "Polls of a topic that failed.",
-                &["topic"],
-            )?,
-            dead_letters: make.counters(
-                "stocklock_dead_letters_total",
-                "Messages that were dead-lettered, by class.",
-                &["topic", "class"],
-            )?,
-            lanes_stopped: make.gauges(
-                "stocklock_lanes_stopped",
-                "Lanes that are halted, because too many of their messages would be dead-lettered.",
-                &["topic"],
-            )?,
-            outbox_pending: make
-                .gauge("stocklock_outbox_pending", "Events committed and not published yet.")?,
-            outbox_oldest: make.float_gauge(
-                "stocklock_outbox_oldest_seconds",
-                "Age of the oldest event that is not published yet.",
-            )?,
-            pending_oldest: make.float_gauge(
-                "stocklock_pending_oldest_seconds",
-                "Age of the oldest pending order.",
-            )?,
-            pending_orders: make.counters(
-                "stocklock_pending_orders_total",
-                "Orders that were pending for too long: produced again, or expired.",
-                &["result"],
-            )?,
-            releases_owed: make.gauge(
-                "stocklock_releases_owed",
-                "Failed and cancelled orders whose release no worker has reported as done.",
-            )?,
-            owed_releases: make.counters(
-                "stocklock_owed_releases_total",
-                "Releases that were owed for too long: produced again, or expired.",
-                &["result"],
-            )?,
-            compensations: make.counters(
-                "stocklock_compensations_total",
-                "What the compensator did: orders moved (completed, failed, cancelled), releases \
-                 owed (released) and done (release_done), tombstones ignored (tombstone).",
-                &["kind"],
-            )?,
-            retention_deleted: make.counters(
-                "stocklock_retention_deleted_total",
-                "Rows that retention deleted.",
-                &["table"],
-            )?,
-            retries: make.counters(
-                "stocklock_retries_total",
-                "Attempts that were repeated after a failure of the dependency.",
-                &["dependency"],
-            )?,
-            transaction_seconds: make.histograms(
-                "stocklock_transaction_seconds",
-                "Time of a database transaction, with the wait for a connection and all attempts.",
-                &["name"],
-            )?,
-            pool_connections: make.gauges(
-                "stocklock_pool_connections",
-                "Connections of this process to a store, idle or used.",
-                &["store", "state"],
-            )?,
-            http_requests: make.counters(
-                "stocklock_http_requests_total",
-                "HTTP requests that were answered.",
-                &["route", "status"],
-            )?,
-            http_request_seconds: make.histograms(
-                "stocklock_http_request_seconds",
-                "Time until an HTTP request was answered.",
-                &["route"],
-            )?,
-            registry: registry.clone(),
-            measured_by: MeasuredBy::ALL,
-        };
-        metrics.begin_at_zero();
-        Ok(metrics)
-    }
-
     /// Exposes only the metrics that these roles measure.
     #[must_use]
     pub(crate) fn measured_by(self, measured_by: MeasuredBy) -> Self {
@@ -300,6 +276,18 @@ impl Metrics {
 struct Maker<'a>(&'a Registry);
 
 impl Maker<'_> {
+    /// The version of this binary, and what the operating system says about the process.
+    fn process_metrics(&self) -> prometheus::Result<()> {
+        self.0.register(Box::new(ProcessCollector::for_self()))?;
+        let build = self.gauges(
+            "stocklock_build_info",
+            "Version of the running binary; the value is always 1.",
+            &["version"],
+        )?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+        Ok(())
+    }
+
     fn counter(&self, name: &str, help: &str) -> prometheus::Result<IntCounter> {
         self.register(IntCounter::new(name, help)?)
     }

@@ -33,7 +33,7 @@ async fn owns_all(worker: &Role) {
                 .filter_map(|line| line.split(['[', ']']).nth(1));
             lists.map(|list| list.split(',').filter(|id| !id.trim().is_empty()).count()).sum()
         };
-        count("partitions assigned") - count("partitions taken away") == 4
+        count("partitions assigned") - count("partitions revoked") == 4
     })
     .await;
 }
@@ -119,7 +119,7 @@ async fn workers_that_come_and_go_under_the_broker_s_protocol_lose_nothing(world
     works(&second).await;
     gave_up(&first).await;
     assert_eq!(world.assignor(group), "", "the members chose an assignor");
-    for given_up in first.log().lines().filter(|line| line.contains("partitions taken away")) {
+    for given_up in first.log().lines().filter(|line| line.contains("partitions revoked")) {
         assert!(
             given_up.contains("kind=\"revoke\"") && given_up.contains("drained=true"),
             "{given_up}"

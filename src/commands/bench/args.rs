@@ -2,7 +2,7 @@
 
 use std::{ops::RangeInclusive, path::PathBuf};
 
-use clap::{Args, ValueEnum};
+use clap::{Args, ValueEnum, value_parser};
 
 use super::workload::{Shape, Workload};
 use crate::{
@@ -14,10 +14,10 @@ use crate::{
 #[derive(Debug, Args)]
 pub struct LoadArgs {
     /// Orders of a run
-    #[arg(long, default_value_t = 50_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, default_value_t = 50_000, value_parser = value_parser!(u32).range(1..=10_000_000))]
     orders: u32,
     /// Products that the orders are drawn from
-    #[arg(long, default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, default_value_t = 1_000, value_parser = value_parser!(u32).range(1..=1_000_000))]
     products: u32,
     /// The exponent of Zipf's law; 0 is uniform
     #[arg(long, default_value_t = 0.0, value_parser = exponent)]
@@ -42,14 +42,14 @@ pub struct LoadArgs {
     #[arg(long, value_enum, default_value_t = Strategies::Both)]
     strategy: Strategies,
     /// Most orders of a transaction, instead of `worker.batch_max` and `compensator.batch_max`
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     batch_max: Option<u32>,
     /// Worker processes
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=64))]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
     pub workers: u8,
     /// Orders a second that are placed whatever the answers (end-to-end). Without it 256 clients
     /// place one order after another
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
 }
 

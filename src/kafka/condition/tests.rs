@@ -58,7 +58,7 @@ fn a_member_of_the_broker_s_protocol_is_ready_without_a_partition() {
 }
 
 #[test]
-fn a_partition_at_its_end_is_in_order_although_others_have_messages_queued() {
+fn a_partition_at_its_end_is_in_order_while_others_have_messages() {
     let (health, condition) = condition();
     condition.replaced("partition 0 stalled", Some(0));
     condition.joined();

@@ -107,7 +107,7 @@ impl PrivateKafka {
         let mut filter = vec![TOPIC];
         filter.extend(text(topic));
         filter.push(LITERAL);
-        // Whoever and from wherever.
+        // Any principal, from any host.
         filter.extend([-1_i16, -1].iter().flat_map(|null| null.to_be_bytes()));
         filter.extend([ANY_OPERATION, DENY]);
         self.change_acls(DELETE_ACLS, &filter);

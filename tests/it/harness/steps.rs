@@ -150,14 +150,15 @@ pub(crate) fn random_orders(seed: u64, count: usize, products: usize) -> Vec<Lin
     (0..count).map(|_| order()).collect()
 }
 
-/// Has a batch decoded, handled and published, as a lane does; nothing of it may be left behind.
+/// Has a batch decoded, handled and published, as a lane does. Fails if a message is
+/// deferred.
 pub(crate) async fn try_step<H: Handler>(
     handler: &H,
     messages: &[OwnedMessage],
 ) -> Result<H::Handled, H::Error> {
     let decoded: Vec<_> = messages.iter().map(|message| handler.decode(message)).collect();
     let Done { handled, deferred } = handler.handle(&decoded).await?;
-    assert!(deferred.is_empty(), "left behind");
+    assert!(deferred.is_empty(), "a message is deferred");
     handler.publish(&handled).await?;
     Ok(handled)
 }
