@@ -11,11 +11,11 @@
 //!
 //! | step | file | what it does |
 //! | --- | --- | --- |
-//! | poll | `consumer.rs` | the poll thread: polls all the time, gives messages to lanes, pauses full lanes |
+//! | poll | `consumer.rs` | the poll thread: gives messages to lanes, pauses full lanes |
 //! | | `consumer/inlet.rs` | the poll thread's end of a lane, with its memory |
-//! | | `member.rs` | the member of the group: its client, stored and committed offsets, the change of clients |
+//! | | `member.rs` | the member of the group: its client, stored and committed offsets |
 //! | | `callbacks.rs` | librdkafka's callbacks: rebalances, statistics, lag |
-//! | own | `partitions.rs` | owned partitions, their assignments, batches in flight and progress |
+//! | own | `partitions.rs` | owned partitions: assignments, batches in flight, progress |
 //! | collect | `lane.rs` | makes batches of a lane's messages, stores their offsets |
 //! | handle | `pipeline.rs` | runs the three steps of a lane; repeats and halves batches that fail |
 //! | | `handler.rs` | the trait that a role implements |
@@ -43,7 +43,7 @@
 //! | `topics.rs` | the list of topics; creates them |
 //! | `topic_settings.rs` | finds settings of a topic that stop or lose messages |
 //! | `message_ages.rs`, `backlog.rs` | the age and the number of messages that are not handled |
-//! | `probe.rs`, `group.rs`, `reader.rs` | ask about topics and groups, and read topics, without joining |
+//! | `probe.rs`, `group.rs`, `reader.rs` | ask about topics and groups, read topics; do not join |
 //!
 //! # Invariants
 //!
