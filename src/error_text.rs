@@ -6,7 +6,7 @@ use std::error::Error;
 ///
 /// Each cause appears once: errors of other crates often repeat their source in their own text, so
 /// a cause whose text is already there is left out.
-pub(crate) fn with_causes(error: &dyn Error) -> String {
+pub fn with_causes(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

@@ -61,7 +61,7 @@ pub mod config;
 mod crash_point;
 pub mod deduct;
 pub mod domain;
-mod error_text;
+pub mod error_text;
 mod http;
 mod ingest;
 pub mod kafka;

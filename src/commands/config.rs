@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     config::{Config, ConfigError, KEYS, Key, Layers, LockStrategy, SecretUrl},
+    error_text,
     kafka::Producer,
     lock::{Lease, Locks},
 };
@@ -55,10 +56,10 @@ fn refused_at_start(mut config: Config) -> Vec<String> {
     };
     let files = named_files(&config).into_iter().map(check_readable);
     let refused = files.chain([Codecs::open(&config).map(drop)]).filter_map(Result::err);
-    errors.extend(refused.map(|error| format!("{error:#}")));
+    errors.extend(refused.map(|error| error_text::with_causes(&*error)));
     // The clients would report the same missing files again.
     if errors.is_empty() {
-        errors.extend(open_clients(&config).err().map(|error| format!("{error:#}")));
+        errors.extend(open_clients(&config).err().map(|error| error_text::with_causes(&*error)));
     }
     errors
 }

@@ -78,7 +78,8 @@ enum Command {
     /// Check the invariants over stores, locks and topics; exit status 0: they hold, 1: one is
     /// violated, 2: not all could be checked
     Verify(verify::VerifyArgs),
-    /// Measure the pipeline on databases and topics of its own, and the ceiling of the databases
+    /// Measure the pipeline with a seeded load, on the configured stores, which must be empty and
+    /// keep what it writes
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),

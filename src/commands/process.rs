@@ -15,8 +15,9 @@ pub(super) fn metrics() -> anyhow::Result<Metrics> {
     Metrics::new().context("cannot make the metrics")
 }
 
-/// Opens the order store. The server ends a session that is silent for longer than the lock TTL,
-/// and with it the session's row locks.
+/// Opens the order store. No session keeps a row locked for longer than the lock TTL: the server
+/// ends a session that is silent for longer, and an attempt that takes longer is given up and
+/// killed in the server.
 pub(super) fn open_order_store(config: &Config, metrics: &Metrics) -> anyhow::Result<OrderStore> {
     let database = Database::open(
         &config.order_store,

@@ -297,7 +297,7 @@ impl CommitTask {
                     self.is_store_away.store(false, Ordering::Relaxed);
                     return Ok(orders);
                 }
-                Err(error @ StoreError::Refused(_)) => {
+                Err(error @ (StoreError::Refused(_) | StoreError::Unencodable(_))) => {
                     return Err(SaveError::RefusedByStore(Arc::new(error)));
                 }
                 Err(error) => error,

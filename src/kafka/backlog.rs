@@ -10,7 +10,7 @@ use rdkafka::{
 };
 
 use super::probe::{ANSWER_TIMEOUT, KafkaProbe};
-use crate::{config::KafkaConfig, lifecycle::Shutdown, telemetry::Metrics};
+use crate::{backoff::jittered, config::KafkaConfig, lifecycle::Shutdown, telemetry::Metrics};
 
 /// Mean time between two measurements.
 const MEASURE_EVERY: Duration = Duration::from_secs(4);
@@ -84,16 +84,10 @@ impl BacklogWatch {
                 self.update(Instant::now());
                 self
             });
-            self = tokio::select! {
-                measured = measuring => match measured {
-                    Ok(watch) => watch,
-                    Err(_) => return,
-                },
-                () = shutdown.requested() => return,
-            };
-            tokio::select! {
-                () = tokio::time::sleep(MEASURE_EVERY.mul_f64(0.75 + fastrand::f64() / 2.0)) => {}
-                () = shutdown.requested() => {}
+            let Ok(Ok(watch)) = shutdown.interruptible(measuring).await else { return };
+            self = watch;
+            if shutdown.sleep(jittered(MEASURE_EVERY, 0.75..1.25)).await.is_err() {
+                return;
             }
         }
     }

@@ -196,13 +196,15 @@ impl Poller {
     /// and then requests the stop of this process.
     fn poll_failed(&self, error: &KafkaError) -> Result<(), ConsumerError> {
         self.poll_errors.inc();
-        self.client.context().condition.poll_failed(error);
+        let condition = &self.client.context().condition;
         let fatal = self.client.client().fatal_error();
         let Some((code, reason)) = fatal.filter(|(code, _)| self.is_shut_out(*code)) else {
+            condition.poll_failed(error);
             return Ok(());
         };
         tracing::error!(%code, reason, "consumer shut out of its group, stopping");
         self.health.not_ready(reason);
+        condition.poll_failed(error);
         self.shutdown.request();
         Err(ConsumerError::ShutOut(KafkaError::MessageConsumptionFatal(code)))
     }

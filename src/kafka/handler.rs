@@ -27,7 +27,8 @@ pub trait Handler: Send + Sync + 'static {
     /// stores no offset behind it before it is handled. A deferred message must not be overtaken by
     /// a later one that depends on it: the handler defers both.
     ///
-    /// Fails with an error that [`Handler::fate`] explains. Then nothing of the transaction holds.
+    /// Fails with an error that [`Handler::fate`] explains. The transaction may have been committed
+    /// all the same, so the repetition must do no harm.
     fn handle(
         &self,
         messages: &[Self::Decoded],

@@ -71,7 +71,8 @@ impl Lane {
     ///
     /// A batch is closed when it is demanded, and then as soon as
     /// - it has `max` messages, or
-    /// - it has any, and `linger` has passed since the batch before it was closed.
+    /// - it has any, no message is waiting, and `linger` has passed since the batch before it was
+    ///   closed.
     ///
     /// So a single message does not wait, and frequent messages come in batches. (Nagle's algorithm
     /// for TCP has the same idea, RFC 896.)

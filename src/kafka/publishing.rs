@@ -181,10 +181,8 @@ impl<H: Handler> Publishing<H> {
         let mut backoff = Backoff::default();
         loop {
             self.step.health.not_ready(&*why);
-            tokio::select! {
-                () = tokio::time::sleep(backoff.next_delay()) => {}
-                () = self.step.shutdown.requested() => {}
-            }
+            // A stop ends the sleep; the check after it then fails.
+            let _stopped = self.step.shutdown.sleep(backoff.next_delay()).await;
             self.step.check_continues(batch)?;
             if !batch.owns(index) || self.is_accepted(batch, index).await {
                 break;

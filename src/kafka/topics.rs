@@ -35,7 +35,7 @@ pub struct TopicDefinition {
 }
 
 /// The list of topics. `setup` creates these topics, and producers fit their batches to them. A
-/// topic that is added here also needs a setting and a field of [`Topics`].
+/// topic that is added here also needs a setting and a field of [`TopicsConfig`].
 pub const TOPICS: [TopicDefinition; 4] = [
     TopicDefinition {
         setting: "topics.orders",

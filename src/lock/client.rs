@@ -17,7 +17,7 @@ const PEM_BEGIN: &[u8] = b"-----BEGIN ";
 /// Why the masters cannot be used as `redis.*` says, or why one did not answer.
 #[derive(Debug, thiserror::Error)]
 pub enum MasterError {
-    #[error("redis.urls: {url} is no URL of a Redis server")]
+    #[error("redis.urls: {url} cannot be used")]
     Url { url: SecretUrl, source: RedisError },
     #[error("{key}: {} cannot be read", file.display())]
     Certificate { key: &'static str, file: PathBuf, source: io::Error },
@@ -25,13 +25,13 @@ pub enum MasterError {
     NoPem { key: &'static str, file: PathBuf },
     #[error("a Redis master does not answer: {url} failed")]
     Failed { url: SecretUrl, source: RedisError },
-    #[error("a Redis master does not answer: {url} sent nothing for {limit:?}")]
+    #[error("a Redis master does not answer: {url} was not done within {limit:?}")]
     Silent { url: SecretUrl, limit: Duration },
 }
 
 /// A client of each master, in the order of `redis.urls`. Connects to nothing yet.
 ///
-/// Fails with [`MasterError::Url`] if a URL is not valid, and with [`MasterError::Certificate`] or
+/// Fails with [`MasterError::Url`] if a URL is not valid or its certificates do not parse, and with [`MasterError::Certificate`] or
 /// [`MasterError::NoPem`] if a certificate file cannot be read or is no PEM file.
 pub(super) fn clients(redis: &RedisConfig) -> Result<Vec<Client>, MasterError> {
     // The cryptography of rustls is set for the whole process. Without this line it would depend

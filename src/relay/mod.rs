@@ -227,7 +227,7 @@ impl Relay {
     /// Sweeps and updates the gauges of the outbox, until a stop is requested.
     pub(crate) async fn run(self, metrics: Metrics, health: Component, shutdown: Shutdown) {
         let mut failures = Backoff::default();
-        loop {
+        while !shutdown.is_requested() {
             let delay = match self.pass(&metrics).await {
                 Ok(published) => {
                     failures = Backoff::default();

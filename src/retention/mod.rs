@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use chrono::{DateTime, Utc};
 
 use crate::{
+    backoff::jittered,
     config,
     crash_point::crash_point,
     domain::OrderId,
@@ -49,10 +50,8 @@ impl Purger {
     pub(crate) async fn run(self, health: Component, shutdown: Shutdown) {
         let mut delay = FIRST_PAUSE;
         loop {
-            // Random, so that the processes of a fleet do not make their passes at one time.
-            let jittered = delay.mul_f64(0.5 + fastrand::f64());
             health.ready();
-            if shutdown.sleep(jittered).await.is_err() {
+            if shutdown.sleep(jittered(delay, 0.5..1.5)).await.is_err() {
                 return;
             }
             let begun = Instant::now();

@@ -12,7 +12,12 @@ const MAX_SETTLE_MICROS: u64 = 86_400_000_000;
 
 impl OrderStore {
     pub(crate) async fn has_orders(&self) -> Result<bool, StoreError> {
-        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM orders)").await
+        has_rows(&self.db, "orders", "SELECT EXISTS (SELECT 1 FROM orders)").await
+    }
+
+    pub(crate) async fn has_pending_orders(&self) -> Result<bool, StoreError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM orders WHERE status = 'PENDING')";
+        has_rows(&self.db, "orders", sql).await
     }
 
     /// The time of each order from `first` on, from its acceptance to its last change, in
@@ -36,10 +41,19 @@ impl OrderStore {
 
 impl StockStore {
     pub(crate) async fn has_products(&self) -> Result<bool, StoreError> {
-        has_rows(&self.db, "SELECT EXISTS (SELECT 1 FROM products)").await
+        has_rows(&self.db, "products", "SELECT EXISTS (SELECT 1 FROM products)").await
     }
 }
 
-async fn has_rows(db: &Database, sql: &'static str) -> Result<bool, StoreError> {
-    on_connection!(db, |conn| sqlx::query_scalar(sql).fetch_one(conn).await)
+/// Whether the query finds a row. A table that does not exist yet has none.
+async fn has_rows(db: &Database, table: &str, sql: &str) -> Result<bool, StoreError> {
+    let exists = "SELECT EXISTS (SELECT 1 FROM information_schema.tables
+                  WHERE table_schema = DATABASE() AND table_name = ?)";
+    on_connection!(db, |conn| {
+        let query = sqlx::query_scalar::<_, i64>(exists).bind(table);
+        if query.fetch_one(&mut *conn).await? == 0 {
+            return Ok(false);
+        }
+        sqlx::query_scalar::<_, i64>(sql).fetch_one(conn).await.map(|found| found == 1)
+    })
 }

@@ -107,9 +107,6 @@ pub enum NoSession {
     NoneEnded(String),
     #[error("the pool is closed")]
     Closed,
-    /// The server is a replica, a demoted primary, or set to read-only.
-    #[error("the server takes no writes: read_only or innodb_read_only is on")]
-    ReadOnly,
     #[error("{STATEMENT_LOG}")]
     LogsStatements,
 }

@@ -188,7 +188,7 @@ impl StockStore {
 
 impl OrderStore {
     /// Reads up to `limit` of the oldest orders below `below`, and deletes those that are not
-    /// pending and have no event to publish.
+    /// pending, have no event to publish and owe no release.
     ///
     /// Fails with the errors of a transaction.
     pub(crate) async fn purge_orders(
@@ -222,7 +222,8 @@ impl OrderStore {
         Ok(Purged::Done { rows, has_more: rows == u64::from(limit) })
     }
 
-    /// Orders below this one are purged, unless they are pending or have an event to publish.
+    /// Orders below this one are purged, unless they are pending, have an event to
+    /// publish or owe a release.
     pub(crate) async fn purged_below(&self) -> Result<OrderId, StoreError> {
         on_connection!(self.db, |conn| OF_ORDERS.read(conn).await)
     }

@@ -6,6 +6,7 @@ use sqlx::Executor as _;
 use tokio::time::{Instant, error::Elapsed, timeout};
 
 use super::{Database, StoreError, error::Conflict, in_use::InUse};
+use crate::backoff::jittered;
 
 const MAX_ATTEMPTS: u32 = 10;
 const FIRST_RETRY_DELAY: Duration = Duration::from_millis(2);
@@ -56,8 +57,7 @@ transaction_names! {
 /// [`TransactionName`].
 ///
 /// A conflict with another transaction runs the block again, at most 10 times. `attempt` counts
-/// from
-/// 0. One attempt takes no longer than the lock limit of the pool. Fails with
+/// from 0. One attempt takes no longer than the lock limit of the pool. Fails with
 ///
 /// - [`StoreError::Conflict`] if each of the attempts met one,
 /// - [`StoreError::Unavailable`] if there is no connection, or an attempt took too long,
@@ -144,7 +144,7 @@ impl<'a> Attempts<'a> {
             "transaction met a conflict, running it again"
         );
         let bound = FIRST_RETRY_DELAY.saturating_mul(1 << self.made.min(MAX_DOUBLINGS));
-        tokio::time::sleep(bound.mul_f64(fastrand::f64())).await;
+        tokio::time::sleep(jittered(bound, 0.0..1.0)).await;
     }
 }
 

@@ -20,6 +20,7 @@ use super::{
     retention::purged_below,
     rows::{ascii, order_id, order_ids, order_state, parse_json, product_id, wanted_orders},
 };
+use crate::backoff::jittered;
 use crate::domain::{Lines, OrderId, OrderState, ProductId, fold::Outcome};
 
 /// An order of the order store, as far as its row can be read.
@@ -173,7 +174,7 @@ async fn open_transactions(
             Some(CANNOT_CONVERT) if failures < MAX_LIST_RETRIES => failures += 1,
             _ => return Err(failure),
         }
-        sleep(LIST_RETRY_DELAY.mul_f64(fastrand::f64().midpoint(1.0))).await;
+        sleep(jittered(LIST_RETRY_DELAY, 0.5..1.0)).await;
     }
 }
 

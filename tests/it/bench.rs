@@ -1,9 +1,11 @@
 //! `stocklock bench` on stores that it is told to use, and the laboratory on stores of its own.
 
+use std::time::Duration;
+
 use serde_json::Value;
 use sqlx::{Connection, MySqlConnection};
 
-use crate::harness::{World, lines, on_each_database, wait_for};
+use crate::harness::{World, lines, new_order, on_each_database, wait_for};
 
 /// A load that takes a second or two.
 const SMALL: &str = "--orders 400 --products 20 --zipf 1 --batch-max 100";
@@ -99,6 +101,10 @@ async fn stores_that_are_not_empty_are_refused_unless_they_may_be_reused(world: 
     let error = refused.stderr();
     assert!(error.contains("stock_store.url: the store is not empty"), "{error}");
     is_a_verified_drain(&second[0]);
+    world.order_store().place(&[new_order()], Duration::ZERO).await.expect("placed");
+    let args = format!("bench {SMALL} --reuse-stores");
+    let error = world.cli(&words(&args)).exits(2).stderr();
+    assert!(error.contains("order_store.url: orders are pending"), "{error}");
     assert_eq!(world.available("somebodys"), 7);
     nothing_remains(&world).await;
 }

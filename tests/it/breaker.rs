@@ -26,7 +26,7 @@ async fn is_halted(worker: &Role) {
         let stopped = worker.metric("stocklock_lanes_stopped", "").await;
         let (_, why) = readiness(worker).await;
         let is_halted =
-            stopped == 1.0 && why.contains("stopped at the 200 dead letters of 1000 messages");
+            stopped == 1.0 && why.contains("halted: 200 dead letters among 1000 messages");
         if is_halted { Ok(()) } else { Err(format!("{stopped} lanes stopped, {why}")) }
     })
     .await;

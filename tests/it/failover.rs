@@ -45,9 +45,8 @@ async fn fail_over(database: Database) {
     tokio::time::sleep(Duration::from_millis(300)).await;
     assert!(!placing.is_finished(), "a session of the demoted primary was used");
     proxy.lead_to(new.address());
-    placing.await.unwrap().expect("placed by a session of the new primary");
-
     let switched = Instant::now();
+    placing.await.unwrap().expect("placed by a session of the new primary");
     wait_until_within(SOON, "an order completes", async || {
         api.place_and_wait(&lines(&[("a", 1)]), 10).await.status == 201
     })

@@ -121,8 +121,8 @@ async fn an_order_that_stays_pending_is_produced_ever_more_rarely(world: World) 
     for (minutes, expected) in
         [(0, 1), (5, 1), (10, 0), (15, 1), (30, 0), (35, 1), (74, 0), (75, 1)]
     {
-        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
-        assert_eq!(produced(turn), expected, "after {minutes} minutes");
+        let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        assert_eq!(produced(pass), expected, "after {minutes} minutes");
     }
 }
 
@@ -134,8 +134,8 @@ async fn a_pass_produces_few_orders_that_stay_pending_again_and_again(world: Wor
     for (minutes, expected) in
         [(0, 120), (5, 120), (15, 120), (35, 50), (36, 50), (37, 20), (38, 0)]
     {
-        let turn = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
-        assert_eq!(produced(turn), expected, "after {minutes} minutes");
+        let pass = watch.pass(now + TimeDelta::minutes(minutes)).await.expect("a pass");
+        assert_eq!(produced(pass), expected, "after {minutes} minutes");
     }
 }
 
@@ -197,8 +197,8 @@ async fn an_order_too_old_to_be_decided_is_not_produced_again(world: World) {
     let [_ancient, old] = [lost(&world, vec![aged(31)]).await, lost(&world, vec![aged(29)]).await];
 
     assert_eq!(produced(watch.pass(now).await.expect("a pass")), 1);
-    let turn = watch.pass(now + TimeDelta::days(2)).await.expect("a pass");
-    assert_eq!(turn, PendingPass { produced: 0, expired: 1, is_complete: true });
+    let pass = watch.pass(now + TimeDelta::days(2)).await.expect("a pass");
+    assert_eq!(pass, PendingPass { produced: 0, expired: 1, is_complete: true });
     assert_eq!(metrics.pending_orders.with_label_values(&["expired"]).get(), 1);
     assert_eq!(on_topic(&world), [old[0].order_id]);
 }

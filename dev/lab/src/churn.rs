@@ -23,23 +23,25 @@ pub(crate) struct Churn {
 }
 
 struct State {
-    changed_at: Instant,
+    /// When the last worker joined or was killed, or the fleet was first seen at work.
+    changed_at: Option<Instant>,
     counts: Counts,
 }
 
 impl Churn {
     pub(crate) fn new(interval: Duration, workers: usize) -> Self {
-        let state = State { changed_at: Instant::now(), counts: Counts::default() };
+        let state = State { changed_at: None, counts: Counts::default() };
         Self { interval, workers, state: RefCell::new(state) }
     }
 
     /// Changes the fleet if the interval has passed: one joins, or the oldest is killed by SIGKILL.
     pub(crate) fn go_on(&self, fleet: &mut Fleet<'_>) -> anyhow::Result<()> {
         let mut state = self.state.borrow_mut();
-        if state.changed_at.elapsed() < self.interval {
+        let changed_at = *state.changed_at.get_or_insert_with(Instant::now);
+        if changed_at.elapsed() < self.interval {
             return Ok(());
         }
-        state.changed_at = Instant::now();
+        state.changed_at = Some(Instant::now());
         if fleet.count_workers() <= self.workers {
             state.counts.joined += 1;
             fleet.add_worker()

@@ -20,6 +20,7 @@ use stocklock::{
     commands::bench::{Fleet, LoadArgs, Mode, Site, Workload},
     config::{Config, Layers, LockStrategy},
     domain::OrderId,
+    error_text::with_causes,
     lifecycle::Shutdown,
     telemetry::Metrics,
 };
@@ -69,7 +70,7 @@ async fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
-            eprintln!("stocklock-lab: {error:#}");
+            eprintln!("stocklock-lab: {}", with_causes(&*error));
             ExitCode::from(2)
         }
     }

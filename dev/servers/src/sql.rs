@@ -129,6 +129,9 @@ impl Sql {
         command.arg(format!("--pid-file={}", path("sql.pid")));
         command.arg(format!("--tmpdir={}", self.dir.display()));
         command.arg("--skip-name-resolve");
+        if self.flavour == Flavour::MySql {
+            command.arg("--secure-file-priv=NULL");
+        }
         // Servers refuse to run as root unless an option says that this is meant.
         if geteuid().is_root() {
             command.arg("--user=root");
@@ -196,7 +199,7 @@ impl Service for Sql {
         command.args(["--bind-address=127.0.0.1", &format!("--port={}", port(&self.address))]);
         command.arg(format!("--init-file={}", self.dir.join("accounts.sql").display()));
         if self.flavour == Flavour::MySql {
-            command.args(["--mysqlx=OFF", "--secure-file-priv=NULL"]);
+            command.arg("--mysqlx=OFF");
         }
         command.args(&self.options);
         command

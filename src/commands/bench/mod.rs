@@ -58,16 +58,13 @@ pub(super) async fn run(
     let workload = args.load.workload()?;
     let stop = Shutdown::on_signals()?;
     let binary = std::env::current_exe()?;
-    let mut must_be_empty = !args.reuse_stores;
+    fail_unless_usable(&config, args.reuse_stores).await?;
     let mut verified = true;
     for &strategy in args.load.strategies() {
         let settings = args.load.settings(&config, strategy);
         let site = Site::open(layers, &settings, &binary).await?;
         let run = site
             .use_for(&stop, async |site| {
-                if std::mem::take(&mut must_be_empty) {
-                    site.fail_unless_empty().await?;
-                }
                 args.load.measure(site, &workload, strategy, &|_| Ok(())).await
             })
             .await
@@ -148,19 +145,27 @@ impl Site {
         self.close().await?;
         done
     }
+}
 
-    /// Fails where a store holds an order or a product: a bench is not to mix with anybody's data.
-    async fn fail_unless_empty(&self) -> anyhow::Result<()> {
-        let metrics = process::metrics()?;
-        let (orders, stock) = self.stores(&metrics)?;
-        for (key, has_rows) in [
-            ("order_store.url", orders.has_orders().await?),
-            ("stock_store.url", stock.has_products().await?),
-        ] {
-            if has_rows {
-                bail!("{key}: the store is not empty; name an empty one, or add --reuse-stores");
-            }
+/// Fails if a store holds anybody's data, before anything is changed: orders or products, or, if
+/// the stores may be reused, orders that are pending and would be counted as the bench's.
+async fn fail_unless_usable(config: &Config, may_reuse: bool) -> anyhow::Result<()> {
+    let metrics = process::metrics()?;
+    let orders = process::open_order_store(config, &metrics)?;
+    let stock = process::open_stock_store(config, &metrics)?;
+    if may_reuse {
+        if orders.has_pending_orders().await? {
+            bail!("order_store.url: orders are pending, and would be counted as the bench's");
         }
-        Ok(())
+        return Ok(());
     }
+    for (key, has_rows) in [
+        ("order_store.url", orders.has_orders().await?),
+        ("stock_store.url", stock.has_products().await?),
+    ] {
+        if has_rows {
+            bail!("{key}: the store is not empty; name an empty one, or add --reuse-stores");
+        }
+    }
+    Ok(())
 }

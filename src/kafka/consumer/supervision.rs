@@ -25,6 +25,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(500);
 /// A pass that has waited for brokers for so long asks about no further partition. Nothing is
 /// polled meanwhile.
 const MAX_ASKING_PER_PASS: Duration = Duration::from_millis(20);
+
 /// What the poll thread remembers to decide whether the client is to be replaced.
 pub(super) struct Supervision {
     watchdog: Watchdog,

@@ -151,7 +151,7 @@ pub(super) fn remember(dir: &Path) -> anyhow::Result<()> {
     if let Some(parent) = file.parent() {
         fs::create_dir_all(parent)?;
     }
-    Ok(fs::write(file, format!("{}\n", dir.display()))?)
+    Ok(fs::write(file, format!("{}\n", std::path::absolute(dir)?.display()))?)
 }
 
 /// Forgets the folder, if it is that of the last `up`.
