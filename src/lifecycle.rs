@@ -193,7 +193,7 @@ impl Shutdown {
         self.requested.cancel();
     }
 
-    pub fn is_requested(&self) -> bool {
+    pub(crate) fn is_requested(&self) -> bool {
         self.requested.is_cancelled()
     }
 

@@ -23,18 +23,18 @@ pub struct Key {
     pub name: &'static str,
     /// The default, as a user would write it. Empty means that the key is not set, and that a user
     /// may leave it empty too.
-    pub default: &'static str,
+    pub(crate) default: &'static str,
     /// The values that the key takes.
-    pub allowed: Allowed,
+    pub(crate) allowed: Allowed,
     /// A relation to other keys that [`super::Config::resolve`] checks beyond `allowed`. Empty:
     /// none.
-    pub rule: &'static str,
+    pub(crate) rule: &'static str,
     pub help: &'static str,
 }
 
 /// The values that a key takes. Bounds are inclusive.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Allowed {
+pub(crate) enum Allowed {
     /// A whole number.
     Number { min: i64, max: i64, unit: &'static str },
     /// A time with its unit, such as `250ms`, `10s` or `7d`.
@@ -70,7 +70,7 @@ impl Key {
     }
 
     /// `STOCKLOCK__SECTION__KEY`
-    pub fn environment_name(&self) -> String {
+    pub(crate) fn environment_name(&self) -> String {
         format!("STOCKLOCK__{}", self.name.replace('.', "__").to_uppercase())
     }
 

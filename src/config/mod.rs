@@ -25,7 +25,8 @@ use crate::domain::Horizon;
 
 pub use choices::LockStrategy;
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
-pub use keys::{Allowed, KEYS, Key};
+pub use keys::KEYS;
+pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
 pub use layers::Layers;
 pub use secret_url::SecretUrl;
@@ -82,7 +83,7 @@ pub struct TopicsConfig {
 
 /// A file of Avro schemas.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct SchemaSource {
+pub(crate) struct SchemaSource {
     /// A file. If there is no id, it may be a folder of `.avsc` files.
     pub(crate) path: PathBuf,
     /// The id of the schema in a registry.
@@ -115,7 +116,7 @@ pub struct RedisConfig {
 
 /// The files of a client's certificate and of its private key.
 #[derive(Debug, Clone)]
-pub struct ClientFiles {
+pub(crate) struct ClientFiles {
     pub(crate) certificate: PathBuf,
     pub(crate) key: PathBuf,
 }
@@ -171,23 +172,23 @@ pub struct RetentionConfig {
 }
 
 #[derive(Debug, Clone)]
-pub struct StopConfig {
+pub(crate) struct StopConfig {
     /// Most time from the request to stop until the end of the process.
     pub(crate) deadline: Duration,
 }
 
 #[derive(Debug, Clone)]
-pub struct ListenConfig {
+pub(crate) struct ListenConfig {
     pub(crate) listen: SocketAddr,
 }
 
 #[derive(Debug, Clone)]
-pub struct ClientConfig {
+pub(crate) struct ClientConfig {
     pub(crate) url: String,
 }
 
 #[derive(Debug, Clone)]
-pub struct LogConfig {
+pub(crate) struct LogConfig {
     pub(crate) format: LogFormat,
     pub(crate) level: String,
 }

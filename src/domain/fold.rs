@@ -44,7 +44,7 @@ pub struct Decisions {
     /// Orders that were not decided because they are older than the horizon.
     pub expired: BTreeSet<OrderId>,
     /// Orders that were not decided because their id lies too far in the future.
-    pub from_future: BTreeSet<OrderId>,
+    pub(crate) from_future: BTreeSet<OrderId>,
 }
 
 /// The batch releases units of products whose stock the caller did not read. The caller reads them

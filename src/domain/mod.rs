@@ -15,12 +15,19 @@ mod lines;
 mod status;
 
 pub use horizon::Horizon;
-pub use ids::{OrderId, ProductId};
+pub use ids::OrderId;
+pub use ids::ProductId;
+pub use lines::Line;
+pub use lines::Lines;
 pub(crate) use lines::{Demand, MAX_LINES, MAX_QUANTITY};
-pub use lines::{Line, Lines};
-pub use status::{
-    Effect, EventKind, OrderEvent, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
-};
+pub use status::Effect;
+pub use status::EventKind;
+pub use status::OrderEvent;
+pub use status::OrderState;
+pub use status::OrderStatus;
+pub use status::Reason;
+pub use status::ReportedStatus;
+pub use status::WORKER_SOURCE;
 
 /// The most units available of a product: the largest integer that JSON clients read exactly.
 pub(crate) const MAX_AVAILABLE: i64 = (1 << 53) - 1;

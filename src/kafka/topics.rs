@@ -77,7 +77,7 @@ pub const TOPICS: [TopicDefinition; 4] = [
 
 impl TopicDefinition {
     /// The topic's configured name.
-    pub fn name<'c>(&self, topics: &'c TopicsConfig) -> &'c str {
+    pub(crate) fn name<'c>(&self, topics: &'c TopicsConfig) -> &'c str {
         (self.name)(topics)
     }
 }

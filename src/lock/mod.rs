@@ -40,7 +40,7 @@ use std::{
 use prometheus::IntGauge;
 use tokio::time::Instant;
 
-pub use client::MasterError;
+pub(crate) use client::MasterError;
 use held_keys::HeldKeys;
 pub use lease::Lease;
 pub(crate) use probe::MastersProbe;
@@ -82,7 +82,7 @@ pub struct Selection {
 #[derive(Debug)]
 pub struct Acquired {
     pub held: Held,
-    pub selection: Selection,
+    pub(crate) selection: Selection,
 }
 
 /// The lock strategy of one lane.

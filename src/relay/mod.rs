@@ -31,8 +31,10 @@ use crate::{
     wire::OrderEventCodec,
 };
 
-pub use pending::{PendingPass, PendingWatch};
-pub use releases::{ReleasePass, ReleaseWatch};
+pub use pending::PendingPass;
+pub use pending::PendingWatch;
+pub use releases::ReleasePass;
+pub use releases::ReleaseWatch;
 
 /// How long the process that commits an event has to publish it. After that, a sweep publishes it.
 pub const COMMITTER_LEASE: Duration = Duration::from_secs(2);

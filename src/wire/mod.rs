@@ -24,6 +24,7 @@ mod json;
 mod writer_schema;
 
 pub(crate) use error::WireError;
+pub use events::OrderEventCodec;
+pub use events::OrderStatusCodec;
 pub(crate) use events::check_writer_schemas;
-pub use events::{OrderEventCodec, OrderStatusCodec};
 pub(crate) use writer_schema::{SchemaError, WriterSchema};

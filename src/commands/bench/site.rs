@@ -143,7 +143,7 @@ impl Site {
     }
 
     /// Deletes the topics of this run. What it wrote to the stores stays.
-    pub async fn close(self) -> anyhow::Result<()> {
+    pub(crate) async fn close(self) -> anyhow::Result<()> {
         delete_topics(&self.config.kafka, &self.config.topics).await?;
         Ok(())
     }
