@@ -21,7 +21,7 @@ type Share = (u32, u32);
 async fn contend(
     locks: Locks,
     wanted: Vec<ProductId>,
-    pause: Duration,
+    work: Duration,
     all_turns: Arc<AtomicU32>,
     end: Instant,
 ) -> Share {
@@ -31,7 +31,7 @@ async fn contend(
         let held = acquire(&locks, &wanted).await.expect("within the budget");
         most_passed = most_passed.max(all_turns.fetch_add(1, Ordering::SeqCst) - before);
         // The work under the lock.
-        tokio::time::sleep(pause).await;
+        tokio::time::sleep(work).await;
         held.release().await;
         turns += 1;
     }
@@ -55,9 +55,9 @@ async fn eight_contenders_for_three_keys_get_equal_shares() {
             odd if odd % 2 == 1 => &keys[..2],
             _ => &keys[1..],
         };
-        let hold = Duration::from_millis(2 + number % 3);
+        let work = Duration::from_millis(2 + number % 3);
         let all_turns = Arc::clone(&all_turns);
-        tokio::spawn(contend(world.locks(), wanted.to_vec(), hold, all_turns, end))
+        tokio::spawn(contend(world.locks(), wanted.to_vec(), work, all_turns, end))
     });
     let shares: Vec<Share> = futures::future::join_all(contenders)
         .await

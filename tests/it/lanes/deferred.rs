@@ -91,20 +91,20 @@ async fn a_batch_that_fails_is_done_in_parts_and_no_message_overtakes() {
     let (group_id, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
     produce_text(&world, MESSAGES, "x").await;
     let (member, lane) = Member::join(&world);
-    let handler = SmallBatches::default();
-    let batches = BatchConfig { max: MESSAGES, linger: Duration::from_secs(1) };
+    let small = SmallBatches::default();
+    let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
 
-    tokio::join!(member.run(&world, lane, &handler, batches), async {
+    tokio::join!(member.run(&world, lane, &small, batches), async {
         world.caught_up(group_id, topic).await;
         member.shutdown.request();
     });
     member.leave().await;
 
-    assert!(handler.failures.load(Ordering::SeqCst) > 0, "the first batch was not too large");
-    assert!(handler.has_deferred.load(Ordering::SeqCst), "no message was deferred");
-    let places = handler.handled.lock().unwrap();
-    assert_eq!(*places, *handler.published.lock().unwrap());
-    assert_eq!(places.len(), MESSAGES, "not each message once");
+    assert!(small.failures.load(Ordering::SeqCst) > 0, "the first batch was not too large");
+    assert!(small.has_deferred.load(Ordering::SeqCst), "no message was deferred");
+    let handled = small.handled.lock().unwrap();
+    assert_eq!(*handled, *small.published.lock().unwrap());
+    assert_eq!(handled.len(), MESSAGES, "not each message once");
     for partition in 0..world.config.topics.partitions {
         let offsets: Vec<_> =
             places.iter().filter(|place| place.0 == partition).map(|place| place.1).collect();
@@ -172,13 +172,13 @@ async fn produce_until(world: &World, over: &CancellationToken) {
 async fn deferred_messages_of_a_revoked_partition_come_to_its_next_owner() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let (member, lane) = Member::join(&world);
-    let handler = DefersFirst::default();
-    let batches = BatchConfig { max: 1_000, linger: Duration::from_millis(2) };
+    let defers = DefersFirst::default();
+    let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
     let over = CancellationToken::new();
     let rival = async {
         member.rebalanced("assign", 1).await;
         wait_until("200 messages are handled", async || {
-            handler.handled.lock().unwrap().len() >= 200
+            defers.handled.lock().unwrap().len() >= 200
         })
         .await;
         let (rival, mut lane) = Member::join(&world);
@@ -198,14 +198,14 @@ async fn deferred_messages_of_a_revoked_partition_come_to_its_next_owner() {
         first
     };
 
-    let running = member.run(&world, lane, &handler, batches);
+    let running = member.run(&world, lane, &defers, batches);
     let (first, (), ()) = tokio::join!(rival, produce_until(&world, &over), running);
     member.leave().await;
 
     for (partition, offset) in first {
         assert_eq!(offset, 0, "the first message of partition {partition} is lost");
-        let places = handler.handled.lock().unwrap();
-        let later = places.iter().filter(|place| place.0 == partition).count();
+        let handled = defers.handled.lock().unwrap();
+        let later = handled.iter().filter(|place| place.0 == partition).count();
         assert!(later > 1, "no later message of partition {partition} had been handled");
     }
 }
