@@ -108,9 +108,10 @@ def summary(orders, stock):
     invalid = sum(not is_valid(order) for order in orders)
     return (
         f"   {len(orders):,} baskets with {lines:,} lines, {len(stock):,} products\n"
-        f"   {invalid:,} of the baskets have a line with quantity 0 or more than {MAX_LINES} lines\n"
-        f"   of the {POPULAR_PRODUCTS} most popular products there is {POPULAR_SHARE_PERCENT}% of what is asked for: "
-        "some 10% of the orders will be refused"
+        f"   {invalid:,} of the baskets have a line with quantity 0,"
+        f" or more than {MAX_LINES} lines\n"
+        f"   the stock has {POPULAR_SHARE_PERCENT}% of the demand for the {POPULAR_PRODUCTS} most"
+        " popular products: about 10% of the orders will be refused"
     )
 
 
@@ -127,7 +128,8 @@ def at_least(minimum):
 def main():
     parser = argparse.ArgumentParser(
         prog="dev/lib/baskets",
-        description="Writes real baskets as DIR/baskets.ndjson and their products as DIR/products.csv.",
+        description="Writes real baskets to DIR/baskets.ndjson, and their products to"
+        " DIR/products.csv.",
     )
     parser.add_argument(
         "--orders", type=at_least(1), required=True, metavar="N", help="number of baskets"

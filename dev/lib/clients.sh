@@ -13,7 +13,8 @@ install_clients() {
     pip_install clients "$CLIENTS_HOME/python"
   fi
   [[ -d $CLIENTS_HOME/java ]] && return 0
-  say "installing Avro $AVRO_VERSION and Kafka's clients $KAFKA_VERSION for Java (Maven Central, about 25 MB) ..."
+  say "installing Avro $AVRO_VERSION and Kafka's clients $KAFKA_VERSION for Java" \
+    "(Maven Central, about 25 MB) ..."
   maven_install clients clients_pom "$CLIENTS_HOME/java"
 }
 

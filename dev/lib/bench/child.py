@@ -1,4 +1,7 @@
-"""One measuring program as a child process: awaited with a live line, stopped with all that it started."""
+"""Runs one program that measures, as a child process, and shows a live line meanwhile.
+
+If the run is interrupted, it stops the program and every process that the program started.
+"""
 
 import contextlib
 import json
@@ -9,20 +12,26 @@ import time
 
 from show import Failed, LiveLine
 
-# Less than dev/stack leaves us; and its servers go with all that is on them.
+# Shorter than the time that dev/stack gives this program. dev/stack then stops the servers, with
+# the data that the program leaves on them.
 STOP_SECONDS = 4
 LOG_LINES_SHOWN = 25
 
 
 class NoResult(Failed):
-    """It ended without a word on what it measured."""
+    """The program ended and printed no result."""
 
 
 def run(command, env, log_path):
-    """The last line that it prints, which is JSON. Its exit status must be 0."""
+    """Returns the last line that the program prints, decoded from JSON.
+
+    Fails with `NoResult` if the program prints nothing, and with `Failed` if its exit status is not
+    0. The message has the end of its log.
+    """
     began, line = time.monotonic(), LiveLine(file_seconds=30.0)
     with open(log_path, "w", encoding="utf-8") as log:
-        # In a session of its own, so that Ctrl-C reaches it once, by us: a second one cuts short what it tidies up.
+        # The child has a session of its own, so that Ctrl-C reaches it once, from _stop. A second
+        # signal would cut its cleanup short.
         child = subprocess.Popen(
             command,
             env=env,
@@ -41,9 +50,8 @@ def run(command, env, log_path):
             line.clear()
     if child.returncode != 0 or not printed.strip():
         failure = Failed if printed.strip() else NoResult
-        raise failure(
-            f"{' '.join(command)}: exit status {child.returncode}\n{printed}{_tail(log_path)}".rstrip()
-        )
+        ended = f"{' '.join(command)}: exit status {child.returncode}"
+        raise failure(f"{ended}\n{printed}{_tail(log_path)}".rstrip())
     return json.loads(printed.splitlines()[-1])
 
 
@@ -63,7 +71,8 @@ def _stop(child):
     except subprocess.TimeoutExpired:
         pass
     finally:
-        # What is left of its session, itself included, also where we are asked again meanwhile.
+        # Kills what is left of its session, the child included. `finally` makes sure of it, also
+        # when another signal ends the wait.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()

@@ -1,9 +1,9 @@
-"""The charts of the report, from the results."""
+"""Draws the charts of the report from the results."""
 
 from charts import Line, bar_chart, line_chart
 from results import median
 
-# What the report calls the variants.
+# The names of the variants in the report.
 NAMES = {
     "row": "row",
     "redlock": "redlock, three masters",
@@ -13,7 +13,7 @@ COLOURS = {"row": 0, "redlock": 1}
 
 
 def draw(results):
-    """For each chart that there are results for: the name of its file, and the SVG."""
+    """The SVG of each chart that has results, by the name of its file."""
     charts = {"drain": drain, "batch": batch, "workers": workers, "latency": latency}
     return {
         f"{name}.svg": chart(results) for name, chart in charts.items() if results.runs.get(name)
@@ -21,7 +21,7 @@ def draw(results):
 
 
 def drain(results):
-    """Ours, and the peer beside it where it was there."""
+    """The bars of stocklock, and those of the peer if it was measured."""
     groups = results.labels("drain", "workload")
     cases = [(name, {"who": "stocklock", "variant": variant}) for variant, name in NAMES.items()]
     cases += [
@@ -97,7 +97,7 @@ def _medians(results, section, label, places, figure="orders_per_s", **labels):
 
 
 def _rounded(rates):
-    """1, 2 and 5 of each power of ten, around all of the rates."""
+    """1, 2 and 5 times powers of ten, from at most the lowest rate to at least the highest."""
     ticks = [digit * 10**power for power in range(7) for digit in (1, 2, 5)]
     first = max((tick for tick in ticks if tick <= min(rates)), default=1)
     last = min(tick for tick in ticks if tick >= max(rates))

@@ -1,4 +1,4 @@
-"""What the figures were measured on."""
+"""Describes the machine, the servers and their settings, for the report."""
 
 import os
 import pathlib
@@ -12,7 +12,7 @@ from programs import first_redis
 from show import Failed
 from sql import Database
 
-# What makes a commit durable; the report shows the others too.
+# The variables that make a commit durable. The report shows them, and those of SHOWN.
 DURABLE = {
     "innodb_flush_log_at_trx_commit": "1",
     "sync_binlog": "1",
@@ -30,7 +30,7 @@ SHOWN = (
 
 
 def describe(kafka_version):
-    """The machine, the servers and their settings. Fails where a commit is not durable."""
+    """The machine, the servers and their settings. Fails if a commit is not durable."""
     database = Database(os.environ["STOCKLOCK__ORDER_STORE__URL"], "stocklock")
     return {
         "machine": _machine(),
@@ -66,7 +66,7 @@ def _variables(database):
     found = dict(database.rows(f"SHOW GLOBAL VARIABLES WHERE Variable_name IN ({names})"))
     for name, value in DURABLE.items():
         if found.get(name) != value:
-            raise Failed(f"{name} is {found.get(name)}, not {value}: such a commit is not durable")
+            raise Failed(f"{name}: expected {value} for durable commits, found {found.get(name)}")
     return found
 
 
@@ -75,10 +75,10 @@ def _redis_version():
     with socket.create_connection((url.hostname, url.port), timeout=10) as connection:
         connection.sendall(b"INFO server\r\nQUIT\r\n")
         with connection.makefile("rb") as answer:
-            said = answer.read().decode()
-    return re.search(r"redis_version:(\S+)", said)[1]
+            info = answer.read().decode()
+    return re.search(r"redis_version:(\S+)", info)[1]
 
 
 def _java_version():
-    said = subprocess.run(["java", "-version"], check=True, capture_output=True, text=True).stderr
-    return re.search(r'version "([^"]+)"', said)[1]
+    text = subprocess.run(["java", "-version"], check=True, capture_output=True, text=True).stderr
+    return re.search(r'version "([^"]+)"', text)[1]

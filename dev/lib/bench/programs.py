@@ -1,4 +1,4 @@
-"""The programs that are measured, and the only places that know their command lines."""
+"""The programs that are measured. Only this file knows their command lines."""
 
 import os
 import pathlib
@@ -9,10 +9,10 @@ import child
 from show import Failed, say
 from sql import Database
 
-# Of both: the partitions of the topic that the orders come from.
+# The partitions of the topic of orders, for both programs.
 PARTITIONS = 12
 PEER_TIMEOUT_SECONDS = 3600
-# Names of processes; a database that is run by a loader of its own bears that one's.
+# Names of processes. The database may run through a loader of its own, and then has its name.
 SERVERS = {
     "database": {"mysqld", "mariadbd", "ld-linux-x86-64"},
     "Kafka": {"java"},
@@ -49,7 +49,7 @@ class Stocklock:
         end_to_end=False,
         ceiling=False,
     ):
-        """As in the report: what only this run can know has a name in capital letters."""
+        """The arguments as the report shows them. `run` fills in BASKETS and FIRST."""
         chosen = [
             "--strategy",
             strategy,
@@ -92,9 +92,10 @@ class Stocklock:
         command = [self.lab, "--binary", self.binary, *map(self._fill_in, arguments)]
         result = child.run(command, os.environ, self.log)
         if not result["verified"]:
-            raise Failed(f"not verified: {result}")
+            raise Failed(f"stocklock verify failed after the run: {result}")
         if "BASKETS" in arguments and result["lines"] != self.baskets.count_lines(result["orders"]):
-            raise Failed(f"other baskets than ours were left out: {result['lines']} lines")
+            expected = self.baskets.count_lines(result["orders"])
+            raise Failed(f"baskets: expected {expected} lines, found {result['lines']}")
         figure = "cpu_seconds_per_1000_orders_of_others"
         return {**result, figure: by_server(result[figure])}
 
@@ -158,18 +159,19 @@ class Peer:
         try:
             result = child.run(command, env, self.log)
         except child.NoResult as failure:
-            # Its seed was seen to wait for the broker for two minutes and to give up.
-            say(f"   the peer did not run, and is given one more try: {failure}")
+            # The peer's seed sometimes waits two minutes for the broker, and gives up.
+            say(f"   the peer printed no result, trying once more: {failure}")
             result = child.run(command, env, self.log)
         if not result["verified"]:
-            raise Failed(f"the peer's run is not verified: {result}")
+            raise Failed(f"the peer's own check failed after its run: {result}")
         return result
 
     def _servers(self):
         url = urllib.parse.urlsplit(self.database.url)
+        jdbc_url = f"jdbc:mariadb://{url.hostname}:{url.port}{url.path}"
         return {
             "KAFKA_BOOTSTRAP": os.environ["STOCKLOCK__KAFKA__BROKERS"],
-            "JDBC_URL": f"jdbc:mariadb://{url.hostname}:{url.port}{url.path}?allowPublicKeyRetrieval=true",
+            "JDBC_URL": f"{jdbc_url}?allowPublicKeyRetrieval=true",
             "DB_USER": url.username,
             "DB_PASSWORD": url.password,
             "REDIS_URL": first_redis(),
@@ -181,7 +183,7 @@ class Peer:
 
 
 def by_server(cpu):
-    """What belongs to none of our servers is one figure."""
+    """The CPU time of each server. All other programs share one figure, "anything else"."""
     found = {}
     for program, seconds in cpu.items():
         name = next(

@@ -1,74 +1,27 @@
-"""The report: every figure in it comes from the results."""
+"""Writes the report. Every figure in it comes from the results."""
 
 import json
 import statistics
 
 import figures
 from programs import SERVERS
+from prose import ABOUT, MEANING, PEER, SHELL, wrapped
 from results import ratios, values
-
-ABOUT = """\
-# Benchmarks
-
-Written by `dev/bench` from the raw results in [results.jsonl](benchmarks/results.jsonl); `dev/bench --report-only`
-writes it anew, and what was added by hand is lost then.
-"""
-
-MEANING = """\
-## What the figures say
-
-All of it, the load too, runs on one machine. A figure is the median over the rounds, with the lowest and the highest in
-brackets. In a round every case runs once. A run counts only if all that `stocklock verify` checks holds after it, and
-one of the peer's if its own check of the same kind does; where one does not, the whole measurement fails.
-
-- *Drain*: a backlog waits on the topic. From the moment when the first worker has its partitions to the last order's
-  final status in the order store.
-- *Ceiling*: the statements of the same batches on one, two or four bare connections to the same database, whichever
-  is best, without Kafka and without locks in Redis.
-- *Latency*: from the acceptance of an order by ingest to its final status in the order store.
-- *Open loop*: orders are placed over HTTP at a fixed rate, whatever the answers.
-- *Bare*: the same commits and Kafka hops without stocklock, measured in the same run at the same rate: a task for each
-  in one process, in batches that are closed when the roles would close theirs, without HTTP, consumer groups, and locks
-  in Redis.
-"""
-
-PEER = """\
-The peer, {names}, does the same job in the way in which it is usually written with Spring Boot, Spring
-Kafka, JDBC (the MariaDB driver) and Redisson: one order a transaction, a consumer thread a partition; under `redlock`
-a Redisson multi-lock on one Redis master. It ran on the same servers, in turn with ours, with as many partitions. Where
-the two differ:
-
-- Its runs have {orders} orders, after {warmup} to warm up, which ours does without. Its time begins at the last one of
-  those.
-- It keeps orders and stock in one database and completes an order in the transaction that deducts; only a refusal
-  travels over Kafka. Ours takes every outcome over Kafka to a separate order store.
-- It has a row a line; ours has the lines in the order's row. Its order ids are numbers, ours UUIDs. Its events are
-  JSON, ours Avro.
-- Its connections to the database are not encrypted; ours are, where the database is MySQL.
-- U, Z and H have the same shape, but each draws them with its own random numbers. J is the same baskets in the same
-  order: those which ingest would refuse are left out of both, and products are numbered for the peer. The more orders,
-  the more products.
-"""
-
-SHELL = """\
-The single runs, on a stack as `eval "$(dev/stack up && dev/stack env)"` gives it. FIRST is the first of the Redis
-masters, BASKETS the file that `dev/lib/baskets` writes, or for the peer what `dev/bench` makes of it:
-"""
 
 LATENCIES = ("p50_ms", "p99_ms", "max_ms", "bare_p99_ms", "ratio_to_bare_p99")
 ROLES = ("worker", "compensator", "ingest")
-# Whose CPU time is told.
+# The programs whose CPU time has a column.
 PROGRAMS = ("worker", "compensator", *SERVERS)
 
 
 def write(results, out, workloads):
-    """Gives the files that it wrote."""
+    """Writes the charts and the page into the folder `out`. Returns the paths of all files."""
     folder = out / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     charts = figures.draw(results)
     for name, svg in charts.items():
         (folder / name).write_text(svg, encoding="utf-8")
-    text = "\n".join(_parts(results, workloads))
+    text = wrapped("\n".join(_parts(results, workloads)))
     (out / "benchmarks.md").write_text(text, encoding="utf-8")
     return [out / "benchmarks.md", *(folder / name for name in charts)]
 
@@ -76,7 +29,8 @@ def write(results, out, workloads):
 def _parts(results, workloads):
     yield ABOUT
     if any(setting["quick"] for setting in results.settings.values()):
-        yield "**Some of these runs were quick ones, to try the script: their figures say nothing.**\n"
+        yield "**Some of these runs were quick runs, to try the script.**"
+        yield "**Their figures say nothing.**\n"
     yield MEANING
     yield from _workloads(workloads)
     for section in (drain, batch, workers, latency, memory, history, churn):
@@ -95,7 +49,7 @@ def _workloads(workloads):
 
 
 def table(titles, rows, texts=1):
-    """The first columns are texts, the others numbers."""
+    """A Markdown table. The first `texts` columns are texts, the others are numbers."""
     yield f"| {' | '.join(titles)} |"
     yield f"| {' | '.join(['---'] * texts + ['---:'] * (len(titles) - texts))} |"
     for row in rows:
@@ -108,7 +62,7 @@ def chart(name, what):
 
 
 def spread(runs, figure="orders_per_s"):
-    """The median and between what it lies."""
+    """The median, with the lowest and the highest value in brackets if there are several."""
     found = values(runs, figure)
     if not found:
         return "–"
@@ -125,14 +79,15 @@ def times(found, digits=1):
 
 
 def counts(runs, figure="orders"):
-    """How many orders these runs had each."""
+    """The different values of a figure in these runs: "10,000 or 40,000"."""
     return " or ".join(f"{count:,}" for count in sorted(set(values(runs, figure))))
 
 
 def drain(results):
     ours, peers = results.select("drain", who="stocklock"), results.select("drain", who="peer")
     yield "## A backlog drained\n"
-    yield f"{counts(ours)} orders a run, batches of at most {counts(ours, 'batch_max')}, one worker.\n"
+    batch_max = counts(ours, "batch_max")
+    yield f"{counts(ours)} orders a run, batches of at most {batch_max}, one worker.\n"
     yield from chart("drain", "Orders a second by workload and lock strategy")
     titles = [
         "workload",
@@ -165,9 +120,11 @@ def drain(results):
 def where_the_time_goes(results):
     cores = results.settings["drain"]["machine"]["cores"]
     yield "### Where the time goes\n"
-    yield "CPU milliseconds a thousand orders, medians; *all* is their sum, *busy* its share of what the cores had to give."
-    yield f"The client of the measurement is among them. With {cores} cores that do all of it, who needs less leaves more to"
-    yield "the others. [performance.md](performance.md) says what was made of it.\n"
+    yield "CPU milliseconds for a thousand orders, medians."
+    yield "*All* is the sum over all programs; the client of the measurement is one of them."
+    yield "*Busy* is the share that this sum has of the CPU time of the cores."
+    yield f"All programs share {cores} cores: a program that needs less leaves more to the others."
+    yield "[performance.md](performance.md) lists what was tried to need less.\n"
     rows = []
     for workload in results.labels("drain", "workload"):
         for variant, name in figures.NAMES.items():
@@ -177,8 +134,8 @@ def where_the_time_goes(results):
             busy = [
                 cpu * run["result"]["orders_per_s"] / 1e6 / cores for cpu, run in zip(every, runs)
             ]
-            told = [f"{statistics.median(column):.1f}" for column in (*zip(*used), every)]
-            rows.append([workload, name, *told, f"{statistics.median(busy):.0%}"])
+            millis = [f"{statistics.median(column):.1f}" for column in (*zip(*used), every)]
+            rows.append([workload, name, *millis, f"{statistics.median(busy):.0%}"])
     yield from table(["workload", "lock strategy", *PROGRAMS, "all", "busy"], rows, texts=2)
 
 
@@ -221,7 +178,7 @@ def beside_the_peer(results, peers):
 def batch(results):
     runs = results.runs["batch"]
     yield "## By batch size\n"
-    yield f"{counts(runs)} orders a run: fewer with small batches. One worker.\n"
+    yield f"{counts(runs)} orders a run, fewer with small batches. One worker.\n"
     yield from chart("batch", "Orders a second by batch size")
     rows = [
         [f"{size:,}", *_by_strategy(results, "batch", workload="Z", batch_max=size)]
@@ -250,8 +207,8 @@ def _by_strategy(results, section, **labels):
 
 def workers(results):
     yield "## By number of workers\n"
-    yield f"{counts(results.runs['workers'])} orders a run, workload Z. All workers start at once; the time in which the"
-    yield "partitions are handed round is part of a run.\n"
+    yield f"{counts(results.runs['workers'])} orders a run, workload Z. All workers start at once."
+    yield "The time of a run includes the assignment of the partitions to the workers.\n"
     yield from chart("workers", "Orders a second by number of worker processes")
     rows = [
         [str(count), *_by_strategy(results, "workers", workers=count)]
@@ -262,9 +219,10 @@ def workers(results):
 
 def latency(results):
     yield "## Latency by load\n"
-    yield "Workload Z over HTTP, one process of each role. *100%* is what 256 clients reach that place orders one after"
-    yield "another; *alone* is so low a rate that an order meets no other. *Final* falls behind *placed* where a queue"
-    yield "builds up.\n"
+    yield "Workload Z over HTTP, one process of each role."
+    yield "*100%* is the rate that 256 clients reach if each places one order after another."
+    yield "At *alone*, the rate is so low that an order meets no other order."
+    yield "*Final* is lower than *placed* where a queue builds up.\n"
     yield from chart("latency", "Latency by load, median and 99th percentile")
     titles = [
         "lock strategy",
@@ -289,15 +247,15 @@ def latency(results):
 
 def memory(results):
     yield "## Peak memory\n"
-    yield "Resident, the highest of the rounds, workload Z, one process of each role.\n"
+    yield "The highest resident memory over the rounds. Workload Z, one process of each role.\n"
     rows = []
     for source in results.labels("memory", "source"):
         for variant in results.labels("memory", "variant", source=source):
             chosen = results.select("memory", variant=variant, source=source)
             peaks = [run["result"]["peak_rss_mib_by_role"] for run in chosen]
-            told = [max(peak.get(role, 0) for peak in peaks) for role in ROLES]
-            told = [f"{peak:.0f}" if peak else "–" for peak in told]
-            rows.append([f"{source}, {variant}", counts(chosen), spread(chosen), *told])
+            highest = [max(peak.get(role, 0) for peak in peaks) for role in ROLES]
+            cells = [f"{peak:.0f}" if peak else "–" for peak in highest]
+            rows.append([f"{source}, {variant}", counts(chosen), spread(chosen), *cells])
     titles = [
         "orders from, lock strategy",
         "orders",
@@ -310,8 +268,10 @@ def memory(results):
 def history(results):
     runs = results.runs["history"]
     yield "## Over a history\n"
-    yield f"{counts(runs)} orders of workload Z under `row`, on stores that are empty and on stores that hold orders"
-    yield "already: in each a row an order, and what the outcomes were.\n"
+    yield f"{counts(runs)} orders of workload Z under `row`."
+    yield "The stores are empty, or they already hold orders."
+    yield "Then the order store has a row for each of those orders."
+    yield "The stock store has a row for each outcome.\n"
     titles = ["orders in the stores", "orders/s", "of that on empty stores"]
     empty = results.select("history", history=0)
     rows = []
@@ -323,10 +283,13 @@ def history(results):
 
 def churn(results):
     setting = results.runs["churn"][0]
-    started, rate = setting["result"]["workers"], setting["labels"]["rate"]
+    started, labels = setting["result"]["workers"], setting["labels"]
+    rate, interval = labels["rate"], labels["every_s"]
     yield "## Workers that come and go\n"
-    yield f"{started} workers at first; every {setting['labels']['every_s']} s another joins or the oldest is killed by"
-    yield f"SIGKILL, in turn, while {rate:,} orders/s of workload Z come over HTTP. No order waited longer than *highest*.\n"
+    yield f"{started} workers run at first."
+    yield f"Every {interval} s another worker joins, or SIGKILL kills the oldest worker, in turn."
+    yield f"Meanwhile {rate:,} orders/s of workload Z arrive over HTTP."
+    yield "No order waited longer than *highest*.\n"
     titles = [
         "lock strategy",
         "orders",
@@ -340,16 +303,16 @@ def churn(results):
     rows = []
     for variant in figures.COLOURS:
         chosen = results.select("churn", variant=variant)
-        told = [
+        cells = [
             spread(chosen, figure)
             for figure in ("seconds", "joined", "killed", "p50_ms", "p99_ms", "max_ms")
         ]
-        rows.append([variant, counts(chosen), *told])
+        rows.append([variant, counts(chosen), *cells])
     yield from table(titles, rows)
 
 
 def _conditions(results):
-    """The machines and servers; sections that were measured under the same ones share a table."""
+    """The machines and servers. Sections that were measured on the same ones share a table."""
     yield "## Measured on\n"
     groups = {}
     for section, setting in results.settings.items():

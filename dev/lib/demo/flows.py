@@ -1,4 +1,4 @@
-"""The flows by name, each as the requests and answers that a client sees."""
+"""The flows of an order, each with the requests and answers that a client sees."""
 
 import json
 import time
@@ -11,7 +11,7 @@ OUTCOME_SECONDS = 30
 
 
 class Client:
-    """Speaks HTTP to ingest and shows what is said."""
+    """Sends HTTP requests to ingest, and shows them with their answers."""
 
     def __init__(self, url):
         self.url = url
@@ -21,7 +21,7 @@ class Client:
             return json.load(answer)
 
     def place(self, product, quantity, prefer=None):
-        """Status and body of the answer."""
+        """Places an order for one product. Returns the status and the body of the answer."""
         body = json.dumps(
             {"reference": "demo", "lines": [{"product_id": product, "quantity": quantity}]}
         )
@@ -48,7 +48,10 @@ class Client:
         return status, content
 
     def await_status(self, order_id, status):
-        """What GET answers once the order has that status; it must not take long."""
+        """Returns the order once it has this status.
+
+        Fails with `Failed` if it has another status after OUTCOME_SECONDS.
+        """
         deadline = time.monotonic() + OUTCOME_SECONDS
         while True:
             order = self.get(f"/v1/orders/{order_id}")
@@ -58,13 +61,14 @@ class Client:
                 return order
             if time.monotonic() > deadline:
                 raise Failed(
-                    f"order {order_id} is {order['status']} after {OUTCOME_SECONDS} s, and should be {status}"
+                    f"order {order_id}: expected {status} after {OUTCOME_SECONDS} s,"
+                    f" found {order['status']}"
                 )
             time.sleep(0.02)
 
 
 def synchronous(client, plenty, scarce):
-    """The client's answer is the outcome."""
+    """The answer to the client is the outcome. Returns the id of the completed order."""
     status, order = client.place(plenty.id, 2, prefer="wait=10")
     check(
         (status, order["status"]) == (201, "COMPLETED"),
@@ -88,7 +92,10 @@ def synchronous(client, plenty, scarce):
 
 
 def asynchronous(client, plenty, scarce):
-    """The client is answered as soon as the order is durable; the outcome follows."""
+    """The client is answered as soon as the order is durable. The outcome follows.
+
+    Returns the id of the completed order.
+    """
     status, order = client.place(plenty.id, 2)
     check(
         (status, order["status"]) == (202, "PENDING"), "the order is accepted at once: 202 PENDING"
@@ -107,7 +114,7 @@ def asynchronous(client, plenty, scarce):
 
 
 def late_failure(client, stocklock, completed, plenty):
-    """A completed order fails downstream: the order becomes FAILED and its stock comes back."""
+    """A completed order fails downstream: it becomes FAILED, and its stock is released."""
     lines = client.get(f"/v1/orders/{completed}")["lines"]
     quantity = sum(line["quantity"] for line in lines)
     before = plenty.available()
@@ -123,7 +130,8 @@ def late_failure(client, stocklock, completed, plenty):
     while plenty.available() != expected:
         if time.monotonic() > deadline:
             raise Failed(
-                f"product {plenty.id} has {plenty.available():,} available, and should have {expected:,}"
+                f"product {plenty.id}: expected {expected:,} available,"
+                f" found {plenty.available():,}"
             )
         time.sleep(0.05)
-    check(True, f"its stock came back: {expected:,} available")
+    check(True, f"its stock was released: {expected:,} available")

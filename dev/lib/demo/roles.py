@@ -1,4 +1,4 @@
-"""The roles of stocklock, which the program in dev/servers starts and stops, and their metrics."""
+"""The roles of stocklock and their metrics. The program of dev/servers starts and stops them."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import subprocess
 import urllib.request
 
 ROLES = ("ingest", "worker", "compensator")
-# Longer than the program gives the roles before it kills them.
+# Longer than the time after which that program kills the roles.
 STOP_SECONDS = 60
 LOG_LINES_SHOWN = 25
 
@@ -14,23 +14,24 @@ SAMPLE = re.compile(r"^(?P<name>\w+)(?:\{(?P<labels>.*)\})? (?P<value>\S+)$")
 
 
 class RoleFailed(Exception):
-    pass
+    """A role did not start, or has ended."""
 
 
 class Roles:
-    """Ingest, worker and compensator, each a process with addresses of its own."""
+    """Ingest, worker and compensator. Each is a process with its own addresses."""
 
     def __init__(self, binary, env, log_folder):
         self.binary = binary
         self.log_folder = log_folder
-        # The command line client needs it too, and the address of ingest in it.
+        # The command line client uses it too. It needs the address of ingest, which is added later.
         self.env = env
         self.url = None
         self.admin = {}
         self.supervisor = None
 
     def __enter__(self):
-        # It says itself what is wrong. It stops the roles when its input closes, so also when this program dies.
+        # The program reports its errors itself. It stops the roles when its input closes, so also
+        # when this process dies.
         command = [
             os.environ["STOCKLOCK_SERVERS"],
             "roles",
@@ -56,7 +57,10 @@ class Roles:
         self.stop()
 
     def stop(self):
-        """Asks all to stop, and waits for it. Gives what did not go well: nothing if all ended with status 0."""
+        """Asks all roles to stop, and waits for them.
+
+        Returns a list of failures, which is empty if all roles ended with status 0.
+        """
         if self.supervisor is None:
             return []
         supervisor, self.supervisor = self.supervisor, None
@@ -74,7 +78,10 @@ class Roles:
             raise RoleFailed("a role has ended")
 
     def _read_addresses(self):
-        """Waits until all roles are ready, and gives the HTTP address of each."""
+        """Waits until all roles are ready. Returns the HTTP address of each.
+
+        Fails with `RoleFailed` if a role does not become ready.
+        """
         http = {}
         for _ in ROLES:
             line = self.supervisor.stdout.readline()
@@ -85,7 +92,7 @@ class Roles:
         return http
 
     def metric(self, role, name, **labels):
-        """The sum over the samples of that name whose labels are the given ones."""
+        """The sum over the samples with this name and these labels."""
         total = 0.0
         for line in self._get(role, "/metrics").splitlines():
             sample = SAMPLE.match(line)
