@@ -37,8 +37,8 @@
 //!    that outcome. An order whose message was dead-lettered waits for a person.
 //! 4. An order is deducted at most once, and its units are released at most once.
 //! 5. All lines of an order are deducted, or none.
-//! 6. No lock and no transaction outlives its owner by more than `lock.ttl`. `docs/databases.md` has
-//!    the limits of this promise.
+//! 6. No lock and no transaction outlives its owner by more than `lock.ttl`. The limits of this
+//!    promise are in `docs/databases.md`.
 //! 7. A committed offset never passes an order that is neither decided nor dead-lettered.
 //!
 //! # Invariants of the code
