@@ -1,8 +1,8 @@
 //! `stocklock` deducts stock for orders that arrive on Kafka: all lines of an order or none, never
 //! twice, never below zero.
 //!
-//! This is the map. `docs/architecture.md` has the way of an order and of a batch, walkthroughs of
-//! failures, the reasons, and recipes for changes.
+//! This page lists the rooms of the code and its invariants. `docs/architecture.md` has the way of
+//! an order and of a batch, walkthroughs of failures, the reasons, and recipes for changes.
 //!
 //! # The rooms
 //!
@@ -33,10 +33,12 @@
 //!
 //! 1. No product's stock is below zero.
 //! 2. What was supplied is what is left and what orders hold, for each product, at any instant.
-//! 3. An order that was acknowledged reaches one final outcome.
+//! 3. An order that was acknowledged gets one outcome, and its state in the order store follows
+//!    that outcome. An order whose message was dead-lettered waits for a person.
 //! 4. An order is deducted at most once, and its units are released at most once.
-//! 5. All lines of an order, or none.
-//! 6. No lock and no transaction outlives its owner by more than `lock.ttl`.
+//! 5. All lines of an order are deducted, or none.
+//! 6. No lock and no transaction outlives its owner by more than `lock.ttl`. The limits of this
+//!    promise are in `docs/databases.md`.
 //! 7. A committed offset never passes an order that is neither decided nor dead-lettered.
 //!
 //! # Invariants of the code

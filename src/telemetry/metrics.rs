@@ -154,7 +154,7 @@ metrics! {
     );
     pub pending_oldest: Gauge = float_gauge(
         "stocklock_pending_oldest_seconds",
-        "Age of the oldest pending order.",
+        "Age of the oldest pending order that can still be decided; 0 if there is none.",
     );
     pub pending_orders: IntCounterVec = counters(
         "stocklock_pending_orders_total",
@@ -163,11 +163,11 @@ metrics! {
     );
     pub releases_owed: IntGauge = gauge(
         "stocklock_releases_owed",
-        "Failed and cancelled orders whose release no worker has reported as done.",
+        "Releases that are owed: no worker has reported them as done. Without expired ones.",
     );
     pub owed_releases: IntCounterVec = counters(
         "stocklock_owed_releases_total",
-        "Releases that were owed for too long: produced again, or expired.",
+        "Owed releases that ingest published (produced), or gave up as too old (expired).",
         &["result"],
     );
     pub(crate) compensations: IntCounterVec = counters(

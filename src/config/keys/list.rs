@@ -160,7 +160,8 @@ pub const KEYS: &[Key] = &[
         "order_store.pool_max",
         "8",
         number(2, 1_000, "connections"),
-        "most connections of a process to the order store; one only ends the others",
+        "most connections of a process to the order store; one of them is kept for ending hung \
+         sessions, and does no other work",
     ),
     key(
         "stock_store.url",
@@ -178,7 +179,8 @@ pub const KEYS: &[Key] = &[
         "stock_store.pool_max",
         "8",
         number(2, 1_000, "connections"),
-        "most connections of a process to the stock store; one only ends the others",
+        "most connections of a process to the stock store; one of them is kept for ending hung \
+         sessions, and does no other work",
     ),
     key(
         "redis.urls",
@@ -219,7 +221,8 @@ pub const KEYS: &[Key] = &[
         "lock.wait",
         "500ms",
         time(Duration::from_millis(10), Duration::from_secs(10)),
-        "a batch waits this long for its locks, then handles the orders whose locks it holds",
+        "a batch waits this long for the keys of all its orders, then the worker handles those \
+         orders whose keys are free; if that is at least half of the batch, it does not wait",
     ),
     key(
         "lock.fallback",
@@ -333,7 +336,7 @@ pub const KEYS: &[Key] = &[
         "stop.deadline",
         "20s",
         time(SECOND, Duration::from_secs(3600)),
-        "a stop ends within this time; work that is not done by then is cut off",
+        "a stop ends within this time; at three quarters of it, work that hangs is cut off",
     ),
     key("http.listen", "127.0.0.1:8080", Allowed::Form(ADDRESS), "address of the HTTP API")
         .with_rule("not the port of admin.listen, where one process opens both"),
