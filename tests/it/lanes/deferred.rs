@@ -92,7 +92,7 @@ async fn a_batch_that_fails_is_done_in_parts_and_no_message_overtakes() {
     produce_text(&world, MESSAGES, "x").await;
     let (member, lane) = Member::join(&world);
     let small = SmallBatches::default();
-    let batches = Batches { max: MESSAGES, linger: Duration::from_secs(1) };
+    let batches = BatchConfig { max: MESSAGES, linger: Duration::from_secs(1) };
 
     tokio::join!(member.run(&world, lane, &small, batches), async {
         world.caught_up(group_id, topic).await;
@@ -107,7 +107,7 @@ async fn a_batch_that_fails_is_done_in_parts_and_no_message_overtakes() {
     assert_eq!(handled.len(), MESSAGES, "not each message once");
     for partition in 0..world.config.topics.partitions {
         let offsets: Vec<_> =
-            places.iter().filter(|place| place.0 == partition).map(|place| place.1).collect();
+            handled.iter().filter(|place| place.0 == partition).map(|place| place.1).collect();
         assert!(offsets.is_sorted(), "partition {partition}: {offsets:?}");
     }
 }
@@ -173,7 +173,7 @@ async fn deferred_messages_of_a_revoked_partition_come_to_its_next_owner() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let (member, lane) = Member::join(&world);
     let defers = DefersFirst::default();
-    let batches = Batches { max: 1_000, linger: Duration::from_millis(2) };
+    let batches = BatchConfig { max: 1_000, linger: Duration::from_millis(2) };
     let over = CancellationToken::new();
     let rival = async {
         member.rebalanced("assign", 1).await;
