@@ -25,6 +25,7 @@
 //! | 2 | [`config`] | all settings, their defaults and bounds | the environment |
 //! | 2 | `http` | the HTTP server of every role, with its limits | |
 //! | 2 | [`lifecycle`], `backoff`, `crash_point` | stopping, waiting, crashes for tests | |
+//! | 2 | [`error_text`], `new_ids` | errors with their causes; new order ids | |
 //! | 1 | [`domain`] | orders, quantities, states, decisions: pure | |
 //!
 //! # Invariants of the data

@@ -16,7 +16,8 @@ use super::Connection;
 /// The most connections that are cut together. More than one, so that not every new connection
 /// searches all others for idle ones.
 const MAX_CUT_TOGETHER: usize = 32;
-/// Of the idle connections, one in so many is cut together, rounded up: a small listener keeps most.
+/// Of the idle connections, one in so many is cut together, rounded up: a small listener keeps
+/// most.
 const MIN_IDLE_PER_CUT: usize = 8;
 /// How long a new connection waits until a connection that is being cut has closed.
 const MAX_CUT_TIME: Duration = Duration::from_secs(1);

@@ -11,13 +11,13 @@
 //!
 //! | step | file | what it does |
 //! | --- | --- | --- |
-//! | poll | `consumer.rs` | the poll thread: gives messages to lanes, pauses full lanes |
+//! | poll | `consumer.rs` | the poll thread: fills lanes, pauses full ones |
 //! | | `consumer/inlet.rs` | the poll thread's end of a lane, with its memory |
 //! | | `member.rs` | the member of the group: its client, stored and committed offsets |
 //! | | `callbacks.rs` | librdkafka's callbacks: rebalances, statistics, lag |
 //! | own | `partitions.rs` | owned partitions: assignments, batches in flight, progress |
 //! | collect | `lane.rs` | makes batches of a lane's messages, stores their offsets |
-//! | handle | `pipeline.rs` | runs the three steps of a lane; repeats and halves batches that fail |
+//! | handle | `pipeline.rs` | runs the steps of a lane; repeats and halves batches that fail |
 //! | | `handler.rs` | the trait that a role implements |
 //! | publish | `publishing.rs` | publishes outcomes, dead-letters, stores offsets, halts the lane |
 //! | | `dead_letters.rs` | makes dead letters and publishes them |

@@ -62,7 +62,8 @@ The two programs differ:
 SHELL = """\
 The commands of the single runs need a stack, as `eval "$(dev/stack up && dev/stack env)"` gives it.
 FIRST is the first of the Redis masters. BASKETS is the file that `dev/lib/baskets` writes. For the
-peer, it is the file that `dev/bench` makes from that:
+peer, it is the file that `dev/bench` makes from that. A command that names `stocklock bench` is
+that of an earlier version: `stocklock-lab` takes these options now, without the word `bench`.
 """
 
 
