@@ -31,9 +31,11 @@ pub enum MasterError {
 
 /// A client of each master, in the order of `redis.urls`. Connects to nothing yet.
 ///
-/// Fails with [`MasterError::Url`] if a URL is not valid or its certificates do not parse. Fails
-/// with [`MasterError::Certificate`] if a file cannot be read, and with [`MasterError::NoPem`] if it
-/// is no PEM file.
+/// Fails with
+///
+/// - [`MasterError::Url`] if a URL is not valid or its certificates do not parse,
+/// - [`MasterError::Certificate`] if a file cannot be read,
+/// - [`MasterError::NoPem`] if a file is no PEM file.
 pub(super) fn clients(redis: &RedisConfig) -> Result<Vec<Client>, MasterError> {
     // The cryptography of rustls is set for the whole process. Without this line it would depend
     // on the features that other crates turn on.
