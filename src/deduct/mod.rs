@@ -197,7 +197,7 @@ impl Worker {
         let deferred = selection.deferred;
         let events = without(arrived, &deferred);
         let decided =
-            self.store.decide_while(|| !held.is_lost(), &events, held.guard(), Utc::now()).await;
+            self.store.decide(&events, held.guard(), Utc::now(), || !held.is_lost()).await;
         self.observe_stage("transaction", begun);
         let begun = Instant::now();
         let strategy = held.strategy();

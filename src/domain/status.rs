@@ -218,28 +218,35 @@ pub enum Effect {
     UnknownOrder,
 }
 
-/// The state of an order in the order store.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum OrderState {
-    Pending,
-    Completed,
-    Failed,
-    Cancelled,
+/// Declares the states and their names in one list, so that [`OrderState::ALL`] has each of them.
+macro_rules! order_states {
+    ($($state:ident => $name:literal,)+) => {
+        /// The state of an order in the order store.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum OrderState {
+            $($state,)+
+        }
+
+        impl OrderState {
+            pub(crate) const ALL: [Self; [$($name),+].len()] = [$(Self::$state),+];
+
+            pub(crate) fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$state => $name,)+
+                }
+            }
+        }
+    };
+}
+
+order_states! {
+    Pending => "PENDING",
+    Completed => "COMPLETED",
+    Failed => "FAILED",
+    Cancelled => "CANCELLED",
 }
 
 impl OrderState {
-    pub(crate) const ALL: [Self; 4] =
-        [Self::Pending, Self::Completed, Self::Failed, Self::Cancelled];
-
-    pub(crate) fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "PENDING",
-            Self::Completed => "COMPLETED",
-            Self::Failed => "FAILED",
-            Self::Cancelled => "CANCELLED",
-        }
-    }
-
     /// Whether no message moves an order out of this state.
     pub(crate) fn is_final(self) -> bool {
         match self {

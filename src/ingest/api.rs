@@ -299,3 +299,17 @@ async fn show_product(
     });
     Ok(answer(StatusCode::OK, Vec::new(), &body))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_document_of_the_api_has_every_order_state() {
+        let document: serde_json::Value = serde_json::from_str(OPENAPI).unwrap();
+
+        let documented = &document["components"]["schemas"]["Status"]["enum"];
+
+        assert_eq!(*documented, json!(OrderState::ALL.map(OrderState::as_str)));
+    }
+}

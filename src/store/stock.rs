@@ -116,26 +116,21 @@ impl StockStore {
     /// Orders beyond the horizon stay as they are. So do orders whose outcomes may be purged,
     /// whatever the clocks say.
     ///
-    /// Fails with [`StoreError::Corrupt`] if a recorded outcome cannot be read, with
-    /// [`StoreError::Refused`] if the server refuses an outcome, and with the errors of a
-    /// transaction.
+    /// Commits only if `is_held` says that the locks in Redis are still held; a caller without such
+    /// locks answers `true`.
+    ///
+    /// Fails with
+    ///
+    /// - [`StoreError::LocksLost`] if `is_held` answers `false`,
+    /// - [`StoreError::Corrupt`] if a recorded outcome cannot be read,
+    /// - [`StoreError::Refused`] if the server refuses an outcome,
+    /// - the errors of a transaction.
     pub async fn decide<E: Borrow<OrderEvent> + Sync>(
         &self,
         events: &[E],
         guard: Guard,
         now: DateTime<Utc>,
-    ) -> Result<Decisions, StoreError> {
-        self.decide_while(|| true, events, guard, now).await
-    }
-
-    /// [`StockStore::decide`] under locks: commits only if `is_held` says that the locks are still
-    /// held. Fails with [`StoreError::LocksLost`] if not.
-    pub(crate) async fn decide_while<E: Borrow<OrderEvent> + Sync>(
-        &self,
         is_held: impl Fn() -> bool + Send + Sync,
-        events: &[E],
-        guard: Guard,
-        now: DateTime<Utc>,
     ) -> Result<Decisions, StoreError> {
         let lines = events.iter().flat_map(|event| event.borrow().lines.as_slice());
         let demanded: BTreeSet<_> = lines.map(|line| line.product_id().clone()).collect();

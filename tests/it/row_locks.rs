@@ -47,7 +47,7 @@ async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) 
     for guard in [Guard::RowLocks, Guard::Versions] {
         let batch = [placed(r#"[["a",1],["c",1]]"#)];
         assert_eq!(
-            stock.decide(&batch, guard, Utc::now()).await.expect("decided").outcomes.len(),
+            stock.decide(&batch, guard, Utc::now(), || true).await.expect("decided").outcomes.len(),
             1
         );
     }
@@ -60,7 +60,8 @@ async fn a_batch_does_not_wait_for_products_that_it_does_not_name(world: World) 
 
     let blocked = [placed(r#"[["b",1]]"#)];
     let deciding =
-        tokio::time::timeout(PROMPT, stock.decide(&blocked, Guard::RowLocks, Utc::now())).await;
+        tokio::time::timeout(PROMPT, stock.decide(&blocked, Guard::RowLocks, Utc::now(), || true))
+            .await;
     assert!(deciding.is_err(), "the rival held no lock");
 }
 
@@ -78,8 +79,10 @@ async fn batches_that_name_the_same_products_in_any_order_never_deadlock(world: 
                     .into_iter()
                     .map(|lines| OrderEvent { lines, ..placed(r#"[["a",1]]"#) })
                     .collect();
-                let decisions =
-                    stock.decide(&batch, Guard::RowLocks, Utc::now()).await.expect("decided");
+                let decisions = stock
+                    .decide(&batch, Guard::RowLocks, Utc::now(), || true)
+                    .await
+                    .expect("decided");
                 assert_eq!(decisions.outcomes.len(), 10);
             }
         })

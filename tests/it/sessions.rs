@@ -140,7 +140,7 @@ async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
 
     let deciding = tokio::spawn({
         let (store, events) = (store.clone(), events.clone());
-        async move { store.decide(&events, Guard::RowLocks, chrono::Utc::now()).await }
+        async move { store.decide(&events, Guard::RowLocks, chrono::Utc::now(), || true).await }
     });
     is_held_up(&mut admin, &deciding).await;
     rival.execute("SET SESSION innodb_lock_wait_timeout = 500").await.expect("patience");
@@ -151,7 +151,7 @@ async fn no_row_stays_locked_for_longer_than_the_limit(world: World) {
     let given_up = deciding.await.expect("no panic");
     assert!(matches!(given_up, Err(StoreError::Unavailable(_))), "{given_up:?}");
     admin.execute("DROP TRIGGER slow").await.expect("dropped");
-    store.decide(&events, Guard::RowLocks, chrono::Utc::now()).await.expect("decided");
+    store.decide(&events, Guard::RowLocks, chrono::Utc::now(), || true).await.expect("decided");
     assert_eq!(world.available("a"), 4);
     world.check_ledger(&store).await;
 }

@@ -146,7 +146,7 @@ async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Resu
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         decided += batch.len();
         let at = Utc::now();
-        let statuses = statuses(store.decide(&batch, Guard::RowLocks, at).await?, at);
+        let statuses = statuses(store.decide(&batch, Guard::RowLocks, at, || true).await?, at);
         let messages = statuses
             .iter()
             .map(|status| Message::of_order(status.order_id, status_codec.encode(status)));

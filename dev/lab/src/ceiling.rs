@@ -46,7 +46,7 @@ async fn deduct(
 ) -> anyhow::Result<()> {
     for batch in batches {
         let occurred_at = Utc::now();
-        let decisions = stock.decide(&batch, Guard::RowLocks, occurred_at).await?;
+        let decisions = stock.decide(&batch, Guard::RowLocks, occurred_at, || true).await?;
         decided
             .send(statuses(decisions, occurred_at))
             .await

@@ -63,6 +63,13 @@ fn the_effect_of_each_status_source_and_state_is_that_of_the_table() {
 }
 
 #[test]
+fn the_table_has_every_state() {
+    for state in OrderState::ALL {
+        assert!(STATES.contains(&Some(state)), "{state} has no column");
+    }
+}
+
+#[test]
 fn only_a_completed_order_may_be_too_old_for_a_release() {
     for (name, source, effects) in TABLE {
         for (state, expected) in STATES.into_iter().zip(effects) {

@@ -152,7 +152,10 @@ async fn one_store_that_many_tasks_share_sells_out_exactly() {
         let (store, guard) = (Arc::clone(&store), [Guard::RowLocks, Guard::Versions][index % 2]);
         tokio::spawn(async move {
             loop {
-                match store.decide(std::slice::from_ref(&event), guard, chrono::Utc::now()).await {
+                match store
+                    .decide(std::slice::from_ref(&event), guard, chrono::Utc::now(), || true)
+                    .await
+                {
                     Ok(decisions) => return decisions,
                     Err(error) => eprintln!("repeated: {error}"),
                 }

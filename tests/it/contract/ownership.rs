@@ -26,7 +26,7 @@ fn decide(
     tokio::spawn(async move {
         start.wait().await;
         loop {
-            match store.decide(&events, guard, chrono::Utc::now()).await {
+            match store.decide(&events, guard, chrono::Utc::now(), || true).await {
                 Ok(decisions) => return decisions,
                 Err(StoreError::Conflict(why)) => eprintln!("repeated: {why}"),
                 Err(error) => panic!("{error}"),
@@ -104,7 +104,10 @@ async fn an_order_that_two_workers_release_at_once_is_released_once(world: World
 
     for _ in 0..15 {
         let events = world.save(&vec![order_lines(&[("b", 1), ("a", 2)]); 10]).await;
-        stores[0].decide(&events, guard(&world), chrono::Utc::now()).await.expect("decided");
+        stores[0]
+            .decide(&events, guard(&world), chrono::Utc::now(), || true)
+            .await
+            .expect("decided");
         assert_eq!(
             (world_available(&stores[0], "a").await, world_available(&stores[0], "b").await),
             (10, 20)
