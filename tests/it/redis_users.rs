@@ -9,8 +9,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, Masters, Proxy, Role, Strategy, World, acquire, order_lines, stays, wait_for_within,
-    wait_until,
+    Database, Masters, Proxy, Rival, Role, Strategy, World, acquire, is_held_up_at, order_lines,
+    stays, wait_for_within, wait_until,
 };
 
 /// All commands, all keys, and no channel: the default of Redis 7.
@@ -150,25 +150,28 @@ async fn a_missing_right_is_named_by_one_warning() {
     let settings =
         [("STOCKLOCK__REDIS__URLS", urls.as_str()), ("STOCKLOCK__LOCK__NODE_TIMEOUT", "2s")];
 
-    // It has to wait for us, and then we have to wait for it, twice.
+    // It has to wait for us.
     let held = acquire(&ours, &a).await.expect("free");
     let worker = world.start_with("worker", &settings).await;
     produce(&world, 1).await;
     logged(&worker, |log| is_warned_of(log, "SUBSCRIBE").next().is_some()).await;
     held.release().await;
+    // Three times we have to wait for it: a rival holds up its transaction.
+    let endless = tokio::spawn(std::future::pending::<()>());
     for _ in 0..3 {
-        wait_until("the worker warns of PUBLISH", async || {
-            if is_warned_of(&worker.log(), "PUBLISH").next().is_some() {
-                return true;
-            }
-            produce(&world, 5).await;
-            acquire(&ours, &a).await.expect("our turn").release().await;
-            false
-        })
-        .await;
+        world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
+        let mut rival = Rival::rename(&world, "a").await;
+        produce(&world, 5).await;
+        is_held_up_at(&mut rival.conn, &endless, "UPDATE JSON_TABLE").await;
+        let release = async {
+            // Until our claim is among those that wait.
+            tokio::time::sleep(Duration::from_millis(300)).await;
+            rival.commit().await;
+        };
+        let (ours, ()) = tokio::join!(acquire(&ours, &a), release);
+        ours.expect("our turn").release().await;
     }
-    produce(&world, 5).await;
-    acquire(&ours, &a).await.expect("our turn").release().await;
+    logged(&worker, |log| is_warned_of(log, "PUBLISH").next().is_some()).await;
     world.caught_up(&world.config.kafka.group_id, &world.config.topics.orders).await;
 
     let log = worker.log();
