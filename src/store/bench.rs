@@ -7,7 +7,7 @@ use sqlx::Row as _;
 use super::{Database, OrderStore, StockStore, StoreError, database::on_connection};
 use crate::domain::OrderId;
 
-/// The longest time that is told apart: a day.
+/// The longest time that is measured: a day. Longer ones count as a day.
 const MAX_SETTLE_MICROS: u64 = 86_400_000_000;
 
 impl OrderStore {

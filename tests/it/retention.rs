@@ -38,7 +38,7 @@ async fn decided(world: &World, ages_days: &[i64]) -> Vec<OrderEvent> {
     assert_eq!(deliver(&worker_of_old(world), &saved).await, saved.len());
     world.replay_statuses(&world.compensator(&World::metrics())).await;
     let published = saved.iter().map(|event| (event.order_id, event.kind)).collect();
-    world.order_store().forget_published(published).await.expect("struck out");
+    world.order_store().forget_published(published).await.expect("forgotten");
     saved
 }
 

@@ -78,8 +78,8 @@ pub(super) async fn run(
 impl LoadArgs {
     /// One run: imports the stock, puts the load on the roles, and verifies the stores.
     ///
-    /// Fails where a role ends, or no order becomes final for two minutes. The error names the file
-    /// with what the roles logged.
+    /// Fails if a role ends, or if no order becomes final for two minutes. The error names the file
+    /// with the log of the roles.
     pub async fn measure(
         &self,
         site: &Site,
