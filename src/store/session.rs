@@ -45,9 +45,9 @@ impl Session {
     /// Opens a session and runs `settings` in it.
     ///
     /// A server that takes no writes was perhaps the primary until a moment ago, and the address
-    /// soon leads to another server. So the session is closed and dialled again, up to four times in
-    /// a second or a little more. If the server still takes no writes, the session is returned all
-    /// the same: it can read.
+    /// soon leads to another server. So the session is closed and dialled again, up to four times
+    /// in a second or a little more. If the server still takes no writes, the session is returned
+    /// all the same: it can read.
     ///
     /// Fails with [`NoSession::Server`] or [`NoSession::LogsStatements`]. (Boxed, since the
     /// compiler cannot show through the layers above that the futures of sqlx are `Send`.)
