@@ -183,8 +183,8 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
     }
 }
 
-/// Reads the length of a hold. Adds an error, and returns `None`, unless it is a whole number from 1
-/// to `max`.
+/// Reads the length of a hold. Adds an error, and returns `None`, unless it is a whole number from
+/// 1 to `max`.
 fn hold_seconds<E: de::Error>(
     given: &Scalar,
     errors: &FieldErrors,
