@@ -64,7 +64,7 @@ impl Api {
             return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
         }
         let body = body::read(body, connection).await?;
-        let request = OrderRequest::parse(&body.bytes)?;
+        let request = OrderRequest::parse(&body.bytes, self.hold_max_seconds)?;
         let nothing_saved =
             |error: SaveError| Problem::unavailable(format!("{error}; nothing was saved"));
         self.committer.check_store().map_err(nothing_saved)?;
@@ -76,7 +76,7 @@ impl Api {
             order_id: OrderId::generate(),
             reference: request.reference,
             customer_id: request.customer_id,
-            hold_seconds: None,
+            hold_seconds: request.hold_seconds,
             lines: request.lines,
             accepted_at: Utc::now().trunc_subsecs(3),
         };
