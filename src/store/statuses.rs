@@ -146,10 +146,12 @@ impl OrderStore {
 /// Whether a status has an effect on any order. The announcement of a state that the order store
 /// has already has none.
 fn may_have_effect(status: &OrderStatus) -> bool {
-    OrderState::ALL.into_iter().any(|state| {
-        let facts = OrderFacts { state, wants_hold: false, is_releasable: true };
-        Cause::Reported(status).effect_on(Some(facts)) != Effect::Nothing
-    })
+    let orders = OrderState::ALL.into_iter().flat_map(|state| {
+        let facts = |wants_hold| OrderFacts { state, wants_hold, is_releasable: true };
+        [facts(false), facts(true)]
+    });
+    let mut effects = orders.map(|facts| Cause::Reported(status).effect_on(Some(facts)));
+    effects.any(|effect| effect != Effect::Nothing)
 }
 
 /// Locks the orders of `ids` (a JSON parameter) that exist, until the transaction ends.
