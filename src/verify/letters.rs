@@ -53,8 +53,8 @@ impl LettersFilter {
 }
 
 impl Letters {
-    /// Reads both dead-letter topics, and keeps what `wanted` names. `None` if `checks` leaves Kafka
-    /// out, or if a topic cannot be read.
+    /// Reads both dead-letter topics, and keeps what `wanted` names. `None` if `checks` leaves
+    /// Kafka out, or if a topic cannot be read.
     pub(super) async fn read(checks: &Checks<'_>, wanted: LettersFilter) -> Option<Self> {
         if checks.is_without(7) {
             return None;
@@ -100,8 +100,8 @@ impl Letters {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a wanted message of the `orders` topic was dead-lettered. Also true if its letter may
-    /// be one that is no longer retained.
+    /// Whether a wanted message of the `orders` topic was dead-lettered. Also true if its letter
+    /// may be one that is no longer retained.
     pub(super) fn may_explain(&self, position: Position, written_at_millis: Option<i64>) -> bool {
         self.events.contains(&position) || written_at_millis.unwrap_or(0) < self.complete_since
     }

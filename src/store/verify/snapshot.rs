@@ -17,8 +17,12 @@ use crate::{
 
 /// Most wrong outcomes that a snapshot lists. The others are counted.
 const MAX_CORRUPT: usize = 1_000;
-/// Outcomes between two reports of progress.
-const REPORTED_ROWS: u64 = 1_000;
+/// Outcomes that one statement reads.
+const PAGE_ROWS: u32 = 5_000;
+
+const PAGE_OF_OUTCOMES: &str = "
+    SELECT order_id, outcome, reason, `lines`, released_at IS NOT NULL AS is_released
+    FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
 
 /// What is wrong with an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,18 +101,21 @@ async fn read_snapshot(
     }
     add_sums(conn, purged_holdings, &mut snapshot.held).await?;
     let purged_below = purged_below(conn).await?;
-    let outcomes =
-        "SELECT order_id, outcome, reason, `lines`, released_at IS NOT NULL AS is_released
-                    FROM order_outcomes";
-    let mut rows = sqlx::query(outcomes).fetch(&mut *conn);
-    while let Some(row) = rows.try_next().await? {
-        snapshot.add_outcome(&row, purged_below)?;
-        if snapshot.outcomes.is_multiple_of(REPORTED_ROWS) {
-            on_outcomes(REPORTED_ROWS);
+    let mut after = Vec::new();
+    loop {
+        let page = sqlx::query(PAGE_OF_OUTCOMES).bind(&after).bind(PAGE_ROWS);
+        let rows = page.fetch_all(&mut *conn).await?;
+        for row in &rows {
+            snapshot.add_outcome(row, purged_below)?;
+        }
+        on_outcomes(rows.len() as u64);
+        match rows.last() {
+            Some(last) if u32::try_from(rows.len()).is_ok_and(|count| count == PAGE_ROWS) => {
+                after = order_id(last)?.as_bytes().to_vec();
+            }
+            _ => return Ok(snapshot),
         }
     }
-    on_outcomes(snapshot.outcomes % REPORTED_ROWS);
-    Ok(snapshot)
 }
 
 impl StockSnapshot {
