@@ -12,6 +12,7 @@ mod snapshot;
 
 use std::collections::HashMap;
 
+use chrono::{DateTime, Utc};
 use sqlx::Row as _;
 
 pub use pages::IdRange;
@@ -23,7 +24,7 @@ pub(crate) use snapshot::{CorruptOutcome, OutcomeFault};
 use super::{
     OrderStore, StockStore, StoreError,
     database::on_connection,
-    rows::{order_id, order_ids, wanted_orders},
+    rows::{ascii, order_id, order_ids, wanted_orders},
 };
 use crate::domain::{OrderId, fold::Outcome};
 
@@ -44,6 +45,35 @@ impl OrderStore {
         let query = sqlx::query(ESTIMATE_ROWS).bind("orders");
         let row = on_connection!(self.db, |conn| query.fetch_one(conn).await)?;
         Ok(row.try_get::<i64, _>("n")?.unsigned_abs())
+    }
+}
+
+/// An announcement that no role has published for long.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct LateAnnouncement {
+    pub(crate) order_id: OrderId,
+    /// The state that it has to report.
+    pub(crate) status: String,
+}
+
+impl OrderStore {
+    /// Up to `limit` announcements of moves before `before`, of orders from `first` on.
+    pub(crate) async fn late_announcements(
+        &self,
+        before: DateTime<Utc>,
+        first: Option<OrderId>,
+        limit: u32,
+    ) -> Result<Vec<LateAnnouncement>, StoreError> {
+        let sql = "SELECT order_id, status FROM announcements
+                   WHERE occurred_at < ? AND order_id >= ? LIMIT ?";
+        let first = first.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
+        let query = sqlx::query(sql).bind(before).bind(first).bind(limit);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        let late = |row| {
+            let status = ascii(row, "status")?.to_owned();
+            Ok(LateAnnouncement { order_id: order_id(row)?, status })
+        };
+        rows.iter().map(late).collect()
     }
 }
 

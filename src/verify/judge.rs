@@ -1,12 +1,15 @@
 //! Whether what both stores have of an order agrees. Pure: it reads nothing.
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{releases, walk::Found};
 use crate::{
     domain::{OrderState, fold::Outcome},
     store::OrderContent,
 };
+
+/// The longest time for which a hold may be due while a compensator runs.
+const MAX_DUE: TimeDelta = TimeDelta::minutes(1);
 
 /// What an order in flight lacks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,6 +20,8 @@ pub(super) enum InFlight {
     Release,
     /// Its release is owed for longer than workers need.
     OverdueRelease,
+    /// Its hold is due for longer than a compensator needs.
+    OverdueHold,
 }
 
 impl InFlight {
@@ -25,6 +30,7 @@ impl InFlight {
             Self::Decision => "not decided yet",
             Self::Status => "decided, and its status has not reached the order store yet",
             Self::Release | Self::OverdueRelease => "its stock is not released yet",
+            Self::OverdueHold => "its hold is due and has not ended yet",
         }
     }
 }
@@ -51,27 +57,54 @@ pub(super) fn judge(found: &Found<'_>, now: DateTime<Utc>) -> Verdict {
         Some(Err(corrupt)) => return Verdict::violated(3, corrupt),
         None => return judge_missing(found),
     };
+    let of_hold = judge_hold(order.state, found.hold, now);
     let outcome = match found.outcome {
         Some(Ok(outcome)) => Some(outcome),
         // The snapshot of the stock store reports a corrupt outcome.
-        Some(Err(_)) => return Verdict::Holds,
+        Some(Err(_)) => return of_hold.unwrap_or(Verdict::Holds),
         None => None,
     };
     let of_outcome = match outcome {
         None if found.is_outcome_purged => judge_purged(order),
         outcome => judge_outcome(order, outcome),
     };
-    combine(of_outcome, releases::judge(found, order.state, outcome, now))
+    let of_release = releases::judge(found, order.state, outcome, now);
+    combine(of_outcome, of_hold.or(of_release))
 }
 
-/// The verdict on an order, from that on its outcome and that on its release, if the latter decides
-/// anything.
-fn combine(of_outcome: Verdict, of_release: Option<Verdict>) -> Verdict {
-    match (of_outcome, of_release) {
+/// The verdict on an order, from that on its outcome and that on its hold or its release, if the
+/// latter decides anything.
+fn combine(of_outcome: Verdict, of_rest: Option<Verdict>) -> Verdict {
+    match (of_outcome, of_rest) {
         (Verdict::InFlight(InFlight::Release), None) => Verdict::Holds,
         (violated @ Verdict::Violated { .. }, _) => violated,
-        (_, Some(of_release)) => of_release,
+        (_, Some(of_rest)) => of_rest,
         (of_outcome, None) => of_outcome,
+    }
+}
+
+/// The verdict on an order's hold. `None` if the hold decides nothing: there is none, or it is open
+/// as it should be.
+fn judge_hold(
+    state: OrderState,
+    expires_at: Option<DateTime<Utc>>,
+    now: DateTime<Utc>,
+) -> Option<Verdict> {
+    match (state, expires_at) {
+        (OrderState::Reserved, None) => {
+            Some(Verdict::violated(3, "is RESERVED, and has no open hold"))
+        }
+        (OrderState::Reserved, Some(expires_at)) => {
+            (now - expires_at > MAX_DUE).then_some(Verdict::InFlight(InFlight::OverdueHold))
+        }
+        (_, None) => None,
+        (
+            OrderState::Pending
+            | OrderState::Completed
+            | OrderState::Failed
+            | OrderState::Cancelled,
+            Some(_),
+        ) => Some(Verdict::violated(3, format!("is {state}, and has an open hold"))),
     }
 }
 
@@ -79,6 +112,9 @@ fn combine(of_outcome: Verdict, of_release: Option<Verdict>) -> Verdict {
 fn judge_missing(found: &Found<'_>) -> Verdict {
     if found.owed.is_some() {
         return Verdict::violated(3, "owes a release, and the order store does not have it");
+    }
+    if found.hold.is_some() {
+        return Verdict::violated(3, "has an open hold, and the order store does not have it");
     }
     match found.outcome {
         _ if found.is_order_purged => Verdict::Holds,
@@ -101,20 +137,20 @@ fn judge_outcome(order: &OrderContent, outcome: Option<&Outcome>) -> Verdict {
         }
         (OrderState::Pending, None) => Verdict::InFlight(InFlight::Decision),
         (OrderState::Pending, Some(_)) => Verdict::InFlight(InFlight::Status),
-        (OrderState::Completed, Some(Outcome::Completed(_)))
+        (OrderState::Completed | OrderState::Reserved, Some(Outcome::Completed(_)))
         | (
             OrderState::Failed | OrderState::Cancelled,
             Some(Outcome::Failed(_) | Outcome::Released(_)),
         ) => Verdict::Holds,
-        (OrderState::Completed, Some(Outcome::Released(_))) => {
-            Verdict::violated(3, "is COMPLETED, and its stock was released")
+        (state @ (OrderState::Completed | OrderState::Reserved), Some(Outcome::Released(_))) => {
+            Verdict::violated(3, format!("is {state}, and its stock was released"))
         }
-        (OrderState::Completed, Some(Outcome::Failed(reason))) => Verdict::violated(
-            3,
-            format!("is COMPLETED, and the worker refused it: {}", reason.as_str()),
-        ),
-        (OrderState::Completed, None) => {
-            Verdict::violated(3, "is COMPLETED, and no worker decided it")
+        (state @ (OrderState::Completed | OrderState::Reserved), Some(Outcome::Failed(reason))) => {
+            let reason = reason.as_str();
+            Verdict::violated(3, format!("is {state}, and the worker refused it: {reason}"))
+        }
+        (state @ (OrderState::Completed | OrderState::Reserved), None) => {
+            Verdict::violated(3, format!("is {state}, and no worker decided it"))
         }
         (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Completed(_)) | None) => {
             Verdict::InFlight(InFlight::Release)
@@ -128,7 +164,10 @@ fn judge_purged(order: &OrderContent) -> Verdict {
         OrderState::Pending => {
             Verdict::violated(3, "is PENDING, and too old to be decided any more")
         }
-        OrderState::Completed | OrderState::Failed | OrderState::Cancelled => Verdict::Holds,
+        OrderState::Reserved
+        | OrderState::Completed
+        | OrderState::Failed
+        | OrderState::Cancelled => Verdict::Holds,
     }
 }
 

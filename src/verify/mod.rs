@@ -6,7 +6,8 @@
 //! | `stores` | 3 and 5: orders against their outcomes; orders in flight are awaited |
 //! | `walk` | reads both stores side by side, page by page |
 //! | `judge` | 3 and 5: what both stores have of one order; pure |
-//! | `releases` | 3: releases that are owed for too long, or lost |
+//! | `releases` | 3: releases that are owed, expired, or lost |
+//! | `overdue` | 3: releases, holds and announcements that take too long |
 //! | `locks` | 6: keys in Redis, and open transactions |
 //! | `events` | 7: committed offsets |
 //! | `letters` | reads the dead letters, which explain why an order is not final |
@@ -21,6 +22,7 @@ mod ledger;
 mod letters;
 mod listed;
 mod locks;
+mod overdue;
 mod progress;
 mod releases;
 mod stores;
@@ -44,6 +46,9 @@ use crate::{
 
 /// Rows that one statement reads, and events that are checked at once.
 const PAGE_ROWS: u32 = 5_000;
+
+/// How often what is in flight is read again.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

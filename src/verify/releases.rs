@@ -3,14 +3,11 @@
 use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
-    OpenOrder, Report,
     judge::{InFlight, Verdict},
     walk::{Found, Stores, Walk},
 };
 use crate::{
-    config,
     domain::{Horizon, OrderId, OrderState, fold::Outcome},
-    kafka::has_workers,
     store::{OrderStore, StockStore, StoreError},
 };
 
@@ -71,31 +68,6 @@ pub(super) fn judge(
 }
 
 const OWE: &str = "`stocklock releases owe` owes it again";
-
-/// Reports orders whose release is owed for too long: as violations if workers run, and else as not
-/// settled.
-pub(super) async fn judge_overdue(
-    kafka: &config::KafkaConfig,
-    overdue: Vec<OrderId>,
-    report: &mut Report,
-) {
-    let kafka = kafka.clone();
-    let asked = tokio::task::spawn_blocking(move || has_workers(&kafka)).await;
-    let fact = "its release has been owed for more than ten minutes";
-    let why = match asked {
-        Ok(Ok(true)) => {
-            for id in overdue {
-                report.violated(3, id, format!("{fact} while workers run"));
-            }
-            return;
-        }
-        Ok(Ok(false)) => format!("{fact}, and no worker runs"),
-        Ok(Err(error)) => format!("{fact}, and Kafka does not say whether workers run: {error}"),
-        Err(error) => format!("{fact}, and Kafka was not asked: {error}"),
-    };
-    let open = |id: OrderId| OpenOrder { order_id: id.to_string(), why: why.clone() };
-    report.unsettled.extend(overdue.into_iter().map(open));
-}
 
 /// Failed and cancelled orders whose stock was not released, and whose release is not owed.
 #[derive(Debug, Default)]

@@ -1,26 +1,21 @@
 //! Invariants 3 and 5: each order against its outcome. The order store is read first, and orders in
 //! flight are awaited.
 
-use std::{
-    collections::BTreeMap,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, time::Instant};
 
 use chrono::Utc;
 
 use super::{
-    Checks, OpenOrder, PAGE_ROWS, Report,
+    Checks, OpenOrder, PAGE_ROWS, Report, SETTLE_INTERVAL,
     judge::{InFlight, Verdict, judge},
     ledger,
     letters::{Letters, LettersFilter},
     locks,
-    releases::judge_overdue,
+    overdue::{Overdue, report_announcements},
     walk::{Page, Stores, Walk},
 };
 use crate::{domain::OrderId, store::StoreError};
 
-/// How often the orders in flight are read again.
-const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
 /// Most orders in flight that are awaited. The others are counted as not settled at once.
 const MAX_AWAITED: usize = 1_000_000;
 
@@ -43,27 +38,41 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<Report, StoreError> {
     ledger::check(&snapshot, &mut report);
     drop(snapshot);
     locks::check(checks, &mut report).await?;
+    let deadline = Instant::now() + checks.settle;
     let mut letters = Letters::of_orders(checks, &open).await;
-    settle(stores, checks, letters.as_ref(), &mut open, &mut report).await?;
+    settle(stores, checks, deadline, letters.as_ref(), &mut open, &mut report).await?;
     if letters.is_some() && is_any_in_flight(&open, letters.as_ref()) {
         letters = Letters::of_orders(checks, &open).await;
     }
-    let mut overdue = Vec::new();
+    report_open(checks, open, letters.as_ref(), &mut report).await;
+    report_announcements(checks, deadline, &mut report).await?;
+    Ok(report)
+}
+
+/// Reports the orders that are still in flight: dead-lettered ones apart.
+async fn report_open(
+    checks: &Checks<'_>,
+    open: Open,
+    letters: Option<&Letters>,
+    report: &mut Report,
+) {
+    let (mut releases, mut holds) = (Overdue::releases(), Overdue::holds());
     for (id, lack) in open {
         let order_id = id.to_string();
-        match letters.as_ref().and_then(|letters| letters.cause(id)) {
-            Some(cause) => {
+        match (letters.and_then(|letters| letters.cause(id)), lack) {
+            (Some(cause), _) => {
                 let why = format!("{}; {cause}", lack.as_str());
                 report.dead_lettered.add(OpenOrder { order_id, why });
             }
-            None if lack == InFlight::OverdueRelease => overdue.push(id),
-            None => report.unsettled.add(OpenOrder { order_id, why: lack.as_str().to_owned() }),
+            (None, InFlight::OverdueRelease) => releases.orders.push(id),
+            (None, InFlight::OverdueHold) => holds.orders.push(id),
+            (None, InFlight::Decision | InFlight::Status | InFlight::Release) => {
+                report.unsettled.add(OpenOrder { order_id, why: lack.as_str().to_owned() });
+            }
         }
     }
-    if !overdue.is_empty() {
-        judge_overdue(&checks.config.kafka, overdue, &mut report).await;
-    }
-    Ok(report)
+    releases.report(checks, &checks.config.kafka.group_id, report).await;
+    holds.report(checks, &checks.config.compensator.group_id, report).await;
 }
 
 /// Tells the progress bar how many rows there are. Orders older than `--since` are not read.
@@ -75,15 +84,15 @@ async fn expect_rows(checks: &Checks<'_>) -> Result<(), StoreError> {
     Ok(())
 }
 
-/// Reads the open orders again until none is in flight, at most for `checks.settle`.
+/// Reads the open orders again until none is in flight, at most until `deadline`.
 async fn settle(
     stores: Stores<'_>,
     checks: &Checks<'_>,
+    deadline: Instant,
     letters: Option<&Letters>,
     open: &mut Open,
     report: &mut Report,
 ) -> Result<(), StoreError> {
-    let deadline = Instant::now() + checks.settle;
     while is_any_in_flight(open, letters) && Instant::now() < deadline {
         checks.progress.say(format!("waiting for {} orders in flight", open.len()));
         tokio::time::sleep(SETTLE_INTERVAL).await;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use chrono::Utc;
+use chrono::{DateTime, Utc};
 
 use super::PAGE_ROWS;
 use crate::{
@@ -43,6 +43,8 @@ pub(super) struct Found<'a> {
     pub(crate) order: Option<Result<&'a OrderContent, &'a str>>,
     pub(crate) outcome: Option<Result<&'a Outcome, &'a str>>,
     pub(crate) owed: Option<&'a OwedRelease>,
+    /// The end of its open hold.
+    pub(crate) hold: Option<DateTime<Utc>>,
     /// Retention may have deleted the order.
     pub(crate) is_order_purged: bool,
     /// Retention may have deleted the outcome.
@@ -100,7 +102,8 @@ impl Page {
         let Self { of_orders, of_stock, .. } = self;
         let mut ids: Vec<_> = of_orders.orders.keys().copied().collect();
         let has_no_order = |id: &&OrderId| !of_orders.orders.contains_key(id);
-        let others = of_orders.owed.keys().chain(of_stock.outcomes.keys());
+        let others = of_orders.owed.keys().chain(of_orders.holds.keys());
+        let others = others.chain(of_stock.outcomes.keys());
         ids.extend(others.filter(has_no_order));
         ids.sort_unstable();
         ids.dedup();
@@ -113,6 +116,7 @@ impl Page {
             order: readable(&of_orders.orders, order_id),
             outcome: readable(&of_stock.outcomes, order_id),
             owed: of_orders.owed.get(&order_id),
+            hold: of_orders.holds.get(&order_id).copied(),
             is_order_purged: order_id < of_orders.purged_below,
             is_outcome_purged: order_id < of_stock.purged_below,
             is_decidable: order_id >= *decidable_from,

@@ -2,7 +2,8 @@
 
 use std::collections::BTreeMap;
 
-use sqlx::{MySqlConnection, mysql::MySqlRow};
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use crate::{
     domain::{Lines, OrderId, OrderState, fold::Outcome},
@@ -38,7 +39,9 @@ pub(crate) struct OrderPage {
     /// Each with its error text if it cannot be read.
     pub(crate) orders: BTreeMap<OrderId, Result<OrderContent, String>>,
     pub(crate) owed: BTreeMap<OrderId, OwedRelease>,
-    /// Orders below this one are purged, unless they are pending or owe a release.
+    /// The ends of the open holds.
+    pub(crate) holds: BTreeMap<OrderId, DateTime<Utc>>,
+    /// Orders below this one are purged, unless retention keeps them.
     pub(crate) purged_below: OrderId,
     /// The last id that was read. `None` if the page has all that was asked for.
     pub(crate) end: Option<OrderId>,
@@ -94,6 +97,7 @@ macro_rules! read {
 
 const ORDERS: Read = read!("o.order_id, o.status, o.`lines`", "orders");
 const OWED: Read = read!("o.order_id, o.owed_at, o.sent, o.due_at", "owed_releases");
+const HOLDS: Read = read!("o.order_id, o.expires_at", "holds");
 const OUTCOMES: Read = read!("o.order_id, o.outcome, o.reason, o.`lines`", "order_outcomes");
 
 /// Only the transaction that follows reads as of one instant. It takes no locks.
@@ -186,11 +190,15 @@ async fn read_order_page(
 ) -> Result<OrderPage, StoreError> {
     let orders = by_id(&ORDERS.fetch(conn, &wanted).await?, |row| Ok(order_content(row)))?;
     let mut end = wanted.end(&orders);
-    let wanted = wanted.up_to(end);
+    let mut wanted = wanted.up_to(end);
     let owed = by_id(&OWED.fetch(conn, &wanted).await?, owed_release)?;
     end = wanted.end(&owed).or(end);
+    wanted = wanted.up_to(end);
+    let expires_at = |row: &MySqlRow| Ok(row.try_get("expires_at")?);
+    let holds = by_id(&HOLDS.fetch(conn, &wanted).await?, expires_at)?;
+    end = wanted.end(&holds).or(end);
     let purged_below = orders_purged_below(conn).await?;
-    let mut page = OrderPage { orders, owed, purged_below, end };
+    let mut page = OrderPage { orders, owed, holds, purged_below, end };
     page.cut(end);
     Ok(page)
 }
@@ -202,6 +210,7 @@ impl OrderPage {
         self.end = end;
         self.orders.retain(|id, _| *id <= last);
         self.owed.retain(|id, _| *id <= last);
+        self.holds.retain(|id, _| *id <= last);
     }
 }
 
