@@ -24,7 +24,7 @@ pub(crate) use snapshot::{CorruptOutcome, OutcomeFault};
 use super::{
     OrderStore, StockStore, StoreError,
     database::on_connection,
-    rows::{ascii, order_id, order_ids, wanted_orders},
+    rows::{ascii, hex, order_id, order_ids, wanted_orders},
 };
 use crate::domain::{OrderId, fold::Outcome};
 
@@ -65,8 +65,8 @@ impl OrderStore {
         limit: u32,
     ) -> Result<Vec<LateAnnouncement>, StoreError> {
         let sql = "SELECT order_id, status FROM announcements
-                   WHERE occurred_at < ? AND order_id >= ? LIMIT ?";
-        let first = first.map_or_else(Vec::new, |id| id.as_bytes().to_vec());
+                   WHERE occurred_at < ? AND order_id >= UNHEX(?) LIMIT ?";
+        let first = first.map_or_else(String::new, hex);
         let query = sqlx::query(sql).bind(before).bind(first).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
         let late = |row| {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
+use uuid::Uuid;
 
 use crate::{
     domain::{Lines, OrderId, OrderState, fold::Outcome},
@@ -80,7 +81,8 @@ macro_rules! read {
                 $columns,
                 " FROM ",
                 $table,
-                " AS o WHERE o.order_id > ? AND o.order_id <= ? ORDER BY o.order_id LIMIT ?",
+                " AS o WHERE o.order_id > UNHEX(?) AND o.order_id <= UNHEX(?)
+                ORDER BY o.order_id LIMIT ?",
             ),
             of_ids: concat!(
                 "SELECT ",
@@ -138,7 +140,7 @@ impl Read {
     ) -> Result<Vec<MySqlRow>, sqlx::Error> {
         match wanted {
             Wanted::Range(IdRange { after, to, limit }) => {
-                let query = sqlx::query(self.in_range).bind(after.as_slice()).bind(to.as_slice());
+                let query = sqlx::query(self.in_range).bind(hex_of(*after)).bind(hex_of(*to));
                 query.bind(limit).fetch_all(conn).await
             }
             Wanted::Ids(ids) => sqlx::query(self.of_ids).bind(ids).fetch_all(conn).await,
@@ -237,6 +239,11 @@ impl StockStore {
             Ok::<_, StoreError>(OutcomePage { outcomes, purged_below, end })
         })
     }
+}
+
+/// A text: MySQL cannot list its sessions while one of them runs a statement with binary parameters.
+fn hex_of(bytes: [u8; 16]) -> String {
+    Uuid::from_bytes(bytes).simple().to_string()
 }
 
 /// Fails if an order's id cannot be read, and with the errors of `read`.

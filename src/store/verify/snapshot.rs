@@ -11,7 +11,7 @@ use crate::{
         StockStore, StoreError,
         outcomes::outcome,
         retention::purged_below,
-        rows::{ascii, order_id, product_id},
+        rows::{ascii, hex, order_id, product_id},
     },
 };
 
@@ -22,7 +22,7 @@ const PAGE_ROWS: u32 = 5_000;
 
 const PAGE_OF_OUTCOMES: &str = "
     SELECT order_id, outcome, reason, `lines`, released_at IS NOT NULL AS is_released
-    FROM order_outcomes WHERE order_id > ? ORDER BY order_id LIMIT ?";
+    FROM order_outcomes WHERE order_id > UNHEX(?) ORDER BY order_id LIMIT ?";
 
 /// What is wrong with an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +101,7 @@ async fn read_snapshot(
     }
     add_sums(conn, purged_holdings, &mut snapshot.held).await?;
     let purged_below = purged_below(conn).await?;
-    let mut after = Vec::new();
+    let mut after = String::new();
     loop {
         let page = sqlx::query(PAGE_OF_OUTCOMES).bind(&after).bind(PAGE_ROWS);
         let rows = page.fetch_all(&mut *conn).await?;
@@ -111,7 +111,7 @@ async fn read_snapshot(
         on_outcomes(rows.len() as u64);
         match rows.last() {
             Some(last) if u32::try_from(rows.len()).is_ok_and(|count| count == PAGE_ROWS) => {
-                after = order_id(last)?.as_bytes().to_vec();
+                after = hex(order_id(last)?);
             }
             _ => return Ok(snapshot),
         }
