@@ -58,4 +58,6 @@ mod tables;
 mod too_large;
 mod transactions;
 mod verify;
+mod verify_holds;
+mod verify_scale;
 mod verify_topics;
