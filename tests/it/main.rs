@@ -18,6 +18,7 @@ mod bad_writer;
 mod bench;
 mod breaker;
 mod cli;
+mod cli_life;
 mod cli_order;
 mod cli_pipes;
 mod cli_probe;
