@@ -115,7 +115,7 @@ impl ReportedStatus {
         }
     }
 
-    pub(crate) fn as_str(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
             Self::Reserved => "RESERVED",

@@ -137,8 +137,7 @@ fn decided(id: OrderId, outcome: DecidedState) -> Response {
             }
             return answer(StatusCode::CREATED, vec![location(id), applied], &body);
         }
-        OrderState::Pending | OrderState::Reserved | OrderState::Failed | OrderState::Cancelled => {
-        }
+        OrderState::Pending | OrderState::Failed | OrderState::Cancelled => {}
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
     Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
