@@ -130,7 +130,7 @@ impl ApiClient {
             built = built.header("idempotency-key", key);
         }
         if let Some(wait) = wait {
-            built = built.header("prefer", format!("wait={}", wait.as_secs()));
+            built = built.header("prefer", format!("wait={}", wait.as_millis().div_ceil(1_000)));
         }
         let response = built.send().await.map_err(|error| Failure {
             is_maybe_done: !error.is_connect(),
