@@ -221,6 +221,7 @@ fn a_watch_without_an_order_or_a_server_ends() {
     let problem = json!({"status": 404, "detail": "no order"});
     let unknown = Stub::answering([Reply::json("404 Not Found", &problem)]);
     let refused = Stub::answering([Reply::json("403 Forbidden", &json!({"detail": "not yours"}))]);
+    let page = Stub::answering([Reply::json("200 OK", &pending())]);
     let endless = Stub::answering([Reply::open_events(&"x".repeat(1 << 17))]);
     let away = Stub::answering((0..6).map(|_| Reply::empty("503 Service Unavailable")));
 
@@ -232,6 +233,7 @@ fn a_watch_without_an_order_or_a_server_ends() {
     assert!(errors[0].ends_with("403 Forbidden: not yours\n"), "{errors:?}");
     assert!(errors[1].contains("65536 bytes"), "{errors:?}");
     assert!(errors[2].contains("/events: the server answered 503"), "{errors:?}");
+    assert!(errors[3].ends_with("no stream of events\n"), "{errors:?}");
     assert_eq!(away.requests().len(), 6);
 }
 

@@ -20,6 +20,7 @@ mod breaker;
 mod cli;
 mod cli_life;
 mod cli_order;
+mod cli_order_holds;
 mod cli_pipes;
 mod cli_probe;
 mod cli_stock;

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use chrono::{SecondsFormat, Utc};
 use clap::Args;
 use reqwest::{Response, StatusCode, header};
@@ -123,6 +123,9 @@ impl Watch<'_> {
         if response.status() != StatusCode::OK {
             return Ended::of_refusal(response).await;
         }
+        if !is_event_stream(&response) {
+            bail!("the answer is no stream of events");
+        }
         self.has_connected = true;
         let begun = Instant::now();
         let ended = self.read(response).await?;
@@ -188,6 +191,11 @@ impl Watch<'_> {
         let details = ["reason", "expires_at"].into_iter().filter_map(detail).collect::<String>();
         print::read_line(format_args!("{now}  {status}{details}"))
     }
+}
+
+fn is_event_stream(response: &Response) -> bool {
+    let content_type = response.headers().get(header::CONTENT_TYPE);
+    content_type.is_some_and(|name| name.as_bytes().starts_with(b"text/event-stream"))
 }
 
 impl Ended {
