@@ -22,7 +22,7 @@ use super::{
     problem::{Problem, respond},
 };
 use crate::{
-    domain::OrderId,
+    domain::{Horizon, OrderId},
     http,
     lifecycle::Shutdown,
     store::{OrderStore, StockStore},
@@ -45,6 +45,8 @@ pub(crate) struct Api {
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
+    /// Up to which age a client's id is that of a new order.
+    pub(crate) horizon: Horizon,
     pub(crate) max_connections: usize,
     pub(crate) metrics: Metrics,
 }
@@ -56,7 +58,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let requests = metrics.http_requests.clone();
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
-        .route("/v1/orders/{id}", get(show::show_order))
+        .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
         .route("/v1/products/{id}", get(show::show_product))
         .route(
             "/openapi.json",

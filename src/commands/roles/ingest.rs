@@ -42,6 +42,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     let api = Api {
         catalog: Catalog::new(stock.clone()),
         outbox_max: config.ingest.outbox_max,
+        horizon: config.retention.horizon,
         max_connections: http::connections_beside(
             config.order_store.pool_max + config.stock_store.pool_max,
         ),
