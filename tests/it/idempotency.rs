@@ -84,6 +84,7 @@ async fn a_key_with_another_request_is_refused(world: World) {
     for (field, value) in [
         ("reference", json!("r")),
         ("customer_id", json!("c")),
+        ("hold_seconds", json!(60)),
         ("lines", lines(&[("a", 1), ("b", 3)])["lines"].clone()),
         ("lines", lines(&[("b", 2), ("a", 1)])["lines"].clone()),
         ("lines", lines(&[("a", 1)])["lines"].clone()),

@@ -37,6 +37,7 @@ async fn a_repeated_id_makes_one_order_and_shows_its_present_state(world: World)
     for (field, value) in [
         ("reference", json!("é")),
         ("customer_id", json!("c")),
+        ("hold_seconds", json!(60)),
         ("lines", lines(&[("b", 2), ("a", 1)])["lines"].clone()),
     ] {
         let mut other = order.clone();

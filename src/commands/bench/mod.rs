@@ -31,7 +31,7 @@ use crate::{
     config::{Config, Layers, LockStrategy},
     lifecycle::Shutdown,
     telemetry::Metrics,
-    verify::{Checks, verify},
+    verify::{Checks, Progress, verify},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
@@ -122,6 +122,8 @@ impl LoadArgs {
             statuses: Arc::new(OrderStatusCodec::new()?),
             without: &[],
             settle: SETTLE,
+            since: None,
+            progress: Progress::hidden(),
         })
         .await?;
         run.verified = report.violations.is_empty()

@@ -135,12 +135,12 @@ impl Api {
         source: Option<Source>,
         body: &[u8],
     ) -> Result<Receipt, Problem> {
-        let request = OrderRequest::parse(body)?;
+        let request = OrderRequest::parse(body, self.hold_max_seconds)?;
         let order = NewOrder {
             order_id,
             reference: request.reference,
             customer_id: request.customer_id,
-            hold_seconds: None,
+            hold_seconds: request.hold_seconds,
             lines: request.lines,
             accepted_at: Utc::now().trunc_subsecs(3),
         };
