@@ -35,6 +35,7 @@ mod holds;
 mod horizon;
 mod hostile;
 mod idempotency;
+mod idempotency_storm;
 mod kafka_life;
 mod lanes;
 mod lifecycle;
