@@ -50,8 +50,8 @@ impl OldestPending {
     }
 
     /// Finds the oldest pending order: among the `watched` ones, with the time since when each is
-    /// pending, or else among the younger ones from `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast.
-    /// The next pass finds that order.
+    /// pending, or else among the younger ones from `decidable_from` on. Its work is bounded, so it
+    /// may miss an order if orders come fast. The next pass finds that order.
     ///
     /// Fails with the error of the store.
     pub(super) async fn measure(

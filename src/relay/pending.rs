@@ -46,8 +46,8 @@ const MAX_ASKED_ORDERS: usize = 2_000;
 /// topic keeps messages.
 ///
 /// The watch reads each order once, in the order of the primary key. An index of the pending orders
-/// would cost two more writes for each order. Ids that callers made may lie outside of the part that
-/// the scan reads next. The table `unscanned_orders` has these orders, and each pass reads it.
+/// would cost two more writes for each order. The scan passes over orders whose callers made the
+/// ids at another time. The table `unscanned_orders` has these, and each pass reads it.
 pub struct PendingWatch {
     relay: Relay,
     horizon: Horizon,

@@ -1,6 +1,6 @@
 //! The orders that idempotency keys stand for. A key is written in the transaction of its order.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, fmt::Write as _};
 
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
@@ -96,7 +96,10 @@ pub(super) fn rows_json<'p>(
 ) -> Result<Option<String>, StoreError> {
     let rows = keyed(placements).into_iter().map(|(KeyedRequest { key, sha256 }, placement)| {
         let (order_id, created_at) = (placement.order.order_id, placement.order.accepted_at);
-        let sha256: String = sha256.iter().map(|byte| format!("{byte:02x}")).collect();
+        let sha256 = sha256.iter().fold(String::new(), |mut hex, byte| {
+            let _always_fits = write!(hex, "{byte:02x}");
+            hex
+        });
         (&key.caller, &key.key, sha256, hex(order_id), datetime(created_at))
     });
     let rows: Vec<_> = rows.collect();

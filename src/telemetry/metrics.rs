@@ -52,7 +52,8 @@ metrics! {
     pub(crate) orders_ingested: IntCounterVec = counters(
         "stocklock_orders_ingested_total",
         "Requests to place an order: accepted, replayed (an earlier request made the order), \
-         invalid (422), rejected (other errors), or abandoned (the client disconnected before its transaction began).",
+         invalid (422), rejected (other errors), or abandoned (the client disconnected before its \
+         transaction began).",
         &["result"],
     );
     pub(crate) orders_decided: IntCounterVec = counters(

@@ -133,21 +133,20 @@ async fn a_key_belongs_to_its_caller(world: World) {
 }
 
 async fn a_key_is_kept_for_its_retention_and_then_free(world: World) {
-    let now = Utc::now();
-    let kept = world.config.retention.clone();
     let purger = Purger {
         store: PurgedStore::Orders(world.order_store().into()),
-        ages: kept,
+        ages: world.config.retention.clone(),
         lease: Lease::None,
         metrics: World::metrics(),
     };
     let first = keyed("", "k", 1);
     place(&world, &[&first], TERMS).await;
-
     // The default is 7 days.
-    purger.pass(now + TimeDelta::days(7)).await.expect("a pass");
+    let end = first.order.accepted_at + TimeDelta::days(7);
+
+    purger.pass(end).await.expect("a pass");
     let in_time = place(&world, &[&keyed("", "k", 1)], TERMS).await;
-    purger.pass(now + TimeDelta::days(7) + TimeDelta::minutes(1)).await.expect("a pass");
+    purger.pass(end + TimeDelta::milliseconds(1)).await.expect("a pass");
     let too_late = place(&world, &[&keyed("", "k", 2)], TERMS).await;
 
     assert_eq!(shown(&in_time, &[&first]), ["0"]);

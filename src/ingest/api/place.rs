@@ -1,5 +1,5 @@
-//! `POST /v1/orders` and `PUT /v1/orders/{id}`: save an order, or find the one that an earlier equal
-//! request has made. They wait for its outcome if the client prefers it.
+//! `POST /v1/orders` and `PUT /v1/orders/{id}`: save an order, or find the one that an earlier
+//! equal request has made. They wait for its outcome if the client prefers it.
 
 use std::{collections::BTreeSet, sync::Arc};
 
@@ -43,7 +43,7 @@ pub(super) async fn place_order(
         body::check_content_type(&headers)?;
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
-        api.place(OrderId::generate(), key.map(Source::Key), &body.bytes).await
+        api.place(key.map_or(Source::Ingest, Source::Key), &body.bytes).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -72,16 +72,20 @@ pub(super) async fn put_order(
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
         })?;
         let body = body::read(body, &connection).await?;
-        api.place(id, Some(Source::OrderId), &body.bytes).await
+        api.place(Source::Client(id), &body.bytes).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
 }
 
-/// By what the client has a repetition of its request recognized.
+/// Who makes the id of an order, and by what a repetition of its request is recognized.
 enum Source {
-    OrderId,
+    /// Ingest makes the id. Each request makes an order of its own.
+    Ingest,
+    /// Ingest makes the id. The client's key is recognized.
     Key(String),
+    /// The client has made the id, which is recognized.
+    Client(OrderId),
 }
 
 /// What a request has made, or what an earlier equal request had made.
@@ -129,13 +133,12 @@ impl Api {
 
     /// Saves the order of a request, unless an earlier request has made it. Fails with the problem
     /// that the client receives; unless it is a 504, nothing was saved.
-    async fn place(
-        &self,
-        order_id: OrderId,
-        source: Option<Source>,
-        body: &[u8],
-    ) -> Result<Receipt, Problem> {
+    async fn place(&self, source: Source, body: &[u8]) -> Result<Receipt, Problem> {
         let request = OrderRequest::parse(body, self.hold_max_seconds)?;
+        let order_id = match source {
+            Source::Client(id) => id,
+            Source::Ingest | Source::Key(_) => OrderId::generate(),
+        };
         let order = NewOrder {
             order_id,
             reference: request.reference,
@@ -144,43 +147,35 @@ impl Api {
             lines: request.lines,
             accepted_at: Utc::now().trunc_subsecs(3),
         };
-        let identity = source.map(|source| match source {
-            Source::OrderId => Identity::OrderId,
+        let identity = match source {
+            Source::Ingest => None,
+            Source::Client(_) => Some(Identity::OrderId),
             Source::Key(key) => {
                 let key = IdempotencyKey { caller: ANONYMOUS.to_owned(), key };
-                Identity::Key(Box::new(KeyedRequest { key, sha256: idempotency::digest(&order) }))
+                let sha256 = idempotency::digest(&order);
+                Some(Identity::Key(Box::new(KeyedRequest { key, sha256 })))
             }
-        });
+        };
+        let is_id = identity == Some(Identity::OrderId);
         let placement = Placement { order, identity };
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
         let placed = match self.check(&placement).await {
-            Ok(()) => {
-                let (is_id, saved) = (
-                    placement.identity == Some(Identity::OrderId),
-                    self.committer.save(placement).await,
-                );
-                receipt(order_id, is_id, saved.map_err(|error| not_saved(order_id, &error))?)
-            }
-            Err(refusal) => self.find_placed(&placement).await?.unwrap_or(Err(refusal)),
+            Ok(()) => self.committer.save(placement).await.map_err(|e| not_saved(order_id, &e))?,
+            Err(refusal) => self.find_placed(&placement).await?.ok_or(refusal)?,
         };
-        placed
+        receipt(order_id, is_id, placed)
     }
 
     /// What an earlier request with the same key or id has made. Fails with a 503 if the order
     /// store does not answer.
-    async fn find_placed(
-        &self,
-        placement: &Placement,
-    ) -> Result<Option<Result<Receipt, Problem>>, Problem> {
+    async fn find_placed(&self, placement: &Placement) -> Result<Option<Placed>, Problem> {
         if placement.identity.is_none() {
             return Ok(None);
         }
-        let found = self.orders.find_placed(placement).await.map_err(|error| {
+        self.orders.find_placed(placement).await.map_err(|error| {
             tracing::warn!(%error, "earlier requests not looked up");
             Problem::unavailable("the order store does not answer at present; nothing was saved")
-        })?;
-        let is_id = placement.identity == Some(Identity::OrderId);
-        Ok(found.map(|placed| receipt(placement.order.order_id, is_id, placed)))
+        })
     }
 
     /// Whether a new order may be saved. Fails with a 422 if it is invalid, and with a 503 if the
