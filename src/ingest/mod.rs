@@ -8,6 +8,7 @@
 //! | `api.rs` | routes, handlers, responses |
 //! | `body.rs` | reads the body, with bounds on its size, time and memory |
 //! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
+//! | `idempotency.rs` | reads the `Idempotency-Key`, and digests the request |
 //! | `catalog.rs` | finds out which of its products exist |
 //! | `committer.rs` | saves the orders of many clients in one transaction |
 //! | `prefer.rs`, `outcomes.rs` | let a client with `Prefer: wait` wait for the outcome |
@@ -17,6 +18,7 @@ mod api;
 mod body;
 mod catalog;
 mod committer;
+mod idempotency;
 mod json;
 mod outcomes;
 mod prefer;
