@@ -9,7 +9,7 @@
 //! | `body.rs` | reads the body, with bounds on its size, time and memory |
 //! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
 //! | `catalog.rs` | finds out which of its products exist |
-//! | `committer.rs` | saves the orders of many clients in one transaction |
+//! | `committer.rs`, `groups.rs` | save the orders of many clients in one transaction |
 //! | `prefer.rs`, `outcomes.rs` | let a client with `Prefer: wait` wait for the outcome |
 //! | `problem.rs` | errors as RFC 9457 wants them |
 
@@ -17,6 +17,7 @@ mod api;
 mod body;
 mod catalog;
 mod committer;
+mod groups;
 mod json;
 mod outcomes;
 mod prefer;
