@@ -30,6 +30,7 @@ mod failover;
 mod flow;
 mod harness;
 mod holds;
+mod holds_api;
 mod horizon;
 mod hostile;
 mod kafka_life;
