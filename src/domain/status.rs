@@ -110,7 +110,8 @@ impl ReportedStatus {
             "CANCELLED" => Ok(Self::Cancelled(reason.map(Reason::parse))),
             "RELEASED" => Ok(Self::Released),
             other => Err(Invalid(format!(
-                "status {other:?} is none of COMPLETED, RESERVED, FAILED, CANCELLED, CONFIRMED, RELEASED"
+                "status {other:?} is none of COMPLETED, RESERVED, FAILED, CANCELLED, CONFIRMED, \
+                 RELEASED"
             ))),
         }
     }

@@ -132,7 +132,7 @@ fn not_changed(id: OrderId, error: &ChangeError) -> Problem {
             .header(header::LOCATION, location(id).1),
         ChangeError::Refused(_) => {
             let causes = error_text::with_causes(error);
-            tracing::error!(order_id = %id, error = causes, "the order store cannot change an order");
+            tracing::error!(order_id = %id, error = causes, "the order store refused a change");
             Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
         }
     }
