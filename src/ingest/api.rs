@@ -1,7 +1,9 @@
 //! The routes of the API. The files of `api/` have the handlers.
 
+mod change;
 mod place;
 mod show;
+mod shown;
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,7 +20,7 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, OutcomeWatch,
+    Catalog, Changer, Committer, OutcomeWatch,
     problem::{Problem, respond},
 };
 use crate::{
@@ -42,6 +44,7 @@ pub(crate) struct Api {
     pub(crate) stock: StockStore,
     pub(crate) catalog: Catalog,
     pub(crate) committer: Committer,
+    pub(crate) changer: Changer,
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
@@ -62,6 +65,9 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
         .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
+        .route("/v1/orders/{id}/cancel", post(change::cancel_order))
+        .route("/v1/orders/{id}/confirm", post(change::confirm_order))
+        .route("/v1/orders/{id}/extend", post(change::extend_order))
         .route("/v1/products/{id}", get(show::show_product))
         .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))

@@ -13,9 +13,10 @@ use prometheus::IntCounter;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
+use super::groups::GroupQueue;
 use crate::{
     backoff::Backoff,
     config::BatchConfig,
@@ -114,8 +115,7 @@ impl Committer {
         metrics: &Metrics,
     ) -> (Self, JoinSet<()>) {
         let (queue, orders) = mpsc::channel(MAX_QUEUED_ORDERS);
-        let queued = OrderQueue { orders, groups, closed_at: Instant::now() };
-        let queued = Arc::new(Mutex::new(queued));
+        let queued = Arc::new(Mutex::new(GroupQueue::new(orders, groups)));
         let (is_store_away, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(()));
         let abandoned = metrics.orders_ingested.with_label_values(&["abandoned"]);
         let mut tasks = JoinSet::new();
@@ -188,35 +188,6 @@ impl QueuedOrder {
     }
 }
 
-/// The orders that wait for a commit.
-struct OrderQueue {
-    orders: mpsc::Receiver<QueuedOrder>,
-    groups: BatchConfig,
-    /// When the last group was closed.
-    closed_at: Instant,
-}
-
-impl OrderQueue {
-    /// Waits for orders and closes their group, as a lane closes its batches: when it is full, or
-    /// when no order waits and `linger` has passed since the last group. So a lone order does not
-    /// wait (Nagle, RFC 896). Empty if no more orders will come.
-    async fn next_group(&mut self) -> Vec<QueuedOrder> {
-        let BatchConfig { max, linger } = self.groups;
-        let mut group = Vec::new();
-        let mut received = self.orders.recv_many(&mut group, max).await;
-        while received > 0 && group.len() < max {
-            let room = max - group.len();
-            received = tokio::select! {
-                biased;
-                received = self.orders.recv_many(&mut group, room) => received,
-                () = sleep_until(self.closed_at + linger) => 0,
-            };
-        }
-        self.closed_at = Instant::now();
-        group
-    }
-}
-
 /// Why the orders of a group were not saved.
 enum GroupFailure {
     Refused(Arc<StoreError>),
@@ -251,7 +222,7 @@ struct CommitTask {
 }
 
 impl CommitTask {
-    async fn run(self, queue: Arc<Mutex<OrderQueue>>) {
+    async fn run(self, queue: Arc<Mutex<GroupQueue<QueuedOrder>>>) {
         loop {
             self.wait_for_store().await;
             let group = queue.lock().await.next_group().await;

@@ -32,6 +32,7 @@ mod failover;
 mod flow;
 mod harness;
 mod holds;
+mod holds_api;
 mod horizon;
 mod hostile;
 mod idempotency;
