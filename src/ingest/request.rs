@@ -73,6 +73,17 @@ mod tests {
     }
 
     #[test]
+    fn a_number_without_a_fraction_is_whole_however_it_is_written() {
+        for quantity in ["2", "2.0", "2e0", "0.2e1"] {
+            let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
+
+            let order = OrderRequest::parse(body.as_bytes()).unwrap();
+
+            assert_eq!(order.lines.as_slice()[0].quantity(), 2, "{quantity}");
+        }
+    }
+
+    #[test]
     fn each_wrong_field_is_pointed_at() {
         assert_eq!(wrong_fields("[]"), [""]);
         assert_eq!(wrong_fields("{}"), ["/lines"]);
@@ -87,7 +98,7 @@ mod tests {
             wrong_fields(bad_line),
             ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]
         );
-        for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
+        for quantity in ["0", "-1", "1000001", "1.5", "1e300", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
             assert_eq!(wrong_fields(&body), ["/lines/0/quantity"], "{quantity}");
         }
