@@ -13,7 +13,7 @@ import time
 
 import machine
 import report
-from programs import Peer, Stocklock
+from programs import Peer, Stocklock, Version
 from results import Results
 from sections import Plan, Sizes
 from show import Failed, heading, say
@@ -34,6 +34,7 @@ def parse_options():
     parser.add_argument("--orders", type=int)
     parser.add_argument("--peer-orders", type=int)
     parser.add_argument("--peer")
+    parser.add_argument("--earlier")
     parser.add_argument("--big", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kafka-version")
@@ -47,6 +48,7 @@ def command_line(options):
     words += ["--orders", str(options.orders)]
     words += ["--big"] if options.big else []
     words += ["--quick"] if options.quick else []
+    words += ["--earlier", "FILE"] if options.earlier else []
     words += ["--peer", "DIR", "--peer-orders", str(options.peer_orders)] if options.peer else []
     return " ".join(words)
 
@@ -112,7 +114,8 @@ def measure(options, results):
     )
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, options.lab, logs, baskets)
-    plan = Plan(Sizes.of(options), stocklock, peer, carry_out)
+    versions = [Version("earlier", options.earlier, logs), Version("now", options.binary, logs)]
+    plan = Plan(Sizes.of(options), stocklock, peer, versions, carry_out)
     for section in options.only:
         heading(section)
         setting = {

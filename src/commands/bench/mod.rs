@@ -6,6 +6,7 @@
 mod args;
 mod fleet;
 mod load;
+mod placing;
 mod report;
 mod role;
 mod site;
@@ -94,6 +95,7 @@ impl LoadArgs {
         match self.put(&load).await {
             Ok(run) => Ok(Run {
                 mode: self.mode.as_str(),
+                identity: self.identity.as_str(),
                 strategy: strategy.as_str(),
                 batch_max: site.config.worker.batches.max,
                 ..run
@@ -111,7 +113,7 @@ impl LoadArgs {
         site.import(&stock, &load.workload.stock(self.fill)).await?;
         let (mut run, latencies) = match self.mode {
             Mode::Drain => load.drain(&orders).await?,
-            Mode::EndToEnd => load.end_to_end(&orders, self.rate).await?,
+            Mode::EndToEnd => load.end_to_end(&orders, self.rate, self.identity).await?,
         };
         run.set_latencies(&latencies);
         let report = verify(&Checks {
