@@ -156,7 +156,7 @@ async fn fail(
     output: Output,
 ) -> anyhow::Result<Answer> {
     let status = ReportedStatus::Failed(Reason::parse(reason));
-    let status = OrderStatus { order_id, status, source, occurred_at: Utc::now() };
+    let status = OrderStatus { order_id, status, source, occurred_at: Utc::now(), reference: None };
     let message = Message::of_order(order_id, OrderStatusCodec::new()?.encode(&status));
     let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;

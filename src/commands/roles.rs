@@ -1,11 +1,15 @@
 //! The long-running roles: ingest, worker and compensator. Each is wired from the same parts.
 
+mod compensator;
+mod ingest;
+mod worker;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
@@ -14,17 +18,14 @@ use super::{
     process::{self, Codecs},
 };
 use crate::{
-    compensate::Compensator,
-    config::{Config, ConfigError, LockFallback, LockStrategy},
-    deduct::Worker,
-    error_text, http,
-    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
-    kafka::{Consumer, DeadLetters, Producer, Subscription, topic_names},
+    config::{Config, ConfigError},
+    error_text,
+    kafka::{Consumer, DeadLetters, Producer, topic_names},
     lifecycle::Shutdown,
-    lock::{Lease, Locks},
-    relay::{PendingWatch, Relay, ReleaseWatch},
+    lock::Lease,
+    relay::{Announcer, Relay},
     retention::{PurgedStore, Purger},
-    store::{Database, OrderStore, StoreUse},
+    store::{Database, OrderStore},
     telemetry::{Health, MeasuredBy, Metrics, serve_admin},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
@@ -74,10 +75,10 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
         match role {
             Role::Ingest => {
                 let http = listen("http.listen", shared.config.http.listen).await?;
-                tasks.spawn(ingest(shared.clone(), http));
+                tasks.spawn(ingest::run(shared.clone(), http));
             }
-            Role::Worker => drop(tasks.spawn(worker(shared.clone()))),
-            Role::Compensator => drop(tasks.spawn(compensator(shared.clone()))),
+            Role::Worker => drop(tasks.spawn(worker::run(shared.clone()))),
+            Role::Compensator => drop(tasks.spawn(compensator::run(shared.clone()))),
         }
     }
     shared.watch_servers().context("cannot watch the dependencies")?;
@@ -157,6 +158,11 @@ impl SharedParts {
         )
     }
 
+    fn announcer(&self, store: OrderStore) -> Announcer {
+        let topic = &self.config.topics.order_status;
+        Announcer::new(store, self.producer.clone(), topic, Arc::clone(&self.statuses))
+    }
+
     /// Starts to delete old rows of a store, until the process stops.
     fn purge(&self, store: PurgedStore) -> anyhow::Result<AbortOnDropHandle<()>> {
         let (name, tables) = match store {
@@ -201,198 +207,4 @@ fn spawn<T: Send + 'static>(
     task: impl Future<Output = T> + Send + 'static,
 ) -> AbortOnDropHandle<T> {
     AbortOnDropHandle::new(tokio::spawn(task))
-}
-
-/// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
-/// answers, publishing, connections.
-async fn ingest(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
-    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
-    metrics.begin_retries(&["order_store", "kafka"]);
-    let orders = process::open_order_store(config, metrics)?;
-    let stock = process::open_stock_store(config, metrics)?;
-    orders.begin_metrics(StoreUse::Place);
-    stock.begin_metrics(StoreUse::Read);
-    shared.watch_order_store(Role::Ingest, &orders);
-    shared.watch_stock_store(Role::Ingest, &stock);
-    let relay = shared.relay(orders.clone());
-    let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
-    let (committer, mut committing) =
-        Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
-    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
-    let relaying =
-        spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
-    let asking = spawn(outcomes.clone().run());
-    let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
-    let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let releasing = spawn(watch.run(health.register("owed releases"), shutdown.clone()));
-    let api = Api {
-        catalog: Catalog::new(stock.clone()),
-        outbox_max: config.ingest.outbox_max,
-        max_connections: http::connections_beside(
-            config.order_store.pool_max + config.stock_store.pool_max,
-        ),
-        metrics: metrics.clone(),
-        orders: orders.clone(),
-        stock: stock.clone(),
-        committer,
-        outcomes,
-    };
-    tracing::info!(address = %config.http.listen, "accepting orders");
-    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
-    shutdown
-        .finish("HTTP requests", while_committing(serving, &mut committing))
-        .await
-        .transpose()?;
-    shutdown.finish("orders to save", ended(committing)).await;
-    shutdown.finish("answers to waiting clients", asking).await.transpose()?;
-    shutdown.finish("the outbox", relaying).await.transpose()?;
-    shutdown.finish("pending orders", watching).await.transpose()?;
-    shutdown.finish("owed releases", releasing).await.transpose()?;
-    shutdown.finish("events to Kafka", relay.drain()).await;
-    shared.disconnect(&[orders.database(), stock.database()]).await;
-    Ok(())
-}
-
-/// Serves requests. Fails if a committing task ends before.
-async fn while_committing(
-    serving: impl Future<Output = ()>,
-    committing: &mut JoinSet<()>,
-) -> anyhow::Result<()> {
-    tokio::select! {
-        biased;
-        () = serving => Ok(()),
-        Some(ended) = committing.join_next() => {
-            ended.context("a task that saves orders ended")?;
-            bail!("a task that saves orders ended")
-        }
-    }
-}
-
-async fn ended(mut tasks: JoinSet<()>) {
-    while tasks.join_next().await.is_some() {}
-}
-
-/// Runs a worker until a stop is requested.
-async fn worker(shared: SharedParts) -> anyhow::Result<()> {
-    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
-    begin_worker_at_zero(config, metrics);
-    let store = process::open_stock_store(config, metrics)?;
-    store.begin_metrics(StoreUse::Deduct);
-    shared.watch_stock_store(Role::Worker, &store);
-    let subscription = Subscription {
-        group_id: &config.kafka.group_id,
-        topic: &config.topics.orders,
-        lanes: config.worker.lanes,
-    };
-    let consumer = Consumer::start(
-        &config.kafka,
-        &subscription,
-        metrics,
-        health.register("orders"),
-        shutdown.clone(),
-    );
-    let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
-    let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
-    tracing::info!(
-        strategy = config.lock.strategy.as_str(),
-        topic = config.topics.orders,
-        "deducting stock"
-    );
-    let mut running = JoinSet::new();
-    for lane in lanes {
-        let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
-        let worker = Worker {
-            store: store.clone(),
-            locks: Locks::new(&config.lock, &config.redis, metrics)?,
-            producer: shared.producer.clone(),
-            events: Arc::clone(&shared.events),
-            statuses: Arc::clone(&shared.statuses),
-            status_topic: config.topics.order_status.as_str().into(),
-            metrics: metrics.clone(),
-        };
-        let (batches, metrics) = (config.worker.batches, metrics.clone());
-        let dead_letters = shared.dead_letters(&config.topics.orders_dlq);
-        running
-            .spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
-    }
-    let deducting = async {
-        while let Some(ended) = running.join_next().await {
-            ended.context("a lane panicked")?;
-        }
-        anyhow::Ok(())
-    };
-    shutdown.finish("batches of orders", deducting).await.transpose()?;
-    running.shutdown().await;
-    shared.leave("the group of workers", consumer).await?;
-    shutdown.finish("retention of stock", purging).await.transpose()?;
-    shared.disconnect(&[store.database()]).await;
-    Ok(())
-}
-
-/// Creates the series of a worker at 0, as its lock strategy and its fallback need them.
-fn begin_worker_at_zero(config: &Config, metrics: &Metrics) {
-    let (row, redlock) = (LockStrategy::Row.as_str(), LockStrategy::Redlock.as_str());
-    let (strategies, dependencies): (&[_], &[_]) =
-        match (config.lock.strategy, config.lock.fallback) {
-            (LockStrategy::Row, _) => (&[row], &["stock_store", "kafka"]),
-            (LockStrategy::Redlock, LockFallback::None) => {
-                (&[redlock], &["stock_store", "kafka", "redis"])
-            }
-            (LockStrategy::Redlock, LockFallback::Row) => {
-                (&[redlock, row], &["stock_store", "kafka", "redis"])
-            }
-        };
-    metrics.begin_dead_letters(&config.topics.orders);
-    metrics.begin_retries(dependencies);
-    metrics.begin_decisions(strategies);
-}
-
-/// Runs a compensator until a stop is requested.
-async fn compensator(shared: SharedParts) -> anyhow::Result<()> {
-    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
-    metrics.begin_dead_letters(&config.topics.order_status);
-    metrics.begin_retries(&["order_store", "kafka"]);
-    let store = process::open_order_store(config, metrics)?;
-    store.begin_metrics(StoreUse::Compensate);
-    shared.watch_order_store(Role::Compensator, &store);
-    let compensator = Compensator {
-        relay: shared.relay(store.clone()),
-        store: store.clone(),
-        statuses: Arc::clone(&shared.statuses),
-        horizon: config.retention.horizon,
-        metrics: metrics.clone(),
-    };
-    let subscription = Subscription {
-        group_id: &config.compensator.group_id,
-        topic: &config.topics.order_status,
-        lanes: 1,
-    };
-    let consumer = Consumer::start(
-        &config.kafka,
-        &subscription,
-        metrics,
-        health.register("order-status"),
-        shutdown.clone(),
-    );
-    let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
-    let purging = shared.purge(PurgedStore::Orders(store.clone().into()))?;
-    tracing::info!(topic = config.topics.order_status, "applying outcomes");
-    for lane in lanes {
-        let health = ["compensating", "dead-lettering"].map(|step| health.register(step));
-        let dead_letters = shared.dead_letters(&config.topics.order_status_dlq);
-        let running = lane.run(
-            compensator.clone(),
-            dead_letters,
-            config.compensator.batches,
-            metrics,
-            health,
-        );
-        shutdown.finish("batches of statuses", running).await;
-    }
-    shutdown.finish("events to Kafka", compensator.relay.drain()).await;
-    shared.leave("the group of compensators", consumer).await?;
-    shutdown.finish("retention of orders", purging).await.transpose()?;
-    shared.disconnect(&[store.database()]).await;
-    Ok(())
 }

@@ -1,35 +1,53 @@
-//! The compensator: applies the messages of `order-status` to the order store, and publishes the
-//! releases of orders that fail or are cancelled.
+//! The compensator: applies the messages of `order-status` to the order store, ends holds that are
+//! due, and publishes the releases of orders that fail or are cancelled.
 
-use std::sync::Arc;
+mod holds;
+
+use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
     crash_point::crash_point,
-    domain::{Effect, Horizon, OrderId, OrderState, OrderStatus},
+    domain::{Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus},
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
-    relay::{COMMITTER_LEASE, Relay},
-    store::{Applied, OrderStore, StoreError},
+    relay::{Announcer, COMMITTER_LEASE, Relay},
+    store::{Applied, Changed, OrderStore, StoreError},
     telemetry::Metrics,
     wire::{OrderStatusCodec, WireError},
 };
+
+pub use holds::HoldSweep;
 
 /// Applies batches of statuses. A batch may be applied again without harm.
 #[derive(Clone)]
 pub struct Compensator {
     pub store: OrderStore,
     pub relay: Relay,
+    pub announcer: Announcer,
     pub statuses: Arc<OrderStatusCodec>,
     pub horizon: Horizon,
     pub metrics: Metrics,
 }
 
+/// The orders of a batch whose statuses are dead-lettered.
+#[derive(Debug, Default)]
+pub struct Compensated {
+    /// The order store does not have them.
+    unknown: HashSet<OrderId>,
+    /// They are completed, and too old for a release.
+    too_old: HashSet<OrderId>,
+}
+
+/// An order that a late failure meets too late.
+const TOO_OLD: OrderFacts =
+    OrderFacts { state: OrderState::Completed, wants_hold: false, is_releasable: false };
+
 impl Handler for Compensator {
     /// `None` is a tombstone: a message without a value.
     type Decoded = Result<Option<OrderStatus>, WireError>;
-    type Handled = Applied;
+    type Handled = Compensated;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
@@ -41,47 +59,47 @@ impl Handler for Compensator {
         self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now)).map(Some)
     }
 
-    /// Moves the orders in one transaction. Fails as [`OrderStore::apply`] does.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Applied>, StoreError> {
+    /// Changes the orders in one transaction. Fails as [`OrderStore::apply`] does.
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Compensated>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().flatten().collect();
         if statuses.is_empty() {
             return Ok(Done::default());
         }
         let now = Utc::now();
-        let mut applied = self
-            .store
-            .apply(&statuses, now, self.horizon.releasable_from(now), COMMITTER_LEASE)
-            .await?;
+        let Applied { changed, released } =
+            self.store.apply(&statuses, now, self.horizon, COMMITTER_LEASE).await?;
         crash_point("compensate.committed");
-        self.count(&applied);
-        let mut releases = std::mem::take(&mut applied.events);
-        // A worker would dead-letter a release beyond the horizon. The watch of owed releases
-        // counts it as expired.
-        releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
-        self.relay.release_in_background(releases);
+        self.metrics.compensations.with_label_values(&["release_done"]).inc_by(released as u64);
+        let refused = changed.results.iter().filter(|result| result.effect == Effect::Refused);
+        self.metrics.confirmations_too_late.inc_by(refused.count() as u64);
+        let handled = Compensated {
+            unknown: changed.orders_with(Effect::UnknownOrder),
+            too_old: changed.orders_with(Effect::TooOld),
+        };
+        self.publish_changes(changed, now);
         self.store.database().observe_pool();
-        Ok(Done { handled: applied, deferred: Vec::new() })
+        Ok(Done { handled, deferred: Vec::new() })
     }
 
     /// Dead-letters poison, statuses of unknown orders, and failures that come too late.
     fn dead_letter_reason(
         &self,
         status: &Self::Decoded,
-        applied: &Applied,
+        compensated: &Compensated,
     ) -> Option<DeadLetterReason> {
-        let is = |status: &OrderStatus, state, effect, orders: &[OrderId]| {
-            orders.contains(&status.order_id) && status.effect_on(state, false) == effect
+        let has = |status: &OrderStatus, facts, effect, orders: &HashSet<OrderId>| {
+            orders.contains(&status.order_id) && Cause::Reported(status).effect_on(facts) == effect
         };
         match status {
             Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
-            Ok(Some(status)) if is(status, None, Effect::UnknownOrder, &applied.unknown) => {
+            Ok(Some(status)) if has(status, None, Effect::UnknownOrder, &compensated.unknown) => {
                 Some(DeadLetterReason {
                     class: "unknown_order",
                     text: format!("no order has the id {}", status.order_id),
                 })
             }
             Ok(Some(status))
-                if is(status, Some(OrderState::Completed), Effect::TooLate, &applied.too_late) =>
+                if has(status, Some(TOO_OLD), Effect::TooOld, &compensated.too_old) =>
             {
                 let text = format!(
                     "order {} is completed, and too old for its stock to be released",
@@ -107,8 +125,8 @@ impl Handler for Compensator {
         }
     }
 
-    /// Nothing is left to publish: `handle` publishes releases in the background.
-    async fn publish(&self, _: &Applied) -> Result<(), StoreError> {
+    /// Nothing is left to publish: `handle` publishes releases and announcements in the background.
+    async fn publish(&self, _: &Compensated) -> Result<(), StoreError> {
         Ok(())
     }
 
@@ -128,20 +146,32 @@ impl Handler for Compensator {
 }
 
 impl Compensator {
-    fn count(&self, applied: &Applied) {
+    /// Counts changes of orders, and publishes their releases and announcements.
+    fn publish_changes(&self, changed: Changed, now: DateTime<Utc>) {
+        self.count(&changed);
+        let Changed { mut releases, announcements, .. } = changed;
+        // A worker would dead-letter a release beyond the horizon. The watch of owed releases
+        // counts it as expired.
+        releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
+        self.relay.release_in_background(releases);
+        self.announcer.announce_in_background(announcements);
+    }
+
+    fn count(&self, changed: &Changed) {
         let count = |kind: &str, orders: usize| {
             self.metrics.compensations.with_label_values(&[kind]).inc_by(orders as u64);
         };
-        for moved in &applied.moved {
+        for moved in &changed.moved {
             match moved.to {
                 OrderState::Completed => count("completed", moved.count),
+                OrderState::Reserved => count("reserved", moved.count),
                 OrderState::Failed => count("failed", moved.count),
                 OrderState::Cancelled => count("cancelled", moved.count),
-                // No status moves an order to it.
+                // No event moves an order to it.
                 OrderState::Pending => {}
             }
         }
-        count("released", applied.events.len());
-        count("release_done", applied.released);
+        count("released", changed.releases.len());
+        changed.count_closed_holds(&self.metrics.holds_closed);
     }
 }

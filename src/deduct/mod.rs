@@ -25,7 +25,7 @@ use crate::{
     config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus, ReportedStatus, WORKER_SOURCE,
+        OrderEvent, OrderId, OrderStatus,
         fold::{Decisions, Outcome},
     },
     kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
@@ -209,19 +209,16 @@ impl Worker {
     }
 
     /// Fails as [`Worker::publish`] does.
-    async fn report(&self, statuses: &[(OrderId, ReportedStatus)]) -> Result<(), DeductError> {
-        let occurred_at = Utc::now();
-        let messages = statuses.iter().map(|(order_id, status)| {
-            let (order_id, status, source) = (*order_id, status.clone(), WORKER_SOURCE.to_owned());
-            let payload =
-                self.statuses.encode(&OrderStatus { order_id, status, source, occurred_at });
-            Message::of_order(order_id, payload)
-        });
+    async fn report(&self, statuses: &[OrderStatus]) -> Result<(), DeductError> {
+        let messages = statuses
+            .iter()
+            .map(|status| Message::of_order(status.order_id, self.statuses.encode(status)));
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
         produced.map_err(|source| match &source {
             ProduceError::TooLarge { numbers, .. } => {
-                let keys =
-                    numbers.iter().map(|number| statuses[*number].0.to_string().into_bytes());
+                let keys = numbers
+                    .iter()
+                    .map(|number| statuses[*number].order_id.to_string().into_bytes());
                 DeductError::TooLarge { unpublished: keys.collect(), source }
             }
             ProduceError::Kafka(_) => source.into(),

@@ -68,6 +68,8 @@ mod tests {
             lines: Lines::new(ids.iter().map(|id| Line::new(product(id), 1).unwrap()).collect())
                 .unwrap(),
             accepted_at: DateTime::UNIX_EPOCH,
+            hold_seconds: None,
+            reference: None,
         };
         orders.iter().map(|ids| Arrived { event: event(ids), at }).collect()
     }

@@ -5,7 +5,12 @@ use std::{
     ops::Range,
 };
 
-use super::{Demand, EventKind, OrderEvent, OrderId, ProductId, Reason, ReportedStatus};
+use chrono::{DateTime, Utc};
+
+use super::{
+    Demand, EventKind, OrderEvent, OrderId, OrderStatus, ProductId, Reason, ReportedStatus,
+    WORKER_SOURCE,
+};
 
 /// What the stock store records of an order. It changes at most once, from `Completed` to
 /// `Released`.
@@ -29,6 +34,13 @@ impl Outcome {
     }
 }
 
+/// An outcome that was recorded before a batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recorded {
+    pub outcome: Outcome,
+    pub decided_at: DateTime<Utc>,
+}
+
 /// What a batch changes.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Decisions {
@@ -40,7 +52,7 @@ pub struct Decisions {
     pub(crate) available: BTreeMap<ProductId, i64>,
     /// The statuses to report, in the order of the events. An order placed gets its outcome. A
     /// release gets `Released`, whatever the order's outcome.
-    pub statuses: Vec<(OrderId, ReportedStatus)>,
+    pub statuses: Vec<OrderStatus>,
     /// Orders that were not decided because they are older than the horizon.
     pub expired: BTreeSet<OrderId>,
     /// Orders that were not decided because their id lies too far in the future.
@@ -57,6 +69,7 @@ pub(crate) struct StockNotRead(pub BTreeSet<ProductId>);
 /// - `decidable`: the other orders are not decided. Their outcomes may be forgotten already.
 /// - `available`: the units of each product. A product that is not in it is unknown.
 /// - `recorded`: the outcomes of orders that were decided before.
+/// - `now`: when the other orders are decided.
 ///
 /// A repeated event and a release see what the batch did before them.
 ///
@@ -65,11 +78,13 @@ pub(crate) fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
     decidable: &Range<OrderId>,
     available: &HashMap<ProductId, i64>,
-    recorded: &HashMap<OrderId, Outcome>,
+    recorded: &HashMap<OrderId, Recorded>,
+    now: DateTime<Utc>,
 ) -> Result<Decisions, StockNotRead> {
     let mut fold = Fold {
         before: available,
         recorded,
+        now,
         changed: BTreeMap::new(),
         available: HashMap::new(),
         statuses: Vec::new(),
@@ -85,7 +100,7 @@ pub(crate) fn fold<'a>(
         } else {
             match event.kind {
                 EventKind::Placed => fold.place(event),
-                EventKind::Release => fold.release(event.order_id),
+                EventKind::Release => fold.release(event),
             }
         }
     }
@@ -97,12 +112,14 @@ struct Fold<'a> {
     /// The units available before the batch.
     before: &'a HashMap<ProductId, i64>,
     /// The outcomes before the batch.
-    recorded: &'a HashMap<OrderId, Outcome>,
+    recorded: &'a HashMap<OrderId, Recorded>,
+    /// When the batch is decided.
+    now: DateTime<Utc>,
     /// The outcomes that the batch made or changed.
     changed: BTreeMap<OrderId, Outcome>,
     /// The units available now, of the products on which a decision rests.
     available: HashMap<ProductId, i64>,
-    statuses: Vec<(OrderId, ReportedStatus)>,
+    statuses: Vec<OrderStatus>,
     not_read: BTreeSet<ProductId>,
     expired: BTreeSet<OrderId>,
     from_future: BTreeSet<OrderId>,
@@ -110,15 +127,31 @@ struct Fold<'a> {
 
 impl Fold<'_> {
     fn place(&mut self, event: &OrderEvent) {
-        let status = if let Some(outcome) = self.outcome(event.order_id) {
-            reported(outcome)
-        } else {
+        if self.outcome(event.order_id).is_none() {
             let outcome = self.deduct(event.lines.demand());
-            let status = reported(&outcome);
             self.changed.insert(event.order_id, outcome);
-            status
+        }
+        let Some(outcome) = self.outcome(event.order_id) else { return };
+        let status = match outcome {
+            Outcome::Completed(_) if event.hold_seconds.is_some() => ReportedStatus::Reserved,
+            Outcome::Completed(_) => ReportedStatus::Completed,
+            Outcome::Failed(reason) => ReportedStatus::Failed(reason.clone()),
+            Outcome::Released(_) => ReportedStatus::Released,
         };
-        self.statuses.push((event.order_id, status));
+        let recorded = self.recorded.get(&event.order_id).map(|recorded| recorded.decided_at);
+        let is_released = status == ReportedStatus::Released;
+        let occurred_at = recorded.filter(|_| !is_released).unwrap_or(self.now);
+        self.report(event, status, occurred_at);
+    }
+
+    fn report(&mut self, event: &OrderEvent, status: ReportedStatus, occurred_at: DateTime<Utc>) {
+        self.statuses.push(OrderStatus {
+            order_id: event.order_id,
+            status,
+            source: WORKER_SOURCE.to_owned(),
+            occurred_at,
+            reference: event.reference.clone(),
+        });
     }
 
     /// Deducts all of the demand, or nothing if a product is unknown or short.
@@ -140,9 +173,9 @@ impl Fold<'_> {
 
     /// Releases the units that the ledger holds for the order, if any. The status reports the
     /// release in each case.
-    fn release(&mut self, order_id: OrderId) {
-        self.statuses.push((order_id, ReportedStatus::Released));
-        let held = match self.outcome(order_id) {
+    fn release(&mut self, event: &OrderEvent) {
+        self.report(event, ReportedStatus::Released, self.now);
+        let held = match self.outcome(event.order_id) {
             Some(Outcome::Completed(demand)) => demand.clone(),
             Some(Outcome::Failed(_) | Outcome::Released(_)) => return,
             None => Demand::default(),
@@ -150,12 +183,13 @@ impl Fold<'_> {
         for (id, quantity) in held.iter() {
             self.add(id, quantity);
         }
-        self.changed.insert(order_id, Outcome::Released(held));
+        self.changed.insert(event.order_id, Outcome::Released(held));
     }
 
     /// The outcome of an order after the events so far.
     fn outcome(&self, order_id: OrderId) -> Option<&Outcome> {
-        self.changed.get(&order_id).or_else(|| self.recorded.get(&order_id))
+        let recorded = self.recorded.get(&order_id).map(|recorded| &recorded.outcome);
+        self.changed.get(&order_id).or(recorded)
     }
 
     fn left(&self, id: &ProductId) -> Option<i64> {
@@ -190,15 +224,6 @@ impl Fold<'_> {
             expired,
             from_future,
         })
-    }
-}
-
-/// The status that a worker reports for an outcome.
-fn reported(outcome: &Outcome) -> ReportedStatus {
-    match outcome {
-        Outcome::Completed(_) => ReportedStatus::Completed,
-        Outcome::Failed(reason) => ReportedStatus::Failed(reason.clone()),
-        Outcome::Released(_) => ReportedStatus::Released,
     }
 }
 

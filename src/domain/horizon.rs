@@ -41,6 +41,12 @@ impl Horizon {
         OrderId::first_of(ago(now, self.0 - self.margin()))
     }
 
+    /// When an order becomes too old for a release. No hold lasts longer.
+    pub(crate) fn release_deadline(self, id: OrderId) -> DateTime<Utc> {
+        let made_at = id.made_at();
+        made_at.checked_add_signed(self.0 - self.margin()).unwrap_or(DateTime::<Utc>::MAX_UTC)
+    }
+
     /// The outcomes of orders below this id may be deleted: no worker's clock says that such an
     /// order is decidable.
     pub(crate) fn forgotten_below(self, now: DateTime<Utc>) -> OrderId {

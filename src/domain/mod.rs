@@ -4,30 +4,35 @@
 //! | --- | --- |
 //! | `ids.rs` | [`OrderId`] and [`ProductId`] |
 //! | `lines.rs` | an order's lines, and their sum |
-//! | `status.rs` | events, statuses, states, and what a status does to an order |
+//! | `status.rs` | the messages of the topics: events and statuses |
+//! | `lifecycle.rs` | an order's states, and what each event does to them |
 //! | `fold.rs` | what a batch of events does to stock and outcomes |
 //! | `horizon.rs` | how old an order may be |
 
 pub mod fold;
 mod horizon;
 mod ids;
+mod lifecycle;
 mod lines;
 mod status;
 
 pub use horizon::Horizon;
 pub use ids::OrderId;
 pub use ids::ProductId;
+pub use lifecycle::Cause;
+pub use lifecycle::Effect;
+pub use lifecycle::OrderFacts;
+pub use lifecycle::OrderState;
 pub use lines::Line;
 pub use lines::Lines;
 pub(crate) use lines::{Demand, MAX_LINES, MAX_QUANTITY};
-pub use status::Effect;
 pub use status::EventKind;
 pub use status::OrderEvent;
-pub use status::OrderState;
 pub use status::OrderStatus;
 pub use status::Reason;
 pub use status::ReportedStatus;
 pub use status::WORKER_SOURCE;
+pub(crate) use status::{COMPENSATOR_SOURCE, INGEST_SOURCE};
 
 /// The most units available of a product: the largest integer that JSON clients read exactly.
 pub(crate) const MAX_AVAILABLE: i64 = (1 << 53) - 1;

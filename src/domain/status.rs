@@ -1,5 +1,3 @@
-use std::fmt;
-
 use chrono::{DateTime, Utc};
 
 use super::{Invalid, Lines, OrderId};
@@ -45,6 +43,11 @@ pub struct OrderEvent {
     pub kind: EventKind,
     pub lines: Lines,
     pub accepted_at: DateTime<Utc>,
+    /// Seconds for which the order holds its stock once it is decided. `None`: the order is
+    /// completed then.
+    pub hold_seconds: Option<u32>,
+    /// The caller's own name of the order.
+    pub reference: Option<String>,
 }
 
 /// Why an order failed or was cancelled: a reason of stocklock's own, or the reporter's words, at
@@ -53,6 +56,8 @@ pub struct OrderEvent {
 pub enum Reason {
     InsufficientStock,
     UnknownProduct,
+    /// The order held its stock, and was not confirmed in time.
+    Expired,
     Reported(String),
 }
 
@@ -64,6 +69,7 @@ impl Reason {
         match text {
             "INSUFFICIENT_STOCK" => Self::InsufficientStock,
             "UNKNOWN_PRODUCT" => Self::UnknownProduct,
+            "EXPIRED" => Self::Expired,
             words => Self::Reported(words.chars().take(Self::MAX_CHARS).collect()),
         }
     }
@@ -72,6 +78,7 @@ impl Reason {
         match self {
             Self::InsufficientStock => "INSUFFICIENT_STOCK",
             Self::UnknownProduct => "UNKNOWN_PRODUCT",
+            Self::Expired => "EXPIRED",
             Self::Reported(words) => words,
         }
     }
@@ -81,8 +88,12 @@ impl Reason {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ReportedStatus {
     Completed,
+    /// The order's stock is deducted, and the order holds it until it is confirmed.
+    Reserved,
     Failed(Reason),
     Cancelled(Option<Reason>),
+    /// The caller keeps what the order holds.
+    Confirmed,
     /// The worker handled a RELEASE of the order: its stock is released, or will never be
     /// deducted.
     Released,
@@ -93,11 +104,13 @@ impl ReportedStatus {
     pub(crate) fn parse(name: &str, reason: Option<&str>) -> Result<Self, Invalid> {
         match name {
             "COMPLETED" => Ok(Self::Completed),
+            "RESERVED" => Ok(Self::Reserved),
+            "CONFIRMED" => Ok(Self::Confirmed),
             "FAILED" => Ok(Self::Failed(Reason::parse(reason.unwrap_or("UNSPECIFIED")))),
             "CANCELLED" => Ok(Self::Cancelled(reason.map(Reason::parse))),
             "RELEASED" => Ok(Self::Released),
             other => Err(Invalid(format!(
-                "status {other:?} is none of COMPLETED, FAILED, CANCELLED, RELEASED"
+                "status {other:?} is none of COMPLETED, RESERVED, FAILED, CANCELLED, CONFIRMED, RELEASED"
             ))),
         }
     }
@@ -105,6 +118,8 @@ impl ReportedStatus {
     pub(crate) fn as_str(&self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
+            Self::Reserved => "RESERVED",
+            Self::Confirmed => "CONFIRMED",
             Self::Failed(_) => "FAILED",
             Self::Cancelled(_) => "CANCELLED",
             Self::Released => "RELEASED",
@@ -115,7 +130,7 @@ impl ReportedStatus {
         match self {
             Self::Failed(reason) => Some(reason),
             Self::Cancelled(reason) => reason.as_ref(),
-            Self::Completed | Self::Released => None,
+            Self::Completed | Self::Reserved | Self::Confirmed | Self::Released => None,
         }
     }
 }
@@ -126,7 +141,11 @@ pub struct OrderStatus {
     pub order_id: OrderId,
     pub status: ReportedStatus,
     pub source: String,
+    /// When the reported change happened. The time of a worker's decision is the same each time
+    /// that the worker reports it.
     pub occurred_at: DateTime<Utc>,
+    /// The caller's own name of the order, as far as the reporter knows it.
+    pub reference: Option<String>,
 }
 
 impl OrderStatus {
@@ -136,7 +155,7 @@ impl OrderStatus {
     }
 
     /// Whether ingest or the compensator announces what the order store holds already.
-    fn is_announced(&self) -> bool {
+    pub(super) fn is_announced(&self) -> bool {
         [INGEST_SOURCE, COMPENSATOR_SOURCE].contains(&self.source.as_str())
     }
 
@@ -144,8 +163,10 @@ impl OrderStatus {
     pub(crate) fn check_source(&self) -> Result<(), Invalid> {
         let is_allowed = match self.status {
             ReportedStatus::Completed => self.is_from_worker() || self.is_announced(),
-            ReportedStatus::Released => self.is_from_worker(),
-            ReportedStatus::Failed(_) | ReportedStatus::Cancelled(_) => true,
+            ReportedStatus::Reserved | ReportedStatus::Released => self.is_from_worker(),
+            ReportedStatus::Failed(_)
+            | ReportedStatus::Cancelled(_)
+            | ReportedStatus::Confirmed => true,
         };
         if is_allowed {
             return Ok(());
@@ -155,118 +176,6 @@ impl OrderStatus {
             self.source,
             self.status.as_str()
         )))
-    }
-
-    /// What this status does to its order: the table of `docs/order-lifecycle.md`.
-    ///
-    /// - `state`: the order's present state, `None` if the order store does not have the order.
-    /// - `is_releasable`: a release of the order still has the time to reach a worker.
-    ///
-    /// A release too many does no harm: the worker releases what its ledger holds, once.
-    pub fn effect_on(&self, state: Option<OrderState>, is_releasable: bool) -> Effect {
-        use OrderState::{Cancelled, Completed, Failed, Pending};
-        match &self.status {
-            ReportedStatus::Completed if self.is_announced() => Effect::Nothing,
-            ReportedStatus::Completed => match state {
-                Some(Pending) => Effect::Move { to: Completed, owes_release: false },
-                Some(Completed) => Effect::Nothing,
-                Some(Failed | Cancelled) => Effect::OweRelease,
-                None => Effect::UnknownOrder,
-            },
-            ReportedStatus::Failed(_) => match state {
-                Some(Pending) => Effect::Move { to: Failed, owes_release: !self.is_from_worker() },
-                Some(Completed) if is_releasable => Effect::Move { to: Failed, owes_release: true },
-                Some(Completed) => Effect::TooLate,
-                Some(Failed | Cancelled) => Effect::Nothing,
-                None => Effect::UnknownOrder,
-            },
-            ReportedStatus::Cancelled(_) => match state {
-                Some(Pending) => Effect::Move { to: Cancelled, owes_release: true },
-                Some(Completed) if is_releasable => {
-                    Effect::Move { to: Cancelled, owes_release: true }
-                }
-                Some(Completed) | None if self.is_announced() => Effect::Nothing,
-                Some(Completed) => Effect::TooLate,
-                Some(Failed | Cancelled) => Effect::Nothing,
-                None => Effect::UnknownOrder,
-            },
-            ReportedStatus::Released => match state {
-                // A release is published after its order has moved, so the store lost that move.
-                Some(Pending) => Effect::Move { to: Cancelled, owes_release: false },
-                Some(Completed | Failed | Cancelled) | None => Effect::EndRelease,
-            },
-        }
-    }
-}
-
-/// What a status does to an order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    Nothing,
-    /// The order moves. If it owes a release, its stock must be released.
-    Move {
-        to: OrderState,
-        owes_release: bool,
-    },
-    /// The order keeps its state, and its stock must be released.
-    OweRelease,
-    /// The release of the order is done and no longer owed.
-    EndRelease,
-    /// The order is completed and too old for a release: it stays completed.
-    TooLate,
-    /// The order store does not have the order.
-    UnknownOrder,
-}
-
-/// Declares the states and their names in one list, so that [`OrderState::ALL`] has each of them.
-macro_rules! order_states {
-    ($($state:ident => $name:literal,)+) => {
-        /// The state of an order in the order store.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-        pub enum OrderState {
-            $($state,)+
-        }
-
-        impl OrderState {
-            pub(crate) const ALL: [Self; [$($name),+].len()] = [$(Self::$state),+];
-
-            pub(crate) fn as_str(self) -> &'static str {
-                match self {
-                    $(Self::$state => $name,)+
-                }
-            }
-        }
-    };
-}
-
-order_states! {
-    Pending => "PENDING",
-    Completed => "COMPLETED",
-    Failed => "FAILED",
-    Cancelled => "CANCELLED",
-}
-
-impl OrderState {
-    /// Whether no message moves an order out of this state.
-    pub(crate) fn is_final(self) -> bool {
-        match self {
-            Self::Failed | Self::Cancelled => true,
-            Self::Pending | Self::Completed => false,
-        }
-    }
-
-    /// Fails for any text but a state's own name.
-    pub(crate) fn parse(text: &str) -> Result<Self, Invalid> {
-        Self::ALL
-            .into_iter()
-            .find(|state| state.as_str() == text)
-            .ok_or_else(|| Invalid(format!("{text:?} is not an order's status")))
-    }
-}
-
-impl fmt::Display for OrderState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.as_str())
     }
 }
 

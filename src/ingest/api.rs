@@ -160,6 +160,7 @@ impl Api {
             order_id: OrderId::generate(),
             reference: request.reference,
             customer_id: request.customer_id,
+            hold_seconds: None,
             lines: request.lines,
             accepted_at: Utc::now().trunc_subsecs(3),
         };
@@ -225,7 +226,8 @@ fn decided(id: OrderId, DecidedState { state, reason }: DecidedState) -> Respons
             let body = json!({"order_id": id.to_string(), "status": state.as_str()});
             return answer(StatusCode::CREATED, vec![location(id), applied], &body);
         }
-        OrderState::Pending | OrderState::Failed | OrderState::Cancelled => {}
+        OrderState::Pending | OrderState::Reserved | OrderState::Failed | OrderState::Cancelled => {
+        }
     }
     let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
     Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))

@@ -20,7 +20,6 @@ use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
-    domain::{EventKind, OrderEvent},
     relay::{COMMITTER_LEASE, Relay},
     store::{NewOrder, OrderStore, StoreError, StoreUse},
     telemetry::Metrics,
@@ -265,7 +264,9 @@ impl CommitTask {
                     for queued in group {
                         queued.answer(Ok(()));
                     }
-                    self.relay.publish_in_background(orders.into_iter().map(placed).collect());
+                    self.relay.publish_in_background(
+                        orders.into_iter().map(NewOrder::into_event).collect(),
+                    );
                 }
                 Err(SaveError::RefusedByStore(_)) if group.len() > 1 => {
                     let second_half = group.split_off(group.len() / 2);
@@ -330,15 +331,6 @@ impl CommitTask {
     }
 }
 
-fn placed(order: NewOrder) -> OrderEvent {
-    OrderEvent {
-        order_id: order.order_id,
-        kind: EventKind::Placed,
-        lines: order.lines,
-        accepted_at: order.accepted_at,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use chrono::Utc;
@@ -361,6 +353,7 @@ mod tests {
             order_id: OrderId::generate(),
             reference: None,
             customer_id: None,
+            hold_seconds: None,
             lines: Lines::new(vec![line]).unwrap(),
             accepted_at: Utc::now(),
         };

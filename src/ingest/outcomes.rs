@@ -113,7 +113,7 @@ impl OutcomeWatch {
                 *failures = Backoff::default();
                 let is_many = ids.len() > MANY_ORDERS;
                 let rest = (asked_at.elapsed() * REST_FACTOR).clamp(ASK_EVERY, MAX_REST);
-                for DecidedOrder { order_id, state, reason } in decided {
+                for DecidedOrder { order_id, state, reason, .. } in decided {
                     self.answer(order_id, DecidedState { state, reason });
                 }
                 if is_many { rest } else { ASK_EVERY }

@@ -1,12 +1,14 @@
-//! Publishes events to the `orders` topic: at once after a commit, and again while they lack their
+//! Publishes what the order store has written: at once after a commit, and again while it lacks its
 //! effect.
 //!
 //! | file | publishes |
 //! | --- | --- |
 //! | `mod` | placed orders of the outbox, which a crash or an outage left there |
 //! | `pending`, `oldest` | orders that stay pending, again |
+//! | `announcements` | moves of orders, to `order-status` |
 //! | `releases` | releases that are owed, again until a worker reports that they are done |
 
+mod announcements;
 mod oldest;
 mod pending;
 mod releases;
@@ -31,6 +33,7 @@ use crate::{
     wire::OrderEventCodec,
 };
 
+pub use announcements::Announcer;
 pub use pending::PendingPass;
 pub use pending::PendingWatch;
 pub use releases::ReleasePass;

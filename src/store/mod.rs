@@ -7,7 +7,8 @@
 //! | `transaction` | runs a transaction: named, measured, repeated after a conflict |
 //! | `error` | what a failure means to the caller |
 //! | `rows` | domain values ↔ columns and parameters |
-//! | `orders`, `outbox`, `pending`, `statuses`, `releases` | the order store |
+//! | `orders`, `outbox`, `pending`, `releases`, `holds`, `announcements` | the order store |
+//! | `changes`, `statuses` | changes of orders that are in the order store |
 //! | `stock`, `outcomes`, `products` | the stock store |
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
@@ -16,11 +17,14 @@
 //! prepared statement for batches of all sizes. Its rows are joined to a table by the table's
 //! primary key, as hints demand: without them, MariaDB scans, and locks, all of a small table.
 
+mod announcements;
 mod bench;
+mod changes;
 mod charsets;
 mod database;
 mod ender;
 mod error;
+mod holds;
 mod in_use;
 mod limits;
 mod migrate;
@@ -42,6 +46,8 @@ pub(crate) mod tables;
 mod transaction;
 mod verify;
 
+pub use changes::Change;
+pub use changes::Changed;
 pub use database::Database;
 pub use database::StoreName;
 pub use error::StoreError;

@@ -39,9 +39,25 @@ pub struct NewOrder {
     pub order_id: OrderId,
     pub reference: Option<String>,
     pub customer_id: Option<String>,
+    /// How long the order holds its stock, unless it is confirmed.
+    pub hold_seconds: Option<u32>,
     pub lines: Lines,
     /// The store keeps milliseconds.
     pub accepted_at: DateTime<Utc>,
+}
+
+impl NewOrder {
+    /// The event that places the order.
+    pub fn into_event(self) -> OrderEvent {
+        OrderEvent {
+            order_id: self.order_id,
+            kind: EventKind::Placed,
+            lines: self.lines,
+            accepted_at: self.accepted_at,
+            hold_seconds: self.hold_seconds,
+            reference: self.reference,
+        }
+    }
 }
 
 /// An order as the order store shows it.
@@ -52,6 +68,8 @@ pub struct StoredOrder {
     pub reason: Option<String>,
     pub(crate) reference: Option<String>,
     pub(crate) customer_id: Option<String>,
+    /// When its hold ends. Only a reserved order has one.
+    pub(crate) expires_at: Option<DateTime<Utc>>,
     pub(crate) lines: Lines,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: DateTime<Utc>,
@@ -63,24 +81,39 @@ pub struct DecidedOrder {
     pub(crate) order_id: OrderId,
     pub(crate) state: OrderState,
     pub(crate) reason: Option<String>,
+    /// When its hold ends. Only a reserved order has one.
+    pub(crate) expires_at: Option<DateTime<Utc>>,
 }
 
 const INSERT_ORDERS: &str = "
-    INSERT INTO orders (order_id, reference, customer_id, `lines`, created_at, updated_at)
-    SELECT UNHEX(order_id), reference, customer_id, `lines`, created_at, created_at
+    INSERT INTO orders
+        (order_id, reference, customer_id, `lines`, created_at, updated_at, hold_seconds)
+    SELECT UNHEX(order_id), reference, customer_id, `lines`, created_at, created_at, hold_seconds
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
         order_id    VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         reference   VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[1]',
         customer_id VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[2]',
         `lines`     TEXT CHARACTER SET ascii PATH '$[3]',
-        created_at  DATETIME(3) PATH '$[4]')) AS placed";
+        created_at  DATETIME(3) PATH '$[4]',
+        hold_seconds INT UNSIGNED PATH '$[5]')) AS placed";
 
+/// The hold of an order that is not reserved is not looked up.
 const READ_DECIDED: &str = concat!(
-    "SELECT o.order_id, o.status, o.reason FROM ",
+    "SELECT o.order_id, o.status, o.reason, h.expires_at FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id
+    LEFT JOIN holds AS h FORCE INDEX (PRIMARY)
+        ON o.status = 'RESERVED' AND h.order_id = o.order_id
     WHERE o.status <> 'PENDING'",
 );
+
+/// The columns of the order `o` that its events need.
+macro_rules! event_columns {
+    () => {
+        "o.order_id, o.`lines`, o.created_at, o.reference, o.hold_seconds, o.is_hold_confirmed"
+    };
+}
+pub(super) use event_columns;
 
 impl OrderStore {
     pub fn new(db: Database) -> Self {
@@ -152,7 +185,8 @@ impl OrderStore {
     ) -> Result<(), StoreError> {
         let rows = orders.iter().map(|order| {
             let (id, lines) = (hex(order.order_id), json(&order.lines)?);
-            Ok((id, &order.reference, &order.customer_id, lines, datetime(order.accepted_at)))
+            let accepted_at = datetime(order.accepted_at);
+            Ok((id, &order.reference, &order.customer_id, lines, accepted_at, order.hold_seconds))
         });
         let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
         let ids = order_ids(orders.iter().map(|o| o.order_id))?;
@@ -178,8 +212,11 @@ impl OrderStore {
     ///
     /// Fails with [`StoreError::Corrupt`] if its row cannot be read.
     pub async fn find(&self, id: OrderId) -> Result<Option<StoredOrder>, StoreError> {
-        let sql = "SELECT status, reason, reference, customer_id, `lines`, created_at, updated_at
-                   FROM orders WHERE order_id = ?";
+        let sql = "SELECT o.status, o.reason, o.reference, o.customer_id, o.`lines`, o.created_at,
+                          o.updated_at, h.expires_at
+                   FROM orders AS o LEFT JOIN holds AS h
+                       ON o.status = 'RESERVED' AND h.order_id = o.order_id
+                   WHERE o.order_id = ?";
         let query = sqlx::query(sql).bind(id.as_bytes().as_slice());
         let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
         row.map(|row| {
@@ -189,6 +226,7 @@ impl OrderStore {
                 reason: text(&row, "reason")?,
                 reference: text(&row, "reference")?,
                 customer_id: text(&row, "customer_id")?,
+                expires_at: row.try_get("expires_at")?,
                 lines: parse_json("orders.lines", ascii(&row, "lines")?)?,
                 created_at: row.try_get("created_at")?,
                 updated_at: row.try_get("updated_at")?,
@@ -201,9 +239,10 @@ impl OrderStore {
     pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<DecidedOrder>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        let decided = |row| {
+        let decided = |row: &MySqlRow| {
             let (order_id, state) = (order_id(row)?, order_state(row)?);
-            Ok(DecidedOrder { order_id, state, reason: text(row, "reason")? })
+            let (reason, expires_at) = (text(row, "reason")?, row.try_get("expires_at")?);
+            Ok(DecidedOrder { order_id, state, reason, expires_at })
         };
         rows.iter().map(decided).collect()
     }
@@ -228,10 +267,14 @@ pub(super) fn readable_events(
 
 /// The event of an order's row. Fails with [`StoreError::Corrupt`].
 fn event(row: &MySqlRow, kind: EventKind) -> Result<OrderEvent, StoreError> {
+    let hold_seconds: Option<u32> = row.try_get("hold_seconds")?;
+    let wants_hold = kind == EventKind::Placed && !row.try_get::<bool, _>("is_hold_confirmed")?;
     Ok(OrderEvent {
         order_id: order_id(row)?,
         kind,
         lines: parse_json("orders.lines", ascii(row, "lines")?)?,
         accepted_at: row.try_get("created_at")?,
+        hold_seconds: hold_seconds.filter(|_| wants_hold),
+        reference: text(row, "reference")?,
     })
 }

@@ -8,8 +8,8 @@ use sqlx::{MySqlConnection, Row};
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    orders::readable_events,
-    rows::{event_kind, hex, json, order_id},
+    orders::{event_columns, readable_events},
+    rows::{event_kind, hex, json, micros, order_id},
     transaction::transaction,
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
@@ -49,12 +49,14 @@ const CLAIM: &str = "
         ON b.order_id = UNHEX(due.order_id) AND b.kind = due.kind
     SET b.visible_at = UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND";
 
-const READ_EVENTS: &str = "
-    SELECT o.order_id, due.kind, o.`lines`, o.created_at
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+const READ_EVENTS: &str = concat!(
+    "SELECT due.kind, ",
+    event_columns!(),
+    " FROM JSON_TABLE(?, '$[*]' COLUMNS (
         order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
         kind     VARCHAR(16) CHARACTER SET ascii PATH '$[1]')) AS due
-    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(due.order_id)";
+    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = UNHEX(due.order_id)",
+);
 
 /// Adds events of the orders `ids` (a JSON parameter), leased to the caller for `lease`.
 pub(super) async fn insert(
@@ -116,8 +118,4 @@ impl OrderStore {
 fn keys_json(mut keys: Vec<(OrderId, EventKind)>) -> Result<String, StoreError> {
     keys.sort_unstable();
     json(&keys.into_iter().map(|(id, kind)| (hex(id), kind.as_str())).collect::<Vec<_>>())
-}
-
-fn micros(duration: Duration) -> i64 {
-    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }

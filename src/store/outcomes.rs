@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, mysql::MySqlRow};
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use super::{
     StoreError,
@@ -11,12 +11,15 @@ use super::{
     retention::purged_below,
     rows::{ascii, expect_rows, hex, json, order_id, order_ids, parse_json, text, wanted_orders},
 };
-use crate::domain::{Demand, OrderId, Reason, fold::Outcome};
+use crate::domain::{
+    Demand, OrderId, Reason,
+    fold::{Outcome, Recorded},
+};
 
 /// Takes no locks. The stock is read before, so this sees the outcomes of each rival that had those
 /// rows locked before us.
 pub(super) const READ: &str = concat!(
-    "SELECT o.order_id, o.outcome, o.reason, o.`lines` FROM ",
+    "SELECT o.order_id, o.outcome, o.reason, o.`lines`, o.decided_at FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN order_outcomes AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
@@ -41,9 +44,13 @@ const RELEASE: &str = "
 pub(super) async fn read(
     conn: &mut MySqlConnection,
     ids: impl IntoIterator<Item = OrderId>,
-) -> Result<HashMap<OrderId, Outcome>, StoreError> {
+) -> Result<HashMap<OrderId, Recorded>, StoreError> {
     let rows = sqlx::query(READ).bind(order_ids(ids)?).fetch_all(conn).await?;
-    rows.iter().map(|row| Ok((order_id(row)?, outcome(row)?))).collect()
+    let recorded = |row: &MySqlRow| {
+        let outcome = outcome(row)?;
+        Ok((order_id(row)?, Recorded { outcome, decided_at: row.try_get("decided_at")? }))
+    };
+    rows.iter().map(recorded).collect()
 }
 
 /// The outcome of a row. Fails with [`StoreError::Corrupt`].

@@ -5,7 +5,7 @@ use sqlx::Row;
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    orders::readable_events,
+    orders::{event_columns, readable_events},
     rows::{order_id, order_ids, wanted_orders},
 };
 use crate::domain::{EventKind, OrderEvent, OrderId};
@@ -30,7 +30,9 @@ const PICK: &str = "
     ORDER BY order_id LIMIT ?";
 
 const FIND: &str = concat!(
-    "SELECT o.order_id, o.`lines`, o.created_at FROM ",
+    "SELECT ",
+    event_columns!(),
+    " FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id
     WHERE o.status = 'PENDING'",

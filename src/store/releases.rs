@@ -9,7 +9,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    orders::readable_events,
+    orders::{event_columns, readable_events},
     rows::{datetime, hex, json, order_id, order_ids, wanted_orders},
     statuses::lock_states,
     transaction::transaction,
@@ -78,7 +78,9 @@ const LEASE: &str = concat!(
 );
 
 const READ_LINES: &str = concat!(
-    "SELECT o.order_id, o.`lines`, o.created_at FROM ",
+    "SELECT ",
+    event_columns!(),
+    " FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );

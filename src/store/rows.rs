@@ -1,5 +1,7 @@
 //! Domain values ↔ columns and JSON parameters.
 
+use std::time::Duration;
+
 use chrono::{DateTime, Utc};
 use serde::{Serialize, de::DeserializeOwned};
 use sqlx::{Decode, MySql, Row as _, mysql::MySqlRow};
@@ -44,6 +46,11 @@ pub(super) fn hex(id: OrderId) -> String {
 /// A time as `DATETIME(3)` of the statements takes it.
 pub(super) fn datetime(time: DateTime<Utc>) -> String {
     time.format("%F %T%.3f").to_string()
+}
+
+/// A duration as `INTERVAL ? MICROSECOND` of the statements takes it.
+pub(super) fn micros(duration: Duration) -> i64 {
+    i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
 /// The order ids of a batch, as a parameter.

@@ -1,71 +1,68 @@
 //! Applies the statuses that workers and others report to the orders of the order store.
 
-use std::{borrow::Borrow, collections::BTreeMap, time::Duration};
+use std::{borrow::Borrow, collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
-use sqlx::MySqlConnection;
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use super::{
-    OrderStore, StoreError, releases,
-    rows::{expect_rows, hex, json, order_id, order_ids, order_state, wanted_orders},
+    OrderStore, StoreError,
+    changes::{Change, Changed, Context, Event, MovedOrders, Plan},
+    releases,
+    rows::{expect_rows, hex, json, order_id, order_ids, order_state, text, wanted_orders},
     transaction::transaction,
 };
 use crate::{
     crash_point::crash_point,
-    domain::{Effect, OrderEvent, OrderId, OrderState, OrderStatus, Reason, ReportedStatus},
+    domain::{
+        COMPENSATOR_SOURCE, Cause, Effect, Horizon, INGEST_SOURCE, OrderFacts, OrderId, OrderState,
+        OrderStatus, ReportedStatus,
+    },
 };
 
 /// What a batch of statuses did.
 #[derive(Debug, Default)]
 pub struct Applied {
-    pub(crate) moved: Vec<MovedOrders>,
-    /// The events of the releases that are owed now, leased to the caller.
-    pub(crate) events: Vec<OrderEvent>,
+    pub(crate) changed: Changed,
     /// How many statuses reported a release as done.
     pub(crate) released: usize,
-    /// Orders that the store does not have.
-    pub(crate) unknown: Vec<OrderId>,
-    /// Completed orders that were reported failed or cancelled too late to release their stock.
-    /// They stay completed.
-    pub(crate) too_late: Vec<OrderId>,
-}
-
-/// How many orders a batch of statuses moved to a state.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct MovedOrders {
-    pub(crate) to: OrderState,
-    pub(crate) count: usize,
 }
 
 /// An order whose row the transaction has locked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct LockedOrder {
-    pub(crate) order_id: OrderId,
-    pub(crate) state: OrderState,
+    pub(super) order_id: OrderId,
+    pub(super) state: OrderState,
+    pub(super) reason: Option<String>,
+    pub(super) reference: Option<String>,
+    /// The hold that the order was placed with.
+    pub(super) hold_seconds: Option<u32>,
+    /// Somebody confirmed the order while it was pending.
+    pub(super) is_hold_confirmed: bool,
 }
 
 /// The parameter has the ids in their order, so that two compensators lock rows in the same order.
-const LOCK_STATES: &str = concat!(
-    "SELECT o.order_id, o.status FROM ",
-    wanted_orders!(),
-    " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id FOR UPDATE",
-);
+macro_rules! lock_states {
+    ($lock:literal) => {
+        concat!(
+            "SELECT o.order_id, o.status, o.reason, o.reference, o.hold_seconds,
+                    o.is_hold_confirmed FROM ",
+            wanted_orders!(),
+            " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id ",
+            $lock
+        )
+    };
+}
 
-const MOVE_ORDERS: &str = "
-    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
-        expected VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
-        next     VARCHAR(16) CHARACTER SET ascii PATH '$[2]',
-        reason   VARCHAR(512) CHARACTER SET utf8mb4 PATH '$[3]')) AS moved
-    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY)
-        ON o.order_id = UNHEX(moved.order_id) AND o.status = moved.expected
-    SET o.status = moved.next, o.reason = moved.reason, o.updated_at = ?";
+const LOCK_STATES: &str = lock_states!("FOR UPDATE");
+const LOCK_UNLOCKED: &str = lock_states!("FOR UPDATE SKIP LOCKED");
 
 const COMPLETE_PENDING: &str = concat!(
     "UPDATE ",
     wanted_orders!(),
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id
-    SET o.status = 'COMPLETED', o.updated_at = ? WHERE o.status = 'PENDING'",
+    SET o.status = 'COMPLETED', o.updated_at = ?
+    WHERE o.status = 'PENDING' AND (o.hold_seconds IS NULL OR o.is_hold_confirmed)",
 );
 
 const FAIL_PENDING: &str = "
@@ -78,8 +75,8 @@ const FAIL_PENDING: &str = "
 
 impl OrderStore {
     /// Applies statuses to their orders in one transaction, as if one by one in their order. The
-    /// releases that are owed then are leased to the caller for `lease`. A completed order below
-    /// `releasable_from` stays completed.
+    /// releases that are owed then and the announcements are leased to the caller for `lease`. A
+    /// completed order that is too old for a release stays completed.
     ///
     /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
     /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a
@@ -88,7 +85,7 @@ impl OrderStore {
         &self,
         statuses: &[S],
         now: DateTime<Utc>,
-        releasable_from: OrderId,
+        horizon: Horizon,
         lease: Duration,
     ) -> Result<Applied, StoreError> {
         let statuses: Vec<&OrderStatus> =
@@ -104,30 +101,55 @@ impl OrderStore {
         let first_decisions = FirstDecisions::new(&statuses, ids.len())?;
         let ids = order_ids(ids)?;
         transaction!(self.db, ApplyStatuses, |conn, attempt| {
-            if let Some(decisions) = first_decisions.as_ref().filter(|_| attempt == 0) {
-                let moved = decisions.apply(conn, now).await?;
-                crash_point("compensate.written");
-                return Ok(Applied { moved, released, ..Applied::default() });
-            }
-            let plan = Plan::new(&statuses, &lock_states(conn, &ids).await?, releasable_from);
-            plan.write_moves(conn, &statuses, now).await?;
-            let events = plan.write_releases(conn, now, lease).await?;
+            let changed = match first_decisions.as_ref().filter(|_| attempt == 0) {
+                Some(decisions) => {
+                    let moved = decisions.apply(conn, now).await?;
+                    Changed { moved, ..Changed::default() }
+                }
+                None => {
+                    let locked = lock_states(conn, &ids).await?;
+                    let context = Context { now, horizon, announcer: COMPENSATOR_SOURCE, lease };
+                    let events = statuses.iter().map(|status| Event::Reported(status));
+                    Plan::new(events, locked, context).write(conn).await?
+                }
+            };
             crash_point("compensate.written");
-            Ok(Applied {
-                moved: plan.count_moves(),
-                events,
-                released,
-                unknown: plan.unknown,
-                too_late: plan.too_late,
-            })
+            Ok(Applied { changed, released })
+        })
+    }
+
+    /// Changes orders on the request of clients in one transaction, as if one by one in their
+    /// order. The releases that are owed then and the announcements are leased to the caller for
+    /// `lease`.
+    ///
+    /// Fails as [`OrderStore::apply`] does.
+    pub(crate) async fn change(
+        &self,
+        changes: &[(OrderId, Change)],
+        now: DateTime<Utc>,
+        horizon: Horizon,
+        lease: Duration,
+    ) -> Result<Changed, StoreError> {
+        let ids: BTreeSet<_> = changes.iter().map(|(id, _)| *id).collect();
+        let ids = order_ids(ids)?;
+        transaction!(self.db, ChangeOrders, |conn, _| {
+            let locked = lock_states(conn, &ids).await?;
+            let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
+            let events = changes.iter().map(|(id, change)| Event::Requested(*id, *change));
+            let changed = Plan::new(events, locked, context).write(conn).await?;
+            crash_point("ingest.changed");
+            Ok(changed)
         })
     }
 }
 
-/// Whether a status has an effect on an order in any state. The announcement of a state that the
-/// order store has already has none.
+/// Whether a status has an effect on any order. The announcement of a state that the order store
+/// has already has none.
 fn may_have_effect(status: &OrderStatus) -> bool {
-    OrderState::ALL.into_iter().any(|state| status.effect_on(Some(state), true) != Effect::Nothing)
+    OrderState::ALL.into_iter().any(|state| {
+        let facts = OrderFacts { state, wants_hold: false, is_releasable: true };
+        Cause::Reported(status).effect_on(Some(facts)) != Effect::Nothing
+    })
 }
 
 /// Locks the orders of `ids` (a JSON parameter) that exist, until the transaction ends.
@@ -135,8 +157,28 @@ pub(super) async fn lock_states(
     conn: &mut MySqlConnection,
     ids: &str,
 ) -> Result<Vec<LockedOrder>, StoreError> {
-    let rows = sqlx::query(LOCK_STATES).bind(ids).fetch_all(conn).await?;
-    let locked = |row| Ok(LockedOrder { order_id: order_id(row)?, state: order_state(row)? });
+    locked(sqlx::query(LOCK_STATES).bind(ids).fetch_all(conn).await?)
+}
+
+/// Locks the orders of `ids` (a JSON parameter) that no other transaction has locked.
+pub(super) async fn lock_unlocked(
+    conn: &mut MySqlConnection,
+    ids: &str,
+) -> Result<Vec<LockedOrder>, StoreError> {
+    locked(sqlx::query(LOCK_UNLOCKED).bind(ids).fetch_all(conn).await?)
+}
+
+fn locked(rows: Vec<MySqlRow>) -> Result<Vec<LockedOrder>, StoreError> {
+    let locked = |row: &MySqlRow| {
+        Ok(LockedOrder {
+            order_id: order_id(row)?,
+            state: order_state(row)?,
+            reason: text(row, "reason")?,
+            reference: text(row, "reference")?,
+            hold_seconds: row.try_get("hold_seconds")?,
+            is_hold_confirmed: row.try_get("is_hold_confirmed")?,
+        })
+    };
     rows.iter().map(locked).collect()
 }
 
@@ -171,7 +213,9 @@ impl FirstDecisions {
                 ReportedStatus::Completed => completed.push(status.order_id),
                 ReportedStatus::Failed(reason) => failed.push((status.order_id, reason.as_str())),
                 ReportedStatus::Released => released.push(status.order_id),
-                ReportedStatus::Cancelled(_) => return Ok(None),
+                ReportedStatus::Reserved
+                | ReportedStatus::Confirmed
+                | ReportedStatus::Cancelled(_) => return Ok(None),
             }
         }
         completed.sort_unstable();
@@ -217,109 +261,10 @@ impl FirstDecisions {
     }
 }
 
-/// What a batch of statuses does to orders in their present states: at most one move for each
-/// order, and what its last status says about its release.
-struct Plan {
-    moves: Vec<Move>,
-    /// Orders whose release is owed from now on.
-    owed: Vec<OrderId>,
-    /// Orders whose release is done.
-    ended: Vec<OrderId>,
-    unknown: Vec<OrderId>,
-    too_late: Vec<OrderId>,
-}
-
-struct Move {
-    order_id: OrderId,
-    from: OrderState,
-    to: OrderState,
-    /// The index of the status that moves the order last.
-    cause: usize,
-}
-
-impl Plan {
-    fn new(statuses: &[&OrderStatus], locked: &[LockedOrder], releasable_from: OrderId) -> Self {
-        let before: BTreeMap<_, _> =
-            locked.iter().map(|order| (order.order_id, order.state)).collect();
-        let mut moves: BTreeMap<OrderId, Move> = BTreeMap::new();
-        // Whether the release of an order is owed, or done.
-        let mut is_owed = BTreeMap::new();
-        let (mut unknown, mut too_late) = (Vec::new(), Vec::new());
-        for (cause, status) in statuses.iter().enumerate() {
-            let id = status.order_id;
-            let first = before.get(&id).copied();
-            let state = moves.get(&id).map(|moved| moved.to).or(first);
-            match status.effect_on(state, id >= releasable_from) {
-                Effect::Nothing => {}
-                Effect::Move { to, owes_release } => {
-                    // Only an order that exists moves.
-                    if let Some(from) = first {
-                        moves.insert(id, Move { order_id: id, from, to, cause });
-                    }
-                    if owes_release {
-                        is_owed.insert(id, true);
-                    }
-                }
-                Effect::OweRelease => drop(is_owed.insert(id, true)),
-                Effect::EndRelease => drop(is_owed.insert(id, false)),
-                Effect::TooLate => too_late.push(id),
-                Effect::UnknownOrder => unknown.push(id),
-            }
-        }
-        let (owed, ended): (Vec<_>, Vec<_>) = is_owed.into_iter().partition(|(_, owed)| *owed);
-        let ids = |orders: Vec<(OrderId, bool)>| orders.into_iter().map(|(id, _)| id).collect();
-        let moves = moves.into_values().collect();
-        Self { moves, owed: ids(owed), ended: ids(ended), unknown, too_late }
-    }
-
-    /// Moves the orders. Fails with [`StoreError::Conflict`] unless all of them are in the state
-    /// that was read.
-    async fn write_moves(
-        &self,
-        conn: &mut MySqlConnection,
-        statuses: &[&OrderStatus],
-        now: DateTime<Utc>,
-    ) -> Result<(), StoreError> {
-        if self.moves.is_empty() {
-            return Ok(());
-        }
-        let row = |planned: &Move| {
-            let reason = statuses[planned.cause].status.reason().map(Reason::as_str);
-            (hex(planned.order_id), planned.from.as_str(), planned.to.as_str(), reason)
-        };
-        let rows = json(&self.moves.iter().map(row).collect::<Vec<_>>())?;
-        let written = sqlx::query(MOVE_ORDERS).bind(rows).bind(now).execute(conn).await?;
-        expect_rows("orders moved", self.moves.len(), written.rows_affected())
-    }
-
-    /// Owes and ends releases. Returns the events of the releases that are owed now.
-    async fn write_releases(
-        &self,
-        conn: &mut MySqlConnection,
-        now: DateTime<Utc>,
-        lease: Duration,
-    ) -> Result<Vec<OrderEvent>, StoreError> {
-        if !self.ended.is_empty() {
-            releases::end(conn, &order_ids(self.ended.iter().copied())?).await?;
-        }
-        if self.owed.is_empty() {
-            return Ok(Vec::new());
-        }
-        releases::owe(conn, self.owed.iter().copied(), now, now + lease).await?;
-        releases::read_events(conn, &order_ids(self.owed.iter().copied())?).await
-    }
-
-    fn count_moves(&self) -> Vec<MovedOrders> {
-        let count = |to| self.moves.iter().filter(|planned| planned.to == to).count();
-        let counts = OrderState::ALL.into_iter().map(|to| MovedOrders { to, count: count(to) });
-        counts.filter(|moved| moved.count > 0).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::WORKER_SOURCE;
+    use crate::domain::{Reason, WORKER_SOURCE};
 
     /// Whether a batch of these statuses is applied without a read before.
     fn is_fast(reported: &[(OrderId, ReportedStatus, &str)]) -> bool {
@@ -328,6 +273,7 @@ mod tests {
             status: status.clone(),
             source: (*source).to_owned(),
             occurred_at: DateTime::UNIX_EPOCH,
+            reference: None,
         };
         let statuses: Vec<_> = reported.iter().map(status).collect();
         let orders: std::collections::BTreeSet<_> = reported.iter().map(|(id, ..)| *id).collect();

@@ -22,7 +22,7 @@ use crate::{
     crash_point::crash_point,
     domain::{
         EventKind, Horizon, OrderEvent, OrderId, ProductId,
-        fold::{Decisions, Outcome, StockNotRead, fold},
+        fold::{Decisions, Recorded, StockNotRead, fold},
     },
     telemetry::Metrics,
 };
@@ -152,7 +152,8 @@ impl StockStore {
             if attempt > 0 {
                 decidable.start = decidable.start.max(purged_below(conn).await?);
             }
-            let (decisions, stock) = fold_over(conn, stock, events, &decidable, &recorded).await?;
+            let (decisions, stock) =
+                fold_over(conn, stock, events, &decidable, &recorded, now).await?;
             self.write_stock(conn, &stock, &decisions, guard, now).await?;
             crash_point("deduct.written");
             outcomes::insert(conn, &decisions.outcomes, now).await?;
@@ -218,11 +219,13 @@ async fn fold_over<E: Borrow<OrderEvent>>(
     mut stock: BTreeMap<ProductId, StockRow>,
     events: &[E],
     decidable: &Range<OrderId>,
-    recorded: &HashMap<OrderId, Outcome>,
+    recorded: &HashMap<OrderId, Recorded>,
+    now: DateTime<Utc>,
 ) -> Result<(Decisions, BTreeMap<ProductId, StockRow>), StoreError> {
     loop {
         let available = stock.iter().map(|(id, row)| (id.clone(), row.available)).collect();
-        let missing = match fold(events.iter().map(E::borrow), decidable, &available, recorded) {
+        let missing = match fold(events.iter().map(E::borrow), decidable, &available, recorded, now)
+        {
             Ok(decisions) => return Ok((decisions, stock)),
             Err(StockNotRead(missing)) => missing,
         };

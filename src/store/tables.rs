@@ -19,17 +19,19 @@ pub(crate) const ORDER_STORE: &[Table] = &[
     Table {
         name: "orders",
         rows: "an order and its state",
-        removed: "`retention.orders`, unless it is pending or owes a release; by compensators",
+        removed: "`retention.orders`, once it is final and owes no release; by compensators",
         readers: "every system: `order_id`, `status`, `reason`, `created_at`",
         columns: &[
             ["order_id", "BINARY(16)", "UUIDv7; the primary key"],
-            ["status", "ENUM", "`PENDING`, `COMPLETED`, `FAILED` or `CANCELLED`"],
+            ["status", "ENUM", "`PENDING`, `RESERVED`, `COMPLETED`, `FAILED` or `CANCELLED`"],
             ["reason", "VARCHAR(512)", "why the order failed or was cancelled"],
             ["reference", "VARCHAR(128)", "the caller's own"],
             ["customer_id", "VARCHAR(128)", "the caller's own"],
             ["lines", "TEXT", "JSON, `[[\"sku-1\",2],…]`, as the caller ordered"],
             ["created_at", "DATETIME(3)", "when ingest accepted the order, UTC"],
             ["updated_at", "DATETIME(3)", "when the state last changed, UTC"],
+            ["hold_seconds", "INT UNSIGNED", "the hold that the caller asked for; NULL: none"],
+            ["is_hold_confirmed", "TINYINT(1)", "1: confirmed while it was pending"],
         ],
     },
     Table {
@@ -54,6 +56,29 @@ pub(crate) const ORDER_STORE: &[Table] = &[
             ["owed_at", "DATETIME(3)", "when the order moved, UTC"],
             ["sent", "INT UNSIGNED", "how often the RELEASE was published"],
             ["due_at", "DATETIME(3)", "when it is published next, UTC; NULL: it has expired"],
+        ],
+    },
+    Table {
+        name: "holds",
+        rows: "an order that is `RESERVED`",
+        removed: "once the hold is confirmed, cancelled, failed or expired",
+        readers: OURS,
+        columns: &[
+            ["order_id", "BINARY(16)", "the primary key"],
+            ["expires_at", "DATETIME(3)", "when the hold ends, UTC"],
+        ],
+    },
+    Table {
+        name: "announcements",
+        rows: "a move that the topic `order-status` does not report yet",
+        removed: "once the broker has acknowledged the announcement",
+        readers: OURS,
+        columns: &[
+            ["order_id", "BINARY(16)", "with `status` the primary key"],
+            ["status", "ENUM", "`COMPLETED` or `CANCELLED`"],
+            ["source", "ENUM", "`ingest` or `compensator`"],
+            ["occurred_at", "DATETIME(3)", "when the order moved, UTC"],
+            ["visible_at", "DATETIME(3)", "a lease: until then, one process publishes it"],
         ],
     },
     Table {

@@ -43,6 +43,10 @@ transaction_names! {
     OweReleases => "owe_releases",
     DismissReleases => "dismiss_releases",
     ApplyStatuses => "apply_statuses",
+    ChangeOrders => "change_orders",
+    EndHolds => "end_holds",
+    ClaimAnnouncements => "claim_announcements",
+    ForgetAnnouncements => "forget_announcements",
     PurgeOrders => "purge_orders",
     // The stock store.
     Decide => "decide",

@@ -24,7 +24,13 @@ const OF_WORKER: [&str; 6] = [
     "stocklock_stale_writes_",
     "stocklock_redis_",
 ];
-const OF_COMPENSATOR: [&str; 1] = ["stocklock_compensations_"];
+const OF_COMPENSATOR: [&str; 4] = [
+    "stocklock_compensations_",
+    "stocklock_holds_open",
+    "stocklock_hold_expiry_",
+    "stocklock_confirmations_too_late_",
+];
+const OF_ORDER_CHANGERS: [&str; 1] = ["stocklock_holds_closed_"];
 const OF_CONSUMERS: [&str; 6] = [
     "stocklock_rebalances_",
     "stocklock_consumer_recreations_",
@@ -39,10 +45,11 @@ impl MeasuredBy {
 
     /// Whether one of these roles measures the metric of this name.
     pub(crate) fn measures(self, name: &str) -> bool {
-        let lists: [(&[&str], bool); 4] = [
+        let lists: [(&[&str], bool); 5] = [
             (&OF_INGEST, self.ingest),
             (&OF_WORKER, self.worker),
             (&OF_COMPENSATOR, self.compensator),
+            (&OF_ORDER_CHANGERS, self.ingest || self.compensator),
             (&OF_CONSUMERS, self.worker || self.compensator),
         ];
         let mut owners =

@@ -170,9 +170,26 @@ metrics! {
         "Owed releases that ingest published (produced), or gave up as too old (expired).",
         &["result"],
     );
+    pub holds_open: IntGauge = gauge(
+        "stocklock_holds_open",
+        "Orders that hold their stock and wait for a confirmation.",
+    );
+    pub(crate) holds_closed: IntCounterVec = counters(
+        "stocklock_holds_closed_total",
+        "Holds that were confirmed, cancelled, failed or expired.",
+        &["how"],
+    );
+    pub hold_expiry_lag: Gauge = float_gauge(
+        "stocklock_hold_expiry_lag_seconds",
+        "How long the oldest due hold has been due; 0 if none is due.",
+    );
+    pub(crate) confirmations_too_late: IntCounter = counter(
+        "stocklock_confirmations_too_late_total",
+        "Reported confirmations that met a failed or cancelled order, and changed nothing.",
+    );
     pub(crate) compensations: IntCounterVec = counters(
         "stocklock_compensations_total",
-        "What the compensator did: orders moved (completed, failed, cancelled), releases \
+        "What the compensator did: orders moved (completed, reserved, failed, cancelled), releases \
         owed (released) and done (release_done), tombstones ignored (tombstone).",
         &["kind"],
     );
@@ -224,8 +241,17 @@ impl Metrics {
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (
                 &self.compensations,
-                &["completed", "failed", "cancelled", "released", "release_done", "tombstone"],
+                &[
+                    "completed",
+                    "reserved",
+                    "failed",
+                    "cancelled",
+                    "released",
+                    "release_done",
+                    "tombstone",
+                ],
             ),
+            (&self.holds_closed, &["confirmed", "cancelled", "failed", "expired"]),
             (&self.pending_orders, &["produced", "expired"]),
             (&self.owed_releases, &["produced", "expired"]),
         ];

@@ -206,20 +206,20 @@ fn judge(order: &OrderContent, outcome: Option<&Outcome>) -> Verdict {
             Verdict::violated(5, format!("asks for {:?}, holds {held:?}", order.lines.demand()))
         }
         (OrderState::Pending, _) => Verdict::InFlight(InFlight::Decision),
-        (OrderState::Completed, Some(Outcome::Completed(_)))
+        (OrderState::Completed | OrderState::Reserved, Some(Outcome::Completed(_)))
         | (
             OrderState::Failed | OrderState::Cancelled,
             Some(Outcome::Failed(_) | Outcome::Released(_)),
         ) => Verdict::Holds,
-        (OrderState::Completed, Some(Outcome::Released(_))) => {
+        (OrderState::Completed | OrderState::Reserved, Some(Outcome::Released(_))) => {
             Verdict::InFlight(InFlight::SecondRead)
         }
-        (OrderState::Completed, Some(Outcome::Failed(reason))) => Verdict::violated(
-            3,
-            format!("is COMPLETED, and the worker refused it: {}", reason.as_str()),
-        ),
-        (OrderState::Completed, None) => {
-            Verdict::violated(3, "is COMPLETED, and no worker decided it")
+        (state @ (OrderState::Completed | OrderState::Reserved), Some(Outcome::Failed(reason))) => {
+            let reason = reason.as_str();
+            Verdict::violated(3, format!("is {state}, and the worker refused it: {reason}"))
+        }
+        (state @ (OrderState::Completed | OrderState::Reserved), None) => {
+            Verdict::violated(3, format!("is {state}, and no worker decided it"))
         }
         (OrderState::Failed | OrderState::Cancelled, Some(Outcome::Completed(_)) | None) => {
             Verdict::InFlight(InFlight::Release)
@@ -233,7 +233,10 @@ fn judge_purged(order: &OrderContent) -> Verdict {
         OrderState::Pending => {
             Verdict::violated(3, "is PENDING, and too old to be decided any more")
         }
-        OrderState::Completed | OrderState::Failed | OrderState::Cancelled => Verdict::Holds,
+        OrderState::Reserved
+        | OrderState::Completed
+        | OrderState::Failed
+        | OrderState::Cancelled => Verdict::Holds,
     }
 }
 

@@ -41,6 +41,14 @@ impl DatumWriter {
         }
     }
 
+    /// Adds a `["null", "long"]`, or a `["null", "int"]` if the value fits.
+    pub(super) fn optional_long(self, value: Option<i64>) -> Self {
+        match value {
+            None => self.long(0),
+            Some(value) => self.long(1).long(value),
+        }
+    }
+
     /// Adds an `array`, as one block.
     pub(super) fn array<T>(self, items: &[T], write: impl Fn(Self, &T) -> Self) -> Self {
         if items.is_empty() {

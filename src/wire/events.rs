@@ -51,6 +51,8 @@ struct OrderEventRecord {
     kind: String,
     lines: Vec<OrderLineRecord>,
     accepted_at: i64,
+    hold_seconds: Option<i32>,
+    reference: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -69,6 +71,7 @@ struct OrderStatusRecord {
     reason: Option<String>,
     source: String,
     occurred_at: i64,
+    reference: Option<String>,
 }
 
 /// A status as a JSON object has it, where source and time may be missing.
@@ -79,6 +82,7 @@ struct OrderStatusObject {
     reason: Option<String>,
     source: Option<String>,
     occurred_at: Option<JsonTime>,
+    reference: Option<String>,
 }
 
 /// Fails with `Unreadable` for the first schema whose values neither topic can read.
@@ -110,7 +114,11 @@ impl OrderEventCodec {
         let with_lines = begun.array(event.lines.as_slice(), |datum, line| {
             datum.string(line.product_id().as_str()).long(line.quantity())
         });
-        with_lines.long(event.accepted_at.timestamp_millis()).into_bytes()
+        with_lines
+            .long(event.accepted_at.timestamp_millis())
+            .optional_long(event.hold_seconds.map(i64::from))
+            .optional_string(event.reference.as_deref())
+            .into_bytes()
     }
 
     /// Reads an event. Fails with every variant of [`WireError`] except `BrokenJson`: an event is
@@ -133,6 +141,8 @@ impl OrderEventCodec {
             kind: EventKind::parse(&record.kind)?,
             lines: Lines::new(lines.collect::<Result<_, _>>()?)?,
             accepted_at: timestamp(record.accepted_at)?,
+            hold_seconds: record.hold_seconds.map(hold_seconds).transpose()?,
+            reference: record.reference,
         })
     }
 }
@@ -164,7 +174,11 @@ impl OrderStatusCodec {
             .string(&status.order_id.to_string())
             .string(name)
             .optional_string(reason);
-        begun.string(&status.source).long(status.occurred_at.timestamp_millis()).into_bytes()
+        begun
+            .string(&status.source)
+            .long(status.occurred_at.timestamp_millis())
+            .optional_string(status.reference.as_deref())
+            .into_bytes()
     }
 
     /// Reads a status in Avro or as a JSON object. A status without a time occurred at
@@ -203,6 +217,7 @@ fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, Wi
         occurred_at: object
             .occurred_at
             .map_or(written_at.timestamp_millis(), |JsonTime { millis }| millis),
+        reference: object.reference,
     })
 }
 
@@ -219,9 +234,16 @@ fn order_status(record: OrderStatusRecord) -> Result<OrderStatus, WireError> {
     }
     let status = ReportedStatus::parse(&record.status, record.reason.as_deref())?;
     let occurred_at = timestamp(record.occurred_at)?;
-    let status = OrderStatus { order_id, status, source: record.source, occurred_at };
+    let OrderStatusRecord { source, reference, .. } = record;
+    let status = OrderStatus { order_id, status, source, occurred_at, reference };
     status.check_source()?;
     Ok(status)
+}
+
+/// Fails unless the hold has at least a second.
+fn hold_seconds(seconds: i32) -> Result<u32, Invalid> {
+    let positive = u32::try_from(seconds).ok().filter(|seconds| *seconds > 0);
+    positive.ok_or_else(|| Invalid(format!("hold_seconds is {seconds}, expected at least 1")))
 }
 
 /// Fails unless chrono can represent the time: some 262,000 years before and after 1970.

@@ -100,6 +100,7 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
         order_id: OrderId::generate(),
         reference: None,
         customer_id: None,
+        hold_seconds: None,
         lines: serde_json::from_str(r#"[["a",1]]"#).unwrap(),
         accepted_at: Utc::now(),
     };

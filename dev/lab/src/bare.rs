@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use anyhow::Context as _;
-use chrono::{DateTime, SubsecRound as _, Utc};
+use chrono::{SubsecRound as _, Utc};
 use futures::StreamExt as _;
 use rdkafka::{
     Message as _, Offset, TopicPartitionList,
@@ -16,8 +16,6 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, sleep_until},
 };
-
-use crate::ceiling::statuses;
 
 use stocklock::{
     commands::bench::Site,
@@ -69,7 +67,14 @@ async fn arrive(
         let accepted_at = Utc::now().trunc_subsecs(3);
         let order_id = OrderId::generate();
         arrivals
-            .send(NewOrder { order_id, reference: None, customer_id: None, lines, accepted_at })
+            .send(NewOrder {
+                order_id,
+                reference: None,
+                customer_id: None,
+                hold_seconds: None,
+                lines,
+                accepted_at,
+            })
             .await?;
     }
     Ok(())
@@ -90,10 +95,8 @@ async fn place(
         }
         pace.closed();
         store.place(&group, COMMITTER_LEASE).await?;
-        for NewOrder { order_id, lines, accepted_at, .. } in group {
-            placed
-                .send(OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at })
-                .await?;
+        for order in group {
+            placed.send(order.into_event()).await?;
         }
     }
 }
@@ -146,7 +149,7 @@ async fn decide(store: StockStore, config: Config, count: usize) -> anyhow::Resu
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         decided += batch.len();
         let at = Utc::now();
-        let statuses = statuses(store.decide(&batch, Guard::RowLocks, at, || true).await?, at);
+        let statuses = store.decide(&batch, Guard::RowLocks, at, || true).await?.statuses;
         let messages = statuses
             .iter()
             .map(|status| Message::of_order(status.order_id, status_codec.encode(status)));
@@ -170,9 +173,7 @@ async fn apply(store: OrderStore, config: Config, count: usize) -> anyhow::Resul
         let batch = batch.into_iter().map(|status| read(status?.payload()));
         let batch = batch.collect::<anyhow::Result<Vec<_>>>()?;
         applied += batch.len();
-        store
-            .apply(&batch, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE)
-            .await?;
+        store.apply(&batch, Utc::now(), config.retention.horizon, COMMITTER_LEASE).await?;
     }
     Ok(())
 }

@@ -1,14 +1,14 @@
 //! What the databases can do at all: the statements of the same batches, on as many bare
 //! connections as serve them best, without Kafka and without locks in Redis.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use chrono::{DateTime, Utc};
+use chrono::Utc;
 use tokio::{sync::mpsc, task::JoinSet};
 
 use stocklock::{
-    domain::{OrderEvent, OrderId, OrderStatus, WORKER_SOURCE, fold::Decisions},
+    domain::{Horizon, OrderEvent, OrderStatus},
     relay::COMMITTER_LEASE,
     store::{Guard, OrderStore, StockStore},
 };
@@ -45,12 +45,8 @@ async fn deduct(
     decided: mpsc::Sender<Vec<OrderStatus>>,
 ) -> anyhow::Result<()> {
     for batch in batches {
-        let occurred_at = Utc::now();
-        let decisions = stock.decide(&batch, Guard::RowLocks, occurred_at, || true).await?;
-        decided
-            .send(statuses(decisions, occurred_at))
-            .await
-            .context("nobody brings the statuses back")?;
+        let decisions = stock.decide(&batch, Guard::RowLocks, Utc::now(), || true).await?;
+        decided.send(decisions.statuses).await.context("nobody brings the statuses back")?;
     }
     Ok(())
 }
@@ -60,20 +56,7 @@ async fn bring_back(
     mut decided: mpsc::Receiver<Vec<OrderStatus>>,
 ) -> anyhow::Result<()> {
     while let Some(statuses) = decided.recv().await {
-        orders
-            .apply(&statuses, Utc::now(), OrderId::first_of(DateTime::UNIX_EPOCH), COMMITTER_LEASE)
-            .await?;
+        orders.apply(&statuses, Utc::now(), Horizon::new(Duration::MAX), COMMITTER_LEASE).await?;
     }
     Ok(())
-}
-
-/// What a worker says of its decisions.
-pub(crate) fn statuses(decisions: Decisions, occurred_at: DateTime<Utc>) -> Vec<OrderStatus> {
-    let said = |(order_id, status)| OrderStatus {
-        order_id,
-        status,
-        source: WORKER_SOURCE.to_owned(),
-        occurred_at,
-    };
-    decisions.statuses.into_iter().map(said).collect()
 }

@@ -111,6 +111,7 @@ impl Site {
                     order_id: OrderId::generate(),
                     reference: None,
                     customer_id: None,
+                    hold_seconds: None,
                     lines: lines.clone(),
                     accepted_at,
                 })
@@ -121,12 +122,7 @@ impl Site {
                     placed.iter().map(|order| (order.order_id, EventKind::Placed)).collect(),
                 )
                 .await?;
-            events.extend(placed.into_iter().map(|NewOrder { order_id, lines, .. }| OrderEvent {
-                order_id,
-                kind: EventKind::Placed,
-                lines,
-                accepted_at,
-            }));
+            events.extend(placed.into_iter().map(NewOrder::into_event));
         }
         Ok(events)
     }

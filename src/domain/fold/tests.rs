@@ -6,11 +6,13 @@ use proptest::prelude::*;
 use super::*;
 use crate::domain::{Line, Lines};
 
+const NOW: DateTime<Utc> = DateTime::UNIX_EPOCH;
+
 /// The stock store: what is available and recorded after each batch.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Ledger {
     available: HashMap<ProductId, i64>,
-    recorded: HashMap<OrderId, Outcome>,
+    recorded: HashMap<OrderId, Recorded>,
 }
 
 impl Ledger {
@@ -20,20 +22,31 @@ impl Ledger {
     }
 
     fn run(&mut self, events: &[OrderEvent]) -> Vec<(OrderId, ReportedStatus)> {
-        let decisions = fold(events, &all_orders(), &self.available, &self.recorded).unwrap();
+        self.decide(events).into_iter().map(|report| (report.order_id, report.status)).collect()
+    }
+
+    fn decide(&mut self, events: &[OrderEvent]) -> Vec<OrderStatus> {
+        let decisions = fold(events, &all_orders(), &self.available, &self.recorded, NOW).unwrap();
         self.available.extend(decisions.available);
-        self.recorded.extend(decisions.outcomes);
+        self.record(decisions.outcomes);
         for id in decisions.released {
-            let Some(Outcome::Completed(held)) = self.recorded.remove(&id) else {
+            let Some(Recorded { outcome: Outcome::Completed(held), .. }) =
+                self.recorded.remove(&id)
+            else {
                 panic!("{id} held nothing")
             };
-            self.recorded.insert(id, Outcome::Released(held));
+            self.record([(id, Outcome::Released(held))]);
         }
         decisions.statuses
     }
 
+    fn record(&mut self, outcomes: impl IntoIterator<Item = (OrderId, Outcome)>) {
+        let recorded = |outcome| Recorded { outcome, decided_at: NOW };
+        self.recorded.extend(outcomes.into_iter().map(|(id, outcome)| (id, recorded(outcome))));
+    }
+
     fn held(&self, id: &ProductId) -> i64 {
-        let demands = self.recorded.values().filter_map(|outcome| match outcome {
+        let demands = self.recorded.values().filter_map(|recorded| match &recorded.outcome {
             Outcome::Completed(demand) => Some(demand),
             Outcome::Failed(_) | Outcome::Released(_) => None,
         });
@@ -61,6 +74,8 @@ fn event(order: u8, kind: EventKind, lines: &[(&str, i64)]) -> OrderEvent {
         kind,
         lines: Lines::new(lines).unwrap(),
         accepted_at: DateTime::UNIX_EPOCH,
+        hold_seconds: None,
+        reference: None,
     }
 }
 
@@ -105,7 +120,7 @@ fn an_unknown_product_fails_the_order_even_if_another_is_short() {
 fn a_refusal_rests_on_the_product_that_was_short() {
     let stock = Ledger::with_stock(&[("a", 0)]).available;
 
-    let decisions = fold(&[placed(1, &[("a", 1)])], &all_orders(), &stock, &HashMap::new());
+    let decisions = fold(&[placed(1, &[("a", 1)])], &all_orders(), &stock, &HashMap::new(), NOW);
 
     assert_eq!(decisions.unwrap().available, BTreeMap::from([(product("a"), 0)]));
 }
@@ -165,10 +180,13 @@ fn every_release_is_reported_whatever_the_outcome_of_its_order() {
 fn a_release_of_products_that_were_not_read_asks_for_them() {
     let held = serde_json::from_str(r#"[["b",1]]"#).unwrap();
     let event = release(1, &[("a", 1)]);
-    let recorded = HashMap::from([(event.order_id, Outcome::Completed(held))]);
+    let recorded = HashMap::from([(
+        event.order_id,
+        Recorded { outcome: Outcome::Completed(held), decided_at: NOW },
+    )]);
     let stock = Ledger::with_stock(&[("a", 1)]).available;
 
-    let folded = fold(&[event], &all_orders(), &stock, &recorded);
+    let folded = fold(&[event], &all_orders(), &stock, &recorded, NOW);
 
     assert_eq!(folded, Err(StockNotRead(BTreeSet::from([product("b")]))));
 }
@@ -183,12 +201,49 @@ fn orders_that_are_not_decidable_are_named_and_not_decided() {
         placed(3, &[("a", 1)]),
     ];
 
-    let decisions = fold(&events, &(order_id(2)..order_id(3)), &stock, &HashMap::new()).unwrap();
+    let decisions =
+        fold(&events, &(order_id(2)..order_id(3)), &stock, &HashMap::new(), NOW).unwrap();
 
     assert_eq!(decisions.expired, BTreeSet::from([order_id(1)]));
     assert_eq!(decisions.from_future, BTreeSet::from([order_id(3)]));
-    assert_eq!(decisions.statuses, [(order_id(2), ReportedStatus::Completed)]);
+    assert_eq!(
+        decisions.statuses.iter().map(|report| report.order_id).collect::<Vec<_>>(),
+        [order_id(2)]
+    );
     assert_eq!((decisions.outcomes.len(), &decisions.available[&product("a")]), (1, &8));
+}
+
+#[test]
+fn an_order_with_a_hold_is_reserved_and_keeps_its_reference() {
+    let mut ledger = Ledger::with_stock(&[("a", 3)]);
+    let order = OrderEvent {
+        hold_seconds: Some(60),
+        reference: Some("r-1".into()),
+        ..placed(1, &[("a", 2)])
+    };
+    let confirmed = OrderEvent { hold_seconds: None, ..order.clone() };
+
+    let reports = ledger.decide(&[order.clone(), confirmed, release(1, &[("a", 2)]), order]);
+
+    let statuses: Vec<_> = reports.iter().map(|report| report.status.as_str()).collect();
+    assert_eq!(statuses, ["RESERVED", "COMPLETED", "RELEASED", "RELEASED"]);
+    assert_eq!(reports[0].reference.as_deref(), Some("r-1"));
+}
+
+#[test]
+fn a_repeated_decision_is_reported_with_the_time_of_the_decision() {
+    let decided_at = NOW + chrono::TimeDelta::hours(1);
+    let order = placed(1, &[("a", 1)]);
+    let outcome = Outcome::Failed(Reason::UnknownProduct);
+    let recorded = HashMap::from([(order.order_id, Recorded { outcome, decided_at })]);
+
+    let now = NOW + chrono::TimeDelta::hours(2);
+    let stock = HashMap::new();
+    let events = [order, placed(2, &[("a", 1)])];
+    let decisions = fold(&events, &all_orders(), &stock, &recorded, now).unwrap();
+
+    let times: Vec<_> = decisions.statuses.iter().map(|report| report.occurred_at).collect();
+    assert_eq!(times, [decided_at, now]);
 }
 
 /// Few orders and products, so that repeated events, releases and shortages meet.

@@ -11,12 +11,20 @@ fn event() -> OrderEvent {
         kind: EventKind::Placed,
         lines: serde_json::from_str(r#"[["sku-1",2],["sku-2",1]]"#).unwrap(),
         accepted_at: DateTime::from_timestamp_millis(1_700_000_000_123).unwrap(),
+        hold_seconds: Some(900),
+        reference: Some("r-1".into()),
     }
 }
 
 fn status(source: &str, status: ReportedStatus) -> OrderStatus {
     let occurred_at = DateTime::from_timestamp_millis(1_700_000_000_456).unwrap();
-    OrderStatus { order_id: ORDER.parse().unwrap(), status, source: source.into(), occurred_at }
+    OrderStatus {
+        order_id: ORDER.parse().unwrap(),
+        status,
+        source: source.into(),
+        occurred_at,
+        reference: Some("r-1".into()),
+    }
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -30,13 +38,21 @@ fn hex(bytes: &[u8]) -> String {
 /// The datums that fastavro 1.13 writes for [`event`] and [`failed`] with the schemas of this
 /// crate.
 const EVENT_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d303030303030303030\
-    3030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef962";
+    3030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef96202880e0206722d31";
 const STATUS_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d303030303030303030\
-    3030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef962";
+    3030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef9620206722d31";
+
+/// The same of the first version, which has neither a hold nor a reference.
+const FIRST_EVENT_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d303030303030303\
+    0303030310c504c41434544040a736b752d31040a736b752d320200f6a1abfef962";
+const FIRST_STATUS_DATUM: &str = "4830313938663261302d303030302d373030302d383030302d30303030303030\
+    303030310c4641494c4544021a63617264206465636c696e6564107061796d656e747390a7abfef962";
 
 /// Their headers. fastavro and Java's `SchemaNormalization` compute the same fingerprints.
-const EVENT_HEADER: &str = "c301fab1aa38ccb712d3";
-const STATUS_HEADER: &str = "c301bbc9dea415560218";
+const EVENT_HEADER: &str = "c301365c219ddec7df2f";
+const STATUS_HEADER: &str = "c301dd2ebaa85d446736";
+const FIRST_EVENT_HEADER: &str = "c301fab1aa38ccb712d3";
+const FIRST_STATUS_HEADER: &str = "c301bbc9dea415560218";
 
 /// The headers of earlier versions of this crate, which wrote the fingerprint of `apache-avro`.
 const FORMER_EVENT_HEADER: &str = "c3017e3fd380f9abede6";
@@ -67,15 +83,27 @@ fn values_are_written_byte_for_byte_as_fastavro_writes_them() {
 }
 
 #[test]
-fn values_are_read_under_the_present_and_the_former_fingerprint() {
+fn values_of_the_present_and_of_earlier_versions_are_read() {
     let events = OrderEventCodec::new().unwrap();
+    let first_event = OrderEvent { hold_seconds: None, reference: None, ..event() };
+    let first_status = OrderStatus { reference: None, ..failed() };
 
-    for header in [EVENT_HEADER, FORMER_EVENT_HEADER] {
-        assert_eq!(events.decode(&bytes(&[header, EVENT_DATUM])).unwrap(), event());
+    assert_eq!(events.decode(&bytes(&[EVENT_HEADER, EVENT_DATUM])).unwrap(), event());
+    assert_eq!(read_status(&bytes(&[STATUS_HEADER, STATUS_DATUM])).unwrap(), failed());
+    for header in [FIRST_EVENT_HEADER, FORMER_EVENT_HEADER] {
+        assert_eq!(events.decode(&bytes(&[header, FIRST_EVENT_DATUM])).unwrap(), first_event);
     }
-    for header in [STATUS_HEADER, FORMER_STATUS_HEADER] {
-        assert_eq!(read_status(&bytes(&[header, STATUS_DATUM])).unwrap(), failed());
+    for header in [FIRST_STATUS_HEADER, FORMER_STATUS_HEADER] {
+        assert_eq!(read_status(&bytes(&[header, FIRST_STATUS_DATUM])).unwrap(), first_status);
     }
+}
+
+#[test]
+fn a_hold_of_less_than_a_second_is_refused() {
+    let codec = OrderEventCodec::new().unwrap();
+    let written = codec.encode(&OrderEvent { hold_seconds: Some(0), ..event() });
+
+    assert_eq!(codec.decode(&written).unwrap_err().class(), "invalid");
 }
 
 #[test]
@@ -315,9 +343,11 @@ fn every_status_is_read_as_it_was_written() {
     let reason = || Reason::Reported("the customer's wish".into());
     for reported in [
         ReportedStatus::Completed,
+        ReportedStatus::Reserved,
         ReportedStatus::Failed(reason()),
         ReportedStatus::Cancelled(None),
         ReportedStatus::Cancelled(Some(reason())),
+        ReportedStatus::Confirmed,
         ReportedStatus::Released,
     ] {
         let written = status("worker", reported);

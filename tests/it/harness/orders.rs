@@ -9,6 +9,7 @@ pub(crate) fn new_order() -> NewOrder {
         order_id: OrderId::generate(),
         reference: None,
         customer_id: None,
+        hold_seconds: None,
         lines: order_lines(&[("a", 1)]),
         accepted_at: Utc::now(),
     }

@@ -11,7 +11,7 @@ use stocklock::{
     domain::{EventKind, Line, Lines, OrderEvent, OrderId, ProductId, fold::Decisions},
     kafka::{Done, Handler, Producer},
     lock::{Held, LockError, Locks, Selection},
-    relay::Relay,
+    relay::{Announcer, Relay},
     store::{NewOrder, StockStore},
     telemetry::Metrics,
     wire::{OrderEventCodec, OrderStatusCodec},
@@ -43,16 +43,23 @@ impl World {
         let (config, producer) =
             (&self.config, Producer::new(&self.config.kafka).expect("a producer"));
         let codec = Arc::new(OrderEventCodec::new().expect("the schema"));
+        let statuses = Arc::new(OrderStatusCodec::new().expect("the schema"));
         Compensator {
             store: self.order_store(),
             relay: Relay::new(
                 self.order_store(),
-                producer,
+                producer.clone(),
                 &config.topics.orders,
                 codec,
                 config.ingest.pending_after,
             ),
-            statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
+            announcer: Announcer::new(
+                self.order_store(),
+                producer,
+                &config.topics.order_status,
+                Arc::clone(&statuses),
+            ),
+            statuses,
             horizon: config.retention.horizon,
             metrics: metrics.clone(),
         }
@@ -72,6 +79,7 @@ impl World {
                 order_id,
                 reference: None,
                 customer_id: None,
+                hold_seconds: None,
                 lines,
                 accepted_at: order_id.made_at(),
             })
@@ -86,6 +94,7 @@ impl World {
         let messages = self.read_topic(&self.config.topics.order_status);
         try_step(compensator, &messages).await.expect("applied");
         compensator.relay.drain().await;
+        compensator.announcer.drain().await;
     }
 
     /// Has the worker take all of the orders topic, from its start.
@@ -107,7 +116,14 @@ impl World {
 }
 
 pub(super) fn placed(order_id: OrderId, lines: Lines) -> OrderEvent {
-    OrderEvent { order_id, kind: EventKind::Placed, lines, accepted_at: Utc::now() }
+    OrderEvent {
+        order_id,
+        kind: EventKind::Placed,
+        lines,
+        accepted_at: Utc::now(),
+        hold_seconds: None,
+        reference: None,
+    }
 }
 
 /// An id of so many days ago; of the future where that is below 0.

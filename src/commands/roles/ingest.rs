@@ -1,0 +1,88 @@
+use anyhow::{Context as _, bail};
+use tokio::{net::TcpListener, task::JoinSet};
+
+use super::{Role, SharedParts, spawn};
+use crate::{
+    commands::process,
+    http,
+    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
+    relay::{PendingWatch, ReleaseWatch},
+    store::StoreUse,
+};
+
+/// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
+/// answers, publishing, connections.
+pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
+    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
+    metrics.begin_retries(&["order_store", "kafka"]);
+    let orders = process::open_order_store(config, metrics)?;
+    let stock = process::open_stock_store(config, metrics)?;
+    orders.begin_metrics(StoreUse::Place);
+    stock.begin_metrics(StoreUse::Read);
+    shared.watch_order_store(Role::Ingest, &orders);
+    shared.watch_stock_store(Role::Ingest, &stock);
+    let relay = shared.relay(orders.clone());
+    let announcer = shared.announcer(orders.clone());
+    let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
+    let (committer, mut committing) =
+        Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
+    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
+    let relaying =
+        spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
+    let asking = spawn(outcomes.clone().run());
+    let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
+    let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
+    let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
+    let releasing = spawn(watch.run(health.register("owed releases"), shutdown.clone()));
+    let announcing = spawn(announcer.clone().run(
+        metrics.clone(),
+        health.register("announcements"),
+        shutdown.clone(),
+    ));
+    let api = Api {
+        catalog: Catalog::new(stock.clone()),
+        outbox_max: config.ingest.outbox_max,
+        max_connections: http::connections_beside(
+            config.order_store.pool_max + config.stock_store.pool_max,
+        ),
+        metrics: metrics.clone(),
+        orders: orders.clone(),
+        stock: stock.clone(),
+        committer,
+        outcomes,
+    };
+    tracing::info!(address = %config.http.listen, "accepting orders");
+    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
+    shutdown
+        .finish("HTTP requests", while_committing(serving, &mut committing))
+        .await
+        .transpose()?;
+    shutdown.finish("orders to save", ended(committing)).await;
+    shutdown.finish("answers to waiting clients", asking).await.transpose()?;
+    shutdown.finish("the outbox", relaying).await.transpose()?;
+    shutdown.finish("pending orders", watching).await.transpose()?;
+    shutdown.finish("owed releases", releasing).await.transpose()?;
+    shutdown.finish("announcements", announcing).await.transpose()?;
+    shutdown.finish("events to Kafka", relay.drain()).await;
+    shared.disconnect(&[orders.database(), stock.database()]).await;
+    Ok(())
+}
+
+/// Serves requests. Fails if a committing task ends before.
+async fn while_committing(
+    serving: impl Future<Output = ()>,
+    committing: &mut JoinSet<()>,
+) -> anyhow::Result<()> {
+    tokio::select! {
+        biased;
+        () = serving => Ok(()),
+        Some(ended) = committing.join_next() => {
+            ended.context("a task that saves orders ended")?;
+            bail!("a task that saves orders ended")
+        }
+    }
+}
+
+async fn ended(mut tasks: JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
+}

@@ -1,0 +1,420 @@
+//! Changes of orders that are in the order store: what a batch of events does to locked orders, as
+//! if one by one.
+
+use std::{
+    collections::{BTreeMap, HashSet},
+    time::Duration,
+};
+
+use chrono::{DateTime, TimeDelta, Utc};
+use prometheus::IntCounterVec;
+use sqlx::MySqlConnection;
+
+use super::{
+    StoreError, announcements, holds, releases,
+    rows::{expect_rows, hex, json, order_ids},
+    statuses::LockedOrder,
+};
+use crate::domain::{
+    Cause, Effect, Horizon, OrderEvent, OrderFacts, OrderId, OrderState, OrderStatus, Reason,
+    ReportedStatus,
+};
+
+/// A change of an order that a client requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    Cancel,
+    Confirm,
+    /// The hold ends `hold_seconds` from now.
+    Extend {
+        hold_seconds: u32,
+    },
+}
+
+/// An event of an order in the order store.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Event<'a> {
+    Reported(&'a OrderStatus),
+    Requested(OrderId, Change),
+    HoldDue(OrderId),
+}
+
+/// What a batch of events did.
+#[derive(Debug, Default)]
+pub struct Changed {
+    pub(crate) moved: Vec<MovedOrders>,
+    /// The events of the releases that are owed now, leased to the caller.
+    pub(crate) releases: Vec<OrderEvent>,
+    /// The announcements of moves, leased to the caller.
+    pub(crate) announcements: Vec<OrderStatus>,
+    /// How many holds were closed, and how.
+    pub(crate) closed_holds: Vec<ClosedHolds>,
+    /// The effect of each event, and its order after it.
+    pub(crate) results: Vec<ChangeResult>,
+}
+
+impl Changed {
+    /// The orders on which an event of the batch had this effect.
+    pub(crate) fn orders_with(&self, effect: Effect) -> HashSet<OrderId> {
+        let results = self.results.iter().filter(|result| result.effect == effect);
+        results.map(|result| result.order_id).collect()
+    }
+
+    /// Adds the closed holds to a counter with the label `how`.
+    pub(crate) fn count_closed_holds(&self, counter: &IntCounterVec) {
+        for closed in &self.closed_holds {
+            counter.with_label_values(&[closed.how.as_str()]).inc_by(closed.count as u64);
+        }
+    }
+}
+
+/// How many orders a batch of events moved to a state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct MovedOrders {
+    pub(crate) to: OrderState,
+    pub(crate) count: usize,
+}
+
+/// How many holds a batch of events closed in a way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ClosedHolds {
+    pub(crate) how: HoldEnd,
+    pub(crate) count: usize,
+}
+
+/// What became of a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum HoldEnd {
+    Confirmed,
+    Cancelled,
+    Failed,
+    Expired,
+}
+
+impl HoldEnd {
+    pub(crate) const ALL: [Self; 4] =
+        [Self::Confirmed, Self::Cancelled, Self::Failed, Self::Expired];
+
+    /// The value of the label `how`.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Confirmed => "confirmed",
+            Self::Cancelled => "cancelled",
+            Self::Failed => "failed",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// The effect of an event, and its order after it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct ChangeResult {
+    pub(crate) order_id: OrderId,
+    pub(crate) effect: Effect,
+    /// `None` if the store does not have the order.
+    pub(crate) order: Option<OrderAfter>,
+}
+
+/// An order after an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct OrderAfter {
+    pub(crate) state: OrderState,
+    pub(crate) reason: Option<String>,
+    /// When its hold ends, if the batch opened or extended it.
+    pub(crate) expires_at: Option<DateTime<Utc>>,
+}
+
+const CHANGE_ORDERS: &str = "
+    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id  VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        expected  VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
+        next      VARCHAR(16) CHARACTER SET ascii PATH '$[2]',
+        reason    VARCHAR(512) CHARACTER SET utf8mb4 PATH '$[3]',
+        confirmed INT PATH '$[4]')) AS changed
+    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY)
+        ON o.order_id = UNHEX(changed.order_id) AND o.status = changed.expected
+    SET o.status = changed.next, o.reason = changed.reason,
+        o.is_hold_confirmed = changed.confirmed, o.updated_at = ?";
+
+impl Event<'_> {
+    fn order_id(&self) -> OrderId {
+        match *self {
+            Self::Reported(status) => status.order_id,
+            Self::Requested(id, _) | Self::HoldDue(id) => id,
+        }
+    }
+}
+
+/// When and where a batch of events changes orders.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Context {
+    pub(super) now: DateTime<Utc>,
+    pub(super) horizon: Horizon,
+    /// The source of the announcements.
+    pub(super) announcer: &'static str,
+    /// How long the caller has to publish the releases and the announcements.
+    pub(super) lease: Duration,
+}
+
+/// What a batch of events does to locked orders.
+pub(super) struct Plan {
+    context: Context,
+    orders: BTreeMap<OrderId, Draft>,
+    results: Vec<ChangeResult>,
+    /// Releases that are done, of orders that the store does not have.
+    ended: Vec<OrderId>,
+}
+
+/// An order, and what the events so far do to it.
+struct Draft {
+    before: LockedOrder,
+    state: OrderState,
+    reason: Option<Reason>,
+    is_hold_confirmed: bool,
+    /// When the hold ends that the batch opened or extended.
+    expires_at: Option<DateTime<Utc>>,
+    closed: Option<HoldEnd>,
+    /// Whether the release is owed, or done.
+    is_owed: Option<bool>,
+    announcements: Vec<OrderStatus>,
+}
+
+impl Plan {
+    /// Applies the events in their order. `locked` are the orders among theirs that exist.
+    pub(super) fn new<'a>(
+        events: impl IntoIterator<Item = Event<'a>>,
+        locked: Vec<LockedOrder>,
+        context: Context,
+    ) -> Self {
+        let orders = locked.into_iter().map(|order| (order.order_id, Draft::new(order)));
+        let orders = orders.collect();
+        let mut plan = Self { context, orders, results: Vec::new(), ended: Vec::new() };
+        for event in events {
+            plan.apply(event);
+        }
+        plan
+    }
+
+    fn apply(&mut self, event: Event<'_>) {
+        let (order_id, context) = (event.order_id(), self.context);
+        let draft = self.orders.get_mut(&order_id);
+        let facts = draft.as_ref().map(|draft| draft.facts(&context));
+        let effect = context.cause(event).effect_on(facts);
+        if let Some(draft) = draft {
+            draft.change(effect, event, &context);
+        } else if effect == Effect::EndRelease {
+            self.ended.push(order_id);
+        }
+        let order = self.orders.get(&order_id).map(Draft::after);
+        self.results.push(ChangeResult { order_id, effect, order });
+    }
+
+    /// Writes the changes.
+    ///
+    /// Fails with [`StoreError::Conflict`] unless each order is in the state that was read.
+    pub(super) async fn write(self, conn: &mut MySqlConnection) -> Result<Changed, StoreError> {
+        let Context { now, lease, .. } = self.context;
+        self.write_orders(conn).await?;
+        let drafts = || self.orders.values();
+        let closed: Vec<_> = drafts().filter_map(Draft::closed_hold).collect();
+        if !closed.is_empty() {
+            holds::close(conn, closed).await?;
+        }
+        let opened: Vec<_> = drafts().filter_map(Draft::open_hold).collect();
+        if !opened.is_empty() {
+            holds::open(conn, &opened).await?;
+        }
+        let done = drafts().filter(|draft| draft.is_owed == Some(false));
+        let done = done.map(|draft| draft.before.order_id).chain(self.ended.iter().copied());
+        let done: Vec<_> = done.collect();
+        if !done.is_empty() {
+            releases::end(conn, &order_ids(done)?).await?;
+        }
+        let owed = drafts().filter(|draft| draft.is_owed == Some(true));
+        let owed: Vec<_> = owed.map(|draft| draft.before.order_id).collect();
+        let mut events = Vec::new();
+        if !owed.is_empty() {
+            releases::owe(conn, owed.iter().copied(), now, now + lease).await?;
+            events = releases::read_events(conn, &order_ids(owed)?).await?;
+        }
+        let announced: Vec<_> =
+            drafts().flat_map(|draft| draft.announcements.iter().cloned()).collect();
+        if !announced.is_empty() {
+            announcements::insert(conn, &announced, now, lease).await?;
+        }
+        Ok(Changed {
+            moved: self.count_moves(),
+            closed_holds: self.count_closed_holds(),
+            releases: events,
+            announcements: announced,
+            results: self.results,
+        })
+    }
+
+    async fn write_orders(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
+        let changed: Vec<_> = self.orders.values().filter_map(Draft::row).collect();
+        if changed.is_empty() {
+            return Ok(());
+        }
+        let query = sqlx::query(CHANGE_ORDERS).bind(json(&changed)?).bind(self.context.now);
+        let written = query.execute(conn).await?;
+        expect_rows("orders changed", changed.len(), written.rows_affected())
+    }
+
+    fn count_moves(&self) -> Vec<MovedOrders> {
+        let moved = || self.orders.values().filter(|draft| draft.state != draft.before.state);
+        let count = |to| moved().filter(|draft| draft.state == to).count();
+        let counts = OrderState::ALL.into_iter().map(|to| MovedOrders { to, count: count(to) });
+        counts.filter(|moved| moved.count > 0).collect()
+    }
+
+    fn count_closed_holds(&self) -> Vec<ClosedHolds> {
+        let count = |how| self.orders.values().filter(|draft| draft.closed == Some(how)).count();
+        let counts = HoldEnd::ALL.into_iter().map(|how| ClosedHolds { how, count: count(how) });
+        counts.filter(|closed| closed.count > 0).collect()
+    }
+}
+
+impl Context {
+    fn cause(self, event: Event<'_>) -> Cause<'_> {
+        match event {
+            Event::Reported(status) => Cause::Reported(status),
+            Event::HoldDue(_) => Cause::HoldDue,
+            Event::Requested(_, Change::Cancel) => Cause::Cancel,
+            Event::Requested(_, Change::Confirm) => Cause::Confirm,
+            Event::Requested(id, Change::Extend { hold_seconds }) => {
+                let expires_at = self.now + seconds(hold_seconds);
+                Cause::Extend { is_in_time: expires_at <= self.horizon.release_deadline(id) }
+            }
+        }
+    }
+}
+
+impl Draft {
+    fn new(order: LockedOrder) -> Self {
+        Self {
+            state: order.state,
+            reason: order.reason.as_deref().map(Reason::parse),
+            is_hold_confirmed: order.is_hold_confirmed,
+            before: order,
+            expires_at: None,
+            closed: None,
+            is_owed: None,
+            announcements: Vec::new(),
+        }
+    }
+
+    fn facts(&self, context: &Context) -> OrderFacts {
+        OrderFacts {
+            state: self.state,
+            wants_hold: self.before.hold_seconds.is_some() && !self.is_hold_confirmed,
+            is_releasable: self.before.order_id >= context.horizon.releasable_from(context.now),
+        }
+    }
+
+    fn change(&mut self, effect: Effect, event: Event<'_>, context: &Context) {
+        match effect {
+            Effect::Move { to, owes_release, is_announced } => {
+                let reason = match event {
+                    Event::Reported(status) => status.status.reason().cloned(),
+                    Event::Requested(..) | Event::HoldDue(_) => None,
+                };
+                self.move_to(to, reason.filter(|_| to.is_final()));
+                if let (OrderState::Reserved, Event::Reported(status)) = (to, event) {
+                    self.expires_at = Some(self.hold_end(status, context));
+                }
+                self.is_owed = if owes_release { Some(true) } else { self.is_owed };
+                if is_announced {
+                    self.announce(context);
+                }
+            }
+            Effect::Expire => {
+                self.move_to(OrderState::Cancelled, Some(Reason::Expired));
+                self.is_owed = Some(true);
+                self.announce(context);
+            }
+            Effect::ConfirmHold => self.is_hold_confirmed = true,
+            Effect::ExtendHold => {
+                if let Event::Requested(_, Change::Extend { hold_seconds }) = event {
+                    self.expires_at = Some(context.now + seconds(hold_seconds));
+                }
+            }
+            Effect::OweRelease => self.is_owed = Some(true),
+            Effect::EndRelease => self.is_owed = Some(false),
+            Effect::Nothing | Effect::TooOld | Effect::Refused | Effect::UnknownOrder => {}
+        }
+    }
+
+    fn move_to(&mut self, to: OrderState, reason: Option<Reason>) {
+        if self.state == OrderState::Reserved {
+            self.closed = Some(match (to, &reason) {
+                (OrderState::Failed, _) => HoldEnd::Failed,
+                (OrderState::Cancelled, Some(Reason::Expired)) => HoldEnd::Expired,
+                (OrderState::Cancelled, _) => HoldEnd::Cancelled,
+                (OrderState::Completed | OrderState::Reserved | OrderState::Pending, _) => {
+                    HoldEnd::Confirmed
+                }
+            });
+            self.expires_at = None;
+        }
+        (self.state, self.reason) = (to, reason);
+    }
+
+    /// When the hold ends that a worker's report begins: counted from the decision, but never so
+    /// late that its release would be too late. A decision of the future counts as one of now.
+    fn hold_end(&self, decision: &OrderStatus, context: &Context) -> DateTime<Utc> {
+        let length = seconds(self.before.hold_seconds.unwrap_or_default());
+        let begun_at = decision.occurred_at.min(context.now);
+        let deadline = context.horizon.release_deadline(self.before.order_id);
+        begun_at.checked_add_signed(length).unwrap_or(deadline).min(deadline)
+    }
+
+    fn announce(&mut self, context: &Context) {
+        let status = match self.state {
+            OrderState::Completed => ReportedStatus::Completed,
+            OrderState::Cancelled => ReportedStatus::Cancelled(self.reason.clone()),
+            // The message that causes such a move names it.
+            OrderState::Pending | OrderState::Reserved | OrderState::Failed => return,
+        };
+        self.announcements.push(OrderStatus {
+            order_id: self.before.order_id,
+            status,
+            source: context.announcer.to_owned(),
+            occurred_at: context.now,
+            reference: self.before.reference.clone(),
+        });
+    }
+
+    /// The row to write, if the batch changes it.
+    fn row(&self) -> Option<(String, &'static str, &'static str, Option<&str>, u8)> {
+        let LockedOrder { order_id, state, is_hold_confirmed, .. } = self.before;
+        let is_changed = self.state != state || self.is_hold_confirmed != is_hold_confirmed;
+        is_changed.then(|| {
+            let (reason, confirmed) = (self.reason.as_ref(), u8::from(self.is_hold_confirmed));
+            let (before, after) = (state.as_str(), self.state.as_str());
+            (hex(order_id), before, after, reason.map(Reason::as_str), confirmed)
+        })
+    }
+
+    fn open_hold(&self) -> Option<(OrderId, DateTime<Utc>)> {
+        Some((self.before.order_id, self.expires_at?))
+    }
+
+    /// A hold that the batch itself opened has no row.
+    fn closed_hold(&self) -> Option<OrderId> {
+        let had_hold = self.before.state == OrderState::Reserved;
+        (self.closed.is_some() && had_hold).then_some(self.before.order_id)
+    }
+
+    fn after(&self) -> OrderAfter {
+        OrderAfter {
+            state: self.state,
+            reason: self.reason.as_ref().map(|reason| reason.as_str().to_owned()),
+            expires_at: self.expires_at,
+        }
+    }
+}
+
+fn seconds(seconds: u32) -> TimeDelta {
+    TimeDelta::seconds(seconds.into())
+}
