@@ -62,10 +62,9 @@ impl Load<'_> {
         let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
         let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
         let placing = place_all(&url, &self.workload.orders, rate, identity);
-        let (placed, finished) =
-            tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
-        placed?;
-        finished
+        let finishing = self.finish(fleet, &stopwatch, orders, counted_from);
+        let ((), finished) = tokio::try_join!(placing, finishing)?;
+        Ok(finished)
     }
 
     /// Waits until all orders are final, and stops the roles.
