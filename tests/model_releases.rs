@@ -2,7 +2,7 @@
 //! order store and the ledger. Any message may be lost, read late, read out of order, or read
 //! again. A worker may die between its commit and its report.
 //!
-//! What a status does to the order is the real function, `OrderStatus::effect_on`. The steps of the
+//! What a status does to the order is the real function, `Cause::effect_on`. The steps of the
 //! worker are those of `domain::fold`. Beyond the horizon other rules hold, and this model does not
 //! have it.
 
@@ -14,7 +14,8 @@ mod checks;
 use chrono::DateTime;
 use stateright::{Model, Property};
 use stocklock::domain::{
-    Effect, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE,
+    Cause, Effect, OrderFacts, OrderId, OrderState, OrderStatus, Reason, ReportedStatus,
+    WORKER_SOURCE,
 };
 
 use checks::{breaks, holds_in_all_states};
@@ -150,6 +151,7 @@ impl Protocol {
             status,
             source: source.to_owned(),
             occurred_at: DateTime::UNIX_EPOCH,
+            reference: None,
         })
     }
 
@@ -186,8 +188,9 @@ impl Protocol {
 
     fn apply(&self, state: &mut State, message: Message) {
         let Some(status) = self.status(message) else { return };
-        match status.effect_on(Some(state.order), true) {
-            Effect::Move { to, owes_release } => {
+        let order = OrderFacts { state: state.order, wants_hold: false, is_releasable: true };
+        match Cause::Reported(&status).effect_on(Some(order)) {
+            Effect::Move { to, owes_release, .. } => {
                 let is_exempt =
                     state.order == OrderState::Pending && self.is(Mutant::PendingOwesNothing);
                 let is_final = matches!(state.order, OrderState::Failed | OrderState::Cancelled);
@@ -197,7 +200,13 @@ impl Protocol {
             }
             Effect::OweRelease => state.is_owed = true,
             Effect::EndRelease => state.is_owed = false,
-            Effect::Nothing | Effect::TooLate | Effect::UnknownOrder => {}
+            Effect::Nothing
+            | Effect::Expire
+            | Effect::ConfirmHold
+            | Effect::ExtendHold
+            | Effect::TooOld
+            | Effect::Refused
+            | Effect::UnknownOrder => {}
         }
     }
 
@@ -290,7 +299,7 @@ impl Model for Protocol {
                 let is_right = match state.order {
                     OrderState::Completed => state.held() == 1 && !state.is_owed,
                     OrderState::Failed => state.held() == 0 && !state.is_owed,
-                    OrderState::Pending | OrderState::Cancelled => false,
+                    OrderState::Pending | OrderState::Reserved | OrderState::Cancelled => false,
                 };
                 is_right || !protocol.is_quiet(state)
             }),

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use chrono::{DateTime, Utc};
 use tokio::sync::{Notify, oneshot};
 
 use crate::{
@@ -33,6 +34,8 @@ const MAX_WAITING_CLIENTS: usize = 2_000;
 pub(super) struct DecidedState {
     pub(super) state: OrderState,
     pub(super) reason: Option<String>,
+    /// When its hold ends. Only a reserved order has one.
+    pub(super) expires_at: Option<DateTime<Utc>>,
 }
 
 /// One sender for each client that waits, by the order that it waits for. Only the client that
@@ -113,8 +116,8 @@ impl OutcomeWatch {
                 *failures = Backoff::default();
                 let is_many = ids.len() > MANY_ORDERS;
                 let rest = (asked_at.elapsed() * REST_FACTOR).clamp(ASK_EVERY, MAX_REST);
-                for DecidedOrder { order_id, state, reason, .. } in decided {
-                    self.answer(order_id, DecidedState { state, reason });
+                for DecidedOrder { order_id, state, reason, expires_at } in decided {
+                    self.answer(order_id, DecidedState { state, reason, expires_at });
                 }
                 if is_many { rest } else { ASK_EVERY }
             }

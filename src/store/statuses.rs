@@ -123,7 +123,7 @@ impl OrderStore {
     /// `lease`.
     ///
     /// Fails as [`OrderStore::apply`] does.
-    pub(crate) async fn change(
+    pub async fn change(
         &self,
         changes: &[(OrderId, Change)],
         now: DateTime<Utc>,

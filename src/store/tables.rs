@@ -31,7 +31,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
             ["created_at", "DATETIME(3)", "when ingest accepted the order, UTC"],
             ["updated_at", "DATETIME(3)", "when the state last changed, UTC"],
             ["hold_seconds", "INT UNSIGNED", "the hold that the caller asked for; NULL: none"],
-            ["is_hold_confirmed", "TINYINT(1)", "1: confirmed while it was pending"],
+            ["is_hold_confirmed", "TINYINT", "1: confirmed while it was pending"],
         ],
     },
     Table {

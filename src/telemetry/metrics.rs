@@ -183,7 +183,7 @@ metrics! {
         "stocklock_hold_expiry_lag_seconds",
         "How long the oldest due hold has been due; 0 if none is due.",
     );
-    pub(crate) confirmations_too_late: IntCounter = counter(
+    pub confirmations_too_late: IntCounter = counter(
         "stocklock_confirmations_too_late_total",
         "Reported confirmations that met a failed or cancelled order, and changed nothing.",
     );

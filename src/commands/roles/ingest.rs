@@ -41,6 +41,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     ));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
+        hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
         max_connections: http::connections_beside(
             config.order_store.pool_max + config.stock_store.pool_max,
