@@ -13,7 +13,7 @@ import time
 
 import machine
 import report
-from programs import Peer, Stocklock, Version
+from programs import HoldsLab, Peer, Stocklock, Version
 from results import Results
 from sections import Plan, Sizes
 from show import Failed, heading, say
@@ -80,6 +80,9 @@ def carry_out(steps):
 
 
 def summary(result, has_rate):
+    if "expired" in result:
+        ended = f"{result['confirmed']:,} confirmed, {result['expired']:,} expired"
+        return f"{result['holds']:,} holds: {ended}, {result['latest_s']:.1f} s late at most"
     text = f"{result['orders']:,} orders in {result['seconds']:.1f} s"
     text += f", {result['orders_per_s']:,.0f} orders/s"
     if result.get("ratio_to_ceiling") is not None:
@@ -115,7 +118,8 @@ def measure(options, results):
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, options.lab, logs, baskets)
     versions = [Version("earlier", options.earlier, logs), Version("now", options.binary, logs)]
-    plan = Plan(Sizes.of(options), stocklock, peer, versions, carry_out)
+    holds_lab = HoldsLab(options.binary, options.lab, logs)
+    plan = Plan(Sizes.of(options), stocklock, holds_lab, peer, versions, carry_out)
     for section in options.only:
         heading(section)
         setting = {

@@ -38,6 +38,22 @@ def holds(results):
     yield from table(["load", "open holds", "orders/s", "of that without"], rows)
 
 
+def expiry(results):
+    runs = results.runs["expiry"]
+    interval = runs[0]["labels"]["kill_every_s"]
+    yield "## Holds that end while compensators die\n"
+    yield "Clients place orders with holds of 5 to 20 s, and as many without, at a fixed rate."
+    yield "They confirm half of the holds at a random time, some of them too late."
+    yield f"Every {interval} s SIGKILL kills one of two compensators, in turn."
+    yield "It starts again at once."
+    yield "Each answer was as it should be, and none was a 503."
+    yield "Every hold that was not confirmed in time expired, *latest* after its end at most.\n"
+    figures = ("seconds", "kills", "confirmed", "expired", "latest_s")
+    row = [counts(runs, "holds"), *(spread(runs, figure) for figure in figures)]
+    titles = ["holds", "seconds", "kills", "confirmed", "expired", "latest, s"]
+    yield from table(titles, [row], texts=0)
+
+
 def versions(results):
     runs = results.runs["versions"]
     yield "## Beside an earlier version\n"

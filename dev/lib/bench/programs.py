@@ -115,6 +115,29 @@ class Stocklock:
         return " ".join(["stocklock-lab", *arguments])
 
 
+class HoldsLab:
+    """Many short holds while the compensators die. The laboratory judges the run itself."""
+
+    who = "stocklock"
+
+    def __init__(self, binary, lab, logs):
+        self.command = [lab, "--binary", binary]
+        self.log = logs / "holds"
+
+    @staticmethod
+    def arguments(holds, kill_every_seconds):
+        chosen = ["holds", "--holds", holds, "--kill-every", f"{kill_every_seconds}s"]
+        return [*map(str, chosen), "--set", f"topics.partitions={PARTITIONS}"]
+
+    def run(self, arguments):
+        lab, *binary = self.command
+        return child.run([lab, *arguments, *binary], os.environ, self.log)
+
+    @staticmethod
+    def shown(arguments):
+        return " ".join(["stocklock-lab", *arguments])
+
+
 class Version:
     """One version of stocklock, measured by its own `stocklock bench` on databases of its own.
 

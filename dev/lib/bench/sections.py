@@ -7,7 +7,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from programs import Peer, Stocklock, Version
+from programs import HoldsLab, Peer, Stocklock, Version
 from workloads import WORKLOADS
 
 STRATEGIES = ("row", "redlock")
@@ -42,6 +42,9 @@ class Sizes:
     history: int
     # Holds that are open during a run of the section `holds`.
     open_holds: int
+    # Holds of a run of the section `expiry`, and the time between two kills.
+    short_holds: int
+    kill_every_seconds: int
     # The length of a run of the section `churn`, and the time between two changes.
     churn_seconds: int
     churn_interval_seconds: int
@@ -61,6 +64,8 @@ class Sizes:
             memory_orders=BIG_ORDERS if options.big else options.orders,
             history=BIG_HISTORY if options.big else options.orders,
             open_holds=BIG_HOLDS if options.big else options.orders,
+            short_holds=1_000 if short else 100_000,
+            kill_every_seconds=2 if short else 20,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
             load_seconds=3 if short else 30,
@@ -73,7 +78,7 @@ class Sizes:
 class Step:
     """One run."""
 
-    program: Stocklock | Peer | Version
+    program: Stocklock | HoldsLab | Peer | Version
     arguments: list
     labels: dict = field(default_factory=dict)
 
@@ -81,9 +86,10 @@ class Step:
 class Plan:
     """Makes the steps of each section, and has `carry_out` run them."""
 
-    def __init__(self, sizes, stocklock, peer, both_versions, carry_out):
+    def __init__(self, sizes, stocklock, holds_lab, peer, both_versions, carry_out):
         self.sizes = sizes
         self.stocklock = stocklock
+        self.holds_lab = holds_lab
         self.peer = peer
         # This version and an earlier one, for the section `versions`.
         self.both_versions = both_versions
@@ -273,6 +279,18 @@ class Plan:
                 for number in self._rounds()
                 for mode in MODES
                 for count in (0, self.sizes.open_holds)
+            ]
+        )
+
+    def expiry(self):
+        arguments = self.holds_lab.arguments(
+            self.sizes.short_holds, self.sizes.kill_every_seconds
+        )
+        labels = {"who": "stocklock", "kill_every_s": self.sizes.kill_every_seconds}
+        return self.carry_out(
+            [
+                Step(self.holds_lab, arguments, {"round": number, **labels})
+                for number in self._rounds()
             ]
         )
 

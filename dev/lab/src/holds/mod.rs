@@ -16,7 +16,7 @@ mod ends;
 use std::{collections::BTreeMap, ops::RangeInclusive, time::Duration};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, value_parser};
 use serde::Serialize;
 use stocklock::{
     commands::bench::{Role, Site, round},
@@ -33,25 +33,27 @@ use self::{
 
 /// Units of each product. No order is refused.
 const PLENTY: i64 = 1_000_000_000;
+/// All of them are in memory at the end.
+const MAX_HOLDS: i64 = 10_000_000;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 /// The load of a run with holds.
 #[derive(Debug, Args)]
 pub(crate) struct HoldsArgs {
     /// Orders with a hold
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, default_value_t = 100_000, value_parser = value_parser!(u32).range(1..=MAX_HOLDS))]
     holds: u32,
     /// How long they hold their stock, in seconds; each length is as likely
     #[arg(long, default_value = "5..20", value_name = "MIN..MAX", value_parser = seconds)]
     seconds: RangeInclusive<u32>,
     /// Orders with a hold that are placed a second, whatever the answers
-    #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, default_value_t = 500, value_parser = value_parser!(u32).range(1..=100_000))]
     rate: u32,
     /// Orders without a hold that are placed for each order with one
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(0..=10))]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(0..=10))]
     others: u8,
     /// Of a hundred holds, how many a client tries to confirm
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u8).range(0..=100))]
+    #[arg(long, default_value_t = 50, value_parser = value_parser!(u8).range(0..=100))]
     confirmed: u8,
     /// How often one of the compensators is killed by SIGKILL
     #[arg(long, default_value = "20s", value_name = "INTERVAL", value_parser = super::interval)]
