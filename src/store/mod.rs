@@ -64,5 +64,9 @@ pub use retention::Purged;
 pub(crate) use statuses::Applied;
 pub use stock::Guard;
 pub use stock::StockStore;
+pub use verify::IdRange;
 pub use verify::StockSnapshot;
-pub(crate) use verify::{CorruptOutcome, FoundOrder, OrderContent, SilentTransactions};
+pub(crate) use verify::{
+    CorruptOutcome, LateAnnouncement, OrderContent, OrderPage, OutcomeFault, OutcomePage,
+    SilentTransactions,
+};

@@ -34,7 +34,7 @@ use crate::{
     lifecycle::Shutdown,
     store::{OrderStore, StockStore},
     telemetry::Metrics,
-    verify::{Checks, verify},
+    verify::{Checks, Progress, verify},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
@@ -140,6 +140,8 @@ impl Site {
             statuses: Arc::new(OrderStatusCodec::new()?),
             without: &[],
             settle: SETTLE,
+            since: None,
+            progress: Progress::hidden(),
         })
         .await?;
         Ok(report.violations.is_empty()

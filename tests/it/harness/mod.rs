@@ -17,6 +17,7 @@ mod rival;
 mod servers;
 mod stacks;
 mod steps;
+mod stub;
 mod tamper;
 mod topics;
 mod wait;
@@ -41,6 +42,7 @@ pub(crate) use steps::{
     acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders,
     release, try_step,
 };
+pub(crate) use stub::{Reply, Stub};
 pub(crate) use topics::{delivered, header};
 pub(crate) use wait::{
     stays, unchanged_for, wait_for, wait_for_within, wait_until, wait_until_within,
