@@ -21,6 +21,8 @@ HERE = pathlib.Path(__file__).resolve().parent
 PLENTY, SCARCE = 1_000_000_000, 3
 # Of every four products one is scarce, so that orders are refused too.
 PRODUCTS = {f"sku-{n}": SCARCE if n % 4 == 0 else PLENTY for n in range(1, 21)}
+# Short, so that a stream of events ends soon.
+HOLD_MAX_SECONDS = 3
 SETTLE_SECONDS = 60
 # Beyond the time for requests, schemathesis finishes the request in flight and its report.
 GRACE_SECONDS = 60
@@ -64,7 +66,9 @@ def send_requests(options, url):
         **os.environ,
         "PYTHONPATH": str(HERE),
         "SCHEMATHESIS_HOOKS": "hooks",
+        "FUZZ_URL": url,
         "FUZZ_PRODUCTS": ",".join(PRODUCTS),
+        "FUZZ_HOLD_MAX_SECONDS": str(HOLD_MAX_SECONDS),
     }
     # In its own folder: it keeps its examples and failures in the present one.
     done = subprocess.run(
@@ -92,9 +96,10 @@ def judge(status, report, url):
 
 
 def run(options):
-    stocklock = Stocklock(options.binary, dict(os.environ))
+    env = {**os.environ, "STOCKLOCK__ORDERS__HOLD_MAX": f"{HOLD_MAX_SECONDS}s"}
+    stocklock = Stocklock(options.binary, env)
     prepare(stocklock, options.logs)
-    with Roles(options.binary, dict(os.environ), options.logs) as roles:
+    with Roles(options.binary, env, options.logs) as roles:
         try:
             status, report = send_requests(options, roles.url)
             roles.require_alive()
