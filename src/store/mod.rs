@@ -59,7 +59,7 @@ pub use orders::NewOrder;
 pub use orders::OrderStore;
 pub use orders::StoredOrder;
 pub(crate) use probe::StoreUse;
-pub(crate) use products::{ImportSummary, Product, Restocked};
+pub(crate) use products::{ImportSummary, Product, Restocked, VersionedProduct};
 pub use releases::OwedRelease;
 pub(crate) use releases::{ClaimedRelease, ReleaseSchedule};
 pub(crate) use requests::RequestTimes;

@@ -60,3 +60,4 @@ mod too_large;
 mod transactions;
 mod verify;
 mod verify_topics;
+mod watch;

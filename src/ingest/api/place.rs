@@ -13,10 +13,9 @@ use serde_json::json;
 
 use super::{
     super::{
-        OrderRequest, SaveError, body,
-        outcomes::DecidedState,
-        prefer,
+        OrderRequest, SaveError, body, prefer,
         problem::{FieldError, Problem},
+        subscriptions::DecidedState,
     },
     Api, answer, location, time,
 };
