@@ -25,7 +25,7 @@ use super::{
     problem::{Problem, respond},
 };
 use crate::{
-    domain::OrderId,
+    domain::{Horizon, OrderId},
     http,
     lifecycle::Shutdown,
     store::{OrderStore, StockStore},
@@ -49,6 +49,8 @@ pub(crate) struct Api {
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
+    /// Up to which age a client's id is that of a new order.
+    pub(crate) horizon: Horizon,
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) max_connections: usize,
@@ -65,7 +67,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api) {
     let document = document(api.hold_max_seconds).to_string();
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
-        .route("/v1/orders/{id}", get(show::show_order))
+        .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
         .route("/v1/orders/{id}/cancel", post(change::cancel_order))
         .route("/v1/orders/{id}/confirm", post(change::confirm_order))
         .route("/v1/orders/{id}/extend", post(change::extend_order))

@@ -8,6 +8,7 @@
 //! | `api.rs` | routes, handlers, responses |
 //! | `body.rs` | reads the body, with bounds on its size, time and memory |
 //! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
+//! | `idempotency.rs` | reads the `Idempotency-Key`, and digests the request |
 //! | `catalog.rs` | finds out which of its products exist |
 //! | `committer.rs`, `groups.rs` | save the orders of many clients in one transaction |
 //! | `prefer.rs`, `outcomes.rs`, `subscriptions.rs` | let a client wait for the outcome |
@@ -21,6 +22,7 @@ mod catalog;
 mod changes;
 mod committer;
 mod groups;
+mod idempotency;
 mod json;
 mod outcomes;
 mod prefer;

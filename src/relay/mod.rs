@@ -125,6 +125,12 @@ impl Relay {
         }
     }
 
+    /// The watch of pending orders finds an order whose id was made this long before or after it
+    /// was placed.
+    pub(crate) fn max_id_skew(&self) -> Duration {
+        pending::max_id_skew(self.again_after)
+    }
+
     /// Publishes events that were just committed. If that fails, their outbox rows stay, and a
     /// sweep publishes them.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {

@@ -225,12 +225,12 @@ impl OrderStore {
         let rows = on_connection!(self.db, |conn| query.execute(conn).await)?.rows_affected();
         Ok(Purged::Done { rows, has_more: rows == u64::from(limit) })
     }
+}
 
-    /// Orders below this one are purged, unless they are pending, have an event to
-    /// publish or owe a release.
-    pub(crate) async fn purged_below(&self) -> Result<OrderId, StoreError> {
-        on_connection!(self.db, |conn| OF_ORDERS.read(conn).await)
-    }
+/// Orders below this one are purged, unless they are pending, have an event to publish or owe a
+/// release.
+pub(super) async fn orders_purged_below(conn: &mut MySqlConnection) -> Result<OrderId, StoreError> {
+    OF_ORDERS.read(conn).await
 }
 
 /// Outcomes of orders below this one are purged.

@@ -58,6 +58,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         catalog: Catalog::new(stock.clone()),
         hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
+        horizon: config.retention.horizon,
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
