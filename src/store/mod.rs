@@ -57,6 +57,7 @@ pub(crate) use changes::{ChangeResult, OrderAfter};
 pub use database::Database;
 pub use database::StoreName;
 pub use error::StoreError;
+pub use holds::DueHold;
 pub use idempotency::{IdempotencyKey, KeyedRequest};
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub(crate) use orders::DecidedOrder;
