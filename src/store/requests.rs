@@ -44,13 +44,13 @@ impl OrderStore {
     /// Fails as [`OrderStore::apply`] does.
     pub async fn change(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         now: DateTime<Utc>,
         horizon: Horizon,
         lease: Duration,
     ) -> Result<Changed, StoreError> {
         let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
-        self.change_noting(changes, context, &AtomicBool::new(false)).await
+        self.change_noting(requested, context, &AtomicBool::new(false)).await
     }
 
     /// [`OrderStore::change`] with a deadline. A COMMIT that was sent before it is awaited for 1 s
@@ -60,14 +60,14 @@ impl OrderStore {
     /// with [`StoreError::CommitUnknown`] if one was.
     pub(crate) async fn change_by(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         horizon: Horizon,
         times: RequestTimes,
     ) -> Result<Changed, StoreError> {
         let RequestTimes { now, lease, deadline } = times;
         let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
         let is_commit_sent = AtomicBool::new(false);
-        let mut changing = pin!(self.change_noting(changes, context, &is_commit_sent));
+        let mut changing = pin!(self.change_noting(requested, context, &is_commit_sent));
         if let Ok(changed) = timeout_at(deadline, &mut changing).await {
             return changed;
         }
@@ -81,16 +81,16 @@ impl OrderStore {
     /// Keeps in `is_commit_sent` whether the fate of the changes depends on a COMMIT.
     async fn change_noting(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         context: Context,
         is_commit_sent: &AtomicBool,
     ) -> Result<Changed, StoreError> {
-        let ids: BTreeSet<_> = changes.iter().map(|(id, _)| *id).collect();
+        let ids: BTreeSet<_> = requested.iter().map(|(id, _)| *id).collect();
         let ids = order_ids(ids)?;
         transaction!(self.db, ChangeOrders, |conn, _| {
             is_commit_sent.store(false, Ordering::Relaxed);
             let locked = lock_states(conn, &ids).await?;
-            let events = changes.iter().map(|(id, change)| Event::Requested(*id, *change));
+            let events = requested.iter().map(|(id, change)| Event::Requested(*id, *change));
             let changed = Plan::new(events, locked, context).write(conn).await?;
             crash_point("ingest.changed");
             is_commit_sent.store(true, Ordering::Relaxed);
