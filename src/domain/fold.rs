@@ -49,7 +49,7 @@ pub struct Decisions {
     /// Orders whose recorded outcome goes from `Completed` to `Released`.
     pub released: BTreeSet<OrderId>,
     /// The units available after the batch, for each product on which one of its decisions rests.
-    pub(crate) available: BTreeMap<ProductId, i64>,
+    pub available: BTreeMap<ProductId, i64>,
     /// The statuses to report, in the order of the events. An order placed gets its outcome. A
     /// release gets `Released`, whatever the order's outcome.
     pub statuses: Vec<OrderStatus>,
@@ -62,7 +62,7 @@ pub struct Decisions {
 /// The batch releases units of products whose stock the caller did not read. The caller reads them
 /// too and folds again.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct StockNotRead(pub BTreeSet<ProductId>);
+pub struct StockNotRead(pub BTreeSet<ProductId>);
 
 /// Decides `events` in their order.
 ///
@@ -74,7 +74,7 @@ pub(crate) struct StockNotRead(pub BTreeSet<ProductId>);
 /// A repeated event and a release see what the batch did before them.
 ///
 /// Fails with [`StockNotRead`] if a release returns units of products that are not in `available`.
-pub(crate) fn fold<'a>(
+pub fn fold<'a>(
     events: impl IntoIterator<Item = &'a OrderEvent>,
     decidable: &Range<OrderId>,
     available: &HashMap<ProductId, i64>,

@@ -1,7 +1,9 @@
 //! The routes of the API. The files of `api/` have the handlers.
 
+mod change;
 mod place;
 mod show;
+mod shown;
 
 use std::{sync::Arc, time::Instant};
 
@@ -10,7 +12,7 @@ use axum::{
     extract::{MatchedPath, Request, State},
     http::{HeaderName, Method, StatusCode, header},
     middleware::{self, Next},
-    response::Response,
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
 use chrono::{DateTime, SecondsFormat, Utc};
@@ -18,11 +20,11 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, OutcomeWatch,
+    Catalog, Changer, Committer, OutcomeWatch,
     problem::{Problem, respond},
 };
 use crate::{
-    domain::OrderId,
+    domain::{Horizon, OrderId},
     http,
     lifecycle::Shutdown,
     store::{OrderStore, StockStore},
@@ -42,9 +44,14 @@ pub(crate) struct Api {
     pub(crate) stock: StockStore,
     pub(crate) catalog: Catalog,
     pub(crate) committer: Committer,
+    pub(crate) changer: Changer,
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
+    /// Up to which age a client's id is that of a new order.
+    pub(crate) horizon: Horizon,
+    /// The longest hold that a client may ask for.
+    pub(crate) hold_max_seconds: u32,
     pub(crate) max_connections: usize,
     pub(crate) metrics: Metrics,
 }
@@ -54,14 +61,15 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
+    let document = document(api.hold_max_seconds).to_string();
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
-        .route("/v1/orders/{id}", get(show::show_order))
+        .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
+        .route("/v1/orders/{id}/cancel", post(change::cancel_order))
+        .route("/v1/orders/{id}/confirm", post(change::confirm_order))
+        .route("/v1/orders/{id}/extend", post(change::extend_order))
         .route("/v1/products/{id}", get(show::show_product))
-        .route(
-            "/openapi.json",
-            get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)),
-        )
+        .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async |method: Method| {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
@@ -71,6 +79,13 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let count_refusal =
         move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
     http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
+}
+
+/// The API's document, with the longest hold that this process accepts.
+fn document(hold_max_seconds: u32) -> Value {
+    let mut document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
+    document["components"]["schemas"]["HoldSeconds"]["maximum"] = hold_max_seconds.into();
+    document
 }
 
 /// Creates the metrics of every response in the API's document at 0, so that `rate()` sees the
@@ -108,6 +123,10 @@ async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -
         .with_label_values(&[&route])
         .observe(begun.elapsed().as_secs_f64());
     response
+}
+
+fn json_text(text: String) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text)
 }
 
 fn answer(status: StatusCode, mut headers: Vec<(HeaderName, String)>, body: &Value) -> Response {

@@ -98,10 +98,11 @@ const RAISE_BALANCES: &str = "
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
 /// Keeps orders that are pending or hold their stock, orders with an event in the outbox or an
-/// announcement, and orders that owe a release, expired or not. Each part has the bounds: a server may read all rows of a part before
-/// it compares.
+/// announcement, and orders that owe a release, expired or not. Each part has the bounds: a server
+/// may read all rows of a part before it compares.
 const DELETE_ORDERS: &str = "
-    DELETE FROM orders WHERE order_id >= ? AND order_id < ? AND status NOT IN ('PENDING', 'RESERVED')
+    DELETE FROM orders
+    WHERE order_id >= ? AND order_id < ? AND status NOT IN ('PENDING', 'RESERVED')
     AND NOT EXISTS (
         SELECT 1 FROM outbox AS b
         WHERE b.order_id = orders.order_id AND b.order_id >= ? AND b.order_id < ?)

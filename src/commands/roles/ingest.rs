@@ -5,7 +5,7 @@ use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
     http,
-    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
+    ingest::{self, Api, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
     relay::{PendingWatch, ReleaseWatch},
     store::StoreUse,
 };
@@ -26,6 +26,14 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
         Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
+    let changing = ChangeTask {
+        store: orders.clone(),
+        relay: relay.clone(),
+        announcer: announcer.clone(),
+        horizon: config.retention.horizon,
+        metrics: metrics.clone(),
+    };
+    let (changer, mut changing) = Changer::start(&changing, groups, deadline);
     let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
     let relaying =
         spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
@@ -41,7 +49,9 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     ));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
+        hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
+        horizon: config.retention.horizon,
         max_connections: http::connections_beside(
             config.order_store.pool_max + config.stock_store.pool_max,
         ),
@@ -49,29 +59,31 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         orders: orders.clone(),
         stock: stock.clone(),
         committer,
+        changer,
         outcomes,
     };
     tracing::info!(address = %config.http.listen, "accepting orders");
     let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
-    shutdown
-        .finish("HTTP requests", while_committing(serving, &mut committing))
-        .await
-        .transpose()?;
+    let serving = while_committing(serving, &mut committing, &mut changing);
+    shutdown.finish("HTTP requests", serving).await.transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
+    shutdown.finish("orders to change", ended(changing)).await;
     shutdown.finish("answers to waiting clients", asking).await.transpose()?;
     shutdown.finish("the outbox", relaying).await.transpose()?;
     shutdown.finish("pending orders", watching).await.transpose()?;
     shutdown.finish("owed releases", releasing).await.transpose()?;
     shutdown.finish("announcements", announcing).await.transpose()?;
     shutdown.finish("events to Kafka", relay.drain()).await;
+    shutdown.finish("announcements to Kafka", announcer.drain()).await;
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
 }
 
-/// Serves requests. Fails if a committing task ends before.
+/// Serves requests. Fails if a task that saves or changes orders ends before.
 async fn while_committing(
     serving: impl Future<Output = ()>,
     committing: &mut JoinSet<()>,
+    changing: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     tokio::select! {
         biased;
@@ -79,6 +91,10 @@ async fn while_committing(
         Some(ended) = committing.join_next() => {
             ended.context("a task that saves orders ended")?;
             bail!("a task that saves orders ended")
+        }
+        Some(ended) = changing.join_next() => {
+            ended.context("a task that changes orders ended")?;
+            bail!("a task that changes orders ended")
         }
     }
 }

@@ -9,24 +9,25 @@ use axum::{
 };
 use serde_json::{Value, json};
 
-use super::{super::problem::Problem, Api, answer, time};
-use crate::{
-    domain::{OrderId, ProductId},
-    store::StoredOrder,
+use super::{
+    super::problem::Problem,
+    Api, answer,
+    shown::{order_id, unknown_order},
+    time,
 };
+use crate::{domain::ProductId, store::StoredOrder};
 
 /// Responds 200. Fails with 404 if no order has the id, and with 503 if the order store is away.
 pub(super) async fn show_order(
     State(api): State<Arc<Api>>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Problem> {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such order");
-    let id: OrderId = path.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
+    let id = order_id(path)?;
     let found = api.orders.find(id).await.map_err(|error| {
         tracing::warn!(%error, "order not read");
         Problem::unavailable("the order store does not answer at present")
     })?;
-    Ok(answer(StatusCode::OK, Vec::new(), &order_body(&found.ok_or_else(unknown)?)))
+    Ok(answer(StatusCode::OK, Vec::new(), &order_body(&found.ok_or_else(unknown_order)?)))
 }
 
 fn order_body(order: &StoredOrder) -> Value {
