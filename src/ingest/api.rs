@@ -1,7 +1,10 @@
 //! The routes of the API. The files of `api/` have the handlers.
 
+mod change;
 mod place;
 mod show;
+mod shown;
+mod watch;
 
 use std::{sync::Arc, time::Instant};
 
@@ -18,11 +21,11 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, OutcomeWatch,
+    Catalog, Changer, Committer, OutcomeWatch,
     problem::{Problem, respond},
 };
 use crate::{
-    domain::OrderId,
+    domain::{Horizon, OrderId},
     http,
     lifecycle::Shutdown,
     store::{OrderStore, StockStore},
@@ -42,24 +45,33 @@ pub(crate) struct Api {
     pub(crate) stock: StockStore,
     pub(crate) catalog: Catalog,
     pub(crate) committer: Committer,
+    pub(crate) changer: Changer,
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
+    /// Up to which age a client's id is that of a new order.
+    pub(crate) horizon: Horizon,
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) max_connections: usize,
+    pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
 }
 
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
-pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
+pub(crate) async fn serve(listener: TcpListener, api: Api) {
+    let shutdown = api.shutdown.clone();
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
     let document = document(api.hold_max_seconds).to_string();
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
-        .route("/v1/orders/{id}", get(show::show_order))
+        .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
+        .route("/v1/orders/{id}/cancel", post(change::cancel_order))
+        .route("/v1/orders/{id}/confirm", post(change::confirm_order))
+        .route("/v1/orders/{id}/extend", post(change::extend_order))
+        .route("/v1/orders/{id}/events", get(watch::watch_order))
         .route("/v1/products/{id}", get(show::show_product))
         .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))

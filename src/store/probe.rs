@@ -56,6 +56,14 @@ impl StoreUse {
                      SELECT order_id, kind, created_at, visible_at FROM outbox WHERE FALSE;
                  UPDATE outbox SET visible_at = visible_at WHERE FALSE;
                  DELETE FROM outbox WHERE FALSE;
+                 INSERT INTO idempotency_keys
+                     (caller, idempotency_key, request_sha256, order_id, created_at)
+                     SELECT caller, idempotency_key, request_sha256, order_id, created_at
+                     FROM idempotency_keys WHERE FALSE;
+                 DELETE FROM idempotency_keys WHERE FALSE;
+                 INSERT INTO unscanned_orders (order_id, created_at)
+                     SELECT order_id, created_at FROM unscanned_orders WHERE FALSE;
+                 DELETE FROM unscanned_orders WHERE FALSE;
                  UPDATE owed_releases SET due_at = due_at WHERE FALSE;
                  UPDATE announcements SET visible_at = visible_at WHERE FALSE;"
                     .to_owned()
@@ -81,12 +89,11 @@ impl StoreUse {
         use TransactionName::{
             ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases, Decide,
             EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place, PurgeMovements,
-            PurgeOrders, PurgeOutcomes, ReadBack, ScheduleReleases,
+            PurgeOrders, PurgeOutcomes, ScheduleReleases,
         };
         match self {
             Self::Place => &[
                 Place,
-                ReadBack,
                 ClaimOutbox,
                 ForgetPublished,
                 ClaimReleases,

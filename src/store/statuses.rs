@@ -10,15 +10,15 @@ use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use self::first::FirstDecisions;
 use super::{
     OrderStore, StoreError,
-    changes::{Change, Changed, Context, Event, Plan},
+    changes::{Changed, Context, Event, Plan},
     rows::{order_id, order_ids, order_state, text, wanted_orders},
     transaction::transaction,
 };
 use crate::{
     crash_point::crash_point,
     domain::{
-        COMPENSATOR_SOURCE, Cause, Effect, Horizon, INGEST_SOURCE, OrderFacts, OrderId, OrderState,
-        OrderStatus, ReportedStatus,
+        COMPENSATOR_SOURCE, Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus,
+        ReportedStatus,
     },
 };
 
@@ -99,30 +99,6 @@ impl OrderStore {
             };
             crash_point("compensate.written");
             Ok(Applied { changed, released })
-        })
-    }
-
-    /// Changes orders on the request of clients in one transaction, as if one by one in their
-    /// order. The releases that are owed then and the announcements are leased to the caller for
-    /// `lease`.
-    ///
-    /// Fails as [`OrderStore::apply`] does.
-    pub async fn change(
-        &self,
-        changes: &[(OrderId, Change)],
-        now: DateTime<Utc>,
-        horizon: Horizon,
-        lease: Duration,
-    ) -> Result<Changed, StoreError> {
-        let ids: BTreeSet<_> = changes.iter().map(|(id, _)| *id).collect();
-        let ids = order_ids(ids)?;
-        transaction!(self.db, ChangeOrders, |conn, _| {
-            let locked = lock_states(conn, &ids).await?;
-            let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
-            let events = changes.iter().map(|(id, change)| Event::Requested(*id, *change));
-            let changed = Plan::new(events, locked, context).write(conn).await?;
-            crash_point("ingest.changed");
-            Ok(changed)
         })
     }
 }

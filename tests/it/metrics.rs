@@ -19,6 +19,7 @@ const OF_INGEST: &[Promise] = &[
         "stocklock_orders_ingested_total",
         &[
             "result=\"accepted\"",
+            "result=\"replayed\"",
             "result=\"invalid\"",
             "result=\"rejected\"",
             "result=\"abandoned\"",

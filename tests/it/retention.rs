@@ -219,7 +219,7 @@ async fn old_orders_that_are_final_are_deleted_and_no_others(world: World) {
     let pending = world.save_as(vec![(aged(95), order_lines(&[("a", 1)]))]).await[0].order_id;
     world.tamper_with_orders("DELETE FROM outbox").await;
     let keys = "INSERT INTO idempotency_keys
-                SELECT CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16),
+                SELECT '', CONCAT('k', d), REPEAT('x', 32), REPEAT('y', 16),
                        UTC_TIMESTAMP(3) - INTERVAL d DAY
                 FROM (SELECT 8 AS d UNION SELECT 6) AS ages";
     world.tamper_with_orders(keys).await;

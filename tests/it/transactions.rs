@@ -86,7 +86,6 @@ async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: W
             "forget_announcements",
             "forget_published",
             "place",
-            "read_back",
             "schedule_releases",
         ]
     );

@@ -1,6 +1,6 @@
 //! How a model is checked.
 
-use std::{collections::BTreeSet, fmt::Debug, hash::Hash};
+use std::{collections::BTreeSet, fmt::Debug, hash::Hash, thread};
 
 use stateright::{Checker as _, HasDiscoveries, Model};
 
@@ -15,7 +15,8 @@ where
         + Sync
         + 'static,
 {
-    let checker = protocol.checker().spawn_bfs().join();
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let checker = protocol.checker().threads(threads).spawn_bfs().join();
     let (all, unique) = (checker.state_count(), checker.unique_state_count());
     println!("{all} states, {unique} of them unique");
 

@@ -4,7 +4,8 @@
 use stocklock::domain::{Effect, OrderFacts, OrderState};
 
 use super::{
-    protocol::{Mutant, Protocol, Request},
+    mutants::Mutant,
+    protocol::{Protocol, Request},
     state::{Announcement, Faults, Hold, Message, Promise, State},
 };
 
@@ -24,7 +25,7 @@ impl Protocol {
             return;
         }
         state.publish(message);
-        if self.faults != Faults::OfBroker {
+        if self.faults != Faults::Broker {
             return;
         }
         state.compensator = match (message, effect) {
@@ -37,12 +38,13 @@ impl Protocol {
     /// Ingest changes the order for a client.
     pub(crate) fn request(&self, state: &mut State, request: Request) {
         let effect = self.change(state, Event::Requested(request));
-        if self.faults != Faults::OfBroker {
+        if self.faults != Faults::Broker {
             return;
         }
         state.ingest = match (request, effect) {
-            (_, Effect::TooOld | Effect::Refused | Effect::UnknownOrder) => None,
-            (Request::Extend, _) => None,
+            (Request::Extend, _) | (_, Effect::TooOld | Effect::Refused | Effect::UnknownOrder) => {
+                None
+            }
             (Request::Cancel, _) => Some(Promise::Cancelled),
             (Request::Confirm, _) if state.store.state == OrderState::Pending => {
                 Some(Promise::Confirmed)
@@ -85,7 +87,7 @@ impl Protocol {
                 if event == Event::HoldDue {
                     let wrongs = &mut state.wrongs;
                     wrongs.hold_releases = (wrongs.hold_releases + 1).min(2);
-                    wrongs.ended_early |= before.hold != Some(Hold::Due);
+                    wrongs.ended_early |= before.hold == Some(Hold::Running);
                 }
                 self.move_to(state, OrderState::Cancelled);
                 state.store.is_expired = true;
@@ -93,7 +95,6 @@ impl Protocol {
                 announce(state);
             }
             Effect::ConfirmHold => state.store.is_hold_confirmed = true,
-            Effect::ExtendHold if self.is(Mutant::ExtensionIsLost) => {}
             Effect::ExtendHold => state.store.hold = Some(Hold::Running),
             Effect::OweRelease => state.store.is_owed = true,
             Effect::EndRelease => state.store.is_owed = false,
@@ -110,49 +111,6 @@ impl Protocol {
             store.hold = Some(Hold::Running);
         } else if !store.is_final() || !self.is(Mutant::HoldStaysOpen) {
             store.hold = None;
-        }
-    }
-
-    /// The effect as a wrong protocol has it.
-    fn mutated(&self, effect: Effect, event: Event, order: OrderFacts, has_hold: bool) -> Effect {
-        let is_confirmation = matches!(
-            event,
-            Event::Requested(Request::Confirm) | Event::Reported(Message::Confirmation)
-        );
-        let is_late = order.state == OrderState::Cancelled;
-        let is_closed = matches!(order.state, OrderState::Completed | OrderState::Cancelled);
-        match effect {
-            Effect::Move { to, is_announced, .. }
-                if order.state == OrderState::Pending && self.is(Mutant::PendingOwesNothing) =>
-            {
-                Effect::Move { to, owes_release: false, is_announced }
-            }
-            Effect::Move { to: OrderState::Cancelled, owes_release: false, .. }
-                if self.is(Mutant::ReleasedMovesNothing) =>
-            {
-                Effect::EndRelease
-            }
-            Effect::Refused
-                if is_confirmation && is_late && self.is(Mutant::LateConfirmRevives) =>
-            {
-                Effect::Move { to: OrderState::Completed, owes_release: false, is_announced: true }
-            }
-            Effect::Nothing | Effect::OweRelease
-                if event == Event::Reported(Message::Reserved)
-                    && is_closed
-                    && has_hold
-                    && self.is(Mutant::ReservedReopens) =>
-            {
-                Effect::Move { to: OrderState::Reserved, owes_release: false, is_announced: false }
-            }
-            Effect::OweRelease if self.is(Mutant::FinalOwesNothing) => Effect::Nothing,
-            Effect::Nothing
-                if event == Event::HoldDue
-                    && (self.is(Mutant::DueTwice) || self.is(Mutant::SweepDecidesEarly)) =>
-            {
-                Effect::Expire
-            }
-            effect => effect,
         }
     }
 }

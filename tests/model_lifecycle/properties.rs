@@ -36,12 +36,12 @@ fn sometimes(name: &'static str, condition: Condition) -> Property<Protocol> {
 pub(crate) fn properties(faults: Faults) -> Vec<Property<Protocol>> {
     let mut properties = of_stock();
     match faults {
-        Faults::OfBroker => {
+        Faults::Broker => {
             properties.extend(of_owed_releases());
             properties.extend(of_promises());
             properties.extend(reachable());
         }
-        Faults::OfStockStore => {
+        Faults::StockStore => {
             properties.extend(of_promises());
             properties.push(sometimes(
                 "a deduction meets an order whose release is done",
@@ -51,7 +51,7 @@ pub(crate) fn properties(faults: Faults) -> Vec<Property<Protocol>> {
                 },
             ));
         }
-        Faults::OfOrderStore => {
+        Faults::OrderStore => {
             properties.extend(of_owed_releases());
             properties.push(sometimes("an order is released that is not final", |_, state| {
                 let is_released = state.ledger.outcome == Some(Outcome::Released);

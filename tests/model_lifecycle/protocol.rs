@@ -1,4 +1,4 @@
-//! The steps of the protocol, and ways to get them wrong.
+//! The steps of the protocol.
 
 use chrono::DateTime;
 use stateright::{Model, Property};
@@ -8,53 +8,11 @@ use stocklock::domain::{
 
 use super::{
     changes::Event,
+    mutants::Mutant,
     properties::properties,
     state::{Announcement, Failover, Faults, Hold, Ledger, Message, Outcome, State},
     worker::{Handled, Worker},
 };
-
-/// A way to get the protocol wrong.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Mutant {
-    /// A release is no longer owed when the broker has acknowledged its event.
-    AcknowledgedIsDone,
-    /// The worker reports only releases that returned units.
-    SilentWithoutUnits,
-    /// The worker reports a release before its transaction is committed.
-    ReportedFirst,
-    /// A release of an order that the worker never saw leaves no outcome.
-    NoOutcomeWithoutOrder,
-    /// An order that fails or is cancelled while it is pending owes no release.
-    PendingOwesNothing,
-    /// A release returns the units each time.
-    ReturnedEachTime,
-    /// A deduction that meets a failed or cancelled order owes no release.
-    FinalOwesNothing,
-    /// A confirmation completes a cancelled order.
-    LateConfirmRevives,
-    /// A sweep ends a hold that another sweep has ended already.
-    DueTwice,
-    /// A sweep decides on what it read before it locked the order.
-    SweepDecidesEarly,
-    /// A repeated `RESERVED` opens a hold again that was closed.
-    ReservedReopens,
-    /// A confirmation of a pending order is forgotten.
-    StruckOffIsIgnored,
-    /// Moves are announced from memory, without a row.
-    AnnouncedFromMemory,
-    /// The row of an announcement is deleted before the broker has the announcement.
-    DeletedFirst,
-    /// The hold of an order that is cancelled or fails stays open.
-    HoldStaysOpen,
-    /// An extension changes nothing.
-    ExtensionIsLost,
-    /// Ingest answers a request before its transaction is committed.
-    AnsweredFirst,
-    /// The compensator stores the offset of a message before its transaction is committed.
-    OffsetFirst,
-    /// A `RELEASED` that meets an order that is not final ends the release alone.
-    ReleasedMovesNothing,
-}
 
 /// What a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -112,6 +70,7 @@ const ANNOUNCEMENTS: [Message; 2] = [Message::AnnouncedCompleted, Message::Annou
 const MAX_SWEEPS: u8 = 2;
 const MAX_RETURNED: u8 = 2;
 
+/// The protocol, one way at most to get it wrong, and what may fail.
 pub(crate) struct Protocol {
     mutant: Option<Mutant>,
     pub(crate) faults: Faults,
@@ -218,13 +177,14 @@ impl Protocol {
             // No hold lasts until its order is too old for a release.
             Some(Hold::Due) | None => actions.push(Action::GetsOld),
         }
-        match state.failover {
-            Failover::Never if self.faults == Faults::OfBroker => {
-                let lost = Message::OURS.into_iter().filter(|message| state.has(*message));
-                actions.extend(lost.map(Action::Lose));
-            }
-            Failover::Never => {}
-            Failover::OrderStoreTo(_) | Failover::StockStore => actions.push(Action::FailOver),
+        if self.faults == Faults::Broker {
+            // No process of ours needs an announcement, so its loss would change nothing.
+            let ours = Message::OURS.into_iter().filter(|message| state.has(*message));
+            let lost = ours.filter(|message| !ANNOUNCEMENTS.contains(message));
+            actions.extend(lost.map(Action::Lose));
+        }
+        if state.failover != Failover::Never {
+            actions.push(Action::FailOver);
         }
     }
 
@@ -254,7 +214,7 @@ impl Protocol {
     fn fail_over(state: &mut State) {
         match state.failover {
             Failover::OrderStoreTo(before) => state.store = before,
-            Failover::StockStore if !state.ledger.holds_units() => {
+            Failover::StockStore if state.ledger.is_decided_without_units() => {
                 state.ledger = Ledger::default();
             }
             Failover::StockStore | Failover::Never => return,
@@ -262,7 +222,7 @@ impl Protocol {
         state.failover = Failover::Never;
     }
 
-    fn announce(&self, state: &mut State, message: Message) {
+    fn announce(state: &mut State, message: Message) {
         let is_true = match (message, state.store.state) {
             (_, OrderState::Pending | OrderState::Reserved) => false,
             (Message::AnnouncedCancelled, now) => now == OrderState::Cancelled,
@@ -271,10 +231,6 @@ impl Protocol {
         state.wrongs.announced_wrongly |= !is_true;
         state.publish(message);
         *state.store.announcement(message) = Some(Announcement::Published);
-    }
-
-    fn forget_announcement(state: &mut State, message: Message) {
-        *state.store.announcement(message) = None;
     }
 
     /// The memory of a process goes, and with it what was written there alone.
@@ -310,8 +266,8 @@ impl Model for Protocol {
                 state.publish(Message::Release);
                 state.store.is_owed = !self.is(Mutant::AcknowledgedIsDone);
             }
-            Action::Announce(message) => self.announce(&mut state, message),
-            Action::ForgetAnnouncement(message) => Self::forget_announcement(&mut state, message),
+            Action::Announce(message) => Self::announce(&mut state, message),
+            Action::ForgetAnnouncement(message) => *state.store.announcement(message) = None,
             Action::Lose(message) => state.topics.remove(message as usize),
             Action::Handle { event, has_stock, dies } => {
                 self.handle(&mut state, event, has_stock, dies);

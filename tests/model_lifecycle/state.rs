@@ -93,6 +93,7 @@ pub(crate) enum Announcement {
 }
 
 /// What the order store holds of the order.
+#[expect(clippy::struct_excessive_bools, reason = "each is a column or a row of the order store")]
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Store {
     pub(crate) state: OrderState,
@@ -151,6 +152,10 @@ impl Ledger {
     pub(crate) fn holds_units(self) -> bool {
         self.deducted > self.returned
     }
+
+    pub(crate) fn is_decided_without_units(self) -> bool {
+        self.outcome.is_some() && !self.holds_units()
+    }
 }
 
 /// What somebody knows and relies on.
@@ -185,11 +190,11 @@ pub(crate) struct Wrongs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Faults {
     /// The broker loses messages that it has acknowledged.
-    OfBroker,
+    Broker,
     /// The order store loses its last commit, once.
-    OfOrderStore,
+    OrderStore,
     /// The stock store loses the outcome of an order that holds no units, once.
-    OfStockStore,
+    StockStore,
 }
 
 /// What a failover may still take away.
@@ -214,6 +219,7 @@ pub(crate) struct State {
     /// Ingest has committed a request, and not answered it yet.
     pub(crate) ingest: Option<Promise>,
     /// The compensator has committed a message of another system, and not stored its offset yet.
+    /// The offsets of our own messages do not count: no state relies on them.
     pub(crate) compensator: Option<Promise>,
     /// The sweeps that have found the hold due, and not locked its order yet.
     pub(crate) sweeps: u8,
@@ -236,9 +242,9 @@ impl State {
             cancellation: None,
         };
         let failover = match faults {
-            Faults::OfBroker => Failover::Never,
-            Faults::OfOrderStore => Failover::OrderStoreTo(store),
-            Faults::OfStockStore => Failover::StockStore,
+            Faults::Broker => Failover::Never,
+            Faults::OrderStore => Failover::OrderStoreTo(store),
+            Faults::StockStore => Failover::StockStore,
         };
         Self {
             store,

@@ -23,7 +23,7 @@ mod topics;
 mod wait;
 mod world;
 
-pub(crate) use api::Api;
+pub(crate) use api::{Answer, Api};
 pub(crate) use broker_proxy::BrokerProxy;
 pub(crate) use clients::Program;
 pub(crate) use faults::{proxies_of_masters, readiness};
