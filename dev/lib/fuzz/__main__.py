@@ -57,7 +57,8 @@ def send_requests(options, url):
     options.out.mkdir(parents=True)
     report = options.out / "report.ndjson"
     command = [
-        *(options.schemathesis, "run", f"{url}/openapi.json"),
+        *(options.schemathesis, "--config-file", str(HERE / "schemathesis.toml")),
+        *("run", f"{url}/openapi.json"),
         *("--checks", "all", "--continue-on-failure"),
         *("--seed", str(options.seed), "--max-time", str(options.seconds)),
         *("--report", "ndjson", "--report-ndjson-path", str(report)),

@@ -3,16 +3,20 @@
 schemathesis loads this module (SCHEMATHESIS_HOOKS).
 """
 
+import hashlib
 import itertools
 import json
 import os
+import re
 import time
 import urllib.request
 import uuid
 
 import schemathesis
 
-PREFER = "Prefer"
+PREFER, KEY = "Prefer", "Idempotency-Key"
+BARE_KEY = re.compile(r"[!#-~][!-~]{0,254}")
+QUOTED_KEY = re.compile(r'"([!#-\[\]-~]|\\["\\]){1,255}"')
 # Requests that depend on an order that holds its stock.
 OF_HELD_ORDERS = ("/v1/orders/{id}/confirm", "/v1/orders/{id}/extend")
 URL = os.environ["FUZZ_URL"]
@@ -30,7 +34,7 @@ def before_load_schema(_context, document):
 
 @schemathesis.hook
 def before_call(_context, case, _kwargs):
-    """Makes the rare frequent: outcomes in answers, holds, reserved orders, ids of the client."""
+    """Makes the rare frequent: outcomes in answers, holds, reserved orders, keys, new ids."""
     turn = next(REQUESTS)
     is_odd = turn % 2 == 1
     documented = [parameter.name for parameter in case.operation.headers]
@@ -38,10 +42,15 @@ def before_call(_context, case, _kwargs):
         case.headers[PREFER] = "wait=2"
     if turn % 4 == 1 and isinstance(case.body, dict) and "lines" in case.body:
         case.body.setdefault("hold_seconds", HOLD_MAX_SECONDS)
-    if is_odd and case.operation.path in OF_HELD_ORDERS:
+    if is_odd and case.operation.path in OF_HELD_ORDERS and _version(case) is not None:
         case.path_parameters["id"] = _reserve()
-    if case.operation.method == "put" and _version(case.path_parameters["id"]) not in (None, 7):
-        case.path_parameters["id"] = str(_uuid_v7())
+    if KEY in documented and _is_valid(case.headers.get(KEY, "none" if turn % 8 == 3 else "")):
+        key = _key_of(case.body)
+        case.headers[KEY] = f'"{key}"' if is_odd else key
+    # Only a UUIDv7 may be new. Of those that are known, half are kept: they are repetitions.
+    if case.operation.method == "put" and _version(case) is not None:
+        if is_odd or _version(case) != 7:
+            case.path_parameters["id"] = str(_uuid_v7())
 
 
 def _reserve():
@@ -54,10 +63,19 @@ def _reserve():
         return json.load(answer)["order_id"]
 
 
-def _version(text):
-    """The version of a UUID, or None if the text is none."""
+def _key_of(body):
+    """A key that only an equal request has."""
+    return hashlib.sha256(repr(body).encode()).hexdigest()
+
+
+def _is_valid(key):
+    return BARE_KEY.fullmatch(key) or QUOTED_KEY.fullmatch(key)
+
+
+def _version(case):
+    """The version of the UUID in the path, or 0 if it has another variant. None if it is none."""
     try:
-        return uuid.UUID(text).version
+        return uuid.UUID(case.path_parameters["id"]).version or 0
     except ValueError:
         return None
 
