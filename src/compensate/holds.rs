@@ -92,12 +92,11 @@ impl HoldSweep {
     async fn pass_now(&mut self) -> Result<(), StoreError> {
         let now = self.compensator.store.clock().await?;
         self.pass(now).await?;
-        self.count().await;
         Ok(())
     }
 
     /// Ends the holds that are due at `now`, publishes their releases and announcements, and
-    /// updates the gauge of their lag. Returns how many holds it ended.
+    /// updates the gauges. Returns how many holds it ended.
     ///
     /// Passes over orders that the store refuses to change. Fails with the other errors of
     /// [`crate::store::OrderStore::end_holds`].
@@ -116,6 +115,7 @@ impl HoldSweep {
             after = page.last().copied();
         }
         self.log_refusals(&ended.refused);
+        self.count().await;
         Ok(ended.orders)
     }
 

@@ -101,8 +101,8 @@ impl ReleaseWatch {
         }
     }
 
-    /// One pass: gives up the releases beyond the horizon, publishes the due ones, 2,000 at most, and
-    /// updates the gauge.
+    /// One pass: gives up the releases beyond the horizon, publishes the due ones, 2,000 at most,
+    /// and updates the gauge.
     ///
     /// Fails with [`RelayError`]. Then the claimed releases are due again when their lease ends.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
