@@ -64,6 +64,7 @@ mod stop;
 mod tables;
 mod too_large;
 mod transactions;
+mod upgrade;
 mod verify;
 mod verify_holds;
 mod verify_scale;
