@@ -23,6 +23,7 @@ mod bench;
 mod changes;
 mod charsets;
 mod database;
+mod deadline;
 mod ender;
 mod error;
 mod holds;
