@@ -1,14 +1,19 @@
 -- An order may hold its stock for a while: RESERVED. `hold_seconds` is what the caller asked for. `is_hold_confirmed`: the order was
 -- confirmed while it was pending, so it is completed once it is decided. An ALTER cannot be repeated, so it is left out where it has run.
+-- The column keeps its character set, which `setup` may have changed: MariaDB does not change it in an instant.
+SET @charset = (
+    SELECT CONCAT('CHARACTER SET ', character_set_name, ' COLLATE ', collation_name) FROM information_schema.columns
+    WHERE table_schema = DATABASE() AND table_name = 'orders' AND column_name = 'status');
 SET @holds = IF(
     EXISTS (SELECT 1 FROM information_schema.columns
             WHERE table_schema = DATABASE() AND table_name = 'orders' AND column_name = 'hold_seconds'),
     'DO 0',
-    'ALTER TABLE orders
-        MODIFY status ENUM (''PENDING'', ''COMPLETED'', ''FAILED'', ''CANCELLED'', ''RESERVED'') NOT NULL DEFAULT ''PENDING'',
+    CONCAT('ALTER TABLE orders
+        MODIFY status ENUM (''PENDING'', ''COMPLETED'', ''FAILED'', ''CANCELLED'', ''RESERVED'') ', @charset, '
+            NOT NULL DEFAULT ''PENDING'',
         ADD COLUMN hold_seconds INT UNSIGNED NULL,
         ADD COLUMN is_hold_confirmed BOOLEAN NOT NULL DEFAULT FALSE,
-        ALGORITHM = INSTANT');
+        ALGORITHM = INSTANT'));
 PREPARE holds FROM @holds;
 EXECUTE holds;
 DEALLOCATE PREPARE holds;

@@ -16,7 +16,7 @@ use tokio::{
     task::JoinSet,
 };
 
-use super::{Answer, Output, order::MAX_WAIT_SECONDS};
+use super::{Answer, Output, order};
 use crate::{backoff::Backoff, config::Config};
 
 /// Most repetitions of a request after one of [`UNSAVED`].
@@ -37,10 +37,9 @@ pub(super) struct ImportArgs {
     /// Most requests at the same time
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..=4096))]
     concurrency: u16,
-    /// Wait up to this many seconds for each outcome
-    #[arg(long, value_name = "SECONDS")]
-    #[arg(value_parser = clap::value_parser!(u64).range(..=MAX_WAIT_SECONDS))]
-    wait: Option<u64>,
+    /// Wait up to this time, such as 5s, for each outcome
+    #[arg(long, value_name = "TIME", value_parser = order::wait)]
+    wait: Option<Duration>,
 }
 
 /// A request that has its answer.
@@ -168,12 +167,13 @@ impl Import<'_> {
 
 /// Places one order. Tries again while the order is surely not saved: the server is overloaded or
 /// cannot be reached.
-async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<u64>) -> Reply {
+async fn place(client: &Client, url: &str, body: Vec<u8>, wait: Option<Duration>) -> Reply {
     let (mut failures, mut absences) = (Backoff::default(), Backoff::default());
     loop {
-        let mut request = client.post(url).timeout(Duration::from_secs(wait.unwrap_or(0) + 30));
-        if let Some(seconds) = wait {
-            request = request.header("prefer", format!("wait={seconds}"));
+        let mut request =
+            client.post(url).timeout(wait.unwrap_or_default() + Duration::from_secs(30));
+        if let Some(wait) = wait {
+            request = request.header("prefer", format!("wait={}", wait.as_secs()));
         }
         let response = match request
             .header("content-type", "application/json")

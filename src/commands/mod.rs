@@ -69,7 +69,7 @@ enum Command {
     /// Show the stock and change it
     #[command(subcommand)]
     Stock(stock::StockCommand),
-    /// Place orders and show them, over the HTTP API
+    /// Place, show, confirm, cancel and watch orders, over the HTTP API
     #[command(subcommand)]
     Order(order::OrderCommand),
     /// List releases that are owed, and owe lost ones again

@@ -31,12 +31,17 @@ macro_rules! eprintln {
 /// Writes a line to standard output. Drops it if the reader is gone. Ends the process with status 2
 /// if writing fails for another cause.
 pub(super) fn line(line: fmt::Arguments<'_>) {
+    let _is_read = read_line(line);
+}
+
+/// The same. Returns whether the reader is still there, so that an endless command can end.
+pub(super) fn read_line(line: fmt::Arguments<'_>) -> bool {
     match writeln!(io::stdout().lock(), "{line}") {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             error_line(format_args!("stocklock: cannot write to standard output: {error}"));
             exit(FAILED_STATUS);
         }
-        Ok(()) | Err(_) => {}
+        written => written.is_ok(),
     }
 }
 

@@ -1,5 +1,7 @@
 use std::{sync::Arc, time::Duration};
 
+use anyhow::anyhow;
+use chrono::{DateTime, Utc};
 use clap::Args;
 use serde_json::json;
 
@@ -9,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    verify::{Checks, OpenOrder, Report, verify},
+    verify::{Checks, OpenOrder, Progress, Report, verify},
 };
 
 /// Most rows of a kind that are printed. The others are counted.
@@ -25,6 +27,39 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "INVARIANT", value_delimiter = ',')]
     #[arg(value_parser = clap::value_parser!(u8).range(6..=7))]
     without: Vec<u8>,
+    /// Check invariants 3, 5 and 7 of orders made since then alone: an RFC 3339 time, or an age
+    /// such as 2h
+    #[arg(long, value_name = "TIME", value_parser = parse_since)]
+    since: Option<Since>,
+}
+
+/// A time, or an age.
+#[derive(Debug, Clone, Copy)]
+enum Since {
+    Time(DateTime<Utc>),
+    Age(Duration),
+}
+
+impl Since {
+    /// An age beyond 1970 counts as 1970.
+    fn at(self, now: DateTime<Utc>) -> DateTime<Utc> {
+        match self {
+            Self::Time(time) => time,
+            Self::Age(age) => chrono::TimeDelta::from_std(age)
+                .ok()
+                .and_then(|age| now.checked_sub_signed(age))
+                .unwrap_or(DateTime::UNIX_EPOCH),
+        }
+    }
+}
+
+fn parse_since(text: &str) -> anyhow::Result<Since> {
+    if let Ok(time) = DateTime::parse_from_rfc3339(text) {
+        return Ok(Since::Time(time.to_utc()));
+    }
+    humantime::parse_duration(text).map(Since::Age).map_err(|_| {
+        anyhow!("expected an RFC 3339 time such as 2026-01-31T12:00:00Z, or an age such as 2h")
+    })
 }
 
 pub(super) async fn run(
@@ -46,6 +81,8 @@ pub(super) async fn run(
         statuses: Arc::new(statuses),
         without: &args.without,
         settle: args.settle,
+        since: args.since.map(|since| since.at(Utc::now())),
+        progress: Progress::new()?,
     })
     .await?;
     let answer = match (report.violations.is_empty(), report.is_complete()) {
@@ -57,6 +94,11 @@ pub(super) async fn run(
         Output::Json => {
             let mut body = serde_json::to_value(&report)?;
             body["holds"] = json!(answer == Answer::Done);
+            body["totals"] = json!({
+                "violations": report.violations.count(),
+                "unsettled": report.unsettled.count(),
+                "dead_lettered": report.dead_lettered.count(),
+            });
             println!("{body}");
         }
         Output::Text => print(&report, answer),
@@ -70,7 +112,7 @@ fn print(report: &Report, answer: Answer) {
         "checked {orders} orders, {outcomes} outcomes, {products} products, \
          {events} events that workers have passed"
     );
-    for violation in report.violations.iter().take(MAX_SHOWN_ROWS) {
+    for violation in report.violations.first().iter().take(MAX_SHOWN_ROWS) {
         println!(
             "VIOLATED invariant {}: {}: {}",
             violation.invariant, violation.subject, violation.detail
@@ -82,15 +124,18 @@ fn print(report: &Report, answer: Answer) {
     for what in &report.left_out {
         println!("skipped: {what}");
     }
-    for OpenOrder { order_id, why } in report.unsettled.iter().take(MAX_SHOWN_ROWS) {
+    for OpenOrder { order_id, why } in report.unsettled.first().iter().take(MAX_SHOWN_ROWS) {
         println!("NOT SETTLED order {order_id}: {why}");
     }
-    for OpenOrder { order_id, why } in report.dead_lettered.iter().take(MAX_SHOWN_ROWS) {
+    for OpenOrder { order_id, why } in report.dead_lettered.first().iter().take(MAX_SHOWN_ROWS) {
         println!("DEAD-LETTERED order {order_id}: {why}");
     }
-    let more = report.dead_lettered.len().saturating_sub(MAX_SHOWN_ROWS)
-        + report.violations.len().saturating_sub(MAX_SHOWN_ROWS)
-        + report.unsettled.len().saturating_sub(MAX_SHOWN_ROWS);
+    let shown = |listed: usize| listed.min(MAX_SHOWN_ROWS) as u64;
+    let more = report.violations.count() - shown(report.violations.first().len())
+        + report.unsettled.count()
+        - shown(report.unsettled.first().len())
+        + report.dead_lettered.count()
+        - shown(report.dead_lettered.first().len());
     if more > 0 {
         println!("… and {more} more");
     }

@@ -12,7 +12,7 @@ use crate::{
     crash_point::crash_point,
     domain::{Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus},
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
-    relay::{Announcer, COMMITTER_LEASE, Relay},
+    relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Applied, Changed, OrderStore, StoreError},
     telemetry::Metrics,
     wire::{OrderStatusCodec, WireError},
@@ -149,12 +149,8 @@ impl Compensator {
     /// Counts changes of orders, and publishes their releases and announcements.
     fn publish_changes(&self, changed: Changed, now: DateTime<Utc>) {
         self.count(&changed);
-        let Changed { mut releases, announcements, .. } = changed;
-        // A worker would dead-letter a release beyond the horizon. The watch of owed releases
-        // counts it as expired.
-        releases.retain(|event| event.order_id >= self.horizon.decidable(now).start);
-        self.relay.release_in_background(releases);
-        self.announcer.announce_in_background(announcements);
+        let decidable_from = self.horizon.decidable(now).start;
+        publish_changes(&self.relay, &self.announcer, changed, decidable_from);
     }
 
     fn count(&self, changed: &Changed) {

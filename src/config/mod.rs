@@ -44,6 +44,7 @@ pub struct Config {
     pub worker: WorkerConfig,
     pub compensator: CompensatorConfig,
     pub ingest: IngestConfig,
+    pub(crate) orders: OrdersConfig,
     pub retention: RetentionConfig,
     pub(crate) stop: StopConfig,
     pub(crate) http: ListenConfig,
@@ -161,6 +162,12 @@ pub struct IngestConfig {
     pub pending_after: Duration,
 }
 
+#[derive(Debug, Clone)]
+pub(crate) struct OrdersConfig {
+    /// The longest hold that a client may ask for, at least 1.
+    pub(crate) hold_max_seconds: u32,
+}
+
 /// Ages at which rows may be deleted.
 #[derive(Debug, Clone)]
 pub struct RetentionConfig {
@@ -199,6 +206,7 @@ impl Config {
         let mut values = Values::new(layers);
         let topics = values.topics();
         let groups = values.groups();
+        let retention = values.retention(&topics);
         let lock = lock(&mut values);
         let config = Self {
             kafka: kafka(&mut values, groups.workers),
@@ -228,7 +236,8 @@ impl Config {
                 outbox_max: values.number("ingest.outbox_max"),
                 pending_after: values.duration("ingest.pending_after"),
             },
-            retention: values.retention(&topics),
+            orders: values.orders(retention.horizon),
+            retention,
             topics,
             stop: StopConfig { deadline: values.duration("stop.deadline") },
             http: values.read("http.listen", formats::address),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use super::{
-    BatchConfig, ClientFiles, RedisConfig, RetentionConfig, SchemaSource, StoreConfig,
-    TopicsConfig, formats, formats::short_duration, values::Values,
+    BatchConfig, ClientFiles, OrdersConfig, RedisConfig, RetentionConfig, SchemaSource,
+    StoreConfig, TopicsConfig, formats, formats::short_duration, values::Values,
 };
 use crate::domain::Horizon;
 
@@ -89,6 +89,24 @@ impl Values<'_> {
             }
         }
         RetentionConfig { horizon, movements, orders, idempotency_keys }
+    }
+
+    /// Refuses holds that last as long as an order may be released.
+    pub(super) fn orders(&mut self, horizon: Horizon) -> OrdersConfig {
+        const NAME: &str = "orders.hold_max";
+        let (hold_max, longest_wait) = (self.duration(NAME), horizon.longest_wait());
+        if hold_max.subsec_nanos() != 0 {
+            self.refuse(NAME, "expected whole seconds");
+        }
+        if hold_max >= longest_wait {
+            let longest_wait = short_duration(longest_wait);
+            let error = format!(
+                "expected less than {longest_wait}, after which an order is too old for a \
+                 release; or raise retention.outcomes"
+            );
+            self.refuse(NAME, &error);
+        }
+        OrdersConfig { hold_max_seconds: u32::try_from(hold_max.as_secs()).unwrap_or(u32::MAX) }
     }
 
     pub(super) fn redis(&mut self) -> RedisConfig {

@@ -96,6 +96,24 @@ fn topics_do_not_keep_events_beyond_the_horizon() {
 }
 
 #[test]
+fn a_hold_ends_before_its_order_is_too_old_for_a_release() {
+    for (flags, is_valid) in [
+        (["orders.hold_max=1s", "topics.retention=7d"], true),
+        (["orders.hold_max=2505599s", "topics.retention=7d"], true),
+        (["orders.hold_max=29d", "topics.retention=7d"], false),
+        (["orders.hold_max=1s500ms", "topics.retention=7d"], false),
+        (["retention.outcomes=1d", "topics.retention=1h"], false),
+    ] {
+        let resolved = resolve(&[], &flags);
+
+        assert_eq!(resolved.is_ok(), is_valid, "{flags:?}: {resolved:?}");
+        if let Err(error) = resolved {
+            assert!(error.to_string().starts_with("orders.hold_max = "), "{error}");
+        }
+    }
+}
+
+#[test]
 fn orders_outlive_the_rows_that_refer_to_them() {
     for key in ["retention.outcomes", "retention.idempotency_keys"] {
         let error = resolve(&[], &[&format!("{key}=91d")]).unwrap_err().to_string();

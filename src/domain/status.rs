@@ -110,12 +110,13 @@ impl ReportedStatus {
             "CANCELLED" => Ok(Self::Cancelled(reason.map(Reason::parse))),
             "RELEASED" => Ok(Self::Released),
             other => Err(Invalid(format!(
-                "status {other:?} is none of COMPLETED, RESERVED, FAILED, CANCELLED, CONFIRMED, RELEASED"
+                "status {other:?} is none of COMPLETED, RESERVED, FAILED, CANCELLED, CONFIRMED, \
+                 RELEASED"
             ))),
         }
     }
 
-    pub(crate) fn as_str(&self) -> &'static str {
+    pub fn as_str(&self) -> &'static str {
         match self {
             Self::Completed => "COMPLETED",
             Self::Reserved => "RESERVED",

@@ -1,32 +1,34 @@
-//! The routes of the API: what each handler does, and which response the client receives.
+//! The routes of the API. The files of `api/` have the handlers.
 
-use std::{collections::BTreeSet, sync::Arc, time::Instant};
+mod change;
+mod place;
+mod show;
+mod shown;
+mod watch;
+
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
-    body::Body,
-    extract::{Extension, MatchedPath, Path, Request, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, Method, StatusCode, header},
+    extract::{MatchedPath, Request, State},
+    http::{HeaderName, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
 };
-use chrono::{DateTime, SecondsFormat, SubsecRound, Utc};
-use serde_json::{Map, Value, json};
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
 use super::{
-    Catalog, Committer, OrderRequest, OutcomeWatch, SaveError, body,
-    outcomes::DecidedState,
-    prefer,
-    problem::{FieldError, Problem, respond},
+    Catalog, Changer, Committer, OutcomeWatch,
+    problem::{Problem, respond},
 };
 use crate::{
-    domain::{OrderId, OrderState, ProductId},
-    error_text,
-    http::{self, Connection},
+    domain::{Horizon, OrderId},
+    http,
     lifecycle::Shutdown,
-    store::{NewOrder, OrderStore, StockStore, StoredOrder},
+    store::{OrderStore, StockStore},
     telemetry::Metrics,
 };
 
@@ -43,26 +45,35 @@ pub(crate) struct Api {
     pub(crate) stock: StockStore,
     pub(crate) catalog: Catalog,
     pub(crate) committer: Committer,
+    pub(crate) changer: Changer,
     pub(crate) outcomes: OutcomeWatch,
     /// The most unpublished events in the outbox. Above it, new orders are refused with 503.
     pub(crate) outbox_max: u64,
+    /// Up to which age a client's id is that of a new order.
+    pub(crate) horizon: Horizon,
+    /// The longest hold that a client may ask for.
+    pub(crate) hold_max_seconds: u32,
     pub(crate) max_connections: usize,
+    pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
 }
 
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
-pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
+pub(crate) async fn serve(listener: TcpListener, api: Api) {
+    let shutdown = api.shutdown.clone();
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
+    let document = document(api.hold_max_seconds).to_string();
     let app = Router::new()
-        .route("/v1/orders", post(place_order))
-        .route("/v1/orders/{id}", get(show_order))
-        .route("/v1/products/{id}", get(show_product))
-        .route(
-            "/openapi.json",
-            get(async || ([(header::CONTENT_TYPE, "application/json")], OPENAPI)),
-        )
+        .route("/v1/orders", post(place::place_order))
+        .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
+        .route("/v1/orders/{id}/cancel", post(change::cancel_order))
+        .route("/v1/orders/{id}/confirm", post(change::confirm_order))
+        .route("/v1/orders/{id}/extend", post(change::extend_order))
+        .route("/v1/orders/{id}/events", get(watch::watch_order))
+        .route("/v1/products/{id}", get(show::show_product))
+        .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async |method: Method| {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
@@ -72,6 +83,13 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
     let count_refusal =
         move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
     http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
+}
+
+/// The API's document, with the longest hold that this process accepts.
+fn document(hold_max_seconds: u32) -> Value {
+    let mut document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
+    document["components"]["schemas"]["HoldSeconds"]["maximum"] = hold_max_seconds.into();
+    document
 }
 
 /// Creates the metrics of every response in the API's document at 0, so that `rate()` sees the
@@ -111,96 +129,8 @@ async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -
     response
 }
 
-/// Responds 202, or 201 or 409 if the client waited for the outcome. Fails as [`Api::place`] does.
-async fn place_order(
-    State(api): State<Arc<Api>>,
-    Extension(connection): Extension<Connection>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let placed = api.place(&headers, body, &connection).await;
-    let result = match &placed {
-        Ok(_) => "accepted",
-        Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => "invalid",
-        Err(_) => "rejected",
-    };
-    api.metrics.orders_ingested.with_label_values(&[result]).inc();
-    let order_id = placed?;
-    let Some(max_wait) = prefer::wait(&headers) else { return Ok(accepted(order_id)) };
-    match api.outcomes.wait(order_id, max_wait).await {
-        Some(outcome) => Ok(decided(order_id, outcome)),
-        None => Ok(accepted(order_id)),
-    }
-}
-
-impl Api {
-    /// Saves the order of a request and returns its id. Fails with the problem that the client
-    /// receives; unless it is a 504, nothing was saved.
-    async fn place(
-        &self,
-        headers: &HeaderMap,
-        body: Body,
-        connection: &Connection,
-    ) -> Result<OrderId, Problem> {
-        body::check_content_type(headers)?;
-        if headers.contains_key("idempotency-key") {
-            let detail = "Idempotency-Key is not supported yet; nothing was saved";
-            return Err(Problem::new(StatusCode::NOT_IMPLEMENTED, detail));
-        }
-        let body = body::read(body, connection).await?;
-        let request = OrderRequest::parse(&body.bytes)?;
-        let nothing_saved =
-            |error: SaveError| Problem::unavailable(format!("{error}; nothing was saved"));
-        self.committer.check_store().map_err(nothing_saved)?;
-        self.refuse_unknown_products(&request).await?;
-        if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
-            return Err(Problem::unavailable("the broker lags behind; nothing was saved"));
-        }
-        let order = NewOrder {
-            order_id: OrderId::generate(),
-            reference: request.reference,
-            customer_id: request.customer_id,
-            hold_seconds: None,
-            lines: request.lines,
-            accepted_at: Utc::now().trunc_subsecs(3),
-        };
-        let order_id = order.order_id;
-        self.committer.save(order).await.map_err(|error| not_saved(order_id, &error))?;
-        Ok(order_id)
-    }
-
-    /// Fails with a 422 that names the lines whose product does not exist.
-    async fn refuse_unknown_products(&self, request: &OrderRequest) -> Result<(), Problem> {
-        let lines = request.lines.as_slice();
-        let products: BTreeSet<_> = lines.iter().map(|line| line.product_id().clone()).collect();
-        let unknown = self.catalog.find_unknown(&products).await;
-        let errors: Vec<_> = lines
-            .iter()
-            .enumerate()
-            .filter(|(_, line)| unknown.contains(line.product_id()))
-            .map(|(index, line)| FieldError {
-                pointer: format!("/lines/{index}/product_id"),
-                detail: format!("unknown product {}", line.product_id()),
-            })
-            .collect();
-        if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
-    }
-}
-
-fn not_saved(order_id: OrderId, error: &SaveError) -> Problem {
-    match error {
-        SaveError::QueueFull | SaveError::StoreAway | SaveError::DeadlinePassed => {
-            Problem::unavailable(error.to_string())
-        }
-        SaveError::CommitUnknown => Problem::new(StatusCode::GATEWAY_TIMEOUT, error.to_string())
-            .with("order_id", order_id.to_string())
-            .header(header::LOCATION, location(order_id).1),
-        SaveError::RefusedByStore(_) => {
-            let causes = error_text::with_causes(error);
-            tracing::error!(%order_id, error = causes, "the order store refused a valid order");
-            Problem::new(StatusCode::INTERNAL_SERVER_ERROR, error.to_string())
-        }
-    }
+fn json_text(text: String) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, "application/json")], text)
 }
 
 fn answer(status: StatusCode, mut headers: Vec<(HeaderName, String)>, body: &Value) -> Response {
@@ -212,99 +142,17 @@ fn location(id: OrderId) -> (HeaderName, String) {
     (header::LOCATION, format!("/v1/orders/{id}"))
 }
 
-/// 202: the order is durable, its outcome is not known yet.
-fn accepted(id: OrderId) -> Response {
-    let body = json!({"order_id": id.to_string(), "status": OrderState::Pending.as_str()});
-    answer(StatusCode::ACCEPTED, vec![location(id)], &body)
-}
-
-/// 201 for a completed order, 409 for every other outcome.
-fn decided(id: OrderId, DecidedState { state, reason }: DecidedState) -> Response {
-    let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
-    match state {
-        OrderState::Completed => {
-            let body = json!({"order_id": id.to_string(), "status": state.as_str()});
-            return answer(StatusCode::CREATED, vec![location(id), applied], &body);
-        }
-        OrderState::Pending | OrderState::Reserved | OrderState::Failed | OrderState::Cancelled => {
-        }
-    }
-    let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
-    Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
-        .with("order_id", id.to_string())
-        .with("order_status", state.as_str())
-        .with("reason", reason)
-        .header(header::LOCATION, location(id).1)
-        .header(applied.0, applied.1)
-        .into_response()
-}
-
-/// Responds 200. Fails with 404 if no order has the id, and with 503 if the order store is away.
-async fn show_order(
-    State(api): State<Arc<Api>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Response, Problem> {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such order");
-    let id: OrderId = path.ok().and_then(|Path(id)| id.parse().ok()).ok_or_else(unknown)?;
-    let found = api.orders.find(id).await.map_err(|error| {
-        tracing::warn!(%error, "order not read");
-        Problem::unavailable("the order store does not answer at present")
-    })?;
-    Ok(answer(StatusCode::OK, Vec::new(), &order_body(&found.ok_or_else(unknown)?)))
-}
-
-fn order_body(order: &StoredOrder) -> Value {
-    let lines = order.lines.as_slice().iter();
-    let lines = lines
-        .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
-    let mut body = json!({
-        "order_id": order.order_id.to_string(),
-        "status": order.status.as_str(),
-        "lines": lines.collect::<Vec<_>>(),
-        "created_at": time(order.created_at),
-        "updated_at": time(order.updated_at),
-    });
-    let optional = [
-        ("reason", &order.reason),
-        ("reference", &order.reference),
-        ("customer_id", &order.customer_id),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            body[name] = json!(value);
-        }
-    }
-    body
-}
-
 /// RFC 3339, UTC, with milliseconds.
 fn time(time: DateTime<Utc>) -> String {
     time.to_rfc3339_opts(SecondsFormat::Millis, true)
 }
 
-/// Responds 200. Fails with 404 if no product has the id, and with 503 if the stock store is away.
-async fn show_product(
-    State(api): State<Arc<Api>>,
-    path: Result<Path<String>, PathRejection>,
-) -> Result<Response, Problem> {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such product");
-    let id = path.ok().and_then(|Path(id)| ProductId::parse(&id).ok()).ok_or_else(unknown)?;
-    let found = api.stock.find_products(&[id]).await.map_err(|error| {
-        tracing::warn!(%error, "product not read");
-        Problem::unavailable("the stock store does not answer at present")
-    })?;
-    let product = found.first().ok_or_else(unknown)?;
-    let body = json!({
-        "product_id": product.id.as_str(),
-        "name": product.name,
-        "available": product.available,
-    });
-    Ok(answer(StatusCode::OK, Vec::new(), &body))
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
+    use crate::domain::OrderState;
 
     #[test]
     fn the_document_of_the_api_has_every_order_state() {

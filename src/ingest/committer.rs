@@ -13,15 +13,17 @@ use prometheus::IntCounter;
 use tokio::{
     sync::{Mutex, mpsc, oneshot},
     task::JoinSet,
-    time::{Instant, sleep, sleep_until, timeout, timeout_at},
+    time::{Instant, sleep, timeout, timeout_at},
 };
 
+use super::groups::GroupQueue;
 use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
+    domain::OrderId,
     relay::{COMMITTER_LEASE, Relay},
-    store::{NewOrder, OrderStore, StoreError, StoreUse},
+    store::{OrderStore, PlaceTerms, Placed, Placement, StoreError, StoreUse, leaders},
     telemetry::Metrics,
 };
 
@@ -44,9 +46,9 @@ pub(crate) enum SaveError {
     StoreAway,
     #[error("the order waited too long to be saved; nothing was saved")]
     DeadlinePassed,
-    /// The order may be saved or not.
+    /// The order may be saved or not, under this id.
     #[error("the outcome of the commit is unknown: GET shows whether the order was saved")]
-    CommitUnknown,
+    CommitUnknown(OrderId),
     /// The order store rejects the order for its data, although the API found the order valid.
     #[error("the order store refuses this order; nothing was saved")]
     RefusedByStore(#[source] Arc<StoreError>),
@@ -66,11 +68,11 @@ pub(crate) struct Committer {
 
 /// An order that waits for a commit.
 struct QueuedOrder {
-    order: NewOrder,
+    placement: Placement,
     /// The order's transaction begins before this instant, or never.
     deadline: Instant,
     ownership: Ownership,
-    saved: oneshot::Sender<Result<(), SaveError>>,
+    saved: oneshot::Sender<Result<Placed, SaveError>>,
 }
 
 /// Belongs to the first caller of [`Ownership::take`]: to the task that begins an order's
@@ -113,8 +115,7 @@ impl Committer {
         metrics: &Metrics,
     ) -> (Self, JoinSet<()>) {
         let (queue, orders) = mpsc::channel(MAX_QUEUED_ORDERS);
-        let queued = OrderQueue { orders, groups, closed_at: Instant::now() };
-        let queued = Arc::new(Mutex::new(queued));
+        let queued = Arc::new(Mutex::new(GroupQueue::new(orders, groups)));
         let (is_store_away, alive) = (Arc::new(AtomicBool::new(false)), Arc::new(()));
         let abandoned = metrics.orders_ingested.with_label_values(&["abandoned"]);
         let mut tasks = JoinSet::new();
@@ -131,18 +132,20 @@ impl Committer {
         (Self { queue, deadline, is_store_away, abandoned, _alive: alive }, tasks)
     }
 
-    /// Returns once the order is durable, and on its way to the `orders` topic.
+    /// Returns once the order is durable, and on its way to the `orders` topic. Or returns what an
+    /// earlier request with the same key or id has made.
     ///
     /// The order's transaction begins before the deadline or not at all. It does not begin either
     /// once this future is dropped. A transaction that has begun may take as long again.
     ///
     /// Fails with every variant of [`SaveError`]. After `CommitUnknown` the order may be saved.
-    pub(crate) async fn save(&self, order: NewOrder) -> Result<(), SaveError> {
+    pub(crate) async fn save(&self, placement: Placement) -> Result<Placed, SaveError> {
         self.check_store()?;
+        let order_id = placement.order.order_id;
         let deadline = Instant::now() + self.deadline;
         let (saved, mut outcome) = oneshot::channel();
         let ownership = Ownership::default();
-        let queued = QueuedOrder { order, deadline, ownership: ownership.clone(), saved };
+        let queued = QueuedOrder { placement, deadline, ownership: ownership.clone(), saved };
         self.queue.try_send(queued).map_err(|_| SaveError::QueueFull)?;
         let client = AbandonOnDrop { ownership, abandoned: self.abandoned.clone() };
         let answer = match timeout_at(deadline, &mut outcome).await {
@@ -153,7 +156,7 @@ impl Committer {
         // No answer: the task ended that had the order, or the tasks that might have taken it.
         answer.unwrap_or_else(|_| {
             let has_begun = !client.ownership.take();
-            Err(if has_begun { SaveError::CommitUnknown } else { SaveError::StoreAway })
+            Err(if has_begun { SaveError::CommitUnknown(order_id) } else { SaveError::StoreAway })
         })
     }
 
@@ -179,38 +182,32 @@ impl QueuedOrder {
         None
     }
 
-    fn answer(self, outcome: Result<(), SaveError>) {
+    fn answer(self, outcome: Result<Placed, SaveError>) {
         // The client may have gone. The outcome of its order stands.
         let _client_gone = self.saved.send(outcome);
     }
 }
 
-/// The orders that wait for a commit.
-struct OrderQueue {
-    orders: mpsc::Receiver<QueuedOrder>,
-    groups: BatchConfig,
-    /// When the last group was closed.
-    closed_at: Instant,
+/// Why the orders of a group were not saved.
+enum GroupFailure {
+    Refused(Arc<StoreError>),
+    StoreAway,
+    CommitUnknown,
 }
 
-impl OrderQueue {
-    /// Waits for orders and closes their group, as a lane closes its batches: when it is full, or
-    /// when no order waits and `linger` has passed since the last group. So a lone order does not
-    /// wait (Nagle, RFC 896). Empty if no more orders will come.
-    async fn next_group(&mut self) -> Vec<QueuedOrder> {
-        let BatchConfig { max, linger } = self.groups;
-        let mut group = Vec::new();
-        let mut received = self.orders.recv_many(&mut group, max).await;
-        while received > 0 && group.len() < max {
-            let room = max - group.len();
-            received = tokio::select! {
-                biased;
-                received = self.orders.recv_many(&mut group, room) => received,
-                () = sleep_until(self.closed_at + linger) => 0,
-            };
+impl GroupFailure {
+    fn answer(&self, group: Vec<QueuedOrder>) {
+        let placements: Vec<_> = group.iter().map(|queued| &queued.placement).collect();
+        // Equal requests of a group make the order of the first of them.
+        let leaders = leaders(&placements).into_iter();
+        let ids: Vec<_> = leaders.map(|at| placements[at].order.order_id).collect();
+        for (queued, order_id) in group.into_iter().zip(ids) {
+            queued.answer(Err(match self {
+                Self::Refused(error) => SaveError::RefusedByStore(Arc::clone(error)),
+                Self::StoreAway => SaveError::StoreAway,
+                Self::CommitUnknown => SaveError::CommitUnknown(order_id),
+            }));
         }
-        self.closed_at = Instant::now();
-        group
     }
 }
 
@@ -225,7 +222,7 @@ struct CommitTask {
 }
 
 impl CommitTask {
-    async fn run(self, queue: Arc<Mutex<OrderQueue>>) {
+    async fn run(self, queue: Arc<Mutex<GroupQueue<QueuedOrder>>>) {
         loop {
             self.wait_for_store().await;
             let group = queue.lock().await.next_group().await;
@@ -259,47 +256,58 @@ impl CommitTask {
     fn save(&self, mut group: Vec<QueuedOrder>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             match self.place(&mut group).await {
-                Ok(orders) => {
+                Ok(placed) => {
                     crash_point("ingest.committed");
-                    for queued in group {
-                        queued.answer(Ok(()));
-                    }
-                    self.relay.publish_in_background(
-                        orders.into_iter().map(NewOrder::into_event).collect(),
-                    );
+                    self.answer(group, placed);
                 }
-                Err(SaveError::RefusedByStore(_)) if group.len() > 1 => {
+                Err(GroupFailure::Refused(_)) if group.len() > 1 => {
                     let second_half = group.split_off(group.len() / 2);
                     self.save(group).await;
                     self.save(second_half).await;
                 }
-                Err(error) => {
-                    for queued in group {
-                        queued.answer(Err(error.clone()));
-                    }
-                }
+                Err(failure) => failure.answer(group),
             }
         })
+    }
+
+    /// Answers the clients of a group, and publishes its new orders.
+    fn answer(&self, group: Vec<QueuedOrder>, placed: Vec<Placed>) {
+        let mut events = Vec::with_capacity(group.len());
+        for (QueuedOrder { placement, saved, .. }, placed) in group.into_iter().zip(placed) {
+            if placed == Placed::New {
+                events.push(placement.order.into_event());
+            }
+            // The client may have gone. The outcome of its order stands.
+            let _client_gone = saved.send(Ok(placed));
+        }
+        self.relay.publish_in_background(events);
     }
 
     /// Places a group in one transaction, and repeats a failed attempt until the last deadline of
     /// the group. Between attempts, an order leaves the group if its deadline has passed or its
     /// client has gone.
     ///
-    /// Fails with `RefusedByStore` at once. Fails with `StoreAway` at the last deadline, or with
+    /// Fails with `Refused` at once. Fails with `StoreAway` at the last deadline, or with
     /// `CommitUnknown` if the outcome of an attempt is unknown.
-    async fn place(&self, group: &mut Vec<QueuedOrder>) -> Result<Vec<NewOrder>, SaveError> {
+    async fn place(&self, group: &mut Vec<QueuedOrder>) -> Result<Vec<Placed>, GroupFailure> {
         let (mut failures, begun_at) = (Backoff::default(), Instant::now());
         let mut is_commit_unknown = false;
         while let Some(deadline) = group.iter().map(|queued| queued.deadline).max() {
-            let orders: Vec<_> = group.iter().map(|queued| queued.order.clone()).collect();
-            let error = match self.store.place_by(&orders, COMMITTER_LEASE, deadline).await {
-                Ok(()) => {
+            let placements: Vec<_> = group.iter().map(|queued| &queued.placement).collect();
+            let terms = PlaceTerms {
+                lease: COMMITTER_LEASE,
+                max_id_skew: self.relay.max_id_skew(),
+                is_repeated: is_commit_unknown,
+            };
+            let error = match self.store.place_by(&placements, terms, deadline).await {
+                Ok(placed) => {
                     self.is_store_away.store(false, Ordering::Relaxed);
-                    return Ok(orders);
+                    return Ok(placed);
                 }
-                Err(error @ (StoreError::Refused(_) | StoreError::Unencodable(_))) => {
-                    return Err(SaveError::RefusedByStore(Arc::new(error)));
+                Err(error @ (StoreError::Refused(_) | StoreError::Unencodable(_)))
+                    if !is_commit_unknown =>
+                {
+                    return Err(GroupFailure::Refused(Arc::new(error)));
                 }
                 Err(error) => error,
             };
@@ -309,13 +317,13 @@ impl CommitTask {
             if is_last || begun_at.elapsed() >= AWAY_AFTER {
                 self.is_store_away.store(true, Ordering::Relaxed);
             }
-            tracing::warn!(orders = orders.len(), %error, "orders not saved");
+            tracing::warn!(orders = placements.len(), %error, "orders not saved");
             is_commit_unknown |= matches!(error, StoreError::CommitUnknown(_));
             if is_last {
                 return Err(if is_commit_unknown {
-                    SaveError::CommitUnknown
+                    GroupFailure::CommitUnknown
                 } else {
-                    SaveError::StoreAway
+                    GroupFailure::StoreAway
                 });
             }
             sleep(delay).await;
@@ -332,41 +340,4 @@ impl CommitTask {
 }
 
 #[cfg(test)]
-mod tests {
-    use chrono::Utc;
-
-    use super::*;
-    use crate::domain::{Line, Lines, OrderId, ProductId};
-
-    /// What the client receives if the task that commits ends without an answer.
-    async fn answer_of_lost_task(has_begun: bool) -> Result<(), SaveError> {
-        let (queue, mut orders) = mpsc::channel::<QueuedOrder>(1);
-        let committer = Committer {
-            queue,
-            deadline: Duration::from_secs(60),
-            is_store_away: Arc::default(),
-            abandoned: IntCounter::new("abandoned", "abandoned orders").unwrap(),
-            _alive: Arc::default(),
-        };
-        let line = Line::new(ProductId::parse("a").unwrap(), 1).unwrap();
-        let order = NewOrder {
-            order_id: OrderId::generate(),
-            reference: None,
-            customer_id: None,
-            hold_seconds: None,
-            lines: Lines::new(vec![line]).unwrap(),
-            accepted_at: Utc::now(),
-        };
-        let task = async {
-            let queued = orders.recv().await.unwrap();
-            drop(if has_begun { queued.begin(Instant::now()) } else { Some(queued) });
-        };
-        tokio::join!(committer.save(order), task).0
-    }
-
-    #[tokio::test]
-    async fn an_order_of_a_lost_task_is_unknown_once_its_transaction_began() {
-        assert!(matches!(answer_of_lost_task(true).await, Err(SaveError::CommitUnknown)));
-        assert!(matches!(answer_of_lost_task(false).await, Err(SaveError::StoreAway)));
-    }
-}
+mod tests;

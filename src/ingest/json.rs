@@ -3,6 +3,7 @@
 //! The JSON is parsed as a stream: a value that is wrong or unknown is skipped. So the result is
 //! never larger than a valid order and 20 errors, however large the request is.
 
+mod hold;
 mod values;
 
 use std::{cell::RefCell, fmt};
@@ -11,11 +12,12 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 
 use super::problem::{FieldError, MAX_FIELD_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, ProductId};
+pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
 /// The most characters of a reference and of a customer id.
 const MAX_TEXT_CHARS: usize = 128;
-const ORDER_FIELDS: [&str; 3] = ["reference", "customer_id", "lines"];
+const ORDER_FIELDS: [&str; 4] = ["reference", "customer_id", "hold_seconds", "lines"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
@@ -50,13 +52,17 @@ impl FieldErrors {
 pub(super) struct OrderDraft {
     pub(super) reference: Option<String>,
     pub(super) customer_id: Option<String>,
+    pub(super) hold_seconds: Option<u32>,
     /// The valid lines.
     pub(super) lines: Vec<Line>,
 }
 
 /// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
 /// once there are [`MAX_FIELD_ERRORS`].
-pub(super) struct OrderSeed<'a>(pub(super) &'a FieldErrors);
+pub(super) struct OrderSeed<'a> {
+    pub(super) errors: &'a FieldErrors,
+    pub(super) hold_max_seconds: u32,
+}
 
 /// The methods of a visitor that refuses every scalar. serde calls a method of its own for each
 /// kind of value. A missing method would end the parser instead of adding an error.
@@ -98,13 +104,15 @@ macro_rules! seed {
     };
 }
 
+use {refuse_scalars, seed};
+
 seed!(OrderSeed, OrderDraft);
 seed!(LinesSeed, Vec<Line>);
 seed!(LineSeed, Option<Line>);
 
 impl OrderSeed<'_> {
     fn refuse<E: de::Error>(self) -> Result<OrderDraft, E> {
-        self.0.add("", NOT_AN_ORDER)?;
+        self.errors.add("", NOT_AN_ORDER)?;
         Ok(OrderDraft::default())
     }
 
@@ -121,7 +129,7 @@ impl OrderSeed<'_> {
             }
             _ => {}
         }
-        self.0.add(
+        self.errors.add(
             format!("/{name}"),
             format!("must be a string of 1 to {MAX_TEXT_CHARS} characters"),
         )?;
@@ -149,22 +157,47 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
             match fields.note(name) {
                 Ok("reference") => draft.reference = self.text("reference", &mut map)?,
                 Ok("customer_id") => draft.customer_id = self.text("customer_id", &mut map)?,
-                Ok(_) => draft.lines = map.next_value_seed(LinesSeed(self.0))?,
+                Ok("hold_seconds") => {
+                    let given = map.next_value_seed(ScalarSeed)?;
+                    if !matches!(given, Scalar::Null) {
+                        draft.hold_seconds =
+                            hold_seconds(&given, self.errors, self.hold_max_seconds)?;
+                    }
+                }
+                Ok(_) => draft.lines = map.next_value_seed(LinesSeed(self.errors))?,
                 Err(WrongName { shown, fault }) => {
                     let detail = format!(
-                        "{fault}; an order has reference, customer_id and lines, each once"
+                        "{fault}; an order has reference, customer_id, hold_seconds and lines, \
+                         each once"
                     );
-                    self.0.add(format!("/{shown}"), detail)?;
+                    self.errors.add(format!("/{shown}"), detail)?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
         }
         if !fields.has("lines") {
-            self.0
+            self.errors
                 .add("/lines", format!("is missing; must be an array of 1 to {MAX_LINES} lines"))?;
         }
         Ok(draft)
     }
+}
+
+/// Reads the length of a hold. Adds an error, and returns `None`, unless it is a whole number from
+/// 1 to `max`.
+fn hold_seconds<E: de::Error>(
+    given: &Scalar,
+    errors: &FieldErrors,
+    max: u32,
+) -> Result<Option<u32>, E> {
+    if let Scalar::Whole(seconds) = given
+        && let Some(seconds) = u32::try_from(*seconds).ok().filter(|n| (1..=max).contains(n))
+    {
+        return Ok(Some(seconds));
+    }
+    let detail = format!("must be a whole number from 1 to {max}, not {}", given.shown());
+    errors.add("/hold_seconds", detail)?;
+    Ok(None)
 }
 
 struct LinesSeed<'a>(&'a FieldErrors);

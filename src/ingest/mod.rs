@@ -8,23 +8,31 @@
 //! | `api.rs` | routes, handlers, responses |
 //! | `body.rs` | reads the body, with bounds on its size, time and memory |
 //! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
+//! | `idempotency.rs` | reads the `Idempotency-Key`, and digests the request |
 //! | `catalog.rs` | finds out which of its products exist |
-//! | `committer.rs` | saves the orders of many clients in one transaction |
-//! | `prefer.rs`, `outcomes.rs` | let a client with `Prefer: wait` wait for the outcome |
+//! | `committer.rs`, `groups.rs` | save the orders of many clients in one transaction |
+//! | `prefer.rs`, `outcomes.rs`, `subscriptions.rs` | let a client wait for the outcome |
 //! | `problem.rs` | errors as RFC 9457 wants them |
+//!
+//! A request that changes an order passes `changes.rs` in place of `committer.rs`.
 
 mod api;
 mod body;
 mod catalog;
+mod changes;
 mod committer;
+mod groups;
+mod idempotency;
 mod json;
 mod outcomes;
 mod prefer;
 mod problem;
 mod request;
+mod subscriptions;
 
 pub(crate) use api::{Api, serve};
 pub(crate) use catalog::Catalog;
+pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};
 pub(crate) use outcomes::OutcomeWatch;
 pub(crate) use request::{MAX_BODY_BYTES, OrderRequest};

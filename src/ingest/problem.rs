@@ -42,7 +42,7 @@ impl Problem {
     /// 422 that names the wrong fields, the first [`MAX_FIELD_ERRORS`] of them.
     pub(crate) fn invalid(errors: &[FieldError]) -> Self {
         let errors = errors.get(..MAX_FIELD_ERRORS).unwrap_or(errors);
-        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the order is invalid; nothing was saved")
+        Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the request is invalid; nothing was saved")
             .with("errors", json!(errors))
     }
 

@@ -1,10 +1,10 @@
 //! An order request, parsed from JSON.
 
 use axum::http::StatusCode;
-use serde::de::DeserializeSeed as _;
+use serde::de::DeserializeSeed;
 
 use super::{
-    json::{FieldErrors, OrderDraft, OrderSeed},
+    json::{FieldErrors, HoldSeed, OrderDraft, OrderSeed},
     problem::Problem,
 };
 use crate::domain::Lines;
@@ -17,31 +17,62 @@ pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
 pub(crate) struct OrderRequest {
     pub(crate) reference: Option<String>,
     pub(crate) customer_id: Option<String>,
+    /// How long the order holds its stock, unless it is confirmed.
+    pub(crate) hold_seconds: Option<u32>,
     pub(crate) lines: Lines,
 }
 
 impl OrderRequest {
+    /// `hold_max_seconds`: the longest hold that is valid.
+    ///
     /// Fails with a 400 if the body is not JSON. Fails with a 422 if it is JSON but not a valid
     /// order; the 422 names the wrong fields, 20 at most.
-    pub(crate) fn parse(body: &[u8]) -> Result<Self, Problem> {
+    pub(crate) fn parse(body: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
         let errors = FieldErrors::default();
-        let mut json = serde_json::Deserializer::from_slice(body);
-        let read =
-            OrderSeed(&errors).deserialize(&mut json).and_then(|draft| json.end().map(|()| draft));
-        let draft = match read {
-            Err(error) if !errors.are_enough() => {
-                return Err(Problem::new(
-                    StatusCode::BAD_REQUEST,
-                    format!("the body is not JSON: {error}"),
-                ));
-            }
-            read => read.unwrap_or_default(),
-        };
-        let OrderDraft { reference, customer_id, lines } = draft;
+        let draft = read_json(body, OrderSeed { errors: &errors, hold_max_seconds }, &errors)?;
+        let OrderDraft { reference, customer_id, hold_seconds, lines } = draft;
         match (errors.into_inner().as_slice(), Lines::new(lines)) {
-            ([], Ok(lines)) => Ok(Self { reference, customer_id, lines }),
+            ([], Ok(lines)) => Ok(Self { reference, customer_id, hold_seconds, lines }),
             (errors, _) => Err(Problem::invalid(errors)),
         }
+    }
+}
+
+/// A valid request to extend a hold.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct ExtendRequest {
+    pub(super) hold_seconds: u32,
+}
+
+impl ExtendRequest {
+    /// `hold_max_seconds`: the longest hold that is valid.
+    ///
+    /// Fails with a 400 if the body is not JSON, and with a 422 if it is not a valid request.
+    pub(super) fn parse(body: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
+        let errors = FieldErrors::default();
+        let hold_seconds =
+            read_json(body, HoldSeed { errors: &errors, hold_max_seconds }, &errors)?;
+        match (errors.into_inner().as_slice(), hold_seconds) {
+            ([], Some(hold_seconds)) => Ok(Self { hold_seconds }),
+            (errors, _) => Err(Problem::invalid(errors)),
+        }
+    }
+}
+
+/// Reads a body by a seed that adds what is wrong to `errors`.
+///
+/// Fails with a 400 if the body is not JSON, unless there are [`FieldErrors::are_enough`] before.
+fn read_json<'de, T: Default>(
+    body: &'de [u8],
+    seed: impl DeserializeSeed<'de, Value = T>,
+    errors: &FieldErrors,
+) -> Result<T, Problem> {
+    let mut json = serde_json::Deserializer::from_slice(body);
+    match seed.deserialize(&mut json).and_then(|draft| json.end().map(|()| draft)) {
+        Err(error) if !errors.are_enough() => {
+            Err(Problem::new(StatusCode::BAD_REQUEST, format!("the body is not JSON: {error}")))
+        }
+        read => Ok(read.unwrap_or_default()),
     }
 }
 
@@ -49,9 +80,18 @@ impl OrderRequest {
 mod tests {
     use super::*;
 
+    const HOLD_MAX_SECONDS: u32 = 86_400;
+
+    fn parse(body: &[u8]) -> Result<OrderRequest, Problem> {
+        OrderRequest::parse(body, HOLD_MAX_SECONDS)
+    }
+
     /// The pointers to the fields that the answer to `body` names as wrong.
     fn wrong_fields(body: &str) -> Vec<String> {
-        let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
+        pointers(&parse(body.as_bytes()).unwrap_err())
+    }
+
+    fn pointers(problem: &Problem) -> Vec<String> {
         assert_eq!(problem.status(), StatusCode::UNPROCESSABLE_ENTITY);
         problem.body()["errors"]
             .as_array()
@@ -66,10 +106,61 @@ mod tests {
         let line = r#"{"product_id":"a","quantity":1000000}"#;
         let body = format!(r#"{{"reference":"r","customer_id":null,"lines":[{line}]}}"#);
 
-        let order = OrderRequest::parse(body.as_bytes()).unwrap();
+        let order = parse(body.as_bytes()).unwrap();
 
         assert_eq!((order.reference.as_deref(), order.customer_id), (Some("r"), None));
         assert_eq!(order.lines.as_slice()[0].quantity(), 1_000_000);
+    }
+
+    #[test]
+    fn a_number_without_a_fraction_is_whole_however_it_is_written() {
+        for quantity in ["2", "2.0", "2e0", "0.2e1"] {
+            let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
+
+            let order = parse(body.as_bytes()).unwrap();
+
+            assert_eq!(order.lines.as_slice()[0].quantity(), 2, "{quantity}");
+        }
+    }
+
+    #[test]
+    fn a_hold_lasts_whole_seconds_up_to_the_longest() {
+        let line = r#"{"product_id":"a","quantity":1}"#;
+        let body = |hold: &str| format!(r#"{{"lines":[{line}],"hold_seconds":{hold}}}"#);
+        for (hold, expected) in
+            [("1", Some(1)), ("1.0", Some(1)), ("86400", Some(86_400)), ("null", None)]
+        {
+            let order = parse(body(hold).as_bytes()).unwrap();
+
+            assert_eq!(order.hold_seconds, expected, "{hold}");
+        }
+        for hold in
+            ["0", "-1", "86401", "1.5", "\"1\"", "true", "[1]", "{}", "99999999999999999999"]
+        {
+            assert_eq!(wrong_fields(&body(hold)), ["/hold_seconds"], "{hold}");
+        }
+        assert_eq!(wrong_fields(&body(r#"1,"hold_seconds":1"#)), ["/hold_seconds"]);
+    }
+
+    #[test]
+    fn an_extension_has_a_hold_and_nothing_else() {
+        let parse = |body: &str| ExtendRequest::parse(body.as_bytes(), HOLD_MAX_SECONDS);
+
+        assert_eq!(parse(r#"{"hold_seconds":60}"#).unwrap().hold_seconds, 60);
+        for (body, expected) in [
+            ("{}", "/hold_seconds"),
+            ("[]", ""),
+            ("7", ""),
+            (r#"{"hold_seconds":null}"#, "/hold_seconds"),
+            (r#"{"hold_seconds":86401}"#, "/hold_seconds"),
+            (r#"{"hold_seconds":1,"hold_seconds":1}"#, "/hold_seconds"),
+            (r#"{"hold_seconds":1,"lines":[]}"#, "/lines"),
+        ] {
+            assert_eq!(pointers(&parse(body).unwrap_err()), [expected], "{body}");
+        }
+        for body in ["", "{", r#"{"hold_seconds":1}x"#] {
+            assert_eq!(parse(body).unwrap_err().status(), StatusCode::BAD_REQUEST, "{body:?}");
+        }
     }
 
     #[test]
@@ -87,7 +178,7 @@ mod tests {
             wrong_fields(bad_line),
             ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]
         );
-        for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
+        for quantity in ["0", "-1", "1000001", "1.5", "1e300", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
             assert_eq!(wrong_fields(&body), ["/lines/0/quantity"], "{quantity}");
         }
@@ -136,7 +227,7 @@ mod tests {
             format!(r#"{{"lines":[{{"product_id":"{long}","quantity":"{long}","{long}":1}}]}}"#),
             format!(r#"{{"lines":[{{"product_id":"a","quantity":{}}}]}}"#, "1".repeat(300)),
         ] {
-            let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
+            let problem = parse(body.as_bytes()).unwrap_err();
             let shown = problem.body().to_string();
             assert!(shown.len() < 1_500, "{} bytes", shown.len());
         }
@@ -168,7 +259,7 @@ mod tests {
     #[test]
     fn a_body_that_is_not_json_is_a_bad_request() {
         for body in ["", "{", "{}x", "\u{0}"] {
-            let problem = OrderRequest::parse(body.as_bytes()).unwrap_err();
+            let problem = parse(body.as_bytes()).unwrap_err();
             assert_eq!(problem.status(), StatusCode::BAD_REQUEST, "{body:?}");
         }
     }

@@ -94,7 +94,7 @@ pub use client::client_config;
 pub use consumer::Consumer;
 pub use consumer::Subscription;
 pub use dead_letters::DeadLetters;
-pub(crate) use group::has_workers;
+pub(crate) use group::has_members;
 pub use handler::DeadLetterReason;
 pub use handler::Done;
 pub use handler::Fate;

@@ -6,9 +6,11 @@
 //! | `mod` | placed orders of the outbox, which a crash or an outage left there |
 //! | `pending`, `oldest` | orders that stay pending, again |
 //! | `announcements` | moves of orders, to `order-status` |
+//! | `changes` | what changes of orders have just committed |
 //! | `releases` | releases that are owed, again until a worker reports that they are done |
 
 mod announcements;
+mod changes;
 mod oldest;
 mod pending;
 mod releases;
@@ -34,6 +36,7 @@ use crate::{
 };
 
 pub use announcements::Announcer;
+pub(crate) use changes::publish_changes;
 pub use pending::PendingPass;
 pub use pending::PendingWatch;
 pub use releases::ReleasePass;
@@ -120,6 +123,12 @@ impl Relay {
             publishing,
             published: Arc::default(),
         }
+    }
+
+    /// The watch of pending orders finds an order whose id was made this long before or after it
+    /// was placed.
+    pub(crate) fn max_id_skew(&self) -> Duration {
+        pending::max_id_skew(self.again_after)
     }
 
     /// Publishes events that were just committed. If that fails, their outbox rows stay, and a

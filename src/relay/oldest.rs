@@ -31,8 +31,8 @@ pub(super) struct OldestPending {
 /// What a scan says about the oldest pending order.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct OldestFound {
-    /// `None` if the scan found none.
-    pub(crate) order: Option<OrderId>,
+    /// Since when it is pending. `None` if the scan found none.
+    pub(crate) since: Option<DateTime<Utc>>,
     /// No order below this one is pending, except watched ones.
     pub(crate) scanned_to: OrderId,
 }
@@ -45,28 +45,32 @@ impl OldestPending {
     /// Sets the gauge to the age of the order, or to 0. The next scan goes on from there.
     pub(super) fn set(&mut self, found: OldestFound, now: DateTime<Utc>) {
         self.from = found.scanned_to;
-        let age = found.order.map_or(0.0, |oldest| (now - oldest.made_at()).as_seconds_f64());
+        let age = found.since.map_or(0.0, |since| (now - since).as_seconds_f64());
         self.age_seconds.set(age.max(0.0));
     }
 
-    /// Finds the oldest pending order: among the `watched` ones, or else among the younger ones
-    /// from `decidable_from` on. Its work is bounded, so it may miss an order if orders come fast.
-    /// The next pass finds that order.
+    /// Finds the oldest pending order: among the `watched` ones, with the time since when each is
+    /// pending, or else among the younger ones from `decidable_from` on. Its work is bounded, so it
+    /// may miss an order if orders come fast. The next pass finds that order.
     ///
     /// Fails with the error of the store.
     pub(super) async fn measure(
         &mut self,
         store: &OrderStore,
-        watched: impl Iterator<Item = OrderId>,
+        watched: Vec<(OrderId, DateTime<Utc>)>,
         decidable_from: OrderId,
         now: DateTime<Utc>,
     ) -> Result<(), StoreError> {
-        let watched: Vec<_> = watched.take(MAX_ASKED_ORDERS).collect();
+        let mut watched = watched;
+        watched.sort_unstable_by_key(|(id, since)| (*since, *id));
+        watched.truncate(MAX_ASKED_ORDERS);
         if !watched.is_empty() {
-            let decided = store.find_decided(&watched).await?;
+            let ids: Vec<_> = watched.iter().map(|(id, _)| *id).collect();
+            let decided = store.find_decided(&ids).await?;
             let decided: HashSet<_> = decided.iter().map(|order| order.order_id).collect();
-            if let Some(oldest) = watched.into_iter().find(|id| !decided.contains(id)) {
-                self.set(OldestFound { order: Some(oldest), scanned_to: self.from }, now);
+            let oldest = watched.into_iter().find(|(id, _)| !decided.contains(id));
+            if let Some((_, since)) = oldest {
+                self.set(OldestFound { since: Some(since), scanned_to: self.from }, now);
                 return Ok(());
             }
         }
@@ -81,7 +85,8 @@ impl OldestPending {
                 _ => break,
             }
         }
-        self.set(OldestFound { order: oldest, scanned_to: from }, now);
+        let since = oldest.map(OrderId::made_at);
+        self.set(OldestFound { since, scanned_to: from }, now);
         Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::{
 use crate::{
     domain::{Horizon, OrderId},
     lifecycle::Shutdown,
-    store::StoreError,
+    store::{StoreError, UnscannedOrder},
     telemetry::{Component, Metrics},
 };
 
@@ -46,7 +46,8 @@ const MAX_ASKED_ORDERS: usize = 2_000;
 /// topic keeps messages.
 ///
 /// The watch reads each order once, in the order of the primary key. An index of the pending orders
-/// would cost two more writes for each order.
+/// would cost two more writes for each order. The scan passes over orders whose callers made the
+/// ids at another time. The table `unscanned_orders` has these, and each pass reads it.
 pub struct PendingWatch {
     relay: Relay,
     horizon: Horizon,
@@ -58,19 +59,33 @@ pub struct PendingWatch {
     oldest: OldestPending,
 }
 
-/// How often a pending order was produced again, and when last.
-#[derive(Debug, Clone, Copy, Default)]
+/// A pending order: since when it is pending, how often it was produced again, and when last.
+#[derive(Debug, Clone, Copy)]
 struct Watched {
+    since: DateTime<Utc>,
     produced_at: Option<DateTime<Utc>>,
     times: u32,
 }
 
 impl Watched {
-    /// When the order is produced again. The wait begins at the making of its id, and doubles each
-    /// time.
-    fn due_at(&self, id: OrderId, relay: &Relay) -> DateTime<Utc> {
-        self.produced_at.unwrap_or(id.made_at()) + relay.wait_after(self.times)
+    fn since(since: DateTime<Utc>) -> Self {
+        Self { since, produced_at: None, times: 0 }
     }
+
+    /// When the order is produced again. The wait doubles each time.
+    fn due_at(&self, relay: &Relay) -> DateTime<Utc> {
+        self.produced_at.unwrap_or(self.since) + relay.wait_after(self.times)
+    }
+}
+
+/// How far the scan stays behind the present.
+fn scan_delay(again_after: Duration) -> Duration {
+    MAX_COMMIT_DELAY.min(again_after)
+}
+
+/// Half of the delay is for the age of an id, and half for the time until its order is committed.
+pub(super) fn max_id_skew(again_after: Duration) -> Duration {
+    scan_delay(again_after) / 2
 }
 
 /// What a pass did.
@@ -124,7 +139,8 @@ impl PendingWatch {
             if left <= MEASURE_INTERVAL {
                 return;
             }
-            let (watched, now) = (self.watched.keys().copied(), Utc::now());
+            let watched = self.watched.iter().map(|(id, watched)| (*id, watched.since)).collect();
+            let now = Utc::now();
             let decidable_from = self.horizon.decidable(now).start;
             let store = &self.relay.store;
             if let Err(error) = self.oldest.measure(store, watched, decidable_from, now).await {
@@ -140,10 +156,11 @@ impl PendingWatch {
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<PendingPass, RelayError> {
         self.forget_decided().await?;
         let expired = self.forget_expired(now);
+        self.watch_unscanned(now).await?;
         let is_complete = self.scan(now).await?;
-        let oldest = match self.watched.keys().next() {
+        let oldest = match self.watched.values().map(|watched| watched.since).min() {
             None if is_complete => self.find_young().await?,
-            order => OldestFound { order: order.copied(), scanned_to: self.scanned },
+            since => OldestFound { since, scanned_to: self.scanned },
         };
         self.oldest.set(oldest, now);
         let produced = self.produce_due(now).await?;
@@ -179,9 +196,42 @@ impl PendingWatch {
         expired.len()
     }
 
+    /// Watches the pending orders that the scan would pass over. Forgets those that are no longer
+    /// pending, or too old to be decided.
+    async fn watch_unscanned(&mut self, now: DateTime<Utc>) -> Result<(), StoreError> {
+        let settled = now - self.scan_delay();
+        let decidable_from = self.horizon.decidable(now).start;
+        let mut after = OrderId::first_of(DateTime::UNIX_EPOCH);
+        for _ in 0..MAX_CHUNKS_PER_PASS {
+            let begun = Instant::now();
+            let orders = self.relay.store.read_unscanned(after, CHUNK_ORDERS).await?;
+            let Some(last) = orders.last() else { return Ok(()) };
+            after = last.order_id;
+            let is_open =
+                |order: &&UnscannedOrder| order.is_pending && order.order_id >= decidable_from;
+            let done = orders.iter().filter(|order| !is_open(order));
+            let done: Vec<_> = done.map(|order| order.order_id).collect();
+            for ids in done.chunks(MAX_ASKED_ORDERS) {
+                self.relay.store.forget_unscanned(ids).await?;
+            }
+            for order in orders.iter().filter(is_open) {
+                if order.created_at <= settled && self.watched.len() < MAX_WATCHED_ORDERS {
+                    let watched = Watched::since(order.created_at);
+                    self.watched.entry(order.order_id).or_insert(watched);
+                }
+            }
+            tokio::time::sleep((begun.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)).await;
+        }
+        Ok(())
+    }
+
+    fn scan_delay(&self) -> Duration {
+        scan_delay(self.relay.again_after)
+    }
+
     /// Reads on from the end of the last scan. Returns whether it came to the end of the orders.
     async fn scan(&mut self, now: DateTime<Utc>) -> Result<bool, StoreError> {
-        let settled = OrderId::first_of(now - MAX_COMMIT_DELAY.min(self.relay.again_after));
+        let settled = OrderId::first_of(now - self.scan_delay());
         self.scanned = self.scanned.max(self.horizon.decidable(now).start);
         let scanning = Instant::now();
         for _ in 0..MAX_CHUNKS_PER_PASS {
@@ -195,7 +245,9 @@ impl PendingWatch {
             let begun = Instant::now();
             let scan =
                 self.relay.store.scan_pending(self.scanned, settled, CHUNK_ORDERS, room).await?;
-            self.watched.extend(scan.pending.into_iter().map(|id| (id, Watched::default())));
+            for id in scan.pending {
+                self.watched.entry(id).or_insert(Watched::since(id.made_at()));
+            }
             let Some(last) = scan.last else { return Ok(true) };
             self.scanned = last;
             tokio::time::sleep((begun.elapsed() * PAUSE_FACTOR).min(MAX_PAUSE)).await;
@@ -205,7 +257,7 @@ impl PendingWatch {
 
     /// Scans for the oldest pending order among those that are too young to be watched.
     async fn find_young(&self) -> Result<OldestFound, StoreError> {
-        let mut found = OldestFound { order: None, scanned_to: self.scanned };
+        let mut found = OldestFound { since: None, scanned_to: self.scanned };
         let end = OrderId::first_of(DateTime::<Utc>::MAX_UTC);
         let scanning = Instant::now();
         for _ in 0..MAX_CHUNKS_PER_PASS {
@@ -214,9 +266,9 @@ impl PendingWatch {
             }
             let store = &self.relay.store;
             let scan = store.scan_pending(found.scanned_to, end, CHUNK_ORDERS, 1).await?;
-            found.order = scan.pending.first().copied();
+            found.since = scan.pending.first().map(|id| id.made_at());
             match scan.last {
-                Some(last) if found.order.is_none() => found.scanned_to = last,
+                Some(last) if found.since.is_none() => found.scanned_to = last,
                 _ => break,
             }
         }
@@ -225,8 +277,7 @@ impl PendingWatch {
 
     /// Produces due orders again. Returns the number of their events.
     async fn produce_due(&mut self, now: DateTime<Utc>) -> Result<usize, RelayError> {
-        let due =
-            self.watched.iter().filter(|(id, watched)| watched.due_at(**id, &self.relay) <= now);
+        let due = self.watched.iter().filter(|(_, watched)| watched.due_at(&self.relay) <= now);
         // Orders that were not produced again yet come first, then those that have waited longest.
         let mut due: Vec<_> = due.map(|(id, watched)| (*id, *watched)).collect();
         due.sort_unstable_by_key(|(id, watched)| (watched.produced_at, *id));
@@ -244,8 +295,10 @@ impl PendingWatch {
         let events = self.relay.store.find_pending(&ids).await?;
         self.relay.publish(&events).await?;
         for id in &ids {
-            let watched = self.watched.entry(*id).or_default();
-            *watched = Watched { produced_at: Some(now), times: watched.times.saturating_add(1) };
+            if let Some(watched) = self.watched.get_mut(id) {
+                watched.produced_at = Some(now);
+                watched.times = watched.times.saturating_add(1);
+            }
         }
         self.metrics.pending_orders.with_label_values(&["produced"]).inc_by(events.len() as u64);
         tracing::warn!(

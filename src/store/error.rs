@@ -61,6 +61,12 @@ pub enum Conflict {
     /// The primary key of a product exists already.
     #[error("another import added one of these products: {0}")]
     Imported(#[source] sqlx::Error),
+    /// The primary key of an order exists already.
+    #[error("another ingest placed one of these orders: {0}")]
+    Placed(#[source] sqlx::Error),
+    /// The primary key of an idempotency key exists already.
+    #[error("another ingest bound one of these idempotency keys: {0}")]
+    Bound(#[source] sqlx::Error),
     /// An earlier outcome of the order may have been purged, so it must not be decided.
     #[error("an earlier outcome of order {0} may have been purged")]
     OutcomePurged(OrderId),

@@ -7,6 +7,7 @@
 //! | `transaction` | runs a transaction: named, measured, repeated after a conflict |
 //! | `error` | what a failure means to the caller |
 //! | `rows` | domain values ↔ columns and parameters |
+//! | `placement`, `place`, `idempotency` | new orders, and repeated requests |
 //! | `orders`, `outbox`, `pending`, `releases`, `holds`, `announcements` | the order store |
 //! | `changes`, `statuses` | changes of orders that are in the order store |
 //! | `stock`, `outcomes`, `products` | the stock store |
@@ -25,6 +26,7 @@ mod database;
 mod ender;
 mod error;
 mod holds;
+mod idempotency;
 mod in_use;
 mod limits;
 mod migrate;
@@ -32,9 +34,12 @@ mod orders;
 mod outbox;
 mod outcomes;
 mod pending;
+mod place;
+mod placement;
 mod probe;
 mod products;
 mod releases;
+mod requests;
 mod retention;
 mod rows;
 mod session;
@@ -48,21 +53,31 @@ mod verify;
 
 pub use changes::Change;
 pub use changes::Changed;
+pub(crate) use changes::{ChangeResult, OrderAfter};
 pub use database::Database;
 pub use database::StoreName;
 pub use error::StoreError;
+pub use idempotency::{IdempotencyKey, KeyedRequest};
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub(crate) use orders::DecidedOrder;
-pub use orders::NewOrder;
 pub use orders::OrderStore;
 pub use orders::StoredOrder;
+pub use pending::UnscannedOrder;
+pub use placement::Identity;
+pub(crate) use placement::leaders;
+pub use placement::{KnownOrder, NewOrder, PlaceTerms, Placed, Placement};
 pub(crate) use probe::StoreUse;
-pub(crate) use products::{ImportSummary, Product, Restocked};
+pub(crate) use products::{ImportSummary, Product, Restocked, VersionedProduct};
 pub use releases::OwedRelease;
 pub(crate) use releases::{ClaimedRelease, ReleaseSchedule};
+pub(crate) use requests::RequestTimes;
 pub use retention::Purged;
 pub(crate) use statuses::Applied;
 pub use stock::Guard;
 pub use stock::StockStore;
+pub use verify::IdRange;
 pub use verify::StockSnapshot;
-pub(crate) use verify::{CorruptOutcome, FoundOrder, OrderContent, SilentTransactions};
+pub(crate) use verify::{
+    CorruptOutcome, LateAnnouncement, OrderContent, OrderPage, OutcomeFault, OutcomePage,
+    SilentTransactions,
+};

@@ -1,63 +1,20 @@
-//! Orders as clients placed them: written, read, and found decided.
-
-use std::{
-    pin::pin,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+//! Orders as clients placed them: read, and found decided. `place` writes them.
 
 use chrono::{DateTime, Utc};
 use sqlx::{Row, mysql::MySqlRow};
-use tokio::time::{Instant, timeout, timeout_at};
 
 use super::{
     Database, StoreError,
     database::on_connection,
-    error::Outage,
-    rows::{
-        ascii, datetime, hex, json, order_id, order_ids, order_state, parse_json, text,
-        wanted_orders,
-    },
-    statuses::{LockedOrder, lock_states},
-    transaction::transaction,
+    rows::{ascii, order_id, order_ids, order_state, parse_json, text, wanted_orders},
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
-
-/// How long a COMMIT that was sent before the deadline is awaited after it.
-const COMMIT_GRACE: Duration = Duration::from_secs(1);
 
 /// The orders as clients placed them, the outbox of events that are not published yet, and the
 /// releases that are owed.
 #[derive(Debug, Clone)]
 pub struct OrderStore {
     pub(super) db: Database,
-}
-
-/// An order that a client placed.
-#[derive(Debug, Clone)]
-pub struct NewOrder {
-    pub order_id: OrderId,
-    pub reference: Option<String>,
-    pub customer_id: Option<String>,
-    /// How long the order holds its stock, unless it is confirmed.
-    pub hold_seconds: Option<u32>,
-    pub lines: Lines,
-    /// The store keeps milliseconds.
-    pub accepted_at: DateTime<Utc>,
-}
-
-impl NewOrder {
-    /// The event that places the order.
-    pub fn into_event(self) -> OrderEvent {
-        OrderEvent {
-            order_id: self.order_id,
-            kind: EventKind::Placed,
-            lines: self.lines,
-            accepted_at: self.accepted_at,
-            hold_seconds: self.hold_seconds,
-            reference: self.reference,
-        }
-    }
 }
 
 /// An order as the order store shows it.
@@ -85,18 +42,6 @@ pub struct DecidedOrder {
     pub(crate) expires_at: Option<DateTime<Utc>>,
 }
 
-const INSERT_ORDERS: &str = "
-    INSERT INTO orders
-        (order_id, reference, customer_id, `lines`, created_at, updated_at, hold_seconds)
-    SELECT UNHEX(order_id), reference, customer_id, `lines`, created_at, created_at, hold_seconds
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        order_id    VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
-        reference   VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[1]',
-        customer_id VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[2]',
-        `lines`     TEXT CHARACTER SET ascii PATH '$[3]',
-        created_at  DATETIME(3) PATH '$[4]',
-        hold_seconds INT UNSIGNED PATH '$[5]')) AS placed";
-
 /// The hold of an order that is not reserved is not looked up.
 const READ_DECIDED: &str = concat!(
     "SELECT o.order_id, o.status, o.reason, h.expires_at FROM ",
@@ -122,90 +67,6 @@ impl OrderStore {
 
     pub(crate) fn database(&self) -> &Database {
         &self.db
-    }
-
-    /// Writes orders and their outbox rows in one transaction, all of them or none. The outbox rows
-    /// are leased to the caller for `lease`, who publishes them.
-    ///
-    /// An order that an earlier attempt has written stays as it is: no two orders have one id.
-    /// Fails with [`StoreError::CommitUnknown`] if the orders may be written, and with the other
-    /// errors of a transaction if they are not.
-    pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
-        self.place_noting(orders, lease, &AtomicBool::new(false)).await
-    }
-
-    /// [`OrderStore::place`] with a deadline, after which no COMMIT is sent. A COMMIT that was sent
-    /// before is awaited for 1 s more.
-    ///
-    /// After the deadline this fails with [`StoreError::Unavailable`] if no COMMIT was sent, and
-    /// with [`StoreError::CommitUnknown`] if one was.
-    pub(crate) async fn place_by(
-        &self,
-        orders: &[NewOrder],
-        lease: Duration,
-        deadline: Instant,
-    ) -> Result<(), StoreError> {
-        let is_commit_sent = AtomicBool::new(false);
-        let mut placing = pin!(self.place_noting(orders, lease, &is_commit_sent));
-        if let Ok(placed) = timeout_at(deadline, &mut placing).await {
-            return placed;
-        }
-        if !is_commit_sent.load(Ordering::Relaxed) {
-            return Err(Outage::DeadlinePassed.into());
-        }
-        let late = |_| StoreError::CommitUnknown(Outage::DeadlinePassed);
-        timeout(COMMIT_GRACE, placing).await.map_err(late)?
-    }
-
-    /// [`OrderStore::place`], which keeps in `is_commit_sent` whether its fate depends on a COMMIT.
-    async fn place_noting(
-        &self,
-        orders: &[NewOrder],
-        lease: Duration,
-        is_commit_sent: &AtomicBool,
-    ) -> Result<(), StoreError> {
-        let written = self.insert(orders, lease, is_commit_sent).await;
-        let Err(doubt @ (StoreError::CommitUnknown(_) | StoreError::Duplicate(_))) = written else {
-            return written;
-        };
-        let Ok(present) = self.read_back_states(orders.iter().map(|o| o.order_id)).await else {
-            return Err(doubt);
-        };
-        let is_missing =
-            |order: &&NewOrder| !present.iter().any(|locked| locked.order_id == order.order_id);
-        let missing: Vec<_> = orders.iter().filter(is_missing).cloned().collect();
-        if missing.is_empty() { Ok(()) } else { self.insert(&missing, lease, is_commit_sent).await }
-    }
-
-    async fn insert(
-        &self,
-        orders: &[NewOrder],
-        lease: Duration,
-        is_commit_sent: &AtomicBool,
-    ) -> Result<(), StoreError> {
-        let rows = orders.iter().map(|order| {
-            let (id, lines) = (hex(order.order_id), json(&order.lines)?);
-            let accepted_at = datetime(order.accepted_at);
-            Ok((id, &order.reference, &order.customer_id, lines, accepted_at, order.hold_seconds))
-        });
-        let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
-        let ids = order_ids(orders.iter().map(|o| o.order_id))?;
-        transaction!(self.db, Place, |conn, _| {
-            is_commit_sent.store(false, Ordering::Relaxed);
-            sqlx::query(INSERT_ORDERS).bind(&rows).execute(&mut *conn).await?;
-            super::outbox::insert(conn, &ids, EventKind::Placed, lease).await?;
-            is_commit_sent.store(true, Ordering::Relaxed);
-            Ok(())
-        })
-    }
-
-    /// The states of the orders that exist. Waits for the transactions that change them.
-    async fn read_back_states(
-        &self,
-        ids: impl IntoIterator<Item = OrderId>,
-    ) -> Result<Vec<LockedOrder>, StoreError> {
-        let ids = order_ids(ids)?;
-        transaction!(self.db, ReadBack, |conn, _| lock_states(conn, &ids).await)
     }
 
     /// One order; `None` if the store does not have it.

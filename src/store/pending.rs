@@ -1,14 +1,16 @@
-//! Orders that are still pending, found by a scan in the order of their ids.
+//! Orders that are still pending, found by a scan in the order of their ids. A table has the few
+//! orders that the scan would pass over.
 
-use sqlx::Row;
+use chrono::{DateTime, Utc};
+use sqlx::{MySqlConnection, Row};
 
 use super::{
     OrderStore, StoreError,
     database::on_connection,
     orders::{event_columns, readable_events},
-    rows::{order_id, order_ids, wanted_orders},
+    rows::{order_id, order_ids, text, wanted_orders},
 };
-use crate::domain::{EventKind, OrderEvent, OrderId};
+use crate::domain::{EventKind, OrderEvent, OrderId, OrderState};
 
 /// The part of the orders that a scan has read.
 #[derive(Debug)]
@@ -17,6 +19,15 @@ pub struct Scan {
     pub pending: Vec<OrderId>,
     /// The last order that was read. `None` if there was no order to read.
     pub last: Option<OrderId>,
+}
+
+/// An order whose id the scan would pass over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnscannedOrder {
+    pub order_id: OrderId,
+    /// When ingest accepted the order.
+    pub created_at: DateTime<Utc>,
+    pub is_pending: bool,
 }
 
 const SCAN: &str = "
@@ -38,7 +49,65 @@ const FIND: &str = concat!(
     WHERE o.status = 'PENDING'",
 );
 
+const INSERT_UNSCANNED: &str = "
+    INSERT INTO unscanned_orders (order_id, created_at)
+    SELECT UNHEX(order_id), created_at
+    FROM JSON_TABLE(?, '$[*]' COLUMNS (
+        order_id   VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
+        created_at DATETIME(3) PATH '$[1]')) AS unscanned";
+
+const READ_UNSCANNED: &str = "
+    SELECT u.order_id, u.created_at, o.status
+    FROM (SELECT order_id, created_at FROM unscanned_orders WHERE order_id > ?
+          ORDER BY order_id LIMIT ?) AS u
+    LEFT JOIN orders AS o ON o.order_id = u.order_id
+    ORDER BY u.order_id";
+
+const FORGET_UNSCANNED: &str = concat!(
+    "DELETE u FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN unscanned_orders AS u FORCE INDEX (PRIMARY) ON u.order_id = wanted.order_id",
+);
+
+/// Adds orders whose ids the scan would pass over. `rows` is a JSON parameter.
+pub(super) async fn insert_unscanned(
+    conn: &mut MySqlConnection,
+    rows: &str,
+) -> Result<(), StoreError> {
+    sqlx::query(INSERT_UNSCANNED).bind(rows).execute(conn).await?;
+    Ok(())
+}
+
 impl OrderStore {
+    /// Reads up to `limit` orders after `after` whose ids the scan would pass over, in the order of
+    /// their ids.
+    pub async fn read_unscanned(
+        &self,
+        after: OrderId,
+        limit: u32,
+    ) -> Result<Vec<UnscannedOrder>, StoreError> {
+        let query = sqlx::query(READ_UNSCANNED).bind(after.as_bytes().as_slice()).bind(limit);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        let pending = OrderState::Pending.as_str();
+        let unscanned = rows.iter().map(|row| {
+            let status: Option<&str> = text(row, "status")?;
+            Ok(UnscannedOrder {
+                order_id: order_id(row)?,
+                created_at: row.try_get("created_at")?,
+                is_pending: status == Some(pending),
+            })
+        });
+        unscanned.collect()
+    }
+
+    /// Deletes orders from the table of those that the scan would pass over. `ids` are in their
+    /// order.
+    pub(crate) async fn forget_unscanned(&self, ids: &[OrderId]) -> Result<(), StoreError> {
+        let query = sqlx::query(FORGET_UNSCANNED).bind(order_ids(ids.iter().copied())?);
+        on_connection!(self.db, |conn| query.execute(conn).await)?;
+        Ok(())
+    }
+
     /// Reads up to `limit` orders after `after` and below `below`. Ends early at the order that
     /// makes `max_pending` pending orders.
     pub async fn scan_pending(

@@ -17,9 +17,9 @@ const DIAL_DEADLINE: Duration = Duration::from_secs(2);
 /// How a role uses a store.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StoreUse {
-    /// Ingest places orders, and publishes from the outbox and the owed releases.
+    /// Ingest places orders, changes them on request, and publishes what they owe.
     Place,
-    /// The compensator moves orders, and owes releases.
+    /// The compensator changes orders, and ends holds.
     Compensate,
     /// Ingest reads products.
     Read,
@@ -27,36 +27,59 @@ pub(crate) enum StoreUse {
     Deduct,
 }
 
+/// The statements of the roles that change orders: ingest on request, and the compensator.
+const CHANGE_ORDERS: &str = "
+    UPDATE orders SET status = status, reason = reason, updated_at = updated_at,
+           is_hold_confirmed = is_hold_confirmed WHERE FALSE;
+    INSERT INTO holds (order_id, expires_at) SELECT order_id, expires_at FROM holds WHERE FALSE;
+    UPDATE holds SET expires_at = expires_at WHERE FALSE;
+    DELETE FROM holds WHERE FALSE;
+    INSERT INTO owed_releases (order_id, owed_at, due_at)
+        SELECT order_id, owed_at, due_at FROM owed_releases WHERE FALSE;
+    INSERT INTO announcements (order_id, status, source, occurred_at, visible_at)
+        SELECT order_id, status, source, occurred_at, visible_at FROM announcements WHERE FALSE;
+    DELETE FROM announcements WHERE FALSE";
+
 impl StoreUse {
     /// Statements that need the rights of this use and match no row. A server that is read-only, or
     /// lacks a table, a column or a right, refuses them all the same.
-    fn statements(self) -> &'static str {
+    fn statements(self) -> String {
         match self {
             Self::Place => {
                 "INSERT INTO orders
-                     (order_id, reference, customer_id, `lines`, created_at, updated_at)
-                     SELECT order_id, reference, customer_id, `lines`, created_at, updated_at
+                     (order_id, reference, customer_id, `lines`, created_at, updated_at,
+                      hold_seconds)
+                     SELECT order_id, reference, customer_id, `lines`, created_at, updated_at,
+                            hold_seconds
                      FROM orders WHERE FALSE;
                  INSERT INTO outbox (order_id, kind, created_at, visible_at)
                      SELECT order_id, kind, created_at, visible_at FROM outbox WHERE FALSE;
                  UPDATE outbox SET visible_at = visible_at WHERE FALSE;
                  DELETE FROM outbox WHERE FALSE;
-                 UPDATE owed_releases SET due_at = due_at WHERE FALSE"
+                 INSERT INTO idempotency_keys
+                     (caller, idempotency_key, request_sha256, order_id, created_at)
+                     SELECT caller, idempotency_key, request_sha256, order_id, created_at
+                     FROM idempotency_keys WHERE FALSE;
+                 DELETE FROM idempotency_keys WHERE FALSE;
+                 INSERT INTO unscanned_orders (order_id, created_at)
+                     SELECT order_id, created_at FROM unscanned_orders WHERE FALSE;
+                 DELETE FROM unscanned_orders WHERE FALSE;
+                 UPDATE owed_releases SET due_at = due_at WHERE FALSE;
+                 UPDATE announcements SET visible_at = visible_at WHERE FALSE;"
+                    .to_owned()
+                    + CHANGE_ORDERS
             }
-            Self::Compensate => {
-                "UPDATE orders SET status = status, reason = reason, updated_at = updated_at
-                     WHERE FALSE;
-                 INSERT INTO owed_releases (order_id, owed_at, due_at)
-                     SELECT order_id, owed_at, due_at FROM owed_releases WHERE FALSE;
-                 DELETE FROM owed_releases WHERE FALSE"
+            Self::Compensate => CHANGE_ORDERS.to_owned() + ";DELETE FROM owed_releases WHERE FALSE",
+            Self::Read => {
+                "SELECT product_id, name, available, version FROM products WHERE FALSE".to_owned()
             }
-            Self::Read => "SELECT product_id, name, available, version FROM products WHERE FALSE",
             Self::Deduct => {
                 "UPDATE products SET available = available, version = version WHERE FALSE;
                  INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
                      SELECT order_id, outcome, reason, `lines`, decided_at
                      FROM order_outcomes WHERE FALSE;
                  UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE"
+                    .to_owned()
             }
         }
     }
@@ -64,20 +87,25 @@ impl StoreUse {
     /// The transactions that a role runs at the store.
     fn transactions(self) -> &'static [TransactionName] {
         use TransactionName::{
-            ApplyStatuses, ClaimOutbox, ClaimReleases, Decide, ExpireReleases, ForgetPublished,
-            Place, PurgeMovements, PurgeOrders, PurgeOutcomes, ReadBack, ScheduleReleases,
+            ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases, Decide,
+            EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place, PurgeMovements,
+            PurgeOrders, PurgeOutcomes, ScheduleReleases,
         };
         match self {
             Self::Place => &[
                 Place,
-                ReadBack,
                 ClaimOutbox,
                 ForgetPublished,
                 ClaimReleases,
                 ScheduleReleases,
                 ExpireReleases,
+                ChangeOrders,
+                ClaimAnnouncements,
+                ForgetAnnouncements,
             ],
-            Self::Compensate => &[ApplyStatuses, ScheduleReleases, PurgeOrders],
+            Self::Compensate => {
+                &[ApplyStatuses, EndHolds, ScheduleReleases, ForgetAnnouncements, PurgeOrders]
+            }
             Self::Read => &[],
             Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements],
         }

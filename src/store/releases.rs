@@ -240,7 +240,7 @@ impl OrderStore {
     }
 }
 
-fn owed_release(row: &MySqlRow) -> Result<OwedRelease, StoreError> {
+pub(super) fn owed_release(row: &MySqlRow) -> Result<OwedRelease, StoreError> {
     Ok(OwedRelease {
         order_id: order_id(row)?,
         owed_at: row.try_get("owed_at")?,

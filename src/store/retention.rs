@@ -98,10 +98,11 @@ const RAISE_BALANCES: &str = "
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
 /// Keeps orders that are pending or hold their stock, orders with an event in the outbox or an
-/// announcement, and orders that owe a release, expired or not. Each part has the bounds: a server may read all rows of a part before
-/// it compares.
+/// announcement, and orders that owe a release, expired or not. Each part has the bounds: a server
+/// may read all rows of a part before it compares.
 const DELETE_ORDERS: &str = "
-    DELETE FROM orders WHERE order_id >= ? AND order_id < ? AND status NOT IN ('PENDING', 'RESERVED')
+    DELETE FROM orders
+    WHERE order_id >= ? AND order_id < ? AND status NOT IN ('PENDING', 'RESERVED')
     AND NOT EXISTS (
         SELECT 1 FROM outbox AS b
         WHERE b.order_id = orders.order_id AND b.order_id >= ? AND b.order_id < ?)
@@ -224,12 +225,12 @@ impl OrderStore {
         let rows = on_connection!(self.db, |conn| query.execute(conn).await)?.rows_affected();
         Ok(Purged::Done { rows, has_more: rows == u64::from(limit) })
     }
+}
 
-    /// Orders below this one are purged, unless they are pending, have an event to
-    /// publish or owe a release.
-    pub(crate) async fn purged_below(&self) -> Result<OrderId, StoreError> {
-        on_connection!(self.db, |conn| OF_ORDERS.read(conn).await)
-    }
+/// Orders below this one are purged, unless they are pending, have an event to publish or owe a
+/// release.
+pub(super) async fn orders_purged_below(conn: &mut MySqlConnection) -> Result<OrderId, StoreError> {
+    OF_ORDERS.read(conn).await
 }
 
 /// Outcomes of orders below this one are purged.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
+use chrono::{DateTime, SubsecRound as _, Utc};
 use sqlx::{MySqlConnection, Row};
 
 use super::{
@@ -132,6 +132,8 @@ impl StockStore {
         now: DateTime<Utc>,
         is_held: impl Fn() -> bool + Send + Sync,
     ) -> Result<Decisions, StoreError> {
+        // The store keeps milliseconds, and a repeated decision reports the time that was kept.
+        let now = now.trunc_subsecs(3);
         let lines = events.iter().flat_map(|event| event.borrow().lines.as_slice());
         let demanded: BTreeSet<_> = lines.map(|line| line.product_id().clone()).collect();
         let keys = product_ids(&demanded)?;

@@ -31,7 +31,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
             ["created_at", "DATETIME(3)", "when ingest accepted the order, UTC"],
             ["updated_at", "DATETIME(3)", "when the state last changed, UTC"],
             ["hold_seconds", "INT UNSIGNED", "the hold that the caller asked for; NULL: none"],
-            ["is_hold_confirmed", "TINYINT(1)", "1: confirmed while it was pending"],
+            ["is_hold_confirmed", "TINYINT", "1: confirmed while it was pending"],
         ],
     },
     Table {
@@ -83,14 +83,25 @@ pub(crate) const ORDER_STORE: &[Table] = &[
     },
     Table {
         name: "idempotency_keys",
-        rows: "none yet: `Idempotency-Key` is answered with 501",
+        rows: "a request that had an `Idempotency-Key`, and its order",
         removed: "`retention.idempotency_keys`; by compensators",
         readers: OURS,
         columns: &[
-            ["idempotency_key", "VARCHAR(255)", "the primary key"],
+            ["caller", "VARCHAR(64)", "with `idempotency_key` the primary key; empty: anonymous"],
+            ["idempotency_key", "VARCHAR(255)", "the key that the caller sent"],
             ["request_sha256", "BINARY(32)", "the request that the key stands for"],
             ["order_id", "BINARY(16)", "the order that the key stands for"],
-            ["created_at", "DATETIME(3)", "UTC"],
+            ["created_at", "DATETIME(3)", "when ingest accepted the order, UTC"],
+        ],
+    },
+    Table {
+        name: "unscanned_orders",
+        rows: "a pending order whose id the scan of pending orders would pass over",
+        removed: "once the order is no longer pending, or too old to be decided; by ingest",
+        readers: OURS,
+        columns: &[
+            ["order_id", "BINARY(16)", "the primary key"],
+            ["created_at", "DATETIME(3)", "when ingest accepted the order, UTC"],
         ],
     },
     Table {

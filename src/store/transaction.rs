@@ -34,7 +34,6 @@ macro_rules! transaction_names {
 transaction_names! {
     // The order store.
     Place => "place",
-    ReadBack => "read_back",
     ClaimOutbox => "claim_outbox",
     ForgetPublished => "forget_published",
     ClaimReleases => "claim_releases",

@@ -51,8 +51,9 @@ macro_rules! metrics {
 metrics! {
     pub(crate) orders_ingested: IntCounterVec = counters(
         "stocklock_orders_ingested_total",
-        "Requests to place an order: accepted, invalid (422), rejected (other errors), or \
-         abandoned (the client disconnected before its transaction began).",
+        "Requests to place an order: accepted, replayed (an earlier request made the order), \
+         invalid (422), rejected (other errors), or abandoned (the client disconnected before its \
+         transaction began).",
         &["result"],
     );
     pub(crate) orders_decided: IntCounterVec = counters(
@@ -183,7 +184,7 @@ metrics! {
         "stocklock_hold_expiry_lag_seconds",
         "How long the oldest due hold has been due; 0 if none is due.",
     );
-    pub(crate) confirmations_too_late: IntCounter = counter(
+    pub confirmations_too_late: IntCounter = counter(
         "stocklock_confirmations_too_late_total",
         "Reported confirmations that met a failed or cancelled order, and changed nothing.",
     );
@@ -236,7 +237,7 @@ impl Metrics {
     /// sees the first increment. [`super::zeros`] creates those that do.
     fn begin_at_zero(&self) {
         let known: [(_, &[_]); _] = [
-            (&self.orders_ingested, &["accepted", "invalid", "rejected", "abandoned"]),
+            (&self.orders_ingested, &["accepted", "replayed", "invalid", "rejected", "abandoned"]),
             (&self.lock_failures, &["contended", "unavailable", "lost"]),
             (&self.rebalances, &["assign", "revoke", "lost"]),
             (

@@ -8,13 +8,16 @@ use tokio::sync::mpsc;
 
 use super::{
     Checks, PAGE_ROWS, TopicAccess, Violation,
-    letters::{Letters, Position},
+    letters::{Letters, LettersFilter, Position},
 };
 use crate::{
     domain::{EventKind, OrderId},
     kafka::TopicReader,
     store::StoreError,
 };
+
+/// Most events without an effect that are looked up among the dead letters.
+const MAX_SUSPECTS: usize = 200_000;
 
 /// What the check found about the events before the committed offsets of the workers.
 #[derive(Debug, Default)]
@@ -50,10 +53,14 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     let (sender, mut pages) = mpsc::channel(2);
     let topics = checks.topics();
     let reading = tokio::task::spawn_blocking(move || read_passed(&topics, &sender));
-    let mut suspects = Vec::new();
+    let (mut suspects, mut beyond_limit) = (Vec::new(), 0);
     while let Some(page) = pages.recv().await {
-        found.count += page.len() as u64;
+        let count = page.len() as u64;
+        found.count += count;
         suspects.extend(undecided(checks, page).await?);
+        beyond_limit += suspects.len().saturating_sub(MAX_SUSPECTS);
+        suspects.truncate(MAX_SUSPECTS);
+        checks.progress.advance(count);
     }
     let read = reading.await.map_err(|error| error.to_string());
     match read.and_then(|read| read.map_err(|error| error.to_string())) {
@@ -63,7 +70,14 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
     if suspects.is_empty() {
         return Ok(found);
     }
-    let Some(letters) = Letters::read(checks).await else {
+    if beyond_limit > 0 {
+        found.unchecked.push(format!(
+            "{beyond_limit} events that seem to have had no effect, beyond the first \
+             {MAX_SUSPECTS}"
+        ));
+    }
+    let wanted = LettersFilter::of_messages(suspects.iter().map(|passed| passed.position));
+    let Some(letters) = Letters::read(checks, wanted).await else {
         found.unchecked.push("the dead letters cannot be read".to_owned());
         return Ok(found);
     };
@@ -116,7 +130,8 @@ fn read_passed(
 }
 
 /// The events of a page that seem to have had no effect: the order has no outcome and can still be
-/// decided, or the order holds its stock although the event is its release.
+/// decided, or the order holds its stock although the event is its release. Leaves out orders that
+/// are older than `--since`.
 async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>, StoreError> {
     let ids: BTreeSet<_> = page.iter().filter_map(|passed| Some(passed.event?.order_id)).collect();
     let ids: Vec<_> = ids.into_iter().collect();
@@ -124,9 +139,10 @@ async fn undecided(checks: &Checks<'_>, page: Vec<Passed>) -> Result<Vec<Passed>
     // Read after the outcomes: an outcome that was purged before that is not missing.
     let purged_below = checks.stock.purged_below().await?;
     let decidable = checks.config.retention.horizon.decidable(Utc::now());
+    let first = purged_below.max(decidable.start).max(checks.first_order().unwrap_or(purged_below));
     let is_settled = |passed: &Passed| match passed.event {
         None => false,
-        Some(event) if event.order_id < purged_below.max(decidable.start) => true,
+        Some(event) if event.order_id < first => true,
         Some(event) => match (holds_stock.get(&event.order_id), event.kind) {
             (None, _) => false,
             (Some(_), EventKind::Placed) => true,

@@ -1,16 +1,16 @@
-//! Invariants 1, 2 and 4: the stock store's ledger explains its stock.
+//! Invariants 1, 2, 4 and, as far as the ledger shows it, 5: the ledger explains the stock.
 
 use std::collections::BTreeMap;
 
 use super::{Report, Violation};
-use crate::store::{CorruptOutcome, StockSnapshot};
+use crate::store::{CorruptOutcome, OutcomeFault, StockSnapshot};
 
 /// Checks the snapshot alone. The result is exact, also under load.
 pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     report.products = snapshot.available.len();
     report.outcomes = snapshot.outcomes;
     let mut violated = |invariant, subject, detail| {
-        report.violations.push(Violation { invariant, subject, detail });
+        report.violations.add(Violation { invariant, subject, detail });
     };
     for (id, available) in &snapshot.available {
         let sum = |of: &BTreeMap<_, i64>| of.get(id).copied().unwrap_or(0);
@@ -18,7 +18,7 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
         if *available < 0 {
             violated(1, format!("product {id}"), format!("{available} are available"));
         }
-        if supplied - held != *available {
+        if supplied.saturating_sub(held) != *available {
             let detail = format!(
                 "{supplied} were supplied and {held} are held, but {available} are available"
             );
@@ -33,8 +33,21 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
     {
         violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
     }
-    for CorruptOutcome { order_id, detail } in &snapshot.corrupt {
-        violated(4, format!("order {order_id}"), detail.clone());
+    for CorruptOutcome { order_id, fault } in &snapshot.corrupt {
+        let (invariant, detail) = describe(fault);
+        violated(invariant, format!("order {order_id}"), detail.to_owned());
+    }
+    let listed = snapshot.corrupt.len() as u64;
+    report.violations.add_unlisted(snapshot.corrupt_count.saturating_sub(listed));
+}
+
+/// The invariant that a wrong outcome violates, and how.
+fn describe(fault: &OutcomeFault) -> (u8, &str) {
+    match fault {
+        OutcomeFault::Unreadable(error) => (4, error),
+        OutcomeFault::Purged => (4, "was decided although its outcome may have been purged before"),
+        OutcomeFault::RefusedWithUnits => (5, "the worker refused it, and its outcome has units"),
+        OutcomeFault::HeldAgain => (5, "its stock was released, and is held again"),
     }
 }
 
@@ -54,7 +67,12 @@ mod tests {
                 &StockSnapshot { available, supplied, held, ..StockSnapshot::default() },
                 &mut report,
             );
-            report.violations.iter().map(|v| (v.invariant, v.subject.clone())).collect::<Vec<_>>()
+            report
+                .violations
+                .first()
+                .iter()
+                .map(|v| (v.invariant, v.subject.clone()))
+                .collect::<Vec<_>>()
         };
         assert_eq!(check(3, 5, 2), []);
         assert_eq!(check(4, 5, 2), [(2, "product sku-1".to_owned())]);

@@ -18,9 +18,21 @@ pub(super) struct Position {
     pub(crate) offset: i64,
 }
 
-/// The dead letters that their topics retain.
+/// Most causes whose text is kept. Of the others it is known that there is one.
+const MAX_CAUSES: usize = 10_000;
+const MAX_CAUSE_CHARS: usize = 500;
+
+/// The letters that the caller looks for.
+#[derive(Debug, Default)]
+pub(super) struct LettersFilter {
+    orders: HashSet<OrderId>,
+    positions: HashSet<Position>,
+}
+
+/// The dead letters of some orders and of some messages, as far as their topics retain them.
 #[derive(Debug, Default)]
 pub(super) struct Letters {
+    wanted: LettersFilter,
     /// Their origins in the `orders` topic.
     events: HashSet<Position>,
     /// Why the last dead-lettered message of an order was dead-lettered.
@@ -30,22 +42,33 @@ pub(super) struct Letters {
     complete_since: i64,
 }
 
+impl LettersFilter {
+    pub(super) fn of_orders(orders: impl Iterator<Item = OrderId>) -> Self {
+        Self { orders: orders.collect(), positions: HashSet::new() }
+    }
+
+    pub(super) fn of_messages(positions: impl Iterator<Item = Position>) -> Self {
+        Self { orders: HashSet::new(), positions: positions.collect() }
+    }
+}
+
 impl Letters {
-    /// Reads both dead-letter topics. `None` if `checks` leaves Kafka out, or if a topic cannot be
-    /// read.
-    pub(super) async fn read(checks: &Checks<'_>) -> Option<Self> {
+    /// Reads both dead-letter topics, and keeps what `wanted` names. `None` if `checks` leaves
+    /// Kafka out, or if a topic cannot be read.
+    pub(super) async fn read(checks: &Checks<'_>, wanted: LettersFilter) -> Option<Self> {
         if checks.is_without(7) {
             return None;
         }
         let topics = checks.topics();
-        let read = tokio::task::spawn_blocking(move || Self::read_blocking(&topics)).await.ok()?;
+        let reading = tokio::task::spawn_blocking(move || Self::read_blocking(&topics, wanted));
+        let read = reading.await.ok()?;
         read.inspect_err(|error| tracing::warn!(%error, "dead letters not read")).ok()
     }
 
     /// Blocks the thread. Fails with the error of the client.
-    fn read_blocking(topics: &TopicAccess) -> KafkaResult<Self> {
+    fn read_blocking(topics: &TopicAccess, wanted: LettersFilter) -> KafkaResult<Self> {
         let reader = TopicReader::new(&topics.kafka, &topics.kafka.group_id)?;
-        let mut letters = Self::default();
+        let mut letters = Self { wanted, ..Self::default() };
         let mut first = BTreeMap::new();
         let of_orders = &topics.names.orders_dlq;
         let partitions = reader.all(of_orders)?;
@@ -72,13 +95,13 @@ impl Letters {
         Ok(letters)
     }
 
-    /// Why a message of the order was dead-lettered. `None` if none was.
+    /// Why a message of a wanted order was dead-lettered. `None` if none was.
     pub(super) fn cause(&self, id: OrderId) -> Option<&str> {
         self.causes.get(&id).map(String::as_str)
     }
 
-    /// Whether a message of the `orders` topic was dead-lettered. Also true if its letter may be
-    /// one that is no longer retained.
+    /// Whether a wanted message of the `orders` topic was dead-lettered. Also true if its letter
+    /// may be one that is no longer retained.
     pub(super) fn may_explain(&self, position: Position, written_at_millis: Option<i64>) -> bool {
         self.events.contains(&position) || written_at_millis.unwrap_or(0) < self.complete_since
     }
@@ -91,7 +114,8 @@ impl Letters {
         let origin = (number("stocklock.original.partition"), number("stocklock.original.offset"));
         if let (Some(partition), Some(offset)) = origin {
             let partition = i32::try_from(partition);
-            self.events.extend(partition.map(|partition| Position { partition, offset }));
+            let position = partition.map(|partition| Position { partition, offset });
+            self.events.extend(position.ok().filter(|at| self.wanted.positions.contains(at)));
         }
         if let Some(id) = order_of(letter) {
             self.add_cause(id, letter);
@@ -110,14 +134,17 @@ impl Letters {
     }
 
     fn add_cause(&mut self, id: OrderId, letter: &BorrowedMessage<'_>) {
+        if !self.wanted.orders.contains(&id) {
+            return;
+        }
+        if self.causes.len() >= MAX_CAUSES && !self.causes.contains_key(&id) {
+            self.causes.insert(id, format!("on {}", letter.topic()));
+            return;
+        }
         let [class, text] =
             ["class", "text"].map(|name| header(letter, &format!("stocklock.error.{name}")));
-        let cause = format!(
-            "{} on {}: {}",
-            class.unwrap_or_default(),
-            letter.topic(),
-            text.unwrap_or_default()
-        );
+        let text: String = text.unwrap_or_default().chars().take(MAX_CAUSE_CHARS).collect();
+        let cause = format!("{} on {}: {text}", class.unwrap_or_default(), letter.topic());
         self.causes.insert(id, cause);
     }
 }

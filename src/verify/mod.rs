@@ -2,24 +2,39 @@
 //!
 //! | file | checks |
 //! | --- | --- |
-//! | `ledger` | 1, 2 and 4: one snapshot of the stock store, exactly |
+//! | `ledger` | 1, 2, 4 and 5: one snapshot of the stock store, exactly |
 //! | `stores` | 3 and 5: orders against their outcomes; orders in flight are awaited |
-//! | `releases` | 3: releases that are owed for too long, or lost |
+//! | `walk` | reads both stores side by side, page by page |
+//! | `judge` | 3 and 5: what both stores have of one order; pure |
+//! | `releases` | 3: releases that are owed, expired, or lost |
+//! | `overdue` | 3: releases, holds and announcements that take too long |
 //! | `locks` | 6: keys in Redis, and open transactions |
 //! | `events` | 7: committed offsets |
 //! | `letters` | reads the dead letters, which explain why an order is not final |
+//! | `listed`, `progress` | what the report lists; the progress bar |
+//!
+//! The memory is bounded, whatever the number of orders: pages, lists that are cut, and up to a
+//! million orders in flight. It grows with the number of products.
 
 mod events;
+mod judge;
 mod ledger;
 mod letters;
+mod listed;
 mod locks;
+mod overdue;
+mod progress;
 mod releases;
 mod stores;
+mod walk;
 
 use std::{sync::Arc, time::Duration};
 
+use chrono::{DateTime, SecondsFormat, Utc};
 use serde::{Serialize, Serializer};
 
+pub(crate) use listed::Listed;
+pub(crate) use progress::Progress;
 pub(crate) use releases::{LostReleases, find_lost_releases};
 
 use crate::{
@@ -31,6 +46,9 @@ use crate::{
 
 /// Rows that one statement reads, and events that are checked at once.
 const PAGE_ROWS: u32 = 5_000;
+
+/// How often what is in flight is read again.
+const SETTLE_INTERVAL: Duration = Duration::from_millis(500);
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -58,16 +76,18 @@ impl Serialize for OpenOrder {
 /// What the checks found.
 #[derive(Debug, Default, Serialize)]
 pub(crate) struct Report {
+    /// Invariants 3, 5 and 7 are checked of orders that were made from then on. `None`: of all.
+    pub(crate) since: Option<DateTime<Utc>>,
     pub(crate) products: usize,
     pub(crate) outcomes: u64,
     pub(crate) orders: u64,
     /// Events before the committed offsets, as far as the topic retains them.
     pub(crate) events: u64,
-    pub(crate) violations: Vec<Violation>,
+    pub(crate) violations: Listed<Violation>,
     /// Orders that were still in flight when the time to settle was over.
-    pub(crate) unsettled: Vec<OpenOrder>,
+    pub(crate) unsettled: Listed<OpenOrder>,
     /// Orders that are not final until a person handles their dead letters.
-    pub(crate) dead_lettered: Vec<OpenOrder>,
+    pub(crate) dead_lettered: Listed<OpenOrder>,
     /// What could not be checked, and why.
     pub(crate) unchecked: Vec<String>,
     /// What the user of a store has no right to see.
@@ -84,7 +104,7 @@ impl Report {
 
     /// Adds a violation by an order.
     fn violated(&mut self, invariant: u8, order_id: OrderId, detail: impl Into<String>) {
-        self.violations.push(Violation {
+        self.violations.add(Violation {
             invariant,
             subject: format!("order {order_id}"),
             detail: detail.into(),
@@ -103,6 +123,9 @@ pub(crate) struct Checks<'a> {
     pub(crate) without: &'a [u8],
     /// The longest wait for orders in flight.
     pub(crate) settle: Duration,
+    /// The age of the oldest orders that invariants 3, 5 and 7 are checked of. `None`: of all.
+    pub(crate) since: Option<DateTime<Utc>>,
+    pub(crate) progress: Progress,
 }
 
 /// What a thread needs that reads the topics.
@@ -116,6 +139,11 @@ struct TopicAccess {
 impl Checks<'_> {
     fn is_without(&self, invariant: u8) -> bool {
         self.without.contains(&invariant)
+    }
+
+    /// The lowest id of the orders that are checked. `None` if all are.
+    fn first_order(&self) -> Option<OrderId> {
+        self.since.map(OrderId::first_of)
     }
 
     fn topics(&self) -> TopicAccess {
@@ -133,19 +161,26 @@ impl Checks<'_> {
 /// Fails with [`StoreError`] if a store cannot be read. The report names all else that cannot be
 /// read.
 pub(crate) async fn verify(checks: &Checks<'_>) -> Result<Report, StoreError> {
-    if checks.is_without(7) {
+    let mut report = if checks.is_without(7) {
         let mut report = stores::check(checks).await?;
         report.left_out.push(
             "invariant 7, the committed offsets, and the dead letters: --without 7".to_owned(),
         );
-        return Ok(report);
+        report
+    } else {
+        let (mut report, passed) = tokio::try_join!(stores::check(checks), events::check(checks))?;
+        report.events = passed.count;
+        report.violations.extend(passed.violations);
+        let unchecked = passed.unchecked.into_iter();
+        report
+            .unchecked
+            .extend(unchecked.map(|why| format!("invariant 7, the committed offsets: {why}")));
+        report
+    };
+    if let Some(since) = checks.since {
+        let since = since.to_rfc3339_opts(SecondsFormat::Secs, true);
+        report.left_out.push(format!("invariants 3, 5 and 7 of orders before {since}: --since"));
     }
-    let (mut report, passed) = tokio::try_join!(stores::check(checks), events::check(checks))?;
-    report.events = passed.count;
-    report.violations.extend(passed.violations);
-    let unchecked = passed.unchecked.into_iter();
-    report
-        .unchecked
-        .extend(unchecked.map(|why| format!("invariant 7, the committed offsets: {why}")));
+    checks.progress.end();
     Ok(report)
 }

@@ -40,6 +40,7 @@ fn bad_value(number: usize, codec: &OrderStatusCodec) -> Vec<u8> {
         },
         source: format!("{:a>128}", "payments"),
         occurred_at: chrono::Utc::now(),
+        reference: None,
     };
     match number % 3 {
         0 | 1 => codec.encode(&status),

@@ -162,7 +162,8 @@ async fn a_lane_stops_when_workers_report_orders_that_are_unknown() {
     let value = |order_id: &OrderId| {
         let (status, source, occurred_at) =
             (ReportedStatus::Completed, "worker".to_owned(), chrono::Utc::now());
-        let status = OrderStatus { order_id: *order_id, status, source, occurred_at };
+        let status =
+            OrderStatus { order_id: *order_id, status, source, occurred_at, reference: None };
         (*order_id, codec.encode(&status))
     };
     world.produce(&topics.order_status, ids.iter().map(value).collect()).await;

@@ -20,8 +20,8 @@ fn run_with(env: &[(&str, &str)], args: &[&str]) -> Cli {
 #[test]
 fn every_command_has_help() {
     let commands = "|setup|ingest|worker|compensator|all|stock|stock import|stock show|\
-                    stock restock|order|order place|order show|order import|order fail|\
-                    verify|bench|config|probe";
+                    stock restock|order|order place|order show|order confirm|order cancel|\
+                    order extend|order watch|order import|order fail|verify|bench|config|probe";
     for command in commands.split('|') {
         let args: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = run(&args).succeeds().stdout();
@@ -62,6 +62,19 @@ fn bad_usage_exits_2() {
         "order fail 7 --reason r",
         "order import",
         "order place a=1 --wait 61",
+        "order place a=1 --wait 61s",
+        "order place a=1 --wait 1500ms",
+        "order place a=1 --hold 0s",
+        "order place a=1 --hold 1500ms",
+        "order place a=1 --hold 900",
+        "order place a=1 --id 7",
+        "order place a=1 --idempotency-key é",
+        "order place a=1 --idempotency-key k --id 01a20780-43f4-773e-ae17-eb2e30f95ecf",
+        "order confirm 7",
+        "order cancel",
+        "order extend 01a20780-43f4-773e-ae17-eb2e30f95ecf",
+        "order extend 01a20780-43f4-773e-ae17-eb2e30f95ecf soon",
+        "order watch 7",
         "order import file --wait 61",
         "probe",
         "probe dead",
@@ -97,7 +110,7 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
     let http = "http://127.0.0.1:9/v1/orders";
     let file = orders(3);
     let import = ["order", "import", &file.path().display().to_string()];
-    let commands: [(&[&str], &str); 8] = [
+    let commands: [(&[&str], &str); 10] = [
         (&["probe", "ready", "--set", "admin.listen=127.0.0.1:9"], "http://127.0.0.1:9/readyz"),
         (&import, http),
         (&["setup"], store),
@@ -105,6 +118,8 @@ fn an_unreachable_dependency_exits_2_and_is_named() {
         (&["verify", "--settle", "0s"], "unavailable: order_store at 127.0.0.1:9: "),
         (&["order", "place", "a=1"], http),
         (&["order", "show", &id], http),
+        (&["order", "cancel", &id], http),
+        (&["order", "watch", &id], http),
         (&["order", "fail", &id, "--reason", "r"], "127.0.0.1:9"),
     ];
 

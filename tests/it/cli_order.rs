@@ -1,14 +1,10 @@
 //! `stocklock order`: the API's client on the command line.
 
-use std::{
-    collections::BTreeMap,
-    io::{BufRead as _, BufReader, Read as _, Write as _},
-    net::TcpListener,
-};
+use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Api, Cli, Database, Role, Strategy, World, lines};
+use crate::harness::{Api, Cli, Database, Reply, Role, Strategy, Stub, World, lines};
 
 async fn world() -> (World, Role) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -126,42 +122,21 @@ async fn an_import_counts_how_its_orders_were_answered() {
     world.verify();
 }
 
-/// A server that answers one request after another with these statuses.
-fn answering(statuses: &'static [&'static str]) -> String {
-    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let url = format!("http://{}", server.local_addr().expect("an address"));
-    std::thread::spawn(move || {
-        for status in statuses {
-            let mut client = BufReader::new(server.accept().expect("a client").0);
-            let (mut line, mut length) = (String::new(), 0);
-            while line != "\r\n" {
-                line.clear();
-                client.read_line(&mut line).expect("a head");
-                length = line
-                    .strip_prefix("content-length: ")
-                    .map_or(length, |bytes| bytes.trim().parse().expect("a length"));
-            }
-            client.read_exact(&mut vec![0; length]).expect("a body");
-            let answer =
-                format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
-            client.get_mut().write_all(answer.as_bytes()).expect("sent");
-        }
-    });
-    url
-}
-
 #[test]
 fn an_import_counts_an_order_by_what_its_answer_says_of_it() {
-    let server = answering(&[
-        "408 Request Timeout",
-        "503 Service Unavailable",
-        "202 Accepted",
-        "500 Internal Server Error",
-        "504 Gateway Timeout",
-    ]);
+    let server = Stub::answering(
+        [
+            "408 Request Timeout",
+            "503 Service Unavailable",
+            "202 Accepted",
+            "500 Internal Server Error",
+            "504 Gateway Timeout",
+        ]
+        .map(Reply::empty),
+    );
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), "{}\n{}\n{}\n").expect("written");
-    let (path, set) = (file.path().display().to_string(), format!("client.url={server}"));
+    let (path, set) = (file.path().display().to_string(), format!("client.url={}", server.url));
     let args = ["--output", "json", "order", "import", &path, "--concurrency", "1", "--set", &set];
 
     let imported = Cli::run(&BTreeMap::new(), &args).exits(2).json();

@@ -166,7 +166,8 @@ async fn verify_finds_what_a_failover_of_a_store_lost(world: World) {
         .tamper_with_orders(&format!(
             "INSERT INTO orders
          SELECT UNHEX(REPLACE('{order}', '-', '')), status, reason, reference, customer_id,
-         `lines`, created_at, updated_at FROM saved_orders LIMIT 1"
+         `lines`, created_at, updated_at, hold_seconds, is_hold_confirmed
+         FROM saved_orders LIMIT 1"
         ))
         .await;
     let lost_outcome = world.cli(&["verify", "--settle", "1s"]).exits(1).stdout();

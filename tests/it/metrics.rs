@@ -19,6 +19,7 @@ const OF_INGEST: &[Promise] = &[
         "stocklock_orders_ingested_total",
         &[
             "result=\"accepted\"",
+            "result=\"replayed\"",
             "result=\"invalid\"",
             "result=\"rejected\"",
             "result=\"abandoned\"",
@@ -100,6 +101,7 @@ const OF_COMPENSATOR: &[Promise] = &[
         "stocklock_compensations_total",
         &[
             "kind=\"completed\"",
+            "kind=\"reserved\"",
             "kind=\"failed\"",
             "kind=\"cancelled\"",
             "kind=\"released\"",
@@ -107,6 +109,13 @@ const OF_COMPENSATOR: &[Promise] = &[
             "kind=\"tombstone\"",
         ],
     ),
+    (
+        "stocklock_holds_closed_total",
+        &["how=\"confirmed\"", "how=\"cancelled\"", "how=\"failed\"", "how=\"expired\""],
+    ),
+    ("stocklock_holds_open", &[]),
+    ("stocklock_hold_expiry_lag_seconds", &[]),
+    ("stocklock_confirmations_too_late_total", &[]),
     ("stocklock_retention_deleted_total", &["table=\"orders\"", "table=\"idempotency_keys\""]),
     ("stocklock_dependency_up", &["dependency=\"order_store\""]),
     ("stocklock_retries_total", &["dependency=\"order_store\"", "dependency=\"kafka\""]),

@@ -70,7 +70,13 @@ fn produced(codec: &str, topic: &str, id: OrderId, value: &[u8]) -> String {
 fn failed(event: &OrderEvent) -> OrderStatus {
     let (status, source) =
         (ReportedStatus::Failed(Reason::parse("declined")), "payments".to_owned());
-    OrderStatus { order_id: event.order_id, status, source, occurred_at: chrono::Utc::now() }
+    OrderStatus {
+        order_id: event.order_id,
+        status,
+        source,
+        occurred_at: chrono::Utc::now(),
+        reference: None,
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

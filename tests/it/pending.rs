@@ -1,18 +1,20 @@
 //! An order whose event was lost stays pending, and is produced again.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use chrono::{TimeDelta, Utc};
+use chrono::{DateTime, SubsecRound as _, TimeDelta, Utc};
 use stocklock::{
     domain::{OrderEvent, OrderId},
     kafka::Producer,
     relay::{PendingPass, PendingWatch, Relay},
+    store::NewOrder,
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
 
 use crate::harness::{
-    Role, World, aged, deliver, made_ago, made_at, on_each_database, on_two_stacks, order_lines,
+    Role, World, aged, deliver, made_ago, made_at, new_order, on_each_database, on_two_stacks,
+    order_lines,
 };
 
 fn relay(world: &World) -> Relay {
@@ -30,6 +32,18 @@ fn relay(world: &World) -> Relay {
 /// A watch with the settings of the world: 5 minutes until an order is produced again.
 fn watch(world: &World, metrics: &Metrics) -> PendingWatch {
     PendingWatch::new(relay(world), world.config.retention.horizon, metrics.clone())
+}
+
+/// The same of orders whose clients made the ids at another time than the orders were placed.
+async fn lost_as(world: &World, ids: &[OrderId], placed_at: DateTime<Utc>) {
+    let order = |id: &OrderId| NewOrder {
+        order_id: *id,
+        accepted_at: placed_at.trunc_subsecs(3),
+        ..new_order()
+    };
+    let orders: Vec<_> = ids.iter().map(order).collect();
+    world.order_store().place(&orders, Duration::ZERO).await.expect("saved");
+    world.tamper_with_orders("DELETE FROM outbox").await;
 }
 
 /// Saves orders of one unit of `a` whose events are lost: neither on the topic nor in the outbox.
@@ -85,6 +99,8 @@ on_each_database!(
     the_age_of_the_oldest_pending_order_is_shown_and_else_zero,
     an_order_too_old_to_be_decided_is_not_produced_again,
     a_scan_reads_a_part_at_a_time_and_misses_nothing,
+    an_order_whose_id_is_old_or_ahead_is_produced_again,
+    the_table_of_unscanned_orders_has_only_pending_ones,
 );
 
 async fn a_pass_produces_a_bounded_number_and_no_order_before_its_time(world: World) {
@@ -230,4 +246,54 @@ async fn a_scan_reads_a_part_at_a_time_and_misses_nothing(world: World) {
         }
         assert_eq!(found, [ids[2], ids[3], ids[8]], "{limit}, {pending_max}");
     }
+}
+
+async fn an_order_whose_id_is_old_or_ahead_is_produced_again(world: World) {
+    let (metrics, now) = (World::metrics(), Utc::now());
+    let mut watch = watch(&world, &metrics);
+    // The scan has passed all ids of the past.
+    lost(&world, vec![made_ago(TimeDelta::minutes(2))]).await;
+    world.tamper_with_orders("UPDATE orders SET status = 'COMPLETED'").await;
+    assert_eq!(produced(watch.pass(now).await.expect("a pass")), 0);
+    let mut odd = [aged(20), made_ago(TimeDelta::seconds(40)), made_ago(TimeDelta::hours(-23))];
+    odd.sort();
+    lost_as(&world, &odd, now).await;
+
+    for (minutes, expected) in [(2, 0), (5, 3), (9, 0), (10, 3)] {
+        let pass = watch.pass(now + TimeDelta::minutes(i64::from(minutes))).await.expect("a pass");
+        assert_eq!(produced(pass), expected, "after {minutes} minutes");
+        let age = metrics.pending_oldest.get();
+        assert!((age - 60.0 * f64::from(minutes)).abs() < 1.0, "{age} after {minutes} minutes");
+    }
+
+    let mut expected = [odd, odd].concat();
+    expected.sort();
+    assert_eq!(on_topic(&world), expected);
+}
+
+async fn the_table_of_unscanned_orders_has_only_pending_ones(world: World) {
+    let (metrics, now, store) = (World::metrics(), Utc::now(), world.order_store());
+    let mut watch = watch(&world, &metrics);
+    let all = async || store.read_unscanned(aged(4000), 100).await.expect("a page");
+    let ids = async || all().await.iter().map(|order| order.order_id).collect::<Vec<_>>();
+    let mut odd: Vec<_> = (10..20).map(aged).collect();
+    odd.sort();
+    let scanned = [made_ago(TimeDelta::seconds(20)), made_ago(TimeDelta::seconds(-20))];
+
+    lost_as(&world, &[odd.as_slice(), &scanned].concat(), now).await;
+    let before = ids().await;
+    let decided = format!(
+        "UPDATE orders SET status = 'COMPLETED' WHERE order_id < UNHEX('{}')",
+        odd[4].uuid().simple()
+    );
+    world.tamper_with_orders(&decided).await;
+    watch.pass(now).await.expect("a pass");
+
+    assert_eq!(before, odd);
+    assert_eq!(ids().await, odd[4..]);
+    assert!(all().await.iter().all(|order| order.is_pending));
+    // The horizon is 30 days.
+    let later = now + TimeDelta::days(15) + TimeDelta::minutes(1);
+    watch.pass(later).await.expect("a pass");
+    assert_eq!(ids().await, odd[5..]);
 }

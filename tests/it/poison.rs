@@ -122,6 +122,7 @@ async fn poisoned_statuses_are_dead_lettered_and_later_statuses_applied() {
         status,
         source: "payments".into(),
         occurred_at: chrono::Utc::now(),
+        reference: None,
     };
     let good = OrderStatusCodec::new().unwrap().encode(&status);
     let mut poison = corrupt(&good);

@@ -28,6 +28,8 @@ fn placed(lines: &str) -> OrderEvent {
         kind: EventKind::Placed,
         lines: serde_json::from_str(lines).unwrap(),
         accepted_at: Utc::now(),
+        hold_seconds: None,
+        reference: None,
     }
 }
 
@@ -114,10 +116,14 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
         status: ReportedStatus::Completed,
         source: WORKER_SOURCE.to_owned(),
         occurred_at: Utc::now(),
+        reference: None,
     };
 
     let others = [completed(&placed[1]), completed(&placed[2])];
-    orders.apply(&others, Utc::now(), placed[0].order_id, Duration::ZERO).await.expect("applied");
+    orders
+        .apply(&others, Utc::now(), world.config.retention.horizon, Duration::ZERO)
+        .await
+        .expect("applied");
     assert_eq!(
         metrics.retries.with_label_values(&["order_store"]).get(),
         0,
@@ -127,7 +133,7 @@ async fn a_status_does_not_wait_for_orders_that_it_does_not_name(world: World) {
     let blocked = [completed(&placed[0])];
     let applying = tokio::time::timeout(
         PROMPT,
-        orders.apply(&blocked, Utc::now(), placed[0].order_id, Duration::ZERO),
+        orders.apply(&blocked, Utc::now(), world.config.retention.horizon, Duration::ZERO),
     )
     .await;
     assert!(applying.is_err(), "the rival held no lock");

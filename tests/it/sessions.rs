@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
-use stocklock::store::{Database as Pool, Guard, OrderStore, StoreError, StoreName};
+use stocklock::store::{Database as Pool, Guard, IdRange, OrderStore, StoreError, StoreName};
 use tokio::task::JoinHandle;
 
 use crate::harness::{PATIENCE, World, aged, new_order, on_each_database, order_lines, wait_until};
@@ -186,7 +186,7 @@ async fn a_long_read_of_verify_has_no_limit(world: World) {
         .tamper_with_stock(
             "ALTER TABLE order_outcomes RENAME TO kept_outcomes;
          CREATE SQL SECURITY INVOKER VIEW order_outcomes AS
-             SELECT order_id, outcome, reason, `lines` FROM kept_outcomes
+             SELECT order_id, outcome, reason, `lines`, released_at FROM kept_outcomes
          WHERE SLEEP(3) = 0",
         )
         .await;
@@ -198,7 +198,7 @@ async fn a_long_read_of_verify_has_no_limit(world: World) {
     );
     world.tamper_with_stock(&insert).await;
 
-    let bounded = store.page_of_decided(None, 10).await;
+    let bounded = store.page_of_outcomes(IdRange::from(None, 10)).await;
     let snapshot = store.snapshot().await.expect("a snapshot");
 
     assert!(

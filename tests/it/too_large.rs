@@ -242,6 +242,8 @@ fn the_largest_order_event_fits_what_setup_asks_of_a_topic() {
         kind: stocklock::domain::EventKind::Release,
         lines: Lines::new((0..100).map(line).collect()).unwrap(),
         accepted_at: Utc::now(),
+        hold_seconds: Some(86_400),
+        reference: Some("\u{1f600}".repeat(128)),
     };
 
     let bytes = OrderEventCodec::new().unwrap().encode(&event).len();

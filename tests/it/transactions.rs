@@ -78,17 +78,28 @@ async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: W
     assert_eq!(
         names(&at_ingest),
         [
+            "change_orders",
+            "claim_announcements",
             "claim_outbox",
             "claim_releases",
             "expire_releases",
+            "forget_announcements",
             "forget_published",
             "place",
-            "read_back",
             "schedule_releases",
         ]
     );
     assert_eq!(names(&at_worker), ["decide", "purge_movements", "purge_outcomes"]);
-    assert_eq!(names(&at_compensator), ["apply_statuses", "purge_orders", "schedule_releases"]);
+    assert_eq!(
+        names(&at_compensator),
+        [
+            "apply_statuses",
+            "end_holds",
+            "forget_announcements",
+            "purge_orders",
+            "schedule_releases"
+        ]
+    );
     let before = (at_ingest["place"], at_worker["decide"], at_compensator["apply_statuses"]);
     assert_eq!(before, (0, 0, 0));
 }

@@ -272,7 +272,8 @@ async fn an_invariant_without_the_right_to_check_it_is_not_reported_as_held(worl
 async fn every_damage_is_found_and_its_row_is_named(world: World) {
     let (completed, failed) = decided(&world).await;
     let healthy = json!({
-        "products": 2, "outcomes": 2, "orders": 2, "holds": true,
+        "since": null, "products": 2, "outcomes": 2, "orders": 2, "holds": true,
+        "totals": {"violations": 0, "unsettled": 0, "dead_lettered": 0},
         "violations": [], "unsettled": [], "dead_lettered": [], "unchecked": [], "forbidden": [],
         "left_out": ["the locks in Redis: lock.strategy is row"]
     });

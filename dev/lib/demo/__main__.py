@@ -248,17 +248,12 @@ class Strategy:
         }
 
     def show_flows(self):
-        """Shows the answers that a client receives, then a late failure.
+        """Shows the answers that a client receives, a late failure, holds, and a repeated request.
 
         Returns the product with the least stock.
         """
-        plenty, scarce = (
-            Product(
-                self.stocklock,
-                self.stock.value(f"SELECT product_id FROM products ORDER BY {order} LIMIT 1"),
-            )
-            for order in ("available DESC, product_id", "available, product_id")
-        )
+        plenty, also_plenty = self._products("available DESC, product_id", 2)
+        (scarce,) = self._products("available, product_id", 1)
         client = flows.Client(self.roles.url)
         if self.wait_seconds:
             heading(f"{self.name}, the synchronous answer: the client receives the outcome")
@@ -268,7 +263,20 @@ class Strategy:
             completed = flows.asynchronous(client, plenty, scarce)
         heading(f"{self.name}, a late failure: a completed order fails downstream")
         flows.late_failure(client, self.stocklock.run, completed, plenty)
+        if self.wait_seconds:
+            basket = {plenty: 2, also_plenty: 1}
+            heading(f"{self.name}, a basket that holds its stock, and is confirmed")
+            flows.held_and_confirmed(self.stocklock, basket)
+            heading(f"{self.name}, a basket that holds its stock, and expires")
+            flows.held_until_it_expires(self.stocklock, basket)
+        else:
+            heading(f"{self.name}, a request that is sent twice")
+            flows.sent_twice(client, plenty)
         return scarce
+
+    def _products(self, order, count):
+        query = f"SELECT product_id FROM products ORDER BY {order} LIMIT {count}"
+        return [Product(self.stocklock, product_id) for (product_id,) in self.stock.rows(query)]
 
     def verify(self, product):
         """Shows that all invariants hold, and that the check fails after the stock was changed."""

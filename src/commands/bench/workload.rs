@@ -73,7 +73,7 @@ impl Workload {
     pub(super) fn read(file: &Path, limit: usize) -> anyhow::Result<Self> {
         let text = std::fs::read_to_string(file).with_context(|| file.display().to_string())?;
         let requests = text.lines().filter(|line| !line.trim().is_empty());
-        let valid = requests.filter_map(|line| OrderRequest::parse(line.as_bytes()).ok());
+        let valid = requests.filter_map(|line| OrderRequest::parse(line.as_bytes(), u32::MAX).ok());
         let orders: Vec<_> = valid.map(|request| request.lines).take(limit).collect();
         if orders.is_empty() {
             bail!("{}: no line is a valid order", file.display());

@@ -5,10 +5,14 @@ use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
     http,
-    ingest::{self, Api, Catalog, Committer, OutcomeWatch},
+    ingest::{self, Api, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
     relay::{PendingWatch, ReleaseWatch},
     store::StoreUse,
 };
+
+/// The most clients that watch an order, and at most half of all connections: watching clients take
+/// no connection from those that place orders.
+const MAX_WATCHING_CLIENTS: usize = 5_000;
 
 /// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
 /// answers, publishing, connections.
@@ -26,7 +30,18 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
         Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
-    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
+    let changing = ChangeTask {
+        store: orders.clone(),
+        relay: relay.clone(),
+        announcer: announcer.clone(),
+        horizon: config.retention.horizon,
+        metrics: metrics.clone(),
+    };
+    let (changer, mut changing) = Changer::start(&changing, groups, deadline);
+    let max_connections =
+        http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max);
+    let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
+    let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
     let relaying =
         spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(outcomes.clone().run());
@@ -41,37 +56,40 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     ));
     let api = Api {
         catalog: Catalog::new(stock.clone()),
+        hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
-        max_connections: http::connections_beside(
-            config.order_store.pool_max + config.stock_store.pool_max,
-        ),
+        horizon: config.retention.horizon,
+        max_connections,
+        shutdown: shutdown.clone(),
         metrics: metrics.clone(),
         orders: orders.clone(),
         stock: stock.clone(),
         committer,
+        changer,
         outcomes,
     };
     tracing::info!(address = %config.http.listen, "accepting orders");
-    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
-    shutdown
-        .finish("HTTP requests", while_committing(serving, &mut committing))
-        .await
-        .transpose()?;
+    let serving = Box::pin(ingest::serve(listener, api));
+    let serving = while_committing(serving, &mut committing, &mut changing);
+    shutdown.finish("HTTP requests", serving).await.transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;
+    shutdown.finish("orders to change", ended(changing)).await;
     shutdown.finish("answers to waiting clients", asking).await.transpose()?;
     shutdown.finish("the outbox", relaying).await.transpose()?;
     shutdown.finish("pending orders", watching).await.transpose()?;
     shutdown.finish("owed releases", releasing).await.transpose()?;
     shutdown.finish("announcements", announcing).await.transpose()?;
     shutdown.finish("events to Kafka", relay.drain()).await;
+    shutdown.finish("announcements to Kafka", announcer.drain()).await;
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
 }
 
-/// Serves requests. Fails if a committing task ends before.
+/// Serves requests. Fails if a task that saves or changes orders ends before.
 async fn while_committing(
     serving: impl Future<Output = ()>,
     committing: &mut JoinSet<()>,
+    changing: &mut JoinSet<()>,
 ) -> anyhow::Result<()> {
     tokio::select! {
         biased;
@@ -79,6 +97,10 @@ async fn while_committing(
         Some(ended) = committing.join_next() => {
             ended.context("a task that saves orders ended")?;
             bail!("a task that saves orders ended")
+        }
+        Some(ended) = changing.join_next() => {
+            ended.context("a task that changes orders ended")?;
+            bail!("a task that changes orders ended")
         }
     }
 }

@@ -304,6 +304,16 @@ pub const KEYS: &[Key] = &[
         "an order that is pending for this long is produced again",
     ),
     key(
+        "orders.hold_max",
+        "1d",
+        time(SECOND, MAX_AGE),
+        "the longest hold that a client may ask for",
+    )
+    .with_rule(
+        "whole seconds; less than retention.outcomes minus its margin, which is a tenth of it and \
+         at most a day",
+    ),
+    key(
         "retention.outcomes",
         "30d",
         time(MINUTE, MAX_AGE),

@@ -42,7 +42,8 @@ fn check_decided_once(events: &[OrderEvent], one: &Decisions, other: &Decisions)
     assert!(by_both.is_empty(), "decided twice: {by_both:?}");
     assert_eq!(one.outcomes.len() + other.outcomes.len(), events.len());
     let sorted = |decisions: &Decisions| {
-        decisions.statuses.iter().cloned().collect::<BTreeMap<OrderId, _>>()
+        let statuses = decisions.statuses.iter().cloned();
+        statuses.map(|status| (status.order_id, status)).collect::<BTreeMap<OrderId, _>>()
     };
     assert_eq!(sorted(one), sorted(other));
 }
@@ -200,7 +201,9 @@ async fn a_worker_that_waited_for_its_rows_sees_its_rival_s_decision(world: Worl
 
     assert!(!decisions.outcomes.contains_key(&id));
     let refused = ReportedStatus::Failed(Reason::InsufficientStock);
-    assert_eq!(decisions.statuses, [(id, refused), (other[0].order_id, ReportedStatus::Released)]);
+    let statuses: Vec<_> =
+        decisions.statuses.iter().map(|status| (status.order_id, status.status.clone())).collect();
+    assert_eq!(statuses, [(id, refused), (other[0].order_id, ReportedStatus::Released)]);
     let retries = metrics.retries.with_label_values(&["stock_store"]).get();
     assert_eq!(retries, 0, "it needs no second run to see it");
     assert_eq!(world.available("a"), 6);

@@ -17,12 +17,13 @@ mod rival;
 mod servers;
 mod stacks;
 mod steps;
+mod stub;
 mod tamper;
 mod topics;
 mod wait;
 mod world;
 
-pub(crate) use api::Api;
+pub(crate) use api::{Answer, Api};
 pub(crate) use broker_proxy::BrokerProxy;
 pub(crate) use clients::Program;
 pub(crate) use faults::{proxies_of_masters, readiness};
@@ -41,6 +42,7 @@ pub(crate) use steps::{
     acquire, aged, decide, deliver, is_held_up_at, made_ago, made_at, order_lines, random_orders,
     release, try_step,
 };
+pub(crate) use stub::{Reply, Stub};
 pub(crate) use topics::{delivered, header};
 pub(crate) use wait::{
     stays, unchanged_for, wait_for, wait_for_within, wait_until, wait_until_within,

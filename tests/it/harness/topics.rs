@@ -257,6 +257,7 @@ impl World {
             status,
             source: source.to_owned(),
             occurred_at: chrono::Utc::now(),
+            reference: None,
         };
         let value = OrderStatusCodec::new().expect("the schema").encode(&report);
         self.produce(&self.config.topics.order_status, vec![(order_id, value)]).await;

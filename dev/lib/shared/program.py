@@ -33,6 +33,10 @@ class Stocklock:
     def json(self, *arguments, expect=0):
         return json.loads(self.run("--output", "json", *arguments, expect=expect))
 
+    def json_lines(self, *arguments):
+        printed = self.run("--output", "json", *arguments)
+        return [json.loads(line) for line in printed.splitlines()]
+
 
 class Product:
     def __init__(self, stocklock, product_id):
