@@ -22,8 +22,10 @@ PLENTY, SCARCE = 1_000_000_000, 3
 # Of every four products one is scarce, so that orders are refused too.
 PRODUCTS = {f"sku-{n}": SCARCE if n % 4 == 0 else PLENTY for n in range(1, 21)}
 # Short, so that a stream of events ends soon.
-HOLD_MAX_SECONDS = 3
+HOLD_MAX_SECONDS = 2
 SETTLE_SECONDS = 60
+# A request waits for 2 s at most, and a stream ends with the hold of its order.
+REQUEST_SECONDS = 30
 # Beyond the time for requests, schemathesis finishes the request in flight and its report.
 GRACE_SECONDS = 60
 
@@ -60,6 +62,7 @@ def send_requests(options, url):
         *(options.schemathesis, "--config-file", str(HERE / "schemathesis.toml")),
         *("run", f"{url}/openapi.json"),
         *("--checks", "all", "--continue-on-failure"),
+        *("--request-timeout", str(REQUEST_SECONDS)),
         *("--seed", str(options.seed), "--max-time", str(options.seconds)),
         *("--report", "ndjson", "--report-ndjson-path", str(report)),
     ]
@@ -112,6 +115,8 @@ def run(options):
             for role in ROLES:
                 say(f"\n{roles.log_tail(role)}")
             raise
+        finally:
+            shutil.copytree(options.logs, options.out / "logs")
         failures = roles.stop()
         check(not failures, "all roles ended with status 0")
 

@@ -18,7 +18,7 @@ def count(report):
             recorder = event.get("ScenarioFinished", {}).get("recorder") or {}
             cases = recorder.get("cases", {})
             for case_id, interaction in recorder.get("interactions", {}).items():
-                case, answer = cases[case_id]["value"], interaction["response"]
+                case, answer = cases[case_id]["value"], interaction.get("response")
                 endpoint = f"{case['method']} {case['path']}"
                 found[endpoint][answer and answer["status_code"]] += 1
     return found
