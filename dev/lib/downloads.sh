@@ -54,3 +54,9 @@ pinned_wheels() {
     $1 == part && $3 ~ /[.]whl$/ { split($3, word, "-"); print word[1] "==" word[2] }
   ' "$DOWNLOADS" | sort -u
 }
+
+# pinned_digest PART: a short digest of a part's pinned downloads. It names the folder of the part,
+# so that other versions are installed to another folder.
+pinned_digest() {
+  awk -v part="$1" '$1 == part' "$DOWNLOADS" | sha256sum | cut -c1-12
+}

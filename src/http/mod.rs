@@ -30,7 +30,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub(crate) use connection::{Connection, CountRefusal};
+pub(crate) use connection::{Connection, CountRefusal, Streaming};
 pub(crate) use memory::{HeldMemory, MemoryBudget};
 pub(crate) use open_files::connections_beside;
 

@@ -4,6 +4,7 @@ mod change;
 mod place;
 mod show;
 mod shown;
+mod watch;
 
 use std::{sync::Arc, time::Instant};
 
@@ -53,11 +54,13 @@ pub(crate) struct Api {
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) max_connections: usize,
+    pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
 }
 
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
-pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
+pub(crate) async fn serve(listener: TcpListener, api: Api) {
+    let shutdown = api.shutdown.clone();
     let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
@@ -68,6 +71,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api, shutdown: Shutdown) {
         .route("/v1/orders/{id}/cancel", post(change::cancel_order))
         .route("/v1/orders/{id}/confirm", post(change::confirm_order))
         .route("/v1/orders/{id}/extend", post(change::extend_order))
+        .route("/v1/orders/{id}/events", get(watch::watch_order))
         .route("/v1/products/{id}", get(show::show_product))
         .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))

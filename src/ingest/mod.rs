@@ -11,7 +11,7 @@
 //! | `idempotency.rs` | reads the `Idempotency-Key`, and digests the request |
 //! | `catalog.rs` | finds out which of its products exist |
 //! | `committer.rs`, `groups.rs` | save the orders of many clients in one transaction |
-//! | `prefer.rs`, `outcomes.rs` | let a client with `Prefer: wait` wait for the outcome |
+//! | `prefer.rs`, `outcomes.rs`, `subscriptions.rs` | let a client wait for the outcome |
 //! | `problem.rs` | errors as RFC 9457 wants them |
 //!
 //! A request that changes an order passes `changes.rs` in place of `committer.rs`.
@@ -28,6 +28,7 @@ mod outcomes;
 mod prefer;
 mod problem;
 mod request;
+mod subscriptions;
 
 pub(crate) use api::{Api, serve};
 pub(crate) use catalog::Catalog;

@@ -1,17 +1,16 @@
-//! The outcomes that clients with `Prefer: wait` wait for.
+//! The states of the orders that clients wait for: with `Prefer: wait`, or as they watch an order.
 
 use std::{
-    collections::{BTreeSet, HashMap},
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use chrono::{DateTime, Utc};
-use tokio::sync::{Notify, oneshot};
+use tokio::{sync::Notify, time::timeout};
 
+use super::subscriptions::{DecidedState, SubscribedOrders, Subscription, Subscriptions};
 use crate::{
     backoff::Backoff,
-    domain::{OrderId, OrderState},
+    domain::OrderId,
     lifecycle::Shutdown,
     store::{DecidedOrder, OrderStore},
 };
@@ -19,53 +18,54 @@ use crate::{
 /// How often the order store is asked about the orders that clients wait for. One query asks about
 /// all of them.
 const ASK_EVERY: Duration = Duration::from_millis(4);
+/// The least time between two queries about an order that clients watch.
+const WATCH_EVERY: Duration = Duration::from_millis(250);
 /// A query about more orders than these is followed by a longer rest: [`REST_FACTOR`] times the
 /// duration of the query, [`MAX_REST`] at most.
 const MANY_ORDERS: usize = 256;
 const REST_FACTOR: u32 = 4;
 const MAX_REST: Duration = Duration::from_millis(500);
-/// The most orders that one query asks about.
+/// The most orders that one query asks about for clients that wait, and for clients that watch.
 const MAX_ORDERS_PER_QUERY: usize = 2_000;
+const MAX_WATCHED_PER_QUERY: usize = 500;
 /// The most clients that wait. A client above it is answered at once.
 const MAX_WAITING_CLIENTS: usize = 2_000;
+/// The pause while no client waits. The first that does ends it.
+const IDLE_PAUSE: Duration = Duration::from_secs(3600);
 
-/// The state of an order that a worker has decided, and its reason.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct DecidedState {
-    pub(super) state: OrderState,
-    pub(super) reason: Option<String>,
-    /// When its hold ends. Only a reserved order has one.
-    pub(super) expires_at: Option<DateTime<Utc>>,
-}
-
-/// One sender for each client that waits, by the order that it waits for. Only the client that
-/// placed an order can wait for it, so an order has one client at most.
-type WaitingClients = HashMap<OrderId, oneshot::Sender<DecidedState>>;
-
-/// Reads the outcomes of the orders that clients wait for.
+/// Reads the states of the orders that clients wait for or watch.
 ///
-/// An outcome is read from the order store, as `GET` reads it. So all replicas answer alike,
-/// whichever of them took the order. Cheap to clone.
+/// A state is read from the order store, as `GET` reads it. So all replicas answer alike, whichever
+/// of them took the order. Cheap to clone.
 #[derive(Debug, Clone)]
 pub(crate) struct OutcomeWatch {
     store: OrderStore,
-    waiting: Arc<Mutex<WaitingClients>>,
+    waiting: Subscriptions,
+    watching: Subscriptions,
     /// A client has begun to wait.
     arrived: Arc<Notify>,
     shutdown: Shutdown,
 }
 
-/// The orders that one query asks about.
-#[derive(Debug, PartialEq, Eq)]
-struct Question {
-    ids: Vec<OrderId>,
-    /// The order at which the next query begins. `None` if this one asks about all that are left.
+/// The queries about the orders that clients watch. A round asks about each of them once.
+struct WatchRounds {
+    begun_at: Instant,
+    /// When the next query is due.
+    due_at: Instant,
+    /// The order at which it begins. `None` if it begins a round.
     next: Option<OrderId>,
 }
 
 impl OutcomeWatch {
-    pub(crate) fn new(store: OrderStore, shutdown: Shutdown) -> Self {
-        Self { store, waiting: Arc::default(), arrived: Arc::default(), shutdown }
+    /// `max_watching_clients`: the most clients that watch an order.
+    pub(crate) fn new(store: OrderStore, max_watching_clients: usize, shutdown: Shutdown) -> Self {
+        Self {
+            store,
+            waiting: Subscriptions::new(MAX_WAITING_CLIENTS),
+            watching: Subscriptions::new(max_watching_clients),
+            arrived: Arc::default(),
+            shutdown,
+        }
     }
 
     /// Waits up to `max_wait` until an order leaves `PENDING`.
@@ -73,33 +73,38 @@ impl OutcomeWatch {
     /// Returns `None` if the order is pending still, or once a stop is requested. Returns `None` at
     /// once if [`MAX_WAITING_CLIENTS`] wait already.
     pub(super) async fn wait(&self, id: OrderId, max_wait: Duration) -> Option<DecidedState> {
-        let (sender, decided) = oneshot::channel();
-        {
-            let mut waiting = self.waiting();
-            if waiting.len() >= MAX_WAITING_CLIENTS {
-                return None;
-            }
-            waiting.insert(id, sender);
-        }
-        let _registered = Registration { watch: self, id };
+        let mut subscription = self.waiting.subscribe(id)?;
         self.arrived.notify_one();
-        let waiting = tokio::time::timeout(max_wait, decided);
-        self.shutdown.interruptible(waiting).await.ok()?.ok()?.ok()
+        let waiting = timeout(max_wait, subscription.next());
+        self.shutdown.interruptible(waiting).await.ok()?.ok()?
     }
 
-    /// Asks the order store while clients wait, until a stop is requested.
+    /// Begins to watch an order. Its news are its states but `PENDING`. Returns `None` if too many
+    /// clients watch.
+    pub(super) fn watch(&self, id: OrderId) -> Option<Subscription> {
+        let subscription = self.watching.subscribe(id)?;
+        self.arrived.notify_one();
+        Some(subscription)
+    }
+
+    /// Asks the order store while clients wait or watch, until a stop is requested.
     pub(crate) async fn run(self) {
         let (mut failures, mut next) = (Backoff::default(), None);
+        let now = Instant::now();
+        let mut rounds = WatchRounds { begun_at: now, due_at: now, next: None };
         loop {
-            let question = self.next_question(next);
-            next = question.next;
-            let rest = if question.ids.is_empty() {
-                if self.shutdown.interruptible(self.arrived.notified()).await.is_err() {
+            let waiting = self.waiting.orders_from(next, MAX_ORDERS_PER_QUERY);
+            next = waiting.next;
+            let watched = rounds.next_orders(&self.watching, Instant::now());
+            let rest = if waiting.ids.is_empty() && watched.is_empty() {
+                let pause = rounds.pause(&self.watching, Instant::now());
+                let arrived = timeout(pause, self.arrived.notified());
+                if self.shutdown.interruptible(arrived).await.is_err() {
                     return;
                 }
                 ASK_EVERY
             } else {
-                self.ask(&question.ids, &mut failures).await
+                self.ask(&waiting.ids, &watched, &mut failures).await
             };
             if self.shutdown.sleep(rest).await.is_err() {
                 return;
@@ -107,61 +112,58 @@ impl OutcomeWatch {
         }
     }
 
-    /// Asks about `ids` and answers the clients whose order is decided. Returns how long to rest
-    /// before the next query.
-    async fn ask(&self, ids: &[OrderId], failures: &mut Backoff) -> Duration {
+    /// Asks about orders and reports their states to the clients. Returns how long to rest before
+    /// the next query.
+    async fn ask(
+        &self,
+        waiting: &[OrderId],
+        watched: &[OrderId],
+        failures: &mut Backoff,
+    ) -> Duration {
         let asked_at = Instant::now();
-        match self.store.find_decided(ids).await {
+        match self.store.find_decided(&[waiting, watched].concat()).await {
             Ok(decided) => {
                 *failures = Backoff::default();
-                let is_many = ids.len() > MANY_ORDERS;
+                let is_many = waiting.len() > MANY_ORDERS;
                 let rest = (asked_at.elapsed() * REST_FACTOR).clamp(ASK_EVERY, MAX_REST);
                 for DecidedOrder { order_id, state, reason, expires_at } in decided {
-                    self.answer(order_id, DecidedState { state, reason, expires_at });
+                    let decided = DecidedState { state, reason, expires_at };
+                    self.waiting.publish(order_id, &decided);
+                    self.watching.publish(order_id, &decided);
                 }
                 if is_many { rest } else { ASK_EVERY }
             }
             Err(error) => {
-                tracing::warn!(waiting = ids.len(), %error, "outcomes not read");
+                let (waiting, watched) = (waiting.len(), watched.len());
+                tracing::warn!(waiting, watched, %error, "states of orders not read");
                 failures.next_delay() + ASK_EVERY
             }
         }
     }
-
-    /// Up to [`MAX_ORDERS_PER_QUERY`] orders that clients wait for. If there are more, they are
-    /// asked about in the order of their ids, beginning with `from`, so that none waits for ever.
-    fn next_question(&self, from: Option<OrderId>) -> Question {
-        let waiting = self.waiting();
-        if waiting.len() <= MAX_ORDERS_PER_QUERY {
-            return Question { ids: waiting.keys().copied().collect(), next: None };
-        }
-        let sorted: BTreeSet<_> = waiting.keys().copied().collect();
-        let from = from.filter(|from| sorted.range(from..).next().is_some());
-        let mut due = sorted.into_iter().filter(|id| from.is_none_or(|from| *id >= from));
-        let ids = due.by_ref().take(MAX_ORDERS_PER_QUERY).collect();
-        Question { ids, next: due.next() }
-    }
-
-    fn answer(&self, id: OrderId, decided: DecidedState) {
-        if let Some(sender) = self.waiting().remove(&id) {
-            let _client_gone = sender.send(decided);
-        }
-    }
-
-    fn waiting(&self) -> MutexGuard<'_, WaitingClients> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
-/// A client that waits. It waits no longer once this is dropped, also with its request.
-struct Registration<'a> {
-    watch: &'a OutcomeWatch,
-    id: OrderId,
-}
+impl WatchRounds {
+    /// The orders of the next query. Empty if it is not due.
+    fn next_orders(&mut self, watching: &Subscriptions, now: Instant) -> Vec<OrderId> {
+        if now < self.due_at {
+            return Vec::new();
+        }
+        if self.next.is_none() {
+            self.begun_at = now;
+        }
+        let SubscribedOrders { ids, next } = watching.orders_from(self.next, MAX_WATCHED_PER_QUERY);
+        self.next = next;
+        if next.is_none() {
+            // Many orders make a long round, and a longer rest after it.
+            let rest = (now - self.begun_at) * REST_FACTOR;
+            self.due_at = now + rest.clamp(WATCH_EVERY, WATCH_EVERY + MAX_REST);
+        }
+        ids
+    }
 
-impl Drop for Registration<'_> {
-    fn drop(&mut self) {
-        self.watch.waiting().remove(&self.id);
+    /// How long no query is due, unless a client arrives.
+    fn pause(&self, watching: &Subscriptions, now: Instant) -> Duration {
+        if watching.is_empty() { IDLE_PAUSE } else { self.due_at.saturating_duration_since(now) }
     }
 }
 
@@ -183,7 +185,7 @@ mod tests {
             ASK_EVERY,
             Metrics::new().unwrap(),
         );
-        OutcomeWatch::new(OrderStore::new(database.unwrap()), Shutdown::default())
+        OutcomeWatch::new(OrderStore::new(database.unwrap()), 1, Shutdown::default())
     }
 
     #[tokio::test]
@@ -192,40 +194,37 @@ mod tests {
         let mut request = Box::pin(watch.wait(OrderId::generate(), Duration::from_secs(60)));
 
         assert!(futures::poll!(request.as_mut()).is_pending());
-        assert_eq!(watch.next_question(None).ids.len(), 1);
+        assert!(!watch.waiting.is_empty());
         drop(request);
 
-        assert_eq!(watch.next_question(None).ids, []);
+        assert!(watch.waiting.is_empty());
     }
 
     #[tokio::test]
     async fn a_client_does_not_wait_if_too_many_others_do() {
         let watch = watch();
-        let others = (0..MAX_WAITING_CLIENTS).map(|_| (OrderId::generate(), oneshot::channel().0));
-        watch.waiting().extend(others);
+        let others = (0..MAX_WAITING_CLIENTS).map(|_| watch.waiting.subscribe(OrderId::generate()));
+        let others: Vec<_> = others.collect();
 
         let mut request = Box::pin(watch.wait(OrderId::generate(), Duration::from_secs(60)));
 
         assert!(futures::poll!(request.as_mut()).is_ready());
-        assert_eq!(watch.waiting().len(), MAX_WAITING_CLIENTS);
+        assert!(others.iter().all(Option::is_some));
     }
 
-    #[tokio::test]
-    async fn more_orders_than_a_query_takes_are_asked_about_in_turn() {
-        const MAX: usize = MAX_ORDERS_PER_QUERY;
-        let watch = watch();
-        let mut ids: Vec<_> = (0..=MAX).map(|_| OrderId::generate()).collect();
-        ids.sort_unstable();
-        watch.waiting().extend(ids.iter().map(|id| (*id, oneshot::channel().0)));
+    #[test]
+    fn a_watched_order_is_asked_about_every_250_ms() {
+        let (watching, begun) = (Subscriptions::new(1_200), Instant::now());
+        let ids = (0..1_200).map(|_| watching.subscribe(OrderId::generate()));
+        let _clients: Vec<_> = ids.collect();
+        let mut rounds = WatchRounds { begun_at: begun, due_at: begun, next: None };
 
-        let first = watch.next_question(None);
-        let second = watch.next_question(Some(ids[MAX]));
-        // The client whose order was to be next may have gone. Then the query begins anew, so that
-        // the other clients do not wait for new ones.
-        let third = watch.next_question(Some(OrderId::generate()));
+        let mut at =
+            |ms: u64| rounds.next_orders(&watching, begun + Duration::from_millis(ms)).len();
+        let first_round = [at(0), at(4), at(8), at(12)];
+        let until_second = [at(100), at(257), at(258)];
 
-        assert_eq!(first, Question { ids: ids[..MAX].to_vec(), next: Some(ids[MAX]) });
-        assert_eq!(second, Question { ids: vec![ids[MAX]], next: None });
-        assert_eq!(third.ids.len(), MAX);
+        assert_eq!(first_round, [500, 500, 200, 0]);
+        assert_eq!(until_second, [0, 0, 500]);
     }
 }

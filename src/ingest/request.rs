@@ -113,10 +113,23 @@ mod tests {
     }
 
     #[test]
+    fn a_number_without_a_fraction_is_whole_however_it_is_written() {
+        for quantity in ["2", "2.0", "2e0", "0.2e1"] {
+            let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
+
+            let order = parse(body.as_bytes()).unwrap();
+
+            assert_eq!(order.lines.as_slice()[0].quantity(), 2, "{quantity}");
+        }
+    }
+
+    #[test]
     fn a_hold_lasts_whole_seconds_up_to_the_longest() {
         let line = r#"{"product_id":"a","quantity":1}"#;
         let body = |hold: &str| format!(r#"{{"lines":[{line}],"hold_seconds":{hold}}}"#);
-        for (hold, expected) in [("1", Some(1)), ("86400", Some(86_400)), ("null", None)] {
+        for (hold, expected) in
+            [("1", Some(1)), ("1.0", Some(1)), ("86400", Some(86_400)), ("null", None)]
+        {
             let order = parse(body(hold).as_bytes()).unwrap();
 
             assert_eq!(order.hold_seconds, expected, "{hold}");
@@ -165,7 +178,7 @@ mod tests {
             wrong_fields(bad_line),
             ["/lines/1/product_id", "/lines/1/quantity", "/lines/1/x~1y", "/extra"]
         );
-        for quantity in ["0", "-1", "1000001", "1.5", "\"1\"", "null"] {
+        for quantity in ["0", "-1", "1000001", "1.5", "1e300", "\"1\"", "null"] {
             let body = format!(r#"{{"lines":[{{"product_id":"a","quantity":{quantity}}}]}}"#);
             assert_eq!(wrong_fields(&body), ["/lines/0/quantity"], "{quantity}");
         }

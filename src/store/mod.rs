@@ -67,7 +67,7 @@ pub use placement::Identity;
 pub(crate) use placement::leaders;
 pub use placement::{KnownOrder, NewOrder, PlaceTerms, Placed, Placement};
 pub(crate) use probe::StoreUse;
-pub(crate) use products::{ImportSummary, Product, Restocked};
+pub(crate) use products::{ImportSummary, Product, Restocked, VersionedProduct};
 pub use releases::OwedRelease;
 pub(crate) use releases::{ClaimedRelease, ReleaseSchedule};
 pub(crate) use requests::RequestTimes;

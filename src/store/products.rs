@@ -22,6 +22,13 @@ pub struct Product {
     pub available: i64,
 }
 
+/// A product and its version, which rises by one with every write.
+#[derive(Debug, Clone)]
+pub(crate) struct VersionedProduct {
+    pub(crate) product: Product,
+    pub(crate) version: i64,
+}
+
 /// How many products an import added, changed, and left as they were.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct ImportSummary {
@@ -43,7 +50,7 @@ pub(crate) enum Restocked {
 macro_rules! read_products {
     ($lock:literal) => {
         concat!(
-            "SELECT p.product_id, p.name, p.available FROM ",
+            "SELECT p.product_id, p.name, p.available, p.version FROM ",
             wanted_products!(),
             " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY)
             ON p.product_id = wanted.product_id",
@@ -164,6 +171,20 @@ impl StockStore {
         let rows =
             on_connection!(self.db, |conn| sqlx::query(READ).bind(keys).fetch_all(conn).await)?;
         rows.iter().map(product).collect()
+    }
+
+    /// One product; `None` if the store does not have it.
+    pub(crate) async fn find_product(
+        &self,
+        id: &ProductId,
+    ) -> Result<Option<VersionedProduct>, StoreError> {
+        let query = sqlx::query(READ).bind(product_ids([id])?);
+        let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
+        let versioned = |row| {
+            let product = product(&row)?;
+            Ok(VersionedProduct { product, version: row.try_get("version")? })
+        };
+        row.map(versioned).transpose()
     }
 
     /// Up to `limit` products whose ids come after `after`, in the order of their ids.

@@ -150,13 +150,39 @@ fn time(value: &Value) -> DateTime<Utc> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_product_is_sent_again_only_if_its_version_is_new() {
+    let world = world(&[("a", 9)]).await;
+    let ingest = world.start("ingest").await;
+    let api = Api::of(&ingest);
+    let get = async |tags: &str| {
+        api.send(reqwest::Method::GET, "/v1/products/a", &[("if-none-match", tags)], "").await
+    };
+    let first = api.get("/v1/products/a").await.is(200);
+    let tag = first.header("etag").to_owned();
+
+    for tags in [tag.clone(), format!("W/{tag}"), format!("\"x\", {tag}"), "*".to_owned()] {
+        let unchanged = get(&tags).await.is(304);
+        assert_eq!((unchanged.header("etag"), &unchanged.body), (tag.as_str(), &json!("")));
+    }
+    world.cli(&["stock", "restock", "a", "1"]).succeeds();
+    let second = get(&tag).await.is(200);
+
+    assert_eq!(tag, format!("\"{}\"", first.body["version"]));
+    assert_eq!(second.body["available"], 10);
+    assert_ne!(second.header("etag"), tag);
+    assert!(second.body["version"].as_i64() > first.body["version"].as_i64());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn products_are_shown_and_unknown_ones_are_not_found() {
     let odd = "a/b?c#d%20é".replace('é', "~");
     let world = world(&[("a", 9), ("A", 1), (&odd, 7)]).await;
     let ingest = world.start("ingest").await;
     let api = Api::of(&ingest);
     let product = api.get("/v1/products/a").await.is(200).body;
-    assert_eq!(product, json!({"product_id": "a", "name": "a", "available": 9}));
+    let version = product["version"].as_i64().expect("a version");
+    let expected = json!({"product_id": "a", "name": "a", "available": 9, "version": version});
+    assert_eq!(product, expected);
     assert_eq!(api.get("/v1/products/A").await.is(200).body["available"], 1);
     let product = api.get("/v1/products/a%2Fb%3Fc%23d%2520~").await.is(200).body;
     assert_eq!((&product["product_id"], &product["available"]), (&json!(odd), &json!(7)));

@@ -81,6 +81,7 @@ on_each_database!(
     the_laboratory_measures_a_drain_beside_the_ceiling,
     the_laboratory_measures_latency_beside_the_bare_way,
     workers_that_are_killed_and_join_meanwhile_change_nothing,
+    the_laboratory_measures_beside_open_holds,
 );
 
 async fn a_drain_on_the_configured_stores_is_measured_under_both_strategies(world: World) {
@@ -185,4 +186,13 @@ async fn workers_that_are_killed_and_join_meanwhile_change_nothing(world: World)
         assert_eq!((&run["orders"], &run["verified"]), (&400.into(), &true.into()));
     }
     assert_eq!(runs.len(), 2);
+}
+
+async fn the_laboratory_measures_beside_open_holds(world: World) {
+    let runs = lab(&world, "--strategy row --open-holds 1000 --skip-ceiling");
+
+    let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
+    is_a_verified_drain(run);
+    assert_eq!(run["open_holds"], 1000);
+    nothing_remains(&world).await;
 }

@@ -226,8 +226,8 @@ fn a_watch_without_an_order_or_a_server_ends() {
     let away = Stub::answering((0..6).map(|_| Reply::empty("503 Service Unavailable")));
 
     let no = order(&unknown, &["watch", ID, "--output", "json"]).exits(1);
-    let errors =
-        [&refused, &endless, &away].map(|stub| order(stub, &["watch", ID]).exits(2).stderr());
+    let errors = [&refused, &endless, &away, &page]
+        .map(|stub| order(stub, &["watch", ID]).exits(2).stderr());
 
     assert_eq!(no.json(), problem);
     assert!(errors[0].ends_with("403 Forbidden: not yours\n"), "{errors:?}");

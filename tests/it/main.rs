@@ -69,3 +69,4 @@ mod verify;
 mod verify_holds;
 mod verify_scale;
 mod verify_topics;
+mod watch;

@@ -1,12 +1,16 @@
 //! `stocklock-lab`: runs of `stocklock bench` on scratch databases, beside what the databases can
 //! do without stocklock, and under churn. `dev/bench` drives it.
 //!
+//! `stocklock-lab holds` measures how holds end while the compensators die.
+//!
 //! It prints a JSON object a run on standard output. Exit status: 0 all runs were verified, 1 one
 //! was not, 2 a run failed.
 
 mod bare;
 mod ceiling;
 mod churn;
+mod history;
+mod holds;
 mod report;
 mod scratch;
 
@@ -25,22 +29,28 @@ use stocklock::{
     telemetry::Metrics,
 };
 
-use self::{churn::Churn, report::LabRun, scratch::on_scratch};
+use self::{
+    churn::Churn,
+    report::{Before, LabRun},
+    scratch::on_scratch,
+};
 
 const MIN_CHURN: Duration = Duration::from_millis(500);
 
 /// Measures stocklock on scratch databases, beside what the databases can do without it
 #[derive(Debug, Parser)]
-#[command(version, max_term_width = 100)]
+#[command(version, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Lab {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// A TOML file of settings, as for stocklock
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// Set one key, over the file and the environment
-    #[arg(long, value_name = "SECTION.KEY=VALUE")]
+    #[arg(long, value_name = "SECTION.KEY=VALUE", global = true)]
     set: Vec<String>,
     /// The stocklock to measure; without it, the one beside this program
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     binary: Option<PathBuf>,
     #[command(flatten)]
     load: LoadArgs,
@@ -50,6 +60,9 @@ struct Lab {
     /// Refused orders that are in both stores before a run begins
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=100_000_000))]
     history: u32,
+    /// Holds of other orders that are open during a run
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(..=10_000_000))]
+    open_holds: u32,
     /// Runs of each strategy
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u8).range(1..=100))]
     runs: u8,
@@ -57,6 +70,12 @@ struct Lab {
     /// Kafka hops take without stocklock
     #[arg(long)]
     skip_ceiling: bool,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum Command {
+    /// Places many orders with short holds, and kills the compensators in turn meanwhile
+    Holds(holds::HoldsArgs),
 }
 
 fn interval(text: &str) -> Result<Duration, String> {
@@ -79,6 +98,13 @@ async fn main() -> ExitCode {
 /// Whether all runs were verified.
 async fn run(lab: &Lab) -> anyhow::Result<bool> {
     let layers = Layers::read(lab.config.as_deref(), Layers::variables(), &lab.set);
+    if let Some(Command::Holds(args)) = &lab.command {
+        let (binary, stop) = (lab.binary()?, Shutdown::on_signals()?);
+        let work = async |site: &Site| holds::run(args, site).await;
+        let run = on_scratch(&layers, &[], &binary, &stop, work).await?;
+        println!("{}", serde_json::to_string(&run)?);
+        return Ok(run.is_good());
+    }
     let bench = Bench {
         lab,
         config: Config::resolve(&layers)?,
@@ -175,13 +201,15 @@ impl Bench<'_> {
         let load = &self.lab.load;
         let settings = load.settings(&self.config, strategy);
         self.on_scratch(&settings, async |site| {
-            scratch::add_history(site, self.lab.history).await.context("history")?;
+            history::add_refused(site, self.lab.history).await.context("history")?;
+            history::add_open_holds(site, self.lab.open_holds).await.context("open holds")?;
             let churn = self.lab.churn.map(|interval| Churn::new(interval, load.workers.into()));
             let meanwhile =
                 |fleet: &mut Fleet<'_>| churn.as_ref().map_or(Ok(()), |c| c.go_on(fleet));
             let run = load.measure(site, &self.workload, strategy, &meanwhile).await?;
             let counts = churn.map(Churn::counts).unwrap_or_default();
-            Ok(LabRun::new(run, self.lab.history, counts, bounds))
+            let before = Before { history: self.lab.history, open_holds: self.lab.open_holds };
+            Ok(LabRun::new(run, before, counts, bounds))
         })
         .await
     }

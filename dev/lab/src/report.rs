@@ -5,13 +5,21 @@ use stocklock::commands::bench::{Run, millis, round};
 
 use crate::{Bounds, churn::Counts};
 
+/// What is in the stores before a run.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(crate) struct Before {
+    /// Refused orders.
+    pub(crate) history: u32,
+    pub(crate) open_holds: u32,
+}
+
 /// A run of `stocklock bench`, and what only the laboratory knows of it.
 #[derive(Debug, Serialize)]
 pub(crate) struct LabRun {
     #[serde(flatten)]
     run: Run,
-    /// Orders that were there before.
-    history: u32,
+    #[serde(flatten)]
+    before: Before,
     joined: usize,
     killed: usize,
     ceiling_orders_per_s: Option<f64>,
@@ -23,13 +31,13 @@ pub(crate) struct LabRun {
 }
 
 impl LabRun {
-    pub(crate) fn new(run: Run, history: u32, counts: Counts, bounds: &Bounds) -> Self {
+    pub(crate) fn new(run: Run, before: Before, counts: Counts, bounds: &Bounds) -> Self {
         let ceiling = bounds.ceiling_orders_per_s;
         let bare =
             |quantile| Some(millis(bounds.bare_micros.as_ref()?.value_at_quantile(quantile)));
         let bare_p99_ms = bare(0.99);
         Self {
-            history,
+            before,
             joined: counts.joined,
             killed: counts.killed,
             ceiling_orders_per_s: ceiling.map(|ceiling| round(ceiling, 1)),

@@ -1,20 +1,15 @@
-//! Databases of a run's own, beside the configured ones, and the orders of the past in them.
+//! Databases of a run's own, beside the configured ones.
 
 use std::path::Path;
 
 use anyhow::Context as _;
-use chrono::{DateTime, TimeDelta, Utc};
-use sqlx::{Connection as _, MySqlConnection, QueryBuilder};
+use sqlx::{Connection as _, MySqlConnection};
 use stocklock::{
     commands::bench::Site,
     config::{Config, Layers, SecretUrl},
-    domain::OrderId,
     lifecycle::Shutdown,
 };
 use url::Url;
-
-/// Rows of an INSERT.
-const MAX_ROWS: usize = 10_000;
 
 /// A database that only this run uses.
 struct ScratchDatabase {
@@ -79,55 +74,4 @@ pub(crate) async fn on_scratch<T>(
     orders.drop().await?;
     stock.drop().await?;
     done
-}
-
-/// Adds `count` refused orders of the past to both stores, one a millisecond until now.
-pub(crate) async fn add_history(site: &Site, count: u32) -> anyhow::Result<()> {
-    let now = Utc::now();
-    let ids: Vec<_> = (1..=count)
-        .rev()
-        .map(|age| OrderId::first_of(now - TimeDelta::milliseconds(age.into())))
-        .collect();
-    let mut orders = MySqlConnection::connect(site.config.order_store.url.expose()).await?;
-    let mut stock = MySqlConnection::connect(site.config.stock_store.url.expose()).await?;
-    for chunk in ids.chunks(MAX_ROWS) {
-        tokio::try_join!(
-            add_orders(&mut orders, chunk, now),
-            add_outcomes(&mut stock, chunk, now)
-        )?;
-    }
-    Ok(())
-}
-
-async fn add_orders(
-    conn: &mut MySqlConnection,
-    ids: &[OrderId],
-    at: DateTime<Utc>,
-) -> sqlx::Result<()> {
-    let mut insert = QueryBuilder::new(
-        "INSERT INTO orders (order_id, status, reason, `lines`, created_at, updated_at) ",
-    );
-    insert.push_values(ids, |mut row, id| {
-        row.push_bind(id.as_bytes().as_slice())
-            .push("'FAILED', 'INSUFFICIENT_STOCK', '[[\"sku-1\",1],[\"sku-2\",2]]'")
-            .push_bind(at)
-            .push_bind(at);
-    });
-    insert.build().persistent(false).execute(conn).await.map(drop)
-}
-
-async fn add_outcomes(
-    conn: &mut MySqlConnection,
-    ids: &[OrderId],
-    at: DateTime<Utc>,
-) -> sqlx::Result<()> {
-    let mut insert = QueryBuilder::new(
-        "INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at) ",
-    );
-    insert.push_values(ids, |mut row, id| {
-        row.push_bind(id.as_bytes().as_slice())
-            .push("'FAILED', 'INSUFFICIENT_STOCK', '[]'")
-            .push_bind(at);
-    });
-    insert.build().persistent(false).execute(conn).await.map(drop)
 }

@@ -13,7 +13,7 @@ import time
 
 import machine
 import report
-from programs import Peer, Stocklock
+from programs import HoldsLab, Peer, Stocklock, Version
 from results import Results
 from sections import Plan, Sizes
 from show import Failed, heading, say
@@ -34,6 +34,7 @@ def parse_options():
     parser.add_argument("--orders", type=int)
     parser.add_argument("--peer-orders", type=int)
     parser.add_argument("--peer")
+    parser.add_argument("--earlier")
     parser.add_argument("--big", action="store_true")
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--kafka-version")
@@ -47,6 +48,7 @@ def command_line(options):
     words += ["--orders", str(options.orders)]
     words += ["--big"] if options.big else []
     words += ["--quick"] if options.quick else []
+    words += ["--earlier", "FILE"] if options.earlier else []
     words += ["--peer", "DIR", "--peer-orders", str(options.peer_orders)] if options.peer else []
     return " ".join(words)
 
@@ -78,6 +80,9 @@ def carry_out(steps):
 
 
 def summary(result, has_rate):
+    if "expired" in result:
+        ended = f"{result['confirmed']:,} confirmed, {result['expired']:,} expired"
+        return f"{result['holds']:,} holds: {ended}, {result['latest_s']:.1f} s late at most"
     text = f"{result['orders']:,} orders in {result['seconds']:.1f} s"
     text += f", {result['orders_per_s']:,.0f} orders/s"
     if result.get("ratio_to_ceiling") is not None:
@@ -112,7 +117,9 @@ def measure(options, results):
     )
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, options.lab, logs, baskets)
-    plan = Plan(Sizes.of(options), stocklock, peer, carry_out)
+    versions = [Version("earlier", options.earlier, logs), Version("now", options.binary, logs)]
+    holds_lab = HoldsLab(options.binary, options.lab, logs)
+    plan = Plan(Sizes.of(options), stocklock, holds_lab, peer, versions, carry_out)
     for section in options.only:
         heading(section)
         setting = {

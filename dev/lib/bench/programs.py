@@ -45,6 +45,8 @@ class Stocklock:
         workers=1,
         rate=None,
         history=0,
+        open_holds=0,
+        identity="none",
         churn_seconds=None,
         end_to_end=False,
         ceiling=False,
@@ -79,6 +81,10 @@ class Stocklock:
             chosen += ["--rate", rate]
         if history:
             chosen += ["--history", history]
+        if open_holds:
+            chosen += ["--open-holds", open_holds]
+        if identity != "none":
+            chosen += ["--identity", identity]
         if churn_seconds is not None:
             chosen += ["--churn", f"{churn_seconds}s"]
         if not ceiling:
@@ -107,6 +113,67 @@ class Stocklock:
     @staticmethod
     def shown(arguments):
         return " ".join(["stocklock-lab", *arguments])
+
+
+class HoldsLab:
+    """Many short holds while the compensators die. The laboratory judges the run itself."""
+
+    who = "stocklock"
+
+    def __init__(self, binary, lab, logs):
+        self.command = [lab, "--binary", binary]
+        self.log = logs / "holds"
+
+    @staticmethod
+    def arguments(holds, kill_every_seconds):
+        chosen = ["holds", "--holds", holds, "--kill-every", f"{kill_every_seconds}s"]
+        return [*map(str, chosen), "--set", f"topics.partitions={PARTITIONS}"]
+
+    def run(self, arguments):
+        lab, *binary = self.command
+        return child.run([lab, *arguments, *binary], os.environ, self.log)
+
+    @staticmethod
+    def shown(arguments):
+        return " ".join(["stocklock-lab", *arguments])
+
+
+class Version:
+    """One version of stocklock, measured by its own `stocklock bench` on databases of its own.
+
+    Another version's laboratory cannot measure it: events and tables may differ.
+    """
+
+    def __init__(self, who, binary, logs):
+        self.who = who
+        self.binary = binary
+        self.log = logs / who
+
+    def arguments(self, workload, strategy, orders, *, end_to_end):
+        chosen = ["--strategy", strategy, "--orders", orders, "--fill", workload.fill]
+        chosen += ["--products", workload.products, "--zipf", workload.zipf]
+        chosen += ["--lines", f"1..{workload.max_lines}"]
+        chosen += ["--mode", "end-to-end"] if end_to_end else []
+        return ["--set", f"topics.partitions={PARTITIONS}", "bench", *map(str, chosen)]
+
+    def run(self, arguments):
+        stores = {
+            key: Database(os.environ[key], f"bench_{key.split('__')[1].lower()}")
+            for key in ("STOCKLOCK__ORDER_STORE__URL", "STOCKLOCK__STOCK_STORE__URL")
+        }
+        for store in stores.values():
+            store.drop()
+            store.create()
+        env = {**os.environ, **{key: store.url for key, store in stores.items()}}
+        result = child.run([self.binary, "--output", "json", *arguments], env, self.log)
+        for store in stores.values():
+            store.drop()
+        if not result["verified"]:
+            raise Failed(f"{self.who}: the verification failed after the run: {result}")
+        return result
+
+    def shown(self, arguments):
+        return " ".join([f"stocklock-{self.who}", *arguments])
 
 
 class Peer:

@@ -4,9 +4,11 @@ import json
 import statistics
 
 import figures
+from lifecycle import expiry, holds, identity, versions
 from programs import SERVERS
 from prose import ABOUT, MEANING, PEER, SHELL, wrapped
 from results import ratios, values
+from tables import chart, counts, spread, table, times
 
 LATENCIES = ("p50_ms", "p99_ms", "max_ms", "bare_p99_ms", "ratio_to_bare_p99")
 ROLES = ("worker", "compensator", "ingest")
@@ -33,7 +35,8 @@ def _parts(results, workloads):
         yield "**Their figures say nothing.**\n"
     yield MEANING
     yield from _workloads(workloads)
-    for section in (drain, batch, workers, latency, memory, history, churn):
+    sections = (drain, batch, workers, latency, identity, memory, history, holds, expiry, churn)
+    for section in (*sections, versions):
         if results.runs.get(section.__name__):
             yield from section(results)
     yield from _conditions(results)
@@ -46,41 +49,6 @@ def _workloads(workloads):
     for workload in workloads.values():
         yield f"| {workload.name} | {workload.what}; stock for {workload.fill:.0%} of the demand |"
     yield ""
-
-
-def table(titles, rows, texts=1):
-    """A Markdown table. The first `texts` columns are texts, the others are numbers."""
-    yield f"| {' | '.join(titles)} |"
-    yield f"| {' | '.join(['---'] * texts + ['---:'] * (len(titles) - texts))} |"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-    yield ""
-
-
-def chart(name, what):
-    yield f"![{what}](benchmarks/{name}.svg)\n"
-
-
-def spread(runs, figure="orders_per_s"):
-    """The median, with the lowest and the highest value in brackets if there are several."""
-    found = values(runs, figure)
-    if not found:
-        return "–"
-    text = rounded(statistics.median(found))
-    return text if len(found) == 1 else f"{text} ({rounded(min(found))}–{rounded(max(found))})"
-
-
-def rounded(value):
-    return f"{value:,.0f}" if value >= 100 or value == int(value) else f"{value:.1f}"
-
-
-def times(found, digits=1):
-    return f"{statistics.median(found):.{digits}f}" if found else "–"
-
-
-def counts(runs, figure="orders"):
-    """The different values of a figure in these runs: "10,000 or 40,000"."""
-    return " or ".join(f"{count:,}" for count in sorted(set(values(runs, figure))))
 
 
 def drain(results):

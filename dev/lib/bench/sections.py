@@ -7,7 +7,7 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
-from programs import Peer, Stocklock
+from programs import HoldsLab, Peer, Stocklock, Version
 from workloads import WORKLOADS
 
 STRATEGIES = ("row", "redlock")
@@ -23,6 +23,10 @@ LOADS_BESIDE_BARE = ("alone", "50%")
 LOAD_SHARES = (0.10, 0.25, 0.50, 0.75, 0.90)
 BIG_ORDERS = 1_000_000
 BIG_HISTORY = 10_000_000
+BIG_HOLDS = 1_000_000
+# How ingest would know a repeated request again.
+IDENTITIES = ("none", "key", "order-id")
+MODES = ("drain", "end-to-end")
 CHURN_RATE, CHURN_WORKERS = 300, 4
 
 
@@ -36,6 +40,11 @@ class Sizes:
     memory_orders: int
     # Orders that are in the stores before a run of the section `history`.
     history: int
+    # Holds that are open during a run of the section `holds`.
+    open_holds: int
+    # Holds of a run of the section `expiry`, and the time between two kills.
+    short_holds: int
+    kill_every_seconds: int
     # The length of a run of the section `churn`, and the time between two changes.
     churn_seconds: int
     churn_interval_seconds: int
@@ -54,6 +63,9 @@ class Sizes:
             peer_orders=options.peer_orders,
             memory_orders=BIG_ORDERS if options.big else options.orders,
             history=BIG_HISTORY if options.big else options.orders,
+            open_holds=BIG_HOLDS if options.big else options.orders,
+            short_holds=1_000 if short else 100_000,
+            kill_every_seconds=2 if short else 20,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
             load_seconds=3 if short else 30,
@@ -66,7 +78,7 @@ class Sizes:
 class Step:
     """One run."""
 
-    program: Stocklock | Peer
+    program: Stocklock | HoldsLab | Peer | Version
     arguments: list
     labels: dict = field(default_factory=dict)
 
@@ -74,10 +86,13 @@ class Step:
 class Plan:
     """Makes the steps of each section, and has `carry_out` run them."""
 
-    def __init__(self, sizes, stocklock, peer, carry_out):
+    def __init__(self, sizes, stocklock, holds_lab, peer, both_versions, carry_out):
         self.sizes = sizes
         self.stocklock = stocklock
+        self.holds_lab = holds_lab
         self.peer = peer
+        # This version and an earlier one, for the section `versions`.
+        self.both_versions = both_versions
         # A function that runs a list of steps, and returns their records.
         self.carry_out = carry_out
 
@@ -227,6 +242,72 @@ class Plan:
                 )
                 for number in self._rounds()
                 for history in (0, self.sizes.history)
+            ]
+        )
+
+    def identity(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {"round": number, "workload": "Z", "variant": "row", "identity": identity},
+                    "row",
+                    self.sizes.orders,
+                    identity=identity,
+                    end_to_end=True,
+                )
+                for number in self._rounds()
+                for identity in IDENTITIES
+            ]
+        )
+
+    def holds(self):
+        return self.carry_out(
+            [
+                self._ours(
+                    {
+                        "round": number,
+                        "workload": "Z",
+                        "variant": "row",
+                        "mode": mode,
+                        "open_holds": count,
+                    },
+                    "row",
+                    self.sizes.orders,
+                    end_to_end=mode == "end-to-end",
+                    open_holds=count,
+                )
+                for number in self._rounds()
+                for mode in MODES
+                for count in (0, self.sizes.open_holds)
+            ]
+        )
+
+    def expiry(self):
+        arguments = self.holds_lab.arguments(
+            self.sizes.short_holds, self.sizes.kill_every_seconds
+        )
+        labels = {"who": "stocklock", "kill_every_s": self.sizes.kill_every_seconds}
+        return self.carry_out(
+            [
+                Step(self.holds_lab, arguments, {"round": number, **labels})
+                for number in self._rounds()
+            ]
+        )
+
+    def versions(self):
+        workload = WORKLOADS["Z"]
+        return self.carry_out(
+            [
+                Step(
+                    version,
+                    version.arguments(
+                        workload, "row", self.sizes.orders, end_to_end=mode == "end-to-end"
+                    ),
+                    {"round": number, "workload": "Z", "mode": mode, "who": version.who},
+                )
+                for number in self._rounds()
+                for mode in MODES
+                for version in self.both_versions
             ]
         )
 

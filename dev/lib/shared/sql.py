@@ -19,6 +19,9 @@ class Database:
     def create(self):
         self._run("mysql", f"CREATE DATABASE `{self.name}`")
 
+    def drop(self):
+        self._run("mysql", f"DROP DATABASE IF EXISTS `{self.name}`")
+
     def rows(self, statement):
         """Each row as a list of texts."""
         return [line.split("\t") for line in self._run(self.name, statement).splitlines()]

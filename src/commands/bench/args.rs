@@ -4,7 +4,10 @@ use std::{ops::RangeInclusive, path::PathBuf};
 
 use clap::{Args, ValueEnum, value_parser};
 
-use super::workload::{Shape, Workload};
+use super::{
+    placing::Identity,
+    workload::{Shape, Workload},
+};
 use crate::{
     config::{Config, LockStrategy},
     domain::MAX_LINES,
@@ -51,6 +54,9 @@ pub struct LoadArgs {
     /// place one order after another
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
+    /// How ingest would know a repeated request again (end-to-end)
+    #[arg(long, value_enum, default_value_t = Identity::None)]
+    pub(super) identity: Identity,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -28,7 +28,7 @@ impl<'a> Fleet<'a> {
         log: &'a File,
         workers: usize,
     ) -> anyhow::Result<Self> {
-        let spawn = |role| Role::spawn(role, site, log);
+        let spawn = |role| Role::spawn(role, site, &[], log);
         let mut compensator = spawn("compensator")?;
         compensator.ready().await?;
         let workers = (0..workers).map(|_| spawn("worker")).collect::<anyhow::Result<_>>()?;
@@ -50,7 +50,7 @@ impl<'a> Fleet<'a> {
 
     /// Starts an ingest. Answers where it takes orders.
     pub(super) async fn serve(&mut self) -> anyhow::Result<String> {
-        let mut ingest = Role::spawn("ingest", self.site, self.log)?;
+        let mut ingest = Role::spawn("ingest", self.site, &[], self.log)?;
         ingest.ready().await?;
         let url = format!("http://{}/v1/orders", ingest.http);
         self.ingest = Some(ingest);
@@ -73,7 +73,7 @@ impl<'a> Fleet<'a> {
 
     /// Starts another worker, and does not wait for it.
     pub fn add_worker(&mut self) -> anyhow::Result<()> {
-        self.workers.push_back(Role::spawn("worker", self.site, self.log)?);
+        self.workers.push_back(Role::spawn("worker", self.site, &[], self.log)?);
         Ok(())
     }
 

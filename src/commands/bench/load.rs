@@ -5,27 +5,24 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use chrono::{DateTime, Utc};
 use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
-use reqwest::StatusCode;
-use serde_json::json;
-use tokio::task::JoinSet;
 
-use super::{fleet::Fleet, report::Run, site::Site, stopwatch::Stopwatch, workload::Workload};
-use crate::{
-    domain::{Lines, OrderId},
-    store::OrderStore,
+use super::{
+    fleet::Fleet,
+    placing::{Identity, place_all},
+    report::Run,
+    site::Site,
+    stopwatch::Stopwatch,
+    workload::Workload,
 };
+use crate::{domain::OrderId, store::OrderStore};
 
 const LOOK_EVERY: Duration = Duration::from_millis(20);
 /// Without any order becoming final for so long, a run is given up.
 const PATIENCE: Duration = Duration::from_secs(120);
-/// Clients that place orders one after another.
-const CLIENTS: usize = 256;
-/// Requests that an open loop may have under way.
-const MAX_REQUESTS: usize = 10_000;
 
 /// What happens to the fleet while it works: called about every 20 ms.
 pub type Meanwhile<'a> = &'a dyn Fn(&mut Fleet<'_>) -> anyhow::Result<()>;
@@ -57,17 +54,17 @@ impl Load<'_> {
         &self,
         orders: &OrderStore,
         rate: Option<u32>,
+        identity: Identity,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.site, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
         let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
         let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
-        let placing = place_all(&url, &self.workload.orders, rate);
-        let (placed, finished) =
-            tokio::join!(placing, self.finish(fleet, &stopwatch, orders, counted_from));
-        placed?;
-        finished
+        let placing = place_all(&url, &self.workload.orders, rate, identity);
+        let finishing = self.finish(fleet, &stopwatch, orders, counted_from);
+        let ((), finished) = tokio::try_join!(placing, finishing)?;
+        Ok(finished)
     }
 
     /// Waits until all orders are final, and stops the roles.
@@ -111,40 +108,5 @@ impl Load<'_> {
         }
         progress.finish_and_clear();
         Ok(())
-    }
-}
-
-async fn place_all(url: &str, orders: &[Lines], rate: Option<u32>) -> anyhow::Result<()> {
-    let client = reqwest::Client::builder().pool_max_idle_per_host(CLIENTS).build()?;
-    let most = rate.map_or(CLIENTS, |_| MAX_REQUESTS);
-    let begun = Instant::now();
-    let mut requests = JoinSet::new();
-    for (index, lines) in (0_u32..).zip(orders) {
-        if let Some(rate) = rate {
-            tokio::time::sleep_until((begun + Duration::from_secs(1) * index / rate).into()).await;
-        }
-        while requests.len() >= most {
-            requests.join_next().await.context("a request")???;
-        }
-        requests.spawn(place(client.clone(), url.to_owned(), lines.clone()));
-    }
-    while let Some(placed) = requests.join_next().await {
-        placed??;
-    }
-    Ok(())
-}
-
-async fn place(client: reqwest::Client, url: String, lines: Lines) -> anyhow::Result<()> {
-    let lines = lines.as_slice().iter();
-    let lines = lines
-        .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
-    let response =
-        client.post(url).json(&json!({"lines": lines.collect::<Vec<_>>()})).send().await?;
-    match response.status() {
-        StatusCode::ACCEPTED => Ok(()),
-        status => bail!(
-            "an order was answered with {status}: {}",
-            response.text().await.unwrap_or_default()
-        ),
     }
 }

@@ -6,6 +6,7 @@
 mod args;
 mod fleet;
 mod load;
+mod placing;
 mod report;
 mod role;
 mod site;
@@ -23,6 +24,7 @@ pub use self::{
     fleet::Fleet,
     load::Meanwhile,
     report::{Run, millis, round},
+    role::Role,
     site::Site,
     workload::Workload,
 };
@@ -30,6 +32,7 @@ use super::{Answer, Output, process};
 use crate::{
     config::{Config, Layers, LockStrategy},
     lifecycle::Shutdown,
+    store::{OrderStore, StockStore},
     telemetry::Metrics,
     verify::{Checks, Progress, verify},
     wire::{OrderEventCodec, OrderStatusCodec},
@@ -94,6 +97,7 @@ impl LoadArgs {
         match self.put(&load).await {
             Ok(run) => Ok(Run {
                 mode: self.mode.as_str(),
+                identity: self.identity.as_str(),
                 strategy: strategy.as_str(),
                 batch_max: site.config.worker.batches.max,
                 ..run
@@ -111,13 +115,27 @@ impl LoadArgs {
         site.import(&stock, &load.workload.stock(self.fill)).await?;
         let (mut run, latencies) = match self.mode {
             Mode::Drain => load.drain(&orders).await?,
-            Mode::EndToEnd => load.end_to_end(&orders, self.rate).await?,
+            Mode::EndToEnd => load.end_to_end(&orders, self.rate, self.identity).await?,
         };
         run.set_latencies(&latencies);
+        run.verified = site.is_verified(&orders, &stock).await?;
+        Ok(run)
+    }
+}
+
+impl Site {
+    /// Whether `stocklock verify` would exit with 0. Orders in flight have a minute to settle.
+    ///
+    /// Fails if a store or the broker cannot be read.
+    pub async fn is_verified(
+        &self,
+        orders: &OrderStore,
+        stock: &StockStore,
+    ) -> anyhow::Result<bool> {
         let report = verify(&Checks {
-            orders: &orders,
-            stock: &stock,
-            config: &site.config,
+            orders,
+            stock,
+            config: &self.config,
             events: Arc::new(OrderEventCodec::new()?),
             statuses: Arc::new(OrderStatusCodec::new()?),
             without: &[],
@@ -126,14 +144,11 @@ impl LoadArgs {
             progress: Progress::hidden(),
         })
         .await?;
-        run.verified = report.violations.is_empty()
+        Ok(report.violations.is_empty()
             && report.unsettled.is_empty()
-            && report.unchecked.is_empty();
-        Ok(run)
+            && report.unchecked.is_empty())
     }
-}
 
-impl Site {
     /// Does `work` until it ends or a signal stops it, and closes the site either way.
     pub async fn use_for<T>(
         self,

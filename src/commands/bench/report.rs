@@ -9,6 +9,7 @@ use super::{super::Output, role::Usage};
 #[derive(Debug, Default, Serialize)]
 pub struct Run {
     pub(crate) mode: &'static str,
+    pub(crate) identity: &'static str,
     pub(crate) workload: String,
     pub(crate) strategy: &'static str,
     pub(crate) orders: usize,

@@ -26,10 +26,10 @@ pub(super) struct Usage {
     pub(crate) peak_rss_mib: f64,
 }
 
-/// It is killed when it is dropped.
-pub(super) struct Role {
-    pub(crate) name: &'static str,
-    pub(crate) http: SocketAddr,
+/// A process of one role. It is killed by SIGKILL when it is dropped.
+pub struct Role {
+    pub(super) name: &'static str,
+    pub http: SocketAddr,
     admin: SocketAddr,
     client: reqwest::Client,
     process: Child,
@@ -47,8 +47,16 @@ impl Exposition {
 }
 
 impl Role {
-    /// Starts a role on free ports.
-    pub(super) fn spawn(name: &'static str, site: &Site, log: &fs::File) -> anyhow::Result<Self> {
+    /// Starts a role on free ports. Its environment has `variables` beside the settings of the
+    /// site.
+    ///
+    /// Fails if no port is free, or the program does not start.
+    pub fn spawn(
+        name: &'static str,
+        site: &Site,
+        variables: &[(&str, &str)],
+        log: &fs::File,
+    ) -> anyhow::Result<Self> {
         let (admin, http) = (free_address()?, free_address()?);
         let inherited = std::env::vars().filter(|(name, _)| !name.starts_with("STOCKLOCK__"));
         let process = Command::new(&site.binary)
@@ -58,6 +66,7 @@ impl Role {
             .envs(site.environment())
             .env("STOCKLOCK__ADMIN__LISTEN", admin.to_string())
             .env("STOCKLOCK__HTTP__LISTEN", http.to_string())
+            .envs(variables.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
             .stderr(log.try_clone()?)
@@ -66,8 +75,9 @@ impl Role {
         Ok(Self { name, http, admin, client: reqwest::Client::new(), process })
     }
 
-    /// Waits until it is ready: a consumer then has its partitions.
-    pub(super) async fn ready(&mut self) -> anyhow::Result<()> {
+    /// Waits until it is ready: a consumer then has its partitions. Fails after a minute, or if it
+    /// has ended.
+    pub async fn ready(&mut self) -> anyhow::Result<()> {
         let begun = Instant::now();
         while !self.is_ready().await {
             if let Some(status) = self.process.try_wait()? {
@@ -104,7 +114,8 @@ impl Role {
         })
     }
 
-    pub(super) async fn stop(mut self) -> anyhow::Result<()> {
+    /// Asks it to stop, and waits for it. Fails after a minute, or if its exit status is not 0.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
         kill(Pid::from_raw(self.process.id().cast_signed()), Signal::SIGTERM)?;
         let begun = Instant::now();
         while begun.elapsed() < STOP_DEADLINE {

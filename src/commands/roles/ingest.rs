@@ -10,6 +10,10 @@ use crate::{
     store::StoreUse,
 };
 
+/// The most clients that watch an order, and at most half of all connections: watching clients take
+/// no connection from those that place orders.
+const MAX_WATCHING_CLIENTS: usize = 5_000;
+
 /// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
 /// answers, publishing, connections.
 pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
@@ -34,7 +38,10 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         metrics: metrics.clone(),
     };
     let (changer, mut changing) = Changer::start(&changing, groups, deadline);
-    let outcomes = OutcomeWatch::new(orders.clone(), shutdown.clone());
+    let max_connections =
+        http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max);
+    let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
+    let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
     let relaying =
         spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(outcomes.clone().run());
@@ -52,9 +59,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
         horizon: config.retention.horizon,
-        max_connections: http::connections_beside(
-            config.order_store.pool_max + config.stock_store.pool_max,
-        ),
+        max_connections,
+        shutdown: shutdown.clone(),
         metrics: metrics.clone(),
         orders: orders.clone(),
         stock: stock.clone(),
@@ -63,7 +69,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         outcomes,
     };
     tracing::info!(address = %config.http.listen, "accepting orders");
-    let serving = Box::pin(ingest::serve(listener, api, shutdown.clone()));
+    let serving = Box::pin(ingest::serve(listener, api));
     let serving = while_committing(serving, &mut committing, &mut changing);
     shutdown.finish("HTTP requests", serving).await.transpose()?;
     shutdown.finish("orders to save", ended(committing)).await;

@@ -15,10 +15,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        OrderRequest, SaveError, body, idempotency,
-        outcomes::DecidedState,
-        prefer,
+        OrderRequest, SaveError, body, idempotency, prefer,
         problem::{FieldError, Problem},
+        subscriptions::DecidedState,
     },
     Api, answer, location, time,
 };

@@ -8,6 +8,8 @@ use super::MAX_TEXT_CHARS;
 
 /// How much of a value or a name an error shows.
 const MAX_SHOWN_CHARS: usize = 64;
+/// Up to here a float is exact: 2^53.
+const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The fields that an object may have, and those that were read.
 pub(super) struct Fields<const N: usize> {
@@ -139,8 +141,13 @@ impl<'de> Visitor<'de> for ScalarSeed {
         Ok(i64::try_from(value).map_or_else(|_| Scalar::Other(value.to_string()), Scalar::Whole))
     }
 
+    /// A number without a fraction is an integer in JSON Schema, however it is written.
     fn visit_f64<E: de::Error>(self, value: f64) -> Result<Scalar, E> {
-        Ok(Scalar::Other(format!("{value:?}")))
+        if value.fract() != 0.0 || value.abs() > MAX_EXACT {
+            return Ok(Scalar::Other(format!("{value:?}")));
+        }
+        #[expect(clippy::cast_possible_truncation, reason = "a whole number within MAX_EXACT")]
+        Ok(Scalar::Whole(value as i64))
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {

@@ -1,0 +1,134 @@
+//! `GET /v1/orders/{id}/events`: reports the changes of an order as server-sent events.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    extract::{Extension, Path, State, rejection::PathRejection},
+    http::{HeaderMap, StatusCode},
+    response::{
+        IntoResponse as _, Response,
+        sse::{Event, KeepAlive, Sse},
+    },
+};
+use futures::stream;
+
+use super::{
+    super::{
+        problem::Problem,
+        subscriptions::{DecidedState, Subscription},
+    },
+    Api,
+    shown::{ShownState, order_id, unknown_order},
+};
+use crate::{
+    domain::{OrderId, OrderState},
+    http::{Connection, Streaming},
+    lifecycle::Shutdown,
+};
+
+/// How often a comment shows the client that the connection is alive.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+
+/// Responds 200 with the present state of an order and each later one, up to the first at which a
+/// client need not watch any longer. Leaves out the present state if the client has it already
+/// (`Last-Event-ID`), and responds 204 if there will be no other.
+///
+/// Fails with 404 if no order has the id, and with 503 if the order store is away or too many
+/// clients watch.
+pub(super) async fn watch_order(
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Connection>,
+    path: Result<Path<String>, PathRejection>,
+    headers: HeaderMap,
+) -> Result<Response, Problem> {
+    let id = order_id(path)?;
+    // A change after this is news, also if it comes before the order is read.
+    let too_many = || Problem::unavailable("too many clients watch orders");
+    let news = api.outcomes.watch(id).ok_or_else(too_many)?;
+    let order = api.find_order(id).await?.ok_or_else(unknown_order)?;
+    let known = last_event_id(&headers).filter(|known| *known == order.status);
+    if known.is_some_and(is_last) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    let present =
+        DecidedState { state: order.status, reason: order.reason, expires_at: order.expires_at };
+    let events = OrderEvents {
+        order_id: id,
+        reference: order.reference,
+        present: known.is_none().then_some(present),
+        known: order.status,
+        news,
+        shutdown: api.shutdown.clone(),
+        connection,
+        streaming: None,
+        is_probed: false,
+    };
+    let events = stream::unfold(events, OrderEvents::next);
+    let comments = KeepAlive::new().interval(COMMENT_EVERY);
+    Ok(Sse::new(events).keep_alive(comments).into_response())
+}
+
+/// The state that a client has received last. `None` if it names none.
+fn last_event_id(headers: &HeaderMap) -> Option<OrderState> {
+    OrderState::parse(headers.get("last-event-id")?.to_str().ok()?).ok()
+}
+
+/// Whether the events of an order end with this state.
+fn is_last(state: OrderState) -> bool {
+    match state {
+        OrderState::Completed | OrderState::Failed | OrderState::Cancelled => true,
+        OrderState::Pending | OrderState::Reserved => false,
+    }
+}
+
+/// The events of an order for one client.
+struct OrderEvents {
+    order_id: OrderId,
+    reference: Option<String>,
+    /// The state at the beginning, until it is sent. `None` if the client has it already.
+    present: Option<DecidedState>,
+    /// The state that the client knows, or will know next.
+    known: OrderState,
+    news: Subscription,
+    shutdown: Shutdown,
+    connection: Connection,
+    streaming: Option<Streaming>,
+    /// The client has finished sending, and a comment probes whether it still reads.
+    is_probed: bool,
+}
+
+impl OrderEvents {
+    /// Returns the next event. `None` after the last, once a stop is requested, and once the client
+    /// has gone.
+    async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
+        self.streaming.get_or_insert_with(|| self.connection.streaming());
+        if let Some(present) = self.present.take() {
+            return Some((Ok(self.event(present)), self));
+        }
+        while !is_last(self.known) {
+            let news = tokio::select! {
+                biased;
+                () = self.shutdown.requested() => return None,
+                news = self.news.next() => news?,
+                () = self.connection.sending_ended(), if !self.is_probed => {
+                    self.is_probed = true;
+                    return Some((Ok(Event::default().comment("")), self));
+                }
+                () = self.connection.reset(), if self.is_probed => return None,
+            };
+            if news.state != self.known {
+                self.known = news.state;
+                return Some((Ok(self.event(news)), self));
+            }
+        }
+        None
+    }
+
+    /// An event whose id is the name of the state.
+    fn event(&self, decided: DecidedState) -> Event {
+        let DecidedState { state, reason, expires_at } = decided;
+        let (order_id, reference) = (self.order_id, self.reference.clone());
+        let shown = ShownState { order_id, state, reason, expires_at, reference };
+        Event::default().event("status").id(state.as_str()).data(shown.body().to_string())
+    }
+}
