@@ -195,11 +195,11 @@ impl ChangeTask {
     ) -> Result<Option<CommittedGroup>, ChangeError> {
         let (mut failures, mut is_commit_unknown) = (Backoff::default(), false);
         while let Some(deadline) = group.iter().map(|queued| queued.deadline).max() {
-            let changes: Vec<_> =
+            let requested: Vec<_> =
                 group.iter().map(|queued| (queued.order_id, queued.change)).collect();
             let now = Utc::now();
             let times = RequestTimes { now, lease: COMMITTER_LEASE, deadline };
-            let error = match self.store.change_by(&changes, self.horizon, times).await {
+            let error = match self.store.change_by(&requested, self.horizon, times).await {
                 Ok(changed) => return Ok(Some(CommittedGroup { changed, changed_at: now })),
                 Err(
                     error @ (StoreError::Refused(_)
@@ -209,7 +209,7 @@ impl ChangeTask {
                 Err(error) => error,
             };
             self.metrics.retries.with_label_values(&["order_store"]).inc();
-            tracing::warn!(requests = changes.len(), %error, "orders not changed");
+            tracing::warn!(requests = requested.len(), %error, "orders not changed");
             is_commit_unknown |= matches!(error, StoreError::CommitUnknown(_));
             let delay = failures.next_delay();
             if Instant::now() + delay >= deadline {

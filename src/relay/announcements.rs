@@ -98,11 +98,12 @@ impl Announcer {
     /// Fails with [`RelayError`]. Then the announcements are due again after their lease.
     pub async fn sweep(&self) -> Result<usize, RelayError> {
         let due = self.store.claim_announcements(MAX_SWEPT_ANNOUNCEMENTS, SWEEP_LEASE).await?;
-        if !due.is_empty() {
-            self.publish(&due).await?;
-            tracing::info!(announcements = due.len(), "moves announced that a crash had left");
+        if !due.readable.is_empty() {
+            self.publish(&due.readable).await?;
+            let announcements = due.readable.len();
+            tracing::info!(announcements, "moves announced that a crash had left");
         }
-        Ok(due.len())
+        Ok(due.claimed)
     }
 
     /// Sweeps until a stop is requested.

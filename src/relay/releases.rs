@@ -101,14 +101,12 @@ impl ReleaseWatch {
         }
     }
 
-    /// One pass: updates the gauge, gives up the releases beyond the horizon, and publishes the due
-    /// ones, 2,000 at most.
+    /// One pass: gives up the releases beyond the horizon, publishes the due ones, 2,000 at most,
+    /// and updates the gauge.
     ///
     /// Fails with [`RelayError`]. Then the claimed releases are due again when their lease ends.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
         let store = self.relay.store.clone();
-        let owed = store.count_owed_releases().await?;
-        self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
         let claimed = store.claim_releases(now, now + SWEEP_LEASE, MAX_CLAIMED_RELEASES).await?;
         let decidable_from = self.horizon.decidable(now).start;
         let (decidable, expired): (Vec<_>, Vec<_>) =
@@ -128,12 +126,11 @@ impl ReleaseWatch {
         }
         if published > 0 {
             self.metrics.owed_releases.with_label_values(&["produced"]).inc_by(published as u64);
-            tracing::warn!(
-                orders = published,
-                owed,
-                "releases published again, as they are still owed"
-            );
+            tracing::warn!(orders = published, "releases published again, as they are still owed");
         }
+        // The count reads all of them, so it comes last: it may fail, and holds up nothing.
+        let owed = store.count_owed_releases().await?;
+        self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
         Ok(ReleasePass { published, postponed, expired })
     }
 

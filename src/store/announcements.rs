@@ -49,7 +49,7 @@ const READ: &str = concat!(
     wanted_announcements!(),
     " STRAIGHT_JOIN announcements AS a FORCE INDEX (PRIMARY)
         ON a.order_id = UNHEX(wanted.order_id) AND a.status = wanted.status
-    STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = a.order_id",
+    LEFT JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = a.order_id",
 );
 
 const DELETE: &str = concat!(
@@ -58,6 +58,14 @@ const DELETE: &str = concat!(
     " STRAIGHT_JOIN announcements AS a FORCE INDEX (PRIMARY)
         ON a.order_id = UNHEX(wanted.order_id) AND a.status = wanted.status",
 );
+
+/// Announcements that were due, and are leased to the caller.
+#[derive(Debug, Default)]
+pub(crate) struct ClaimedAnnouncements {
+    /// How many were claimed.
+    pub(crate) claimed: usize,
+    pub(crate) readable: Vec<OrderStatus>,
+}
 
 /// Writes announcements, leased to the caller for `lease`.
 pub(super) async fn insert(
@@ -76,22 +84,25 @@ impl OrderStore {
     /// Claims up to `limit` announcements without a lease or with one that has ended, and leases
     /// them to the caller. No two callers claim the same announcement.
     ///
-    /// Fails with [`StoreError::Corrupt`] if the status of one cannot be read.
+    /// A corrupt announcement is claimed, logged and not returned.
     pub(crate) async fn claim_announcements(
         &self,
         limit: u32,
         lease: Duration,
-    ) -> Result<Vec<OrderStatus>, StoreError> {
+    ) -> Result<ClaimedAnnouncements, StoreError> {
         transaction!(self.db, ClaimAnnouncements, |conn, _| {
             let due = sqlx::query(FIND_DUE).bind(limit).fetch_all(&mut *conn).await?;
             if due.is_empty() {
-                return Ok(Vec::new());
+                return Ok(ClaimedAnnouncements::default());
             }
             let keys = due.iter().map(|row| Ok((order_id(row)?, ascii(row, "status")?)));
             let keys = keys_json(keys.collect::<Result<Vec<_>, StoreError>>()?)?;
             sqlx::query(CLAIM).bind(&keys).bind(micros(lease)).execute(&mut *conn).await?;
             let rows = sqlx::query(READ).bind(&keys).fetch_all(&mut *conn).await?;
-            rows.iter().map(announcement).collect()
+            Ok(ClaimedAnnouncements {
+                claimed: due.len(),
+                readable: rows.iter().filter_map(readable).collect(),
+            })
         })
     }
 
@@ -107,6 +118,12 @@ impl OrderStore {
             Ok(())
         })
     }
+}
+
+/// The announcement of a row, if it can be read.
+fn readable(row: &MySqlRow) -> Option<OrderStatus> {
+    let read = announcement(row);
+    read.inspect_err(|error| tracing::error!(%error, "announcement is corrupt, not published")).ok()
 }
 
 /// Fails with [`StoreError::Corrupt`].

@@ -185,7 +185,7 @@ impl Plan {
         let (order_id, context) = (event.order_id(), self.context);
         let draft = self.orders.get_mut(&order_id);
         let facts = draft.as_ref().map(|draft| draft.facts(&context));
-        let effect = context.cause(event).effect_on(facts);
+        let effect = context.cause(event, draft.as_deref()).effect_on(facts);
         if let Some(draft) = draft {
             draft.change(effect, event, &context);
         } else if effect == Effect::EndRelease {
@@ -262,15 +262,16 @@ impl Plan {
 }
 
 impl Context {
-    fn cause(self, event: Event<'_>) -> Cause<'_> {
+    fn cause<'e>(self, event: Event<'e>, draft: Option<&Draft>) -> Cause<'e> {
         match event {
             Event::Reported(status) => Cause::Reported(status),
             Event::HoldDue(_) => Cause::HoldDue,
             Event::Requested(_, Change::Cancel) => Cause::Cancel,
             Event::Requested(_, Change::Confirm) => Cause::Confirm,
             Event::Requested(id, Change::Extend { hold_seconds }) => {
-                let expires_at = self.now + seconds(hold_seconds);
-                Cause::Extend { is_in_time: expires_at <= self.horizon.release_deadline(id) }
+                let expires_at = draft.map(|draft| draft.extended_by(hold_seconds));
+                let deadline = self.horizon.release_deadline(id);
+                Cause::Extend { is_in_time: expires_at.is_some_and(|end| end <= deadline) }
             }
         }
     }

@@ -1,9 +1,12 @@
 //! Open holds: orders that hold their stock until they are confirmed or their hold ends.
 
-use std::{collections::HashSet, time::Duration};
+use std::{
+    collections::{BTreeSet, HashSet},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, Row as _};
+use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use super::{
     OrderStore, StoreError,
@@ -19,14 +22,24 @@ use crate::{
 };
 
 const FIND_DUE: &str = "
-    SELECT order_id FROM holds FORCE INDEX (by_expiry)
-    WHERE expires_at <= ? ORDER BY expires_at LIMIT ?";
+    SELECT order_id, expires_at FROM holds FORCE INDEX (by_expiry)
+    WHERE expires_at <= ? AND expires_at >= ? AND (expires_at > ? OR order_id > ?)
+    ORDER BY expires_at, order_id LIMIT ?";
 
 const KEEP_DUE: &str = concat!(
     "SELECT h.order_id FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN holds AS h FORCE INDEX (PRIMARY) ON h.order_id = wanted.order_id
     WHERE h.expires_at <= ?",
+);
+
+/// Closes holds without an order. A hold is written after its order, so no order is on its way.
+const CLOSE_ORPHANS: &str = concat!(
+    "DELETE h FROM ",
+    wanted_orders!(),
+    " STRAIGHT_JOIN holds AS h FORCE INDEX (PRIMARY) ON h.order_id = wanted.order_id
+    LEFT JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = h.order_id
+    WHERE o.order_id IS NULL",
 );
 
 const OPEN: &str = "
@@ -43,12 +56,11 @@ const CLOSE: &str = concat!(
     " STRAIGHT_JOIN holds AS h FORCE INDEX (PRIMARY) ON h.order_id = wanted.order_id",
 );
 
-/// What one batch of the sweep did.
-#[derive(Debug)]
-pub struct EndedHolds {
-    /// How many due holds it found. Another sweep may have ended some of them.
-    pub found: usize,
-    pub changed: Changed,
+/// A hold that has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DueHold {
+    pub order_id: OrderId,
+    pub(crate) expires_at: DateTime<Utc>,
 }
 
 /// Opens the holds of orders, or moves the ends of those that are open. The caller has locked the
@@ -73,24 +85,56 @@ pub(super) async fn close(
 }
 
 impl OrderStore {
-    /// Ends up to `limit` holds that are due: cancels their orders in one transaction. Their
-    /// releases and announcements are leased to the caller for `lease`.
-    ///
-    /// Leaves out orders that another transaction has locked, so that two sweeps do not wait for
-    /// each other. Fails with [`StoreError::Corrupt`] if an order's row cannot be read, and with
-    /// the errors of a transaction.
-    pub async fn end_due_holds(
+    /// The present time, by the clock of the server.
+    pub(crate) async fn clock(&self) -> Result<DateTime<Utc>, StoreError> {
+        let sql = "SELECT UTC_TIMESTAMP(3) AS now";
+        let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
+        Ok(row.try_get("now")?)
+    }
+
+    /// Up to `limit` holds that are due at `now`. They follow `after` in the order of their ends.
+    pub async fn find_due_holds(
         &self,
         now: DateTime<Utc>,
-        horizon: Horizon,
+        after: Option<DueHold>,
         limit: u32,
+    ) -> Result<Vec<DueHold>, StoreError> {
+        let (expires_at, id) = after.map_or((DateTime::UNIX_EPOCH, Vec::new()), |hold| {
+            (hold.expires_at, hold.order_id.as_bytes().to_vec())
+        });
+        let query = sqlx::query(FIND_DUE).bind(now).bind(expires_at).bind(expires_at).bind(id);
+        let query = query.bind(limit);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        let due = |row: &MySqlRow| {
+            Ok(DueHold { order_id: order_id(row)?, expires_at: row.try_get("expires_at")? })
+        };
+        rows.iter().map(due).collect()
+    }
+
+    /// Ends holds that are due at `now`: cancels their orders in one transaction. Their releases
+    /// and announcements are leased to the caller for `lease`.
+    ///
+    /// Leaves out orders that another transaction has locked, so that two sweeps do not wait for
+    /// each other, and holds that are not due any more. Closes holds whose order is not reserved or
+    /// does not exist.
+    ///
+    /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
+    /// [`StoreError::Refused`] if the server refuses a change, and with the errors of a
+    /// transaction.
+    pub async fn end_holds(
+        &self,
+        due: &[DueHold],
+        now: DateTime<Utc>,
+        horizon: Horizon,
         lease: Duration,
-    ) -> Result<EndedHolds, StoreError> {
+    ) -> Result<Changed, StoreError> {
+        let ids: BTreeSet<_> = due.iter().map(|hold| hold.order_id).collect();
+        let wanted = order_ids(ids.iter().copied())?;
         transaction!(self.db, EndHolds, |conn, _| {
-            let due = sqlx::query(FIND_DUE).bind(now).bind(limit).fetch_all(&mut *conn).await?;
-            let mut ids = due.iter().map(order_id).collect::<Result<Vec<_>, _>>()?;
-            ids.sort_unstable();
-            let locked = lock_unlocked(conn, &order_ids(ids.iter().copied())?).await?;
+            let locked = lock_unlocked(conn, &wanted).await?;
+            if locked.len() < ids.len() {
+                sqlx::query(CLOSE_ORPHANS).bind(&wanted).execute(&mut *conn).await?;
+            }
             // A hold may have been extended or closed before its order was locked.
             let still = order_ids(locked.iter().map(|order| order.order_id))?;
             let still = sqlx::query(KEEP_DUE).bind(still).bind(now).fetch_all(&mut *conn).await?;
@@ -109,7 +153,7 @@ impl OrderStore {
             let context = Context { now, horizon, announcer: COMPENSATOR_SOURCE, lease };
             let changed = Plan::new(events, locked, context).write(conn).await?;
             crash_point("holds.written");
-            Ok(EndedHolds { found: ids.len(), changed })
+            Ok(changed)
         })
     }
 
@@ -118,12 +162,5 @@ impl OrderStore {
         let sql = "SELECT COUNT(*) AS open FROM holds";
         let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
         Ok(row.try_get::<i64, _>("open")?.unsigned_abs())
-    }
-
-    /// When the hold that ends first ends. `None` if no hold is open.
-    pub(crate) async fn next_expiry(&self) -> Result<Option<DateTime<Utc>>, StoreError> {
-        let sql = "SELECT MIN(expires_at) AS expires_at FROM holds";
-        let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
-        Ok(row.try_get("expires_at")?)
     }
 }

@@ -3,20 +3,16 @@
 //! Most orders are new, so the insert is plain. The primary keys of `orders` and
 //! `idempotency_keys` show the others.
 
-use std::{
-    collections::HashMap,
-    pin::pin,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    error::{Conflict, Outage},
+    deadline::{CommitSent, by_deadline},
+    error::Conflict,
     idempotency::{self, BoundKeys},
     pending,
     placement::{
@@ -28,9 +24,6 @@ use super::{
     transaction::transaction,
 };
 use crate::domain::{EventKind, OrderId};
-
-/// How long a COMMIT that was sent before the deadline is awaited after it.
-const COMMIT_GRACE: Duration = Duration::from_secs(1);
 
 const INSERT_ORDERS: &str = "
     INSERT INTO orders
@@ -77,7 +70,7 @@ impl OrderStore {
         group: &[&Placement],
         terms: PlaceTerms,
     ) -> Result<Vec<Placed>, StoreError> {
-        self.place_noting(group, terms, &AtomicBool::new(false)).await
+        self.place_noting(group, terms, &CommitSent::default()).await
     }
 
     /// [`OrderStore::place_all`] with a deadline, after which no COMMIT is sent. A COMMIT that was
@@ -91,37 +84,30 @@ impl OrderStore {
         terms: PlaceTerms,
         deadline: Instant,
     ) -> Result<Vec<Placed>, StoreError> {
-        let is_commit_sent = AtomicBool::new(false);
-        let mut placing = pin!(self.place_noting(group, terms, &is_commit_sent));
-        if let Ok(placed) = timeout_at(deadline, &mut placing).await {
-            return placed;
-        }
-        if !is_commit_sent.load(Ordering::Relaxed) {
-            return Err(Outage::DeadlinePassed.into());
-        }
-        let late = |_| StoreError::CommitUnknown(Outage::DeadlinePassed);
-        timeout(COMMIT_GRACE, placing).await.map_err(late)?
+        let commit_sent = CommitSent::default();
+        let placing = self.place_noting(group, terms, &commit_sent);
+        by_deadline(deadline, &commit_sent, placing).await
     }
 
-    /// [`OrderStore::place_all`], which keeps in `is_commit_sent` whether its fate depends on a
-    /// COMMIT. After a COMMIT of unknown outcome it tries once more, and finds what was written.
+    /// [`OrderStore::place_all`], which keeps `commit_sent` up to date. After a COMMIT of unknown
+    /// outcome it tries once more, and finds what was written.
     async fn place_noting(
         &self,
         group: &[&Placement],
         terms: PlaceTerms,
-        is_commit_sent: &AtomicBool,
+        commit_sent: &CommitSent,
     ) -> Result<Vec<Placed>, StoreError> {
-        let written = self.write_group(group, terms, is_commit_sent).await;
+        let written = self.write_group(group, terms, commit_sent).await;
         let Err(doubt @ StoreError::CommitUnknown(_)) = written else { return written };
         let again = PlaceTerms { is_repeated: true, ..terms };
-        self.write_group(group, again, is_commit_sent).await.map_err(|_| doubt)
+        self.write_group(group, again, commit_sent).await.map_err(|_| doubt)
     }
 
     async fn write_group(
         &self,
         group: &[&Placement],
         terms: PlaceTerms,
-        is_commit_sent: &AtomicBool,
+        commit_sent: &CommitSent,
     ) -> Result<Vec<Placed>, StoreError> {
         let leaders = leaders(group);
         let firsts = group.iter().zip(&leaders).enumerate();
@@ -133,14 +119,14 @@ impl OrderStore {
             (idempotency::keys_json(firsts.iter().copied())?, Rows::of(&firsts, terms)?);
         let found = transaction!(self.db, Place, |conn, _| {
             if !terms.is_repeated {
-                is_commit_sent.store(false, Ordering::Relaxed);
+                commit_sent.set(false);
             }
             let keys = match &keys {
                 Some(keys) => idempotency::find_or_free(conn, keys).await?,
                 None => BoundKeys::new(),
             };
             let found = write_new(conn, &firsts, &rows, keys, terms).await?;
-            is_commit_sent.store(true, Ordering::Relaxed);
+            commit_sent.set(true);
             Ok(found)
         })?;
         let placed = group.iter().zip(leaders).enumerate().map(|(at, (placement, leader))| {

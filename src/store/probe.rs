@@ -36,6 +36,8 @@ const CHANGE_ORDERS: &str = "
     DELETE FROM holds WHERE FALSE;
     INSERT INTO owed_releases (order_id, owed_at, due_at)
         SELECT order_id, owed_at, due_at FROM owed_releases WHERE FALSE;
+    UPDATE owed_releases SET sent = sent, due_at = due_at WHERE FALSE;
+    UPDATE announcements SET visible_at = visible_at WHERE FALSE;
     INSERT INTO announcements (order_id, status, source, occurred_at, visible_at)
         SELECT order_id, status, source, occurred_at, visible_at FROM announcements WHERE FALSE;
     DELETE FROM announcements WHERE FALSE";

@@ -91,7 +91,8 @@ const SCHEDULE: &str = "
         sent   INT UNSIGNED PATH '$[1]',
         due_at DATETIME(3) PATH '$[2]')) AS scheduled) AS next
     STRAIGHT_JOIN owed_releases AS r FORCE INDEX (PRIMARY) ON r.order_id = next.order_id
-    SET r.sent = next.sent, r.due_at = next.due_at WHERE r.due_at IS NOT NULL";
+    SET r.sent = GREATEST(r.sent, next.sent), r.due_at = next.due_at
+    WHERE r.due_at IS NOT NULL";
 
 const EXPIRE: &str = concat!(
     "UPDATE ",

@@ -1,19 +1,14 @@
 //! Changes the orders of the order store on the request of clients.
 
-use std::{
-    collections::BTreeSet,
-    pin::pin,
-    sync::atomic::{AtomicBool, Ordering},
-    time::Duration,
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use chrono::{DateTime, Utc};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::Instant;
 
 use super::{
     Change, Changed, OrderStore, StoreError,
     changes::{Context, Event, Plan},
-    error::Outage,
+    deadline::{CommitSent, by_deadline},
     rows::order_ids,
     statuses::lock_states,
     transaction::transaction,
@@ -22,9 +17,6 @@ use crate::{
     crash_point::crash_point,
     domain::{Horizon, INGEST_SOURCE, OrderId},
 };
-
-/// How long a COMMIT that was sent before the deadline is awaited after it.
-const COMMIT_GRACE: Duration = Duration::from_secs(1);
 
 /// When a group of requests changes orders.
 #[derive(Debug, Clone, Copy)]
@@ -44,13 +36,13 @@ impl OrderStore {
     /// Fails as [`OrderStore::apply`] does.
     pub async fn change(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         now: DateTime<Utc>,
         horizon: Horizon,
         lease: Duration,
     ) -> Result<Changed, StoreError> {
         let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
-        self.change_noting(changes, context, &AtomicBool::new(false)).await
+        self.change_noting(requested, context, &CommitSent::default()).await
     }
 
     /// [`OrderStore::change`] with a deadline. A COMMIT that was sent before it is awaited for 1 s
@@ -60,40 +52,33 @@ impl OrderStore {
     /// with [`StoreError::CommitUnknown`] if one was.
     pub(crate) async fn change_by(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         horizon: Horizon,
         times: RequestTimes,
     ) -> Result<Changed, StoreError> {
         let RequestTimes { now, lease, deadline } = times;
         let context = Context { now, horizon, announcer: INGEST_SOURCE, lease };
-        let is_commit_sent = AtomicBool::new(false);
-        let mut changing = pin!(self.change_noting(changes, context, &is_commit_sent));
-        if let Ok(changed) = timeout_at(deadline, &mut changing).await {
-            return changed;
-        }
-        if !is_commit_sent.load(Ordering::Relaxed) {
-            return Err(Outage::DeadlinePassed.into());
-        }
-        let late = |_| StoreError::CommitUnknown(Outage::DeadlinePassed);
-        timeout(COMMIT_GRACE, changing).await.map_err(late)?
+        let commit_sent = CommitSent::default();
+        let changing = self.change_noting(requested, context, &commit_sent);
+        by_deadline(deadline, &commit_sent, changing).await
     }
 
-    /// Keeps in `is_commit_sent` whether the fate of the changes depends on a COMMIT.
+    /// Keeps `commit_sent` up to date.
     async fn change_noting(
         &self,
-        changes: &[(OrderId, Change)],
+        requested: &[(OrderId, Change)],
         context: Context,
-        is_commit_sent: &AtomicBool,
+        commit_sent: &CommitSent,
     ) -> Result<Changed, StoreError> {
-        let ids: BTreeSet<_> = changes.iter().map(|(id, _)| *id).collect();
+        let ids: BTreeSet<_> = requested.iter().map(|(id, _)| *id).collect();
         let ids = order_ids(ids)?;
         transaction!(self.db, ChangeOrders, |conn, _| {
-            is_commit_sent.store(false, Ordering::Relaxed);
+            commit_sent.set(false);
             let locked = lock_states(conn, &ids).await?;
-            let events = changes.iter().map(|(id, change)| Event::Requested(*id, *change));
+            let events = requested.iter().map(|(id, change)| Event::Requested(*id, *change));
             let changed = Plan::new(events, locked, context).write(conn).await?;
             crash_point("ingest.changed");
-            is_commit_sent.store(true, Ordering::Relaxed);
+            commit_sent.set(true);
             Ok(changed)
         })
     }

@@ -7,7 +7,7 @@ use std::{borrow::Borrow, collections::BTreeSet, time::Duration};
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
-use self::first::FirstDecisions;
+use self::first::{AppliedFirst, FirstDecisions};
 use super::{
     OrderStore, StoreError,
     changes::{Changed, Context, Event, Plan},
@@ -41,6 +41,9 @@ pub(super) struct LockedOrder {
     pub(super) hold_seconds: Option<u32>,
     /// Somebody confirmed the order while it was pending.
     pub(super) is_hold_confirmed: bool,
+    pub(super) created_at: DateTime<Utc>,
+    /// When the row was read, by the clock of the server.
+    pub(super) read_at: DateTime<Utc>,
 }
 
 /// The parameter has the ids in their order, so that two compensators lock rows in the same order.
@@ -48,7 +51,7 @@ macro_rules! lock_states {
     ($lock:literal) => {
         concat!(
             "SELECT o.order_id, o.status, o.reason, o.reference, o.hold_seconds,
-                    o.is_hold_confirmed FROM ",
+                    o.is_hold_confirmed, o.created_at, UTC_TIMESTAMP(3) AS read_at FROM ",
             wanted_orders!(),
             " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id ",
             $lock
@@ -64,8 +67,8 @@ impl OrderStore {
     /// releases that are owed then and the announcements are leased to the caller for `lease`. A
     /// completed order that is too old for a release stays completed.
     ///
-    /// At first, a worker's only status of an order is applied without a read before. If such an
-    /// order is not pending any more, all orders are locked and read.
+    /// A worker's only status of an order is applied without a read before. If some of these orders
+    /// are not pending any more, they are locked and read too.
     ///
     /// Fails with [`StoreError::Corrupt`] if an order's row cannot be read, with
     /// [`StoreError::Refused`] if the server refuses a reason, and with the errors of a
@@ -87,16 +90,13 @@ impl OrderStore {
         let released =
             statuses.iter().filter(|status| status.status == ReportedStatus::Released).count();
         let (first, others) = FirstDecisions::split(&statuses)?;
-        transaction!(self.db, ApplyStatuses, |conn, attempt| {
+        transaction!(self.db, ApplyStatuses, |conn, _| {
             let context = Context { now, horizon, announcer: COMPENSATOR_SOURCE, lease };
-            let changed = if attempt == 0 {
-                let moved = first.apply(conn, now).await?;
-                let mut changed = fold_reports(conn, &others, context).await?;
-                changed.moved.extend(moved);
-                changed
-            } else {
-                fold_reports(conn, &statuses, context).await?
-            };
+            let AppliedFirst { moved, mut unusual } = first.apply(conn, now).await?;
+            // The orders that have just moved are not changed once more.
+            unusual.extend(&others);
+            let mut changed = fold_reports(conn, &unusual, context).await?;
+            changed.moved.extend(moved);
             crash_point("compensate.written");
             Ok(Applied { changed, released })
         })
@@ -154,6 +154,8 @@ fn locked(rows: Vec<MySqlRow>) -> Result<Vec<LockedOrder>, StoreError> {
             reference: text(row, "reference")?,
             hold_seconds: row.try_get("hold_seconds")?,
             is_hold_confirmed: row.try_get("is_hold_confirmed")?,
+            created_at: row.try_get("created_at")?,
+            read_at: row.try_get("read_at")?,
         })
     };
     rows.iter().map(locked).collect()

@@ -77,9 +77,13 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<PassedEvents, StoreErro
         ));
     }
     let wanted = LettersFilter::of_messages(suspects.iter().map(|passed| passed.position));
-    let Some(letters) = Letters::read(checks, wanted).await else {
-        found.unchecked.push("the dead letters cannot be read".to_owned());
-        return Ok(found);
+    let letters = match Letters::read(checks, wanted).await {
+        Ok(Some(letters)) => letters,
+        Ok(None) => return Ok(found),
+        Err(error) => {
+            found.unchecked.push(error);
+            return Ok(found);
+        }
     };
     suspects.retain(|passed| !letters.may_explain(passed.position, passed.written_at_millis));
     let mut named = BTreeSet::new();

@@ -54,15 +54,18 @@ impl LettersFilter {
 
 impl Letters {
     /// Reads both dead-letter topics, and keeps what `wanted` names. `None` if `checks` leaves
-    /// Kafka out, or if a topic cannot be read.
-    pub(super) async fn read(checks: &Checks<'_>, wanted: LettersFilter) -> Option<Self> {
+    /// Kafka out. Fails with a text if a topic cannot be read.
+    pub(super) async fn read(
+        checks: &Checks<'_>,
+        wanted: LettersFilter,
+    ) -> Result<Option<Self>, String> {
         if checks.is_without(7) {
-            return None;
+            return Ok(None);
         }
         let topics = checks.topics();
         let reading = tokio::task::spawn_blocking(move || Self::read_blocking(&topics, wanted));
-        let read = reading.await.ok()?;
-        read.inspect_err(|error| tracing::warn!(%error, "dead letters not read")).ok()
+        let read = reading.await.map_err(|error| error.to_string())?;
+        read.map(Some).map_err(|error| format!("the dead letters cannot be read: {error}"))
     }
 
     /// Blocks the thread. Fails with the error of the client.

@@ -39,10 +39,10 @@ pub(super) async fn check(checks: &Checks<'_>) -> Result<Report, StoreError> {
     drop(snapshot);
     locks::check(checks, &mut report).await?;
     let deadline = Instant::now() + checks.settle;
-    let mut letters = Letters::of_orders(checks, &open).await;
+    let mut letters = letters_of(checks, &open, &mut report).await;
     settle(stores, checks, deadline, letters.as_ref(), &mut open, &mut report).await?;
     if letters.is_some() && is_any_in_flight(&open, letters.as_ref()) {
-        letters = Letters::of_orders(checks, &open).await;
+        letters = letters_of(checks, &open, &mut report).await;
     }
     report_open(checks, open, letters.as_ref(), &mut report).await;
     report_announcements(checks, deadline, &mut report).await?;
@@ -171,12 +171,17 @@ fn add_open(id: OrderId, lack: InFlight, open: &mut Open, report: &mut Report) {
     }
 }
 
-impl Letters {
-    /// The letters of open orders. `None` if there are none, and as [`Letters::read`] says.
-    async fn of_orders(checks: &Checks<'_>, open: &Open) -> Option<Self> {
-        if open.is_empty() {
-            return None;
+/// The letters of open orders. `None` if there are none, or if they are not read.
+async fn letters_of(checks: &Checks<'_>, open: &Open, report: &mut Report) -> Option<Letters> {
+    if open.is_empty() {
+        return None;
+    }
+    let wanted = LettersFilter::of_orders(open.keys().copied());
+    match Letters::read(checks, wanted).await {
+        Ok(letters) => letters,
+        Err(error) => {
+            report.unchecked.push(format!("invariant 3, which orders are dead-lettered: {error}"));
+            None
         }
-        Self::read(checks, LettersFilter::of_orders(open.keys().copied())).await
     }
 }

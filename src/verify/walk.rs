@@ -6,12 +6,16 @@ use chrono::{DateTime, Utc};
 
 use super::PAGE_ROWS;
 use crate::{
+    backoff::Backoff,
     domain::{Horizon, OrderId, fold::Outcome},
     store::{
         IdRange, OrderContent, OrderPage, OrderStore, OutcomePage, OwedRelease, StockStore,
         StoreError,
     },
 };
+
+/// Attempts to read a page again. Their pauses take some seconds.
+const MAX_RETRIES: u32 = 7;
 
 /// Both stores, and how far back the ledger reaches.
 #[derive(Clone, Copy)]
@@ -62,9 +66,10 @@ impl<'a> Walk<'a> {
     /// The next page. `None` at the end. Fails with the error of a store.
     pub(super) async fn next(&mut self) -> Result<Option<Page>, StoreError> {
         let Some(range) = self.rest else { return Ok(None) };
-        let mut order_page = self.stores.orders.page_of_orders(range).await?;
+        let Stores { orders, stock, .. } = self.stores;
+        let mut order_page = patiently(async || orders.page_of_orders(range).await).await?;
         let outcomes_of = range.up_to(order_page.end);
-        let outcome_page = self.stores.stock.page_of_outcomes(outcomes_of).await?;
+        let outcome_page = patiently(async || stock.page_of_outcomes(outcomes_of).await).await?;
         if outcome_page.end.is_some() {
             // There are more outcomes than orders here. The next page reads these orders again.
             order_page.cut(outcome_page.end);
@@ -79,8 +84,8 @@ impl Stores<'_> {
     ///
     /// Fails with the error of a store.
     pub(super) async fn read(self, ids: &[OrderId]) -> Result<Page, StoreError> {
-        let order_page = self.orders.find_page(ids).await?;
-        let outcome_page = self.stock.find_outcome_page(ids).await?;
+        let order_page = patiently(async || self.orders.find_page(ids).await).await?;
+        let outcome_page = patiently(async || self.stock.find_outcome_page(ids).await).await?;
         Ok(Page::new(self, order_page, outcome_page))
     }
 }
@@ -120,6 +125,22 @@ impl Page {
             is_order_purged: order_id < of_orders.purged_below,
             is_outcome_purged: order_id < of_stock.purged_below,
             is_decidable: order_id >= *decidable_from,
+        }
+    }
+}
+
+/// Reads again while the database is away: after a failover, a walk goes on where it was.
+///
+/// Fails with the last error after `MAX_RETRIES`.
+async fn patiently<T>(read: impl AsyncFn() -> Result<T, StoreError>) -> Result<T, StoreError> {
+    let mut failures = Backoff::default();
+    loop {
+        match read().await {
+            Err(error @ StoreError::Unavailable(_)) if failures.failures() < MAX_RETRIES => {
+                tracing::warn!(%error, "page not read, trying again");
+                tokio::time::sleep(failures.next_delay()).await;
+            }
+            done => return done,
         }
     }
 }

@@ -118,7 +118,8 @@ async fn make_binary(world: &World, kinds: &str) {
         "SELECT CAST(CONCAT('ALTER TABLE ', table_name, ' MODIFY `', column_name, '` ', column_type,
                             ' CHARACTER SET utf8mb4 COLLATE utf8mb4_bin ',
                             IF(is_nullable = 'YES', 'NULL', 'NOT NULL'),
-                            IF(column_name = 'status', ' DEFAULT ''PENDING''', '')) AS CHAR)
+                            IF(table_name = 'orders' AND column_name = 'status',
+                               ' DEFAULT ''PENDING''', '')) AS CHAR)
          FROM information_schema.columns
          WHERE table_schema = DATABASE() AND table_name <> '_sqlx_migrations'
            AND column_type REGEXP '^({kinds})'"

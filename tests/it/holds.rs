@@ -21,6 +21,9 @@ on_each_database!(
     a_reported_confirmation_that_comes_too_late_is_counted,
     a_hold_of_an_order_that_is_not_reserved_is_closed,
     a_hold_counts_from_the_decision_also_if_it_is_repeated,
+    an_order_that_the_store_refuses_to_change_delays_no_other_hold,
+    a_hold_without_an_order_is_closed,
+    a_late_status_does_not_make_its_batch_run_again,
 );
 
 /// Saves an order with a hold and the reference `cart-7`, and returns its event.
@@ -137,8 +140,10 @@ async fn a_crash_after_the_end_of_a_hold_loses_no_announcement(world: World) {
     // The process dies after the commit: it publishes nothing, and its leases end.
     let (now, horizon) = (after_the_hold(), world.config.retention.horizon);
     let none = std::time::Duration::ZERO;
-    let ended = world.order_store().end_due_holds(now, horizon, 10, none).await.expect("ended");
-    assert_eq!((ended.found, announced(&world).len()), (1, 0));
+    let store = world.order_store();
+    let due = store.find_due_holds(now, None, 10).await.expect("the holds");
+    store.end_holds(&due, now, horizon, none).await.expect("ended");
+    assert_eq!((due.len(), announced(&world).len()), (1, 0));
 
     assert_eq!(compensator.announcer.sweep().await.expect("a sweep"), 1);
     assert_eq!(compensator.announcer.sweep().await.expect("a sweep"), 0);
@@ -225,6 +230,8 @@ async fn a_hold_counts_from_the_decision_also_if_it_is_repeated(world: World) {
     deliver(&worker, std::slice::from_ref(&order)).await;
     let age = "UPDATE order_outcomes SET decided_at = decided_at - INTERVAL 40 SECOND";
     world.tamper_with_stock(age).await;
+    let age = "UPDATE orders SET created_at = created_at - INTERVAL 50 SECOND";
+    world.tamper_with_orders(age).await;
 
     // The topic forgets the report, and the order's event is delivered again.
     let repeated = worker.store.decide(
@@ -242,4 +249,74 @@ async fn a_hold_counts_from_the_decision_also_if_it_is_repeated(world: World) {
     assert!((10..=20).contains(&left.num_seconds()), "{left} are left of 60 s");
     let released = [release(&order)];
     deliver(&worker, &released).await;
+}
+
+async fn an_order_that_the_store_refuses_to_change_delays_no_other_hold(world: World) {
+    world.import(&[("a", 10)]);
+    let metrics = World::metrics();
+    let compensator = world.compensator(&metrics);
+    let orders = [
+        reserve(&world, &compensator).await,
+        reserve(&world, &compensator).await,
+        reserve(&world, &compensator).await,
+    ];
+    let refused = &orders[0];
+    let refuse = format!(
+        "CREATE TRIGGER refuse BEFORE UPDATE ON orders FOR EACH ROW
+         IF NEW.status = 'CANCELLED' AND HEX(NEW.order_id) = '{}' THEN
+             SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'not this one';
+         END IF",
+        refused.order_id.uuid().simple().to_string().to_uppercase()
+    );
+    world.tamper_with_orders(&refuse).await;
+
+    let ended = pass(&compensator, after_the_hold()).await;
+
+    assert_eq!(ended, 2);
+    assert_eq!(state(&world, refused).await.0, "RESERVED");
+    assert_eq!(state(&world, &orders[2]).await.0, "CANCELLED");
+    world.tamper_with_orders("DROP TRIGGER refuse").await;
+    assert_eq!(pass(&compensator, after_the_hold()).await, 1);
+}
+
+async fn a_hold_without_an_order_is_closed(world: World) {
+    let compensator = world.compensator(&World::metrics());
+    let orphan =
+        "INSERT INTO holds VALUES (UNHEX('0198f2a0000070008000000000000001'), '2001-01-01')";
+    world.tamper_with_orders(orphan).await;
+
+    assert_eq!(pass(&compensator, Utc::now()).await, 0);
+
+    let mut conn = MySqlConnection::connect(world.config.order_store.url.expose()).await.unwrap();
+    let left: i64 =
+        sqlx::query_scalar("SELECT COUNT(*) FROM holds").fetch_one(&mut conn).await.unwrap();
+    assert_eq!(left, 0);
+}
+
+async fn a_late_status_does_not_make_its_batch_run_again(world: World) {
+    world.import(&[("a", 10)]);
+    let metrics = World::metrics();
+    let (worker, store) = (world.worker(&World::metrics()), world.order_store_with(&metrics));
+    let orders =
+        world.save(&[1, 1, 99].map(|units| crate::harness::order_lines(&[("a", units)]))).await;
+    let cancel = [(orders[0].order_id, Change::Cancel)];
+    let (now, horizon, lease) =
+        (Utc::now(), world.config.retention.horizon, std::time::Duration::ZERO);
+    store.change(&cancel, now, horizon, lease).await.expect("changed");
+    deliver(&worker, &orders).await;
+
+    // The first order is cancelled meanwhile. The last release was never owed.
+    let mut statuses = world.read_statuses();
+    statuses.push(OrderStatus {
+        order_id: orders[2].order_id,
+        status: ReportedStatus::Released,
+        ..statuses[0].clone()
+    });
+    store.apply(&statuses, now, horizon, lease).await.expect("applied");
+
+    let states = [state(&world, &orders[0]), state(&world, &orders[1]), state(&world, &orders[2])];
+    let states = futures::future::join_all(states).await;
+    let states: Vec<_> = states.iter().map(|(state, _)| state.as_str()).collect();
+    assert_eq!(states, ["CANCELLED", "COMPLETED", "FAILED"]);
+    assert_eq!(metrics.retries.with_label_values(&["order_store"]).get(), 0);
 }

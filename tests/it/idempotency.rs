@@ -5,7 +5,9 @@ use std::collections::BTreeSet;
 use futures::future::join_all;
 use serde_json::{Value, json};
 
-use crate::harness::{Answer, Api, Role, World, lines, on_each_database, wait_for};
+use crate::harness::{
+    Answer, Api, Database, Role, Strategy, World, lines, on_each_database, wait_for,
+};
 
 const REPLAYED: &str = "idempotent-replayed";
 
@@ -249,5 +251,22 @@ async fn a_key_is_answered_although_a_new_order_would_be_refused(world: World) {
     assert!(other.blamed().is_empty(), "{other:?}");
     for again in [repeated, repeated_at_full] {
         assert_eq!((again.order_id(), again.header(REPLAYED)), (first.order_id(), "true"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn clients_that_wait_for_one_order_all_receive_its_outcome() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 5)]);
+    let ingest = world.start("ingest").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    place(&api, "k", &order).await.is(202);
+
+    let waiting = join_all((0..5).map(|_| place_and_wait(&api, "k", &order)));
+    let deciding = async { (world.start("worker").await, world.start("compensator").await) };
+    let (answers, _roles) = tokio::join!(waiting, deciding);
+
+    for answer in answers {
+        assert_eq!(answer.is(201).header(REPLAYED), "true");
     }
 }

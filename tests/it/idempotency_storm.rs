@@ -12,7 +12,7 @@ use crate::harness::{Role, World, free_address, lines, on_each_database, wait_fo
 const ROUNDS: usize = 10;
 const PAIRS_PER_ROUND: usize = 20;
 /// A round's kill comes after as much of this: some time in what its requests take.
-const LATEST_KILL: Duration = Duration::from_millis(100);
+const LATEST_KILL: Duration = Duration::from_millis(30);
 
 /// What the requests of a pair were answered, each once.
 struct Pair {

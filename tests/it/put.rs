@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{
-    Answer, Api, Role, World, aged, lines, made_ago, on_each_database, order_lines,
+    Answer, Api, Role, World, aged, lines, made_ago, on_each_database, order_lines, wait_until,
 };
 
 const REPLAYED: &str = "idempotent-replayed";
@@ -23,6 +23,7 @@ on_each_database!(
     a_known_id_is_answered_at_any_age,
     equal_ids_at_the_same_instant_make_one_order,
     an_id_whose_commit_was_not_answered_makes_no_second_order,
+    an_old_id_whose_event_was_lost_becomes_final_by_itself,
 );
 
 async fn a_repeated_id_makes_one_order_and_shows_its_present_state(world: World) {
@@ -143,4 +144,32 @@ async fn an_id_whose_commit_was_not_answered_makes_no_second_order(world: World)
 
     assert_eq!(again.header(REPLAYED), "true");
     assert_eq!(world.count_orders("PENDING").await, 1);
+}
+
+async fn an_old_id_whose_event_was_lost_becomes_final_by_itself(world: World) {
+    world.import(&[("a", 10)]);
+    let ingest = world.start_with("ingest", &[("STOCKLOCK__INGEST__PENDING_AFTER", "2s")]).await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    // Once this order is produced again, the scan has passed all ids of the past.
+    api.place(&order).await.is(202);
+    ingest.shows("stocklock_pending_orders_total", "produced", |produced| produced >= 1.0).await;
+    for id in [aged(20), made_ago(TimeDelta::seconds(10)), made_ago(TimeDelta::hours(-3))] {
+        put(&api, id, &order).await.is(202);
+    }
+    let store = world.order_store();
+    wait_until("the events are on the topic", async || {
+        store.outbox_state().await.expect("the outbox").pending == 0
+    })
+    .await;
+
+    // Ingest produces no event meanwhile.
+    ingest.freeze();
+    world.truncate_topic(&world.config.topics.orders).await;
+    ingest.thaw();
+    let (_worker, _compensator) = (world.start("worker").await, world.start("compensator").await);
+    world.settled().await;
+
+    ingest.shows("stocklock_pending_oldest_seconds", "", |age| age == 0.0).await;
+    assert_eq!(world.available("a"), 6);
+    world.verify();
 }

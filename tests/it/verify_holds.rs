@@ -2,10 +2,10 @@
 //! nobody ends, and moves that nobody announces.
 
 use serde_json::{Value, json};
-use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
+use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _, mysql::MySqlRow};
 use stocklock::domain::{OrderEvent, OrderId};
 
-use crate::harness::{World, deliver, on_each_database, order_lines, wait_until};
+use crate::harness::{World, deliver, on_each_database, order_lines, wait_for, wait_until};
 
 /// A world with one order that holds its stock for another hour.
 async fn reserved(world: &World) -> OrderEvent {
@@ -21,7 +21,8 @@ async fn reserve(world: &World, seconds: i64) {
     let sql = format!(
         "UPDATE orders SET status = 'RESERVED', hold_seconds = 3600;
          DELETE FROM holds;
-         INSERT INTO holds SELECT order_id, UTC_TIMESTAMP(3) + INTERVAL {seconds} SECOND FROM orders"
+         INSERT INTO holds
+             SELECT order_id, UTC_TIMESTAMP(3) + INTERVAL {seconds} SECOND FROM orders"
     );
     world.tamper_with_orders(&sql).await;
 }
@@ -50,6 +51,7 @@ on_each_database!(
     a_move_that_is_not_announced_for_long_is_not_settled,
     late_announcements_are_awaited,
     an_order_that_moves_while_it_is_read_is_no_violation,
+    a_page_is_read_again_after_its_session_was_lost,
 );
 
 async fn reserved_orders_and_open_holds_are_the_same(world: World) {
@@ -193,14 +195,38 @@ async fn an_order_that_moves_while_it_is_read_is_no_violation(world: World) {
     assert_eq!((&found["orders"], &found["violations"]), (&json!(1), &json!([])));
 }
 
-/// Waits until a session of the server waits for a table of another one.
-async fn waits_for_a_lock(conn: &mut MySqlConnection) {
-    wait_until("the reader of the holds waits", async || {
+async fn a_page_is_read_again_after_its_session_was_lost(world: World) {
+    reserved(&world).await;
+    let mut blocking = MySqlConnection::connect(world.config.order_store.url.expose())
+        .await
+        .expect("a connection");
+    blocking.execute("LOCK TABLES holds WRITE").await.expect("locked");
+
+    let found = std::thread::scope(|threads| {
+        let verifying = threads.spawn(|| report(&world, &[], 0));
+        tokio::task::block_in_place(|| {
+            tokio::runtime::Handle::current().block_on(async {
+                let reader = waits_for_a_lock(&mut blocking).await;
+                blocking.execute(format!("KILL {reader}").as_str()).await.expect("killed");
+                blocking.execute("UNLOCK TABLES").await.expect("unlocked");
+            });
+        });
+        verifying.join().expect("verified")
+    });
+
+    assert_eq!((&found["orders"], &found["violations"]), (&json!(1), &json!([])));
+}
+
+/// Waits until a session of the server waits for a table of another one. Returns its number.
+async fn waits_for_a_lock(conn: &mut MySqlConnection) -> u64 {
+    wait_for(async || {
         let sessions = conn.fetch_all("SHOW PROCESSLIST").await.expect("the list");
-        sessions.iter().any(|session| {
+        let waits = |session: &&MySqlRow| {
             let state: Option<String> = session.try_get_unchecked("State").expect("a state");
             state.is_some_and(|state| state.starts_with("Waiting for table"))
-        })
+        };
+        let reader = sessions.iter().find(waits).ok_or("nobody waits for the holds")?;
+        Ok::<u64, &str>(reader.try_get_unchecked("Id").expect("a number"))
     })
-    .await;
+    .await
 }

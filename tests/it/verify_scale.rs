@@ -165,7 +165,7 @@ async fn an_outcome_has_all_units_of_its_order_or_none(world: World) {
         (
             r#"outcome = 'RELEASED', reason = NULL, `lines` = '[["a",2]]'"#,
             released,
-            r#"asks for Demand([(a, 2), (b, 1)]), released Demand([(a, 2)])"#,
+            "asks for Demand([(a, 2), (b, 1)]), released Demand([(a, 2)])",
         ),
     ];
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fmt::Debug, hash::Hash, thread};
 use stateright::{Checker as _, HasDiscoveries, Model};
 
 /// Visits all reachable states. Fails the test unless every property holds and more than `states`
-/// different states were found.
+/// different states were found. Prints a way to the first state that breaks a property.
 pub(crate) fn holds_in_all_states<M>(protocol: M, states: usize)
 where
     M: Model<
@@ -16,12 +16,13 @@ where
         + 'static,
 {
     let threads = thread::available_parallelism().map_or(1, usize::from);
-    let checker = protocol.checker().threads(threads).spawn_bfs().join();
+    let checker = protocol.checker().threads(threads).finish_when(HasDiscoveries::AnyFailures);
+    let checker = checker.spawn_bfs().join();
     let (all, unique) = (checker.state_count(), checker.unique_state_count());
     println!("{all} states, {unique} of them unique");
 
-    assert!(checker.is_done() && unique > states, "only {unique} states");
     checker.assert_properties();
+    assert!(checker.is_done() && unique > states, "only {unique} states");
 }
 
 /// Fails the test unless a protocol with a fault breaks the property. Prints the shortest way.

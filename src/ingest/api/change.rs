@@ -80,7 +80,11 @@ impl Api {
     /// - 500 if the order's row is corrupt,
     /// - 503 if nothing was changed, 504 if the order may be changed.
     async fn change(&self, id: OrderId, change: Change) -> Result<Response, Problem> {
-        let result = self.changer.change(id, change).await;
+        let away = |_| ChangeError::StoreAway;
+        let result = match self.committer.check_store().map_err(away) {
+            Ok(()) => self.changer.change(id, change).await,
+            Err(error) => Err(error),
+        };
         let ChangeResult { order_id, effect, order } =
             result.map_err(|error| not_changed(id, &error))?;
         let Some(order) = order else { return Err(unknown_order()) };

@@ -65,7 +65,9 @@ pub(super) async fn watch_order(
     };
     let events = stream::unfold(events, OrderEvents::next);
     let comments = KeepAlive::new().interval(COMMENT_EVERY);
-    Ok(Sse::new(events).keep_alive(comments).into_response())
+    // nginx sends no event on before its buffer is full, unless the answer says so.
+    let unbuffered = [("x-accel-buffering", "no")];
+    Ok((unbuffered, Sse::new(events).keep_alive(comments)).into_response())
 }
 
 /// The state that a client has received last. `None` if it names none.

@@ -66,7 +66,7 @@ impl Draft {
             Effect::ConfirmHold => self.is_hold_confirmed = true,
             Effect::ExtendHold => {
                 if let Event::Requested(_, Change::Extend { hold_seconds }) = event {
-                    self.expires_at = Some(context.now + seconds(hold_seconds));
+                    self.expires_at = Some(self.extended_by(hold_seconds));
                 }
             }
             Effect::OweRelease => self.is_owed = Some(true),
@@ -90,11 +90,20 @@ impl Draft {
         (self.state, self.reason) = (to, reason);
     }
 
+    /// When an extension of the hold ends: counted from now, by the clock of the server.
+    pub(super) fn extended_by(&self, hold_seconds: u32) -> DateTime<Utc> {
+        self.before.read_at + seconds(hold_seconds)
+    }
+
     /// When the hold ends that a worker's report begins: counted from the decision, but never so
-    /// late that its release would be too late. A decision of the future counts as one of now.
+    /// late that its release would be too late.
+    ///
+    /// The worker's clock may be wrong. So a decision is assumed to lie between the placing of the
+    /// order and now.
     fn hold_end(&self, decision: &OrderStatus, context: &Context) -> DateTime<Utc> {
         let length = seconds(self.before.hold_seconds.unwrap_or_default());
-        let begun_at = decision.occurred_at.min(context.now);
+        let LockedOrder { created_at, read_at, .. } = self.before;
+        let begun_at = decision.occurred_at.max(created_at).min(read_at);
         let deadline = context.horizon.release_deadline(self.before.order_id);
         begun_at.checked_add_signed(length).unwrap_or(deadline).min(deadline)
     }

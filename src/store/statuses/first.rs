@@ -7,7 +7,7 @@ use crate::{
         StoreError,
         changes::MovedOrders,
         releases,
-        rows::{expect_rows, hex, json, order_ids, wanted_orders},
+        rows::{hex, json, order_ids, wanted_orders},
     },
 };
 
@@ -29,26 +29,34 @@ const FAIL_PENDING: &str = "
 
 /// The orders of a batch of which a worker reports its first decision, or that a release is done.
 ///
-/// They are changed without a read before. The statements move pending orders alone, so another
-/// state shows as a row that was not written.
-pub(super) struct FirstDecisions {
-    completed: OrdersParameter,
-    failed: OrdersParameter,
-    released: OrdersParameter,
+/// They are changed without a read before. The statements change pending orders and owed releases
+/// alone, so another state shows as a row that was not written.
+pub(super) struct FirstDecisions<'a> {
+    completed: Group<'a>,
+    failed: Group<'a>,
+    released: Group<'a>,
 }
 
-/// The parameter of a statement about distinct orders.
-struct OrdersParameter {
+/// Statuses of one kind, and the parameter of the statement about their orders.
+struct Group<'a> {
+    statuses: Vec<&'a OrderStatus>,
+    parameter: String,
     /// The number of the orders.
-    count: usize,
-    text: String,
+    orders: usize,
 }
 
-impl FirstDecisions {
+/// What became of first decisions.
+pub(super) struct AppliedFirst<'a> {
+    pub(super) moved: Vec<MovedOrders>,
+    /// The statuses of each kind of which some met another state than the usual one.
+    pub(super) unusual: Vec<&'a OrderStatus>,
+}
+
+impl<'a> FirstDecisions<'a> {
     /// Splits a batch, which is in the order of the orders' ids, and returns the other statuses
     /// too. An order belongs to the first decisions if it has only one status, and that is a
     /// worker's `COMPLETED` or `FAILED`, or if it has no status but `RELEASED`.
-    pub(super) fn split<'a>(
+    pub(super) fn split(
         statuses: &[&'a OrderStatus],
     ) -> Result<(Self, Vec<&'a OrderStatus>), StoreError> {
         let (mut completed, mut failed) = (Vec::with_capacity(statuses.len()), Vec::new());
@@ -58,49 +66,64 @@ impl FirstDecisions {
             match (of_order, &of_order[0].status) {
                 // A worker may repeat this status.
                 (_, ReportedStatus::Released) if of_order.iter().all(is_released) => {
-                    released.push(of_order[0].order_id);
+                    released.push(of_order[0]);
                 }
                 ([only], ReportedStatus::Completed) if only.is_from_worker() => {
-                    completed.push(only.order_id);
+                    completed.push(*only);
                 }
-                ([only], ReportedStatus::Failed(reason)) if only.is_from_worker() => {
-                    failed.push((hex(only.order_id), reason.as_str()));
-                }
+                ([only], ReportedStatus::Failed(_)) if only.is_from_worker() => failed.push(*only),
                 _ => others.extend_from_slice(of_order),
             }
         }
+        let refusal = |status: &&OrderStatus| {
+            (hex(status.order_id), status.status.reason().map(|r| r.as_str().to_owned()))
+        };
+        let refusals = json(&failed.iter().map(refusal).collect::<Vec<_>>())?;
         let first = Self {
-            failed: OrdersParameter { count: failed.len(), text: json(&failed)? },
-            completed: OrdersParameter { count: completed.len(), text: order_ids(completed)? },
-            released: OrdersParameter { count: released.len(), text: order_ids(released)? },
+            completed: Group::of(completed)?,
+            failed: Group { orders: failed.len(), parameter: refusals, statuses: failed },
+            released: Group::of(released)?,
         };
         Ok((first, others))
     }
 
-    /// Fails with [`StoreError::Conflict`] if one of the orders is not pending or not there, or if
-    /// a release that is done was not owed.
+    /// Changes the orders.
     pub(super) async fn apply(
         &self,
         conn: &mut MySqlConnection,
         now: DateTime<Utc>,
-    ) -> Result<Vec<MovedOrders>, StoreError> {
-        let mut moved = Vec::with_capacity(2);
-        for (statement, to, parameter) in [
+    ) -> Result<AppliedFirst<'a>, StoreError> {
+        let mut applied = AppliedFirst { moved: Vec::with_capacity(2), unusual: Vec::new() };
+        for (statement, to, group) in [
             (COMPLETE_PENDING, OrderState::Completed, &self.completed),
             (FAIL_PENDING, OrderState::Failed, &self.failed),
         ] {
-            if parameter.count > 0 {
-                let moving = sqlx::query(statement).bind(&parameter.text).bind(now);
+            if group.orders > 0 {
+                let moving = sqlx::query(statement).bind(&group.parameter).bind(now);
                 let written = moving.execute(&mut *conn).await?.rows_affected();
-                expect_rows("pending orders moved", parameter.count, written)?;
-                moved.push(MovedOrders { to, count: parameter.count });
+                let count = usize::try_from(written).unwrap_or(group.orders);
+                applied.moved.push(MovedOrders { to, count });
+                applied.unusual.extend(group.unless_all(count));
             }
         }
-        if self.released.count > 0 {
-            let ended = releases::end(conn, &self.released.text).await?;
-            expect_rows("releases ended", self.released.count, ended)?;
+        if self.released.orders > 0 {
+            let ended = releases::end(conn, &self.released.parameter).await?;
+            let count = usize::try_from(ended).unwrap_or(self.released.orders);
+            applied.unusual.extend(self.released.unless_all(count));
         }
-        Ok(moved)
+        Ok(applied)
+    }
+}
+
+impl<'a> Group<'a> {
+    fn of(statuses: Vec<&'a OrderStatus>) -> Result<Self, StoreError> {
+        let parameter = order_ids(statuses.iter().map(|status| status.order_id))?;
+        Ok(Self { orders: statuses.len(), statuses, parameter })
+    }
+
+    /// The statuses, unless the statement has changed all orders.
+    fn unless_all(&self, changed: usize) -> &[&'a OrderStatus] {
+        if changed < self.orders { &self.statuses } else { &[] }
     }
 }
 
@@ -122,7 +145,7 @@ mod tests {
         let mut sorted: Vec<_> = statuses.iter().collect();
         sorted.sort_by_key(|status| status.order_id);
         let (first, others) = FirstDecisions::split(&sorted).unwrap();
-        (first.completed.count + first.failed.count + first.released.count, others.len())
+        (first.completed.orders + first.failed.orders + first.released.orders, others.len())
     }
 
     #[test]

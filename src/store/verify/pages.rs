@@ -241,7 +241,8 @@ impl StockStore {
     }
 }
 
-/// A text: MySQL cannot list its sessions while one of them runs a statement with binary parameters.
+/// A text: MySQL cannot list its sessions while one of them runs a statement with binary
+/// parameters.
 fn hex_of(bytes: [u8; 16]) -> String {
     Uuid::from_bytes(bytes).simple().to_string()
 }

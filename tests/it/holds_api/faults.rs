@@ -1,10 +1,14 @@
 //! Changes while something fails.
 
+use std::time::{Duration, Instant};
+
 use serde_json::json;
 use stocklock::domain::{OrderId, ReportedStatus};
 
 use super::{Column, announced, held, reserve, save_in};
-use crate::harness::{Api, Database, Role, Strategy, World, lines, on_each_database, wait_until};
+use crate::harness::{
+    Api, Database, Proxy, Role, Strategy, World, lines, on_each_database, wait_until,
+};
 
 on_each_database!(
     a_crash_after_a_change_loses_neither_release_nor_announcement,
@@ -105,4 +109,37 @@ async fn a_full_outbox_refuses_no_change() {
     let cancelled = api.request(&order_id.to_string(), "cancel").await.is(200);
 
     assert_eq!(cancelled.body["status"], "CANCELLED");
+}
+
+/// An answer of 503 promises that nothing was changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_is_answered_in_time_while_the_store_is_away_or_hangs() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    let (store, url) = Proxy::before(world.config.order_store.url.expose()).await;
+    let settings =
+        [("STOCKLOCK__ORDER_STORE__URL", url.as_str()), ("STOCKLOCK__INGEST__DEADLINE", "1s")];
+    let ingest = world.start_with("ingest", &settings).await;
+    let api = Api::of(&ingest);
+    let order_id = OrderId::generate();
+    save_in(&world, Column::Reserved, order_id).await;
+    let id = order_id.to_string();
+    api.request(&id, "confirm").await.is(200);
+
+    store.cut();
+    let away = api.request(&id, "cancel").await.problem(503);
+    store.mend();
+    wait_until("an order is changed again", async || api.extend(&id, 60).await.status == 409).await;
+    let after_cut = api.get(&format!("/v1/orders/{id}")).await.is(200).body;
+    store.hang();
+    let begun = Instant::now();
+    let hanging = api.request(&id, "cancel").await;
+    let took = begun.elapsed();
+    store.mend();
+
+    assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
+    assert_eq!(after_cut["status"], "COMPLETED");
+    assert!([503, 504].contains(&hanging.status), "{hanging:?}");
+    assert!(took < Duration::from_secs(3), "the answer took {took:?}");
+    wait_until("the order is cancelled", async || api.request(&id, "cancel").await.status == 200)
+        .await;
 }

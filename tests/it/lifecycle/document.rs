@@ -58,7 +58,7 @@ pub(super) struct Seen {
     state: String,
     wants_hold: bool,
     reason: Option<String>,
-    /// In seconds from now.
+    /// In seconds from now, rounded down to 50.
     pub(super) hold_ends_in: Option<i64>,
     owes_release: bool,
     /// The announced states, each with its source.
@@ -174,7 +174,7 @@ impl Seen {
                 state: text(row, "state").unwrap(),
                 wants_hold: row.try_get_unchecked::<i64, _>("wants_hold").unwrap() != 0,
                 reason: text(row, "reason"),
-                hold_ends_in: expires_at.map(|end| (end - now).num_seconds()),
+                hold_ends_in: expires_at.map(|end| (end - now).num_seconds() / 50 * 50),
                 owes_release: row.try_get_unchecked::<i64, _>("owed").unwrap() != 0,
                 announced: announced.map(|(a, b)| (a.to_owned(), b.to_owned())).collect(),
             };

@@ -84,7 +84,8 @@ pub(super) async fn step(place: Place<'_>, events: &[(OrderId, Event)]) {
             ids.join(",")
         );
         place.world.tamper_with_orders(&sql).await;
-        store.end_due_holds(now, horizon, 10_000, LEASE).await.expect("ended");
+        let due = store.find_due_holds(now, None, 10_000).await.expect("the holds");
+        store.end_holds(&due, now, horizon, LEASE).await.expect("ended");
     }
 }
 
