@@ -89,7 +89,8 @@ impl OrderStore {
         by_deadline(deadline, &commit_sent, placing).await
     }
 
-    /// [`OrderStore::place_all`], which keeps `commit_sent` up to date. After a COMMIT of unknown outcome it tries once more, and finds what was written.
+    /// [`OrderStore::place_all`], which keeps `commit_sent` up to date. After a COMMIT of unknown
+    /// outcome it tries once more, and finds what was written.
     async fn place_noting(
         &self,
         group: &[&Placement],

@@ -58,6 +58,13 @@ async fn nothing_remains(world: &World) {
     .await;
 }
 
+async fn count(world: &World, table: &str) -> i64 {
+    let mut conn =
+        MySqlConnection::connect(world.config.order_store.url.expose()).await.expect("the server");
+    let sql = format!("SELECT COUNT(*) FROM {table}");
+    sqlx::query_scalar(&sql).fetch_one(&mut conn).await.expect("a count")
+}
+
 fn is_a_verified_drain(run: &Value) {
     assert_eq!(
         (&run["mode"], &run["verified"], &run["orders"]),
@@ -81,7 +88,9 @@ on_each_database!(
     the_laboratory_measures_a_drain_beside_the_ceiling,
     the_laboratory_measures_latency_beside_the_bare_way,
     workers_that_are_killed_and_join_meanwhile_change_nothing,
+    orders_with_a_key_or_with_an_id_of_the_client_are_measured,
     the_laboratory_measures_beside_open_holds,
+    short_holds_end_in_time_while_the_compensators_die,
 );
 
 async fn a_drain_on_the_configured_stores_is_measured_under_both_strategies(world: World) {
@@ -188,11 +197,38 @@ async fn workers_that_are_killed_and_join_meanwhile_change_nothing(world: World)
     assert_eq!(runs.len(), 2);
 }
 
+async fn orders_with_a_key_or_with_an_id_of_the_client_are_measured(world: World) {
+    let keyed = bench(&world, "--mode end-to-end --strategy row --identity key");
+    let keys = count(&world, "idempotency_keys").await;
+    let put = "--mode end-to-end --strategy row --identity order-id --reuse-stores";
+    let put = bench(&world, put);
+
+    assert_eq!((&keyed[0]["identity"], &keyed[0]["verified"]), (&"key".into(), &true.into()));
+    assert_eq!((&put[0]["identity"], &put[0]["verified"]), (&"order-id".into(), &true.into()));
+    assert_eq!(keys, 400);
+    assert_eq!(count(&world, "orders").await, 800, "no request is a repetition");
+}
+
 async fn the_laboratory_measures_beside_open_holds(world: World) {
     let runs = lab(&world, "--strategy row --open-holds 1000 --skip-ceiling");
 
     let [run] = runs.as_slice() else { panic!("one run: {runs:?}") };
     is_a_verified_drain(run);
     assert_eq!(run["open_holds"], 1000);
+    nothing_remains(&world).await;
+}
+
+async fn short_holds_end_in_time_while_the_compensators_die(world: World) {
+    let arguments = "holds --holds 300 --rate 100 --seconds 1..3 --kill-every 1s";
+
+    let run = world.lab(&words(arguments)).succeeds().json();
+
+    assert_eq!((&run["verified"], &run["wrong"]), (&true.into(), &Value::Array(vec![])));
+    assert!(number(&run, "kills") >= 2.0, "{run}");
+    let (confirmed, expired) = (number(&run, "confirmed"), number(&run, "expired"));
+    assert!(confirmed >= 50.0 && expired >= 50.0, "{run}");
+    assert!((confirmed + expired - 300.0).abs() < 0.5, "{run}");
+    let (earliest, latest) = (number(&run, "earliest_s"), number(&run, "latest_s"));
+    assert!(0.0 <= earliest && earliest <= latest && latest <= 60.0, "{run}");
     nothing_remains(&world).await;
 }

@@ -127,6 +127,17 @@ async fn without_kafka_the_offsets_are_not_said_to_hold() {
     assert!(refused.stderr().contains("6..=7"), "{}", refused.stderr());
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dead_letters_that_cannot_be_read_are_named() {
+    let (world, events) = produced(1).await;
+
+    let found = report(&world, &["--set", "topics.orders_dlq=nowhere"], 2);
+
+    let unchecked = found["unchecked"].to_string();
+    assert!(unchecked.contains("invariant 3, which orders are dead-lettered"), "{unchecked}");
+    assert_eq!(found["unsettled"][0][0], json!(events[0].order_id.to_string()));
+}
+
 /// Has a table refuse one order, for its data.
 fn refuse(table: &str, write: &str, event: &OrderEvent) -> String {
     let id = event.order_id.uuid().simple();
