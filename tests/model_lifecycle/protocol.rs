@@ -203,7 +203,7 @@ impl Protocol {
         ledger.deducted += deducted;
         ledger.returned = (ledger.returned + returned + u8::from(returns_again)).min(MAX_RETURNED);
         if before.is_some() || !is_release || !self.is(Mutant::NoOutcomeWithoutOrder) {
-            ledger.outcome = Some(outcome);
+            ledger.outcome = outcome;
         }
         let is_silent = is_release && returned == 0 && self.is(Mutant::SilentWithoutUnits);
         if !dies && !is_silent {
