@@ -84,23 +84,23 @@ impl Column {
     pub(super) fn insert(&self, id: OrderId, now: DateTime<Utc>, seen: &Seen) -> String {
         let (hex, now) = (id.uuid().simple(), now.format("%F %T%.3f"));
         let hold = if self.wants_hold { events::WORKER_HOLD.to_string() } else { "NULL".into() };
-        let mut sql = format!(
+        let order = format!(
             "INSERT INTO orders (order_id, status, `lines`, created_at, updated_at, hold_seconds)
              VALUES (UNHEX('{hex}'), '{}', '[[\"a\",1]]', '{now}', '{now}', {hold});",
             self.state
         );
-        if let Some(seconds) = seen.hold_ends_in {
-            sql += &format!(
+        let hold = seen.hold_ends_in.map(|seconds| {
+            format!(
                 "INSERT INTO holds VALUES (UNHEX('{hex}'), '{now}' + INTERVAL {seconds} SECOND);"
-            );
-        }
-        if seen.owes_release {
-            sql += &format!(
+            )
+        });
+        let release = seen.owes_release.then(|| {
+            format!(
                 "INSERT INTO owed_releases (order_id, owed_at, due_at)
                  VALUES (UNHEX('{hex}'), '{now}', '{now}');"
-            );
-        }
-        sql
+            )
+        });
+        [Some(order), hold, release].into_iter().flatten().collect()
     }
 }
 
@@ -115,7 +115,7 @@ impl Seen {
         let cell = row.cells[column].as_str();
         let mut after = self.clone();
         if let Some(state) = cell.strip_prefix("→ `").and_then(|rest| rest.split('`').next()) {
-            after.state = state.to_owned();
+            state.clone_into(&mut after.state);
             after.reason =
                 events::reason(row).filter(|_| state == "FAILED" || state == "CANCELLED");
             after.hold_ends_in = (state == "RESERVED").then_some(events::WORKER_HOLD);
