@@ -15,7 +15,7 @@ use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
-    domain::{Horizon, OrderId},
+    domain::{Effect, Horizon, OrderId},
     relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Change, ChangeResult, Changed, OrderStore, RequestTimes, StoreError},
     telemetry::Metrics,
@@ -77,6 +77,8 @@ struct QueuedChange {
 struct CommittedGroup {
     changed: Changed,
     changed_at: DateTime<Utc>,
+    /// An attempt before had a commit of unknown outcome.
+    was_doubted: bool,
 }
 
 impl Changer {
@@ -157,11 +159,11 @@ impl ChangeTask {
     ) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
             match self.commit(&mut group).await {
-                Ok(Some(CommittedGroup { mut changed, changed_at })) => {
+                Ok(Some(CommittedGroup { mut changed, changed_at, was_doubted })) => {
                     crash_point("ingest.changes_committed");
                     let results = std::mem::take(&mut changed.results);
                     for (queued, result) in group.into_iter().zip(results) {
-                        queued.answer(Ok(result));
+                        queued.answer(known(result, was_doubted));
                     }
                     changed.count_closed_holds(&self.metrics.holds_closed);
                     let decidable_from = self.horizon.decidable(changed_at).start;
@@ -200,7 +202,14 @@ impl ChangeTask {
             let now = Utc::now();
             let times = RequestTimes { now, lease: COMMITTER_LEASE, deadline };
             let error = match self.store.change_by(&requested, self.horizon, times).await {
-                Ok(changed) => return Ok(Some(CommittedGroup { changed, changed_at: now })),
+                Ok(changed) => {
+                    let was_doubted = is_commit_unknown;
+                    return Ok(Some(CommittedGroup { changed, changed_at: now, was_doubted }));
+                }
+                // The attempt before may have changed some of the orders.
+                Err(StoreError::Refused(_) | StoreError::Corrupt(_)) if is_commit_unknown => {
+                    return Err(ChangeError::CommitUnknown);
+                }
                 Err(
                     error @ (StoreError::Refused(_)
                     | StoreError::Unencodable(_)
@@ -226,6 +235,13 @@ impl ChangeTask {
         }
         Ok(None)
     }
+}
+
+/// The answer to a request. A refusal after a commit of unknown outcome says nothing: that commit
+/// may have made the change, and a later event of the order has followed it.
+fn known(result: ChangeResult, was_doubted: bool) -> Result<ChangeResult, ChangeError> {
+    let is_refused = matches!(result.effect, Effect::Refused | Effect::TooOld);
+    if was_doubted && is_refused { Err(ChangeError::CommitUnknown) } else { Ok(result) }
 }
 
 /// The requests whose clients still wait and whose deadlines have not passed.
