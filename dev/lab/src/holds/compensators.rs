@@ -10,7 +10,8 @@ const INSTANCES: [&str; 2] = ["one", "two"];
 pub(super) struct Compensators<'a> {
     site: &'a Site,
     log: &'a File,
-    running: [Role; 2],
+    /// `None` while one is replaced.
+    running: [Option<Role>; 2],
     kills: usize,
 }
 
@@ -21,7 +22,7 @@ impl<'a> Compensators<'a> {
         for role in &mut running {
             role.ready().await?;
         }
-        Ok(Self { site, log, running, kills: 0 })
+        Ok(Self { site, log, running: running.map(Some), kills: 0 })
     }
 
     /// Kills one after each interval, and starts it again. Fails if one does not become ready.
@@ -29,10 +30,12 @@ impl<'a> Compensators<'a> {
         loop {
             sleep(every).await;
             let turn = self.kills % INSTANCES.len();
-            // The old one is killed as it is dropped.
-            self.running[turn] = spawn(turn, self.site, self.log)?;
+            // It is killed as it is dropped. Two processes with one instance id would shut each
+            // other out of the group.
+            self.running[turn] = None;
             self.kills += 1;
-            self.running[turn].ready().await?;
+            let role = self.running[turn].insert(spawn(turn, self.site, self.log)?);
+            role.ready().await?;
         }
     }
 
@@ -41,7 +44,7 @@ impl<'a> Compensators<'a> {
     }
 
     pub(super) async fn stop(self) -> anyhow::Result<()> {
-        for role in self.running {
+        for role in self.running.into_iter().flatten() {
             role.stop().await?;
         }
         Ok(())
