@@ -304,9 +304,11 @@ impl CommitTask {
                     self.is_store_away.store(false, Ordering::Relaxed);
                     return Ok(placed);
                 }
-                Err(error @ (StoreError::Refused(_) | StoreError::Unencodable(_)))
-                    if !is_commit_unknown =>
-                {
+                Err(
+                    error @ (StoreError::Refused(_)
+                    | StoreError::Unencodable(_)
+                    | StoreError::Corrupt(_)),
+                ) if !is_commit_unknown => {
                     return Err(GroupFailure::Refused(Arc::new(error)));
                 }
                 Err(error) => error,
@@ -314,7 +316,10 @@ impl CommitTask {
             self.metrics.retries.with_label_values(&["order_store"]).inc();
             let delay = failures.next_delay();
             let is_last = Instant::now() + delay >= deadline;
-            if is_last || begun_at.elapsed() >= AWAY_AFTER {
+            // A row that others have locked is no outage.
+            let is_outage =
+                matches!(error, StoreError::Unavailable(_) | StoreError::CommitUnknown(_));
+            if is_outage && (is_last || begun_at.elapsed() >= AWAY_AFTER) {
                 self.is_store_away.store(true, Ordering::Relaxed);
             }
             tracing::warn!(orders = placements.len(), %error, "orders not saved");

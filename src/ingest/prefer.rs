@@ -13,9 +13,13 @@ pub(super) fn wait(headers: &HeaderMap) -> Option<Duration> {
     let preferences = headers.get_all("prefer").iter().filter_map(|value| value.to_str().ok());
     let mut named = preferences.flat_map(|value| value.split(',')).filter_map(|preference| {
         let (name, value) = preference.split(';').next()?.split_once('=')?;
-        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().trim_matches('"').to_owned())
+        name.trim().eq_ignore_ascii_case("wait").then(|| value.trim().to_owned())
     });
-    let seconds: u64 = named.next()?.parse().ok()?;
+    let value = named.next()?;
+    let quoted = value.strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    let digits = quoted.unwrap_or(&value);
+    // `parse` would take a sign.
+    let seconds: u64 = digits.parse().ok().filter(|_| !digits.starts_with('+'))?;
     Some(Duration::from_secs(seconds).min(MAX_WAIT))
 }
 
@@ -39,7 +43,17 @@ mod tests {
 
     #[test]
     fn a_malformed_preference_is_ignored() {
-        for bad in ["wait", "wait=", "wait=soon", "wait=-1", "wait=1.5", "waiting=5", ";;,,=="] {
+        for bad in [
+            "wait",
+            "wait=",
+            "wait=soon",
+            "wait=-1",
+            "wait=1.5",
+            "waiting=5",
+            ";;,,==",
+            "wait=+5",
+            "wait=\"5",
+        ] {
             assert_eq!(parse(bad), None, "{bad}");
         }
     }

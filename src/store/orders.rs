@@ -96,7 +96,8 @@ impl OrderStore {
         .transpose()
     }
 
-    /// The orders among `ids` that are no longer pending.
+    /// The orders among `ids` that are no longer pending. A corrupt order is logged and left out, so
+    /// that it delays no other.
     pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<DecidedOrder>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
@@ -105,7 +106,12 @@ impl OrderStore {
             let (reason, expires_at) = (text(row, "reason")?, row.try_get("expires_at")?);
             Ok(DecidedOrder { order_id, state, reason, expires_at })
         };
-        rows.iter().map(decided).collect()
+        let readable = |row| {
+            decided(row).inspect_err(|error: &StoreError| {
+                tracing::error!(%error, "order is corrupt, nobody hears of it");
+            })
+        };
+        Ok(rows.iter().filter_map(|row| readable(row).ok()).collect())
     }
 }
 

@@ -24,6 +24,7 @@ on_each_database!(
     equal_ids_at_the_same_instant_make_one_order,
     an_id_whose_commit_was_not_answered_makes_no_second_order,
     an_old_id_whose_event_was_lost_becomes_final_by_itself,
+    an_order_that_cannot_be_read_fails_no_other_order,
 );
 
 async fn a_repeated_id_makes_one_order_and_shows_its_present_state(world: World) {
@@ -172,4 +173,23 @@ async fn an_old_id_whose_event_was_lost_becomes_final_by_itself(world: World) {
     ingest.shows("stocklock_pending_oldest_seconds", "", |age| age == 0.0).await;
     assert_eq!(world.available("a"), 6);
     world.verify();
+}
+
+async fn an_order_that_cannot_be_read_fails_no_other_order(world: World) {
+    world.import(&[("a", 50)]);
+    let ingest = world.start("ingest").await;
+    let (api, id, order) = (Api::of(&ingest), Uuid::now_v7(), lines(&[("a", 1)]));
+    put(&api, id, &order).await.is(202);
+    world.tamper_with_orders("SET sql_mode = ''; UPDATE orders SET status = ''").await;
+
+    for _ in 0..3 {
+        let others = (0..10).map(async |_| api.place(&order).await);
+        let (unreadable, others) =
+            tokio::join!(put(&api, id, &order), futures::future::join_all(others));
+
+        unreadable.is(500);
+        for other in others {
+            other.is(202);
+        }
+    }
 }
