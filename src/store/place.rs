@@ -117,13 +117,16 @@ impl OrderStore {
             .collect();
         let (keys, rows) =
             (idempotency::keys_json(firsts.iter().copied())?, Rows::of(&firsts, terms)?);
-        let found = transaction!(self.db, Place, |conn, _| {
+        let found = transaction!(self.db, Place, |conn, attempt| {
             if !terms.is_repeated {
                 commit_sent.set(false);
             }
+            // Most keys are new. If one is not, its primary key refuses it, and the group runs again.
             let keys = match &keys {
-                Some(keys) => idempotency::find_or_free(conn, keys).await?,
-                None => BoundKeys::new(),
+                Some(keys) if attempt > 0 || terms.is_repeated => {
+                    idempotency::find_or_free(conn, keys).await?
+                }
+                Some(_) | None => BoundKeys::new(),
             };
             let found = write_new(conn, &firsts, &rows, keys, terms).await?;
             commit_sent.set(true);
