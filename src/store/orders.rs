@@ -96,8 +96,8 @@ impl OrderStore {
         .transpose()
     }
 
-    /// The orders among `ids` that are no longer pending. A corrupt order is logged and left out, so
-    /// that it delays no other.
+    /// The orders among `ids` that are no longer pending. A corrupt order is logged and left out,
+    /// so that it delays no other.
     pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<DecidedOrder>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;

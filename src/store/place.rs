@@ -121,7 +121,8 @@ impl OrderStore {
             if !terms.is_repeated {
                 commit_sent.set(false);
             }
-            // Most keys are new. If one is not, its primary key refuses it, and the group runs again.
+            // Most keys are new. If one is not, the primary key refuses it, and the group runs
+            // again.
             let keys = match &keys {
                 Some(keys) if attempt > 0 || terms.is_repeated => {
                     idempotency::find_or_free(conn, keys).await?
