@@ -28,7 +28,7 @@ use crate::{
     domain::{Horizon, OrderId},
     http,
     lifecycle::Shutdown,
-    store::{OrderStore, StockStore},
+    store::{Change, OrderStore, StockStore},
     telemetry::Metrics,
 };
 
@@ -68,8 +68,8 @@ pub(crate) async fn serve(listener: TcpListener, api: Api) {
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
         .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
-        .route("/v1/orders/{id}/cancel", post(change::cancel_order))
-        .route("/v1/orders/{id}/confirm", post(change::confirm_order))
+        .route("/v1/orders/{id}/cancel", change::without_body(Change::Cancel))
+        .route("/v1/orders/{id}/confirm", change::without_body(Change::Confirm))
         .route("/v1/orders/{id}/extend", post(change::extend_order))
         .route("/v1/orders/{id}/events", get(watch::watch_order))
         .route("/v1/products/{id}", get(show::show_product))

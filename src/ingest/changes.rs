@@ -23,8 +23,8 @@ use crate::{
 
 /// The most requests that wait for their transaction. A request above it is refused.
 const MAX_QUEUED_CHANGES: usize = 10_000;
-/// Tasks that change orders. Two, so that an order that another transaction has locked does not
-/// hold up all requests.
+/// Tasks that change orders. Two, so that a group that waits for a locked order does not hold up
+/// the next one.
 const CHANGE_TASKS: usize = 2;
 
 /// Why an order was not changed. The text is for the client.

@@ -7,12 +7,12 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout};
 
-use super::subscriptions::{DecidedState, SubscribedOrders, Subscription, Subscriptions};
+use super::subscriptions::{SubscribedOrders, Subscription, Subscriptions};
 use crate::{
     backoff::Backoff,
     domain::OrderId,
     lifecycle::Shutdown,
-    store::{DecidedOrder, OrderStore},
+    store::{OrderStore, OrderSummary},
 };
 
 /// How often the order store is asked about the orders that clients wait for. One query asks about
@@ -72,7 +72,7 @@ impl OutcomeWatch {
     ///
     /// Returns `None` if the order is pending still, or once a stop is requested. Returns `None` at
     /// once if [`MAX_WAITING_CLIENTS`] wait already.
-    pub(super) async fn wait(&self, id: OrderId, max_wait: Duration) -> Option<DecidedState> {
+    pub(super) async fn wait(&self, id: OrderId, max_wait: Duration) -> Option<OrderSummary> {
         let mut subscription = self.waiting.subscribe(id)?;
         self.arrived.notify_one();
         let waiting = timeout(max_wait, subscription.next());
@@ -126,10 +126,9 @@ impl OutcomeWatch {
                 *failures = Backoff::default();
                 let is_many = waiting.len() > MANY_ORDERS;
                 let rest = (asked_at.elapsed() * REST_FACTOR).clamp(ASK_EVERY, MAX_REST);
-                for DecidedOrder { order_id, state, reason, expires_at } in decided {
-                    let decided = DecidedState { state, reason, expires_at };
-                    self.waiting.publish(order_id, &decided);
-                    self.watching.publish(order_id, &decided);
+                for order in &decided {
+                    self.waiting.publish(order);
+                    self.watching.publish(order);
                 }
                 if is_many { rest } else { ASK_EVERY }
             }

@@ -5,19 +5,9 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use chrono::{DateTime, Utc};
 use tokio::sync::watch;
 
-use crate::domain::{OrderId, OrderState};
-
-/// The state of an order that a worker has decided, and its reason.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct DecidedState {
-    pub(super) state: OrderState,
-    pub(super) reason: Option<String>,
-    /// When its hold ends. Only a reserved order has one.
-    pub(super) expires_at: Option<DateTime<Utc>>,
-}
+use crate::{domain::OrderId, store::OrderSummary};
 
 /// The clients that wait for news of orders, a bounded number. Clients that wait for the same order
 /// cost one id of a query. Cheap to clone.
@@ -30,7 +20,7 @@ pub(super) struct Subscriptions {
 #[derive(Debug, Default)]
 struct Table {
     /// The last news of each order.
-    orders: BTreeMap<OrderId, watch::Sender<Option<DecidedState>>>,
+    orders: BTreeMap<OrderId, watch::Sender<Option<OrderSummary>>>,
     clients: usize,
 }
 
@@ -48,7 +38,7 @@ pub(super) struct Subscription {
     order_id: OrderId,
     table: Arc<Mutex<Table>>,
     /// `None` once it is dropped.
-    news: Option<watch::Receiver<Option<DecidedState>>>,
+    news: Option<watch::Receiver<Option<OrderSummary>>>,
 }
 
 impl Subscriptions {
@@ -87,12 +77,12 @@ impl Subscriptions {
     }
 
     /// Reports the state of an order to its clients, unless they know it.
-    pub(super) fn publish(&self, order_id: OrderId, decided: &DecidedState) {
-        if let Some(sender) = lock(&self.table).orders.get(&order_id) {
+    pub(super) fn publish(&self, order: &OrderSummary) {
+        if let Some(sender) = lock(&self.table).orders.get(&order.order_id) {
             sender.send_if_modified(|last| {
-                let is_new = last.as_ref() != Some(decided);
+                let is_new = last.as_ref() != Some(order);
                 if is_new {
-                    *last = Some(decided.clone());
+                    *last = Some(order.clone());
                 }
                 is_new
             });
@@ -102,7 +92,7 @@ impl Subscriptions {
 
 impl Subscription {
     /// Returns the next news. News that come quickly are merged: it returns the last.
-    pub(super) async fn next(&mut self) -> Option<DecidedState> {
+    pub(super) async fn next(&mut self) -> Option<OrderSummary> {
         let news = self.news.as_mut()?;
         news.changed().await.ok()?;
         news.borrow_and_update().clone()
@@ -129,26 +119,24 @@ fn lock(table: &Mutex<Table>) -> MutexGuard<'_, Table> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn decided(state: OrderState) -> DecidedState {
-        DecidedState { state, reason: None, expires_at: None }
-    }
+    use crate::domain::OrderState;
 
     #[tokio::test]
     async fn each_client_of_an_order_receives_its_last_news_once() {
         let (clients, order_id) = (Subscriptions::new(10), OrderId::generate());
+        let in_state = |state| OrderSummary { order_id, state, reason: None, expires_at: None };
         let mut first = clients.subscribe(order_id).unwrap();
-        clients.publish(order_id, &decided(OrderState::Reserved));
+        clients.publish(&in_state(OrderState::Reserved));
         let mut second = clients.subscribe(order_id).unwrap();
 
-        assert_eq!(first.next().await, Some(decided(OrderState::Reserved)));
-        assert_eq!(second.next().await, Some(decided(OrderState::Reserved)));
-        clients.publish(order_id, &decided(OrderState::Reserved));
+        assert_eq!(first.next().await, Some(in_state(OrderState::Reserved)));
+        assert_eq!(second.next().await, Some(in_state(OrderState::Reserved)));
+        clients.publish(&in_state(OrderState::Reserved));
         assert!(futures::poll!(Box::pin(first.next())).is_pending());
-        clients.publish(order_id, &decided(OrderState::Completed));
-        clients.publish(order_id, &decided(OrderState::Cancelled));
+        clients.publish(&in_state(OrderState::Completed));
+        clients.publish(&in_state(OrderState::Cancelled));
 
-        assert_eq!(first.next().await, Some(decided(OrderState::Cancelled)));
+        assert_eq!(first.next().await, Some(in_state(OrderState::Cancelled)));
     }
 
     #[test]

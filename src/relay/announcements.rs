@@ -2,14 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
-use tokio::sync::Semaphore;
-
-use super::{MAX_PUBLISHING_GROUPS, RelayError, SWEEP_LEASE};
+use super::{
+    RelayError, SWEEP_LEASE,
+    background::{Background, acknowledged},
+};
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
     domain::OrderStatus,
-    kafka::{Message, ProduceError, Producer},
+    kafka::{Message, Producer},
     lifecycle::Shutdown,
     store::OrderStore,
     telemetry::{Component, Metrics},
@@ -29,7 +30,7 @@ pub struct Announcer {
     producer: Producer,
     topic: Arc<str>,
     codec: Arc<OrderStatusCodec>,
-    publishing: Arc<Semaphore>,
+    background: Background,
 }
 
 impl Announcer {
@@ -39,34 +40,21 @@ impl Announcer {
         topic: &str,
         codec: Arc<OrderStatusCodec>,
     ) -> Self {
-        let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING_GROUPS));
-        Self { store, producer, topic: topic.into(), codec, publishing }
+        Self { store, producer, topic: topic.into(), codec, background: Background::default() }
     }
 
     /// Publishes announcements that were just committed. If that fails, or if too many groups are
     /// published already, a sweep publishes them when their lease ends.
     pub(crate) fn announce_in_background(&self, announcements: Vec<OrderStatus>) {
-        if announcements.is_empty() {
-            return;
-        }
-        let Ok(permit) = Arc::clone(&self.publishing).try_acquire_owned() else { return };
         let announcer = self.clone();
-        tokio::spawn(async move {
-            if let Err(error) = announcer.publish(&announcements).await {
-                tracing::warn!(
-                    announcements = announcements.len(),
-                    %error,
-                    "moves not announced, a later pass announces them"
-                );
-            }
-            drop(permit);
+        self.background.publish(announcements, async move |announcements| {
+            announcer.publish(&announcements).await
         });
     }
 
     /// Waits until nothing is published in the background.
     pub async fn drain(&self) {
-        let all = u32::try_from(MAX_PUBLISHING_GROUPS).unwrap_or(u32::MAX);
-        let _closed = self.publishing.acquire_many(all).await;
+        self.background.drain().await;
     }
 
     /// An announcement that is too large for the broker stays, and is tried again.
@@ -76,19 +64,11 @@ impl Announcer {
             .map(|status| Message::of_order(status.order_id, self.codec.encode(status)));
         crash_point("announcements.producing");
         let produced = self.producer.produce(&self.topic, messages.collect()).await;
-        let refused: &[usize] = match &produced {
-            Ok(()) => &[],
-            Err(ProduceError::TooLarge { numbers, .. }) => numbers,
-            Err(ProduceError::Kafka(_)) => return Ok(produced?),
-        };
-        crash_point("announcements.produced");
-        let published: Vec<_> = announcements
-            .iter()
-            .enumerate()
-            .filter(|(number, _)| !refused.contains(number))
-            .map(|(_, status)| status.clone())
-            .collect();
-        self.store.forget_announcements(&published).await?;
+        let published = acknowledged(announcements, &produced);
+        if !published.is_empty() {
+            crash_point("announcements.produced");
+            self.store.forget_announcements(&published).await?;
+        }
         Ok(produced?)
     }
 

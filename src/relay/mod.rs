@@ -6,24 +6,23 @@
 //! | `mod` | placed orders of the outbox, which a crash or an outage left there |
 //! | `pending`, `oldest` | orders that stay pending, again |
 //! | `announcements` | moves of orders, to `order-status` |
+//! | `background` | right after a commit, a bounded number of groups at once |
 //! | `changes` | what changes of orders have just committed |
 //! | `releases` | releases that are owed, again until a worker reports that they are done |
 
 mod announcements;
+mod background;
 mod changes;
 mod oldest;
 mod pending;
 mod releases;
 
 use std::{
-    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use chrono::Utc;
-use tokio::sync::Semaphore;
-
+use self::background::{Background, acknowledged};
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
@@ -34,6 +33,7 @@ use crate::{
     telemetry::{Component, Metrics},
     wire::OrderEventCodec,
 };
+use chrono::Utc;
 
 pub use announcements::Announcer;
 pub(crate) use changes::publish_changes;
@@ -50,8 +50,6 @@ const SWEEP_LEASE: Duration = Duration::from_secs(15);
 pub const FORGET_DELAY: Duration = Duration::from_millis(25);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_SWEPT_EVENTS: u32 = 500;
-/// Groups that are published in the background at once. The sweep publishes the events of others.
-const MAX_PUBLISHING_GROUPS: usize = 64;
 /// The longest wait between two times that an event is published, unless the first wait is longer.
 const MAX_WAIT: Duration = Duration::from_secs(86_400);
 /// The wait doubles so often, which exceeds [`MAX_WAIT`].
@@ -92,7 +90,7 @@ pub struct Relay {
     codec: Arc<OrderEventCodec>,
     /// How long an order may be pending, or a release owed, before its event is published again.
     again_after: Duration,
-    publishing: Arc<Semaphore>,
+    background: Background,
     /// Events that the broker has acknowledged and that are still in the outbox.
     published: Arc<Mutex<Vec<(OrderId, EventKind)>>>,
 }
@@ -113,14 +111,13 @@ impl Relay {
         codec: Arc<OrderEventCodec>,
         again_after: Duration,
     ) -> Self {
-        let publishing = Arc::new(Semaphore::new(MAX_PUBLISHING_GROUPS));
         Self {
             store,
             producer,
             topic: topic.into(),
             codec,
             again_after,
-            publishing,
+            background: Background::default(),
             published: Arc::default(),
         }
     }
@@ -135,35 +132,12 @@ impl Relay {
     /// sweep publishes them.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
-        self.in_background(events, async move |events| relay.publish(&events).await);
-    }
-
-    /// Runs `work`, unless too many groups are published already.
-    fn in_background<W>(&self, events: Vec<OrderEvent>, work: impl FnOnce(Vec<OrderEvent>) -> W)
-    where
-        W: Future<Output = Result<(), RelayError>> + Send + 'static,
-    {
-        if events.is_empty() {
-            return;
-        }
-        let Ok(permit) = Arc::clone(&self.publishing).try_acquire_owned() else { return };
-        let (count, work) = (events.len(), work(events));
-        tokio::spawn(async move {
-            if let Err(error) = work.await {
-                tracing::warn!(
-                    events = count,
-                    %error,
-                    "events not published, a later pass publishes them"
-                );
-            }
-            drop(permit);
-        });
+        self.background.publish(events, async move |events| relay.publish(&events).await);
     }
 
     /// Waits until no group is published in the background.
     pub async fn drain(&self) {
-        let all = u32::try_from(MAX_PUBLISHING_GROUPS).unwrap_or(u32::MAX);
-        let _closed = self.publishing.acquire_many(all).await;
+        self.background.drain().await;
     }
 
     /// Produces events, and deletes those that the broker acknowledged from the outbox.
@@ -179,18 +153,7 @@ impl Relay {
             events.iter().map(|event| Message::of_order(event.order_id, self.codec.encode(event)));
         crash_point("relay.producing");
         let result = self.producer.produce(&self.topic, messages.collect()).await;
-        let acknowledged = match &result {
-            Ok(()) => events.iter().collect(),
-            Err(ProduceError::TooLarge { numbers, .. }) => {
-                let too_large: HashSet<_> = numbers.iter().copied().collect();
-                let numbered = events.iter().enumerate();
-                numbered
-                    .filter(|(number, _)| !too_large.contains(number))
-                    .map(|(_, event)| event)
-                    .collect()
-            }
-            Err(ProduceError::Kafka(_)) => Vec::new(),
-        };
+        let acknowledged = acknowledged(events, &result);
         if !acknowledged.is_empty() {
             crash_point("relay.produced");
         }

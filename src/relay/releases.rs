@@ -32,7 +32,7 @@ impl Relay {
     /// them when their lease ends.
     pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
-        self.in_background(events, async move |events| {
+        self.background.publish(events, async move |events| {
             let Produced { acknowledged, result } = relay.produce(&events).await;
             let due_at = Utc::now() + relay.wait_after(1);
             let published = acknowledged.iter().map(|event| ReleaseSchedule {

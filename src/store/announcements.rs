@@ -109,7 +109,7 @@ impl OrderStore {
     /// Deletes announcements that the broker has acknowledged.
     pub(crate) async fn forget_announcements(
         &self,
-        published: &[OrderStatus],
+        published: &[&OrderStatus],
     ) -> Result<(), StoreError> {
         let keys = published.iter().map(|a| (a.order_id, a.status.as_str())).collect();
         let keys = keys_json(keys)?;

@@ -14,7 +14,9 @@ use sqlx::MySqlConnection;
 
 use self::draft::Draft;
 use super::{
-    StoreError, announcements, holds, releases,
+    StoreError, announcements, holds,
+    orders::OrderSummary,
+    releases,
     rows::{expect_rows, json, order_ids},
     statuses::LockedOrder,
 };
@@ -111,17 +113,9 @@ impl HoldEnd {
 pub(crate) struct ChangeResult {
     pub(crate) order_id: OrderId,
     pub(crate) effect: Effect,
-    /// `None` if the store does not have the order.
-    pub(crate) order: Option<OrderAfter>,
-}
-
-/// An order after an event.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct OrderAfter {
-    pub(crate) state: OrderState,
-    pub(crate) reason: Option<String>,
-    /// When its hold ends, if the batch opened or extended it.
-    pub(crate) expires_at: Option<DateTime<Utc>>,
+    /// `None` if the store does not have the order. Its hold is shown if the batch has opened or
+    /// extended it.
+    pub(crate) order: Option<OrderSummary>,
 }
 
 const CHANGE_ORDERS: &str = "

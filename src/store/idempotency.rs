@@ -7,9 +7,9 @@ use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use super::{
     OrderStore, StoreError,
     database::on_connection,
-    error::Conflict,
-    placement::{Identity, KnownOrder, Placement},
-    rows::{ascii, datetime, hex, json, order_id, order_state, text},
+    orders::{OrderSummary, summary},
+    placement::{Identity, Placement},
+    rows::{ascii, datetime, hex, json, text},
 };
 
 /// The key that a caller gave to a request.
@@ -32,7 +32,7 @@ pub struct KeyedRequest {
 #[derive(Debug)]
 pub(super) struct BoundKey {
     pub(super) sha256: Vec<u8>,
-    pub(super) order: KnownOrder,
+    pub(super) order: OrderSummary,
 }
 
 /// The keys that stand for an order.
@@ -78,17 +78,16 @@ const FREE: &str = concat!(
     WHERE o.order_id IS NULL",
 );
 
-/// The keys of placements as a parameter, sorted: all transactions lock these rows in the same
-/// order. `None` if no placement has a key.
-pub(super) fn keys_json<'p>(
+/// The keys of placements as a parameter.
+fn keys_json<'p>(
     placements: impl IntoIterator<Item = &'p Placement>,
-) -> Result<Option<String>, StoreError> {
+) -> Result<String, StoreError> {
     let keys = keyed(placements).into_iter().map(|(request, _)| &request.key);
-    let keys: Vec<_> = keys.map(|key| (&key.caller, &key.key)).collect();
-    if keys.is_empty() { Ok(None) } else { json(&keys).map(Some) }
+    json(&keys.map(|key| (&key.caller, &key.key)).collect::<Vec<_>>())
 }
 
-/// The rows of keys as a parameter, sorted. `None` if no placement has a key.
+/// The rows of keys as a parameter, sorted: all transactions lock these rows in the same order.
+/// `None` if no placement has a key.
 ///
 /// A key is as old as its order, so it is purged no later than its order.
 pub(super) fn rows_json<'p>(
@@ -119,33 +118,30 @@ fn keyed<'p>(
     keyed
 }
 
-/// The keys among `keys` that stand for an order. Frees those whose orders are purged.
+/// The keys of placements that stand for an order. Frees those whose orders are purged.
 pub(super) async fn find_or_free(
     conn: &mut MySqlConnection,
-    keys: &str,
+    placements: &[&Placement],
 ) -> Result<BoundKeys, StoreError> {
-    let rows = sqlx::query(FIND).bind(keys).fetch_all(&mut *conn).await?;
+    let keys = keys_json(placements.iter().copied())?;
+    let rows = sqlx::query(FIND).bind(&keys).fetch_all(&mut *conn).await?;
     let bound = bound_keys(&rows)?;
     if bound.len() < rows.len() {
-        sqlx::query(FREE).bind(keys).execute(conn).await?;
+        sqlx::query(FREE).bind(&keys).execute(conn).await?;
     }
     Ok(bound)
 }
 
-/// Binds keys to their orders.
-///
-/// Fails with [`StoreError::Conflict`] if another transaction has bound one of them.
+/// Binds keys to their orders. Fails with [`StoreError::Duplicate`] if one of them is bound.
 pub(super) async fn insert(conn: &mut MySqlConnection, rows: &str) -> Result<(), StoreError> {
-    let inserted = sqlx::query(INSERT).bind(rows).execute(conn).await;
-    inserted.map_err(|error| StoreError::from(error).duplicate_as(Conflict::Bound))?;
+    sqlx::query(INSERT).bind(rows).execute(conn).await?;
     Ok(())
 }
 
 impl OrderStore {
     /// The request and the order that the key of a placement stands for.
     pub(super) async fn find_bound(&self, placement: &Placement) -> Result<BoundKeys, StoreError> {
-        let Some(keys) = keys_json([placement])? else { return Ok(BoundKeys::new()) };
-        let query = sqlx::query(FIND).bind(keys);
+        let query = sqlx::query(FIND).bind(keys_json([placement])?);
         bound_keys(&on_connection!(self.db, |conn| query.fetch_all(conn).await)?)
     }
 }
@@ -159,13 +155,8 @@ fn bound_keys(rows: &[MySqlRow]) -> Result<BoundKeys, StoreError> {
         }
         let (caller, key) = (ascii(row, "caller")?, ascii(row, "idempotency_key")?);
         let key = IdempotencyKey { caller: caller.to_owned(), key: key.to_owned() };
-        let order = KnownOrder {
-            order_id: order_id(row)?,
-            state: order_state(row)?,
-            reason: text(row, "reason")?,
-            expires_at: row.try_get("expires_at")?,
-        };
-        bound.insert(key, BoundKey { sha256: row.try_get("request_sha256")?, order });
+        bound
+            .insert(key, BoundKey { sha256: row.try_get("request_sha256")?, order: summary(row)? });
     }
     Ok(bound)
 }

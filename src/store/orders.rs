@@ -20,26 +20,22 @@ pub struct OrderStore {
 /// An order as the order store shows it.
 #[derive(Debug, Clone)]
 pub struct StoredOrder {
-    pub(crate) order_id: OrderId,
-    pub status: OrderState,
-    pub reason: Option<String>,
+    pub summary: OrderSummary,
     pub(crate) reference: Option<String>,
     pub(crate) customer_id: Option<String>,
-    /// When its hold ends. Only a reserved order has one.
-    pub(crate) expires_at: Option<DateTime<Utc>>,
     pub(crate) lines: Lines,
     pub(crate) created_at: DateTime<Utc>,
     pub(crate) updated_at: DateTime<Utc>,
 }
 
-/// An order that is no longer pending.
-#[derive(Debug, Clone)]
-pub struct DecidedOrder {
-    pub(crate) order_id: OrderId,
-    pub(crate) state: OrderState,
-    pub(crate) reason: Option<String>,
+/// The state of an order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OrderSummary {
+    pub order_id: OrderId,
+    pub state: OrderState,
+    pub reason: Option<String>,
     /// When its hold ends. Only a reserved order has one.
-    pub(crate) expires_at: Option<DateTime<Utc>>,
+    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// The hold of an order that is not reserved is not looked up.
@@ -73,8 +69,8 @@ impl OrderStore {
     ///
     /// Fails with [`StoreError::Corrupt`] if its row cannot be read.
     pub async fn find(&self, id: OrderId) -> Result<Option<StoredOrder>, StoreError> {
-        let sql = "SELECT o.status, o.reason, o.reference, o.customer_id, o.`lines`, o.created_at,
-                          o.updated_at, h.expires_at
+        let sql = "SELECT o.order_id, o.status, o.reason, o.reference, o.customer_id, o.`lines`,
+                          o.created_at, o.updated_at, h.expires_at
                    FROM orders AS o LEFT JOIN holds AS h
                        ON o.status = 'RESERVED' AND h.order_id = o.order_id
                    WHERE o.order_id = ?";
@@ -82,12 +78,9 @@ impl OrderStore {
         let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
         row.map(|row| {
             Ok(StoredOrder {
-                order_id: id,
-                status: order_state(&row)?,
-                reason: text(&row, "reason")?,
+                summary: summary(&row)?,
                 reference: text(&row, "reference")?,
                 customer_id: text(&row, "customer_id")?,
-                expires_at: row.try_get("expires_at")?,
                 lines: parse_json("orders.lines", ascii(&row, "lines")?)?,
                 created_at: row.try_get("created_at")?,
                 updated_at: row.try_get("updated_at")?,
@@ -98,21 +91,26 @@ impl OrderStore {
 
     /// The orders among `ids` that are no longer pending. A corrupt order is logged and left out,
     /// so that it delays no other.
-    pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<DecidedOrder>, StoreError> {
+    pub async fn find_decided(&self, ids: &[OrderId]) -> Result<Vec<OrderSummary>, StoreError> {
         let query = sqlx::query(READ_DECIDED).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        let decided = |row: &MySqlRow| {
-            let (order_id, state) = (order_id(row)?, order_state(row)?);
-            let (reason, expires_at) = (text(row, "reason")?, row.try_get("expires_at")?);
-            Ok(DecidedOrder { order_id, state, reason, expires_at })
-        };
         let readable = |row| {
-            decided(row).inspect_err(|error: &StoreError| {
-                tracing::error!(%error, "order is corrupt, nobody hears of it");
+            summary(row).inspect_err(|error| {
+                tracing::error!(%error, "order is corrupt, its clients are not notified");
             })
         };
         Ok(rows.iter().filter_map(|row| readable(row).ok()).collect())
     }
+}
+
+/// The state of an order's row. Fails with [`StoreError::Corrupt`].
+pub(super) fn summary(row: &MySqlRow) -> Result<OrderSummary, StoreError> {
+    Ok(OrderSummary {
+        order_id: order_id(row)?,
+        state: order_state(row)?,
+        reason: text(row, "reason")?,
+        expires_at: row.try_get("expires_at")?,
+    })
 }
 
 /// The events of the rows that can be read. A corrupt order is logged, and keeps no other from

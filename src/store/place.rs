@@ -13,13 +13,14 @@ use super::{
     database::on_connection,
     deadline::{CommitSent, by_deadline},
     error::Conflict,
-    idempotency::{self, BoundKeys},
+    idempotency,
+    orders::summary,
     pending,
     placement::{
-        Found, Identity, KnownOrder, MAX_ID_SKEW, NewOrder, PlaceTerms, Placed, Placement,
-        PresentOrder, leaders,
+        Found, Identity, MAX_ID_SKEW, NewOrder, PlaceTerms, Placed, Placement, PresentOrder,
+        leaders,
     },
-    rows::{ascii, datetime, hex, json, order_id, order_ids, order_state, text, wanted_orders},
+    rows::{ascii, datetime, hex, json, order_ids, text, wanted_orders},
     statuses::lock_states,
     transaction::transaction,
 };
@@ -115,21 +116,12 @@ impl OrderStore {
             .filter(|(at, (_, leader))| at == *leader)
             .map(|(_, (first, _))| *first)
             .collect();
-        let (keys, rows) =
-            (idempotency::keys_json(firsts.iter().copied())?, Rows::of(&firsts, terms)?);
-        let found = transaction!(self.db, Place, |conn, attempt| {
+        let rows = Rows::of(&firsts, terms)?;
+        let found = transaction!(self.db, Place, |conn, _| {
             if !terms.is_repeated {
                 commit_sent.set(false);
             }
-            // Most keys are new. If one is not, the primary key refuses it, and the group runs
-            // again.
-            let keys = match &keys {
-                Some(keys) if attempt > 0 || terms.is_repeated => {
-                    idempotency::find_or_free(conn, keys).await?
-                }
-                Some(_) | None => BoundKeys::new(),
-            };
-            let found = write_new(conn, &firsts, &rows, keys, terms).await?;
+            let found = write_new(conn, &firsts, &rows, terms).await?;
             commit_sent.set(true);
             Ok(found)
         })?;
@@ -194,46 +186,52 @@ impl Rows {
         })
     }
 
+    async fn insert_keys(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
+        match &self.keys {
+            Some(keys) => idempotency::insert(conn, keys).await,
+            None => Ok(()),
+        }
+    }
+
     async fn insert_orders(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
         sqlx::query(INSERT_ORDERS).bind(&self.orders).execute(conn).await?;
         Ok(())
     }
 
-    /// Inserts what belongs to the orders.
     async fn insert_others(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
         super::outbox::insert(conn, &self.ids, EventKind::Placed, self.lease).await?;
         if let Some(unscanned) = &self.unscanned {
             pending::insert_unscanned(conn, unscanned).await?;
-        }
-        if let Some(keys) = &self.keys {
-            idempotency::insert(conn, keys).await?;
         }
         Ok(())
     }
 }
 
 /// Writes the orders of the placements that the store does not have. `rows` are those of all
-/// placements, and `keys` those among their keys that stand for an order.
+/// placements. All transactions write keys before orders.
 ///
 /// Fails with [`StoreError::Conflict`] if another transaction writes one of them at the same time.
 async fn write_new(
     conn: &mut MySqlConnection,
     placements: &[&Placement],
-    rows: &Rows,
-    keys: BoundKeys,
+    mut rows: &Rows,
     terms: PlaceTerms,
 ) -> Result<Found, StoreError> {
-    let mut found = Found { keys, orders: HashMap::new() };
+    let mut found = Found::default();
     let unknown = |found: &Found| -> Vec<&Placement> {
         placements.iter().copied().filter(|placement| !found.has(placement)).collect()
     };
     let unbound;
-    let rows = if found.keys.is_empty() {
-        rows
-    } else {
-        unbound = Rows::of(&unknown(&found), terms)?;
-        &unbound
-    };
+    match rows.insert_keys(conn).await {
+        Err(StoreError::Duplicate(_)) => {
+            found.keys = idempotency::find_or_free(conn, placements).await?;
+            unbound = Rows::of(&unknown(&found), terms)?;
+            rows = &unbound;
+            let inserted = rows.insert_keys(conn).await;
+            inserted.map_err(|error| error.duplicate_as(Conflict::Bound))?;
+        }
+        inserted => inserted?,
+    }
     match rows.insert_orders(conn).await {
         Err(StoreError::Duplicate(_)) => {}
         inserted => {
@@ -254,22 +252,15 @@ async fn write_new(
 
 fn present_orders(rows: &[MySqlRow]) -> Result<HashMap<OrderId, PresentOrder>, StoreError> {
     let present = |row: &MySqlRow| {
-        let order_id = order_id(row)?;
-        let known = KnownOrder {
-            order_id,
-            state: order_state(row)?,
-            reason: text(row, "reason")?,
-            expires_at: row.try_get("expires_at")?,
-        };
         let present = PresentOrder {
-            known,
+            summary: summary(row)?,
             reference: text(row, "reference")?,
             customer_id: text(row, "customer_id")?,
             hold_seconds: row.try_get("hold_seconds")?,
             lines: ascii(row, "lines")?.to_owned(),
             accepted_at: row.try_get("created_at")?,
         };
-        Ok((order_id, present))
+        Ok((present.summary.order_id, present))
     };
     rows.iter().map(present).collect()
 }

@@ -6,6 +6,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use super::{
     idempotency::{BoundKeys, IdempotencyKey, KeyedRequest},
+    orders::OrderSummary,
     rows::json,
 };
 use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
@@ -60,26 +61,16 @@ pub struct PlaceTerms {
 pub enum Placed {
     /// Its order is written, by this attempt or by an earlier one.
     New,
-    /// An earlier equal request made this order.
-    Replayed(Box<KnownOrder>),
+    /// An earlier equal request made this order. This is its present state.
+    Replayed(Box<OrderSummary>),
     /// Its key or its id stands for another request. Nothing was written.
     OtherRequest,
-}
-
-/// An order that an earlier request made, in its present state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KnownOrder {
-    pub order_id: OrderId,
-    pub state: OrderState,
-    pub reason: Option<String>,
-    /// When its hold ends. Only a reserved order has one.
-    pub expires_at: Option<DateTime<Utc>>,
 }
 
 /// An order of the store, whose id a caller sends again, and the content of its request.
 #[derive(Debug)]
 pub(super) struct PresentOrder {
-    pub(super) known: KnownOrder,
+    pub(super) summary: OrderSummary,
     pub(super) reference: Option<String>,
     pub(super) customer_id: Option<String>,
     pub(super) hold_seconds: Option<u32>,
@@ -206,7 +197,7 @@ impl Found {
             {
                 Placed::New
             }
-            (Some(present), _) => Placed::Replayed(Box::new(present.known.clone())),
+            (Some(present), _) => Placed::Replayed(Box::new(present.summary.clone())),
             (None, None) => Placed::New,
             (None, Some(leader)) if leader.order.has_content_of(order) => {
                 Placed::replayed_in_group(leader)
@@ -219,7 +210,7 @@ impl Found {
 impl Placed {
     /// The order of an earlier placement of the same group, which is not decided yet.
     fn replayed_in_group(leader: &Placement) -> Self {
-        Self::Replayed(Box::new(KnownOrder {
+        Self::Replayed(Box::new(OrderSummary {
             order_id: leader.order.order_id,
             state: OrderState::Pending,
             reason: None,

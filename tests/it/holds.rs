@@ -51,7 +51,7 @@ async fn reserve(world: &World, compensator: &Compensator) -> OrderEvent {
 async fn state(world: &World, event: &OrderEvent) -> (String, Option<String>) {
     let order = world.order_store().find(event.order_id).await.expect("the order store");
     let order = order.expect("the order");
-    (order.status.to_string(), order.reason)
+    (order.summary.state.to_string(), order.summary.reason)
 }
 
 async fn expires_at(world: &World, event: &OrderEvent) -> Option<DateTime<Utc>> {

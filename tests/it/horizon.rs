@@ -30,7 +30,7 @@ fn letters(world: &World, topic: &str) -> Vec<(OrderId, String)> {
 }
 
 async fn state(world: &World, id: OrderId) -> OrderState {
-    world.order_store().find(id).await.expect("the order store").expect("the order").status
+    world.order_store().find(id).await.expect("the order store").expect("the order").summary.state
 }
 
 on_two_stacks!(an_event_beyond_the_horizon_is_dead_lettered_and_never_decided,);

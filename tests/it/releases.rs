@@ -253,7 +253,7 @@ async fn a_batch_of_statuses_owes_what_they_would_owe_one_by_one() {
     let expired =
         world.order_store().find(ids[5]).await.expect("the order store").expect("the order");
     assert_eq!(
-        (expired.status, expired.reason.as_deref()),
+        (expired.summary.state, expired.summary.reason.as_deref()),
         (OrderState::Cancelled, Some("EXPIRED"))
     );
 }

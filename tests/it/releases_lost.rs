@@ -216,6 +216,6 @@ async fn releases_that_an_earlier_version_lost_are_named_and_owed_again() {
     {
         let order =
             world.order_store().find(id).await.expect("the order store").expect("the order");
-        assert_eq!(order.status, state);
+        assert_eq!(order.summary.state, state);
     }
 }

@@ -289,7 +289,7 @@ async fn the_running_roles_delete_old_rows_and_count_them() {
     let ids: Vec<_> = orders.iter().map(|event| event.order_id).collect();
     assert_eq!(orders_there(&world, &ids).await, [false, true, true]);
     assert_eq!(
-        world.order_store().find(ids[1]).await.unwrap().unwrap().status,
+        world.order_store().find(ids[1]).await.unwrap().unwrap().summary.state,
         OrderState::Completed
     );
     world.verify();

@@ -165,54 +165,53 @@ async fn late_announcements_are_awaited(world: World) {
     ingest.stop();
 }
 
-/// The order is read, then it fails and is released, then its outcome is read.
-async fn an_order_that_moves_while_it_is_read_is_no_violation(world: World) {
-    reserved(&world).await;
+/// Runs `verify`, which has read the orders and cannot read their holds until `meanwhile` has
+/// ended. Returns its report. `meanwhile` gets a session, and the number of the session that waits.
+async fn report_with(
+    world: &World,
+    meanwhile: impl AsyncFnOnce(&mut MySqlConnection, u64) + Send,
+) -> Value {
     let mut blocking = MySqlConnection::connect(world.config.order_store.url.expose())
         .await
         .expect("a connection");
-    // `verify` has read the order, and cannot read its hold.
     blocking.execute("LOCK TABLES holds WRITE").await.expect("locked");
-
-    let found = std::thread::scope(|threads| {
-        let verifying = threads.spawn(|| report(&world, &[], 0));
+    std::thread::scope(|threads| {
+        let verifying = threads.spawn(|| report(world, &[], 0));
         tokio::task::block_in_place(|| {
             tokio::runtime::Handle::current().block_on(async {
-                waits_for_a_lock(&mut blocking).await;
-                blocking.execute("DELETE FROM holds").await.expect("deleted");
-                let fail = "UPDATE orders SET status = 'FAILED', reason = 'payment'";
-                world.tamper_with_orders(fail).await;
-                let release =
-                    "UPDATE order_outcomes SET outcome = 'RELEASED', released_at = NOW(3);
-                               UPDATE products SET available = 9";
-                world.tamper_with_stock(release).await;
+                let reader = waits_for_a_lock(&mut blocking).await;
+                meanwhile(&mut blocking, reader).await;
                 blocking.execute("UNLOCK TABLES").await.expect("unlocked");
             });
         });
         verifying.join().expect("verified")
+    })
+}
+
+/// The order is read, then it fails and is released, then its outcome is read.
+async fn an_order_that_moves_while_it_is_read_is_no_violation(world: World) {
+    reserved(&world).await;
+
+    let found = report_with(&world, async |session, _| {
+        session.execute("DELETE FROM holds").await.expect("deleted");
+        let fail = "UPDATE orders SET status = 'FAILED', reason = 'payment'";
+        world.tamper_with_orders(fail).await;
+        let release = "UPDATE order_outcomes SET outcome = 'RELEASED', released_at = NOW(3);
+                       UPDATE products SET available = 9";
+        world.tamper_with_stock(release).await;
     });
+    let found = found.await;
 
     assert_eq!((&found["orders"], &found["violations"]), (&json!(1), &json!([])));
 }
 
 async fn a_page_is_read_again_after_its_session_was_lost(world: World) {
     reserved(&world).await;
-    let mut blocking = MySqlConnection::connect(world.config.order_store.url.expose())
-        .await
-        .expect("a connection");
-    blocking.execute("LOCK TABLES holds WRITE").await.expect("locked");
 
-    let found = std::thread::scope(|threads| {
-        let verifying = threads.spawn(|| report(&world, &[], 0));
-        tokio::task::block_in_place(|| {
-            tokio::runtime::Handle::current().block_on(async {
-                let reader = waits_for_a_lock(&mut blocking).await;
-                blocking.execute(format!("KILL {reader}").as_str()).await.expect("killed");
-                blocking.execute("UNLOCK TABLES").await.expect("unlocked");
-            });
-        });
-        verifying.join().expect("verified")
+    let found = report_with(&world, async |session, reader| {
+        session.execute(format!("KILL {reader}").as_str()).await.expect("killed");
     });
+    let found = found.await;
 
     assert_eq!((&found["orders"], &found["violations"]), (&json!(1), &json!([])));
 }

@@ -7,10 +7,10 @@ import argparse
 import datetime
 import os
 import pathlib
-import signal
 import sys
 import time
 
+import entry
 import machine
 import report
 from programs import HoldsLab, Peer, Stocklock, Version
@@ -139,8 +139,6 @@ def measure(options, results):
 
 def main():
     options = parse_options()
-    # SIGTERM raises SystemExit, so that the handlers that clean up on Ctrl-C run then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     results = Results(options.out / "benchmarks" / "results.jsonl")
     started = time.monotonic()
     try:
@@ -156,7 +154,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    entry.run(main)

@@ -12,6 +12,7 @@ import sys
 import time
 import traceback
 
+import entry
 import flows
 from program import Product, Stocklock
 from roles import ROLES, RoleFailed, Roles
@@ -374,7 +375,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    entry.run(main)

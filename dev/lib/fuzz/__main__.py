@@ -7,12 +7,12 @@ import argparse
 import os
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 import time
 
 import answers
+import entry
 from program import Stocklock
 from roles import ROLES, RoleFailed, Roles
 from show import Failed, check, heading, say
@@ -123,8 +123,6 @@ def run(options):
 
 def main():
     options = parse_options()
-    # SIGTERM raises SystemExit, so that the roles are stopped then too.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     try:
         run(options)
@@ -135,7 +133,4 @@ def main():
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except KeyboardInterrupt:
-        sys.exit(130)
+    entry.run(main)

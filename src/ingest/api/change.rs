@@ -7,45 +7,35 @@ use axum::{
     extract::{Extension, Path, State, rejection::PathRejection},
     http::{HeaderMap, StatusCode, header},
     response::Response,
+    routing::{MethodRouter, post},
 };
 
 use super::{
     super::{body, changes::ChangeError, problem::Problem, request::ExtendRequest},
     Api, answer, location,
-    shown::{ShownState, order_id, unknown_order},
+    shown::{order_id, summary_body, unknown_order},
 };
 use crate::{
     domain::{Effect, OrderId, OrderState},
     error_text,
     http::Connection,
-    store::{Change, ChangeResult, OrderAfter},
+    store::{Change, ChangeResult, OrderSummary},
 };
 
-/// Responds 200. Fails as [`Api::change`] does. Ignores the body.
-pub(super) async fn cancel_order(
-    State(api): State<Arc<Api>>,
-    Extension(connection): Extension<Connection>,
-    path: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let id = order_id(path)?;
-    ignore(&headers, body, &connection)?;
-    api.change(id, Change::Cancel).await
-}
-
-/// Responds 200, or 202 if the order is pending still. Fails as [`Api::change`] does. Ignores the
-/// body.
-pub(super) async fn confirm_order(
-    State(api): State<Arc<Api>>,
-    Extension(connection): Extension<Connection>,
-    path: Result<Path<String>, PathRejection>,
-    headers: HeaderMap,
-    body: Body,
-) -> Result<Response, Problem> {
-    let id = order_id(path)?;
-    ignore(&headers, body, &connection)?;
-    api.change(id, Change::Confirm).await
+/// A route that changes an order and ignores the body. Responds 200, or 202 if the order is
+/// pending still. Fails as [`Api::change`] does.
+pub(super) fn without_body(change: Change) -> MethodRouter<Arc<Api>> {
+    post(
+        async move |State(api): State<Arc<Api>>,
+                    Extension(connection): Extension<Connection>,
+                    path: Result<Path<String>, PathRejection>,
+                    headers: HeaderMap,
+                    body: Body| {
+            let id = order_id(path)?;
+            ignore(&headers, body, &connection)?;
+            api.change(id, change).await
+        },
+    )
 }
 
 /// Responds 200. Fails as [`Api::change`] and [`ExtendRequest::parse`] do.
@@ -85,33 +75,30 @@ impl Api {
             Ok(()) => self.changer.change(id, change).await,
             Err(error) => Err(error),
         };
-        let ChangeResult { order_id, effect, order } =
-            result.map_err(|error| not_changed(id, &error))?;
+        let ChangeResult { effect, order, .. } = result.map_err(|error| not_changed(id, &error))?;
         let Some(order) = order else { return Err(unknown_order()) };
         match effect {
             Effect::UnknownOrder => Err(unknown_order()),
-            Effect::Refused | Effect::TooOld => Err(refused(order_id, change, order)),
+            Effect::Refused | Effect::TooOld => Err(refused(&order, change)),
             Effect::Nothing
             | Effect::Move { .. }
             | Effect::Expire
             | Effect::ConfirmHold
             | Effect::ExtendHold
             | Effect::OweRelease
-            | Effect::EndRelease => Ok(changed(order_id, order)),
+            | Effect::EndRelease => Ok(changed(&order)),
         }
     }
 }
 
-fn changed(id: OrderId, order: OrderAfter) -> Response {
-    let OrderAfter { state, reason, expires_at } = order;
-    let is_pending = state == OrderState::Pending;
+fn changed(order: &OrderSummary) -> Response {
+    let is_pending = order.state == OrderState::Pending;
     let status = if is_pending { StatusCode::ACCEPTED } else { StatusCode::OK };
-    let shown = ShownState { order_id: id, state, reason, expires_at, reference: None };
-    answer(status, vec![location(id)], &shown.body())
+    answer(status, vec![location(order.order_id)], &summary_body(order, None))
 }
 
-fn refused(id: OrderId, change: Change, order: OrderAfter) -> Problem {
-    let OrderAfter { state, reason, .. } = order;
+fn refused(order: &OrderSummary, change: Change) -> Problem {
+    let state = order.state;
     let why = match (change, state) {
         (Change::Cancel, OrderState::Completed) => "it is too old for its stock to be released",
         (Change::Extend { .. }, OrderState::Reserved) => {
@@ -121,9 +108,7 @@ fn refused(id: OrderId, change: Change, order: OrderAfter) -> Problem {
         (Change::Confirm, _) => "only a pending, reserved or completed order can be confirmed",
         (Change::Extend { .. }, _) => "only the hold of a reserved order can be extended",
     };
-    Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {why}"))
-        .of_order(id, state, reason)
-        .header(header::LOCATION, location(id).1)
+    Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {why}")).of_order(order)
 }
 
 fn not_changed(id: OrderId, error: &ChangeError) -> Problem {

@@ -6,26 +6,26 @@ use std::{collections::BTreeSet, sync::Arc};
 use axum::{
     body::Body,
     extract::{Extension, Path, State, rejection::PathRejection},
-    http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header},
+    http::{HeaderMap, HeaderValue, StatusCode, header},
     response::{IntoResponse as _, Response},
 };
 use chrono::{SubsecRound as _, Utc};
-use serde_json::json;
 use uuid::Uuid;
 
 use super::{
     super::{
         OrderRequest, SaveError, body, idempotency, prefer,
         problem::{FieldError, Problem},
-        subscriptions::DecidedState,
     },
-    Api, answer, location, time,
+    Api, answer, location,
+    shown::{summary_body, unknown_order},
+    time,
 };
 use crate::{
     domain::{Lines, OrderId, OrderState},
     error_text,
     http::Connection,
-    store::{IdempotencyKey, Identity, KeyedRequest, KnownOrder, NewOrder, Placed, Placement},
+    store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
 };
 
 /// The caller of requests without authentication. Its keys stay valid with authentication.
@@ -59,14 +59,14 @@ pub(super) async fn put_order(
     let placed = async {
         let id =
             path.ok().and_then(|Path(id)| Uuid::try_parse(&id).ok().filter(|_| id.len() == 36));
-        let id = id.ok_or_else(|| Problem::new(StatusCode::NOT_FOUND, "no such order"))?;
+        let id = id.ok_or_else(unknown_order)?;
         body::check_content_type(&headers)?;
         if headers.contains_key("idempotency-key") {
             let detail = "the order id is the key of a PUT: send no Idempotency-Key with it; \
                           nothing was saved";
             return Err(Problem::new(StatusCode::BAD_REQUEST, detail));
         }
-        let id: OrderId = id.hyphenated().to_string().parse().map_err(|_| {
+        let id = OrderId::from_slice(id.as_bytes()).map_err(|_| {
             let detail = "the order id must be a UUIDv7; nothing was saved";
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
         })?;
@@ -91,7 +91,7 @@ enum Source {
 struct Receipt {
     order_id: OrderId,
     /// The order of an earlier request in its present state.
-    replayed: Option<Box<KnownOrder>>,
+    replayed: Option<Box<OrderSummary>>,
 }
 
 impl Api {
@@ -111,16 +111,13 @@ impl Api {
         self.metrics.orders_ingested.with_label_values(&[result]).inc();
         let Receipt { order_id, replayed } = placed?;
         let (is_replayed, max_wait) = (replayed.is_some(), prefer::wait(headers));
-        let known = replayed.filter(|known| known.state != OrderState::Pending).map(|known| {
-            let KnownOrder { state, reason, expires_at, .. } = *known;
-            DecidedState { state, reason, expires_at }
-        });
+        let known = replayed.filter(|order| order.state != OrderState::Pending);
         let outcome = match (known, max_wait) {
             (None, Some(max_wait)) => self.outcomes.wait(order_id, max_wait).await,
-            (known, _) => known,
+            (known, _) => known.map(|order| *order),
         };
         let mut response = match outcome {
-            Some(outcome) => decided(order_id, outcome, max_wait.is_some()),
+            Some(order) => decided(&order, max_wait.is_some()),
             None => accepted(order_id),
         };
         if is_replayed {
@@ -233,7 +230,7 @@ fn nothing_saved(error: &SaveError) -> Problem {
 fn receipt(order_id: OrderId, is_id: bool, placed: Placed) -> Result<Receipt, Problem> {
     match placed {
         Placed::New => Ok(Receipt { order_id, replayed: None }),
-        Placed::Replayed(known) => Ok(Receipt { order_id: known.order_id, replayed: Some(known) }),
+        Placed::Replayed(order) => Ok(Receipt { order_id: order.order_id, replayed: Some(order) }),
         Placed::OtherRequest => {
             let what = if is_id { "order id" } else { "Idempotency-Key" };
             let detail = format!("this {what} stands for another request; nothing was saved");
@@ -261,37 +258,29 @@ fn not_saved(order_id: OrderId, error: &SaveError) -> Problem {
 }
 
 /// 202: the order is durable, its outcome is not known yet.
-fn accepted(id: OrderId) -> Response {
-    let body = json!({"order_id": id.to_string(), "status": OrderState::Pending.as_str()});
-    answer(StatusCode::ACCEPTED, vec![location(id)], &body)
+fn accepted(order_id: OrderId) -> Response {
+    let state = OrderState::Pending;
+    let order = OrderSummary { order_id, state, reason: None, expires_at: None };
+    answer(StatusCode::ACCEPTED, vec![location(order_id)], &summary_body(&order, None))
 }
 
 /// 201 for a completed or reserved order, 409 for every other outcome. `is_preferred`: the client
 /// asked to wait.
-fn decided(id: OrderId, outcome: DecidedState, is_preferred: bool) -> Response {
-    let DecidedState { state, reason, expires_at } = outcome;
-    let applied = (HeaderName::from_static("preference-applied"), "wait".to_owned());
-    let applied = is_preferred.then_some(applied);
-    match state {
+fn decided(order: &OrderSummary, is_preferred: bool) -> Response {
+    let mut response = match order.state {
         OrderState::Completed | OrderState::Reserved => {
-            let mut body = json!({"order_id": id.to_string(), "status": state.as_str()});
-            if let Some(expires_at) = expires_at {
-                body["expires_at"] = json!(time(expires_at));
-            }
-            let headers = [location(id)].into_iter().chain(applied).collect();
-            return answer(StatusCode::CREATED, headers, &body);
+            let body = summary_body(order, None);
+            answer(StatusCode::CREATED, vec![location(order.order_id)], &body)
         }
-        OrderState::Pending | OrderState::Failed | OrderState::Cancelled => {}
-    }
-    let reason = reason.unwrap_or_else(|| state.as_str().to_owned());
-    let problem = Problem::new(StatusCode::CONFLICT, format!("the order is {state}: {reason}"))
-        .with("order_id", id.to_string())
-        .with("order_status", state.as_str())
-        .with("reason", reason)
-        .header(header::LOCATION, location(id).1);
-    let problem = match applied {
-        Some((name, value)) => problem.header(name, value),
-        None => problem,
+        state @ (OrderState::Pending | OrderState::Failed | OrderState::Cancelled) => {
+            let reason = order.reason.as_deref().unwrap_or(state.as_str());
+            let detail = format!("the order is {state}: {reason}");
+            Problem::new(StatusCode::CONFLICT, detail).of_order(order).into_response()
+        }
     };
-    problem.into_response()
+    if is_preferred {
+        let wait = HeaderValue::from_static("wait");
+        response.headers_mut().insert("preference-applied", wait);
+    }
+    response
 }

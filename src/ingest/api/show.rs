@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::{
     super::problem::Problem,
     Api, answer,
-    shown::{order_id, unknown_order},
+    shown::{order_id, summary_body, unknown_order},
     time,
 };
 use crate::{
@@ -44,25 +44,12 @@ fn order_body(order: &StoredOrder) -> Value {
     let lines = order.lines.as_slice().iter();
     let lines = lines
         .map(|line| json!({"product_id": line.product_id().as_str(), "quantity": line.quantity()}));
-    let mut body = json!({
-        "order_id": order.order_id.to_string(),
-        "status": order.status.as_str(),
-        "lines": lines.collect::<Vec<_>>(),
-        "created_at": time(order.created_at),
-        "updated_at": time(order.updated_at),
-    });
-    if let Some(expires_at) = order.expires_at {
-        body["expires_at"] = json!(time(expires_at));
-    }
-    let optional = [
-        ("reason", &order.reason),
-        ("reference", &order.reference),
-        ("customer_id", &order.customer_id),
-    ];
-    for (name, value) in optional {
-        if let Some(value) = value {
-            body[name] = json!(value);
-        }
+    let mut body = summary_body(&order.summary, order.reference.as_deref());
+    body["lines"] = lines.collect();
+    body["created_at"] = json!(time(order.created_at));
+    body["updated_at"] = json!(time(order.updated_at));
+    if let Some(customer_id) = &order.customer_id {
+        body["customer_id"] = json!(customer_id);
     }
     body
 }

@@ -2,48 +2,38 @@
 
 use axum::{
     extract::{Path, rejection::PathRejection},
-    http::StatusCode,
+    http::{StatusCode, header},
 };
-use chrono::{DateTime, Utc};
 use serde_json::{Value, json};
 
-use super::{super::problem::Problem, time};
-use crate::domain::{OrderId, OrderState};
+use super::{super::problem::Problem, location, time};
+use crate::{domain::OrderId, store::OrderSummary};
 
-/// The state of an order without its lines: the short form.
-pub(super) struct ShownState {
-    pub(super) order_id: OrderId,
-    pub(super) state: OrderState,
-    pub(super) reason: Option<String>,
-    /// When its hold ends.
-    pub(super) expires_at: Option<DateTime<Utc>>,
-    pub(super) reference: Option<String>,
-}
-
-impl ShownState {
-    /// A member without a value is left out.
-    pub(super) fn body(&self) -> Value {
-        let mut body =
-            json!({"order_id": self.order_id.to_string(), "status": self.state.as_str()});
-        if let Some(reason) = &self.reason {
-            body["reason"] = json!(reason);
-        }
-        if let Some(expires_at) = self.expires_at {
-            body["expires_at"] = json!(time(expires_at));
-        }
-        if let Some(reference) = &self.reference {
-            body["reference"] = json!(reference);
-        }
-        body
+/// The state of an order without its lines: the short form. A member without a value is left out.
+pub(super) fn summary_body(order: &OrderSummary, reference: Option<&str>) -> Value {
+    let OrderSummary { order_id, state, reason, expires_at } = order;
+    let mut body = json!({"order_id": order_id.to_string(), "status": state.as_str()});
+    if let Some(reason) = reason {
+        body["reason"] = json!(reason);
     }
+    if let Some(expires_at) = expires_at {
+        body["expires_at"] = json!(time(*expires_at));
+    }
+    if let Some(reference) = reference {
+        body["reference"] = json!(reference);
+    }
+    body
 }
 
 impl Problem {
-    /// Adds the members of a 409 about an order. The reason of an order without one is its state.
-    pub(super) fn of_order(self, id: OrderId, state: OrderState, reason: Option<String>) -> Self {
-        self.with("order_id", id.to_string())
+    /// Adds the members and the address of a 409 about an order. The reason of an order without one
+    /// is its state.
+    pub(super) fn of_order(self, order: &OrderSummary) -> Self {
+        let OrderSummary { order_id, state, reason, .. } = order;
+        self.with("order_id", order_id.to_string())
             .with("order_status", state.as_str())
-            .with("reason", reason.unwrap_or_else(|| state.as_str().to_owned()))
+            .with("reason", reason.as_deref().unwrap_or(state.as_str()))
+            .header(header::LOCATION, location(*order_id).1)
     }
 }
 

@@ -13,17 +13,15 @@ use axum::{
 use futures::stream;
 
 use super::{
-    super::{
-        problem::Problem,
-        subscriptions::{DecidedState, Subscription},
-    },
+    super::{problem::Problem, subscriptions::Subscription},
     Api,
-    shown::{ShownState, order_id, unknown_order},
+    shown::{order_id, summary_body, unknown_order},
 };
 use crate::{
-    domain::{OrderId, OrderState},
+    domain::OrderState,
     http::{Connection, Streaming},
     lifecycle::Shutdown,
+    store::{OrderSummary, StoredOrder},
 };
 
 /// How often a comment shows the client that the connection is alive.
@@ -46,17 +44,15 @@ pub(super) async fn watch_order(
     let too_many = || Problem::unavailable("too many clients watch orders");
     let news = api.outcomes.watch(id).ok_or_else(too_many)?;
     let order = api.find_order(id).await?.ok_or_else(unknown_order)?;
-    let known = last_event_id(&headers).filter(|known| *known == order.status);
+    let StoredOrder { summary: present, reference, .. } = order;
+    let known = last_event_id(&headers).filter(|known| *known == present.state);
     if known.is_some_and(is_last) {
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
-    let present =
-        DecidedState { state: order.status, reason: order.reason, expires_at: order.expires_at };
     let events = OrderEvents {
-        order_id: id,
-        reference: order.reference,
+        reference,
+        known: present.state,
         present: known.is_none().then_some(present),
-        known: order.status,
         news,
         shutdown: api.shutdown.clone(),
         connection,
@@ -85,10 +81,9 @@ fn is_last(state: OrderState) -> bool {
 
 /// The events of an order for one client.
 struct OrderEvents {
-    order_id: OrderId,
     reference: Option<String>,
     /// The state at the beginning, until it is sent. `None` if the client has it already.
-    present: Option<DecidedState>,
+    present: Option<OrderSummary>,
     /// The state that the client knows, or will know next.
     known: OrderState,
     news: Subscription,
@@ -105,7 +100,7 @@ impl OrderEvents {
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         self.streaming.get_or_insert_with(|| self.connection.streaming());
         if let Some(present) = self.present.take() {
-            return Some((Ok(self.event(present)), self));
+            return Some((Ok(self.event(&present)), self));
         }
         while !is_last(self.known) {
             let news = tokio::select! {
@@ -120,17 +115,15 @@ impl OrderEvents {
             };
             if news.state != self.known {
                 self.known = news.state;
-                return Some((Ok(self.event(news)), self));
+                return Some((Ok(self.event(&news)), self));
             }
         }
         None
     }
 
     /// An event whose id is the name of the state.
-    fn event(&self, decided: DecidedState) -> Event {
-        let DecidedState { state, reason, expires_at } = decided;
-        let (order_id, reference) = (self.order_id, self.reference.clone());
-        let shown = ShownState { order_id, state, reason, expires_at, reference };
-        Event::default().event("status").id(state.as_str()).data(shown.body().to_string())
+    fn event(&self, order: &OrderSummary) -> Event {
+        let body = summary_body(order, self.reference.as_deref());
+        Event::default().event("status").id(order.state.as_str()).data(body.to_string())
     }
 }

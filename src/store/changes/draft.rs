@@ -1,9 +1,9 @@
 use chrono::{DateTime, Utc};
 
-use super::{Change, Context, Event, HoldEnd, OrderAfter, seconds};
+use super::{Change, Context, Event, HoldEnd, seconds};
 use crate::{
     domain::{Effect, OrderFacts, OrderId, OrderState, OrderStatus, Reason, ReportedStatus},
-    store::{rows::hex, statuses::LockedOrder},
+    store::{orders::OrderSummary, rows::hex, statuses::LockedOrder},
 };
 
 /// An order, and what the events so far do to it.
@@ -53,7 +53,9 @@ impl Draft {
                 if let (OrderState::Reserved, Event::Reported(status)) = (to, event) {
                     self.expires_at = Some(self.hold_end(status, context));
                 }
-                self.is_owed = if owes_release { Some(true) } else { self.is_owed };
+                if owes_release {
+                    self.is_owed = Some(true);
+                }
                 if is_announced {
                     self.announce(context);
                 }
@@ -145,8 +147,9 @@ impl Draft {
         (self.closed.is_some() && had_hold).then_some(self.before.order_id)
     }
 
-    pub(super) fn after(&self) -> OrderAfter {
-        OrderAfter {
+    pub(super) fn after(&self) -> OrderSummary {
+        OrderSummary {
+            order_id: self.before.order_id,
             state: self.state,
             reason: self.reason.as_ref().map(|reason| reason.as_str().to_owned()),
             expires_at: self.expires_at,

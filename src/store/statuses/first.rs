@@ -2,7 +2,7 @@ use chrono::{DateTime, Utc};
 use sqlx::MySqlConnection;
 
 use crate::{
-    domain::{OrderState, OrderStatus, ReportedStatus},
+    domain::{OrderState, OrderStatus, Reason, ReportedStatus},
     store::{
         StoreError,
         changes::MovedOrders,
@@ -37,12 +37,10 @@ pub(super) struct FirstDecisions<'a> {
     released: Group<'a>,
 }
 
-/// Statuses of one kind, and the parameter of the statement about their orders.
+/// Statuses of one kind, one of each order, and the parameter of the statement about the orders.
 struct Group<'a> {
     statuses: Vec<&'a OrderStatus>,
     parameter: String,
-    /// The number of the orders.
-    orders: usize,
 }
 
 /// What became of first decisions.
@@ -75,13 +73,13 @@ impl<'a> FirstDecisions<'a> {
                 _ => others.extend_from_slice(of_order),
             }
         }
-        let refusal = |status: &&OrderStatus| {
-            (hex(status.order_id), status.status.reason().map(|r| r.as_str().to_owned()))
-        };
-        let refusals = json(&failed.iter().map(refusal).collect::<Vec<_>>())?;
+        let refusals = failed
+            .iter()
+            .map(|status| (hex(status.order_id), status.status.reason().map(Reason::as_str)));
+        let refusals = json(&refusals.collect::<Vec<_>>())?;
         let first = Self {
             completed: Group::of(completed)?,
-            failed: Group { orders: failed.len(), parameter: refusals, statuses: failed },
+            failed: Group { parameter: refusals, statuses: failed },
             released: Group::of(released)?,
         };
         Ok((first, others))
@@ -98,17 +96,17 @@ impl<'a> FirstDecisions<'a> {
             (COMPLETE_PENDING, OrderState::Completed, &self.completed),
             (FAIL_PENDING, OrderState::Failed, &self.failed),
         ] {
-            if group.orders > 0 {
+            if !group.statuses.is_empty() {
                 let moving = sqlx::query(statement).bind(&group.parameter).bind(now);
                 let written = moving.execute(&mut *conn).await?.rows_affected();
-                let count = usize::try_from(written).unwrap_or(group.orders);
+                let count = usize::try_from(written).unwrap_or(usize::MAX);
                 applied.moved.push(MovedOrders { to, count });
                 applied.unusual.extend(group.unless_all(count));
             }
         }
-        if self.released.orders > 0 {
+        if !self.released.statuses.is_empty() {
             let ended = releases::end(conn, &self.released.parameter).await?;
-            let count = usize::try_from(ended).unwrap_or(self.released.orders);
+            let count = usize::try_from(ended).unwrap_or(usize::MAX);
             applied.unusual.extend(self.released.unless_all(count));
         }
         Ok(applied)
@@ -118,19 +116,19 @@ impl<'a> FirstDecisions<'a> {
 impl<'a> Group<'a> {
     fn of(statuses: Vec<&'a OrderStatus>) -> Result<Self, StoreError> {
         let parameter = order_ids(statuses.iter().map(|status| status.order_id))?;
-        Ok(Self { orders: statuses.len(), statuses, parameter })
+        Ok(Self { statuses, parameter })
     }
 
     /// The statuses, unless the statement has changed all orders.
     fn unless_all(&self, changed: usize) -> &[&'a OrderStatus] {
-        if changed < self.orders { &self.statuses } else { &[] }
+        if changed < self.statuses.len() { &self.statuses } else { &[] }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{OrderId, Reason, WORKER_SOURCE};
+    use crate::domain::{OrderId, WORKER_SOURCE};
 
     /// How many statuses of a batch are applied without a read before, and after one.
     fn split(reported: &[(OrderId, ReportedStatus, &str)]) -> (usize, usize) {
@@ -145,7 +143,8 @@ mod tests {
         let mut sorted: Vec<_> = statuses.iter().collect();
         sorted.sort_by_key(|status| status.order_id);
         let (first, others) = FirstDecisions::split(&sorted).unwrap();
-        (first.completed.orders + first.failed.orders + first.released.orders, others.len())
+        let groups = [&first.completed, &first.failed, &first.released];
+        (groups.map(|group| group.statuses.len()).iter().sum(), others.len())
     }
 
     #[test]

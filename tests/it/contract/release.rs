@@ -4,7 +4,7 @@
 use rdkafka::Message as _;
 use stocklock::{
     domain::{EventKind, OrderId, OrderState, OrderStatus, Reason, ReportedStatus, WORKER_SOURCE},
-    store::StoredOrder,
+    store::OrderSummary,
 };
 
 use crate::harness::{
@@ -14,14 +14,14 @@ use crate::harness::{
 
 const WORDS: &str = "card declined: “Überziehung”";
 
-async fn order(world: &World, id: OrderId) -> StoredOrder {
-    world.order_store().find(id).await.expect("the order store").expect("the order")
+async fn order(world: &World, id: OrderId) -> OrderSummary {
+    world.order_store().find(id).await.expect("the order store").expect("the order").summary
 }
 
 /// Fails the test unless the order failed in the reporter's words and all its units are available.
 async fn check_released(world: &World, id: OrderId) {
     let order = order(world, id).await;
-    assert_eq!((order.status, order.reason.as_deref()), (OrderState::Failed, Some(WORDS)));
+    assert_eq!((order.state, order.reason.as_deref()), (OrderState::Failed, Some(WORDS)));
     assert_eq!((world.available("a"), world.available("b")), (10, 10));
     world.verify();
 }
@@ -45,7 +45,7 @@ async fn a_completed_order_that_fails_later_is_released_once(world: World) {
     world.produce_events(&placed).await;
     world.replay_orders(&worker).await;
     world.replay_statuses(&compensator).await;
-    assert_eq!(order(&world, placed[0].order_id).await.status, OrderState::Completed);
+    assert_eq!(order(&world, placed[0].order_id).await.state, OrderState::Completed);
     assert_eq!((world.available("a"), world.available("b")), (8, 6));
 
     for _ in 0..2 {
@@ -170,8 +170,8 @@ async fn reports_of_no_order_and_completions_of_no_worker_are_dead_lettered() {
     let compensator = world.start("compensator").await;
     world.caught_up(&world.config.compensator.group_id, &world.config.topics.order_status).await;
 
-    assert_eq!(order(&world, placed[0].order_id).await.status, OrderState::Pending);
-    assert_eq!(order(&world, placed[1].order_id).await.status, OrderState::Completed);
+    assert_eq!(order(&world, placed[0].order_id).await.state, OrderState::Pending);
+    assert_eq!(order(&world, placed[1].order_id).await.state, OrderState::Completed);
     let mut letters: Vec<_> = world
         .read_topic(&world.config.topics.order_status_dlq)
         .iter()
