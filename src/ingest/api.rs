@@ -1,5 +1,6 @@
 //! The routes of the API. The files of `api/` have the handlers.
 
+mod batch;
 mod change;
 mod place;
 mod show;
@@ -19,6 +20,8 @@ use axum::{
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
+
+pub(crate) use batch::BatchSlots;
 
 use super::{
     Catalog, Changer, Committer, OutcomeWatch,
@@ -53,6 +56,7 @@ pub(crate) struct Api {
     pub(crate) horizon: Horizon,
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
+    pub(crate) batch_slots: BatchSlots,
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
@@ -67,6 +71,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api) {
     let document = document(api.hold_max_seconds).to_string();
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
+        .route("/v1/orders:batch", post(batch::place_batch))
         .route("/v1/orders/{id}", get(show::show_order).put(place::put_order))
         .route("/v1/orders/{id}/cancel", change::without_body(Change::Cancel))
         .route("/v1/orders/{id}/confirm", change::without_body(Change::Confirm))

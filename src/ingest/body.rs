@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use axum::{
-    body::{Body, BodyDataStream, HttpBody as _},
+    body::{Body, BodyDataStream, Bytes, HttpBody as _},
     http::{HeaderMap, StatusCode, header},
 };
 use futures::StreamExt;
@@ -33,11 +33,29 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         .header(header::ACCEPT, "application/json"))
 }
 
+/// Fails with a 415 if the content type is given and is not `application/x-ndjson`.
+pub(super) fn check_lines_type(headers: &HeaderMap) -> Result<(), Problem> {
+    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
+    let is_ndjson = |essence: &str| {
+        ["application/x-ndjson", "application/ndjson", "application/jsonl"].contains(&essence)
+    };
+    if given.all(|value| value.to_str().is_ok_and(|value| is_ndjson(&essence(value)))) {
+        return Ok(());
+    }
+    let detail = "the content type is not application/x-ndjson; nothing was saved";
+    Err(Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, detail)
+        .header(header::ACCEPT, "application/x-ndjson"))
+}
+
+/// A content type in lower case, without its parameters.
+fn essence(content_type: &str) -> String {
+    content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase()
+}
+
 /// Whether a content type is `application/json`, or ends in `+json` (RFC 6839). Parameters are
 /// ignored.
 fn is_json(content_type: &str) -> bool {
-    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
-    match essence.strip_prefix("application/") {
+    match essence(content_type).strip_prefix("application/") {
         Some(subtype) => {
             subtype == "json" || subtype.strip_suffix("+json").is_some_and(|name| !name.is_empty())
         }
@@ -93,6 +111,107 @@ async fn read_all(
         bytes.extend_from_slice(&chunk);
     }
     Ok(ReadBody { bytes, _held: held })
+}
+
+/// Reads the lines of a body one by one, each at most [`MAX_BODY_BYTES`]. Passes over empty lines.
+pub(super) struct LineReader {
+    chunks: BodyDataStream,
+    connection: Connection,
+    /// What was received behind the last line.
+    chunk: Bytes,
+    /// The beginning of a line whose end was not received yet.
+    partial: Vec<u8>,
+    held: HeldMemory,
+    /// Why the line in `partial` is not read. Its bytes are discarded.
+    refusal: Option<Problem>,
+    has_ended: bool,
+}
+
+impl LineReader {
+    pub(super) fn new(body: Body, connection: Connection) -> Self {
+        Self {
+            chunks: body.into_data_stream(),
+            connection,
+            chunk: Bytes::new(),
+            partial: Vec::new(),
+            held: HeldMemory::default(),
+            refusal: None,
+            has_ended: false,
+        }
+    }
+
+    /// Returns the next line without its end. `None` after the last. May be cancelled: no bytes are
+    /// lost.
+    ///
+    /// A line fails with
+    /// - 413 if it is too large, and 503 if all bodies together hold too much memory,
+    /// - 400 if the body breaks off, and 408 if nothing arrives for 10 s. It is the last then.
+    pub(super) async fn next(&mut self) -> Option<Result<Bytes, Problem>> {
+        loop {
+            if let Some(at) = self.chunk.iter().position(|byte| *byte == b'\n') {
+                let end = self.chunk.split_to(at + 1);
+                let line = self.complete(end.slice(..at));
+                if let Some(line) = line {
+                    return Some(line);
+                }
+                continue;
+            }
+            let received = std::mem::take(&mut self.chunk);
+            self.keep(&received);
+            if self.has_ended {
+                return self.complete(Bytes::new());
+            }
+            match timeout(SILENCE_TIMEOUT, self.chunks.next()).await {
+                Ok(Some(Ok(chunk))) => self.chunk = chunk,
+                Ok(None) => self.has_ended = true,
+                Ok(Some(Err(error))) => {
+                    let detail = format!("the body breaks off: {error}");
+                    return self.end_with(Problem::new(StatusCode::BAD_REQUEST, detail));
+                }
+                Err(_) => return self.end_with(too_slow()),
+            }
+        }
+    }
+
+    /// Ends the lines with a problem. `None` if they have ended before.
+    fn end_with(&mut self, problem: Problem) -> Option<Result<Bytes, Problem>> {
+        self.partial = Vec::new();
+        self.refusal = None;
+        let is_first = !std::mem::replace(&mut self.has_ended, true);
+        is_first.then_some(Err(problem))
+    }
+
+    /// The line that ends with `end`. `None` if it is empty.
+    fn complete(&mut self, end: Bytes) -> Option<Result<Bytes, Problem>> {
+        if !self.partial.is_empty() {
+            self.keep(&end);
+        }
+        let partial = std::mem::take(&mut self.partial);
+        self.held = HeldMemory::default();
+        if let Some(refusal) = self.refusal.take() {
+            return Some(Err(refusal));
+        }
+        let line = if partial.is_empty() { end } else { partial.into() };
+        (!line.trim_ascii().is_empty()).then_some(Ok(line))
+    }
+
+    /// Adds to the beginning of a line, or refuses the line.
+    fn keep(&mut self, bytes: &[u8]) {
+        if self.refusal.is_some() || bytes.is_empty() {
+            return;
+        }
+        let length = self.partial.len() + bytes.len();
+        if length > MAX_BODY_BYTES {
+            self.refusal = Some(too_large());
+        } else if !self.connection.memory().hold_body(&mut self.held, length) {
+            let detail = "the bodies of all requests are too large; nothing was saved";
+            self.refusal = Some(Problem::unavailable(detail));
+        } else {
+            self.partial.extend_from_slice(bytes);
+            return;
+        }
+        self.partial = Vec::new();
+    }
 }
 
 fn too_large() -> Problem {

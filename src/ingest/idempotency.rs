@@ -4,11 +4,9 @@ use axum::http::{HeaderMap, StatusCode};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::problem::Problem;
+use super::{json::MAX_KEY_BYTES, problem::Problem};
 use crate::store::NewOrder;
 
-/// The longest key.
-const MAX_KEY_BYTES: usize = 255;
 /// The form of the text that is digested. Digests of another form may be compared beside these.
 const FORM: &str = "stocklock order request 1\n";
 

@@ -11,13 +11,17 @@ use std::{cell::RefCell, fmt};
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::problem::{FieldError, MAX_FIELD_ERRORS};
-use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, ProductId};
+use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, OrderId, ProductId};
 pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
 /// The most characters of a reference and of a customer id.
 const MAX_TEXT_CHARS: usize = 128;
-const ORDER_FIELDS: [&str; 4] = ["reference", "customer_id", "hold_seconds", "lines"];
+/// The longest idempotency key.
+pub(super) const MAX_KEY_BYTES: usize = 255;
+/// The fields of an order. Only an order of a batch has the last two.
+const ORDER_FIELDS: [&str; 6] =
+    ["reference", "customer_id", "hold_seconds", "lines", "order_id", "idempotency_key"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
@@ -55,12 +59,16 @@ pub(super) struct OrderDraft {
     pub(super) hold_seconds: Option<u32>,
     /// The valid lines.
     pub(super) lines: Vec<Line>,
+    pub(super) order_id: Option<OrderId>,
+    pub(super) idempotency_key: Option<String>,
 }
 
 /// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
 /// once there are [`MAX_FIELD_ERRORS`].
 pub(super) struct OrderSeed<'a> {
     pub(super) errors: &'a FieldErrors,
+    /// Whether the order may name its id or its key. Otherwise these fields are unknown.
+    pub(super) is_of_batch: bool,
     pub(super) hold_max_seconds: u32,
 }
 
@@ -116,6 +124,39 @@ impl OrderSeed<'_> {
         Ok(OrderDraft::default())
     }
 
+    /// Reads the id that the caller made. It may be null.
+    fn order_id<'de, A: MapAccess<'de>>(&self, map: &mut A) -> Result<Option<OrderId>, A::Error> {
+        let given = map.next_value_seed(ScalarSeed)?;
+        match &given {
+            Scalar::Null => return Ok(None),
+            Scalar::Text(text) => {
+                if let Ok(id) = text.to_ascii_lowercase().parse() {
+                    return Ok(Some(id));
+                }
+            }
+            _ => {}
+        }
+        self.errors.add("/order_id", "must be a UUIDv7 as hyphenated text")?;
+        Ok(None)
+    }
+
+    /// Reads an idempotency key. It may be null.
+    fn key<'de, A: MapAccess<'de>>(&self, map: &mut A) -> Result<Option<String>, A::Error> {
+        match map.next_value_seed(ScalarSeed)? {
+            Scalar::Null => return Ok(None),
+            Scalar::Text(key)
+                if (1..=MAX_KEY_BYTES).contains(&key.len())
+                    && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
+            {
+                return Ok(Some(key));
+            }
+            _ => {}
+        }
+        let detail = format!("must be a string of 1 to {MAX_KEY_BYTES} visible ASCII characters");
+        self.errors.add("/idempotency_key", detail)?;
+        Ok(None)
+    }
+
     /// Reads a text that may be null.
     fn text<'de, A: MapAccess<'de>>(
         &self,
@@ -152,7 +193,8 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OrderDraft, A::Error> {
-        let (mut draft, mut fields) = (OrderDraft::default(), Fields::new(&ORDER_FIELDS));
+        let names = if self.is_of_batch { &ORDER_FIELDS[..] } else { &ORDER_FIELDS[..4] };
+        let (mut draft, mut fields) = (OrderDraft::default(), Fields::new(names));
         while let Some(name) = map.next_key_seed(NameSeed(fields.names))? {
             match fields.note(name) {
                 Ok("reference") => draft.reference = self.text("reference", &mut map)?,
@@ -164,16 +206,19 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
                             hold_seconds(&given, self.errors, self.hold_max_seconds)?;
                     }
                 }
+                Ok("order_id") => draft.order_id = self.order_id(&mut map)?,
+                Ok("idempotency_key") => draft.idempotency_key = self.key(&mut map)?,
                 Ok(_) => draft.lines = map.next_value_seed(LinesSeed(self.errors))?,
                 Err(WrongName { shown, fault }) => {
-                    let detail = format!(
-                        "{fault}; an order has reference, customer_id, hold_seconds and lines, \
-                         each once"
-                    );
+                    let detail = format!("{fault}; an order has {}, each once", names.join(", "));
                     self.errors.add(format!("/{shown}"), detail)?;
                     map.next_value::<IgnoredAny>()?;
                 }
             }
+        }
+        if draft.order_id.is_some() && draft.idempotency_key.is_some() {
+            let detail = "must be missing: the order id is the key of an order that has one";
+            self.errors.add("/idempotency_key", detail)?;
         }
         if !fields.has("lines") {
             self.errors

@@ -7,7 +7,7 @@ use super::{
     json::{FieldErrors, HoldSeed, OrderDraft, OrderSeed},
     problem::Problem,
 };
-use crate::domain::Lines;
+use crate::domain::{Lines, OrderId};
 
 /// The most bytes of a request's body: 1 MiB.
 pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
@@ -22,19 +22,53 @@ pub(crate) struct OrderRequest {
     pub(crate) lines: Lines,
 }
 
+/// A valid order of a batch. It has an id or a key, or none of both.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct BatchOrder {
+    pub(crate) order_id: Option<OrderId>,
+    pub(crate) idempotency_key: Option<String>,
+    pub(crate) request: OrderRequest,
+}
+
+impl BatchOrder {
+    /// Fails as [`OrderRequest::parse`] does.
+    pub(crate) fn parse(line: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
+        let (draft, request) = read_order(line, hold_max_seconds, true)?;
+        let OrderDraft { order_id, idempotency_key, .. } = draft;
+        Ok(Self { order_id, idempotency_key, request })
+    }
+}
+
 impl OrderRequest {
     /// `hold_max_seconds`: the longest hold that is valid.
     ///
     /// Fails with a 400 if the body is not JSON. Fails with a 422 if it is JSON but not a valid
     /// order; the 422 names the wrong fields, 20 at most.
     pub(crate) fn parse(body: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
-        let errors = FieldErrors::default();
-        let draft = read_json(body, OrderSeed { errors: &errors, hold_max_seconds }, &errors)?;
-        let OrderDraft { reference, customer_id, hold_seconds, lines } = draft;
-        match (errors.into_inner().as_slice(), Lines::new(lines)) {
-            ([], Ok(lines)) => Ok(Self { reference, customer_id, hold_seconds, lines }),
-            (errors, _) => Err(Problem::invalid(errors)),
+        Ok(read_order(body, hold_max_seconds, false)?.1)
+    }
+}
+
+/// Reads an order, whose fields are moved out of the draft. Fails as [`OrderRequest::parse`] does.
+fn read_order(
+    text: &[u8],
+    hold_max_seconds: u32,
+    is_of_batch: bool,
+) -> Result<(OrderDraft, OrderRequest), Problem> {
+    let errors = FieldErrors::default();
+    let seed = OrderSeed { errors: &errors, is_of_batch, hold_max_seconds };
+    let mut draft = read_json(text, seed, &errors)?;
+    match (errors.into_inner().as_slice(), Lines::new(std::mem::take(&mut draft.lines))) {
+        ([], Ok(lines)) => {
+            let request = OrderRequest {
+                reference: draft.reference.take(),
+                customer_id: draft.customer_id.take(),
+                hold_seconds: draft.hold_seconds,
+                lines,
+            };
+            Ok((draft, request))
         }
+        (errors, _) => Err(Problem::invalid(errors)),
     }
 }
 

@@ -5,7 +5,7 @@ use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
     http,
-    ingest::{self, Api, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
+    ingest::{self, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
     relay::{PendingWatch, ReleaseWatch},
     store::StoreUse,
 };
@@ -59,6 +59,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
         horizon: config.retention.horizon,
+        batch_slots: BatchSlots::default(),
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),

@@ -1,7 +1,7 @@
 //! `POST /v1/orders` and `PUT /v1/orders/{id}`: save an order, or find the one that an earlier
 //! equal request has made. They wait for its outcome if the client prefers it.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -10,6 +10,7 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use chrono::{SubsecRound as _, Utc};
+use serde_json::Value;
 use uuid::Uuid;
 
 use super::{
@@ -42,7 +43,8 @@ pub(super) async fn place_order(
         body::check_content_type(&headers)?;
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
-        api.place(key.map_or(Source::Ingest, Source::Key), &body.bytes).await
+        let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
+        api.place(key.map_or(Source::Ingest, Source::Key), request).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -71,14 +73,15 @@ pub(super) async fn put_order(
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
         })?;
         let body = body::read(body, &connection).await?;
-        api.place(Source::Client(id), &body.bytes).await
+        let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
+        api.place(Source::Client(id), request).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
 }
 
 /// Who makes the id of an order, and by what a repetition of its request is recognized.
-enum Source {
+pub(super) enum Source {
     /// Ingest makes the id. Each request makes an order of its own.
     Ingest,
     /// Ingest makes the id. The client's key is recognized.
@@ -88,20 +91,50 @@ enum Source {
 }
 
 /// What a request has made, or what an earlier equal request had made.
-struct Receipt {
+pub(super) struct Receipt {
     order_id: OrderId,
     /// The order of an earlier request in its present state.
     replayed: Option<Box<OrderSummary>>,
 }
 
+/// The order of a request, as its answer shows it.
+pub(super) struct AnsweredOrder {
+    pub(super) order: OrderSummary,
+    /// An earlier request has made the order.
+    pub(super) is_replayed: bool,
+}
+
 impl Api {
-    /// Responds 202, or 201 or 409 if the outcome is known. For a new order that is only if the
-    /// client waits for it.
+    /// Responds as [`code_and_body`] does.
     async fn respond(
         &self,
         placed: Result<Receipt, Problem>,
         headers: &HeaderMap,
     ) -> Result<Response, Problem> {
+        let max_wait = prefer::wait(headers);
+        let AnsweredOrder { order, is_replayed } = self.answered(placed, max_wait).await?;
+        let mut response = match code_and_body(&order) {
+            Ok((status, body)) => answer(status, vec![location(order.order_id)], &body),
+            Err(problem) => problem.into_response(),
+        };
+        let added = response.headers_mut();
+        if max_wait.is_some() && order.state != OrderState::Pending {
+            added.insert("preference-applied", HeaderValue::from_static("wait"));
+        }
+        if is_replayed {
+            added.insert("idempotent-replayed", HeaderValue::from_static("true"));
+        }
+        Ok(response)
+    }
+
+    /// Counts a request, and waits up to `max_wait` for the outcome of its order.
+    ///
+    /// Fails with the problem of a request that has placed no order.
+    pub(super) async fn answered(
+        &self,
+        placed: Result<Receipt, Problem>,
+        max_wait: Option<Duration>,
+    ) -> Result<AnsweredOrder, Problem> {
         let result = match &placed {
             Ok(Receipt { replayed: None, .. }) => "accepted",
             Ok(Receipt { replayed: Some(_), .. }) => "replayed",
@@ -110,27 +143,24 @@ impl Api {
         };
         self.metrics.orders_ingested.with_label_values(&[result]).inc();
         let Receipt { order_id, replayed } = placed?;
-        let (is_replayed, max_wait) = (replayed.is_some(), prefer::wait(headers));
+        let is_replayed = replayed.is_some();
         let known = replayed.filter(|order| order.state != OrderState::Pending);
         let outcome = match (known, max_wait) {
             (None, Some(max_wait)) => self.outcomes.wait(order_id, max_wait).await,
             (known, _) => known.map(|order| *order),
         };
-        let mut response = match outcome {
-            Some(order) => decided(&order, max_wait.is_some()),
-            None => accepted(order_id),
-        };
-        if is_replayed {
-            let yes = HeaderValue::from_static("true");
-            response.headers_mut().insert("idempotent-replayed", yes);
-        }
-        Ok(response)
+        let state = OrderState::Pending;
+        let pending = OrderSummary { order_id, state, reason: None, expires_at: None };
+        Ok(AnsweredOrder { order: outcome.unwrap_or(pending), is_replayed })
     }
 
     /// Saves the order of a request, unless an earlier request has made it. Fails with the problem
     /// that the client receives; unless it is a 504, nothing was saved.
-    async fn place(&self, source: Source, body: &[u8]) -> Result<Receipt, Problem> {
-        let request = OrderRequest::parse(body, self.hold_max_seconds)?;
+    pub(super) async fn place(
+        &self,
+        source: Source,
+        request: OrderRequest,
+    ) -> Result<Receipt, Problem> {
         let order_id = match source {
             Source::Client(id) => id,
             Source::Ingest | Source::Key(_) => OrderId::generate(),
@@ -257,30 +287,18 @@ fn not_saved(order_id: OrderId, error: &SaveError) -> Problem {
     }
 }
 
-/// 202: the order is durable, its outcome is not known yet.
-fn accepted(order_id: OrderId) -> Response {
-    let state = OrderState::Pending;
-    let order = OrderSummary { order_id, state, reason: None, expires_at: None };
-    answer(StatusCode::ACCEPTED, vec![location(order_id)], &summary_body(&order, None))
-}
-
-/// 201 for a completed or reserved order, 409 for every other outcome. `is_preferred`: the client
-/// asked to wait.
-fn decided(order: &OrderSummary, is_preferred: bool) -> Response {
-    let mut response = match order.state {
+/// 202 for a pending order: it is durable, its outcome is not known yet. 201 for a completed or
+/// reserved order. Fails with a 409 for every other outcome.
+pub(super) fn code_and_body(order: &OrderSummary) -> Result<(StatusCode, Value), Problem> {
+    match order.state {
+        OrderState::Pending => Ok((StatusCode::ACCEPTED, summary_body(order, None))),
         OrderState::Completed | OrderState::Reserved => {
-            let body = summary_body(order, None);
-            answer(StatusCode::CREATED, vec![location(order.order_id)], &body)
+            Ok((StatusCode::CREATED, summary_body(order, None)))
         }
-        state @ (OrderState::Pending | OrderState::Failed | OrderState::Cancelled) => {
+        state @ (OrderState::Failed | OrderState::Cancelled) => {
             let reason = order.reason.as_deref().unwrap_or(state.as_str());
             let detail = format!("the order is {state}: {reason}");
-            Problem::new(StatusCode::CONFLICT, detail).of_order(order).into_response()
+            Err(Problem::new(StatusCode::CONFLICT, detail).of_order(order))
         }
-    };
-    if is_preferred {
-        let wait = HeaderValue::from_static("wait");
-        response.headers_mut().insert("preference-applied", wait);
     }
-    response
 }

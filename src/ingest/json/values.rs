@@ -4,17 +4,19 @@ use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::MAX_TEXT_CHARS;
+use super::MAX_KEY_BYTES;
 
+/// The most fields that an object may have.
+const MAX_FIELDS: usize = 8;
 /// How much of a value or a name an error shows.
 const MAX_SHOWN_CHARS: usize = 64;
 /// Up to here a float is exact: 2^53.
 const MAX_EXACT: f64 = 9_007_199_254_740_992.0;
 
 /// The fields that an object may have, and those that were read.
-pub(super) struct Fields<const N: usize> {
-    pub(super) names: &'static [&'static str; N],
-    is_seen: [bool; N],
+pub(super) struct Fields {
+    pub(super) names: &'static [&'static str],
+    is_seen: [bool; MAX_FIELDS],
 }
 
 /// The name of a field that an object may not have, or not once more.
@@ -25,9 +27,10 @@ pub(super) struct WrongName {
     pub(super) fault: &'static str,
 }
 
-impl<const N: usize> Fields<N> {
-    pub(super) fn new(names: &'static [&'static str; N]) -> Self {
-        Self { names, is_seen: [false; N] }
+impl Fields {
+    /// `names` are [`MAX_FIELDS`] at most.
+    pub(super) fn new(names: &'static [&'static str]) -> Self {
+        Self { names, is_seen: [false; MAX_FIELDS] }
     }
 
     /// Notes that a field was read. Fails if the object may not have it, or has it already.
@@ -92,7 +95,7 @@ impl Visitor<'_> for NameSeed<'_> {
 /// A value without fields. The fields of any other value are skipped.
 pub(super) enum Scalar {
     Null,
-    /// Cut after [`MAX_TEXT_CHARS`] + 1 characters, so that a longer text shows as too long.
+    /// Cut after [`MAX_KEY_BYTES`] + 1 characters, so that a longer text shows as too long.
     Text(String),
     Whole(i64),
     /// Any other value, as an error shows it.
@@ -151,7 +154,7 @@ impl<'de> Visitor<'de> for ScalarSeed {
     }
 
     fn visit_str<E: de::Error>(self, value: &str) -> Result<Scalar, E> {
-        Ok(Scalar::Text(value.chars().take(MAX_TEXT_CHARS + 1).collect()))
+        Ok(Scalar::Text(value.chars().take(MAX_KEY_BYTES + 1).collect()))
     }
 
     fn visit_unit<E: de::Error>(self) -> Result<Scalar, E> {

@@ -1,0 +1,223 @@
+//! `POST /v1/orders:batch`: places a stream of orders, one a line (NDJSON), and answers each line.
+//!
+//! A stream has any length. It reads on only while few of its lines wait for their answers, so its
+//! memory is bounded, and a client that does not read its answers is held up.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use axum::{
+    body::{Body, Bytes},
+    extract::{Extension, State},
+    http::{HeaderMap, header},
+    response::{IntoResponse as _, Response},
+};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream, stream::FuturesOrdered};
+use serde_json::json;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::{
+    super::{
+        body::{self, LineReader},
+        prefer,
+        problem::Problem,
+        request::BatchOrder,
+    },
+    Api,
+    place::{AnsweredOrder, Source, code_and_body},
+};
+use crate::http::{Connection, Streaming};
+
+/// The most lines of one stream that wait for their answers.
+const MAX_IN_FLIGHT: usize = 1_000;
+/// The most lines of all streams that wait for their answers. Fewer than the committer queues, so
+/// that single requests have room.
+const MAX_LINES_IN_FLIGHT: usize = 4_000;
+/// A chunk of answers is sent once it is as large, or once no further answer is there.
+const MAX_CHUNK_BYTES: usize = 64 << 10;
+
+/// The slots of the lines of all streams. Cheap to clone; all clones are the same slots.
+#[derive(Clone)]
+pub(crate) struct BatchSlots(Arc<Semaphore>);
+
+impl Default for BatchSlots {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(MAX_LINES_IN_FLIGHT)))
+    }
+}
+
+/// Responds 200 with an answer to each line, in their order. A line is answered with the code and
+/// the body that a single request would receive.
+///
+/// Fails with a 415 if the content type is given and is not NDJSON.
+pub(super) async fn place_batch(
+    State(api): State<Arc<Api>>,
+    Extension(connection): Extension<Connection>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Problem> {
+    body::check_lines_type(&headers)?;
+    let batch = Batch {
+        max_wait: prefer::wait(&headers),
+        input: Some(Input {
+            lines: LineReader::new(body, connection.clone()),
+            slots: Arc::clone(&api.batch_slots.0),
+            slot: None,
+        }),
+        in_flight: FuturesOrdered::new(),
+        api,
+        connection,
+        streaming: None,
+    };
+    let answers = Body::from_stream(stream::unfold(batch, Batch::next));
+    let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (UNBUFFERED, "no")];
+    Ok((headers, answers).into_response())
+}
+
+/// nginx sends no answer on before its buffer is full, unless the response says so.
+const UNBUFFERED: header::HeaderName = header::HeaderName::from_static("x-accel-buffering");
+
+/// A stream of orders, and of their answers.
+struct Batch {
+    api: Arc<Api>,
+    /// How long a line waits for the outcome of its order.
+    max_wait: Option<Duration>,
+    /// `None` once the last line is read.
+    input: Option<Input>,
+    in_flight: FuturesOrdered<BoxFuture<'static, Vec<u8>>>,
+    connection: Connection,
+    streaming: Option<Streaming>,
+}
+
+/// The lines that are still to be read.
+struct Input {
+    lines: LineReader,
+    slots: Arc<Semaphore>,
+    /// The slot of the next line.
+    slot: Option<OwnedSemaphorePermit>,
+}
+
+impl Input {
+    /// Returns the next line with its slot. `None` after the last line. May be cancelled: nothing
+    /// is lost.
+    async fn next(&mut self) -> Option<(Result<Bytes, Problem>, OwnedSemaphorePermit)> {
+        if self.slot.is_none() {
+            self.slot = Arc::clone(&self.slots).acquire_owned().await.ok();
+        }
+        let line = self.lines.next().await?;
+        self.slot.take().map(|slot| (line, slot))
+    }
+}
+
+impl Batch {
+    /// Returns the next answers. `None` after the last.
+    async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
+        self.streaming.get_or_insert_with(|| self.connection.streaming());
+        loop {
+            let may_read = self.in_flight.len() < MAX_IN_FLIGHT;
+            let input = self.input.as_mut().filter(|_| may_read);
+            if input.is_none() && self.in_flight.is_empty() {
+                return None;
+            }
+            tokio::select! {
+                biased;
+                Some(answer) = self.in_flight.next() => {
+                    return Some((Ok(self.chunk(answer)), self));
+                }
+                () = self.api.shutdown.requested(), if input.is_some() => self.stop(),
+                line = next_line(input) => match line {
+                    Some((line, slot)) => self.begin(line, slot),
+                    None => self.input = None,
+                },
+            }
+        }
+    }
+
+    /// Adds the answers that are there already.
+    fn chunk(&mut self, mut chunk: Vec<u8>) -> Bytes {
+        while chunk.len() < MAX_CHUNK_BYTES
+            && let Some(Some(answer)) = self.in_flight.next().now_or_never()
+        {
+            chunk.extend_from_slice(&answer);
+        }
+        chunk.into()
+    }
+
+    /// Reads no further line. The last answer says so.
+    fn stop(&mut self) {
+        self.input = None;
+        let detail = "this process stops: send the lines without an answer again";
+        let last = line_of(&Problem::unavailable(detail));
+        self.in_flight.push_back(async move { last }.boxed());
+    }
+
+    fn begin(&mut self, line: Result<Bytes, Problem>, slot: OwnedSemaphorePermit) {
+        let hold_max_seconds = self.api.hold_max_seconds;
+        let order = line.and_then(|line| BatchOrder::parse(&line, hold_max_seconds));
+        let (api, max_wait) = (Arc::clone(&self.api), self.max_wait);
+        let answering = async move {
+            let _slot = slot;
+            api.place_line(order, max_wait).await
+        };
+        self.in_flight.push_back(answering.boxed());
+    }
+}
+
+async fn next_line(
+    input: Option<&mut Input>,
+) -> Option<(Result<Bytes, Problem>, OwnedSemaphorePermit)> {
+    match input {
+        Some(input) => input.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Api {
+    /// Places the order of a line, and returns the line that answers it.
+    async fn place_line(
+        &self,
+        order: Result<BatchOrder, Problem>,
+        max_wait: Option<Duration>,
+    ) -> Vec<u8> {
+        let placed = match order {
+            Ok(BatchOrder { order_id, idempotency_key, request }) => {
+                let source = match (order_id, idempotency_key) {
+                    (Some(id), _) => Source::Client(id),
+                    (None, Some(key)) => Source::Key(key),
+                    (None, None) => Source::Ingest,
+                };
+                self.place(source, request).await
+            }
+            Err(problem) => Err(problem),
+        };
+        let answered = self.answered(placed, max_wait).await;
+        match answered.and_then(|answered| Ok((code_and_body(&answered.order)?, answered))) {
+            Ok(((status, body), AnsweredOrder { order, is_replayed })) => {
+                let order_id = order.order_id.to_string();
+                let mut answer =
+                    json!({"status": status.as_u16(), "order_id": order_id, "body": body});
+                if is_replayed {
+                    answer["idempotent_replayed"] = true.into();
+                }
+                ended(answer.to_string())
+            }
+            Err(problem) => line_of(&problem),
+        }
+    }
+}
+
+/// The answer to a line whose order was not placed, or has failed.
+fn line_of(problem: &Problem) -> Vec<u8> {
+    let body = problem.body();
+    let mut answer = json!({"status": problem.status().as_u16()});
+    if let Some(order_id) = body.get("order_id") {
+        answer["order_id"] = order_id.clone();
+    }
+    answer["body"] = body;
+    ended(answer.to_string())
+}
+
+fn ended(line: String) -> Vec<u8> {
+    let mut bytes = line.into_bytes();
+    bytes.push(b'\n');
+    bytes
+}
