@@ -15,6 +15,7 @@ mod api_refusals;
 mod architecture;
 mod backlog;
 mod bad_writer;
+mod batch_intake;
 mod bench;
 mod breaker;
 mod cli;

@@ -57,6 +57,17 @@ impl Api {
         self.send(Method::POST, "/v1/orders", headers, body).await
     }
 
+    /// Places orders as one batch. Returns the answers to the lines.
+    pub(crate) async fn place_batch(&self, lines: &str) -> Vec<Value> {
+        let headers = [("content-type", "application/x-ndjson")];
+        let answer = self.send(Method::POST, "/v1/orders:batch", &headers, lines).await.is(200);
+        let text = match answer.body {
+            Value::String(text) => text,
+            only => only.to_string(),
+        };
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+    }
+
     /// Requests a change of an order: `cancel` or `confirm`.
     pub(crate) async fn request(&self, id: &str, change: &str) -> Answer {
         self.send(Method::POST, &format!("/v1/orders/{id}/{change}"), &[], "").await
