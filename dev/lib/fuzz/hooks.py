@@ -87,3 +87,16 @@ def _uuid_v7():
     bits = (millis << 80) | random
     bits = bits & ~(0xF << 76) | (7 << 76)
     return uuid.UUID(int=bits & ~(0x3 << 62) | (0x2 << 62))
+
+
+@schemathesis.serializer("application/x-ndjson")
+def write_lines(_context, value):
+    """One line for each item. A value that is no array is one line."""
+    items = value if isinstance(value, list) else [value]
+    return "".join(json.dumps(item) + "\n" for item in items).encode()
+
+
+@schemathesis.deserializer("application/x-ndjson")
+def read_lines(_context, response):
+    """The array of the lines."""
+    return [json.loads(line) for line in response.content.splitlines()]
