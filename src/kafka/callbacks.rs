@@ -68,9 +68,23 @@ struct FetchProgress {
     /// consumer's queue.
     queued: i64,
     committed: i64,
+    /// The end of the partition, if the client has delivered every message before it.
+    reached_end: Option<i64>,
 }
 
 impl FetchProgress {
+    fn new(state: &statistics::Partition) -> Self {
+        let (next_offset, queued) = (state.next_offset, state.fetchq_cnt);
+        let has_delivered_all =
+            state.fetch_state == "active" && queued == 0 && next_offset == state.hi_offset;
+        Self {
+            next_offset,
+            queued,
+            committed: state.committed_offset,
+            reached_end: has_delivered_all.then_some(next_offset),
+        }
+    }
+
     /// Whether the partition, which ends at `end`, has messages that the client does not deliver.
     ///
     /// While messages are queued, the partition may have to wait until those are polled. Then it is
@@ -161,12 +175,15 @@ impl ConsumerCallbacks {
         fetched.get(&partition).is_none_or(|fetched| fetched.is_behind(end, anything_came))
     }
 
-    /// Partitions whose committed offset is beyond their polled messages, with the offsets to
-    /// commit.
+    /// Partitions whose committed offset is beyond their end, with the offsets to commit.
     pub(super) fn find_committed_too_far(&self) -> Vec<PartitionOffset> {
         let fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         let too_far = |(partition, fetched): (&i32, &FetchProgress)| {
-            let offset = self.partitions.committed_too_far(*partition, fetched.committed)?;
+            let offset = self.partitions.committed_too_far(
+                *partition,
+                fetched.committed,
+                fetched.reached_end,
+            )?;
             Some(PartitionOffset { partition: *partition, offset })
         };
         fetched.iter().filter_map(too_far).collect()
@@ -209,9 +226,7 @@ impl ClientContext for ConsumerCallbacks {
         let mut fetched = self.fetch_progress.lock().unwrap_or_else(PoisonError::into_inner);
         fetched.clear();
         for (partition, state) in &topic.partitions {
-            let (next_offset, queued, committed) =
-                (state.next_offset, state.fetchq_cnt, state.committed_offset);
-            fetched.insert(*partition, FetchProgress { next_offset, queued, committed });
+            fetched.insert(*partition, FetchProgress::new(state));
         }
         drop(fetched);
         for partition in known {
@@ -311,7 +326,12 @@ mod tests {
 
     #[test]
     fn a_partition_is_not_behind_while_messages_of_others_come() {
-        let fetched = |next_offset, queued| FetchProgress { next_offset, queued, committed: 0 };
+        let fetched = |next_offset, queued| FetchProgress {
+            next_offset,
+            queued,
+            committed: 0,
+            reached_end: None,
+        };
         for (next_offset, queued, anything_came, is_behind) in [
             (9, 0, false, false),
             (7, 0, true, true),

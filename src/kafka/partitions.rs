@@ -144,12 +144,27 @@ impl Partitions {
         Polled::InOrder(owned.assignment)
     }
 
-    /// The offset to commit if the `committed` offset is beyond all polled messages. Then the log
-    /// was truncated before this assignment.
-    pub(super) fn committed_too_far(&self, partition: i32, committed: i64) -> Option<i64> {
+    /// The offset to commit if the `committed` offset is beyond the partition's end. Then the log
+    /// was truncated.
+    ///
+    /// Messages that were polled after the truncation show it. Where none has come, `reached_end`
+    /// shows it: the end of the partition, if the client has delivered every message before it.
+    pub(super) fn committed_too_far(
+        &self,
+        partition: i32,
+        committed: i64,
+        reached_end: Option<i64>,
+    ) -> Option<i64> {
         let state = self.lock();
         let owned = state.owned.get(&partition)?;
-        (owned.stored_up_to > 0 && committed > owned.polled_up_to).then_some(owned.stored_up_to)
+        if owned.stored_up_to > 0 && committed > owned.polled_up_to {
+            return Some(owned.stored_up_to);
+        }
+        let end = reached_end.filter(|end| committed > *end)?;
+        if owned.polled_up_to == 0 {
+            return Some(end);
+        }
+        (owned.polled_up_to > end).then(|| end.min(owned.first_undone()))
     }
 
     /// Whether every message that was polled of the partition is done.

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use super::RelayError;
 use crate::kafka::ProduceError;
 
-/// Groups that are published in the background at once. The sweep publishes what others contain.
+/// Groups that are published in the background at once. A later pass publishes each group above it.
 const MAX_PUBLISHING_GROUPS: usize = 64;
 
 /// The groups that are published in the background, a bounded number. Cheap to clone; all clones
@@ -34,7 +34,7 @@ impl Background {
         let (messages, work) = (group.len(), work(group));
         tokio::spawn(async move {
             if let Err(error) = work.await {
-                tracing::warn!(messages, %error, "messages not published, a later pass does it");
+                tracing::warn!(messages, %error, "publishing failed, a later pass repeats it");
             }
             drop(permit);
         });
@@ -55,8 +55,8 @@ pub(super) fn acknowledged<'g, T>(group: &'g [T], result: &Result<(), ProduceErr
         Err(ProduceError::TooLarge { numbers, .. }) => {
             let too_large: HashSet<_> = numbers.iter().copied().collect();
             let numbered = group.iter().enumerate();
-            let taken = numbered.filter(|(number, _)| !too_large.contains(number));
-            taken.map(|(_, message)| message).collect()
+            let small_enough = numbered.filter(|(number, _)| !too_large.contains(number));
+            small_enough.map(|(_, message)| message).collect()
         }
         Err(ProduceError::Kafka(_)) => Vec::new(),
     }

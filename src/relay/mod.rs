@@ -22,6 +22,8 @@ use std::{
     time::Duration,
 };
 
+use chrono::Utc;
+
 use self::background::{Background, acknowledged};
 use crate::{
     backoff::Backoff,
@@ -33,7 +35,6 @@ use crate::{
     telemetry::{Component, Metrics},
     wire::OrderEventCodec,
 };
-use chrono::Utc;
 
 pub use announcements::Announcer;
 pub(crate) use changes::publish_changes;

@@ -154,6 +154,8 @@ async fn orders_become_final_whatever_the_broker_forgets() {
     kafka.crash();
     kafka.lose_messages(topic);
     kafka.go_on();
+    // No message shows it to the workers at first.
+    world.caught_up(&world.config.kafka.group_id, topic).await;
     place(&ingest, 20).await;
     world.completed(120).await;
     world.caught_up(&world.config.kafka.group_id, topic).await;

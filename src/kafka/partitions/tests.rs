@@ -60,12 +60,29 @@ fn a_truncated_partition_stores_offsets_from_where_it_begins_again() {
     assert_eq!(partitions.polled(0, 10), Polled::InOrder(after));
 
     assert!(!partitions.is_all_done(0));
-    assert_eq!(partitions.committed_too_far(0, 100), None, "nothing is done yet");
+    assert_eq!(partitions.committed_too_far(0, 100, None), None, "nothing is done yet");
     assert_eq!(partitions.done(0, before, 100, None), None, "its messages are gone");
     assert_eq!(partitions.done(0, after, 11, None), Some(11));
     assert!(partitions.is_all_done(0));
-    assert_eq!(partitions.committed_too_far(0, 100), Some(11));
-    assert_eq!(partitions.committed_too_far(0, 11), None);
+    assert_eq!(partitions.committed_too_far(0, 100, None), Some(11));
+    assert_eq!(partitions.committed_too_far(0, 11, None), None);
+}
+
+#[test]
+fn the_end_of_a_partition_shows_that_the_committed_offset_is_beyond_it() {
+    let partitions = Partitions::new(1);
+    partitions.assign(&[0]);
+    assert_eq!(partitions.committed_too_far(0, 10, None), None, "the end is not known");
+    assert_eq!(partitions.committed_too_far(0, 10, Some(10)), None);
+    assert_eq!(partitions.committed_too_far(0, 10, Some(4)), Some(4));
+    let assignment = partitions.assignment(0).unwrap();
+    assert_eq!(partitions.polled(0, 19), Polled::InOrder(assignment));
+    assert_eq!(partitions.committed_too_far(0, 10, Some(20)), None);
+    assert_eq!(partitions.committed_too_far(0, 10, Some(4)), Some(4));
+
+    assert_eq!(partitions.done(0, assignment, 20, Some(2)), Some(2));
+
+    assert_eq!(partitions.committed_too_far(0, 10, Some(4)), Some(2), "the rest is not done");
 }
 
 #[test]
