@@ -83,7 +83,7 @@ pub struct TopicsConfig {
     /// Where the levels of stock are published; `None`: off.
     pub stock_levels: Option<String>,
     pub status_format: StatusFormat,
-    /// Whether statuses and stock levels carry the headers of CloudEvents.
+    /// Whether statuses and stock levels carry the headers of `CloudEvents`.
     pub cloudevents: bool,
     /// The Avro schemas with which other systems write their values.
     pub(crate) writer_schemas: Vec<SchemaSource>,

@@ -1,7 +1,6 @@
 use std::time::Duration;
 
-use super::{Allowed, BOOLEANS, Key, SASL_MECHANISMS, SECURITY_PROTOCOLS};
-use crate::config::{GroupProtocol, LockFallback, LockStrategy, LogFormat, StatusFormat};
+use super::{Allowed, Key};
 
 mod behaviour;
 mod connections;

@@ -1,6 +1,12 @@
 //! Keys of locks, roles, retention, listeners and logs.
 
-use super::*;
+use std::time::Duration;
+
+use super::{ADDRESS, DAY, MAX_AGE, MAX_BATCH, MINUTE, NOT_EMPTY, SECOND, key, number, time};
+use crate::config::{
+    LockFallback, LockStrategy, LogFormat,
+    keys::{Allowed, BOOLEANS, Key},
+};
 
 pub(super) const KEYS: &[Key] = &[
     key(

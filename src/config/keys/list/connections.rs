@@ -1,6 +1,15 @@
 //! Keys of Kafka, its topics, the schema registry, the databases and Redis.
 
-use super::*;
+use std::time::Duration;
+
+use super::{
+    ANY_TEXT, BOTH_FILES, BROKERS, DAY, FILE, MAX_AGE, MINUTE, MYSQL_URL, NOT_EMPTY, OWN_TOPIC,
+    REDIS_URLS, TOPIC, USER_AND_PASSWORD, key, number, time,
+};
+use crate::config::{
+    GroupProtocol, StatusFormat,
+    keys::{Allowed, BOOLEANS, Key, SASL_MECHANISMS, SECURITY_PROTOCOLS},
+};
 
 pub(super) const KEYS: &[Key] = &[
     key(
