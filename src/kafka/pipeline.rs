@@ -1,4 +1,12 @@
-use std::{fmt::Display, ops::Range, sync::Arc};
+use std::{
+    fmt::Display,
+    ops::Range,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -142,6 +150,7 @@ impl Lane {
     ) {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
+        let pace = Arc::new(Pace::default());
         let (collected, to_handle) = mpsc::channel(1);
         let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
@@ -160,11 +169,22 @@ impl Lane {
         let mut steps = JoinSet::new();
         let source =
             BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, done));
+        let handle = handling.handle(
+            source,
+            Arc::clone(&self.partitions),
+            batches.max,
+            Arc::clone(&pace),
+            done,
+        );
+        steps.spawn(handle);
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
-            while let Some(batch) = self.next_batch(batches, decode, demanded(&demand)).await {
+            loop {
+                let paced = config::BatchConfig { linger: pace.linger(batches.linger), ..batches };
+                let Some(batch) = self.next_batch(paced, decode, demanded(&demand)).await else {
+                    break;
+                };
                 if collected.send(batch).await.is_err() {
                     break;
                 }
@@ -177,6 +197,32 @@ impl Lane {
         }
     }
 }
+
+/// How long batches take. It lets them grow under load, so that their fixed costs are shared by
+/// more messages.
+#[derive(Default)]
+struct Pace(AtomicU64);
+
+impl Pace {
+    /// Notes how long the last batch took.
+    fn took(&self, time: Duration) {
+        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.0.store(micros, Ordering::Relaxed);
+    }
+
+    /// The least time between two batches that are not full: `linger`, or a multiple of the time
+    /// that the last batch took.
+    fn linger(&self, linger: Duration) -> Duration {
+        let took = Duration::from_micros(self.0.load(Ordering::Relaxed));
+        linger.max(took.mul_f64(*PACE).min(Duration::from_millis(*PACE_MAX)))
+    }
+}
+static PACE: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| {
+    std::env::var("PACE").ok().and_then(|p| p.parse().ok()).unwrap_or(1.0)
+});
+static PACE_MAX: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
+    std::env::var("PACE_MAX").ok().and_then(|p| p.parse().ok()).unwrap_or(50)
+});
 
 /// Returns once a batch is demanded.
 async fn demanded(demand: &Semaphore) {
@@ -201,6 +247,7 @@ impl<H: Handler> Step<H> {
         mut batches: BatchSource<H::Decoded>,
         partitions: Arc<Partitions>,
         max_messages: usize,
+        pace: Arc<Pace>,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
@@ -220,10 +267,12 @@ impl<H: Handler> Step<H> {
                 next
             };
             let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
+            let begun = Instant::now();
             let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
             else {
                 continue;
             };
+            pace.took(begun.elapsed());
             self.health.ready();
             deferred = batch.defer(&numbers);
             if !batch.is_empty()
