@@ -1,12 +1,4 @@
-use std::{
-    fmt::Display,
-    ops::Range,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::{Duration, Instant},
-};
+use std::{fmt::Display, ops::Range, sync::Arc, time::Instant};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -18,6 +10,7 @@ use super::{
     DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, DeferredMessages},
+    pace::Pace,
     partitions::Partitions,
     publishing::Publishing,
 };
@@ -197,32 +190,6 @@ impl Lane {
         }
     }
 }
-
-/// How long batches take. It lets them grow under load, so that their fixed costs are shared by
-/// more messages.
-#[derive(Default)]
-struct Pace(AtomicU64);
-
-impl Pace {
-    /// Notes how long the last batch took.
-    fn took(&self, time: Duration) {
-        let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
-        self.0.store(micros, Ordering::Relaxed);
-    }
-
-    /// The least time between two batches that are not full: `linger`, or a multiple of the time
-    /// that the last batch took.
-    fn linger(&self, linger: Duration) -> Duration {
-        let took = Duration::from_micros(self.0.load(Ordering::Relaxed));
-        linger.max(took.mul_f64(*PACE).min(Duration::from_millis(*PACE_MAX)))
-    }
-}
-static PACE: std::sync::LazyLock<f64> = std::sync::LazyLock::new(|| {
-    std::env::var("PACE").ok().and_then(|p| p.parse().ok()).unwrap_or(1.0)
-});
-static PACE_MAX: std::sync::LazyLock<u64> = std::sync::LazyLock::new(|| {
-    std::env::var("PACE_MAX").ok().and_then(|p| p.parse().ok()).unwrap_or(50)
-});
 
 /// Returns once a batch is demanded.
 async fn demanded(demand: &Semaphore) {

@@ -36,7 +36,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
     },
     Table {
         name: "outbox_groups",
-        rows: "orders that were committed together, and whose events the topic `orders` still lacks",
+        rows: "orders that were committed together, whose events the topic `orders` still lacks",
         removed: "once the broker has acknowledged all its events",
         readers: OURS,
         columns: &[
