@@ -481,8 +481,8 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | clients | registry | baskets | lint | fuzz | \
-        helm) ;;
+      build | tools | kafka | redis | mysql | mariadb | clients | registry | baskets | lint | \
+        fuzz | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

@@ -11,6 +11,7 @@ use crate::{
 };
 
 const SPEC_VERSION: &str = "1.0";
+const HEX_DIGITS: &[u8; 16] = b"0123456789ABCDEF";
 const STATUS_TYPE: &str = "io.stocklock.order_status";
 
 /// An event that a message carries.
@@ -77,7 +78,10 @@ fn uri_segment(text: &str) -> String {
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' => {
                 segment.push(char::from(byte));
             }
-            byte => segment.push_str(&format!("%{byte:02X}")),
+            byte => {
+                let digit = |nibble: u8| char::from(HEX_DIGITS[usize::from(nibble)]);
+                segment.extend(['%', digit(byte >> 4), digit(byte & 0xF)]);
+            }
         }
         segment
     })

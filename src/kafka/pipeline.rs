@@ -252,8 +252,8 @@ impl<H: Handler> Step<H> {
     ///   time.
     /// - A part that is rejected is halved at once, until the rejected message is alone.
     /// - A part that succeeds doubles the size of the next one.
-    /// - The first part of which the handler defers messages is the last: all messages behind it are
-    ///   deferred too, since they may not overtake.
+    /// - The first part of which the handler defers messages is the last: all messages behind it
+    ///   are deferred too, since they may not overtake.
     /// - Messages whose schema is being looked up are deferred. Others may overtake them.
     ///
     /// Fails with [`GivenUp`] if the process is to stop or the partitions are revoked while a part

@@ -55,8 +55,8 @@ pub(crate) async fn find_own_ids(
 }
 
 impl Lookups {
-    /// Finds the ids of the own schemas. `health` says why there is none yet. Returns `false` if the
-    /// process is to stop before they are found.
+    /// Finds the ids of the own schemas. `health` says why there is none yet. Returns `false` if
+    /// the process is to stop before they are found.
     pub(crate) async fn find_own_ids(&self, health: Component) -> bool {
         let mut backoff = Backoff::default();
         loop {

@@ -18,6 +18,7 @@ use super::{
 const OWN_NAME: &str = "this version";
 const NO_REGISTRY: &str = "none is used: write single-object encoding, set schema_registry.url, \
                            or name the schema as ID=FILE in topics.writer_schemas";
+const UNREADABLE: &str = "the schema of this topic cannot read its values";
 const EARLIER_NAME: &str = "an earlier version";
 const SINGLE_OBJECT_MARKER: [u8; 2] = [0xC3, 0x01];
 const SINGLE_OBJECT_HEADER_BYTES: usize = 10;
@@ -187,28 +188,27 @@ impl FromRegistry {
     /// `UnregisteredSchema` if it has no such schema, or if the own schema cannot read the values.
     fn reader(&self, id: u32, own: &'static Schema) -> Result<Arc<ForeignReader>, WireError> {
         let known = self.readers.read().unwrap_or_else(PoisonError::into_inner).get(&id).cloned();
-        let reader = match known {
-            Some(reader) => reader,
-            None => {
-                let reader = match self.schemas.find(id) {
-                    Registered::Schema(writer) if writer.is_read_by(own) => {
-                        writer.resolve(own).ok().map(Arc::new)
-                    }
-                    Registered::Schema(_) => None,
-                    Registered::Absent(why) => {
-                        return Err(WireError::UnregisteredSchema { id, why });
-                    }
-                    Registered::Pending => return Err(WireError::PendingSchema(id)),
-                };
-                let mut readers = self.readers.write().unwrap_or_else(PoisonError::into_inner);
-                readers.insert(id, reader.clone());
-                reader
-            }
+        let reader = if let Some(known) = known { known } else { self.resolve(id, own)? };
+        reader.ok_or_else(|| WireError::UnregisteredSchema { id, why: UNREADABLE.to_owned() })
+    }
+
+    /// Makes a reader from what is known of the id, and keeps it. `None` if the own schema cannot
+    /// read the values.
+    fn resolve(
+        &self,
+        id: u32,
+        own: &'static Schema,
+    ) -> Result<Option<Arc<ForeignReader>>, WireError> {
+        let reader = match self.schemas.find(id) {
+            Registered::Schema(writer) if writer.is_read_by(own) => writer.resolve(own).ok(),
+            Registered::Schema(_) => None,
+            Registered::Absent(why) => return Err(WireError::UnregisteredSchema { id, why }),
+            Registered::Pending => return Err(WireError::PendingSchema(id)),
         };
-        reader.ok_or_else(|| WireError::UnregisteredSchema {
-            id,
-            why: "the schema of this topic cannot read its values".to_owned(),
-        })
+        let reader = reader.map(Arc::new);
+        let mut readers = self.readers.write().unwrap_or_else(PoisonError::into_inner);
+        readers.insert(id, reader.clone());
+        Ok(reader)
     }
 }
 

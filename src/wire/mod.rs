@@ -2,11 +2,11 @@
 //!
 //! A value is written in one of these encodings. Encoding cannot fail.
 //!
-//! | setting | encoding |
-//! | --- | --- |
-//! | none | Avro's single-object encoding (Avro 1.12 specification, "Single-object encoding"): `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum |
-//! | `schema_registry.url` | the framing of schema registries: 0, the id of the schema in 4 bytes, big-endian, the datum |
-//! | `topics.status_format = "json"` | on `order-status`, a JSON object |
+//! - By default, Avro's single-object encoding (Avro 1.12 specification, "Single-object encoding"):
+//!   `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum.
+//! - With `schema_registry.url`, the framing of schema registries: 0, the id of the schema in 4
+//!   bytes, big-endian, the datum.
+//! - With `topics.status_format = "json"`, on `order-status`: a JSON object.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
 //! this crate, one of `topics.writer_schemas`, or one of the registry. A status may also be a JSON

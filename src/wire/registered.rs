@@ -10,7 +10,10 @@ use std::{
 use tokio::sync::Notify;
 
 use super::{SchemaError, WriterSchema, fingerprint::fingerprint};
-use crate::config::{StatusFormat, TopicsConfig};
+use crate::{
+    config::{StatusFormat, TopicsConfig},
+    error_text,
+};
 
 /// How long the answer counts that the registry has no schema with an id. Then it is asked again.
 const ABSENT_FOR: Duration = Duration::from_secs(30);
@@ -156,25 +159,26 @@ impl RegisteredSchemas {
 
     /// Keeps the schema of an id. A text that is no Avro schema makes the id absent.
     pub(crate) fn add(&self, id: u32, text: &str) {
-        let is_known = self.lock().schemas.contains_key(&id);
-        if is_known {
-            self.lock().wanted.remove(&id);
+        let mut known = self.lock();
+        if known.schemas.contains_key(&id) {
+            known.wanted.remove(&id);
+            return;
+        }
+        let is_full = known.schemas.len() >= MAX_SCHEMAS;
+        drop(known);
+        if is_full {
+            tracing::error!(id, MAX_SCHEMAS, "too many registered schemas, one is ignored");
+            self.add_absent(id, format!("{MAX_SCHEMAS} schemas are in use already"));
             return;
         }
         match WriterSchema::parse(&format!("id {id}"), Some(id), text) {
             Ok(schema) => {
                 let mut known = self.lock();
-                if known.schemas.len() < MAX_SCHEMAS {
-                    known.wanted.remove(&id);
-                    known.absent.remove(&id);
-                    known.schemas.insert(id, Arc::new(schema));
-                    return;
-                }
-                drop(known);
-                tracing::error!(id, MAX_SCHEMAS, "too many registered schemas, one is ignored");
-                self.add_absent(id, format!("{MAX_SCHEMAS} schemas are in use already"));
+                known.wanted.remove(&id);
+                known.absent.remove(&id);
+                known.schemas.insert(id, Arc::new(schema));
             }
-            Err(error) => self.add_absent(id, crate::error_text::with_causes(&error)),
+            Err(error) => self.add_absent(id, error_text::with_causes(&error)),
         }
     }
 
@@ -192,3 +196,6 @@ impl RegisteredSchemas {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,17 +37,19 @@ public class Registered {
                     missing.remove(message.topic());
                 }
         }
-        if (!missing.isEmpty()) throw new IllegalStateException("no message of the order on " + missing);
-        Schema own = new Schema.Parser().parse(Files.readString(Path.of("schemas/order_status.avsc")));
+        if (!missing.isEmpty()) throw new IllegalStateException("no message on " + missing);
+        var file = Path.of("schemas/order_status.avsc");
+        Schema own = new Schema.Parser().parse(Files.readString(file));
         var fields = new ArrayList<Schema.Field>();
         for (var field : own.getFields()) fields.add(new Schema.Field(field, field.schema()));
         fields.add(new Schema.Field("till", Schema.create(Schema.Type.STRING), null, "none"));
         Schema grown = Schema.createRecord(own.getName(), null, own.getNamespace(), false, fields);
-        var status = new GenericRecordBuilder(grown).set("order_id", orderId).set("status", "FAILED")
-            .set("reason", "by Java").set("source", "payments")
+        var status = new GenericRecordBuilder(grown).set("order_id", orderId)
+            .set("status", "FAILED").set("reason", "by Java").set("source", "payments")
             .set("occurred_at", System.currentTimeMillis()).set("till", "7").build();
         var writing = new HashMap<String, Object>(registry);
-        writing.putAll(Map.of("bootstrap.servers", brokers, "key.serializer", StringSerializer.class,
+        writing.putAll(Map.of("bootstrap.servers", brokers,
+            "key.serializer", StringSerializer.class,
             "value.serializer", AvroKafkaSerializer.class));
         try (var producer = new KafkaProducer<String, GenericRecord>(writing)) {
             producer.send(new ProducerRecord<>(statuses, orderId, status)).get();
