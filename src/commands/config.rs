@@ -55,7 +55,7 @@ fn refused_at_start(mut config: Config) -> Vec<String> {
         Err(ConfigError(errors)) => errors,
     };
     let files = named_files(&config).into_iter().map(check_readable);
-    let refused = files.chain([Codecs::open(&config).map(drop)]).filter_map(Result::err);
+    let refused = files.chain([Codecs::open(&config, None).map(drop)]).filter_map(Result::err);
     errors.extend(refused.map(|error| error_text::with_causes(&*error)));
     // The clients would report the same missing files again.
     if errors.is_empty() {

@@ -16,6 +16,7 @@ impl SharedParts {
     /// settings.
     pub(super) fn watch_servers(&self) -> anyhow::Result<()> {
         self.watch_kafka()?;
+        self.watch_registry();
         match self.config.lock.strategy {
             LockStrategy::Redlock if self.runs(Role::Worker) => self.watch_redis()?,
             LockStrategy::Redlock | LockStrategy::Row => {}
@@ -95,6 +96,18 @@ impl SharedParts {
         };
         tokio::spawn(self.dependency("kafka", need).watch(attempt, self.shutdown.clone()));
         Ok(())
+    }
+
+    /// Asks the schema registry for a subject. The roles are ready without it once they know the
+    /// ids of their schemas.
+    fn watch_registry(&self) {
+        let Some(registry) = self.registry.clone() else { return };
+        let attempt = move || {
+            let registry = registry.clone();
+            async move { registry.client.probe().await }
+        };
+        let dependency = self.dependency("schema_registry", Need::Rollout);
+        tokio::spawn(dependency.watch(attempt, self.shutdown.clone()));
     }
 
     /// Tries the Redis masters. With the fallback to row locks, a worker is ready without them.

@@ -56,7 +56,7 @@ enum Output {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Migrate both stores and create the topics; safe to repeat
+    /// Migrate both stores, create the topics and register the schemas; safe to repeat
     Setup,
     /// Serve the HTTP API, and publish the orders that it saves
     Ingest,

@@ -1,14 +1,20 @@
 //! Opens the parts that several commands need: stores, metrics, codecs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 
 use crate::{
     config::{Config, SchemaSource},
+    registry::{RegistryClient, find_own_ids},
     store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
-    wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
+    wire::{
+        OrderEventCodec, OrderStatusCodec, RegisteredSchemas, WriterSchema, check_writer_schemas,
+    },
 };
 
 pub(super) fn metrics() -> anyhow::Result<Metrics> {
@@ -43,6 +49,32 @@ pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Re
     ))
 }
 
+/// The schema registry, and what the process knows of it.
+#[derive(Clone)]
+pub(super) struct SchemaRegistry {
+    pub(super) client: RegistryClient,
+    pub(super) schemas: Arc<RegisteredSchemas>,
+}
+
+impl SchemaRegistry {
+    /// `None` if no registry is configured. Does not connect.
+    pub(super) fn open(config: &Config) -> anyhow::Result<Option<Self>> {
+        let Some(registry) = &config.schema_registry else { return Ok(None) };
+        let client = RegistryClient::new(registry).context("schema_registry.url")?;
+        Ok(Some(Self { client, schemas: RegisteredSchemas::new(&config.topics) }))
+    }
+
+    /// The same for a command that ends by itself: asks for the ids of the own schemas. Fails if
+    /// the registry does not answer, or does not have them.
+    pub(super) async fn open_for_command(config: &Config) -> anyhow::Result<Option<Self>> {
+        let Some(opened) = Self::open(config)? else { return Ok(None) };
+        let url = config.schema_registry.as_ref().map_or("", |registry| &registry.url);
+        let found = find_own_ids(&opened.client, &opened.schemas).await;
+        found.with_context(|| format!("schema registry, {url}"))?;
+        Ok(Some(opened))
+    }
+}
+
 /// The codecs of both topics.
 pub(super) struct Codecs {
     pub(super) events: OrderEventCodec,
@@ -50,15 +82,16 @@ pub(super) struct Codecs {
 }
 
 impl Codecs {
-    /// Opens codecs that also read values with the schemas of `topics.writer_schemas`. Fails if a
-    /// file cannot be read, or if its schema cannot be resolved.
-    pub(super) fn open(config: &Config) -> anyhow::Result<Self> {
+    /// Opens codecs that also read values with the schemas of `topics.writer_schemas` and of the
+    /// registry. Fails if a file cannot be read, or if its schema cannot be resolved.
+    pub(super) fn open(config: &Config, registry: Option<&SchemaRegistry>) -> anyhow::Result<Self> {
         let writers =
             writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
         check_writer_schemas(&writers).context("topics.writer_schemas")?;
+        let schemas = registry.map(|registry| &registry.schemas);
         Ok(Self {
-            events: OrderEventCodec::reading(&writers)?,
-            statuses: OrderStatusCodec::reading(&writers)?,
+            events: OrderEventCodec::reading(&writers)?.on(&config.topics, schemas),
+            statuses: OrderStatusCodec::reading(&writers)?.on(&config.topics, schemas),
         })
     }
 }

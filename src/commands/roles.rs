@@ -10,12 +10,16 @@ use std::{
 };
 
 use anyhow::Context as _;
+use futures::{
+    FutureExt as _,
+    future::{BoxFuture, Shared},
+};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     Answer,
-    process::{self, Codecs},
+    process::{self, Codecs, SchemaRegistry},
 };
 use crate::{
     config::{Config, ConfigError},
@@ -23,6 +27,7 @@ use crate::{
     kafka::{Consumer, DeadLetters, Producer, topic_names},
     lifecycle::Shutdown,
     lock::Lease,
+    registry::Lookups,
     relay::{Announcer, Relay},
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
@@ -43,6 +48,9 @@ pub(super) enum Role {
     Compensator,
 }
 
+/// Whether the roles may begin.
+type Begin = Shared<BoxFuture<'static, bool>>;
+
 /// The parts that all roles of a process share.
 #[derive(Clone)]
 pub(super) struct SharedParts {
@@ -54,6 +62,7 @@ pub(super) struct SharedParts {
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
+    pub(super) registry: Option<SchemaRegistry>,
 }
 
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails. Then all stop in order, within
@@ -71,14 +80,16 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     let admin = listen("admin.listen", shared.config.admin.listen).await?;
     let (health, metrics) = (shared.health.clone(), shared.metrics.clone());
     let mut tasks = JoinSet::new();
+    let begin = shared.find_schemas();
     for role in roles {
+        let begin = begin.clone();
         match role {
             Role::Ingest => {
                 let http = listen("http.listen", shared.config.http.listen).await?;
-                tasks.spawn(ingest::run(shared.clone(), http));
+                tasks.spawn(when(begin, ingest::run(shared.clone(), http)));
             }
-            Role::Worker => drop(tasks.spawn(worker::run(shared.clone()))),
-            Role::Compensator => drop(tasks.spawn(compensator::run(shared.clone()))),
+            Role::Worker => drop(tasks.spawn(when(begin, worker::run(shared.clone())))),
+            Role::Compensator => drop(tasks.spawn(when(begin, compensator::run(shared.clone())))),
         }
     }
     shared.watch_servers().context("cannot watch the dependencies")?;
@@ -109,6 +120,11 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     failed.map_or(Ok(Answer::Done), Err)
 }
 
+/// Runs a role once its process has all that it needs to write values. `false`: it never will.
+async fn when(begin: Begin, role: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
+    if begin.await { role.await } else { Ok(()) }
+}
+
 /// Limits the producer's batches to what the topics take. If the brokers do not answer now, the
 /// producer learns the limit when a broker refuses a batch.
 async fn fit_batches(producer: Producer, config: Arc<Config>) {
@@ -125,7 +141,8 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
 impl SharedParts {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
-        let Codecs { events, statuses } = Codecs::open(&config)?;
+        let registry = SchemaRegistry::open(&config)?;
+        let Codecs { events, statuses } = Codecs::open(&config, registry.as_ref())?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
             worker: runs(Role::Worker),
@@ -139,8 +156,23 @@ impl SharedParts {
             shutdown: Shutdown::on_signals()?,
             events: Arc::new(events),
             statuses: Arc::new(statuses),
+            registry,
             config: Arc::new(config),
         })
+    }
+
+    /// Starts to look up schemas, until the process stops. The roles begin once the ids of the
+    /// schemas are known that they write.
+    fn find_schemas(&self) -> Begin {
+        let Some(SchemaRegistry { client, schemas }) = self.registry.clone() else {
+            return futures::future::ready(true).boxed().shared();
+        };
+        self.metrics.begin_retries(&["schema_registry"]);
+        let (metrics, shutdown) = (self.metrics.clone(), self.shutdown.clone());
+        let lookups = Lookups { client, schemas, metrics, shutdown };
+        tokio::spawn(lookups.clone().run());
+        let health = self.health.register("schema ids");
+        async move { lookups.find_own_ids(health).await }.boxed().shared()
     }
 
     pub(super) fn runs(&self, role: Role) -> bool {

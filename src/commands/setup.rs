@@ -4,15 +4,18 @@ use anyhow::Context as _;
 use humantime::format_duration;
 use serde_json::json;
 
-use super::{Answer, Output};
+use super::{Answer, Output, process::SchemaRegistry};
 use crate::{
     config::Config,
     kafka::{TopicReport, ensure_topics},
+    registry::{Registration, register},
     store::{migrate_order_store, migrate_stock_store},
 };
 
-/// Migrates both stores and creates the topics that do not exist. Topics that differ from the
-/// settings are reported, and never altered.
+/// Migrates both stores, creates the topics that do not exist, and registers the schemas if a
+/// registry is configured. Topics that differ from the settings are reported, and never altered.
+///
+/// Answers `No` if the registry has an incompatible schema for a topic.
 pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
     let (orders, stock) = (&config.order_store.migrate_url, &config.stock_store.migrate_url);
     migrate_order_store(orders).await.with_context(|| format!("order store, {orders}"))?;
@@ -27,9 +30,12 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
             topic.problems.iter().map(|problem| format!("topic {}: {problem}", topic.name)),
         );
     }
+    let schemas = register_schemas(config).await?;
     for warning in &warnings {
         eprintln!("WARNING: {warning}");
     }
+    let is_compatible = !schemas.iter().any(SubjectReport::is_incompatible);
+    let answer = if is_compatible { Answer::Done } else { Answer::No };
     if output == Output::Json {
         let topics = reports
             .iter()
@@ -40,10 +46,11 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
             "{}",
             json!({
                 "order_store": stores, "stock_store": stores, "topics": topics,
+                "schemas": schemas.iter().map(SubjectReport::to_json).collect::<Vec<_>>(),
                 "warnings": warnings,
             })
         );
-        return Ok(Answer::Done);
+        return Ok(answer);
     }
     println!("order store  migrated");
     println!("stock store  migrated");
@@ -58,7 +65,56 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
         };
         println!("topic {:24} {what}", topic.name);
     }
-    Ok(Answer::Done)
+    for SubjectReport { subject, done } in schemas {
+        let what = match done {
+            Registration::Known { id } => format!("is registered as id {id}"),
+            Registration::Registered { id } => format!("registered as id {id}"),
+            Registration::Incompatible { why } => format!("NOT REGISTERED, incompatible: {why}"),
+        };
+        println!("schema {subject:23} {what}");
+    }
+    Ok(answer)
+}
+
+/// What was done with the schema of a topic.
+struct SubjectReport {
+    subject: String,
+    done: Registration,
+}
+
+impl SubjectReport {
+    fn is_incompatible(&self) -> bool {
+        matches!(self.done, Registration::Incompatible { .. })
+    }
+
+    fn to_json(&self) -> serde_json::Value {
+        let Self { subject, done } = self;
+        match done {
+            Registration::Known { id } => json!({"subject": subject, "id": id, "created": false}),
+            Registration::Registered { id } => {
+                json!({"subject": subject, "id": id, "created": true})
+            }
+            Registration::Incompatible { why } => json!({"subject": subject, "incompatible": why}),
+        }
+    }
+}
+
+/// Registers the schemas of the topics that are used, if a registry is configured.
+///
+/// Fails if the registry does not answer, or refuses the credentials or a schema.
+async fn register_schemas(config: &Config) -> anyhow::Result<Vec<SubjectReport>> {
+    let Some(SchemaRegistry { client, schemas }) = SchemaRegistry::open(config)? else {
+        return Ok(Vec::new());
+    };
+    let url = config.schema_registry.as_ref().map_or("", |registry| &registry.url);
+    let mut reports = Vec::new();
+    for subject in schemas.subjects() {
+        let done = register(&client, subject).await;
+        let done =
+            done.with_context(|| format!("schema registry, {url}, subject {}", subject.name))?;
+        reports.push(SubjectReport { subject: subject.name.clone(), done });
+    }
+    Ok(reports)
 }
 
 /// A warning if the topic keeps events for longer than they may wait before they expire.

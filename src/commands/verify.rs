@@ -7,7 +7,7 @@ use serde_json::json;
 
 use super::{
     Answer, Output,
-    process::{self, Codecs},
+    process::{self, Codecs, SchemaRegistry},
 };
 use crate::{
     config::Config,
@@ -72,7 +72,8 @@ pub(super) async fn run(
         process::open_order_store(config, &metrics)?,
         process::open_stock_store(config, &metrics)?,
     );
-    let Codecs { events, statuses } = Codecs::open(config)?;
+    let registry = SchemaRegistry::open_for_command(config).await?;
+    let Codecs { events, statuses } = Codecs::open(config, registry.as_ref())?;
     let report = verify(&Checks {
         orders: &orders,
         stock: &stock,

@@ -59,6 +59,10 @@ impl Handler for Compensator {
         self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now)).map(Some)
     }
 
+    fn is_pending(&self, status: &Self::Decoded) -> bool {
+        status.as_ref().is_err_and(WireError::is_pending)
+    }
+
     /// Changes the orders in one transaction. Fails as [`OrderStore::apply`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Compensated>, StoreError> {
         let statuses: Vec<_> = messages.iter().flatten().flatten().collect();

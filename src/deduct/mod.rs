@@ -73,6 +73,10 @@ impl Handler for Worker {
         Ok(Arrived { event, at: Instant::now() })
     }
 
+    fn is_pending(&self, message: &Self::Decoded) -> bool {
+        message.as_ref().is_err_and(WireError::is_pending)
+    }
+
     /// Decides the events in one transaction. Defers those whose products other workers hold.
     ///
     /// Fails as [`Worker::decide`] does.
@@ -210,9 +214,7 @@ impl Worker {
 
     /// Fails as [`Worker::publish`] does.
     async fn report(&self, statuses: &[OrderStatus]) -> Result<(), DeductError> {
-        let messages = statuses
-            .iter()
-            .map(|status| Message::of_order(status.order_id, self.statuses.encode(status)));
+        let messages = statuses.iter().map(|status| Message::of_status(&self.statuses, status));
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
         produced.map_err(|source| match &source {
             ProduceError::TooLarge { numbers, .. } => {

@@ -21,6 +21,12 @@ pub trait Handler: Send + Sync + 'static {
     /// Decodes a message. Must not block: it runs on the async runtime.
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded;
 
+    /// Whether the message waits until its schema is looked up. Then the lane defers it, whatever
+    /// [`Handler::handle`] does, and decodes it again. Later messages may overtake it.
+    fn is_pending(&self, _decoded: &Self::Decoded) -> bool {
+        false
+    }
+
     /// Handles the messages of a batch, or of a part of one, in one transaction.
     ///
     /// May defer messages. The lane puts a deferred message at the front of its next batch, and

@@ -212,6 +212,19 @@ impl<D> Batch<D> {
         deferred
     }
 
+    /// Decodes messages again: those that `is_pending` says.
+    pub(super) fn decode_again(
+        &mut self,
+        is_pending: impl Fn(&D) -> bool,
+        decode: impl Fn(&OwnedMessage) -> D,
+    ) {
+        for (received, decoded) in self.messages.iter().zip(&mut self.decoded) {
+            if is_pending(decoded) {
+                *decoded = decode(&received.message);
+            }
+        }
+    }
+
     pub fn messages(&self) -> impl ExactSizeIterator<Item = &OwnedMessage> {
         self.messages.iter().map(|received| &received.message)
     }
@@ -278,6 +291,11 @@ impl<D> DeferredMessages<D> {
 
     pub(super) fn is_empty(&self) -> bool {
         self.messages.is_empty()
+    }
+
+    /// Whether any message waits for its schema.
+    pub(super) fn is_pending(&self, is_pending: impl Fn(&D) -> bool) -> bool {
+        self.decoded.iter().any(is_pending)
     }
 }
 

@@ -40,6 +40,7 @@
 //! | file | what it does |
 //! | --- | --- |
 //! | `producer.rs` | produces with acknowledgement; replaces its client |
+//! | `cloud_events.rs` | the headers of `CloudEvents` |
 //! | `batch_size.rs` | fits the producer's batches to the topics |
 //! | `topics.rs` | the list of topics; creates them |
 //! | `topic_settings.rs` | finds settings of a topic that stop or lose messages |
@@ -69,6 +70,7 @@ mod batch_size;
 mod breaker;
 mod callbacks;
 mod client;
+mod cloud_events;
 mod condition;
 mod consumer;
 mod dead_letters;

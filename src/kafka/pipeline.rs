@@ -1,4 +1,9 @@
-use std::{fmt::Display, ops::Range, sync::Arc, time::Instant};
+use std::{
+    fmt::Display,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -23,6 +28,9 @@ use crate::{
 
 /// After so many failures in a row, the messages of the next attempt are halved.
 const FAILURES_BEFORE_SPLIT: u32 = 3;
+
+/// The pause if no message of a batch can be handled until its schema is looked up.
+const PENDING_PAUSE: Duration = Duration::from_millis(50);
 
 /// A step stops working on its batch: the process is to stop, or all partitions of the batch are
 /// revoked. Messages whose offsets are not stored by then come again, here or to the next owner.
@@ -234,6 +242,10 @@ impl<H: Handler> Step<H> {
                 next
             };
             let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
+            batch.decode_again(
+                |decoded| self.handler.is_pending(decoded),
+                |message| self.handler.decode(message),
+            );
             let begun = Instant::now();
             let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
             else {
@@ -242,6 +254,10 @@ impl<H: Handler> Step<H> {
             pace.took(begun.elapsed());
             self.health.ready();
             deferred = batch.defer(&numbers);
+            if batch.is_empty() && deferred.is_pending(|decoded| self.handler.is_pending(decoded)) {
+                // A stop ends the sleep; the loop then ends.
+                let _stopped = self.shutdown.sleep(PENDING_PAUSE).await;
+            }
             if !batch.is_empty()
                 && self.health.waiting(handled.send(HandledBatch { batch, parts })).await.is_err()
             {
@@ -257,26 +273,31 @@ impl<H: Handler> Step<H> {
     ///   time.
     /// - A part that is rejected is halved at once, until the rejected message is alone.
     /// - A part that succeeds doubles the size of the next one.
-    /// - The first part that defers messages is the last: all messages behind it are deferred too,
-    ///   since they may not overtake.
+    /// - The first part of which the handler defers messages is the last: all messages behind it
+    ///   are deferred too, since they may not overtake.
+    /// - Messages whose schema is being looked up are deferred. Others may overtake them.
     ///
     /// Fails with [`GivenUp`] if the process is to stop or the partitions are revoked while a part
     /// fails.
     async fn handle_all(&self, batch: &Batch<H::Decoded>) -> Result<HandledParts<H>, GivenUp> {
         let mut rest = Span { first: 0, decoded: batch.decoded() };
         let mut attempt_len = rest.len();
-        let mut parts = Vec::with_capacity(1);
+        let (mut parts, mut pending) = (Vec::with_capacity(1), Vec::new());
         let mut backoff = Backoff::default();
         while !rest.is_empty() {
             let (attempt, behind) = rest.split(attempt_len);
             match self.handler.handle(attempt.decoded).await {
                 Ok(Done { handled, deferred }) => {
                     self.health.alive();
-                    let messages = attempt.len() - deferred.len();
+                    let waiting = self.pending(&attempt);
+                    let messages = attempt.len() - deferred.len() - waiting.len();
                     parts.push(Part { messages, result: Ok(handled) });
+                    pending.extend(waiting);
                     if !deferred.is_empty() {
                         let deferred = deferred.into_iter().map(|index| attempt.number(index));
-                        let deferred = deferred.chain(behind.numbers()).collect();
+                        let mut deferred: Vec<_> =
+                            deferred.chain(behind.numbers()).chain(pending).collect();
+                        deferred.sort_unstable();
                         return Ok(HandledParts { parts, deferred });
                     }
                     rest = behind;
@@ -307,7 +328,14 @@ impl<H: Handler> Step<H> {
                 },
             }
         }
-        Ok(HandledParts { parts, deferred: Vec::new() })
+        Ok(HandledParts { parts, deferred: pending })
+    }
+
+    /// The numbers in the batch of the messages that wait for their schema, ascending.
+    fn pending(&self, span: &Span<'_, H::Decoded>) -> Vec<usize> {
+        let decoded = span.numbers().zip(span.decoded);
+        let pending = decoded.filter(|(_, decoded)| self.handler.is_pending(decoded));
+        pending.map(|(number, _)| number).collect()
     }
 
     /// Reports a failure and waits before the next attempt. Logs the first, second, fourth, eighth

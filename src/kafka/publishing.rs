@@ -197,7 +197,8 @@ impl<H: Handler> Publishing<H> {
     /// Handles a bad message once more. If it is accepted now, publishes its outcome and returns
     /// `true`.
     async fn is_accepted(&self, batch: &Batch<H::Decoded>, index: usize) -> bool {
-        let decoded = &batch.decoded()[index];
+        // Its schema may have been registered meanwhile.
+        let decoded = &self.step.handler.decode(batch.message(index));
         match self.step.handler.handle(std::slice::from_ref(decoded)).await {
             Ok(Done { handled, deferred })
                 if deferred.is_empty()

@@ -59,9 +59,7 @@ impl Announcer {
 
     /// An announcement that is too large for the broker stays, and is tried again.
     async fn publish(&self, announcements: &[OrderStatus]) -> Result<(), RelayError> {
-        let messages = announcements
-            .iter()
-            .map(|status| Message::of_order(status.order_id, self.codec.encode(status)));
+        let messages = announcements.iter().map(|status| Message::of_status(&self.codec, status));
         crash_point("announcements.producing");
         let produced = self.producer.produce(&self.topic, messages.collect()).await;
         let published = acknowledged(announcements, &produced);

@@ -26,10 +26,11 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
     },
     DeadLetterClass {
         name: "unregistered_schema",
-        cause: "The value's header has the id of a schema registry, and stocklock knows no schema \
-                with it.",
-        remedy: "Write Avro's single-object encoding, or name the schema as `ID=FILE` in \
-                 `topics.writer_schemas` and restart the role.",
+        cause: "The value's header has the id of a schema registry. Either no registry is \
+                configured, or it has no Avro schema with that id, or the topic's schema cannot \
+                read its values; the text says which.",
+        remedy: "Set `schema_registry.url`, write with a registered schema that resolves, or name \
+                 the schema as `ID=FILE` in `topics.writer_schemas` and restart the role.",
     },
     DeadLetterClass {
         name: "invalid",

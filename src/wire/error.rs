@@ -4,7 +4,7 @@ use crate::domain::Invalid;
 const MAX_SHOWN_BYTES: usize = 10;
 
 /// Why bytes are no value of their topic. The message itself is at fault, never an outage, so its
-/// repetition is useless.
+/// repetition is useless. The exception is `PendingSchema`.
 ///
 /// The text includes the cause: it becomes the text of a dead letter.
 #[derive(Debug, thiserror::Error)]
@@ -23,13 +23,13 @@ pub enum WireError {
          write it with schemas/*.avsc, or name its schema in topics.writer_schemas"
     )]
     UnknownSchema(u64),
-    /// The schema's id in the registry.
-    #[error(
-        "the value carries the id {0} of a schema registry, and none is used: \
-         write it in single-object encoding, or name its schema in topics.writer_schemas \
-         as {0}=FILE"
-    )]
-    UnregisteredSchema(u32),
+    /// The schema's id in the registry, and why it is of no use.
+    #[error("the value carries the id {id} of a schema registry: {why}")]
+    UnregisteredSchema { id: u32, why: String },
+    /// The registry was not asked yet for the schema of this id, or has not answered. The message
+    /// waits: it is never dead-lettered for that.
+    #[error("the value carries the id {0} of a schema that is being looked up in the registry")]
+    PendingSchema(u32),
     /// The bytes are no datum of their schema.
     #[error("the value does not decode: {0}")]
     BrokenDatum(#[source] Box<apache_avro::Error>),
@@ -52,9 +52,14 @@ impl WireError {
             | Self::BrokenJson(_)
             | Self::TrailingBytes(_) => "undecodable",
             Self::UnknownSchema(_) => "unknown_schema",
-            Self::UnregisteredSchema(_) => "unregistered_schema",
+            Self::UnregisteredSchema { .. } | Self::PendingSchema(_) => "unregistered_schema",
             Self::Invalid(_) => "invalid",
         }
+    }
+
+    /// Whether the value can be read as soon as its schema is looked up.
+    pub(crate) fn is_pending(&self) -> bool {
+        matches!(self, Self::PendingSchema(_))
     }
 
     /// `Empty` or `UnknownFraming`.

@@ -1,6 +1,6 @@
 //! The codecs of the topics.
 
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
 use apache_avro::Schema;
 use chrono::{DateTime, Utc};
@@ -9,11 +9,16 @@ use serde::Deserialize;
 use super::{
     SchemaError, WireError, WriterSchema,
     codec::{Codec, OwnSchema, REGISTRY_HEADER_BYTES},
-    json::{self, JsonTime},
+    json,
+    registered::RegisteredSchemas,
+    status_object,
 };
-use crate::domain::{
-    EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId,
-    Reason, ReportedStatus,
+use crate::{
+    config::{StatusFormat, TopicsConfig},
+    domain::{
+        EventKind, Invalid, Line, Lines, MAX_LINES, OrderEvent, OrderId, OrderStatus, ProductId,
+        Reason, ReportedStatus,
+    },
 };
 
 const ORDER_EVENT_TEXT: &str = include_str!("../../schemas/order_event.avsc");
@@ -38,8 +43,6 @@ static ORDER_STATUS: OwnSchema = OwnSchema {
     earlier: &[include_str!("../../schemas/earlier/order_status.v1.avsc")],
 };
 
-/// The `source` of a JSON status that names none.
-const UNNAMED_SOURCE: &str = "unnamed";
 /// The most characters of a status's `source`.
 const MAX_SOURCE_CHARS: usize = 128;
 
@@ -65,24 +68,14 @@ struct OrderLineRecord {
 /// A status as the schema has it.
 #[derive(Deserialize)]
 #[serde(rename = "order_status")]
-struct OrderStatusRecord {
-    order_id: String,
-    status: String,
-    reason: Option<String>,
-    source: String,
-    occurred_at: i64,
-    reference: Option<String>,
-}
-
-/// A status as a JSON object has it, where source and time may be missing.
-#[derive(Deserialize)]
-struct OrderStatusObject {
-    order_id: String,
-    status: String,
-    reason: Option<String>,
-    source: Option<String>,
-    occurred_at: Option<JsonTime>,
-    reference: Option<String>,
+pub(super) struct OrderStatusRecord {
+    pub(super) order_id: String,
+    pub(super) status: String,
+    pub(super) reason: Option<String>,
+    pub(super) source: String,
+    /// Milliseconds since 1970.
+    pub(super) occurred_at: i64,
+    pub(super) reference: Option<String>,
 }
 
 /// Fails with `Unreadable` for the first schema whose values neither topic can read.
@@ -108,7 +101,17 @@ impl OrderEventCodec {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
 
-    /// The value in single-object encoding. Cannot fail.
+    /// Also reads and writes the framing of a registry, if there is one.
+    #[must_use]
+    pub(crate) fn on(
+        self,
+        topics: &TopicsConfig,
+        registry: Option<&Arc<RegisteredSchemas>>,
+    ) -> Self {
+        Self(self.0.with_registry(registry, &topics.orders))
+    }
+
+    /// The value in single-object encoding, or in the framing of the registry. Cannot fail.
     pub fn encode(&self, event: &OrderEvent) -> Vec<u8> {
         let begun = self.0.begin().string(&event.order_id.to_string()).string(event.kind.as_str());
         let with_lines = begun.array(event.lines.as_slice(), |datum, line| {
@@ -148,7 +151,18 @@ impl OrderEventCodec {
 }
 
 /// The values of the `order-status` topic.
-pub struct OrderStatusCodec(Codec);
+pub struct OrderStatusCodec {
+    codec: Codec,
+    format: StatusFormat,
+    /// Whether statuses carry the headers of `CloudEvents`.
+    cloudevents: bool,
+}
+
+/// What the headers of a status say about its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct StatusHeaders {
+    pub(crate) content_type: &'static str,
+}
 
 impl OrderStatusCodec {
     /// Reads values of this crate's schemas alone.
@@ -162,14 +176,37 @@ impl OrderStatusCodec {
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
     pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
-        Codec::new(&ORDER_STATUS, writers).map(Self)
+        let codec = Codec::new(&ORDER_STATUS, writers)?;
+        Ok(Self { codec, format: StatusFormat::Avro, cloudevents: false })
     }
 
-    /// The value in single-object encoding. Cannot fail.
+    /// Writes as the settings of the topic say. Also reads and writes the framing of a registry, if
+    /// there is one.
+    #[must_use]
+    pub(crate) fn on(
+        self,
+        topics: &TopicsConfig,
+        registry: Option<&Arc<RegisteredSchemas>>,
+    ) -> Self {
+        Self {
+            codec: self.codec.with_registry(registry, &topics.order_status),
+            format: topics.status_format,
+            cloudevents: topics.cloudevents,
+        }
+    }
+
+    /// The value in the format of the topic. Cannot fail.
     pub fn encode(&self, status: &OrderStatus) -> Vec<u8> {
+        match self.format {
+            StatusFormat::Avro => self.encode_avro(status),
+            StatusFormat::Json => status_object::write(status),
+        }
+    }
+
+    fn encode_avro(&self, status: &OrderStatus) -> Vec<u8> {
         let (name, reason) = (status.status.as_str(), status.status.reason().map(Reason::as_str));
         let begun = self
-            .0
+            .codec
             .begin()
             .string(&status.order_id.to_string())
             .string(name)
@@ -179,6 +216,15 @@ impl OrderStatusCodec {
             .long(status.occurred_at.timestamp_millis())
             .optional_string(status.reference.as_deref())
             .into_bytes()
+    }
+
+    /// What the headers of `CloudEvents` say about each value, if statuses carry them.
+    pub(crate) fn headers(&self) -> Option<StatusHeaders> {
+        let content_type = match self.format {
+            StatusFormat::Avro => "application/avro",
+            StatusFormat::Json => "application/json",
+        };
+        self.cloudevents.then_some(StatusHeaders { content_type })
     }
 
     /// Reads a status in Avro or as a JSON object. A status without a time occurred at
@@ -192,33 +238,19 @@ impl OrderStatusCodec {
         written_at: DateTime<Utc>,
     ) -> Result<OrderStatus, WireError> {
         if let Some(text) = json::object(bytes) {
-            return read_object(text, written_at);
+            return order_status(status_object::read(text, written_at)?);
         }
-        match self.0.decode(bytes) {
+        match self.codec.decode(bytes) {
             // Registries frame JSON as well. A JSON object needs no schema to be read.
-            Err(error @ WireError::UnregisteredSchema(_)) => {
+            Err(error @ (WireError::UnregisteredSchema { .. } | WireError::PendingSchema(_))) => {
                 match json::object(&bytes[REGISTRY_HEADER_BYTES..]) {
-                    Some(text) => read_object(text, written_at),
+                    Some(text) => order_status(status_object::read(text, written_at)?),
                     None => Err(error),
                 }
             }
             record => order_status(record?),
         }
     }
-}
-
-fn read_object(text: &[u8], written_at: DateTime<Utc>) -> Result<OrderStatus, WireError> {
-    let object: OrderStatusObject = serde_json::from_slice(text).map_err(WireError::BrokenJson)?;
-    order_status(OrderStatusRecord {
-        order_id: object.order_id,
-        status: object.status,
-        reason: object.reason,
-        source: object.source.unwrap_or_else(|| UNNAMED_SOURCE.to_owned()),
-        occurred_at: object
-            .occurred_at
-            .map_or(written_at.timestamp_millis(), |JsonTime { millis }| millis),
-        reference: object.reference,
-    })
 }
 
 /// Fails with `Invalid` if a field is outside its bounds, or if the source may not report the

@@ -1,10 +1,16 @@
 //! The values of the topics: Avro bytes to domain types and back.
 //!
-//! A value is written in Avro's single-object encoding (Avro 1.12 specification, "Single-object
-//! encoding"): `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum. Encoding cannot fail.
+//! A value is written in one of these encodings. Encoding cannot fail.
+//!
+//! - By default, Avro's single-object encoding (Avro 1.12 specification, "Single-object encoding"):
+//!   `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum.
+//! - With `schema_registry.url`, the framing of schema registries: 0, the id of the schema in 4
+//!   bytes, big-endian, the datum.
+//! - With `topics.status_format = "json"`, on `order-status`: a JSON object.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
-//! this crate, or one of `topics.writer_schemas`. A status may also be a JSON object.
+//! this crate, one of `topics.writer_schemas`, or one of the registry. A status may also be a JSON
+//! object.
 //!
 //! | file | content |
 //! | --- | --- |
@@ -12,6 +18,8 @@
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
+//! | `status_object.rs` | a status as a JSON object |
+//! | `registered.rs` | what is known of the schemas in a registry |
 //! | `writer_schema.rs` | schemas of other systems |
 //! | `fingerprint.rs` | the fingerprint of a schema |
 
@@ -21,10 +29,13 @@ mod error;
 mod events;
 mod fingerprint;
 mod json;
+mod registered;
+mod status_object;
 mod writer_schema;
 
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
-pub(crate) use events::check_writer_schemas;
+pub(crate) use events::{StatusHeaders, check_writer_schemas};
+pub(crate) use registered::{RegisteredSchemas, Subject};
 pub(crate) use writer_schema::{SchemaError, WriterSchema};

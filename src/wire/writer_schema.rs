@@ -27,6 +27,12 @@ pub enum SchemaError {
         #[source]
         source: Box<apache_avro::Error>,
     },
+    #[error("the values of {name} cannot be read: {source}")]
+    NotReadable {
+        name: String,
+        #[source]
+        source: Box<CompatibilityError>,
+    },
     /// No topic has a schema that can read the values of this one.
     #[error(
         "the values of {name} can be read neither as order_event ({event}) \
@@ -99,6 +105,15 @@ impl WriterSchema {
             *byte = former;
         }
         fingerprint
+    }
+
+    /// Fails with `NotReadable` unless the schema `reader` can read the values.
+    pub(super) fn check_read_by(&self, reader: &Self) -> Result<(), SchemaError> {
+        let read = SchemaCompatibility::can_read(self.schema, reader.schema).map(drop);
+        read.map_err(|source| SchemaError::NotReadable {
+            name: self.name.clone(),
+            source: Box::new(source),
+        })
     }
 
     /// Whether `reader` can read the values.

@@ -10,7 +10,7 @@ use std::{
 const FLOORS: [&[&str]; 5] = [
     &["domain"],
     &["backoff", "config", "crash_point", "error_text", "http", "lifecycle", "new_ids"],
-    &["kafka", "lock", "store", "telemetry", "wire"],
+    &["kafka", "lock", "registry", "store", "telemetry", "wire"],
     &["compensate", "deduct", "ingest", "relay", "retention", "verify"],
     // `reference` is part of the unit tests alone.
     &["commands", "reference"],

@@ -11,6 +11,7 @@ pub struct Programs;
 
 impl Programs {
     pub const KAFKA_HOME: &str = "STOCKLOCK_TEST_KAFKA_HOME";
+    pub const REGISTRY_HOME: &str = "STOCKLOCK_TEST_REGISTRY_HOME";
     pub const REDIS_SERVER: &str = "STOCKLOCK_TEST_REDIS_SERVER";
     pub const MYSQLD: &str = "STOCKLOCK_TEST_MYSQLD";
     pub const MARIADBD: &str = "STOCKLOCK_TEST_MARIADBD";
@@ -18,6 +19,11 @@ impl Programs {
     /// The folder of Kafka's jars.
     pub fn kafka_home() -> anyhow::Result<PathBuf> {
         from_env(Self::KAFKA_HOME)
+    }
+
+    /// The folder of the schema registry.
+    pub fn registry_home() -> anyhow::Result<PathBuf> {
+        from_env(Self::REGISTRY_HOME)
     }
 
     pub fn redis_server() -> anyhow::Result<PathBuf> {

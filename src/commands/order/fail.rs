@@ -4,8 +4,8 @@ use serde_json::json;
 
 use super::shown;
 use crate::{
-    commands::{Answer, Output},
-    config::Config,
+    commands::{Answer, Output, process::SchemaRegistry},
+    config::{Config, StatusFormat},
     domain::{OrderId, OrderStatus, Reason, ReportedStatus},
     kafka::{Message, Producer},
     wire::OrderStatusCodec,
@@ -21,7 +21,13 @@ pub(super) async fn run(
 ) -> anyhow::Result<Answer> {
     let status = ReportedStatus::Failed(Reason::parse(reason));
     let status = OrderStatus { order_id, status, source, occurred_at: Utc::now(), reference: None };
-    let message = Message::of_order(order_id, OrderStatusCodec::new()?.encode(&status));
+    let registry = match config.topics.status_format {
+        StatusFormat::Avro => SchemaRegistry::open_for_command(config).await?,
+        StatusFormat::Json => None,
+    };
+    let schemas = registry.as_ref().map(|registry| &registry.schemas);
+    let codec = OrderStatusCodec::new()?.on(&config.topics, schemas);
+    let message = Message::of_status(&codec, &status);
     let producer = Producer::new(&config.kafka)?;
     let topic = &config.topics.order_status;
     producer

@@ -42,8 +42,10 @@ pub(super) fn of(dir: &Path, conf: &Conf) -> anyhow::Result<Vec<(String, String)
         };
         settings.push((variable, flavour.program()?.display().to_string()));
     }
-    if let Ok(clients) = env::var(CLIENTS) {
-        settings.push((CLIENTS, clients));
+    for variable in [CLIENTS, Programs::REGISTRY_HOME] {
+        if let Ok(folder) = env::var(variable) {
+            settings.push((variable, folder));
+        }
     }
     Ok(settings.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
 }
