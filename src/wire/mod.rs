@@ -4,17 +4,19 @@
 //! encoding"): `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum. Encoding cannot fail.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
-//! this crate, or one of `topics.writer_schemas`. A status may also be a JSON object.
+//! this crate, or one of `topics.writer_schemas`. A status or a request may also be a JSON object.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
+//! | `adjustments.rs` | requests to adjust stock |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
 //! | `writer_schema.rs` | schemas of other systems |
 //! | `fingerprint.rs` | the fingerprint of a schema |
 
+mod adjustments;
 mod codec;
 mod datum;
 mod error;
@@ -23,6 +25,7 @@ mod fingerprint;
 mod json;
 mod writer_schema;
 
+pub(crate) use adjustments::StockAdjustmentCodec;
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
