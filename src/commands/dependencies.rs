@@ -53,7 +53,11 @@ impl SharedParts {
 
     /// Tries the stock store in the same way. Ingest is ready without it.
     pub(super) fn watch_stock_store(&self, role: Role, store: &StockStore) {
-        let work = [(Role::Ingest, StoreUse::Read), (Role::Worker, StoreUse::Deduct)];
+        let worker = match self.config.topics.stock_adjustments {
+            Some(_) => StoreUse::DeductAndAdjust,
+            None => StoreUse::Deduct,
+        };
+        let work = [(Role::Ingest, StoreUse::Read), (Role::Worker, worker)];
         let Some(work) = self.work_at_store(role, work) else { return };
         let need = if self.runs(Role::Worker) { Need::Always } else { Need::Rollout };
         let (store, dependency) = (store.clone(), self.dependency("stock_store", need));
@@ -86,6 +90,9 @@ impl SharedParts {
             if self.runs(role) {
                 wanted.extend([topics.order_status.clone(), dead_letters.clone()]);
             }
+        }
+        if let Some(topic) = topics.stock_adjustments.as_ref().filter(|_| self.runs(Role::Worker)) {
+            wanted.extend([topic.requests.clone(), topic.dead_letters.clone()]);
         }
         let need = if wanted.len() > 1 { Need::Always } else { Need::Rollout };
         let probe = KafkaProbe::new(&self.config.kafka, &self.config.kafka.group_id)?;

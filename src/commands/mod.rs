@@ -14,7 +14,9 @@ mod releases;
 mod roles;
 mod setup;
 mod stock;
+mod stock_adjust;
 mod stock_import;
+mod stock_movements;
 mod verify;
 
 use std::{path::PathBuf, process::ExitCode};

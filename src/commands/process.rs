@@ -13,7 +13,8 @@ use crate::{
     store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
     wire::{
-        OrderEventCodec, OrderStatusCodec, RegisteredSchemas, WriterSchema, check_writer_schemas,
+        OrderEventCodec, OrderStatusCodec, RegisteredSchemas, StockAdjustmentCodec, WriterSchema,
+        check_writer_schemas,
     },
 };
 
@@ -75,10 +76,11 @@ impl SchemaRegistry {
     }
 }
 
-/// The codecs of both topics.
+/// The codecs of the topics.
 pub(super) struct Codecs {
     pub(super) events: OrderEventCodec,
     pub(super) statuses: OrderStatusCodec,
+    pub(super) adjustments: StockAdjustmentCodec,
 }
 
 impl Codecs {
@@ -92,6 +94,7 @@ impl Codecs {
         Ok(Self {
             events: OrderEventCodec::reading(&writers)?.on(&config.topics, schemas),
             statuses: OrderStatusCodec::reading(&writers)?.on(&config.topics, schemas),
+            adjustments: StockAdjustmentCodec::reading(&writers)?.on(&config.topics, schemas),
         })
     }
 }

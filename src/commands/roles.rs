@@ -32,7 +32,7 @@ use crate::{
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
     telemetry::{Health, MeasuredBy, Metrics, serve_admin},
-    wire::{OrderEventCodec, OrderStatusCodec},
+    wire::{OrderEventCodec, OrderStatusCodec, StockAdjustmentCodec},
 };
 
 /// Most time for admin requests in flight at the end of a stop.
@@ -62,6 +62,7 @@ pub(super) struct SharedParts {
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
+    adjustments: Arc<StockAdjustmentCodec>,
     pub(super) registry: Option<SchemaRegistry>,
 }
 
@@ -142,7 +143,7 @@ impl SharedParts {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
         let registry = SchemaRegistry::open(&config)?;
-        let Codecs { events, statuses } = Codecs::open(&config, registry.as_ref())?;
+        let Codecs { events, statuses, adjustments } = Codecs::open(&config, registry.as_ref())?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
             worker: runs(Role::Worker),
@@ -156,6 +157,7 @@ impl SharedParts {
             shutdown: Shutdown::on_signals()?,
             events: Arc::new(events),
             statuses: Arc::new(statuses),
+            adjustments: Arc::new(adjustments),
             registry,
             config: Arc::new(config),
         })
@@ -197,12 +199,15 @@ impl SharedParts {
 
     /// Starts to delete old rows of a store, until the process stops.
     fn purge(&self, store: PurgedStore) -> anyhow::Result<AbortOnDropHandle<()>> {
-        let (name, tables) = match store {
-            PurgedStore::Orders(_) => ("retention of orders", ["orders", "idempotency_keys"]),
-            PurgedStore::Stock(_) => ("retention of stock", ["order_outcomes", "stock_movements"]),
+        let (name, tables): (_, &[_]) = match store {
+            PurgedStore::Orders(_) => ("retention of orders", &["orders", "idempotency_keys"]),
+            PurgedStore::Stock(_) => (
+                "retention of stock",
+                &["order_outcomes", "stock_movements", "adjustment_requests"],
+            ),
         };
         for table in tables {
-            self.metrics.retention_deleted.with_label_values(&[table]);
+            self.metrics.retention_deleted.with_label_values(&[*table]);
         }
         let config = &self.config;
         let purger = Purger {

@@ -4,7 +4,10 @@ use chrono::Utc;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Answer, Output, print::complaint, process, stock_import};
+use super::{
+    Answer, Output, print::complaint, process, stock_adjust, stock_adjust::AdjustArgs,
+    stock_import, stock_movements,
+};
 use crate::{
     config::Config,
     domain::{MAX_AVAILABLE, ProductId},
@@ -37,6 +40,17 @@ pub(super) enum StockCommand {
         #[arg(value_parser = clap::value_parser!(i64).range(1..=MAX_AVAILABLE))]
         quantity: i64,
     },
+    /// Adjust the stock of a product: by a difference, or to a number
+    Adjust(AdjustArgs),
+    /// List the changes of a product's stock that no order made, oldest first
+    Movements {
+        /// Id of a product
+        #[arg(value_parser = ProductId::parse)]
+        id: ProductId,
+        /// Begin after this movement
+        #[arg(long, value_name = "MOVEMENT", default_value_t = 0)]
+        after: i64,
+    },
 }
 
 pub(super) async fn run(
@@ -49,6 +63,10 @@ pub(super) async fn run(
         StockCommand::Import { file } => stock_import::run(&store, &file, output).await,
         StockCommand::Show { ids } => show(&store, &ids, output).await,
         StockCommand::Restock { id, quantity } => restock(&store, &id, quantity, output).await,
+        StockCommand::Adjust(args) => stock_adjust::run(&store, args, output).await,
+        StockCommand::Movements { id, after } => {
+            stock_movements::run(&store, &id, after, output).await
+        }
     }
 }
 

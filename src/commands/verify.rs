@@ -73,7 +73,7 @@ pub(super) async fn run(
         process::open_stock_store(config, &metrics)?,
     );
     let registry = SchemaRegistry::open_for_command(config).await?;
-    let Codecs { events, statuses } = Codecs::open(config, registry.as_ref())?;
+    let Codecs { events, statuses, .. } = Codecs::open(config, registry.as_ref())?;
     let report = verify(&Checks {
         orders: &orders,
         stock: &stock,

@@ -46,6 +46,7 @@ pub struct Config {
     pub compensator: CompensatorConfig,
     pub ingest: IngestConfig,
     pub(crate) orders: OrdersConfig,
+    pub(crate) auth: AuthConfig,
     pub retention: RetentionConfig,
     pub(crate) stop: StopConfig,
     pub(crate) http: ListenConfig,
@@ -124,6 +125,14 @@ pub struct StoreConfig {
     pub pool_max: u32,
 }
 
+impl KafkaConfig {
+    /// The group in which workers take requests to adjust stock: another one than that of orders,
+    /// since each of the two has a topic of its own.
+    pub fn adjusters_group_id(&self) -> String {
+        sections::adjusters_of(&self.group_id)
+    }
+}
+
 impl StoreConfig {
     /// The files of certificates and keys that the two URLs name.
     pub(crate) fn tls_files(&self) -> BTreeSet<PathBuf> {
@@ -193,6 +202,12 @@ pub struct IngestConfig {
 pub(crate) struct OrdersConfig {
     /// The longest hold that a client may ask for, at least 1.
     pub(crate) hold_max_seconds: u32,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct AuthConfig {
+    /// Whether clients without authentication may change stock, wherever ingest listens.
+    pub(crate) anonymous_stock: bool,
 }
 
 /// Ages at which rows may be deleted.
@@ -265,6 +280,7 @@ impl Config {
                 pending_after: values.duration("ingest.pending_after"),
             },
             orders: values.orders(retention.horizon),
+            auth: AuthConfig { anonymous_stock: values.flag("auth.anonymous_stock") },
             retention,
             topics,
             schema_registry: values.schema_registry(),

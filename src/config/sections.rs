@@ -169,7 +169,7 @@ impl Values<'_> {
         Some(RegistryConfig { url, credentials })
     }
 
-    /// Refuses one group for two roles: their members would take each other's partitions.
+    /// Refuses one group for two purposes: its members would take each other's partitions.
     pub(super) fn groups(&mut self) -> Groups {
         let workers = self.text("kafka.group_id");
         let compensators = self.text("compensator.group_id");
@@ -185,6 +185,14 @@ impl Values<'_> {
                 "ingest.group_id",
                 "expected a group of its own: a group has one role's members",
             );
+        }
+        let adjusters = adjusters_of(&workers);
+        for (name, group) in [("compensator.group_id", &compensators), ("ingest.group_id", &ingest)]
+        {
+            if *group == adjusters {
+                let error = "expected another group: it is that of topics.stock_adjustments";
+                self.refuse(name, error);
+            }
         }
         Groups { workers, compensators, ingest }
     }
@@ -220,6 +228,12 @@ impl Values<'_> {
         settings.retain(|(_, value)| !value.is_empty());
         settings
     }
+}
+
+/// The group in which the workers of a group take requests to adjust stock. Their own group has
+/// another topic.
+pub(super) fn adjusters_of(workers: &str) -> String {
+    format!("{workers}-adjustments")
 }
 
 /// Reads entries `FILE`, `FOLDER` or `ID=FILE`, comma separated.

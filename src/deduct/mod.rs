@@ -9,7 +9,10 @@
 //! 5. Report the outcomes on the status topic.
 //!
 //! Every step may be repeated without harm. Only after the last one may the lane store offsets.
+//!
+//! `adjustments.rs` takes requests to adjust stock from a topic of their own.
 
+mod adjustments;
 mod selection;
 
 use std::{collections::BTreeMap, sync::Arc};
@@ -18,6 +21,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::time::Instant;
 
+pub(crate) use adjustments::Adjuster;
 pub use selection::Arrived;
 use selection::select;
 

@@ -8,7 +8,9 @@
 //! | `lifecycle.rs` | an order's states, and what each event does to them |
 //! | `fold.rs` | what a batch of events does to stock and outcomes |
 //! | `horizon.rs` | how old an order may be |
+//! | `adjustment.rs` | requests to adjust stock, and what they do to it |
 
+pub(crate) mod adjustment;
 pub mod fold;
 mod horizon;
 mod ids;

@@ -1,13 +1,18 @@
 //! The routes of the API. The files of `api/` have the handlers.
 
+mod adjust;
 mod batch;
 mod change;
+mod movements;
 mod place;
 mod show;
 mod shown;
 mod watch;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Router,
@@ -57,6 +62,10 @@ pub(crate) struct Api {
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) batch_slots: BatchSlots,
+    /// Whether clients may adjust stock.
+    pub(crate) takes_adjustments: bool,
+    /// Until then an adjustment is repeated whose commit was not answered.
+    pub(crate) adjust_deadline: Duration,
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
@@ -78,6 +87,8 @@ pub(crate) async fn serve(listener: TcpListener, api: Api) {
         .route("/v1/orders/{id}/extend", post(change::extend_order))
         .route("/v1/orders/{id}/events", get(watch::watch_order))
         .route("/v1/products/{id}", get(show::show_product))
+        .route("/v1/products/{id}/movements", get(movements::list_movements))
+        .route("/v1/stock/adjustments", post(adjust::adjust_stock))
         .route("/openapi.json", get(async move || json_text(document)))
         .fallback(async || Problem::new(StatusCode::NOT_FOUND, "no such resource"))
         .method_not_allowed_fallback(async |method: Method| {

@@ -3,6 +3,7 @@
 //! The JSON is parsed as a stream: a value that is wrong or unknown is skipped. So the result is
 //! never larger than a valid order and 20 errors, however large the request is.
 
+mod adjustments;
 mod hold;
 mod values;
 
@@ -12,6 +13,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 
 use super::problem::{FieldError, MAX_FIELD_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, OrderId, ProductId};
+pub(super) use adjustments::{AdjustmentsDraft, AdjustmentsSeed};
 pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 

@@ -41,9 +41,14 @@ impl Problem {
 
     /// 422 that names the wrong fields, the first [`MAX_FIELD_ERRORS`] of them.
     pub(crate) fn invalid(errors: &[FieldError]) -> Self {
-        let errors = errors.get(..MAX_FIELD_ERRORS).unwrap_or(errors);
         Self::new(StatusCode::UNPROCESSABLE_ENTITY, "the request is invalid; nothing was saved")
-            .with("errors", json!(errors))
+            .with_errors(errors)
+    }
+
+    /// Names the fields that are to blame, the first [`MAX_FIELD_ERRORS`] of them.
+    #[must_use]
+    pub(crate) fn with_errors(self, errors: &[FieldError]) -> Self {
+        self.with("errors", json!(errors.get(..MAX_FIELD_ERRORS).unwrap_or(errors)))
     }
 
     /// 503 with a `Retry-After` of a second.

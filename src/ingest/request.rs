@@ -4,10 +4,10 @@ use axum::http::StatusCode;
 use serde::de::DeserializeSeed;
 
 use super::{
-    json::{FieldErrors, HoldSeed, OrderDraft, OrderSeed},
+    json::{AdjustmentsDraft, AdjustmentsSeed, FieldErrors, HoldSeed, OrderDraft, OrderSeed},
     problem::Problem,
 };
-use crate::domain::{Lines, OrderId};
+use crate::domain::{Lines, OrderId, adjustment::AdjustmentRequest};
 
 /// The most bytes of a request's body: 1 MiB.
 pub(crate) const MAX_BODY_BYTES: usize = 1 << 20;
@@ -88,6 +88,19 @@ impl ExtendRequest {
             read_json(body, HoldSeed { errors: &errors, hold_max_seconds }, &errors)?;
         match (errors.into_inner().as_slice(), hold_seconds) {
             ([], Some(hold_seconds)) => Ok(Self { hold_seconds }),
+            (errors, _) => Err(Problem::invalid(errors)),
+        }
+    }
+}
+
+impl AdjustmentRequest {
+    /// Fails with a 400 if the body is not JSON. Fails with a 422 if it is not a valid request.
+    pub(super) fn parse(body: &[u8]) -> Result<Self, Problem> {
+        let errors = FieldErrors::default();
+        let AdjustmentsDraft { request_id, adjustments } =
+            read_json(body, AdjustmentsSeed { errors: &errors }, &errors)?;
+        match (errors.into_inner().as_slice(), Self::new(request_id, adjustments)) {
+            ([], Ok(request)) => Ok(request),
             (errors, _) => Err(Problem::invalid(errors)),
         }
     }
@@ -195,6 +208,43 @@ mod tests {
         for body in ["", "{", r#"{"hold_seconds":1}x"#] {
             assert_eq!(parse(body).unwrap_err().status(), StatusCode::BAD_REQUEST, "{body:?}");
         }
+    }
+
+    #[test]
+    fn each_wrong_field_of_an_adjustment_is_pointed_at() {
+        let parse = |body: &str| AdjustmentRequest::parse(body.as_bytes());
+        let item = |rest: &str| {
+            let item = format!(r#"{{"product_id":"a","reason":"r"{rest}}}"#);
+            format!(r#"{{"request_id":"x","adjustments":[{item}]}}"#)
+        };
+
+        assert!(parse(&item(r#","delta":-2,"if_version":1,"reference":"r""#)).is_ok());
+        assert!(parse(&item(r#","set":0,"delta":null"#)).is_ok());
+        for (body, expected) in [
+            ("[]".to_owned(), &[""][..]),
+            ("{}".to_owned(), &["/request_id", "/adjustments"]),
+            (r#"{"request_id":"","adjustments":[]}"#.to_owned(), &["/request_id", "/adjustments"]),
+            (r#"{"request_id":"x","adjustments":[7],"x":1}"#.to_owned(), &["/adjustments/0", "/x"]),
+            (item(""), &["/adjustments/0/delta"]),
+            (item(r#","delta":1,"set":1"#), &["/adjustments/0/set"]),
+            (item(r#","delta":0"#), &["/adjustments/0/delta"]),
+            (item(r#","delta":1.5"#), &["/adjustments/0/delta"]),
+            (item(r#","set":-1"#), &["/adjustments/0/set"]),
+            (item(r#","set":1,"if_version":"1""#), &["/adjustments/0/if_version"]),
+            (item(r#","set":1,"reference":"""#), &["/adjustments/0/reference"]),
+            (item(r#","set":1,"set":1"#), &["/adjustments/0/set"]),
+            (item(r#","set":1,"x/y":1"#), &["/adjustments/0/x~1y"]),
+        ] {
+            assert_eq!(pointers(&parse(&body).unwrap_err()), expected, "{body}");
+        }
+        let one = r#"{"product_id":"a","delta":1,"reason":"r"}"#;
+        let twice = format!(r#"{{"request_id":"x","adjustments":[{one},{one}]}}"#);
+        assert_eq!(pointers(&parse(&twice).unwrap_err()), ["/adjustments/1/product_id"]);
+        let many: Vec<_> = (0..1_001).map(|n| one.replace("\"a\"", &format!("\"p{n}\""))).collect();
+        let many =
+            |count| format!(r#"{{"request_id":"x","adjustments":[{}]}}"#, many[..count].join(","));
+        assert!(parse(&many(1_000)).is_ok());
+        assert_eq!(pointers(&parse(&many(1_001)).unwrap_err()), ["/adjustments"]);
     }
 
     #[test]

@@ -109,7 +109,7 @@ pub const TOPICS: [TopicDefinition; 9] = [
         value: "an adjustment as `POST /v1/stock/adjustments` takes it: JSON, or \
                 `schemas/stock_adjustment.avsc`",
         producers: "any system with the right to write",
-        consumers: "the workers, if it is set",
+        consumers: "the workers, if it is set, in the group `kafka.group_id` and `-adjustments`",
         kind: Kind::Messages,
         name: |topics| Some(&topics.stock_adjustments.as_ref()?.requests),
     },

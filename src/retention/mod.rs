@@ -31,7 +31,7 @@ const PAUSE_FACTOR: u32 = 4;
 pub enum PurgedStore {
     /// Orders and idempotency keys.
     Orders(Box<OrderStore>),
-    /// Outcomes and movements.
+    /// Outcomes, movements and requests to adjust stock.
     Stock(Box<StockStore>),
 }
 
@@ -81,7 +81,10 @@ impl Purger {
                 let outcomes = stock.purge_outcomes(below, MAX_ROWS_PER_PASS).await;
                 let before = now - ages.movements;
                 let movements = stock.purge_movements(before, MAX_ROWS_PER_PASS).await;
-                self.count("order_outcomes", outcomes?) | self.count("stock_movements", movements?)
+                let requests = stock.purge_adjustment_requests(before, MAX_ROWS_PER_PASS).await;
+                self.count("order_outcomes", outcomes?)
+                    | self.count("stock_movements", movements?)
+                    | self.count("adjustment_requests", requests?)
             }
             PurgedStore::Orders(orders) => {
                 let below = OrderId::first_of(now - ages.orders);

@@ -61,6 +61,9 @@ pub enum Conflict {
     /// The primary key of a product exists already.
     #[error("another import added one of these products: {0}")]
     Imported(#[source] sqlx::Error),
+    /// The primary key of a request to adjust stock exists already.
+    #[error("a rival has done one of these requests: {0}")]
+    Adjusted(#[source] sqlx::Error),
     /// The primary key of an order exists already.
     #[error("another ingest placed one of these orders: {0}")]
     Placed(#[source] sqlx::Error),

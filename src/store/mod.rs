@@ -11,6 +11,7 @@
 //! | `orders`, `outbox`, `pending`, `releases`, `holds`, `announcements` | the order store |
 //! | `changes`, `statuses` | changes of orders that are in the order store |
 //! | `stock`, `outcomes`, `products` | the stock store |
+//! | `adjust`, `movements` | changes of stock that no order makes |
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
 //!
@@ -18,6 +19,7 @@
 //! prepared statement for batches of all sizes. Its rows are joined to a table by the table's
 //! primary key, as hints demand: without them, MariaDB scans, and locks, all of a small table.
 
+mod adjust;
 mod announcements;
 mod bench;
 mod changes;
@@ -31,6 +33,7 @@ mod idempotency;
 mod in_use;
 mod limits;
 mod migrate;
+mod movements;
 mod orders;
 mod outbox;
 mod outcomes;
@@ -52,6 +55,7 @@ pub(crate) mod tables;
 mod transaction;
 mod verify;
 
+pub(crate) use adjust::Adjusted;
 pub use changes::Change;
 pub(crate) use changes::ChangeResult;
 pub use changes::Changed;
@@ -61,6 +65,7 @@ pub use error::StoreError;
 pub use holds::DueHold;
 pub use idempotency::{IdempotencyKey, KeyedRequest};
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
+pub(crate) use movements::StoredMovement;
 pub use orders::OrderStore;
 pub use orders::OrderSummary;
 pub use orders::StoredOrder;

@@ -21,10 +21,12 @@ pub(crate) enum StoreUse {
     Place,
     /// The compensator changes orders, and ends holds.
     Compensate,
-    /// Ingest reads products.
+    /// Ingest reads products, and adjusts them where it has the right to.
     Read,
     /// The worker writes products and outcomes.
     Deduct,
+    /// The worker also adjusts stock, as a topic asks for it.
+    DeductAndAdjust,
 }
 
 /// The statements of the roles that change orders: ingest on request, and the compensator.
@@ -41,6 +43,16 @@ const CHANGE_ORDERS: &str = "
     INSERT INTO announcements (order_id, status, source, occurred_at, visible_at)
         SELECT order_id, status, source, occurred_at, visible_at FROM announcements WHERE FALSE;
     DELETE FROM announcements WHERE FALSE";
+
+/// The statements of a worker that adjusts stock, beside those that deduct it.
+const ADJUST_STOCK: &str = ";
+    INSERT INTO stock_movements
+        (product_id, kind, quantity, reason, reference, request_id, created_at)
+        SELECT product_id, kind, quantity, reason, reference, request_id, created_at
+        FROM stock_movements WHERE FALSE;
+    INSERT INTO adjustment_requests (request_id, request_sha256, levels, created_at)
+        SELECT request_id, request_sha256, levels, created_at
+        FROM adjustment_requests WHERE FALSE";
 
 impl StoreUse {
     /// Statements that need the rights of this use and match no row. A server that is read-only, or
@@ -77,6 +89,7 @@ impl StoreUse {
             Self::Read => {
                 "SELECT product_id, name, available, version FROM products WHERE FALSE".to_owned()
             }
+            Self::DeductAndAdjust => Self::Deduct.statements() + ADJUST_STOCK,
             Self::Deduct => {
                 "UPDATE products SET available = available, version = version WHERE FALSE;
                  INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
@@ -91,9 +104,9 @@ impl StoreUse {
     /// The transactions that a role runs at the store.
     fn transactions(self) -> &'static [TransactionName] {
         use TransactionName::{
-            ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases, Decide,
-            EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place, PurgeMovements,
-            PurgeOrders, PurgeOutcomes, ScheduleReleases,
+            Adjust, ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases,
+            Decide, EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place,
+            PurgeMovements, PurgeOrders, PurgeOutcomes, ScheduleReleases,
         };
         match self {
             Self::Place => &[
@@ -110,8 +123,9 @@ impl StoreUse {
             Self::Compensate => {
                 &[ApplyStatuses, EndHolds, ScheduleReleases, ForgetAnnouncements, PurgeOrders]
             }
-            Self::Read => &[],
+            Self::Read => &[Adjust],
             Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements],
+            Self::DeductAndAdjust => &[Decide, PurgeOutcomes, PurgeMovements, Adjust],
         }
     }
 }

@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 
 use chrono::{DateTime, Utc};
-use sqlx::{MySqlConnection, Row};
+use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 
 use super::{
     StockStore, StoreError,
     database::on_connection,
-    error::Conflict,
-    rows::{expect_rows, json, product_id, product_ids, text, wanted_products},
+    movements::{Movement, ProductWrite, Versions, write_changes},
+    rows::{product_id, product_ids, text, wanted_products},
     transaction::transaction,
 };
 use crate::domain::{MAX_AVAILABLE, ProductId};
@@ -62,31 +62,6 @@ macro_rules! read_products {
 const READ: &str = read_products!("");
 const LOCK: &str = read_products!(" FOR UPDATE");
 
-const INSERT: &str = "
-    INSERT INTO products (product_id, name, available, updated_at)
-    SELECT product_id, name, available, ?
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
-        name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
-        available  BIGINT PATH '$[2]')) AS imported";
-
-const UPDATE: &str = "
-    UPDATE JSON_TABLE(?, '$[*]' COLUMNS (
-        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
-        name       VARCHAR(255) CHARACTER SET utf8mb4 PATH '$[1]',
-        available  BIGINT PATH '$[2]')) AS imported
-    STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = imported.product_id
-    SET p.name = imported.name, p.available = imported.available, p.version = p.version + 1,
-        p.updated_at = ?";
-
-const BOOK: &str = "
-    INSERT INTO stock_movements (product_id, kind, quantity, created_at)
-    SELECT product_id, kind, quantity, ?
-    FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
-        kind       VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
-        quantity   BIGINT PATH '$[2]')) AS booked";
-
 impl StockStore {
     /// Gives products these names and quantities, and books the differences as movements, in one
     /// transaction. The products must be distinct.
@@ -101,38 +76,30 @@ impl StockStore {
         let wanted: BTreeMap<_, _> = products.iter().map(|p| (&p.id, p)).collect();
         let keys = product_ids(wanted.keys().copied())?;
         transaction!(self.db, Import, |conn, _| {
-            let found = sqlx::query(LOCK).bind(&keys).fetch_all(&mut *conn).await?;
-            let found = found.iter().map(product).collect::<Result<Vec<_>, _>>()?;
-            let present: BTreeMap<_, _> = found.iter().map(|p| (&p.id, p)).collect();
-            let (mut added, mut changed, mut movements) = (Vec::new(), Vec::new(), Vec::new());
+            let found = lock_products(conn, &keys).await?;
+            let present: BTreeMap<_, _> = found.iter().map(|p| (&p.product.id, p)).collect();
+            let (mut writes, mut movements) = (Vec::new(), Vec::new());
+            let mut summary = ImportSummary::default();
             for (id, product) in &wanted {
-                let row = (id.as_str(), product.name.as_str(), product.available);
-                match present.get(id) {
-                    None => {
-                        added.push(row);
-                        movements.push((id.as_str(), "IMPORT", product.available));
-                    }
-                    Some(before) if before == product => {}
+                let (kind, units, versions) = match present.get(id) {
+                    None => ("IMPORT", product.available, Versions::New),
+                    Some(before) if before.product == **product => continue,
                     Some(before) => {
-                        changed.push(row);
-                        movements.push((
-                            id.as_str(),
-                            "ADJUST",
-                            product.available - before.available,
-                        ));
+                        let units = product.available - before.product.available;
+                        ("ADJUST", units, Versions::after(before.version))
                     }
+                };
+                match versions {
+                    Versions::New => summary.added += 1,
+                    Versions::Raised { .. } => summary.changed += 1,
                 }
+                let Product { name, available, .. } = product;
+                writes.push(ProductWrite { id, name, available: *available, versions });
+                movements.extend((units != 0).then(|| Movement::new(id, kind, units)));
             }
-            insert(conn, INSERT, &added, now).await?;
-            if !changed.is_empty() {
-                let updated =
-                    sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
-                expect_rows("products changed", changed.len(), updated.rows_affected())?;
-            }
-            movements.retain(|(_, _, quantity)| *quantity != 0);
-            insert(conn, BOOK, &movements, now).await?;
-            let unchanged = wanted.len() - added.len() - changed.len();
-            Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
+            write_changes(conn, &writes, &movements, now).await?;
+            summary.unchanged = wanted.len() - writes.len();
+            Ok(summary)
         })
     }
 
@@ -148,20 +115,19 @@ impl StockStore {
     ) -> Result<Restocked, StoreError> {
         let keys = product_ids([id])?;
         transaction!(self.db, Restock, |conn, _| {
-            let Some(row) = sqlx::query(LOCK).bind(&keys).fetch_optional(&mut *conn).await? else {
+            let found = lock_products(conn, &keys).await?;
+            let Some(VersionedProduct { product, version }) = found.first() else {
                 return Ok(Restocked::UnknownProduct);
             };
-            let before = product(&row)?;
-            let after = before.available.checked_add(quantity);
-            let Some(after) = after.filter(|after| *after <= MAX_AVAILABLE) else {
+            let after = product.available.checked_add(quantity);
+            let Some(available) = after.filter(|after| *after <= MAX_AVAILABLE) else {
                 return Ok(Restocked::AboveMax);
             };
-            let changed = [(id.as_str(), before.name.as_str(), after)];
-            let updated =
-                sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
-            expect_rows("products restocked", 1, updated.rows_affected())?;
-            insert(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
-            Ok(Restocked::Available(after))
+            let versions = Versions::after(*version);
+            let write = ProductWrite { id, name: &product.name, available, versions };
+            let movement = Movement::new(id, "RESTOCK", quantity);
+            write_changes(conn, &[write], &[movement], now).await?;
+            Ok(Restocked::Available(available))
         })
     }
 
@@ -180,11 +146,7 @@ impl StockStore {
     ) -> Result<Option<VersionedProduct>, StoreError> {
         let query = sqlx::query(READ).bind(product_ids([id])?);
         let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
-        let versioned = |row| {
-            let product = product(&row)?;
-            Ok(VersionedProduct { product, version: row.try_get("version")? })
-        };
-        row.map(versioned).transpose()
+        row.as_ref().map(versioned).transpose()
     }
 
     /// Up to `limit` products whose ids come after `after`, in the order of their ids.
@@ -201,7 +163,7 @@ impl StockStore {
     }
 }
 
-fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
+fn product(row: &MySqlRow) -> Result<Product, StoreError> {
     Ok(Product {
         id: product_id(row)?,
         name: text(row, "name")?,
@@ -209,21 +171,15 @@ fn product(row: &sqlx::mysql::MySqlRow) -> Result<Product, StoreError> {
     })
 }
 
-/// Inserts rows. The parameters of `statement` are the time and the rows.
-///
-/// Fails with [`StoreError::Conflict`] if another import inserts one of them, or if the server
-/// inserts fewer.
-async fn insert<T: serde::Serialize>(
+fn versioned(row: &MySqlRow) -> Result<VersionedProduct, StoreError> {
+    Ok(VersionedProduct { product: product(row)?, version: row.try_get("version")? })
+}
+
+/// Reads and locks the products that exist among `keys`, which are sorted.
+pub(super) async fn lock_products(
     conn: &mut MySqlConnection,
-    statement: &'static str,
-    rows: &[T],
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    if rows.is_empty() {
-        return Ok(());
-    }
-    let inserted = sqlx::query(statement).bind(now).bind(json(rows)?).execute(conn).await;
-    let inserted =
-        inserted.map_err(|error| StoreError::from(error).duplicate_as(Conflict::Imported))?;
-    expect_rows("rows inserted", rows.len(), inserted.rows_affected())
+    keys: &str,
+) -> Result<Vec<VersionedProduct>, StoreError> {
+    let rows = sqlx::query(LOCK).bind(keys).fetch_all(conn).await?;
+    rows.iter().map(versioned).collect()
 }

@@ -157,6 +157,21 @@ pub(crate) const STOCK_STORE: &[Table] = &[
             ["kind", "ENUM", "`IMPORT`, `RESTOCK` or `ADJUST`"],
             ["quantity", "BIGINT", "units; negative if stock was removed"],
             ["created_at", "DATETIME(3)", "UTC"],
+            ["reason", "VARCHAR(255)", "of an adjustment: why; NULL: an import or a restock"],
+            ["reference", "VARCHAR(128)", "of an adjustment: the caller's own"],
+            ["request_id", "VARCHAR(128)", "of an adjustment: its request"],
+        ],
+    },
+    Table {
+        name: "adjustment_requests",
+        rows: "a request to adjust stock that was done",
+        removed: "`retention.movements`; by workers",
+        readers: OURS,
+        columns: &[
+            ["request_id", "VARCHAR(128)", "the primary key: it prevents a second time"],
+            ["request_sha256", "BINARY(32)", "the content of the request"],
+            ["levels", "MEDIUMTEXT", "JSON, `[[9,4],…]`: available and version, its answer"],
+            ["created_at", "DATETIME(3)", "when it was done, UTC"],
         ],
     },
     Table {

@@ -51,6 +51,7 @@ transaction_names! {
     Decide => "decide",
     Import => "import",
     Restock => "restock",
+    Adjust => "adjust",
     PurgeOutcomes => "purge_outcomes",
     PurgeMovements => "purge_movements",
 }

@@ -11,7 +11,7 @@ pub(crate) struct DeadLetterClass {
 }
 
 /// Every class. A test fails if the source uses another one.
-pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
+pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 10] = [
     DeadLetterClass {
         name: "undecodable",
         cause: "The bytes are no value of this topic: no known framing, a broken datum, JSON with \
@@ -35,8 +35,16 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
     DeadLetterClass {
         name: "invalid",
         cause: "A value is outside its bounds: a quantity of 0, a `COMPLETED` or `RELEASED` whose \
-                source may not report it, an order from more than a day ahead.",
+                source may not report it, an order from more than a day ahead, an adjustment of an \
+                unknown product, an id of a request that was done with other content.",
         remedy: "Correct the writer. For orders from the future, also compare the clocks.",
+    },
+    DeadLetterClass {
+        name: "conflict",
+        cause: "The stock does not allow an adjustment: a product has another version, or its \
+                stock would fall below zero or rise above its bound.",
+        remedy: "Read the product. Send a new request, or replay the letter once the stock \
+                 allows it: a refused request does not bind its id.",
     },
     DeadLetterClass {
         name: "unknown_order",
@@ -46,8 +54,8 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
     },
     DeadLetterClass {
         name: "expired",
-        cause: "The event's order is beyond the horizon, or a failure comes too late for a \
-                completed order.",
+        cause: "The event's order is beyond the horizon, a failure comes too late for a \
+                completed order, or an adjustment is older than the ids of requests.",
         remedy: "Check the clock of the role. If the message is really old, `stocklock stock \
                  restock` returns the units of a failed order.",
     },

@@ -9,12 +9,13 @@
 //! - With `topics.status_format = "json"`, on `order-status`: a JSON object.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
-//! this crate, one of `topics.writer_schemas`, or one of the registry. A status may also be a JSON
-//! object.
+//! this crate, one of `topics.writer_schemas`, or one of the registry. A status or a request may also
+//! be a JSON object.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
+//! | `adjustments.rs` | requests to adjust stock |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -23,6 +24,7 @@
 //! | `writer_schema.rs` | schemas of other systems |
 //! | `fingerprint.rs` | the fingerprint of a schema |
 
+mod adjustments;
 mod codec;
 mod datum;
 mod error;
@@ -33,6 +35,7 @@ mod registered;
 mod status_object;
 mod writer_schema;
 
+pub(crate) use adjustments::StockAdjustmentCodec;
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;

@@ -5,6 +5,8 @@
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 #![allow(clippy::float_cmp, reason = "the metrics that tests compare are counts")]
 
+mod adjustments;
+mod adjustments_topic;
 mod admin;
 mod api;
 mod api_clients;

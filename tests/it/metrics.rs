@@ -79,7 +79,7 @@ const OF_WORKER: &[Promise] = &[
     ("stocklock_stale_writes_rejected_total", &[]),
     (
         "stocklock_retention_deleted_total",
-        &["table=\"order_outcomes\"", "table=\"stock_movements\""],
+        &["table=\"order_outcomes\"", "table=\"stock_movements\"", "table=\"adjustment_requests\""],
     ),
     ("stocklock_dependency_up", &["dependency=\"stock_store\"", "dependency=\"redis\""]),
     (
@@ -132,11 +132,12 @@ const OF_COMPENSATOR: &[Promise] = &[
 const OF_CONSUMERS: &[Promise] =
     &[("stocklock_rebalances_total", &["kind=\"assign\"", "kind=\"revoke\"", "kind=\"lost\""])];
 
-const DEAD_LETTER_CLASSES: [&str; 9] = [
+const DEAD_LETTER_CLASSES: [&str; 10] = [
     "undecodable",
     "unknown_schema",
     "unregistered_schema",
     "invalid",
+    "conflict",
     "unknown_order",
     "expired",
     "refused",

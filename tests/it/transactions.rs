@@ -77,6 +77,7 @@ async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: W
     assert_eq!(
         names(&at_ingest),
         [
+            "adjust",
             "change_orders",
             "claim_announcements",
             "claim_outbox",

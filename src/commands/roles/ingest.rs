@@ -60,6 +60,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         outbox_max: config.ingest.outbox_max,
         horizon: config.retention.horizon,
         batch_slots: BatchSlots::default(),
+        takes_adjustments: config.http.listen.ip().is_loopback() || config.auth.anonymous_stock,
+        adjust_deadline: deadline,
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),

@@ -2,16 +2,17 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Role, SharedParts};
+use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
     config::{Config, LockFallback, LockStrategy},
-    deduct::Worker,
-    kafka::{Consumer, Subscription},
+    deduct::{Adjuster, Worker},
+    kafka::{Consumer, Lane, Subscription},
     lock::Locks,
     retention::PurgedStore,
-    store::StoreUse,
+    store::{StockStore, StoreUse},
     telemetry::Metrics,
 };
 
@@ -58,6 +59,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
         running
             .spawn(async move { lane.run(worker, dead_letters, batches, &metrics, health).await });
     }
+    let adjusting = start_adjusting(&shared, &store)?;
     let deducting = async {
         while let Some(ended) = running.join_next().await {
             ended.context("a lane panicked")?;
@@ -66,10 +68,57 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     };
     shutdown.finish("batches of orders", deducting).await.transpose()?;
     running.shutdown().await;
+    if let Some((adjusters, running)) = adjusting {
+        let adjusting = async {
+            for lane in running {
+                lane.await.context("a lane of adjustments panicked")?;
+            }
+            anyhow::Ok(())
+        };
+        shutdown.finish("adjustments of stock", adjusting).await.transpose()?;
+        shared.leave("the group of adjustments", adjusters).await?;
+    }
     shared.leave("the group of workers", consumer).await?;
     shutdown.finish("retention of stock", purging).await.transpose()?;
     shared.disconnect(&[store.database()]).await;
     Ok(())
+}
+
+/// Starts to take requests to adjust stock, if `topics.stock_adjustments` is set.
+fn start_adjusting(
+    shared: &SharedParts,
+    store: &StockStore,
+) -> anyhow::Result<Option<(Consumer, Vec<AbortOnDropHandle<()>>)>> {
+    let SharedParts { config, metrics, health, shutdown, .. } = shared;
+    let Some(topic) = &config.topics.stock_adjustments else { return Ok(None) };
+    metrics.begin_dead_letters(&topic.requests);
+    store.begin_metrics(StoreUse::DeductAndAdjust);
+    let subscription = Subscription {
+        group_id: &config.kafka.adjusters_group_id(),
+        topic: &topic.requests,
+        lanes: 1,
+    };
+    let consumer = Consumer::start(
+        &config.kafka,
+        &subscription,
+        metrics,
+        health.register("stock-adjustments"),
+        shutdown.clone(),
+    );
+    let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
+    tracing::info!(topic = topic.requests, "adjusting stock");
+    let run = |lane: Lane| {
+        let health = ["adjusting", "dead-lettering adjustments"].map(|step| health.register(step));
+        let adjuster = Adjuster {
+            store: store.clone(),
+            codec: Arc::clone(&shared.adjustments),
+            kept: config.retention.movements,
+        };
+        let dead_letters = shared.dead_letters(&topic.dead_letters);
+        let (batches, metrics) = (config.worker.batches, metrics.clone());
+        spawn(async move { lane.run(adjuster, dead_letters, batches, &metrics, health).await })
+    };
+    Ok(Some((consumer, lanes.into_iter().map(run).collect())))
 }
 
 /// Creates the series of a worker at 0, as its lock strategy and its fallback need them.

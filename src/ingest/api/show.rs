@@ -61,13 +61,7 @@ pub(super) async fn show_product(
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
-    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such product");
-    let id = path.ok().and_then(|Path(id)| ProductId::parse(&id).ok()).ok_or_else(unknown)?;
-    let found = api.stock.find_product(&id).await.map_err(|error| {
-        tracing::warn!(%error, "product not read");
-        Problem::unavailable("the stock store does not answer at present")
-    })?;
-    let VersionedProduct { product, version } = found.ok_or_else(unknown)?;
+    let VersionedProduct { product, version } = find_product(&api, path).await?;
     let body = json!({
         "product_id": product.id.as_str(),
         "name": product.name,
@@ -79,6 +73,21 @@ pub(super) async fn show_product(
         return Ok((StatusCode::NOT_MODIFIED, [(header::ETAG, tag)]).into_response());
     }
     Ok(answer(StatusCode::OK, vec![(header::ETAG, tag)], &body))
+}
+
+/// The product of a path. Fails with 404 if no product has the id, and with 503 if the stock store
+/// is away.
+pub(super) async fn find_product(
+    api: &Api,
+    path: Result<Path<String>, PathRejection>,
+) -> Result<VersionedProduct, Problem> {
+    let unknown = || Problem::new(StatusCode::NOT_FOUND, "no such product");
+    let id = path.ok().and_then(|Path(id)| ProductId::parse(&id).ok()).ok_or_else(unknown)?;
+    let found = api.stock.find_product(&id).await.map_err(|error| {
+        tracing::warn!(%error, "product not read");
+        Problem::unavailable("the stock store does not answer at present")
+    })?;
+    found.ok_or_else(unknown)
 }
 
 /// Whether `If-None-Match` names the entity tag (RFC 9110, section 13.1.2).

@@ -68,6 +68,11 @@ impl Api {
         text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
     }
 
+    /// Requests to adjust stock.
+    pub(crate) async fn adjust(&self, request: &Value) -> Answer {
+        self.send(Method::POST, "/v1/stock/adjustments", &[], &request.to_string()).await
+    }
+
     /// Requests a change of an order: `cancel` or `confirm`.
     pub(crate) async fn request(&self, id: &str, change: &str) -> Answer {
         self.send(Method::POST, &format!("/v1/orders/{id}/{change}"), &[], "").await
@@ -198,8 +203,9 @@ fn resolved(part: &'static Value) -> &'static Value {
     PROMISED.pointer(reference.trim_start_matches('#')).expect("a reference that resolves")
 }
 
-/// The documented route that a path belongs to, or the path itself.
+/// The documented route that a path belongs to, or the path itself. The query does not count.
 fn route(path: &str) -> &str {
+    let path = path.split('?').next().unwrap_or(path);
     let parts: Vec<_> = path.split('/').collect();
     let fits = |route: &&String| {
         let of_route: Vec<_> = route.split('/').collect();

@@ -4,13 +4,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::admin::{AdminClient, AdminOptions};
 use serde_json::{Value, json};
 use sqlx::{Connection, MySqlConnection};
 use stocklock::{
     config::{Config, Layers},
     domain::Horizon,
-    kafka::client_config,
+    kafka::delete_topics,
     lock::overlong_keys,
     store,
     telemetry::Metrics,
@@ -72,6 +71,18 @@ impl World {
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[]))
             .expect("the configuration");
         Self { env, config, strategy, server_url: server_url.to_owned(), name }
+    }
+
+    /// Changes settings, `("TOPICS__ORDERS", "x")`, and runs `setup` again. `{name}` in a value is
+    /// a name that no other test has.
+    pub(crate) fn configure(&mut self, settings: &[(&str, &str)]) {
+        for (key, value) in settings {
+            let value = value.replace("{name}", &self.name);
+            self.env.insert(format!("STOCKLOCK__{key}"), value);
+        }
+        self.config = Config::resolve(&Layers::read(None, self.env.clone().into_iter(), &[]))
+            .expect("the configuration");
+        self.cli(&["setup"]).succeeds();
     }
 
     /// Runs a command to its end.
@@ -218,17 +229,7 @@ impl Drop for World {
                     let drop = format!("DROP DATABASE {name}_{store}");
                     sqlx::raw_sql(&drop).execute(&mut server).await.expect("DROP DATABASE");
                 }
-                let admin: AdminClient<_> =
-                    client_config(&kafka).create().expect("an admin client");
-                let names = [
-                    &topics.orders,
-                    &topics.order_status,
-                    &topics.orders_dlq,
-                    &topics.order_status_dlq,
-                ];
-                let deleted =
-                    admin.delete_topics(&names.map(String::as_str), &AdminOptions::new()).await;
-                drop(deleted.expect("deleted"));
+                delete_topics(&kafka, &topics).await.expect("deleted");
             });
         });
         dropping.join().expect("the databases are dropped");

@@ -140,6 +140,13 @@ pub(super) const KEYS: &[Key] = &[
          at most a day",
     ),
     key(
+        "auth.anonymous_stock",
+        "false",
+        Allowed::Word(&BOOLEANS),
+        "whether clients without authentication may adjust stock where http.listen is not a \
+         loopback address",
+    ),
+    key(
         "retention.outcomes",
         "30d",
         time(MINUTE, MAX_AGE),
@@ -152,7 +159,8 @@ pub(super) const KEYS: &[Key] = &[
         "retention.movements",
         "90d",
         time(MINUTE, MAX_AGE),
-        "movements of stock are kept this long; after that, only their sums are",
+        "movements of stock and the ids of adjustment requests are kept this long; then only \
+         the sums of movements are",
     ),
     key(
         "retention.orders",

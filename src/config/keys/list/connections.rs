@@ -112,7 +112,8 @@ pub(super) const KEYS: &[Key] = &[
         "topics.stock_adjustments",
         "",
         Allowed::Form(TOPIC),
-        "topic from which the workers take adjustments of stock; not set: off",
+        "topic from which the workers take adjustments of stock, in the group kafka.group_id with \
+         -adjustments behind it; not set: off",
     )
     .with_rule(OWN_TOPIC),
     key(
