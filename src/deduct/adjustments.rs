@@ -10,7 +10,7 @@ use crate::{
     domain::adjustment::{AdjustmentRefusal, AdjustmentRequest, MAX_ADJUSTMENTS, RefusalCause},
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
     store::{Adjusted, StockStore, StoreError},
-    wire::StockAdjustmentCodec,
+    wire::{StockAdjustmentCodec, WireError},
 };
 
 /// The most adjustments of a transaction, unless one request has more.
@@ -42,22 +42,32 @@ pub(crate) struct ArrivedRequest {
     request: AdjustmentRequest,
 }
 
+/// Why a record has no request.
+#[derive(Debug)]
+pub(crate) enum UnreadRequest {
+    /// The record is too old, or its time is of no use.
+    Expired(DeadLetterReason),
+    Value(WireError),
+}
+
 /// The records that were handled and are dead-lettered.
 type Unadjusted = HashMap<RecordPlace, DeadLetterReason>;
 
 impl Handler for Adjuster {
-    type Decoded = Result<ArrivedRequest, DeadLetterReason>;
+    type Decoded = Result<ArrivedRequest, UnreadRequest>;
     type Handled = Unadjusted;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let place = RecordPlace { partition: message.partition(), offset: message.offset() };
         let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        check_age(written_at, self.kept, Utc::now())?;
+        check_age(written_at, self.kept, Utc::now()).map_err(UnreadRequest::Expired)?;
         let request = self.codec.decode(message.payload().unwrap_or_default());
-        let request = request
-            .map_err(|error| DeadLetterReason { class: error.class(), text: error.to_string() })?;
-        Ok(ArrivedRequest { place, request })
+        Ok(ArrivedRequest { place, request: request.map_err(UnreadRequest::Value)? })
+    }
+
+    fn is_pending(&self, message: &Self::Decoded) -> bool {
+        matches!(message, Err(UnreadRequest::Value(error)) if error.is_pending())
     }
 
     /// Does the requests in order, as many in a transaction as fit. If it fails, the transactions
@@ -89,7 +99,10 @@ impl Handler for Adjuster {
         unadjusted: &Unadjusted,
     ) -> Option<DeadLetterReason> {
         match message {
-            Err(reason) => Some(reason.clone()),
+            Err(UnreadRequest::Expired(reason)) => Some(reason.clone()),
+            Err(UnreadRequest::Value(error)) => {
+                Some(DeadLetterReason { class: error.class(), text: error.to_string() })
+            }
             Ok(arrived) => unadjusted.get(&arrived.place).cloned(),
         }
     }
