@@ -83,7 +83,7 @@ class KilledImport:
 
     def _import(self, stocklock, roles, baskets, kills, logs):
         began = time.monotonic()
-        command = ["--output", "json", "order", "import", self.folder / FILE]
+        command = ["order", "import", self.folder / FILE]
         for kill in range(1, kills + 1):
             with open(logs / f"killed-{kill}", "w", encoding="utf-8") as log:
                 client = stocklock.start(*command, stdout=subprocess.PIPE, stderr=log)
