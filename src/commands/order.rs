@@ -1,4 +1,5 @@
 mod args;
+mod batch;
 mod client;
 mod events;
 mod fail;
@@ -12,7 +13,10 @@ use clap::Subcommand;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-pub(super) use self::args::wait;
+pub(super) use self::{
+    args::{key_prefix, wait},
+    batch::{BatchStream, LineAnswer, StreamFailure, batch_client},
+};
 use self::{
     client::{ApiClient, Request},
     place::PlaceArgs,
@@ -60,6 +64,11 @@ pub(super) enum OrderCommand {
     Watch(WatchArgs),
     /// Place the orders of an NDJSON file, one request body per line; invalid lines are counted and
     /// skipped
+    ///
+    /// The command sends the lines as a stream, and accounts for each. If ingest is away, it waits,
+    /// and sends the lines without an answer again. If it is broken off, start it again with the
+    /// same file: it makes no second order. A line without `order_id` and `idempotency_key` gets a
+    /// key of the file's content, the line's number and the line's content.
     Import(import::ImportArgs),
     /// Report that an order failed, as a downstream system does
     ///

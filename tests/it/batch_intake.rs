@@ -5,12 +5,17 @@ use std::{collections::BTreeSet, time::Duration};
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use crate::harness::{Api, Raw, World, lines, on_each_database};
+use crate::harness::{Api, Raw, World, lines, on_each_database, wait_until};
 
 on_each_database!(
     each_line_is_answered_as_a_single_request_would_be,
     a_batch_that_broke_off_is_sent_again_without_second_orders,
+    a_client_that_reads_no_answers_is_held_up_and_cut_off,
+    a_long_batch_needs_little_memory,
 );
+
+/// How much memory ingest may take more for a batch of any length.
+const MAX_GROWTH_KIB: u64 = 32 << 10;
 
 fn statuses(answers: &[Value]) -> Vec<u64> {
     answers.iter().map(|answer| answer["status"].as_u64().expect("a status")).collect()
@@ -77,7 +82,10 @@ async fn a_batch_that_broke_off_is_sent_again_without_second_orders(world: World
     );
     broken.send(head.as_bytes()).await;
     broken.send(&text.as_bytes()[..text.len() / 2]).await;
-    tokio::time::sleep(Duration::from_millis(100)).await;
+    wait_until("some orders are saved", async || {
+        ingest.count("stocklock_orders_ingested_total", r#"result="accepted""#).await > 0
+    })
+    .await;
 
     ingest.kill();
     let ingest = world.start("ingest").await;
@@ -88,4 +96,51 @@ async fn a_batch_that_broke_off_is_sent_again_without_second_orders(world: World
     assert!((1..2_000).contains(&replayed), "{replayed} orders were placed before the kill");
     let ids: BTreeSet<_> = answers.iter().map(|answer| answer["order_id"].to_string()).collect();
     assert_eq!((ids.len(), world.count_orders("PENDING").await), (2_000, 2_000));
+}
+
+async fn a_client_that_reads_no_answers_is_held_up_and_cut_off(world: World) {
+    world.import(&[("a", 50)]);
+    let ingest = world.start("ingest").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
+    api.place(&order).await.is(202);
+    let before = ingest.peak_memory_kib();
+    let mut silent = Raw::connect(&ingest.http).await;
+    let head = "POST /v1/orders:batch HTTP/1.1\r\nhost: x\r\ncontent-length: 9000000000\r\n\r\n";
+    silent.send(head.as_bytes()).await;
+
+    // The answers are longer than the lines.
+    let lines_sent = "{\n".repeat(1 << 15);
+    let mut sent = 0_usize;
+    while silent.send_for(lines_sent.as_bytes(), Duration::from_secs(2)).await {
+        sent += 1;
+        assert!(sent < 1_000, "ingest reads on");
+    }
+    let other = api.place_batch(&format!("{order}\n{order}\n")).await;
+
+    assert_eq!(statuses(&other), [202, 202]);
+    api.place(&order).await.is(202);
+    wait_until("the client is cut off", async || silent.is_refused().await).await;
+    let growth = ingest.peak_memory_kib() - before;
+    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB more");
+}
+
+async fn a_long_batch_needs_little_memory(world: World) {
+    world.import(&[("a", 50_000)]);
+    let ingest = world.start("ingest").await;
+    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]).to_string());
+    // One line in ten is an order.
+    let of_lines = |count: usize| -> String {
+        (0..count)
+            .map(|number| if number % 10 == 0 { format!("{order}\n") } else { "{\n".to_owned() })
+            .collect()
+    };
+    api.place_batch(&of_lines(10_000)).await;
+    let before = ingest.peak_memory_kib();
+
+    let answers = api.place_batch(&of_lines(200_000)).await;
+
+    let accepted = answers.iter().filter(|answer| answer["status"] == 202).count();
+    assert_eq!((answers.len(), accepted), (200_000, 20_000));
+    let growth = ingest.peak_memory_kib() - before;
+    assert!(growth < MAX_GROWTH_KIB, "{growth} KiB more");
 }

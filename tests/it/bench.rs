@@ -89,6 +89,7 @@ on_each_database!(
     the_laboratory_measures_latency_beside_the_bare_way,
     workers_that_are_killed_and_join_meanwhile_change_nothing,
     orders_with_a_key_or_with_an_id_of_the_client_are_measured,
+    the_lines_of_batches_are_measured_with_and_without_a_rate,
     the_laboratory_measures_beside_open_holds,
     short_holds_end_in_time_while_the_compensators_die,
 );
@@ -207,6 +208,19 @@ async fn orders_with_a_key_or_with_an_id_of_the_client_are_measured(world: World
     assert_eq!((&put[0]["identity"], &put[0]["verified"]), (&"order-id".into(), &true.into()));
     assert_eq!(keys, 400);
     assert_eq!(count(&world, "orders").await, 800, "no request is a repetition");
+}
+
+async fn the_lines_of_batches_are_measured_with_and_without_a_rate(world: World) {
+    let keyed = bench(&world, "--mode end-to-end --strategy row --via batch --identity key");
+    let keys = count(&world, "idempotency_keys").await;
+    let put = "--mode end-to-end --strategy row --via batch --identity order-id --rate 400";
+    let put = bench(&world, &format!("{put} --reuse-stores"));
+
+    for run in [&keyed[0], &put[0]] {
+        assert_eq!((&run["via"], &run["verified"]), (&"batch".into(), &true.into()));
+    }
+    assert_eq!((keys, count(&world, "orders").await), (400, 800));
+    assert!(number(&put[0], "seconds") >= 0.9, "{}", put[0]);
 }
 
 async fn the_laboratory_measures_beside_open_holds(world: World) {

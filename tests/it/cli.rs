@@ -76,6 +76,8 @@ fn bad_usage_exits_2() {
         "order extend 01a20780-43f4-773e-ae17-eb2e30f95ecf soon",
         "order watch 7",
         "order import file --wait 61",
+        "order import file --key-prefix é",
+        "order import file --concurrency 0",
         "probe",
         "probe dead",
         "verify --settle soon",

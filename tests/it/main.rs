@@ -46,6 +46,7 @@ mod lanes;
 mod lifecycle;
 mod masters;
 mod metrics;
+mod order_import;
 mod other_languages;
 mod outage;
 mod pending;

@@ -13,6 +13,7 @@ import time
 import entry
 import machine
 import report
+from importing import KilledImport
 from programs import HoldsLab, Peer, Stocklock, Version
 from results import Results
 from sections import Plan, Sizes
@@ -118,8 +119,13 @@ def measure(options, results):
     baskets = prepare_baskets(stack / "bench", options, peer) if "drain" in options.only else None
     stocklock = Stocklock(options.binary, options.lab, logs, baskets)
     versions = [Version("earlier", options.earlier, logs), Version("now", options.binary, logs)]
-    holds_lab = HoldsLab(options.binary, options.lab, logs)
-    plan = Plan(Sizes.of(options), stocklock, holds_lab, peer, versions, carry_out)
+    programs = {
+        "stocklock": stocklock,
+        "holds_lab": HoldsLab(options.binary, options.lab, logs),
+        "killed_import": KilledImport(options.binary, logs, stack / "bench" / "import"),
+        "peer": peer,
+    }
+    plan = Plan(Sizes.of(options), programs, versions, carry_out)
     for section in options.only:
         heading(section)
         setting = {

@@ -1,4 +1,6 @@
-"""The sections of the report on the life of an order: keys, ids, holds; and an earlier version."""
+"""The sections of the report on the life of an order: keys, ids, holds, imports; and an earlier
+version.
+"""
 
 from results import ratios
 from tables import counts, spread, table, times
@@ -8,7 +10,11 @@ IDENTITIES = {
     "key": "`POST` with an `Idempotency-Key`",
     "order-id": "`PUT` with an id of the client",
 }
-MODES = {"drain": "a backlog drained", "end-to-end": "256 clients over HTTP"}
+MODES = {
+    "drain": "a backlog drained",
+    "end-to-end": "256 clients over HTTP",
+    "batch": "4 streams of lines (`:batch`)",
+}
 
 
 def identity(results):
@@ -54,11 +60,27 @@ def expiry(results):
     yield from table(titles, [row], texts=0)
 
 
+def imports(results):
+    yield "## An import\n"
+    yield "`stocklock order import` sends a file of real baskets, workload J."
+    yield "It is not killed, or SIGKILL ends it and it starts again with the same file."
+    yield "The summary accounts for each line, and `verify` finds each order once.\n"
+    rows = []
+    figures = ("orders_per_s", "seconds", "orders", "replayed", "invalid", "errors")
+    for kills in results.labels("imports", "kills"):
+        chosen = results.select("imports", kills=kills)
+        row = [str(kills), counts(chosen, "lines"), *(spread(chosen, name) for name in figures)]
+        rows.append([*row, spread(chosen, "ingest_peak_mib")])
+    titles = ["kills", "lines", "orders/s", "seconds", "placed", "placed before", "invalid"]
+    yield from table([*titles, "errors", "ingest's peak, MiB"], rows, texts=0)
+
+
 def versions(results):
     runs = results.runs["versions"]
     yield "## Beside an earlier version\n"
     yield f"{counts(runs)} orders of workload Z under `row`. The two versions run in turn."
-    yield "No order has a key or a hold.\n"
+    yield "No order has a key or a hold."
+    yield "An earlier version without `:batch` places one order a request there.\n"
     rows = []
     for mode in results.labels("versions", "mode"):
         earlier = results.select("versions", mode=mode, who="earlier")

@@ -149,11 +149,20 @@ class Version:
         self.binary = binary
         self.log = logs / who
 
-    def arguments(self, workload, strategy, orders, *, end_to_end):
+    def has_batches(self):
+        """Whether its bench places orders as lines of streams."""
+        described = subprocess.run(
+            [self.binary, "bench", "--help"], check=True, capture_output=True, text=True
+        )
+        return "--via" in described.stdout
+
+    def arguments(self, workload, strategy, orders, *, mode):
+        """In the mode `batch`, a version without `:batch` places one order a request."""
         chosen = ["--strategy", strategy, "--orders", orders, "--fill", workload.fill]
         chosen += ["--products", workload.products, "--zipf", workload.zipf]
         chosen += ["--lines", f"1..{workload.max_lines}"]
-        chosen += ["--mode", "end-to-end"] if end_to_end else []
+        chosen += ["--mode", "drain" if mode == "drain" else "end-to-end"]
+        chosen += ["--via", "batch"] if mode == "batch" and self.has_batches() else []
         return ["--set", f"topics.partitions={PARTITIONS}", "bench", *map(str, chosen)]
 
     def run(self, arguments):

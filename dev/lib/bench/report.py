@@ -4,7 +4,7 @@ import json
 import statistics
 
 import figures
-from lifecycle import expiry, holds, identity, versions
+from lifecycle import expiry, holds, identity, imports, versions
 from programs import SERVERS
 from prose import ABOUT, MEANING, PEER, SHELL, wrapped
 from results import ratios, values
@@ -36,7 +36,7 @@ def _parts(results, workloads):
     yield MEANING
     yield from _workloads(workloads)
     sections = (drain, batch, workers, latency, identity, memory, history, holds, expiry, churn)
-    for section in (*sections, versions):
+    for section in (*sections, imports, versions):
         if results.runs.get(section.__name__):
             yield from section(results)
     yield from _conditions(results)

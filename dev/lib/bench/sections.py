@@ -7,8 +7,9 @@ import math
 import statistics
 from dataclasses import dataclass, field
 
+from importing import KilledImport
 from programs import HoldsLab, Peer, Stocklock, Version
-from workloads import WORKLOADS
+from workloads import ALL_BASKETS, WORKLOADS
 
 STRATEGIES = ("row", "redlock")
 # The strategy, and the number of Redis masters; None means all of them.
@@ -27,6 +28,9 @@ BIG_HOLDS = 1_000_000
 # How ingest would know a repeated request again.
 IDENTITIES = ("none", "key", "order-id")
 MODES = ("drain", "end-to-end")
+VERSION_MODES = (*MODES, "batch")
+# How often an import is killed on its way.
+KILLS = (0, 3)
 CHURN_RATE, CHURN_WORKERS = 300, 4
 
 
@@ -48,6 +52,8 @@ class Sizes:
     # The length of a run of the section `churn`, and the time between two changes.
     churn_seconds: int
     churn_interval_seconds: int
+    # Baskets of a run of the section `imports`.
+    imported_baskets: int
     # The length of a run at a fixed rate.
     load_seconds: int
     # The load at which an order meets no other order: orders a second, and orders of a run.
@@ -68,6 +74,7 @@ class Sizes:
             kill_every_seconds=2 if short else 20,
             churn_seconds=20 if short else 600,
             churn_interval_seconds=5,
+            imported_baskets=20_000 if short else BIG_ORDERS if options.big else ALL_BASKETS,
             load_seconds=3 if short else 30,
             alone_rate=10,
             alone_orders=15 if short else 200,
@@ -78,7 +85,7 @@ class Sizes:
 class Step:
     """One run."""
 
-    program: Stocklock | HoldsLab | Peer | Version
+    program: Stocklock | HoldsLab | KilledImport | Peer | Version
     arguments: list
     labels: dict = field(default_factory=dict)
 
@@ -86,11 +93,12 @@ class Step:
 class Plan:
     """Makes the steps of each section, and has `carry_out` run them."""
 
-    def __init__(self, sizes, stocklock, holds_lab, peer, both_versions, carry_out):
+    def __init__(self, sizes, programs, both_versions, carry_out):
         self.sizes = sizes
-        self.stocklock = stocklock
-        self.holds_lab = holds_lab
-        self.peer = peer
+        self.stocklock = programs["stocklock"]
+        self.holds_lab = programs["holds_lab"]
+        self.killed_import = programs["killed_import"]
+        self.peer = programs["peer"]
         # This version and an earlier one, for the section `versions`.
         self.both_versions = both_versions
         # A function that runs a list of steps, and returns their records.
@@ -294,19 +302,30 @@ class Plan:
             ]
         )
 
+    def imports(self):
+        return self.carry_out(
+            [
+                Step(
+                    self.killed_import,
+                    self.killed_import.arguments(self.sizes.imported_baskets, kills),
+                    {"round": number, "who": "stocklock", "kills": kills},
+                )
+                for number in self._rounds()
+                for kills in KILLS
+            ]
+        )
+
     def versions(self):
         workload = WORKLOADS["Z"]
         return self.carry_out(
             [
                 Step(
                     version,
-                    version.arguments(
-                        workload, "row", self.sizes.orders, end_to_end=mode == "end-to-end"
-                    ),
+                    version.arguments(workload, "row", self.sizes.orders, mode=mode),
                     {"round": number, "workload": "Z", "mode": mode, "who": version.who},
                 )
                 for number in self._rounds()
-                for mode in MODES
+                for mode in VERSION_MODES
                 for version in self.both_versions
             ]
         )

@@ -5,7 +5,7 @@ use std::{ops::RangeInclusive, path::PathBuf};
 use clap::{Args, ValueEnum, value_parser};
 
 use super::{
-    placing::Identity,
+    placing::{Identity, Placing, Via},
     workload::{Shape, Workload},
 };
 use crate::{
@@ -51,12 +51,15 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
     pub workers: u8,
     /// Orders a second that are placed whatever the answers (end-to-end). Without it 256 clients
-    /// place one order after another
+    /// place one order after another, or 4 streams have 500 lines in flight each
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
     /// How ingest would know a repeated request again (end-to-end)
     #[arg(long, value_enum, default_value_t = Identity::None)]
     pub(super) identity: Identity,
+    /// How the orders come to ingest (end-to-end)
+    #[arg(long, value_enum, default_value_t = Via::Requests)]
+    pub(super) via: Via,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -94,6 +97,10 @@ impl LoadArgs {
                 seed: self.seed,
             }),
         }
+    }
+
+    pub(super) fn placing(&self) -> Placing {
+        Placing { via: self.via, identity: self.identity, rate: self.rate }
     }
 
     /// The strategies to measure, in this order.

@@ -11,11 +11,7 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    fleet::Fleet,
-    placing::{Identity, place_all},
-    report::Run,
-    site::Site,
-    stopwatch::Stopwatch,
+    fleet::Fleet, placing::Placing, report::Run, site::Site, stopwatch::Stopwatch,
     workload::Workload,
 };
 use crate::{domain::OrderId, store::OrderStore};
@@ -48,20 +44,18 @@ impl Load<'_> {
         self.finish(fleet, &Stopwatch::start(), orders, counted_from).await
     }
 
-    /// From HTTP requests: `rate` a second whatever the answers, or as many as 256 clients get
-    /// answered. The latencies are those of the orders after the time to warm up.
+    /// From HTTP requests. The latencies are those of the orders after the time to warm up.
     pub(super) async fn end_to_end(
         &self,
         orders: &OrderStore,
-        rate: Option<u32>,
-        identity: Identity,
+        placing: Placing,
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.site, self.log, self.workers).await?;
         fleet.all_ready().await?;
         let url = fleet.serve().await?;
-        let warm_up = rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
+        let warm_up = placing.rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
         let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
-        let placing = place_all(&url, &self.workload.orders, rate, identity);
+        let placing = placing.place_all(&url, &self.workload.orders);
         let finishing = self.finish(fleet, &stopwatch, orders, counted_from);
         let ((), finished) = tokio::try_join!(placing, finishing)?;
         Ok(finished)

@@ -98,6 +98,7 @@ impl LoadArgs {
             Ok(run) => Ok(Run {
                 mode: self.mode.as_str(),
                 identity: self.identity.as_str(),
+                via: self.via.as_str(),
                 strategy: strategy.as_str(),
                 batch_max: site.config.worker.batches.max,
                 ..run
@@ -115,7 +116,7 @@ impl LoadArgs {
         site.import(&stock, &load.workload.stock(self.fill)).await?;
         let (mut run, latencies) = match self.mode {
             Mode::Drain => load.drain(&orders).await?,
-            Mode::EndToEnd => load.end_to_end(&orders, self.rate, self.identity).await?,
+            Mode::EndToEnd => load.end_to_end(&orders, self.placing()).await?,
         };
         run.set_latencies(&latencies);
         run.verified = site.is_verified(&orders, &stock).await?;

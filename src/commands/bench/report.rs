@@ -10,6 +10,7 @@ use super::{super::Output, role::Usage};
 pub struct Run {
     pub(crate) mode: &'static str,
     pub(crate) identity: &'static str,
+    pub(crate) via: &'static str,
     pub(crate) workload: String,
     pub(crate) strategy: &'static str,
     pub(crate) orders: usize,

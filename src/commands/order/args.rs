@@ -9,6 +9,8 @@ const MAX_WAIT: Duration = Duration::from_secs(60);
 /// The API has a bound of its own, which is lower: `orders.hold_max`.
 const MAX_HOLD_SECONDS: u64 = i32::MAX as u64;
 const MAX_IDEMPOTENCY_KEY_BYTES: usize = 255;
+/// Leaves room for the number and the digest of a line.
+const MAX_KEY_PREFIX_BYTES: usize = 200;
 
 /// Parses `PRODUCT=QUANTITY`. The product's id may contain the sign too.
 pub(super) fn line(text: &str) -> Result<Line, String> {
@@ -42,11 +44,18 @@ pub(in crate::commands) fn wait(text: &str) -> Result<Duration, String> {
 
 /// Parses a key as the header `Idempotency-Key` takes it.
 pub(super) fn idempotency_key(text: &str) -> Result<String, String> {
+    visible_ascii(text, MAX_IDEMPOTENCY_KEY_BYTES)
+}
+
+/// Parses the begin of the keys of an import.
+pub(in crate::commands) fn key_prefix(text: &str) -> Result<String, String> {
+    visible_ascii(text, MAX_KEY_PREFIX_BYTES)
+}
+
+fn visible_ascii(text: &str, max_bytes: usize) -> Result<String, String> {
     let is_visible = text.bytes().all(|byte| byte.is_ascii_graphic());
-    if is_visible && (1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&text.len()) {
+    if is_visible && (1..=max_bytes).contains(&text.len()) {
         return Ok(text.to_owned());
     }
-    Err(format!(
-        "expected 1 to {MAX_IDEMPOTENCY_KEY_BYTES} printable ASCII characters without spaces"
-    ))
+    Err(format!("expected 1 to {max_bytes} printable ASCII characters without spaces"))
 }

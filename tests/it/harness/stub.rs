@@ -53,6 +53,13 @@ impl Reply {
         Self { stays_open: true, ..Self::events(text) }
     }
 
+    /// The answers to the first lines of a batch.
+    pub(crate) fn answers(answers: &[Value]) -> Self {
+        let lines = answers.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n") + "\n";
+        let reply = Self::with("200 OK", "content-type: application/x-ndjson\r\n", &lines);
+        Self { stays_open: true, ..reply }
+    }
+
     /// The connection is closed without an answer.
     pub(crate) fn none() -> Self {
         Self { bytes: String::new(), stays_open: false }
