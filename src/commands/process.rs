@@ -8,7 +8,9 @@ use crate::{
     config::{Config, SchemaSource},
     store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
-    wire::{OrderEventCodec, OrderStatusCodec, WriterSchema, check_writer_schemas},
+    wire::{
+        OrderEventCodec, OrderRequestCodec, OrderStatusCodec, WriterSchema, check_writer_schemas,
+    },
 };
 
 pub(super) fn metrics() -> anyhow::Result<Metrics> {
@@ -43,10 +45,11 @@ pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Re
     ))
 }
 
-/// The codecs of both topics.
+/// The codecs of the topics.
 pub(super) struct Codecs {
     pub(super) events: OrderEventCodec,
     pub(super) statuses: OrderStatusCodec,
+    pub(super) requests: OrderRequestCodec,
 }
 
 impl Codecs {
@@ -59,6 +62,7 @@ impl Codecs {
         Ok(Self {
             events: OrderEventCodec::reading(&writers)?,
             statuses: OrderStatusCodec::reading(&writers)?,
+            requests: OrderRequestCodec::reading(&writers)?,
         })
     }
 }

@@ -2,6 +2,7 @@
 
 mod compensator;
 mod ingest;
+mod intake;
 mod worker;
 
 use std::{
@@ -27,7 +28,7 @@ use crate::{
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
     telemetry::{Health, MeasuredBy, Metrics, serve_admin},
-    wire::{OrderEventCodec, OrderStatusCodec},
+    wire::{OrderEventCodec, OrderRequestCodec, OrderStatusCodec},
 };
 
 /// Most time for admin requests in flight at the end of a stop.
@@ -54,6 +55,7 @@ pub(super) struct SharedParts {
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
+    requests: Arc<OrderRequestCodec>,
 }
 
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails. Then all stop in order, within
@@ -125,7 +127,7 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
 impl SharedParts {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
-        let Codecs { events, statuses } = Codecs::open(&config)?;
+        let Codecs { events, statuses, requests } = Codecs::open(&config)?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
             worker: runs(Role::Worker),
@@ -139,6 +141,7 @@ impl SharedParts {
             shutdown: Shutdown::on_signals()?,
             events: Arc::new(events),
             statuses: Arc::new(statuses),
+            requests: Arc::new(requests),
             config: Arc::new(config),
         })
     }

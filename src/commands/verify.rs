@@ -72,7 +72,7 @@ pub(super) async fn run(
         process::open_order_store(config, &metrics)?,
         process::open_stock_store(config, &metrics)?,
     );
-    let Codecs { events, statuses } = Codecs::open(config)?;
+    let Codecs { events, statuses, .. } = Codecs::open(config)?;
     let report = verify(&Checks {
         orders: &orders,
         stock: &stock,

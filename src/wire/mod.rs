@@ -4,11 +4,13 @@
 //! encoding"): `C3 01`, the CRC-64-AVRO fingerprint of the schema, the datum. Encoding cannot fail.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
-//! this crate, or one of `topics.writer_schemas`. A status may also be a JSON object.
+//! this crate, or one of `topics.writer_schemas`. A status or a request may also be a
+//! JSON object.
 //!
 //! | file | content |
 //! | --- | --- |
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
+//! | `requests.rs` | the codec of order requests |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -21,10 +23,12 @@ mod error;
 mod events;
 mod fingerprint;
 mod json;
+mod requests;
 mod writer_schema;
 
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::check_writer_schemas;
+pub(crate) use requests::OrderRequestCodec;
 pub(crate) use writer_schema::{SchemaError, WriterSchema};

@@ -74,6 +74,15 @@ impl World {
         Self { env, config, strategy, server_url: server_url.to_owned(), name }
     }
 
+    /// Changes settings of all later commands and roles, and creates the topics that these want.
+    pub(crate) fn set(&mut self, settings: &[(&str, &str)]) {
+        let settings = settings.iter().map(|(key, value)| ((*key).into(), (*value).into()));
+        self.env.extend(settings);
+        let layers = Layers::read(None, self.env.clone().into_iter(), &[]);
+        self.config = Config::resolve(&layers).expect("the configuration");
+        self.cli(&["setup"]).succeeds();
+    }
+
     /// Runs a command to its end.
     pub(crate) fn cli(&self, args: &[&str]) -> Cli {
         Cli::run(&self.env, args)
@@ -220,14 +229,16 @@ impl Drop for World {
                 }
                 let admin: AdminClient<_> =
                     client_config(&kafka).create().expect("an admin client");
-                let names = [
-                    &topics.orders,
+                let mut names = vec![
+                    topics.orders.as_str(),
                     &topics.order_status,
                     &topics.orders_dlq,
                     &topics.order_status_dlq,
                 ];
-                let deleted =
-                    admin.delete_topics(&names.map(String::as_str), &AdminOptions::new()).await;
+                if let Some(intake) = &topics.order_requests {
+                    names.extend([intake.requests.as_str(), &intake.dead_letters]);
+                }
+                let deleted = admin.delete_topics(&names, &AdminOptions::new()).await;
                 drop(deleted.expect("deleted"));
             });
         });
@@ -277,6 +288,9 @@ fn environment(
         ("STOCK_STORE__URL", database("stock")),
         ("KAFKA__GROUP_ID", format!("{name}-worker")),
         ("COMPENSATOR__GROUP_ID", format!("{name}-compensator")),
+        ("INGEST__GROUP_ID", format!("{name}-ingest")),
+        ("TOPICS__ORDER_REQUESTS", format!("{name}.order-requests")),
+        ("TOPICS__ORDER_REQUESTS_DLQ", format!("{name}.order-requests.dlq")),
         ("TOPICS__ORDERS", format!("{name}.orders")),
         ("TOPICS__ORDER_STATUS", format!("{name}.order-status")),
         ("TOPICS__ORDERS_DLQ", format!("{name}.orders.dlq")),
