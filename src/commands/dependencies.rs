@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::roles::{Role, SharedParts};
 use crate::{
-    config::{LockFallback, LockStrategy},
+    config::{IntakeTopic, LockFallback, LockStrategy},
     kafka::{BacklogWatch, KafkaProbe},
     lock::MastersProbe,
     store::{OrderStore, StockStore, StoreUse},
@@ -22,10 +22,14 @@ impl SharedParts {
             LockStrategy::Redlock | LockStrategy::Row => {}
         }
         let (kafka, topics) = (&self.config.kafka, &self.config.topics);
-        for (consumer, group_id, topic) in [
+        let requests = topics.order_requests.as_ref();
+        let intake =
+            requests.map(|topic| (Role::Ingest, &self.config.ingest.group_id, &topic.requests));
+        let consumed = [
             (Role::Worker, &kafka.group_id, &topics.orders),
             (Role::Compensator, &self.config.compensator.group_id, &topics.order_status),
-        ] {
+        ];
+        for (consumer, group_id, topic) in consumed.into_iter().chain(intake) {
             if !self.runs(consumer) {
                 let watch = BacklogWatch::new(kafka, group_id, topic, self.metrics.clone())?;
                 tokio::spawn(watch.run(self.shutdown.clone()));
@@ -95,6 +99,11 @@ impl SharedParts {
             wanted.extend([topic.requests.clone(), topic.dead_letters.clone()]);
         }
         let need = if wanted.len() > 1 { Need::Always } else { Need::Rollout };
+        if self.runs(Role::Ingest)
+            && let Some(IntakeTopic { requests, dead_letters }) = &topics.order_requests
+        {
+            wanted.extend([requests.clone(), dead_letters.clone()]);
+        }
         let probe = KafkaProbe::new(&self.config.kafka, &self.config.kafka.group_id)?;
         let wanted: Arc<[String]> = wanted.into();
         let attempt = move || {

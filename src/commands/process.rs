@@ -13,8 +13,8 @@ use crate::{
     store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
     wire::{
-        OrderEventCodec, OrderStatusCodec, RegisteredSchemas, StockAdjustmentCodec, WriterSchema,
-        check_writer_schemas,
+        OrderEventCodec, OrderRequestCodec, OrderStatusCodec, RegisteredSchemas,
+        StockAdjustmentCodec, WriterSchema, check_writer_schemas,
     },
 };
 
@@ -81,6 +81,7 @@ pub(super) struct Codecs {
     pub(super) events: OrderEventCodec,
     pub(super) statuses: OrderStatusCodec,
     pub(super) adjustments: StockAdjustmentCodec,
+    pub(super) requests: OrderRequestCodec,
 }
 
 impl Codecs {
@@ -95,6 +96,7 @@ impl Codecs {
             events: OrderEventCodec::reading(&writers)?.on(&config.topics, schemas),
             statuses: OrderStatusCodec::reading(&writers)?.on(&config.topics, schemas),
             adjustments: StockAdjustmentCodec::reading(&writers)?.on(&config.topics, schemas),
+            requests: OrderRequestCodec::reading(&writers)?.on(&config.topics, schemas),
         })
     }
 }

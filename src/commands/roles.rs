@@ -2,6 +2,7 @@
 
 mod compensator;
 mod ingest;
+mod intake;
 mod worker;
 
 use std::{
@@ -32,7 +33,7 @@ use crate::{
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
     telemetry::{Health, MeasuredBy, Metrics, serve_admin},
-    wire::{OrderEventCodec, OrderStatusCodec, StockAdjustmentCodec},
+    wire::{OrderEventCodec, OrderRequestCodec, OrderStatusCodec, StockAdjustmentCodec},
 };
 
 /// Most time for admin requests in flight at the end of a stop.
@@ -64,6 +65,7 @@ pub(super) struct SharedParts {
     statuses: Arc<OrderStatusCodec>,
     adjustments: Arc<StockAdjustmentCodec>,
     pub(super) registry: Option<SchemaRegistry>,
+    requests: Arc<OrderRequestCodec>,
 }
 
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails. Then all stop in order, within
@@ -143,7 +145,8 @@ impl SharedParts {
     fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
         let runs = |role| roles.contains(&role);
         let registry = SchemaRegistry::open(&config)?;
-        let Codecs { events, statuses, adjustments } = Codecs::open(&config, registry.as_ref())?;
+        let Codecs { events, statuses, adjustments, requests } =
+            Codecs::open(&config, registry.as_ref())?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
             worker: runs(Role::Worker),
@@ -159,6 +162,7 @@ impl SharedParts {
             statuses: Arc::new(statuses),
             adjustments: Arc::new(adjustments),
             registry,
+            requests: Arc::new(requests),
             config: Arc::new(config),
         })
     }

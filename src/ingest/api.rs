@@ -27,6 +27,7 @@ use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
 pub(crate) use batch::BatchSlots;
+pub(super) use place::{Receipt, Source};
 
 use super::{
     Catalog, Changer, Committer, OutcomeWatch,
@@ -72,7 +73,7 @@ pub(crate) struct Api {
 }
 
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
-pub(crate) async fn serve(listener: TcpListener, api: Api) {
+pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
     let shutdown = api.shutdown.clone();
     let (metrics, max_connections) = (Arc::new(api.metrics.clone()), api.max_connections);
     begin_at_zero(&metrics);
@@ -95,7 +96,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Api) {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
         })
         .layer(middleware::from_fn_with_state(metrics, measure))
-        .with_state(Arc::new(api));
+        .with_state(api);
     let count_refusal =
         move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
     http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;

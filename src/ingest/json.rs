@@ -21,7 +21,7 @@ use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 const MAX_TEXT_CHARS: usize = 128;
 /// The longest idempotency key.
 pub(super) const MAX_KEY_BYTES: usize = 255;
-/// The fields of an order. Only an order of a batch has the last two.
+/// The fields of an order. [`OrderForm::fields`] says which form has which of the last two.
 const ORDER_FIELDS: [&str; 6] =
     ["reference", "customer_id", "hold_seconds", "lines", "order_id", "idempotency_key"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
@@ -65,12 +65,32 @@ pub(super) struct OrderDraft {
     pub(super) idempotency_key: Option<String>,
 }
 
+/// Where an order comes from. It decides how the order may name its identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum OrderForm {
+    /// A request of its own: the path or a header has its identity.
+    Single,
+    /// A line of a batch.
+    OfBatch,
+    /// A record of the intake: a header may have its key.
+    OfIntake,
+}
+
+impl OrderForm {
+    fn fields(self) -> &'static [&'static str] {
+        match self {
+            Self::Single => &ORDER_FIELDS[..4],
+            Self::OfIntake => &ORDER_FIELDS[..5],
+            Self::OfBatch => &ORDER_FIELDS,
+        }
+    }
+}
+
 /// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
 /// once there are [`MAX_FIELD_ERRORS`].
 pub(super) struct OrderSeed<'a> {
     pub(super) errors: &'a FieldErrors,
-    /// Whether the order may name its id or its key. Otherwise these fields are unknown.
-    pub(super) is_of_batch: bool,
+    pub(super) form: OrderForm,
     pub(super) hold_max_seconds: u32,
 }
 
@@ -195,7 +215,7 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<OrderDraft, A::Error> {
-        let names = if self.is_of_batch { &ORDER_FIELDS[..] } else { &ORDER_FIELDS[..4] };
+        let names = self.form.fields();
         let (mut draft, mut fields) = (OrderDraft::default(), Fields::new(names));
         while let Some(name) = map.next_key_seed(NameSeed(fields.names))? {
             match fields.note(name) {

@@ -14,6 +14,9 @@
 //! | `prefer.rs`, `outcomes.rs`, `subscriptions.rs` | let a client wait for the outcome |
 //! | `problem.rs` | errors as RFC 9457 wants them |
 //!
+//! An order that comes as a record of `order-requests` passes `intake.rs` in place of the first
+//! three steps, and needs no answer.
+//!
 //! A request that changes an order passes `changes.rs` in place of `committer.rs`.
 
 mod api;
@@ -23,6 +26,8 @@ mod changes;
 mod committer;
 mod groups;
 mod idempotency;
+mod intake;
+mod intake_record;
 mod json;
 mod outcomes;
 mod prefer;
@@ -34,5 +39,6 @@ pub(crate) use api::{Api, BatchSlots, serve};
 pub(crate) use catalog::Catalog;
 pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};
+pub(crate) use intake::Intake;
 pub(crate) use outcomes::OutcomeWatch;
 pub(crate) use request::{MAX_BODY_BYTES, OrderRequest};

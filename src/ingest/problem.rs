@@ -16,6 +16,7 @@ pub(super) const MAX_FIELD_ERRORS: usize = 20;
 pub(crate) struct Problem {
     status: StatusCode,
     members: Map<String, Value>,
+    is_expired: bool,
     headers: Vec<(HeaderName, String)>,
 }
 
@@ -36,7 +37,7 @@ impl Problem {
         members.insert("title".into(), status.canonical_reason().unwrap_or("Error").into());
         members.insert("status".into(), status.as_u16().into());
         members.insert("detail".into(), detail.into().into());
-        Self { status, members, headers: Vec::new() }
+        Self { status, members, is_expired: false, headers: Vec::new() }
     }
 
     /// 422 that names the wrong fields, the first [`MAX_FIELD_ERRORS`] of them.
@@ -49,6 +50,11 @@ impl Problem {
     #[must_use]
     pub(crate) fn with_errors(self, errors: &[FieldError]) -> Self {
         self.with("errors", json!(errors.get(..MAX_FIELD_ERRORS).unwrap_or(errors)))
+    }
+
+    /// 422 for a request that is too old: it is not known any more whether it was taken before.
+    pub(crate) fn expired(detail: impl Into<String>) -> Self {
+        Self { is_expired: true, ..Self::new(StatusCode::UNPROCESSABLE_ENTITY, detail) }
     }
 
     /// 503 with a `Retry-After` of a second.
@@ -72,6 +78,20 @@ impl Problem {
 
     pub(crate) fn status(&self) -> StatusCode {
         self.status
+    }
+
+    pub(super) fn is_expired(&self) -> bool {
+        self.is_expired
+    }
+
+    /// The detail, and each wrong field with its pointer, as one line.
+    pub(super) fn text(&self) -> String {
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let detail = self.members.get("detail").map(text).unwrap_or_default();
+        let errors = self.members.get("errors").and_then(Value::as_array);
+        errors.into_iter().flatten().fold(detail, |shown, error| {
+            format!("{shown}; {}: {}", text(&error["pointer"]), text(&error["detail"]))
+        })
     }
 
     pub(crate) fn body(&self) -> Value {

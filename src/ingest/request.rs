@@ -4,7 +4,9 @@ use axum::http::StatusCode;
 use serde::de::DeserializeSeed;
 
 use super::{
-    json::{AdjustmentsDraft, AdjustmentsSeed, FieldErrors, HoldSeed, OrderDraft, OrderSeed},
+    json::{
+        AdjustmentsDraft, AdjustmentsSeed, FieldErrors, HoldSeed, OrderDraft, OrderForm, OrderSeed,
+    },
     problem::Problem,
 };
 use crate::domain::{Lines, OrderId, adjustment::AdjustmentRequest};
@@ -33,7 +35,7 @@ pub(crate) struct BatchOrder {
 impl BatchOrder {
     /// Fails as [`OrderRequest::parse`] does.
     pub(crate) fn parse(line: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
-        let (draft, request) = read_order(line, hold_max_seconds, true)?;
+        let (draft, request) = read_order(line, hold_max_seconds, OrderForm::OfBatch)?;
         let OrderDraft { order_id, idempotency_key, .. } = draft;
         Ok(Self { order_id, idempotency_key, request })
     }
@@ -45,7 +47,22 @@ impl OrderRequest {
     /// Fails with a 400 if the body is not JSON. Fails with a 422 if it is JSON but not a valid
     /// order; the 422 names the wrong fields, 20 at most.
     pub(crate) fn parse(body: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
-        Ok(read_order(body, hold_max_seconds, false)?.1)
+        Ok(read_order(body, hold_max_seconds, OrderForm::Single)?.1)
+    }
+}
+
+/// A valid order of a record of the intake.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct RecordOrder {
+    pub(super) order_id: Option<OrderId>,
+    pub(super) request: OrderRequest,
+}
+
+impl RecordOrder {
+    /// Fails as [`OrderRequest::parse`] does.
+    pub(super) fn parse(text: &[u8], hold_max_seconds: u32) -> Result<Self, Problem> {
+        let (draft, request) = read_order(text, hold_max_seconds, OrderForm::OfIntake)?;
+        Ok(Self { order_id: draft.order_id, request })
     }
 }
 
@@ -53,10 +70,10 @@ impl OrderRequest {
 fn read_order(
     text: &[u8],
     hold_max_seconds: u32,
-    is_of_batch: bool,
+    form: OrderForm,
 ) -> Result<(OrderDraft, OrderRequest), Problem> {
     let errors = FieldErrors::default();
-    let seed = OrderSeed { errors: &errors, is_of_batch, hold_max_seconds };
+    let seed = OrderSeed { errors: &errors, form, hold_max_seconds };
     let mut draft = read_json(text, seed, &errors)?;
     match (errors.into_inner().as_slice(), Lines::new(std::mem::take(&mut draft.lines))) {
         ([], Ok(lines)) => {

@@ -18,6 +18,8 @@ pub struct Health {
 #[derive(Debug, Clone)]
 pub struct Component {
     name: &'static str,
+    /// Whether the process is ready only if this component is.
+    is_needed: bool,
     state: Arc<Mutex<ComponentState>>,
     /// When a dependency of the process was last seen down or slow.
     excused: Arc<Mutex<Option<Instant>>>,
@@ -36,6 +38,16 @@ struct ComponentState {
 impl Health {
     /// Adds a component, which is not ready until it reports.
     pub fn register(&self, name: &'static str) -> Component {
+        self.add(name, true)
+    }
+
+    /// Adds a component without which the process does its other work, so that it is ready whatever
+    /// this component reports.
+    pub(crate) fn register_optional(&self, name: &'static str) -> Component {
+        self.add(name, false)
+    }
+
+    fn add(&self, name: &'static str, is_needed: bool) -> Component {
         let state = ComponentState {
             reported: Instant::now(),
             waiting: false,
@@ -43,6 +55,7 @@ impl Health {
         };
         let component = Component {
             name,
+            is_needed,
             state: Arc::new(Mutex::new(state)),
             excused: Arc::clone(&self.excused),
         };
@@ -50,10 +63,11 @@ impl Health {
         component
     }
 
-    /// Each component that is not ready, with its reason.
+    /// Each needed component that is not ready, with its reason.
     pub(crate) fn not_ready(&self) -> Vec<String> {
         self.each(|component, state| {
-            state.not_ready.as_ref().map(|why| format!("{}: {why}", component.name))
+            let why = state.not_ready.as_ref().filter(|_| component.is_needed);
+            why.map(|why| format!("{}: {why}", component.name))
         })
     }
 

@@ -11,6 +11,7 @@ use super::{
     codec::{Codec, OwnSchema, REGISTRY_HEADER_BYTES},
     json,
     registered::RegisteredSchemas,
+    requests::ORDER_REQUEST,
     status_object,
 };
 use crate::{
@@ -80,7 +81,10 @@ pub(super) struct OrderStatusRecord {
 
 /// Fails with `Unreadable` for the first schema whose values no topic can read.
 pub(crate) fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
-    let mut others = writers.iter().filter(|writer| !adjustments::reads(writer));
+    let is_request = |writer: &WriterSchema| {
+        adjustments::reads(writer) || writer.is_read_by(&ORDER_REQUEST.parsed)
+    };
+    let mut others = writers.iter().filter(|writer| !is_request(writer));
     others.try_for_each(|writer| writer.check(&ORDER_EVENT.parsed, &ORDER_STATUS.parsed))
 }
 

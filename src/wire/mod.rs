@@ -16,6 +16,7 @@
 //! | --- | --- |
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
 //! | `adjustments.rs` | requests to adjust stock |
+//! | `requests.rs` | the codec of order requests |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -32,6 +33,7 @@ mod events;
 mod fingerprint;
 mod json;
 mod registered;
+mod requests;
 mod status_object;
 mod writer_schema;
 
@@ -41,4 +43,5 @@ pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::{StatusHeaders, check_writer_schemas};
 pub(crate) use registered::{RegisteredSchemas, Subject};
+pub(crate) use requests::OrderRequestCodec;
 pub(crate) use writer_schema::{SchemaError, WriterSchema};

@@ -41,6 +41,7 @@ mod horizon;
 mod hostile;
 mod idempotency;
 mod idempotency_storm;
+mod intake;
 mod kafka_life;
 mod lanes;
 mod lifecycle;

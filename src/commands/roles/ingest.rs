@@ -1,7 +1,9 @@
+use std::sync::Arc;
+
 use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
 
-use super::{Role, SharedParts, spawn};
+use super::{Role, SharedParts, intake::RunningIntake, spawn};
 use crate::{
     commands::process,
     http,
@@ -54,7 +56,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         health.register("announcements"),
         shutdown.clone(),
     ));
-    let api = Api {
+    let api = Arc::new(Api {
         catalog: Catalog::new(stock.clone()),
         hold_max_seconds: config.orders.hold_max_seconds,
         outbox_max: config.ingest.outbox_max,
@@ -70,11 +72,24 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         committer,
         changer,
         outcomes,
-    };
+    });
+    let mut intake = RunningIntake::start(&shared, &api)?;
     tracing::info!(address = %config.http.listen, "accepting orders");
     let serving = Box::pin(ingest::serve(listener, api));
     let serving = while_committing(serving, &mut committing, &mut changing);
+    let serving = async {
+        tokio::select! {
+            biased;
+            served = serving => served,
+            failed = RunningIntake::failed(&mut intake) => failed,
+        }
+    };
     shutdown.finish("HTTP requests", serving).await.transpose()?;
+    // The committer ends once nobody can give it orders.
+    let consumer = match intake {
+        Some(intake) => Some(intake.drained(&shared).await?),
+        None => None,
+    };
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("orders to change", ended(changing)).await;
     shutdown.finish("answers to waiting clients", asking).await.transpose()?;
@@ -84,6 +99,9 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     shutdown.finish("announcements", announcing).await.transpose()?;
     shutdown.finish("events to Kafka", relay.drain()).await;
     shutdown.finish("announcements to Kafka", announcer.drain()).await;
+    if let Some(consumer) = consumer {
+        shared.leave("the group of the intake", consumer).await?;
+    }
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
 }

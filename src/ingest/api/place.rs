@@ -31,6 +31,8 @@ use crate::{
 
 /// The caller of requests without authentication. Its keys stay valid with authentication.
 const ANONYMOUS: &str = "";
+/// The caller of the intake's keys. No authenticated caller has this name: theirs have no colon.
+const INTAKE: &str = "intake:";
 
 /// `POST`: ingest makes the order's id. Responds as [`Api::respond`] does.
 pub(super) async fn place_order(
@@ -81,17 +83,23 @@ pub(super) async fn put_order(
 }
 
 /// Who makes the id of an order, and by what a repetition of its request is recognized.
-pub(super) enum Source {
+pub(in crate::ingest) enum Source {
     /// Ingest makes the id. Each request makes an order of its own.
     Ingest,
     /// Ingest makes the id. The client's key is recognized.
     Key(String),
     /// The client has made the id, which is recognized.
     Client(OrderId),
+    /// Ingest makes the id. The key of a record is recognized, apart from the keys of HTTP.
+    RecordKey {
+        key: String,
+        /// The key may be forgotten: no new order is placed with it.
+        is_expired: bool,
+    },
 }
 
 /// What a request has made, or what an earlier equal request had made.
-pub(super) struct Receipt {
+pub(in crate::ingest) struct Receipt {
     order_id: OrderId,
     /// The order of an earlier request in its present state.
     replayed: Option<Box<OrderSummary>>,
@@ -135,13 +143,7 @@ impl Api {
         placed: Result<Receipt, Problem>,
         max_wait: Option<Duration>,
     ) -> Result<AnsweredOrder, Problem> {
-        let result = match &placed {
-            Ok(Receipt { replayed: None, .. }) => "accepted",
-            Ok(Receipt { replayed: Some(_), .. }) => "replayed",
-            Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => "invalid",
-            Err(_) => "rejected",
-        };
-        self.metrics.orders_ingested.with_label_values(&[result]).inc();
+        self.count(&placed);
         let Receipt { order_id, replayed } = placed?;
         let is_replayed = replayed.is_some();
         let known = replayed.filter(|order| order.state != OrderState::Pending);
@@ -154,17 +156,29 @@ impl Api {
         Ok(AnsweredOrder { order: outcome.unwrap_or(pending), is_replayed })
     }
 
+    /// Counts a request by its result.
+    pub(in crate::ingest) fn count(&self, placed: &Result<Receipt, Problem>) {
+        let result = match placed {
+            Ok(Receipt { replayed: None, .. }) => "accepted",
+            Ok(Receipt { replayed: Some(_), .. }) => "replayed",
+            Err(problem) if problem.status() == StatusCode::UNPROCESSABLE_ENTITY => "invalid",
+            Err(_) => "rejected",
+        };
+        self.metrics.orders_ingested.with_label_values(&[result]).inc();
+    }
+
     /// Saves the order of a request, unless an earlier request has made it. Fails with the problem
     /// that the client receives; unless it is a 504, nothing was saved.
-    pub(super) async fn place(
+    pub(in crate::ingest) async fn place(
         &self,
         source: Source,
         request: OrderRequest,
     ) -> Result<Receipt, Problem> {
         let order_id = match source {
             Source::Client(id) => id,
-            Source::Ingest | Source::Key(_) => OrderId::generate(),
+            Source::Ingest | Source::Key(_) | Source::RecordKey { .. } => OrderId::generate(),
         };
+        let is_expired = matches!(source, Source::RecordKey { is_expired: true, .. });
         let order = NewOrder {
             order_id,
             reference: request.reference,
@@ -176,16 +190,14 @@ impl Api {
         let identity = match source {
             Source::Ingest => None,
             Source::Client(_) => Some(Identity::OrderId),
-            Source::Key(key) => {
-                let key = IdempotencyKey { caller: ANONYMOUS.to_owned(), key };
-                let sha256 = idempotency::digest(&order);
-                Some(Identity::Key(Box::new(KeyedRequest { key, sha256 })))
-            }
+            Source::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
+            Source::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
         };
         let is_id = identity == Some(Identity::OrderId);
         let placement = Placement { order, identity };
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
-        let placed = match self.check(&placement).await {
+        let checked = if is_expired { Err(expired_key()) } else { self.check(&placement).await };
+        let placed = match checked {
             Ok(()) => self.committer.save(placement).await.map_err(|e| not_saved(order_id, &e))?,
             Err(refusal) => self.find_placed(&placement).await?.ok_or(refusal)?,
         };
@@ -212,10 +224,15 @@ impl Api {
             self.check_age(order)?;
         }
         self.refuse_unknown_products(&order.lines).await?;
-        if self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max {
+        if self.is_outbox_full() {
             return Err(Problem::unavailable("the broker lags behind; nothing was saved"));
         }
         Ok(())
+    }
+
+    /// Whether more events wait for the broker than `outbox_max`.
+    pub(in crate::ingest) fn is_outbox_full(&self) -> bool {
+        self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max
     }
 
     /// Fails with a 422 if the id of the order says that it is too old or from the future.
@@ -231,7 +248,12 @@ impl Api {
             "the order id was made at {made_at}: a new order's id must be younger than {from}, and \
              at most a day ahead; nothing was saved"
         );
-        Err(Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail))
+        let is_old = order.order_id < allowed.start;
+        Err(if is_old {
+            Problem::expired(detail)
+        } else {
+            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+        })
     }
 
     /// Fails with a 422 that names the lines whose product does not exist.
@@ -250,6 +272,18 @@ impl Api {
             .collect();
         if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
     }
+}
+
+fn keyed(caller: &str, key: String, order: &NewOrder) -> Identity {
+    let key = IdempotencyKey { caller: caller.to_owned(), key };
+    Identity::Key(Box::new(KeyedRequest { key, sha256: idempotency::digest(order) }))
+}
+
+fn expired_key() -> Problem {
+    Problem::expired(
+        "the record is older than keys are kept for certain, and its key is not known; nothing \
+         was saved",
+    )
 }
 
 fn nothing_saved(error: &SaveError) -> Problem {

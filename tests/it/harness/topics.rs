@@ -16,7 +16,7 @@ use stocklock::{
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
-use super::{World, world::PATIENCE};
+use super::{World, wait_for, world::PATIENCE};
 use stocklock::domain::{OrderEvent, OrderId, OrderStatus, Reason, ReportedStatus};
 
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -146,6 +146,16 @@ impl World {
                 .expect("a partition");
         }
         reader.commit(&offsets, CommitMode::Sync).expect("committed");
+    }
+
+    /// Has a group read a topic from its beginning again, once it has no member any more.
+    pub(crate) async fn rewind(&self, group_id: &str, topic: &str) {
+        let reader = self.reader(group_id);
+        let mut offsets = TopicPartitionList::new();
+        for (partition, _) in self.ends(&reader, topic) {
+            offsets.add_partition_offset(topic, partition, Offset::Offset(0)).expect("a partition");
+        }
+        wait_for(async || reader.commit(&offsets, CommitMode::Sync)).await;
     }
 
     /// How many messages of a topic the broker still has.
