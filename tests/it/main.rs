@@ -29,6 +29,7 @@ mod contention;
 mod contract;
 mod crash;
 mod defaults;
+mod dlq;
 mod failover;
 mod flow;
 mod harness;
