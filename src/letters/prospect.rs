@@ -77,14 +77,13 @@ impl Prospects<'_> {
                 Content::Tombstone | Content::Unreadable(_) | Content::Request => {}
             }
         }
-        let outcomes = match of_events.is_empty() {
-            true => HashMap::new(),
-            false => self.stock.find_outcomes(&of_events).await?,
-        };
-        let facts = match of_statuses.is_empty() {
-            true => HashMap::new(),
-            false => self.orders.find_facts(&of_statuses, now, self.horizon).await?,
-        };
+        let (mut outcomes, mut facts) = (HashMap::new(), HashMap::new());
+        if !of_events.is_empty() {
+            outcomes = self.stock.find_outcomes(&of_events).await?;
+        }
+        if !of_statuses.is_empty() {
+            facts = self.orders.find_facts(&of_statuses, now, self.horizon).await?;
+        }
         let prospects = contents.iter().map(|content| match content {
             Content::Event(event) => self.of_event(event, outcomes.get(&event.order_id), now),
             Content::Status(status) => of_status(status, facts.get(&status.order_id)),

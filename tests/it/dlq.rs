@@ -1,4 +1,4 @@
-//! `stocklock dlq`: letters are listed, shown, and produced again to the topics that they came from.
+//! `stocklock dlq`: letters are listed, shown, and produced again to their original topics.
 
 use std::time::{Duration, Instant};
 

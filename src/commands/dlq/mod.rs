@@ -150,16 +150,13 @@ fn summary(letter: &Letter, codecs: &LetterCodecs) -> Value {
 /// The same as a line of text.
 fn summary_line(letter: &Letter, codecs: &LetterCodecs) -> String {
     let time = letter.written_at.map_or_else(|| "no time".to_owned(), rfc3339);
-    let mut line = format!("{}  {time}  {}", letter.id, escaped(&letter.class));
-    if let Some(key) = &letter.key {
-        line += &format!("  key {}", printable(key));
-    }
-    if let Some(source) = codecs.source(letter) {
-        line += &format!("  source {}", escaped(&source));
-    }
+    let mut parts = vec![letter.id.to_string(), time, escaped(&letter.class)];
+    parts.extend(letter.key.as_deref().map(|key| format!("key {}", printable(key))));
+    parts.extend(codecs.source(letter).map(|source| format!("source {}", escaped(&source))));
     if letter.replays > 0 {
-        line += &format!("  replays {}", letter.replays);
+        parts.push(format!("replays {}", letter.replays));
     }
     let text: String = letter.text.chars().take(MAX_SHOWN_CHARS).collect();
-    line + "  " + &escaped(&text)
+    parts.push(escaped(&text));
+    parts.join("  ")
 }

@@ -179,12 +179,11 @@ async fn foretell(
         let all: Vec<&Letter> = page.iter().map(|judged| &judged.letter).collect();
         let found = prospects.of(&all, Utc::now()).await?;
         for (Judged { letter, left_alone }, prospect) in page.iter().zip(found) {
-            match left_alone {
-                Some(why) => *summary.left_alone.entry(*why).or_default() += 1,
-                None => {
-                    summary.replayed += 1;
-                    *summary.prospects.entry(prospect.verdict).or_default() += 1;
-                }
+            if let Some(why) = left_alone {
+                *summary.left_alone.entry(*why).or_default() += 1;
+            } else {
+                summary.replayed += 1;
+                *summary.prospects.entry(prospect.verdict).or_default() += 1;
             }
             if !print_prospect(letter, *left_alone, &prospect, parts, output) {
                 return Ok(summary);
