@@ -16,6 +16,7 @@
 //! | 4 | [`deduct`] | the worker: decides batches of orders | |
 //! | 4 | [`compensate`] | the compensator: applies batches of statuses to orders | |
 //! | 4 | [`retention`] | deletes old rows | |
+//! | 4 | `letters` | reads dead letters, judges them and replays them | |
 //! | 4 | `verify` | checks the invariants | |
 //! | 3 | [`store`] | all SQL, and the one runner of transactions | sqlx |
 //! | 3 | [`kafka`] | consumers, lanes, offsets, producers, dead letters | |
@@ -69,6 +70,7 @@ pub mod error_text;
 mod http;
 mod ingest;
 pub mod kafka;
+mod letters;
 pub mod lifecycle;
 pub mod lock;
 mod new_ids;

@@ -6,6 +6,7 @@ mod print;
 pub mod bench;
 mod config;
 mod dependencies;
+mod dlq;
 mod import;
 mod order;
 mod probe;
@@ -13,6 +14,7 @@ mod process;
 mod releases;
 mod roles;
 mod setup;
+mod since;
 mod stock;
 mod stock_adjust;
 mod stock_import;
@@ -77,6 +79,9 @@ enum Command {
     /// List releases that are owed, and owe lost ones again
     #[command(subcommand)]
     Releases(releases::ReleasesCommand),
+    /// List dead letters, show them, and produce them again to the topics that they came from
+    #[command(subcommand)]
+    Dlq(dlq::DlqCommand),
     /// Check the invariants over stores, locks and topics; exit status 0: they hold, 1: one is
     /// violated, 2: not all could be checked
     Verify(verify::VerifyArgs),
@@ -171,6 +176,7 @@ impl Command {
             Self::Stock(command) => stock::run(command, &config, output).await,
             Self::Order(command) => order::run(command, &config, output).await,
             Self::Releases(command) => releases::run(command, &config, output).await,
+            Self::Dlq(command) => dlq::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Probe(args) => probe::run(&args, &config, output).await,

@@ -91,6 +91,7 @@ impl Consumer {
                     inlet,
                     Lane {
                         topic: subscription.topic.to_owned(),
+                        group_id: subscription.group_id.into(),
                         messages,
                         partitions: Arc::clone(&partitions),
                         offsets: Offsets {

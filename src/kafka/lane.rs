@@ -25,6 +25,7 @@ pub(super) struct Received {
 /// [`Lane::run`] drives them through a [`Handler`](super::Handler).
 pub struct Lane {
     pub(super) topic: String,
+    pub(super) group_id: Arc<str>,
     pub(super) messages: UnboundedReceiver<Received>,
     pub(super) partitions: Arc<Partitions>,
     pub(super) offsets: Offsets,

@@ -41,6 +41,7 @@
 //! | --- | --- |
 //! | `producer.rs` | produces with acknowledgement; replaces its client |
 //! | `cloud_events.rs` | the headers of `CloudEvents` |
+//! | `replayer.rs` | produces dead letters to the topics that they came from |
 //! | `batch_size.rs` | fits the producer's batches to the topics |
 //! | `topics.rs` | the list of topics; creates them |
 //! | `topic_settings.rs` | finds settings of a topic that stop or lose messages |
@@ -88,6 +89,7 @@ mod producer;
 mod publishing;
 mod reader;
 mod renewal;
+mod replayer;
 mod throttle;
 mod topic_settings;
 mod topics;
@@ -98,6 +100,7 @@ pub use client::client_config;
 pub use consumer::Consumer;
 pub use consumer::Subscription;
 pub use dead_letters::DeadLetters;
+pub(crate) use dead_letters::headers as letter_headers;
 pub(crate) use group::has_members;
 pub use handler::DeadLetterReason;
 pub use handler::Done;
@@ -110,7 +113,8 @@ pub(crate) use probe::KafkaProbe;
 pub use producer::Message;
 pub use producer::ProduceError;
 pub use producer::Producer;
-pub(crate) use reader::TopicReader;
+pub(crate) use reader::{EndOffsets, StartOffsets, TopicReader};
+pub(crate) use replayer::{ReplayedMessage, Replayer};
 pub use topic_settings::MIN_MESSAGE_BYTES;
 pub use topics::delete_topics;
 pub use topics::{TOPICS, TopicDefinition};

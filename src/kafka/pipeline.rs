@@ -162,7 +162,7 @@ impl Lane {
         });
         let publishing = Publishing {
             step: publishing,
-            dead_letters,
+            dead_letters: dead_letters.of_group(&self.group_id),
             offsets: self.offsets.clone(),
             breaker: Breaker::default(),
             halted_lanes: metrics.lanes_stopped.with_label_values(&[&self.topic]),

@@ -20,6 +20,9 @@ const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the client may deliver nothing before [`TopicReader::read`] fails.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
 
+/// Most messages that the client fetches ahead, KiB.
+const MAX_FETCHED_KIB: &str = "16384";
+
 /// Reads the messages that a topic retains, without joining a group. Its calls block. A call fails
 /// if a broker rejects a question or does not answer it within 10 s.
 pub(crate) struct TopicReader {
@@ -28,6 +31,10 @@ pub(crate) struct TopicReader {
 
 /// An offset of each partition: it is read up to there, that offset excluded.
 pub(crate) type EndOffsets = BTreeMap<i32, i64>;
+
+/// The offset of each partition at which reading begins. A partition without one is read from its
+/// beginning.
+pub(crate) type StartOffsets = BTreeMap<i32, i64>;
 
 impl TopicReader {
     /// `group_id` is the group whose committed offsets can be asked for.
@@ -41,6 +48,7 @@ impl TopicReader {
             .set("enable.auto.offset.store", "false")
             .set("enable.partition.eof", "true")
             .set("auto.offset.reset", "earliest")
+            .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
             // The broker reports the end of a partition with an empty fetch.
             .set("fetch.wait.max.ms", "10");
         Ok(Self { client: client.create()? })
@@ -74,6 +82,36 @@ impl TopicReader {
         Ok(first..end)
     }
 
+    /// The ends with which the topic is read up to its present end.
+    pub(crate) fn present_ends(&self, topic: &str) -> KafkaResult<EndOffsets> {
+        let ends = self.partitions(topic)?.into_iter();
+        ends.map(|partition| Ok((partition, self.retained(topic, partition)?.end))).collect()
+    }
+
+    /// The first message of each partition that was written at `since` or later, milliseconds since
+    /// 1970. Removes partitions without such a message from `ends`.
+    pub(crate) fn starts_at(
+        &self,
+        topic: &str,
+        since_millis: i64,
+        ends: &mut EndOffsets,
+    ) -> KafkaResult<StartOffsets> {
+        let mut asked = TopicPartitionList::new();
+        for partition in ends.keys() {
+            asked.add_partition_offset(topic, *partition, Offset::Offset(since_millis.max(0)))?;
+        }
+        let answered = self.client.offsets_for_times(asked, ANSWER_TIMEOUT)?;
+        let mut starts = StartOffsets::new();
+        for element in answered.elements() {
+            element.error()?;
+            if let Offset::Offset(offset) = element.offset() {
+                starts.insert(element.partition(), offset);
+            }
+        }
+        ends.retain(|partition, _| starts.contains_key(partition));
+        Ok(starts)
+    }
+
     /// Gives `take` every message that the topic retains, up to `ends` or to the present end of the
     /// partition. The messages of a partition come in order. Returns early, without an error, once
     /// `take` returns `false`.
@@ -82,13 +120,25 @@ impl TopicReader {
     pub(crate) fn read(
         &self,
         topic: &str,
+        ends: EndOffsets,
+        take: impl FnMut(&BorrowedMessage<'_>) -> bool,
+    ) -> KafkaResult<()> {
+        self.read_from(topic, &StartOffsets::new(), ends, take)
+    }
+
+    /// The same from `starts` on.
+    pub(crate) fn read_from(
+        &self,
+        topic: &str,
+        starts: &StartOffsets,
         mut ends: EndOffsets,
         mut take: impl FnMut(&BorrowedMessage<'_>) -> bool,
     ) -> KafkaResult<()> {
-        ends.retain(|_, end| *end > 0);
+        ends.retain(|partition, end| *end > starts.get(partition).copied().unwrap_or(0));
         let mut assigned = TopicPartitionList::new();
         for partition in ends.keys() {
-            assigned.add_partition_offset(topic, *partition, Offset::Beginning)?;
+            let start = starts.get(partition).map_or(Offset::Beginning, |at| Offset::Offset(*at));
+            assigned.add_partition_offset(topic, *partition, start)?;
         }
         self.client.assign(&assigned)?;
         let mut received_at = Instant::now();
@@ -124,7 +174,7 @@ impl TopicReader {
     }
 
     /// The numbers of a topic's partitions.
-    fn partitions(&self, topic: &str) -> KafkaResult<Vec<i32>> {
+    pub(crate) fn partitions(&self, topic: &str) -> KafkaResult<Vec<i32>> {
         let metadata = self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
         let Some(found) = metadata.topics().first() else {
             return Err(KafkaError::MetadataFetch(RDKafkaErrorCode::UnknownTopic));

@@ -2,7 +2,11 @@
 
 mod first;
 
-use std::{borrow::Borrow, collections::BTreeSet, time::Duration};
+use std::{
+    borrow::Borrow,
+    collections::{BTreeSet, HashMap},
+    time::Duration,
+};
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
@@ -11,6 +15,7 @@ use self::first::{AppliedFirst, FirstDecisions};
 use super::{
     OrderStore, StoreError,
     changes::{Changed, Context, Event, Plan},
+    database::on_connection,
     rows::{order_id, order_ids, order_state, text, wanted_orders},
     transaction::transaction,
 };
@@ -60,6 +65,8 @@ macro_rules! lock_states {
 }
 
 const LOCK_STATES: &str = lock_states!("FOR UPDATE");
+/// Locks nothing.
+const READ_STATES: &str = lock_states!("");
 const LOCK_UNLOCKED: &str = lock_states!("FOR UPDATE SKIP LOCKED");
 
 impl OrderStore {
@@ -100,6 +107,30 @@ impl OrderStore {
             crash_point("compensate.written");
             Ok(Applied { changed, released })
         })
+    }
+}
+
+impl OrderStore {
+    /// The facts of the orders `ids` that exist, each with its error text if it cannot be read.
+    pub(crate) async fn find_facts(
+        &self,
+        ids: &[OrderId],
+        now: DateTime<Utc>,
+        horizon: Horizon,
+    ) -> Result<HashMap<OrderId, Result<OrderFacts, String>>, StoreError> {
+        let query = sqlx::query(READ_STATES).bind(order_ids(ids.iter().copied())?);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        let releasable_from = horizon.releasable_from(now);
+        let facts = |row: &MySqlRow| {
+            let order = locked_order(row)?;
+            Ok(OrderFacts {
+                state: order.state,
+                wants_hold: order.hold_seconds.is_some() && !order.is_hold_confirmed,
+                is_releasable: order.order_id >= releasable_from,
+            })
+        };
+        let readable = |row| facts(row).map_err(|error: StoreError| error.to_string());
+        rows.iter().map(|row| Ok((order_id(row)?, readable(row)))).collect()
     }
 }
 
@@ -146,17 +177,18 @@ pub(super) async fn lock_unlocked(
 }
 
 fn locked(rows: Vec<MySqlRow>) -> Result<Vec<LockedOrder>, StoreError> {
-    let locked = |row: &MySqlRow| {
-        Ok(LockedOrder {
-            order_id: order_id(row)?,
-            state: order_state(row)?,
-            reason: text(row, "reason")?,
-            reference: text(row, "reference")?,
-            hold_seconds: row.try_get("hold_seconds")?,
-            is_hold_confirmed: row.try_get("is_hold_confirmed")?,
-            created_at: row.try_get("created_at")?,
-            read_at: row.try_get("read_at")?,
-        })
-    };
-    rows.iter().map(locked).collect()
+    rows.iter().map(locked_order).collect()
+}
+
+fn locked_order(row: &MySqlRow) -> Result<LockedOrder, StoreError> {
+    Ok(LockedOrder {
+        order_id: order_id(row)?,
+        state: order_state(row)?,
+        reason: text(row, "reason")?,
+        reference: text(row, "reference")?,
+        hold_seconds: row.try_get("hold_seconds")?,
+        is_hold_confirmed: row.try_get("is_hold_confirmed")?,
+        created_at: row.try_get("created_at")?,
+        read_at: row.try_get("read_at")?,
+    })
 }

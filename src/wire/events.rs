@@ -4,7 +4,8 @@ use std::sync::{Arc, LazyLock};
 
 use apache_avro::Schema;
 use chrono::{DateTime, Utc};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     SchemaError, WireError, WriterSchema, adjustments,
@@ -48,7 +49,7 @@ static ORDER_STATUS: OwnSchema = OwnSchema {
 const MAX_SOURCE_CHARS: usize = 128;
 
 /// An event as the schema has it.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename = "order_event")]
 struct OrderEventRecord {
     order_id: String,
@@ -59,7 +60,7 @@ struct OrderEventRecord {
     reference: Option<String>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename = "order_line")]
 struct OrderLineRecord {
     product_id: String,
@@ -67,7 +68,7 @@ struct OrderLineRecord {
 }
 
 /// A status as the schema has it.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename = "order_status")]
 pub(super) struct OrderStatusRecord {
     pub(super) order_id: String,
@@ -127,6 +128,13 @@ impl OrderEventCodec {
             .optional_long(event.hold_seconds.map(i64::from))
             .optional_string(event.reference.as_deref())
             .into_bytes()
+    }
+
+    /// The fields of a value, whatever their bounds. Fails as `decode` does, but never with
+    /// `Invalid`.
+    pub(crate) fn fields(&self, bytes: &[u8]) -> Result<Value, WireError> {
+        let record: OrderEventRecord = self.0.decode(bytes)?;
+        serde_json::to_value(record).map_err(WireError::BrokenJson)
     }
 
     /// Reads an event. Fails with every variant of [`WireError`] except `BrokenJson`: an event is
@@ -230,6 +238,16 @@ impl OrderStatusCodec {
             StatusFormat::Json => "application/json",
         };
         self.cloudevents.then_some(StatusHeaders { content_type })
+    }
+
+    /// The fields of a value, whatever their bounds. Fails as `decode` does, but never with
+    /// `Invalid`.
+    pub(crate) fn fields(&self, bytes: &[u8]) -> Result<Value, WireError> {
+        if let Some(text) = json::object(bytes) {
+            return serde_json::from_slice(text).map_err(WireError::BrokenJson);
+        }
+        let record: OrderStatusRecord = self.codec.decode(bytes)?;
+        serde_json::to_value(record).map_err(WireError::BrokenJson)
     }
 
     /// Reads a status in Avro or as a JSON object. A status without a time occurred at

@@ -216,7 +216,10 @@ fn bad(known_id: Uuid) -> Vec<(&'static str, Request)> {
         ("invalid", Request::of(order("bad")).with(KEY, "a b")),
         ("invalid", Request::of(with("order_id", json!(known_id)))),
         ("invalid", Request::of(order("bad")).with(KEY, "known")),
-        ("invalid", Request::of(with("order_id", json!(made_ago(TimeDelta::hours(-25)).to_string())))),
+        (
+            "invalid",
+            Request::of(with("order_id", json!(made_ago(TimeDelta::hours(-25)).to_string()))),
+        ),
         ("invalid", Request::of(order("bad")).made_ago(days(-2))),
         ("invalid", Request::of(order("bad")).with(KEY, "future").made_ago(days(-2))),
         ("expired", Request::of(with("order_id", json!(aged(31).to_string())))),

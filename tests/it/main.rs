@@ -31,6 +31,7 @@ mod contention;
 mod contract;
 mod crash;
 mod defaults;
+mod dlq;
 mod failover;
 mod flow;
 mod formats;
