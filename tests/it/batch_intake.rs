@@ -15,7 +15,7 @@ on_each_database!(
 );
 
 /// How much memory ingest may take more for a batch of any length.
-const MAX_GROWTH_KIB: u64 = 32 << 10;
+const MAX_GROWTH_KIB: u64 = 8 << 10;
 
 fn statuses(answers: &[Value]) -> Vec<u64> {
     answers.iter().map(|answer| answer["status"].as_u64().expect("a status")).collect()

@@ -21,6 +21,7 @@ on_each_database!(
     an_import_that_is_killed_three_times_places_each_order_once,
     an_import_goes_on_by_itself_after_ingest_is_killed,
     a_corrected_file_places_only_the_corrected_lines,
+    the_lines_of_a_pipe_with_a_prefix_are_sent_as_they_come,
 );
 
 const SAVED: (&str, &str) = ("stocklock_orders_ingested_total", r#"result="accepted""#);
@@ -149,6 +150,28 @@ async fn a_corrected_file_places_only_the_corrected_lines(world: World) {
     assert_eq!(counts(&corrected, names), [4, 2, 0]);
     assert_eq!(counts(&on_purpose.json(), names), [2, 0, 1]);
     assert_eq!(world.count_orders("PENDING").await, 6);
+}
+
+async fn the_lines_of_a_pipe_with_a_prefix_are_sent_as_they_come(world: World) {
+    world.import(&[("a", 100)]);
+    let ingest = world.start("ingest").await;
+    let (order, set) = (lines(&[("a", 1)]), format!("client.url={}", ingest.http));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_stocklock"));
+    command.args(["--output", "json", "order", "import", "/dev/stdin", "--key-prefix", "p"]);
+    command.args(["--set", &set]).stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut import = command.spawn().expect("the binary runs");
+    let mut input = import.stdin.take().expect("a pipe");
+
+    for count in 1..=2 {
+        writeln!(input, "{order}").expect("written");
+        saved(&ingest, count).await;
+    }
+    drop(input);
+
+    let ended = blocking(|| import.wait_with_output().expect("it ends")).await;
+    let summary: Value = serde_json::from_slice(&ended.stdout).expect("a summary");
+    assert_eq!(counts(&summary, ["read", "accepted", "unknown"]), [2, 2, 0]);
+    assert_eq!(summary["key_prefix"], "p");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

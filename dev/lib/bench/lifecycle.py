@@ -62,8 +62,10 @@ def expiry(results):
 
 def imports(results):
     yield "## An import\n"
-    yield "`stocklock order import` sends a file of real baskets, workload J."
-    yield "It is not killed, or SIGKILL ends it and it starts again with the same file."
+    yield "`stocklock order import` sends a file of real baskets, the invalid ones too."
+    yield "The time runs until the last answer, and not until the orders are final."
+    yield "SIGKILL ends the import as often as the table says."
+    yield "It then starts again with the same file.\n"
     yield "The summary accounts for each line, and `verify` finds each order once.\n"
     rows = []
     figures = ("orders_per_s", "seconds", "orders", "replayed", "invalid", "errors")
