@@ -39,6 +39,7 @@ pub(crate) struct RecordPlace {
 #[derive(Debug)]
 pub(crate) struct ArrivedRequest {
     place: RecordPlace,
+    written_at: Option<DateTime<Utc>>,
     request: AdjustmentRequest,
 }
 
@@ -53,11 +54,10 @@ impl Handler for Adjuster {
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let place = RecordPlace { partition: message.partition(), offset: message.offset() };
         let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        check_age(written_at, self.kept, Utc::now())?;
         let request = self.codec.decode(message.payload().unwrap_or_default());
         let request = request
             .map_err(|error| DeadLetterReason { class: error.class(), text: error.to_string() })?;
-        Ok(ArrivedRequest { place, request })
+        Ok(ArrivedRequest { place, written_at, request })
     }
 
     /// Does the requests in order, as many in a transaction as fit. If it fails, the transactions
@@ -65,13 +65,19 @@ impl Handler for Adjuster {
     ///
     /// Fails as [`StockStore::adjust`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Unadjusted>, StoreError> {
-        let arrived: Vec<_> = messages.iter().flatten().collect();
-        let mut unadjusted = Unadjusted::new();
+        let (mut arrived, mut unadjusted) = (Vec::new(), Unadjusted::new());
+        let now = Utc::now();
+        for message in messages.iter().flatten() {
+            match check_age(message.written_at, self.kept, now) {
+                Ok(()) => arrived.push(message),
+                Err(reason) => drop(unadjusted.insert(message.place, reason)),
+            }
+        }
         let mut rest = &arrived[..];
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(fitting(rest));
             let requests: Vec<_> = batch.iter().map(|arrived| &arrived.request).collect();
-            let adjusted = self.store.adjust(&requests, Utc::now()).await?;
+            let adjusted = self.store.adjust(&requests, now).await?;
             crash_point("adjust.committed");
             let reasons = batch.iter().zip(&adjusted);
             unadjusted.extend(

@@ -24,7 +24,7 @@ use axum::{
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
-use tokio::net::TcpListener;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 pub(crate) use batch::BatchSlots;
 
@@ -64,7 +64,10 @@ pub(crate) struct Api {
     pub(crate) batch_slots: BatchSlots,
     /// Whether clients may adjust stock.
     pub(crate) takes_adjustments: bool,
-    /// Until then an adjustment is repeated whose commit was not answered.
+    /// Requests to adjust stock that run at a time: they leave sessions to other requests.
+    pub(crate) adjust_slots: Arc<Semaphore>,
+    /// How long a request to adjust stock waits for a slot. For so long it is also repeated if its
+    /// commit was not answered.
     pub(crate) adjust_deadline: Duration,
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,

@@ -1,5 +1,7 @@
+use std::sync::Arc;
+
 use anyhow::{Context as _, bail};
-use tokio::{net::TcpListener, task::JoinSet};
+use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
 
 use super::{Role, SharedParts, spawn};
 use crate::{
@@ -61,6 +63,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         horizon: config.retention.horizon,
         batch_slots: BatchSlots::default(),
         takes_adjustments: config.http.listen.ip().is_loopback() || config.auth.anonymous_stock,
+        // Half of the sessions stay free for reads of products.
+        adjust_slots: Arc::new(Semaphore::new((config.stock_store.pool_max / 2).max(1) as usize)),
         adjust_deadline: deadline,
         max_connections,
         shutdown: shutdown.clone(),
