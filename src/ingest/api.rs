@@ -9,10 +9,7 @@ mod show;
 mod shown;
 mod watch;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -24,8 +21,9 @@ use axum::{
 };
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::net::TcpListener;
 
+pub(crate) use adjust::AdjustTerms;
 pub(crate) use batch::BatchSlots;
 
 use super::{
@@ -62,13 +60,7 @@ pub(crate) struct Api {
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) batch_slots: BatchSlots,
-    /// Whether clients may adjust stock.
-    pub(crate) takes_adjustments: bool,
-    /// Requests to adjust stock that run at a time: they leave sessions to other requests.
-    pub(crate) adjust_slots: Arc<Semaphore>,
-    /// How long a request to adjust stock waits for a slot. For so long it is also repeated if its
-    /// commit was not answered.
-    pub(crate) adjust_deadline: Duration,
+    pub(crate) adjusting: AdjustTerms,
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,

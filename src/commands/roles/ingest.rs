@@ -1,13 +1,14 @@
-use std::sync::Arc;
-
 use anyhow::{Context as _, bail};
-use tokio::{net::TcpListener, sync::Semaphore, task::JoinSet};
+use tokio::{net::TcpListener, task::JoinSet};
 
 use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
+    config::Config,
     http,
-    ingest::{self, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
+    ingest::{
+        self, AdjustTerms, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch,
+    },
     relay::{PendingWatch, ReleaseWatch},
     store::StoreUse,
 };
@@ -62,10 +63,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         outbox_max: config.ingest.outbox_max,
         horizon: config.retention.horizon,
         batch_slots: BatchSlots::default(),
-        takes_adjustments: config.http.listen.ip().is_loopback() || config.auth.anonymous_stock,
-        // Half of the sessions stay free for reads of products.
-        adjust_slots: Arc::new(Semaphore::new((config.stock_store.pool_max / 2).max(1) as usize)),
-        adjust_deadline: deadline,
+        adjusting: adjust_terms(config),
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
@@ -90,6 +88,13 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     shutdown.finish("announcements to Kafka", announcer.drain()).await;
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+/// Without authentication, clients adjust stock on a loopback address alone, unless a setting allows
+/// it everywhere.
+fn adjust_terms(config: &Config) -> AdjustTerms {
+    let is_allowed = config.http.listen.ip().is_loopback() || config.auth.anonymous_stock;
+    AdjustTerms::new(is_allowed, config.stock_store.pool_max, config.ingest.deadline)
 }
 
 /// Serves requests. Fails if a task that saves or changes orders ends before.

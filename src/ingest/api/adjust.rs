@@ -10,7 +10,10 @@ use axum::{
 };
 use chrono::Utc;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     super::{
@@ -30,6 +33,25 @@ use crate::{
 /// The pause before a request is repeated whose commit was not answered.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// On which terms clients may adjust stock.
+#[derive(Clone)]
+pub(crate) struct AdjustTerms {
+    is_allowed: bool,
+    /// Requests that run at a time: they leave sessions to reads of products.
+    slots: Arc<Semaphore>,
+    /// How long a request waits for a slot. For so long it is also repeated if its commit was not
+    /// answered.
+    deadline: Duration,
+}
+
+impl AdjustTerms {
+    /// Requests take up to half of `pool_max` sessions.
+    pub(crate) fn new(is_allowed: bool, pool_max: u32, deadline: Duration) -> Self {
+        let slots = Arc::new(Semaphore::new((pool_max / 2).max(1) as usize));
+        Self { is_allowed, slots, deadline }
+    }
+}
+
 /// Responds 200 with the new level of each product.
 ///
 /// Fails with
@@ -45,7 +67,8 @@ pub(super) async fn adjust_stock(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    if !api.takes_adjustments {
+    let AdjustTerms { is_allowed, slots, deadline } = api.adjusting.clone();
+    if !is_allowed {
         let detail = "adjustments need authentication, or auth.anonymous_stock; \
                       nothing was changed";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
@@ -54,12 +77,12 @@ pub(super) async fn adjust_stock(
     let read = body::read(body, &connection).await?;
     let request = Arc::new(AdjustmentRequest::parse(&read.bytes)?);
     drop(read);
-    let slot = timeout(api.adjust_deadline, Arc::clone(&api.adjust_slots).acquire_owned()).await;
+    let slot = timeout(deadline, slots.acquire_owned()).await;
     let Ok(Ok(slot)) = slot else {
         let detail = "too many requests to adjust stock; nothing was changed";
         return Err(Problem::unavailable(detail));
     };
-    let (store, deadline) = (api.stock.clone(), api.adjust_deadline);
+    let store = api.stock.clone();
     // A task, since a client that goes away must not cut off a commit.
     let adjusted = tokio::spawn({
         let request = Arc::clone(&request);
