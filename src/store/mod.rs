@@ -69,6 +69,8 @@ pub(crate) use movements::StoredMovement;
 pub use orders::OrderStore;
 pub use orders::OrderSummary;
 pub use orders::StoredOrder;
+pub(crate) use outbox::OutboxGroup;
+pub use outbox::PublishedGroup;
 pub use pending::UnscannedOrder;
 pub use placement::Identity;
 pub(crate) use placement::leaders;
