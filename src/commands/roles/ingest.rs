@@ -90,8 +90,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     Ok(())
 }
 
-/// Without authentication, clients adjust stock on a loopback address alone, unless a setting allows
-/// it everywhere.
+/// Without authentication, clients adjust stock on a loopback address alone, unless a setting
+/// allows it everywhere.
 fn adjust_terms(config: &Config) -> AdjustTerms {
     let is_allowed = config.http.listen.ip().is_loopback() || config.auth.anonymous_stock;
     AdjustTerms::new(is_allowed, config.stock_store.pool_max, config.ingest.deadline)
