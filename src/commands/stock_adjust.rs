@@ -21,8 +21,8 @@ pub(super) struct AdjustArgs {
     /// Units to add, such as +5, or to remove, such as -5
     #[arg(
         allow_negative_numbers = true,
-        required_unless_present = "set",
-        conflicts_with = "set",
+        required_unless_present = "to",
+        conflicts_with = "to",
         value_parser = clap::value_parser!(i64).range(-MAX_AVAILABLE..=MAX_AVAILABLE)
     )]
     delta: Option<i64>,
@@ -32,7 +32,7 @@ pub(super) struct AdjustArgs {
         value_name = "UNITS",
         value_parser = clap::value_parser!(i64).range(0..=MAX_AVAILABLE)
     )]
-    set: Option<i64>,
+    to: Option<i64>,
     /// Why the stock changes
     #[arg(long, value_name = "TEXT", value_parser = NonEmptyStringValueParser::new())]
     reason: String,
@@ -61,11 +61,11 @@ pub(super) async fn run(
     args: AdjustArgs,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let AdjustArgs { id, delta, set, reason, reference, if_version, request_id } = args;
+    let AdjustArgs { id, delta, to, reason, reference, if_version, request_id } = args;
     let request_id = request_id.unwrap_or_else(|| Uuid::now_v7().to_string());
     Adjustment::check_reason(&reason)?;
     reference.as_deref().map(Adjustment::check_reference).transpose()?;
-    let change = StockChange::new(delta, set).context("the units")?;
+    let change = StockChange::new(delta, to).context("the units")?;
     let adjustment = Adjustment { product_id: id.clone(), change, if_version, reason, reference };
     let request = AdjustmentRequest::new(request_id.clone(), vec![adjustment])?;
     let adjusted = store.adjust(&[&request], Utc::now()).await.with_context(|| {

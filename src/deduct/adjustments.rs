@@ -39,35 +39,27 @@ pub(crate) struct RecordPlace {
 #[derive(Debug)]
 pub(crate) struct ArrivedRequest {
     place: RecordPlace,
+    written_at: Option<DateTime<Utc>>,
     request: AdjustmentRequest,
-}
-
-/// Why a record has no request.
-#[derive(Debug)]
-pub(crate) enum UnreadRequest {
-    /// The record is too old, or its time is of no use.
-    Expired(DeadLetterReason),
-    Value(WireError),
 }
 
 /// The records that were handled and are dead-lettered.
 type Unadjusted = HashMap<RecordPlace, DeadLetterReason>;
 
 impl Handler for Adjuster {
-    type Decoded = Result<ArrivedRequest, UnreadRequest>;
+    type Decoded = Result<ArrivedRequest, WireError>;
     type Handled = Unadjusted;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let place = RecordPlace { partition: message.partition(), offset: message.offset() };
         let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        check_age(written_at, self.kept, Utc::now()).map_err(UnreadRequest::Expired)?;
         let request = self.codec.decode(message.payload().unwrap_or_default());
-        Ok(ArrivedRequest { place, request: request.map_err(UnreadRequest::Value)? })
+        Ok(ArrivedRequest { place, written_at, request: request? })
     }
 
     fn is_pending(&self, message: &Self::Decoded) -> bool {
-        matches!(message, Err(UnreadRequest::Value(error)) if error.is_pending())
+        message.as_ref().is_err_and(WireError::is_pending)
     }
 
     /// Does the requests in order, as many in a transaction as fit. If it fails, the transactions
@@ -75,13 +67,19 @@ impl Handler for Adjuster {
     ///
     /// Fails as [`StockStore::adjust`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Unadjusted>, StoreError> {
-        let arrived: Vec<_> = messages.iter().flatten().collect();
-        let mut unadjusted = Unadjusted::new();
+        let (mut arrived, mut unadjusted) = (Vec::new(), Unadjusted::new());
+        let now = Utc::now();
+        for message in messages.iter().flatten() {
+            match check_age(message.written_at, self.kept, now) {
+                Ok(()) => arrived.push(message),
+                Err(reason) => drop(unadjusted.insert(message.place, reason)),
+            }
+        }
         let mut rest = &arrived[..];
         while !rest.is_empty() {
             let (batch, later) = rest.split_at(fitting(rest));
             let requests: Vec<_> = batch.iter().map(|arrived| &arrived.request).collect();
-            let adjusted = self.store.adjust(&requests, Utc::now()).await?;
+            let adjusted = self.store.adjust(&requests, now).await?;
             crash_point("adjust.committed");
             let reasons = batch.iter().zip(&adjusted);
             unadjusted.extend(
@@ -99,10 +97,7 @@ impl Handler for Adjuster {
         unadjusted: &Unadjusted,
     ) -> Option<DeadLetterReason> {
         match message {
-            Err(UnreadRequest::Expired(reason)) => Some(reason.clone()),
-            Err(UnreadRequest::Value(error)) => {
-                Some(DeadLetterReason { class: error.class(), text: error.to_string() })
-            }
+            Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
             Ok(arrived) => unadjusted.get(&arrived.place).cloned(),
         }
     }

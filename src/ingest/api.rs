@@ -9,10 +9,7 @@ mod show;
 mod shown;
 mod watch;
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Instant};
 
 use axum::{
     Router,
@@ -26,6 +23,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use serde_json::{Map, Value};
 use tokio::net::TcpListener;
 
+pub(crate) use adjust::AdjustTerms;
 pub(crate) use batch::BatchSlots;
 pub(super) use place::{Receipt, Source};
 
@@ -63,10 +61,7 @@ pub(crate) struct Api {
     /// The longest hold that a client may ask for.
     pub(crate) hold_max_seconds: u32,
     pub(crate) batch_slots: BatchSlots,
-    /// Whether clients may adjust stock.
-    pub(crate) takes_adjustments: bool,
-    /// Until then an adjustment is repeated whose commit was not answered.
-    pub(crate) adjust_deadline: Duration,
+    pub(crate) adjusting: AdjustTerms,
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,

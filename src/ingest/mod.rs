@@ -35,7 +35,7 @@ mod problem;
 mod request;
 mod subscriptions;
 
-pub(crate) use api::{Api, BatchSlots, serve};
+pub(crate) use api::{AdjustTerms, Api, BatchSlots, serve};
 pub(crate) use catalog::Catalog;
 pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};

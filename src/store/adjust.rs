@@ -227,7 +227,7 @@ async fn insert_requests(
     }
     let rows = batch.done.iter().map(|(id, (sha256, levels))| {
         let levels: Vec<_> = levels.iter().map(|level| (level.available, level.version)).collect();
-        Ok((id, hex(*sha256), parameter(&levels)?))
+        Ok((id, hex(sha256), parameter(&levels)?))
     });
     let rows = parameter(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
     let inserted = sqlx::query(INSERT_REQUESTS).bind(now).bind(rows).execute(conn).await;

@@ -88,5 +88,5 @@ pub use verify::IdRange;
 pub use verify::StockSnapshot;
 pub(crate) use verify::{
     CorruptOutcome, LateAnnouncement, OrderContent, OrderPage, OutcomeFault, OutcomePage,
-    SilentTransactions,
+    RepeatedAdjustment, SilentTransactions,
 };

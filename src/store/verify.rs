@@ -19,7 +19,7 @@ pub use pages::IdRange;
 pub(crate) use pages::{OrderContent, OrderPage, OutcomePage};
 pub(crate) use silent::SilentTransactions;
 pub use snapshot::StockSnapshot;
-pub(crate) use snapshot::{CorruptOutcome, OutcomeFault};
+pub(crate) use snapshot::{CorruptOutcome, OutcomeFault, RepeatedAdjustment};
 
 use super::{
     OrderStore, StockStore, StoreError,

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::{Report, Violation};
-use crate::store::{CorruptOutcome, OutcomeFault, StockSnapshot};
+use crate::store::{CorruptOutcome, OutcomeFault, RepeatedAdjustment, StockSnapshot};
 
 /// Checks the snapshot alone. The result is exact, also under load.
 pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
@@ -32,6 +32,10 @@ pub(super) fn check(snapshot: &StockSnapshot, report: &mut Report) {
         .filter(|id| !snapshot.available.contains_key(id))
     {
         violated(2, format!("product {id}"), "the ledger has it, and products has not".to_owned());
+    }
+    for RepeatedAdjustment { request_id, product_id, movements } in &snapshot.repeated {
+        let detail = format!("it adjusted product {product_id} {movements} times");
+        violated(4, format!("request {request_id}"), detail);
     }
     for CorruptOutcome { order_id, fault } in &snapshot.corrupt {
         let (invariant, detail) = describe(fault);

@@ -34,6 +34,9 @@ async fn with_the_stock_store_away_the_worker_decides_about_unknown_products(wor
 
     let away = api.get("/v1/products/a").await.problem(503);
     assert!(away.header("retry-after").parse::<u64>().is_ok(), "{away:?}");
+    api.get("/v1/products/a/movements").await.problem(503);
+    let adjustment = json!({"product_id": "a", "delta": 1, "reason": "count"});
+    api.adjust(&json!({"request_id": "r", "adjustments": [adjustment]})).await.problem(503);
 
     assert_eq!(world.available("a"), 4);
     world.verify();

@@ -6,6 +6,7 @@
 #![allow(clippy::float_cmp, reason = "the metrics that tests compare are counts")]
 
 mod adjustments;
+mod adjustments_load;
 mod adjustments_topic;
 mod admin;
 mod api;

@@ -6,8 +6,11 @@ use tokio::{net::TcpListener, task::JoinSet};
 use super::{Role, SharedParts, intake::RunningIntake, spawn};
 use crate::{
     commands::process,
+    config::Config,
     http,
-    ingest::{self, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
+    ingest::{
+        self, AdjustTerms, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch,
+    },
     relay::{PendingWatch, ReleaseWatch},
     store::StoreUse,
 };
@@ -62,8 +65,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         outbox_max: config.ingest.outbox_max,
         horizon: config.retention.horizon,
         batch_slots: BatchSlots::default(),
-        takes_adjustments: config.http.listen.ip().is_loopback() || config.auth.anonymous_stock,
-        adjust_deadline: deadline,
+        adjusting: adjust_terms(config),
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
@@ -104,6 +106,13 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     }
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+/// Without authentication, clients adjust stock on a loopback address alone, unless a setting
+/// allows it everywhere.
+fn adjust_terms(config: &Config) -> AdjustTerms {
+    let is_allowed = config.http.listen.ip().is_loopback() || config.auth.anonymous_stock;
+    AdjustTerms::new(is_allowed, config.stock_store.pool_max, config.ingest.deadline)
 }
 
 /// Serves requests. Fails if a task that saves or changes orders ends before.

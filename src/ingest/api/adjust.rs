@@ -10,7 +10,10 @@ use axum::{
 };
 use chrono::Utc;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
+use tokio::{
+    sync::Semaphore,
+    time::{Instant, sleep, timeout},
+};
 
 use super::{
     super::{
@@ -30,6 +33,25 @@ use crate::{
 /// The pause before a request is repeated whose commit was not answered.
 const RETRY_DELAY: Duration = Duration::from_millis(200);
 
+/// On which terms clients may adjust stock.
+#[derive(Clone)]
+pub(crate) struct AdjustTerms {
+    is_allowed: bool,
+    /// Requests that run at a time: they leave sessions to reads of products.
+    slots: Arc<Semaphore>,
+    /// How long a request waits for a slot. For so long it is also repeated if its commit was not
+    /// answered.
+    deadline: Duration,
+}
+
+impl AdjustTerms {
+    /// Requests take up to half of `pool_max` sessions.
+    pub(crate) fn new(is_allowed: bool, pool_max: u32, deadline: Duration) -> Self {
+        let slots = Arc::new(Semaphore::new((pool_max / 2).max(1) as usize));
+        Self { is_allowed, slots, deadline }
+    }
+}
+
 /// Responds 200 with the new level of each product.
 ///
 /// Fails with
@@ -37,14 +59,16 @@ const RETRY_DELAY: Duration = Duration::from_millis(200);
 /// - 403 if the API takes no adjustments without authentication,
 /// - 409 if the stock does not allow the request,
 /// - 500 if the store refuses it,
-/// - 503 if nothing was changed, 504 if the stock may be changed.
+/// - 503 if the store is away or too many requests wait, and nothing was changed,
+/// - 504 if the stock may be changed.
 pub(super) async fn adjust_stock(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
-    if !api.takes_adjustments {
+    let AdjustTerms { is_allowed, slots, deadline } = api.adjusting.clone();
+    if !is_allowed {
         let detail = "adjustments need authentication, or auth.anonymous_stock; \
                       nothing was changed";
         return Err(Problem::new(StatusCode::FORBIDDEN, detail));
@@ -53,9 +77,22 @@ pub(super) async fn adjust_stock(
     let read = body::read(body, &connection).await?;
     let request = Arc::new(AdjustmentRequest::parse(&read.bytes)?);
     drop(read);
+    let slot = timeout(deadline, slots.acquire_owned()).await;
+    let Ok(Ok(slot)) = slot else {
+        let detail = "too many requests to adjust stock; nothing was changed";
+        return Err(Problem::unavailable(detail));
+    };
+    let store = api.stock.clone();
     // A task, since a client that goes away must not cut off a commit.
-    let adjusting = adjust(api.stock.clone(), Arc::clone(&request), api.adjust_deadline);
-    let adjusted = tokio::spawn(adjusting).await;
+    let adjusted = tokio::spawn({
+        let request = Arc::clone(&request);
+        async move {
+            let adjusted = adjust(&store, &request, deadline).await;
+            drop(slot);
+            adjusted
+        }
+    });
+    let adjusted = adjusted.await;
     let adjusted = adjusted.unwrap_or(Err(AdjustError::Unknown));
     match adjusted.map_err(|error| not_adjusted(&request, &error))? {
         Adjusted::Done { levels, is_repeated } => Ok(done(&request, &levels, is_repeated)),
@@ -77,14 +114,14 @@ enum AdjustError {
 /// Does a request. Repeats it until the deadline while its commits are not answered: it is done
 /// once however often it is repeated.
 async fn adjust(
-    store: StockStore,
-    request: Arc<AdjustmentRequest>,
+    store: &StockStore,
+    request: &AdjustmentRequest,
     deadline: Duration,
 ) -> Result<Adjusted, AdjustError> {
     let begun = Instant::now();
     let mut is_unknown = false;
     loop {
-        let away = match store.adjust(&[&request], Utc::now()).await {
+        let away = match store.adjust(&[request], Utc::now()).await {
             Ok(adjusted) => {
                 let adjusted = adjusted.into_iter().next().ok_or(AdjustError::StoreAway)?;
                 return Ok(if is_unknown { first_time(adjusted) } else { adjusted });

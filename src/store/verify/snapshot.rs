@@ -24,6 +24,10 @@ const PAGE_OF_OUTCOMES: &str = "
     SELECT order_id, outcome, reason, `lines`, released_at IS NOT NULL AS is_released
     FROM order_outcomes WHERE order_id > UNHEX(?) ORDER BY order_id LIMIT ?";
 
+const REPEATED_ADJUSTMENTS: &str = "
+    SELECT request_id, product_id, COUNT(*) AS n FROM stock_movements
+    WHERE request_id IS NOT NULL GROUP BY request_id, product_id HAVING COUNT(*) > 1 LIMIT 1000";
+
 /// What is wrong with an outcome.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OutcomeFault {
@@ -44,6 +48,15 @@ pub struct CorruptOutcome {
     pub(crate) fault: OutcomeFault,
 }
 
+/// A request that has adjusted a product more than once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RepeatedAdjustment {
+    pub(crate) request_id: String,
+    pub(crate) product_id: ProductId,
+    /// How many movements it has of the product.
+    pub(crate) movements: i64,
+}
+
 /// The stock store at one instant.
 #[derive(Debug, Default)]
 pub struct StockSnapshot {
@@ -57,6 +70,8 @@ pub struct StockSnapshot {
     pub corrupt: Vec<CorruptOutcome>,
     /// All of them.
     pub(crate) corrupt_count: u64,
+    /// The first of them, at most `MAX_CORRUPT`.
+    pub repeated: Vec<RepeatedAdjustment>,
 }
 
 impl StockStore {
@@ -100,6 +115,7 @@ async fn read_snapshot(
         add_sums(conn, supplied, &mut snapshot.supplied).await?;
     }
     add_sums(conn, purged_holdings, &mut snapshot.held).await?;
+    snapshot.repeated = repeated_adjustments(conn).await?;
     let purged_below = purged_below(conn).await?;
     let mut after = String::new();
     loop {
@@ -150,6 +166,17 @@ impl StockSnapshot {
             self.corrupt.push(CorruptOutcome { order_id, fault });
         }
     }
+}
+
+async fn repeated_adjustments(
+    conn: &mut MySqlConnection,
+) -> Result<Vec<RepeatedAdjustment>, StoreError> {
+    let rows = sqlx::query(REPEATED_ADJUSTMENTS).fetch_all(conn).await?;
+    let repeated = |row: &MySqlRow| {
+        let (request_id, product_id) = (ascii(row, "request_id")?.to_owned(), product_id(row)?);
+        Ok(RepeatedAdjustment { request_id, product_id, movements: row.try_get("n")? })
+    };
+    rows.iter().map(repeated).collect()
 }
 
 /// Adds the sum `n` of each row to that of its product.
