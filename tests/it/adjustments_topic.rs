@@ -80,7 +80,8 @@ async fn requests_of_the_topic_are_done_and_bad_ones_dead_lettered(world: World)
         letters.iter().map(|letter| header(letter, "stocklock.error.class").unwrap()).collect();
     let mut expected: Vec<_> = bad.iter().map(|(_, class)| (*class).to_owned()).collect();
     expected.push("expired".to_owned());
-    (classes.sort(), expected.sort());
+    classes.sort();
+    expected.sort();
     assert_eq!(classes, expected);
     assert_eq!(worker.count("stocklock_dead_letters_total", &topic).await, 9);
     world.verify();
