@@ -1,4 +1,9 @@
-use std::{fmt::Display, ops::Range, sync::Arc, time::Duration};
+use std::{
+    fmt::Display,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -10,6 +15,7 @@ use super::{
     DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, DeferredMessages},
+    pace::Pace,
     partitions::Partitions,
     publishing::Publishing,
 };
@@ -145,6 +151,7 @@ impl Lane {
     ) {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
+        let pace = Arc::new(Pace::default());
         let (collected, to_handle) = mpsc::channel(1);
         let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
@@ -163,11 +170,22 @@ impl Lane {
         let mut steps = JoinSet::new();
         let source =
             BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, done));
+        let handle = handling.handle(
+            source,
+            Arc::clone(&self.partitions),
+            batches.max,
+            Arc::clone(&pace),
+            done,
+        );
+        steps.spawn(handle);
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
-            while let Some(batch) = self.next_batch(batches, decode, demanded(&demand)).await {
+            loop {
+                let paced = config::BatchConfig { linger: pace.linger(batches.linger), ..batches };
+                let Some(batch) = self.next_batch(paced, decode, demanded(&demand)).await else {
+                    break;
+                };
                 if collected.send(batch).await.is_err() {
                     break;
                 }
@@ -204,6 +222,7 @@ impl<H: Handler> Step<H> {
         mut batches: BatchSource<H::Decoded>,
         partitions: Arc<Partitions>,
         max_messages: usize,
+        pace: Arc<Pace>,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
@@ -227,10 +246,12 @@ impl<H: Handler> Step<H> {
                 |decoded| self.handler.is_pending(decoded),
                 |message| self.handler.decode(message),
             );
+            let begun = Instant::now();
             let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
             else {
                 continue;
             };
+            pace.took(begun.elapsed());
             self.health.ready();
             deferred = batch.defer(&numbers);
             if batch.is_empty() && deferred.is_pending(|decoded| self.handler.is_pending(decoded)) {
