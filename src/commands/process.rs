@@ -9,7 +9,7 @@ use anyhow::Context as _;
 
 use crate::{
     config::{Config, SchemaSource},
-    registry::{RegistryClient, find_own_ids},
+    registry::{OwnIdError, RegistryClient, find_own_ids, with_attempts},
     store::{Database, OrderStore, StockStore, StoreName},
     telemetry::Metrics,
     wire::{
@@ -70,7 +70,8 @@ impl SchemaRegistry {
     pub(super) async fn open_for_command(config: &Config) -> anyhow::Result<Option<Self>> {
         let Some(opened) = Self::open(config)? else { return Ok(None) };
         let url = config.schema_registry.as_ref().map_or("", |registry| &registry.url);
-        let found = find_own_ids(&opened.client, &opened.schemas).await;
+        let ask = async || find_own_ids(&opened.client, &opened.schemas).await;
+        let found = with_attempts(ask, OwnIdError::is_transient).await;
         found.with_context(|| format!("schema registry, {url}"))?;
         Ok(Some(opened))
     }

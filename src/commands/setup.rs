@@ -8,7 +8,7 @@ use super::{Answer, Output, process::SchemaRegistry};
 use crate::{
     config::Config,
     kafka::{TopicReport, ensure_topics},
-    registry::{Registration, register},
+    registry::{Registration, RegistryError, register, with_attempts},
     store::{migrate_order_store, migrate_stock_store},
 };
 
@@ -109,7 +109,8 @@ async fn register_schemas(config: &Config) -> anyhow::Result<Vec<SubjectReport>>
     let url = config.schema_registry.as_ref().map_or("", |registry| &registry.url);
     let mut reports = Vec::new();
     for subject in schemas.subjects() {
-        let done = register(&client, subject).await;
+        let ask = async || register(&client, subject).await;
+        let done = with_attempts(ask, RegistryError::is_transient).await;
         let done =
             done.with_context(|| format!("schema registry, {url}, subject {}", subject.name))?;
         reports.push(SubjectReport { subject: subject.name.clone(), done });

@@ -1,10 +1,10 @@
-use std::time::Duration;
+use std::{fmt::Display, time::Duration};
 
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{config::RegistryConfig, error_text, telemetry::Lack};
+use crate::{backoff::Backoff, config::RegistryConfig, error_text, telemetry::Lack};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most time for a whole answer.
@@ -46,6 +46,19 @@ pub(crate) enum RegistryError {
 }
 
 impl RegistryError {
+    /// Whether a repetition may help.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Failing { .. } => true,
+            Self::Forbidden { .. }
+            | Self::Refused { .. }
+            | Self::Missing { .. }
+            | Self::TooLarge
+            | Self::Unreadable(_)
+            | Self::NoBase => false,
+        }
+    }
+
     /// Whether the registry answers and refuses. Waiting does not help.
     pub(crate) fn is_refusal(&self) -> bool {
         match self {
@@ -55,6 +68,30 @@ impl RegistryError {
             | Self::Failing { .. }
             | Self::TooLarge
             | Self::Unreadable(_) => false,
+        }
+    }
+}
+
+/// The most attempts of a command that ends by itself.
+const MAX_ATTEMPTS: u32 = 6;
+/// The shortest pause between two of them.
+const MIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Repeats a call that failed, if `is_transient` says that a repetition may help. Makes 6 attempts,
+/// with growing pauses of some seconds together. Fails with the last error.
+pub(crate) async fn with_attempts<T, E: Display>(
+    call: impl AsyncFn() -> Result<T, E>,
+    is_transient: impl Fn(&E) -> bool,
+) -> Result<T, E> {
+    let mut backoff = Backoff::default();
+    loop {
+        match call().await {
+            Err(error) if is_transient(&error) && backoff.failures() + 1 < MAX_ATTEMPTS => {
+                let delay = backoff.next_delay().max(MIN_PAUSE);
+                tracing::debug!(%error, ?delay, "the schema registry failed, asking again");
+                tokio::time::sleep(delay).await;
+            }
+            answer => return answer,
         }
     }
 }

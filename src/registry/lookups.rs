@@ -32,6 +32,16 @@ pub(crate) enum OwnIdError {
     Unregistered(String),
 }
 
+impl OwnIdError {
+    /// Whether a repetition may help at once.
+    pub(crate) fn is_transient(&self) -> bool {
+        match self {
+            Self::Registry(error) => error.is_transient(),
+            Self::Unregistered(_) => false,
+        }
+    }
+}
+
 /// Reads the versions of all subjects, and keeps the ids of the own schemas. So the schemas that
 /// other systems registered for these topics are known before their values come.
 ///

@@ -19,6 +19,6 @@ mod client;
 mod lookups;
 mod registration;
 
-pub(crate) use client::{RegistryClient, RegistryError};
-pub(crate) use lookups::{Lookups, find_own_ids};
+pub(crate) use client::{RegistryClient, RegistryError, with_attempts};
+pub(crate) use lookups::{Lookups, OwnIdError, find_own_ids};
 pub(crate) use registration::{Registration, register};

@@ -9,13 +9,15 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Api, Database, Gate, Program, Proxy, Registry, Role, World, header, lines, order_lines, stays,
-    wait_until,
+    Api, Database, Gate, Program, Proxy, Registry, Role, Strategy, World, header, lines,
+    order_lines, place_all, stays, wait_until,
 };
 
 /// The bytes before a datum in single-object encoding.
 const HEADER_BYTES: usize = 10;
 const SCHEMA: &str = include_str!("../../schemas/order_status.avsc");
+/// Orders that are placed, decided and failed while the registry is away.
+const ORDERS_MEANWHILE: usize = 200;
 /// `stock:secret` in base64.
 const CREDENTIALS: &str = "c3RvY2s6c2VjcmV0";
 
@@ -42,6 +44,16 @@ fn failed(order_id: OrderId, schema_id: u32) -> Vec<u8> {
     value.push(0);
     value.extend(&encoded[HEADER_BYTES..]);
     value
+}
+
+/// A world whose registry is behind a gate, without `setup` of the schemas.
+async fn behind(gate: &Gate, database: Database) -> World {
+    let mut world = World::new(database, Strategy::Row).await;
+    for (key, value) in [("URL", gate.url.as_str()), ("USERNAME", "stock"), ("PASSWORD", "secret")]
+    {
+        world.env.insert(format!("STOCKLOCK__SCHEMA_REGISTRY__{key}"), value.to_owned());
+    }
+    world
 }
 
 /// Has a client of the registry read both topics and fail a completed order.
@@ -110,7 +122,7 @@ async fn setup_registers_each_schema_once() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn setup_reports_a_schema_that_cannot_read_the_registered_one() {
     let registry = Registry::shared().await;
-    let mut world = World::new(Database::MySql, crate::harness::Strategy::Row).await;
+    let mut world = World::new(Database::MySql, Strategy::Row).await;
     world.env.insert("STOCKLOCK__SCHEMA_REGISTRY__URL".to_owned(), registry.url());
     let subject = format!("{}-value", world.config.topics.order_status);
     let other = r#"{"type": "record", "name": "order_status", "namespace": "io.stocklock",
@@ -124,6 +136,21 @@ async fn setup_reports_a_schema_that_cannot_read_the_registered_one() {
     assert!(line.contains("NOT REGISTERED") && line.contains("order_id"), "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn setup_asks_again_when_the_registry_fails() {
+    let registry = Registry::shared().await;
+    let gate = Gate::before(&registry.url(), CREDENTIALS).await;
+    let world = behind(&gate, Database::MySql).await;
+
+    gate.fail_next(3);
+    world.cli(&["setup"]).succeeds();
+    assert_eq!(gate.failures_left(), 0);
+
+    gate.fail_next(usize::MAX);
+    let refused = world.cli(&["setup"]).exits(2).stderr();
+    assert!(refused.contains("the schema registry fails: 500"), "{refused}");
+}
+
 /// Values of a known schema are handled while the registry is away, also those behind a value that
 /// waits. That one is handled once the registry is back.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -132,7 +159,7 @@ async fn a_registry_that_is_away_stops_no_message_of_a_known_schema() {
     let (proxy, url) = Proxy::before(&registry.url()).await;
     let world = World::with_registry(Database::MySql, &url).await;
     let topics = &world.config.topics;
-    world.import(&[("a", 50)]);
+    world.import(&[("a", 500)]);
     let all = world.start("all").await;
     let api = Api::of(&all);
     let placed = api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201).order_id().to_owned();
@@ -145,10 +172,13 @@ async fn a_registry_that_is_away_stops_no_message_of_a_known_schema() {
         all.count("stocklock_retries_total", "dependency=\"schema_registry\"").await > 0
     })
     .await;
-    for _ in 0..20 {
-        let order = api.place_and_wait(&lines(&[("a", 1)]), 30).await.is(201).order_id().to_owned();
-        world.report_failed(order.parse().expect("an id"), "in single-object encoding").await;
-        api.becomes(&order, "FAILED").await;
+    let bodies = vec![lines(&[("a", 1)]); ORDERS_MEANWHILE];
+    let ids = place_all(&all.http, &bodies, 16).await;
+    for id in &ids {
+        world.report_failed(id.parse().expect("an id"), "in single-object encoding").await;
+    }
+    for id in &ids {
+        api.becomes(id, "FAILED").await;
     }
     let path = format!("/v1/orders/{placed}");
     stays(Duration::from_secs(1), "it waits", async || {
@@ -162,7 +192,7 @@ async fn a_registry_that_is_away_stops_no_message_of_a_known_schema() {
     world.caught_up(&world.config.compensator.group_id, &topics.order_status).await;
     assert_eq!(all.count("stocklock_dead_letters_total", "").await, 0);
     world.verify();
-    assert_eq!(world.available("a"), 50);
+    assert_eq!(world.available("a"), 500);
     all.stop();
 }
 
@@ -170,11 +200,7 @@ async fn a_registry_that_is_away_stops_no_message_of_a_known_schema() {
 async fn an_id_that_the_registry_does_not_have_is_looked_up_once() {
     let registry = Registry::shared().await;
     let gate = Gate::before(&registry.url(), CREDENTIALS).await;
-    let mut world = World::new(Database::MariaDb, crate::harness::Strategy::Row).await;
-    for (key, value) in [("URL", gate.url.as_str()), ("USERNAME", "stock"), ("PASSWORD", "secret")]
-    {
-        world.env.insert(format!("STOCKLOCK__SCHEMA_REGISTRY__{key}"), value.to_owned());
-    }
+    let world = behind(&gate, Database::MariaDb).await;
     world.cli(&["setup"]).succeeds();
     world.import(&[("a", 9)]);
     let events = world.save(&vec![order_lines(&[("a", 1)]); 8]).await;
@@ -205,7 +231,7 @@ async fn an_id_that_the_registry_does_not_have_is_looked_up_once() {
 async fn a_registry_that_refuses_the_credentials_is_named() {
     let registry = Registry::shared().await;
     let gate = Gate::before(&registry.url(), CREDENTIALS).await;
-    let mut world = World::new(Database::MySql, crate::harness::Strategy::Row).await;
+    let mut world = World::new(Database::MySql, Strategy::Row).await;
     world.env.insert("STOCKLOCK__SCHEMA_REGISTRY__URL".to_owned(), gate.url.clone());
 
     let refused = world.cli(&["setup"]).exits(2).stderr();

@@ -1,4 +1,7 @@
-use std::sync::{Arc, Mutex};
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering::SeqCst},
+};
 
 use axum::{
     Router,
@@ -14,6 +17,7 @@ pub(crate) struct Gate {
     /// As a URL of the server behind it.
     pub(crate) url: String,
     paths: Arc<Mutex<Vec<String>>>,
+    failures: Arc<AtomicUsize>,
 }
 
 #[derive(Clone)]
@@ -24,6 +28,8 @@ struct Behind {
     expected: String,
     client: reqwest::Client,
     paths: Arc<Mutex<Vec<String>>>,
+    /// How many of the next requests fail.
+    failures: Arc<AtomicUsize>,
 }
 
 impl Gate {
@@ -33,15 +39,27 @@ impl Gate {
         let address = listener.local_addr().expect("an address").to_string();
         let authority = url.split('/').nth(2).expect("a host");
         let paths = Arc::<Mutex<Vec<String>>>::default();
+        let failures = Arc::<AtomicUsize>::default();
         let behind = Behind {
             server: format!("http://{authority}"),
             expected: format!("Basic {credentials}"),
             client: reqwest::Client::new(),
             paths: Arc::clone(&paths),
+            failures: Arc::clone(&failures),
         };
         let router = Router::new().fallback(pass).with_state(behind);
         tokio::spawn(async move { axum::serve(listener, router).await });
-        Self { url: url.replacen(authority, &address, 1), paths }
+        Self { url: url.replacen(authority, &address, 1), paths, failures }
+    }
+
+    /// Has the next requests fail, as those to a server with a fault of its own do.
+    pub(crate) fn fail_next(&self, requests: usize) {
+        self.failures.store(requests, SeqCst);
+    }
+
+    /// How many requests are still to fail.
+    pub(crate) fn failures_left(&self) -> usize {
+        self.failures.load(SeqCst)
     }
 
     /// How many requests had a path with this ending.
@@ -58,6 +76,9 @@ async fn pass(
     body: Bytes,
 ) -> Response {
     behind.paths.lock().expect("no panic").push(uri.path().to_owned());
+    if behind.failures.fetch_update(SeqCst, SeqCst, |left| left.checked_sub(1)).is_ok() {
+        return StatusCode::INTERNAL_SERVER_ERROR.into_response();
+    }
     if headers.get(header::AUTHORIZATION).is_none_or(|found| found != behind.expected.as_str()) {
         return StatusCode::UNAUTHORIZED.into_response();
     }
