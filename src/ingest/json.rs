@@ -4,16 +4,17 @@
 //! never larger than a valid order and 20 errors, however large the request is.
 
 mod adjustments;
+mod errors;
 mod hold;
 mod values;
 
-use std::{cell::RefCell, fmt};
+use std::fmt;
 
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::problem::{FieldError, MAX_FIELD_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, OrderId, ProductId};
 pub(super) use adjustments::{AdjustmentsDraft, AdjustmentsSeed};
+pub(super) use errors::FieldErrors;
 pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
@@ -27,31 +28,6 @@ const ORDER_FIELDS: [&str; 6] =
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
-
-/// The wrong fields of a request, [`MAX_FIELD_ERRORS`] at most.
-#[derive(Debug, Default)]
-pub(super) struct FieldErrors(RefCell<Vec<FieldError>>);
-
-impl FieldErrors {
-    /// Adds an error. Fails, so that the parser ends, once there are [`MAX_FIELD_ERRORS`].
-    fn add<E: de::Error>(
-        &self,
-        pointer: impl Into<String>,
-        detail: impl Into<String>,
-    ) -> Result<(), E> {
-        self.0.borrow_mut().push(FieldError { pointer: pointer.into(), detail: detail.into() });
-        if self.are_enough() { Err(E::custom("too many errors")) } else { Ok(()) }
-    }
-
-    /// Whether the parser ended early, because there are [`MAX_FIELD_ERRORS`].
-    pub(super) fn are_enough(&self) -> bool {
-        self.0.borrow().len() >= MAX_FIELD_ERRORS
-    }
-
-    pub(super) fn into_inner(self) -> Vec<FieldError> {
-        self.0.into_inner()
-    }
-}
 
 /// An order as far as it could be read. It is valid if there are no errors.
 #[derive(Debug, Default)]

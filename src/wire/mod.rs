@@ -9,8 +9,8 @@
 //! - With `topics.status_format = "json"`, on `order-status`: a JSON object.
 //!
 //! A value is read with the schema that it was written with. Its header names that schema: one of
-//! this crate, one of `topics.writer_schemas`, or one of the registry. A status or a request may also
-//! be a JSON object.
+//! this crate, one of `topics.writer_schemas`, or one of the registry. A status or a request may
+//! also be a JSON object.
 //!
 //! | file | content |
 //! | --- | --- |

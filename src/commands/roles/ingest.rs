@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Role, SharedParts, intake::RunningIntake, spawn};
 use crate::{
@@ -11,7 +12,8 @@ use crate::{
     ingest::{
         self, AdjustTerms, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch,
     },
-    relay::{PendingWatch, ReleaseWatch},
+    lifecycle::Shutdown,
+    relay::{Announcer, PendingWatch, Relay, ReleaseWatch},
     store::StoreUse,
 };
 
@@ -22,7 +24,7 @@ const MAX_WATCHING_CLIENTS: usize = 5_000;
 /// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
 /// answers, publishing, connections.
 pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
-    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
+    let SharedParts { config, metrics, shutdown, .. } = &shared;
     metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
@@ -47,18 +49,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max);
     let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
     let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
-    let relaying =
-        spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(outcomes.clone().run());
-    let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
-    let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let releasing = spawn(watch.run(health.register("owed releases"), shutdown.clone()));
-    let announcing = spawn(announcer.clone().run(
-        metrics.clone(),
-        health.register("announcements"),
-        shutdown.clone(),
-    ));
+    let publishing = Publishing::start(&shared, relay, announcer);
     let api = Arc::new(Api {
         catalog: Catalog::new(stock.clone()),
         hold_max_seconds: config.orders.hold_max_seconds,
@@ -95,17 +87,52 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("orders to change", ended(changing)).await;
     shutdown.finish("answers to waiting clients", asking).await.transpose()?;
-    shutdown.finish("the outbox", relaying).await.transpose()?;
-    shutdown.finish("pending orders", watching).await.transpose()?;
-    shutdown.finish("owed releases", releasing).await.transpose()?;
-    shutdown.finish("announcements", announcing).await.transpose()?;
-    shutdown.finish("events to Kafka", relay.drain()).await;
-    shutdown.finish("announcements to Kafka", announcer.drain()).await;
+    publishing.ended(shutdown).await?;
     if let Some(consumer) = consumer {
         shared.leave("the group of the intake", consumer).await?;
     }
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+/// The tasks that publish what the order store has.
+struct Publishing {
+    relay: Relay,
+    announcer: Announcer,
+    /// Each with its name.
+    tasks: Vec<(&'static str, AbortOnDropHandle<()>)>,
+}
+
+impl Publishing {
+    fn start(shared: &SharedParts, relay: Relay, announcer: Announcer) -> Self {
+        let SharedParts { config, metrics, health, shutdown, .. } = shared;
+        let horizon = config.retention.horizon;
+        let pending = PendingWatch::new(relay.clone(), horizon, metrics.clone());
+        let releases = ReleaseWatch::new(relay.clone(), horizon, metrics.clone());
+        let sweeping =
+            relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone());
+        let pending = pending.run(health.register("pending orders"), shutdown.clone());
+        let releases = releases.run(health.register("owed releases"), shutdown.clone());
+        let announcements = health.register("announcements");
+        let announcing = announcer.clone().run(metrics.clone(), announcements, shutdown.clone());
+        let tasks = vec![
+            ("the outbox", spawn(sweeping)),
+            ("pending orders", spawn(pending)),
+            ("owed releases", spawn(releases)),
+            ("announcements", spawn(announcing)),
+        ];
+        Self { relay, announcer, tasks }
+    }
+
+    /// Waits for the end of the tasks, and for what they publish. Fails if a task panicked.
+    async fn ended(self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        for (name, task) in self.tasks {
+            shutdown.finish(name, task).await.transpose()?;
+        }
+        shutdown.finish("events to Kafka", self.relay.drain()).await;
+        shutdown.finish("announcements to Kafka", self.announcer.drain()).await;
+        Ok(())
+    }
 }
 
 /// Without authentication, clients adjust stock on a loopback address alone, unless a setting
