@@ -38,6 +38,14 @@ fn levels(answer: &Answer) -> Vec<(String, i64, i64)> {
     products.iter().map(level).collect()
 }
 
+/// Fails the test unless all invariants hold. A broker that has just started does not know the
+/// group of the workers at first.
+fn verify(world: &World) {
+    let (group, topic) = (&world.config.kafka.group_id, &world.config.topics.orders);
+    assert_eq!(world.uncommitted(group, topic), 0, "no order was placed");
+    world.verify();
+}
+
 async fn version(api: &Api, product: &str) -> i64 {
     let shown = api.get(&format!("/v1/products/{product}")).await.is(200).body;
     shown["version"].as_i64().expect("a version")
@@ -59,7 +67,7 @@ async fn all_adjustments_of_a_request_are_done_or_none(world: World) {
     assert_eq!(levels(&done), [("b".to_owned(), 0, b + 1), ("a".to_owned(), 20, a + 1)]);
     assert_eq!(done.header("idempotent-replayed"), "");
     assert_eq!((world.available("a"), world.available("b")), (20, 0));
-    world.verify();
+    verify(&world);
 }
 
 async fn a_request_is_done_once_however_often_it_is_sent(world: World) {
@@ -82,7 +90,7 @@ async fn a_request_is_done_once_however_often_it_is_sent(world: World) {
     }
     assert_eq!(other.blamed(), ["/request_id"]);
     assert_eq!(world.available("a"), 19);
-    world.verify();
+    verify(&world);
 }
 
 /// The same request at the same instant, and with a version that only the first can find.
@@ -108,7 +116,7 @@ async fn a_request_of_rivals_is_done_once(world: World) {
     }
 
     assert_eq!(world.available("a") + world.available("b"), 20);
-    world.verify();
+    verify(&world);
 }
 
 async fn a_refused_request_says_why_and_does_not_bind_its_id(world: World) {
@@ -134,7 +142,7 @@ async fn a_refused_request_says_why_and_does_not_bind_its_id(world: World) {
     assert_eq!(unknown.blamed(), ["/adjustments/1/product_id"]);
     assert_eq!(reason(&below, 0), "BELOW_ZERO");
     assert_eq!(levels(&done), [("a".to_owned(), 0, a + 2)]);
-    world.verify();
+    verify(&world);
 }
 
 async fn movements_are_listed_page_by_page(world: World) {
@@ -219,7 +227,7 @@ async fn the_command_adjusts_stock_and_lists_the_movements(world: World) {
     let text = world.cli(&["stock", "movements", "a"]).succeeds().stdout();
     assert_eq!(text.lines().count(), 4);
     world.cli(&["stock", "movements", "z"]).exits(1);
-    world.verify();
+    verify(&world);
 }
 
 async fn old_requests_are_purged_and_the_ledger_still_balances(world: World) {
@@ -246,7 +254,7 @@ async fn old_requests_are_purged_and_the_ledger_still_balances(world: World) {
     assert_eq!(movements["movements"].as_array().map(Vec::len), Some(1));
     let kept = api.adjust(&request("r-4", &[delta("a", 2)])).await.is(200);
     assert_eq!(kept.header("idempotent-replayed"), "true");
-    world.verify();
+    verify(&world);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
