@@ -72,6 +72,8 @@ pub mod lifecycle;
 pub mod lock;
 mod new_ids;
 #[cfg(test)]
+mod reader_fuzz;
+#[cfg(test)]
 mod reference;
 pub mod relay;
 pub mod retention;

@@ -2,6 +2,8 @@ mod args;
 mod client;
 mod events;
 mod fail;
+#[cfg(test)]
+mod fuzz;
 mod place;
 mod shown;
 mod watch;

@@ -104,7 +104,7 @@ impl OrderEventCodec {
     /// Reads values of this crate's schemas, and of those `writers` that they can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
 
@@ -161,7 +161,7 @@ impl OrderStatusCodec {
     /// Reads values of this crate's schemas, and of those `writers` that they can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_STATUS, writers).map(Self)
     }
 

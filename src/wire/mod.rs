@@ -13,13 +13,17 @@
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
 //! | `writer_schema.rs` | schemas of other systems |
+//! | `bounded_schema.rs` | refuses schemas whose values may cost any amount of memory |
 //! | `fingerprint.rs` | the fingerprint of a schema |
 
+mod bounded_schema;
 mod codec;
 mod datum;
 mod error;
 mod events;
 mod fingerprint;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod writer_schema;
 
@@ -27,4 +31,5 @@ pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::check_writer_schemas;
-pub(crate) use writer_schema::{SchemaError, WriterSchema};
+pub(crate) use writer_schema::SchemaError;
+pub use writer_schema::WriterSchema;
