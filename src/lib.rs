@@ -75,6 +75,8 @@ pub mod lifecycle;
 pub mod lock;
 mod new_ids;
 #[cfg(test)]
+mod reader_fuzz;
+#[cfg(test)]
 mod reference;
 mod registry;
 pub mod relay;

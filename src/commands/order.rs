@@ -3,6 +3,8 @@ mod batch;
 mod client;
 mod events;
 mod fail;
+#[cfg(test)]
+mod fuzz;
 mod place;
 mod shown;
 mod watch;

@@ -184,3 +184,6 @@ impl Iterator for Rows<'_> {
         })
     }
 }
+
+#[cfg(test)]
+mod fuzz;

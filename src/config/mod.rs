@@ -13,6 +13,8 @@
 
 mod choices;
 mod formats;
+#[cfg(test)]
+mod fuzz;
 mod keys;
 mod layers;
 mod secret_url;

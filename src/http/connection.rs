@@ -114,6 +114,14 @@ impl Connection {
         }))
     }
 
+    /// A connection to nobody.
+    #[cfg(test)]
+    pub(crate) async fn of_test() -> Self {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        Self::new(stream, MemoryBudget::default(), Arc::new(|_: &str| {}))
+    }
+
     /// The memory that bodies are held in.
     pub(crate) fn memory(&self) -> &MemoryBudget {
         &self.0.memory

@@ -45,6 +45,13 @@ const OTHER_ROUTE: &str = "other";
 /// The statuses with which the server refuses a request before it reaches a route.
 const REFUSALS: [&str; 2] = ["414", "431"];
 
+/// What the handlers read from headers themselves, as a text.
+#[cfg(test)]
+pub(super) fn read_headers(headers: &axum::http::HeaderMap) -> String {
+    let known = watch::last_event_id(headers);
+    format!("{known:?} {}", show::has_version(headers, "\"7\""))
+}
+
 /// The parts that the handlers use.
 #[derive(Clone)]
 pub(crate) struct Api {

@@ -24,6 +24,8 @@ mod body;
 mod catalog;
 mod changes;
 mod committer;
+#[cfg(test)]
+mod fuzz;
 mod groups;
 mod idempotency;
 mod intake;

@@ -3,7 +3,9 @@ use std::{
     sync::{Arc, LazyLock, PoisonError, RwLock},
 };
 
-use apache_avro::{Schema, from_value, reader::datum::GenericDatumReader};
+use apache_avro::{
+    Schema, from_value, reader::datum::GenericDatumReader, util::max_allocation_bytes,
+};
 use serde::de::DeserializeOwned;
 
 use super::{
@@ -24,6 +26,9 @@ const SINGLE_OBJECT_MARKER: [u8; 2] = [0xC3, 0x01];
 const SINGLE_OBJECT_HEADER_BYTES: usize = 10;
 /// The header that schema registries define: a zero, and the schema's id, big-endian.
 pub(super) const REGISTRY_HEADER_BYTES: usize = 5;
+/// The most memory for one string, or for one array or map without what its items point to.
+/// apache-avro allocates it as soon as it has read the length, before the content.
+const MAX_ALLOCATION_BYTES: usize = 2 << 20;
 
 /// A schema of this crate.
 pub(super) struct OwnSchema {
@@ -73,6 +78,7 @@ impl Codec {
         own: &'static OwnSchema,
         writers: &[WriterSchema],
     ) -> Result<Self, SchemaError> {
+        max_allocation_bytes(MAX_ALLOCATION_BYTES);
         let schema: &'static Schema = &own.parsed;
         let json = serde_json::from_str(own.text)
             .map_err(|source| SchemaError::NoJson { name: OWN_NAME.to_owned(), source })?;

@@ -103,7 +103,7 @@ impl OrderEventCodec {
     /// Reads values of this crate's schemas, and of those `writers` that they can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_EVENT, writers).map(Self)
     }
 
@@ -188,7 +188,7 @@ impl OrderStatusCodec {
     /// Reads values of this crate's schemas, and of those `writers` that they can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         let codec = Codec::new(&ORDER_STATUS, writers)?;
         Ok(Self { codec, format: StatusFormat::Avro, cloudevents: false })
     }

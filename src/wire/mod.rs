@@ -23,14 +23,18 @@
 //! | `status_object.rs` | a status as a JSON object |
 //! | `registered.rs` | what is known of the schemas in a registry |
 //! | `writer_schema.rs` | schemas of other systems |
+//! | `bounded_schema.rs` | refuses schemas whose values may cost any amount of memory |
 //! | `fingerprint.rs` | the fingerprint of a schema |
 
 mod adjustments;
+mod bounded_schema;
 mod codec;
 mod datum;
 mod error;
 mod events;
 mod fingerprint;
+#[cfg(test)]
+mod fuzz;
 mod json;
 mod registered;
 mod requests;
@@ -44,4 +48,5 @@ pub use events::OrderStatusCodec;
 pub(crate) use events::{StatusHeaders, check_writer_schemas};
 pub(crate) use registered::{RegisteredSchemas, Subject};
 pub(crate) use requests::OrderRequestCodec;
-pub(crate) use writer_schema::{SchemaError, WriterSchema};
+pub(crate) use writer_schema::SchemaError;
+pub use writer_schema::WriterSchema;

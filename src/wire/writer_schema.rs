@@ -1,9 +1,18 @@
+use std::io::Read;
+
 use apache_avro::{
-    Schema, error::CompatibilityError, rabin::Rabin, reader::datum::GenericDatumReader,
-    schema_compatibility::SchemaCompatibility, types::Value,
+    Schema,
+    error::{CompatibilityError, Details},
+    rabin::Rabin,
+    reader::datum::GenericDatumReader,
+    schema_compatibility::SchemaCompatibility,
+    types::Value,
 };
 
-use super::fingerprint::{Fingerprint, fingerprint};
+use super::{
+    bounded_schema::check_bounded,
+    fingerprint::{Fingerprint, fingerprint},
+};
 
 /// Why a schema cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +42,9 @@ pub enum SchemaError {
         #[source]
         source: Box<CompatibilityError>,
     },
+    /// A small value of the schema may cost any amount of memory.
+    #[error("the schema of {name} {why}, so the memory for its values has no bound")]
+    Unbounded { name: String, why: &'static str },
     /// No topic has a schema that can read the values of this one.
     #[error(
         "the values of {name} can be read neither as order_event ({event}) \
@@ -49,7 +61,7 @@ pub enum SchemaError {
 
 /// The schema that another system writes its values with. It may have a field that the schema of
 /// this crate lacks.
-pub(crate) struct WriterSchema {
+pub struct WriterSchema {
     /// Where the schema comes from, for errors.
     name: String,
     /// The schema's id in a registry, if it is registered.
@@ -62,18 +74,15 @@ pub(crate) struct WriterSchema {
 impl WriterSchema {
     /// Parses the text of an `.avsc` file. Keeps its memory until the process ends.
     ///
-    /// Fails with `NoJson` or `NoSchema`.
-    pub(crate) fn parse(
-        name: &str,
-        registered_id: Option<u32>,
-        text: &str,
-    ) -> Result<Self, SchemaError> {
+    /// Fails with `NoJson`, `NoSchema` or `Unbounded`.
+    pub fn parse(name: &str, registered_id: Option<u32>, text: &str) -> Result<Self, SchemaError> {
         let json = serde_json::from_str(text)
             .map_err(|source| SchemaError::NoJson { name: name.to_owned(), source })?;
         let schema = Schema::parse(&json).map_err(|error| SchemaError::NoSchema {
             name: name.to_owned(),
             source: Box::new(error),
         })?;
+        check_bounded(name, &schema)?;
         let fingerprint = fingerprint(&json);
         Ok(Self {
             name: name.to_owned(),
@@ -137,8 +146,31 @@ impl WriterSchema {
 pub(super) struct ForeignReader(GenericDatumReader<'static>);
 
 impl ForeignReader {
-    /// Reads one value from the front of `datum`. Fails if the bytes are no value of the schema.
+    /// Reads one value from the front of `datum`. Fails if the bytes are no value of the schema, or
+    /// only the beginning of one.
     pub(super) fn read_value(&self, datum: &mut &[u8]) -> Result<Value, apache_avro::Error> {
-        self.0.read_value(datum)
+        let mut source = Source { rest: datum, is_exhausted: false };
+        let value = self.0.read_value(&mut source)?;
+        *datum = source.rest;
+        if source.is_exhausted {
+            let cut = std::io::Error::from(std::io::ErrorKind::UnexpectedEof);
+            return Err(Details::ReadBytes(cut).into());
+        }
+        Ok(value)
+    }
+}
+
+/// Bytes that note whether more of them were wanted. apache-avro reads null where a string, a
+/// boolean or a union is cut off.
+struct Source<'b> {
+    rest: &'b [u8],
+    is_exhausted: bool,
+}
+
+impl Read for Source<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let count = self.rest.read(buffer)?;
+        self.is_exhausted |= count < buffer.len();
+        Ok(count)
     }
 }

@@ -91,7 +91,7 @@ pub(super) async fn find_product(
 }
 
 /// Whether `If-None-Match` names the entity tag (RFC 9110, section 13.1.2).
-fn has_version(headers: &HeaderMap, tag: &str) -> bool {
+pub(super) fn has_version(headers: &HeaderMap, tag: &str) -> bool {
     let values = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|v| v.to_str().ok());
     let mut tags = values.flat_map(|value| value.split(',')).map(str::trim);
     tags.any(|named| named == "*" || named.strip_prefix("W/").unwrap_or(named) == tag)

@@ -67,7 +67,7 @@ pub(super) async fn watch_order(
 }
 
 /// The state that a client has received last. `None` if it names none.
-fn last_event_id(headers: &HeaderMap) -> Option<OrderState> {
+pub(super) fn last_event_id(headers: &HeaderMap) -> Option<OrderState> {
     OrderState::parse(headers.get("last-event-id")?.to_str().ok()?).ok()
 }
 
