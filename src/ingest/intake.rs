@@ -4,7 +4,7 @@
 //! `order_id` of its request, or by its `Idempotency-Key` header, or by its place in the topic and
 //! its time. The offset is stored once the order is durable.
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{borrow::Cow, collections::HashMap, sync::Arc, time::Duration};
 
 use axum::http::StatusCode;
 use chrono::{DateTime, Utc};
@@ -21,7 +21,7 @@ use super::{
 use crate::{
     domain::OrderId,
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
-    wire::OrderRequestCodec,
+    wire::{OrderRequestCodec, WireError},
 };
 
 /// Places the orders of records. A batch may be placed again without harm.
@@ -44,6 +44,8 @@ pub(crate) struct Record {
     position: Position,
     origin: RecordOrigin,
     parsed: Result<Parsed, DeadLetterReason>,
+    /// Its schema is being looked up.
+    is_pending: bool,
 }
 
 /// A valid request, and by what it is recognized.
@@ -78,11 +80,17 @@ impl Handler for Intake {
     type Error = IntakeError;
 
     fn decode(&self, message: &OwnedMessage) -> Record {
+        let text = self.codec.json(message.payload().unwrap_or_default());
         Record {
             position: Position { partition: message.partition(), offset: message.offset() },
             origin: RecordOrigin::of(message),
-            parsed: self.parse(message),
+            is_pending: text.as_ref().is_err_and(WireError::is_pending),
+            parsed: self.parse(text, message),
         }
+    }
+
+    fn is_pending(&self, record: &Record) -> bool {
+        record.is_pending
     }
 
     /// Places all orders at the same time, so that they share transactions with each other and with
@@ -143,11 +151,12 @@ impl Handler for Intake {
 
 impl Intake {
     /// Fails with the reason to dead-letter the record, whatever the stores have.
-    fn parse(&self, message: &OwnedMessage) -> Result<Parsed, DeadLetterReason> {
-        let value = message.payload().unwrap_or_default();
-        let text = self
-            .codec
-            .json(value)
+    fn parse(
+        &self,
+        text: Result<Cow<'_, [u8]>, WireError>,
+        message: &OwnedMessage,
+    ) -> Result<Parsed, DeadLetterReason> {
+        let text = text
             .map_err(|error| DeadLetterReason { class: error.class(), text: error.to_string() })?;
         let order = RecordOrder::parse(&text, self.api.hold_max_seconds);
         let RecordOrder { order_id, request } = order.map_err(|problem| reason_of(&problem))?;

@@ -19,7 +19,9 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_TIMEOUT: Duration = Duration::from_millis(100);
 /// How long the client may deliver nothing before [`TopicReader::read`] fails.
 const MAX_SILENCE: Duration = Duration::from_secs(30);
-
+/// How long a partition may be without a leader, and the time between two questions.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+const LEADER_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// Most messages that the client fetches ahead, KiB.
 const MAX_FETCHED_KIB: &str = "16384";
 
@@ -76,10 +78,19 @@ impl TopicReader {
         Ok(self.partitions(topic)?.into_iter().map(|partition| (partition, i64::MAX)).collect())
     }
 
-    /// The offsets that a partition retains.
+    /// The offsets that a partition retains. Asks again for up to 10 s while the partition has no
+    /// leader, as one that was created a moment ago.
     pub(crate) fn retained(&self, topic: &str, partition: i32) -> KafkaResult<Range<i64>> {
-        let (first, end) = self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT)?;
-        Ok(first..end)
+        let begun = Instant::now();
+        loop {
+            match self.client.fetch_watermarks(topic, partition, ANSWER_TIMEOUT) {
+                Ok((first, end)) => return Ok(first..end),
+                Err(error) if has_no_leader(&error) && begun.elapsed() < LEADER_TIMEOUT => {
+                    std::thread::sleep(LEADER_RETRY_DELAY);
+                }
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// The ends with which the topic is read up to its present end.
@@ -184,4 +195,11 @@ impl TopicReader {
         }
         Ok(found.partitions().iter().map(rdkafka::metadata::MetadataPartition::id).collect())
     }
+}
+
+fn has_no_leader(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable)
+    )
 }

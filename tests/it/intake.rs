@@ -116,7 +116,7 @@ async fn an_upstream_system_hears_of_its_orders_by_their_references(world: World
         json!({"format": "avro", "key": "k", "request": order("by-key")}),
         json!({"format": "avro", "key": null, "request": of_id}),
     ];
-    let input: String = records.iter().map(|record| format!("{record}\n")).collect();
+    let input = records.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n");
 
     let topic = &topic(&world).requests;
     Program::python("tests/clients/order_requests.py")
