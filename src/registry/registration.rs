@@ -42,6 +42,10 @@ pub(crate) async fn register(
     }
     let id = match client.register(&subject.name, subject.schema).await {
         Err(RegistryError::Refused { status, words }) if status.as_u16() == 409 => {
+            // There was no version to be incompatible with: another call creates the subject.
+            if versions.is_empty() {
+                return Err(RegistryError::Failing { status, words });
+            }
             return Ok(Registration::Incompatible { why: words });
         }
         id => id?,
