@@ -2,7 +2,11 @@
 
 use std::{process::ExitCode, time::Duration};
 
+use mimalloc::MiMalloc;
 use stocklock::commands::Cli;
+
+#[global_allocator]
+static ALLOCATOR: MiMalloc = MiMalloc;
 
 /// Most time that a blocked thread may delay the end of the process. A Kafka client whose brokers
 /// are away blocks one, for example.

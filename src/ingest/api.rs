@@ -66,7 +66,7 @@ pub(crate) struct Api {
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
 pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
     let shutdown = api.shutdown.clone();
-    let (metrics, max_connections) = (api.metrics.clone(), api.max_connections);
+    let (metrics, max_connections) = (Arc::new(api.metrics.clone()), api.max_connections);
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
     let document = document(api.hold_max_seconds).to_string();
@@ -119,19 +119,13 @@ fn begin_at_zero(metrics: &Metrics) {
 }
 
 /// Counts and times every request.
-async fn measure(State(metrics): State<Metrics>, request: Request, next: Next) -> Response {
+async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
     let begun = Instant::now();
-    let route = request
-        .extensions()
-        .get::<MatchedPath>()
-        .map_or(OTHER_ROUTE, MatchedPath::as_str)
-        .to_owned();
+    let route = request.extensions().get::<MatchedPath>().cloned();
+    let route = route.as_ref().map_or(OTHER_ROUTE, MatchedPath::as_str);
     let response = next.run(request).await;
-    metrics.http_requests.with_label_values(&[route.as_str(), response.status().as_str()]).inc();
-    metrics
-        .http_request_seconds
-        .with_label_values(&[&route])
-        .observe(begun.elapsed().as_secs_f64());
+    metrics.http_requests.with_label_values(&[route, response.status().as_str()]).inc();
+    metrics.http_request_seconds.with_label_values(&[route]).observe(begun.elapsed().as_secs_f64());
     response
 }
 

@@ -18,6 +18,7 @@
 //! | own | `partitions.rs` | owned partitions: assignments, batches in flight, progress |
 //! | collect | `lane.rs` | makes batches of a lane's messages, stores their offsets |
 //! | handle | `pipeline.rs` | runs the steps of a lane; repeats and halves batches that fail |
+//! | | `pace.rs` | lets batches grow while they take long |
 //! | | `handler.rs` | the trait that a role implements |
 //! | publish | `publishing.rs` | publishes outcomes, dead-letters, stores offsets, halts the lane |
 //! | | `dead_letters.rs` | makes dead letters and publishes them |
@@ -77,6 +78,7 @@ mod lane;
 mod log_limiter;
 mod member;
 mod message_ages;
+mod pace;
 mod partitions;
 mod pipeline;
 mod probe;

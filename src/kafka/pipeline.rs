@@ -1,4 +1,4 @@
-use std::{fmt::Display, ops::Range, sync::Arc};
+use std::{fmt::Display, ops::Range, sync::Arc, time::Instant};
 
 use rdkafka::message::OwnedMessage;
 use tokio::{
@@ -10,6 +10,7 @@ use super::{
     DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, DeferredMessages},
+    pace::Pace,
     partitions::Partitions,
     publishing::Publishing,
 };
@@ -142,6 +143,7 @@ impl Lane {
     ) {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
+        let pace = Arc::new(Pace::default());
         let (collected, to_handle) = mpsc::channel(1);
         let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
@@ -160,11 +162,22 @@ impl Lane {
         let mut steps = JoinSet::new();
         let source =
             BatchSource { demand: Arc::clone(&demand), closed: to_handle, is_demanded: false };
-        steps.spawn(handling.handle(source, Arc::clone(&self.partitions), batches.max, done));
+        let handle = handling.handle(
+            source,
+            Arc::clone(&self.partitions),
+            batches.max,
+            Arc::clone(&pace),
+            done,
+        );
+        steps.spawn(handle);
         steps.spawn(publishing.run(to_publish));
         steps.spawn(async move {
             let decode = |message: &OwnedMessage| handler.decode(message);
-            while let Some(batch) = self.next_batch(batches, decode, demanded(&demand)).await {
+            loop {
+                let paced = config::BatchConfig { linger: pace.linger(batches.linger), ..batches };
+                let Some(batch) = self.next_batch(paced, decode, demanded(&demand)).await else {
+                    break;
+                };
                 if collected.send(batch).await.is_err() {
                     break;
                 }
@@ -201,6 +214,7 @@ impl<H: Handler> Step<H> {
         mut batches: BatchSource<H::Decoded>,
         partitions: Arc<Partitions>,
         max_messages: usize,
+        pace: Arc<Pace>,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();
@@ -220,10 +234,12 @@ impl<H: Handler> Step<H> {
                 next
             };
             let mut batch = Batch::resume(std::mem::take(&mut deferred), &partitions, next);
+            let begun = Instant::now();
             let Ok(HandledParts { parts, deferred: numbers }) = self.handle_all(&batch).await
             else {
                 continue;
             };
+            pace.took(begun.elapsed());
             self.health.ready();
             deferred = batch.defer(&numbers);
             if !batch.is_empty()

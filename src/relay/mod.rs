@@ -3,7 +3,7 @@
 //!
 //! | file | publishes |
 //! | --- | --- |
-//! | `mod` | placed orders of the outbox, which a crash or an outage left there |
+//! | `mod` | groups of placed orders in the outbox, which a crash or an outage left there |
 //! | `pending`, `oldest` | orders that stay pending, again |
 //! | `announcements` | moves of orders, to `order-status` |
 //! | `background` | right after a commit, a bounded number of groups at once |
@@ -18,20 +18,22 @@ mod pending;
 mod releases;
 
 use std::{
+    collections::HashSet,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use chrono::Utc;
+use futures::future::join_all;
 
 use self::background::{Background, acknowledged};
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
-    domain::{EventKind, OrderEvent, OrderId},
+    domain::OrderEvent,
     kafka::{Message, ProduceError, Producer},
     lifecycle::Shutdown,
-    store::{OrderStore, StoreError},
+    store::{OrderStore, OutboxGroup, PublishedGroup, StoreError},
     telemetry::{Component, Metrics},
     wire::OrderEventCodec,
 };
@@ -50,7 +52,6 @@ const SWEEP_LEASE: Duration = Duration::from_secs(15);
 /// How long published events stay in the outbox, so that one statement deletes many.
 pub const FORGET_DELAY: Duration = Duration::from_millis(25);
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-const MAX_SWEPT_EVENTS: u32 = 500;
 /// The longest wait between two times that an event is published, unless the first wait is longer.
 const MAX_WAIT: Duration = Duration::from_secs(86_400);
 /// The wait doubles so often, which exceeds [`MAX_WAIT`].
@@ -92,8 +93,8 @@ pub struct Relay {
     /// How long an order may be pending, or a release owed, before its event is published again.
     again_after: Duration,
     background: Background,
-    /// Events that the broker has acknowledged and that are still in the outbox.
-    published: Arc<Mutex<Vec<(OrderId, EventKind)>>>,
+    /// Groups that the broker has acknowledged and that are still in the outbox.
+    published: Arc<Mutex<Vec<PublishedGroup>>>,
 }
 
 /// The result of producing events.
@@ -129,11 +130,16 @@ impl Relay {
         pending::max_id_skew(self.again_after)
     }
 
-    /// Publishes events that were just committed. If that fails, their outbox rows stay, and a
-    /// sweep publishes them.
+    /// Publishes the events of a group that was just committed. If that fails, the group stays in
+    /// the outbox, and a sweep publishes it.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
-        self.background.publish(events, async move |events| relay.publish(&events).await);
+        self.background.publish(events, async move |events| {
+            let Some(group_id) = events.iter().map(|event| event.order_id).min() else {
+                return Ok(());
+            };
+            relay.publish(OutboxGroup { group_id, events, corrupt: Vec::new() }).await
+        });
     }
 
     /// Waits until no group is published in the background.
@@ -141,10 +147,17 @@ impl Relay {
         self.background.drain().await;
     }
 
-    /// Produces events, and deletes those that the broker acknowledged from the outbox.
-    async fn publish(&self, events: &[OrderEvent]) -> Result<(), RelayError> {
-        let Produced { acknowledged, result } = self.produce(events).await;
-        self.forget(acknowledged.iter().map(|event| (event.order_id, event.kind))).await?;
+    /// Produces the events of a group. Deletes the group from the outbox once the broker has
+    /// acknowledged all of them. Else the others stay there.
+    async fn publish(&self, group: OutboxGroup) -> Result<(), RelayError> {
+        let Produced { acknowledged, result } = self.produce(&group.events).await;
+        if !acknowledged.is_empty() || group.events.is_empty() {
+            let acknowledged: HashSet<_> =
+                acknowledged.into_iter().map(|event| event.order_id).collect();
+            let ids = group.events.iter().map(|event| event.order_id);
+            let rest = ids.filter(|id| !acknowledged.contains(id)).chain(group.corrupt);
+            self.forget(PublishedGroup::part(group.group_id, rest)).await?;
+        }
         Ok(result?)
     }
 
@@ -168,17 +181,13 @@ impl Relay {
         self.again_after.saturating_mul(1 << doublings).min(MAX_WAIT.max(self.again_after))
     }
 
-    /// Deletes published events from the outbox. Calls within 25 ms share one statement: the first
+    /// Deletes a published group from the outbox. Calls within 25 ms share one statement: the first
     /// call runs it, and the others return at once.
-    async fn forget(
-        &self,
-        published: impl Iterator<Item = (OrderId, EventKind)>,
-    ) -> Result<(), RelayError> {
+    async fn forget(&self, published: PublishedGroup) -> Result<(), RelayError> {
         let is_first = {
             let mut waiting = self.published.lock().unwrap_or_else(PoisonError::into_inner);
-            let was_empty = waiting.is_empty();
-            waiting.extend(published);
-            was_empty && !waiting.is_empty()
+            waiting.push(published);
+            waiting.len() == 1
         };
         if !is_first {
             return Ok(());
@@ -189,17 +198,20 @@ impl Relay {
         Ok(self.store.forget_published(published).await?)
     }
 
-    /// Publishes up to 500 events of the outbox that have no lease any more. Returns how many it
-    /// claimed.
+    /// Publishes groups of the outbox that have no lease any more, some thousand events at most.
+    /// Returns how many events it published.
     ///
-    /// Fails with [`RelayError`]. Then the events stay in the outbox and are due after their lease.
+    /// Fails with [`RelayError`]. Then the rest stays in the outbox and is due after its lease.
     pub async fn sweep(&self) -> Result<usize, RelayError> {
-        let events = self.store.claim_outbox(MAX_SWEPT_EVENTS, SWEEP_LEASE).await?;
-        if !events.is_empty() {
-            self.publish(&events).await?;
-            tracing::info!(events = events.len(), "events published from the outbox");
+        let groups = self.store.claim_outbox(SWEEP_LEASE).await?;
+        let events = groups.iter().map(|group| group.events.len()).sum();
+        for published in join_all(groups.into_iter().map(|group| self.publish(group))).await {
+            published?;
         }
-        Ok(events.len())
+        if events > 0 {
+            tracing::info!(events, "events published from the outbox");
+        }
+        Ok(events)
     }
 
     /// Sweeps and updates the gauges of the outbox, until a stop is requested.
@@ -210,11 +222,8 @@ impl Relay {
                 Ok(published) => {
                     failures = Backoff::default();
                     health.ready();
-                    if published == MAX_SWEPT_EVENTS as usize {
-                        Duration::ZERO
-                    } else {
-                        SWEEP_INTERVAL
-                    }
+                    // More groups may be due.
+                    if published > 0 { Duration::ZERO } else { SWEEP_INTERVAL }
                 }
                 Err(error) => {
                     tracing::warn!(%error, "outbox not swept");

@@ -293,7 +293,7 @@ impl PendingWatch {
         }
         let ids: Vec<_> = due.into_iter().map(|(id, _)| id).collect();
         let events = self.relay.store.find_pending(&ids).await?;
-        self.relay.publish(&events).await?;
+        self.relay.produce(&events).await.result?;
         for id in &ids {
             if let Some(watched) = self.watched.get_mut(id) {
                 watched.produced_at = Some(now);

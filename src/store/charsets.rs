@@ -15,7 +15,7 @@ const FIND: &str = "
     FROM information_schema.columns
     WHERE table_schema = DATABASE() AND data_type = 'enum' AND collation_name <> 'ascii_general_ci'
       AND table_name IN
-          ('orders', 'outbox', 'announcements', 'order_outcomes', 'stock_movements')";
+          ('orders', 'announcements', 'order_outcomes', 'stock_movements')";
 
 /// A table with more rows is not copied, since writes would wait for the copy.
 const MAX_COPIED_ROWS: u32 = 10_000;

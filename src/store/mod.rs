@@ -64,6 +64,8 @@ pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub use orders::OrderStore;
 pub use orders::OrderSummary;
 pub use orders::StoredOrder;
+pub(crate) use outbox::OutboxGroup;
+pub use outbox::PublishedGroup;
 pub use pending::UnscannedOrder;
 pub use placement::Identity;
 pub(crate) use placement::leaders;

@@ -115,11 +115,8 @@ pub(super) fn summary(row: &MySqlRow) -> Result<OrderSummary, StoreError> {
 
 /// The events of the rows that can be read. A corrupt order is logged, and keeps no other from
 /// being published.
-pub(super) fn readable_events(
-    rows: &[MySqlRow],
-    kind: impl Fn(&MySqlRow) -> Result<EventKind, StoreError>,
-) -> Vec<OrderEvent> {
-    let events = rows.iter().filter_map(|row| match kind(row).and_then(|kind| event(row, kind)) {
+pub(super) fn readable_events(rows: &[MySqlRow], kind: EventKind) -> Vec<OrderEvent> {
+    let events = rows.iter().filter_map(|row| match event(row, kind) {
         Ok(event) => Some(event),
         Err(error) => {
             let order_id = order_id(row).map(|id| id.to_string()).unwrap_or_default();

@@ -141,6 +141,6 @@ impl OrderStore {
     ) -> Result<Vec<OrderEvent>, StoreError> {
         let query = sqlx::query(FIND).bind(order_ids(ids.iter().copied())?);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        Ok(readable_events(&rows, |_| Ok(EventKind::Placed)))
+        Ok(readable_events(&rows, EventKind::Placed))
     }
 }

@@ -24,7 +24,7 @@ use super::{
     statuses::lock_states,
     transaction::transaction,
 };
-use crate::domain::{EventKind, OrderId};
+use crate::domain::OrderId;
 
 const INSERT_ORDERS: &str = "
     INSERT INTO orders
@@ -158,7 +158,7 @@ impl OrderStore {
 /// The rows of new orders, as the parameters of their statements.
 struct Rows {
     orders: String,
-    ids: String,
+    ids: Vec<OrderId>,
     keys: Option<String>,
     unscanned: Option<String>,
     lease: Duration,
@@ -179,7 +179,7 @@ impl Rows {
             unscanned.map(|order| (hex(order.order_id), datetime(order.accepted_at))).collect();
         Ok(Self {
             orders: json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?,
-            ids: order_ids(orders.iter().map(|order| order.order_id))?,
+            ids: orders.iter().map(|order| order.order_id).collect(),
             keys: idempotency::rows_json(placements.iter().copied())?,
             unscanned: if unscanned.is_empty() { None } else { Some(json(&unscanned)?) },
             lease: terms.lease,
@@ -199,7 +199,7 @@ impl Rows {
     }
 
     async fn insert_others(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
-        super::outbox::insert(conn, &self.ids, EventKind::Placed, self.lease).await?;
+        super::outbox::insert(conn, &self.ids, self.lease).await?;
         if let Some(unscanned) = &self.unscanned {
             pending::insert_unscanned(conn, unscanned).await?;
         }
@@ -241,8 +241,9 @@ async fn write_new(
         }
     }
     // The locks wait for the transactions that write these orders.
-    lock_states(conn, &rows.ids).await?;
-    let present = sqlx::query(READ_PRESENT).bind(&rows.ids).fetch_all(&mut *conn).await?;
+    let ids = order_ids(rows.ids.iter().copied())?;
+    lock_states(conn, &ids).await?;
+    let present = sqlx::query(READ_PRESENT).bind(&ids).fetch_all(&mut *conn).await?;
     found.orders = present_orders(&present)?;
     let new = Rows::of(&unknown(&found), terms)?;
     new.insert_orders(conn).await.map_err(|error| error.duplicate_as(Conflict::Placed))?;

@@ -54,10 +54,12 @@ impl StoreUse {
                      SELECT order_id, reference, customer_id, `lines`, created_at, updated_at,
                             hold_seconds
                      FROM orders WHERE FALSE;
-                 INSERT INTO outbox (order_id, kind, created_at, visible_at)
-                     SELECT order_id, kind, created_at, visible_at FROM outbox WHERE FALSE;
-                 UPDATE outbox SET visible_at = visible_at WHERE FALSE;
-                 DELETE FROM outbox WHERE FALSE;
+                 INSERT INTO outbox_groups
+                     (group_id, order_ids, orders, created_at, visible_at)
+                     SELECT group_id, order_ids, orders, created_at, visible_at
+                     FROM outbox_groups WHERE FALSE;
+                 UPDATE outbox_groups SET visible_at = visible_at WHERE FALSE;
+                 DELETE FROM outbox_groups WHERE FALSE;
                  INSERT INTO idempotency_keys
                      (caller, idempotency_key, request_sha256, order_id, created_at)
                      SELECT caller, idempotency_key, request_sha256, order_id, created_at

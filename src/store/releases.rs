@@ -130,7 +130,7 @@ pub(super) async fn read_events(
     ids: &str,
 ) -> Result<Vec<OrderEvent>, StoreError> {
     let rows = sqlx::query(READ_LINES).bind(ids).fetch_all(conn).await?;
-    Ok(readable_events(&rows, |_| Ok(EventKind::Release)))
+    Ok(readable_events(&rows, EventKind::Release))
 }
 
 impl OrderStore {

@@ -97,15 +97,12 @@ const RAISE_BALANCES: &str = "
     STRAIGHT_JOIN ledger_balances AS b FORCE INDEX (PRIMARY) ON b.product_id = purged.product_id
     SET b.supplied = b.supplied + purged.supplied, b.held = b.held + purged.held";
 
-/// Keeps orders that are pending or hold their stock, orders with an event in the outbox or an
-/// announcement, and orders that owe a release, expired or not. Each part has the bounds: a server
-/// may read all rows of a part before it compares.
+/// Keeps orders that are pending or hold their stock, orders with an announcement, and orders that
+/// owe a release, expired or not. Each part has the bounds: a server may read all rows of a part
+/// before it compares.
 const DELETE_ORDERS: &str = "
     DELETE FROM orders
     WHERE order_id >= ? AND order_id < ? AND status NOT IN ('PENDING', 'RESERVED')
-    AND NOT EXISTS (
-        SELECT 1 FROM outbox AS b
-        WHERE b.order_id = orders.order_id AND b.order_id >= ? AND b.order_id < ?)
     AND NOT EXISTS (
         SELECT 1 FROM owed_releases AS r
         WHERE r.order_id = orders.order_id AND r.order_id >= ? AND r.order_id < ?)
@@ -113,7 +110,7 @@ const DELETE_ORDERS: &str = "
         SELECT 1 FROM announcements AS a
         WHERE a.order_id = orders.order_id AND a.order_id >= ? AND a.order_id < ?)";
 /// Each part of the statement takes the two bounds.
-const PARTS_OF_DELETE_ORDERS: usize = 4;
+const PARTS_OF_DELETE_ORDERS: usize = 3;
 
 const DELETE_IDEMPOTENCY_KEYS: &str =
     "DELETE FROM idempotency_keys WHERE created_at < ? ORDER BY created_at LIMIT ?";

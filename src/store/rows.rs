@@ -10,7 +10,7 @@ use super::{
     StoreError,
     error::{Conflict, Corrupt},
 };
-use crate::domain::{EventKind, Invalid, OrderId, OrderState, ProductId};
+use crate::domain::{Invalid, OrderId, OrderState, ProductId};
 
 /// A table of the order ids of a parameter. (A derived table, since MySQL refuses a locking
 /// clause where `JSON_TABLE` stands alone.)
@@ -79,11 +79,6 @@ pub(super) fn order_id_of(row: &MySqlRow, column: &'static str) -> Result<OrderI
 /// The state of an order's row.
 pub(super) fn order_state(row: &MySqlRow) -> Result<OrderState, StoreError> {
     valid("orders.status", OrderState::parse(ascii(row, "status")?))
-}
-
-/// The kind of an outbox row.
-pub(super) fn event_kind(row: &MySqlRow) -> Result<EventKind, StoreError> {
-    valid("outbox.kind", EventKind::parse(ascii(row, "kind")?))
 }
 
 /// The product id of a row.

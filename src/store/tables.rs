@@ -35,15 +35,16 @@ pub(crate) const ORDER_STORE: &[Table] = &[
         ],
     },
     Table {
-        name: "outbox",
-        rows: "an event that the topic `orders` still lacks",
-        removed: "once the broker has acknowledged the event",
+        name: "outbox_groups",
+        rows: "orders that were committed together, whose events the topic `orders` still lacks",
+        removed: "once the broker has acknowledged all its events",
         readers: OURS,
         columns: &[
-            ["order_id", "BINARY(16)", "with `kind` the primary key"],
-            ["kind", "ENUM", "`PLACED` or `RELEASE`"],
-            ["created_at", "DATETIME(3)", "when the event was committed, UTC"],
-            ["visible_at", "DATETIME(3)", "a lease: until then, one process publishes the event"],
+            ["group_id", "BINARY(16)", "the primary key: the lowest of its order ids"],
+            ["order_ids", "MEDIUMBLOB", "the ids, 16 bytes each"],
+            ["orders", "INT UNSIGNED", "how many"],
+            ["created_at", "DATETIME(3)", "when the orders were committed, UTC"],
+            ["visible_at", "DATETIME(3)", "a lease: until then, one process publishes the group"],
         ],
     },
     Table {

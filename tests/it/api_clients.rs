@@ -14,7 +14,7 @@ struct Lock(MySqlConnection);
 impl Lock {
     async fn on(world: &World) -> Self {
         let mut conn = connect(world).await;
-        conn.execute("LOCK TABLES orders WRITE, outbox WRITE").await.expect("locked");
+        conn.execute("LOCK TABLES orders WRITE, outbox_groups WRITE").await.expect("locked");
         Self(conn)
     }
 

@@ -165,7 +165,7 @@ async fn setup_leaves_a_table_that_others_hold_and_succeeds_later(world: World) 
         .await
         .expect("a connection");
     holder.execute("START TRANSACTION").await.expect("begun");
-    holder.fetch_all("SELECT * FROM outbox").await.expect("it holds the table");
+    holder.fetch_all("SELECT * FROM announcements").await.expect("it holds the table");
     let binary = |found: Vec<(String, String)>| {
         found.iter().any(|(_, collation)| collation == "utf8mb4_bin")
     };

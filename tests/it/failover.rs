@@ -102,7 +102,7 @@ async fn a_session_of_an_unfit_server_is_closed_and_no_idle_one_used(world: Worl
         assert!(all.iter().all(Result::is_ok), "{all:?}");
         let before = sessions(&mut admin).await;
         let trigger = format!(
-            "CREATE TRIGGER unfit BEFORE INSERT ON outbox FOR EACH ROW
+            "CREATE TRIGGER unfit BEFORE INSERT ON outbox_groups FOR EACH ROW
              SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {number}, MESSAGE_TEXT = 'unfit'"
         );
         admin.execute(trigger.as_str()).await.expect("a trigger");
@@ -150,7 +150,7 @@ async fn verify_finds_what_a_failover_of_a_store_lost(world: World) {
     let (orders, stock) =
         (world.config.order_store.url.expose(), world.config.stock_store.url.expose());
     let (of_orders, of_stock) =
-        (["orders", "outbox"], ["products", "order_outcomes", "stock_movements"]);
+        (["orders", "outbox_groups"], ["products", "order_outcomes", "stock_movements"]);
     lose(orders, &of_orders, true).await;
     lose(stock, &of_stock, true).await;
     let order = api.place_and_wait(&lines(&[("a", 2)]), 30).await.is(201).order_id().to_owned();

@@ -214,7 +214,7 @@ async fn a_key_is_free_once_its_order_is_gone(world: World) {
     let ingest = world.start("ingest").await;
     let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
     let first = place(&api, "k", &order).await.is(202);
-    world.tamper_with_orders("DELETE FROM outbox; DELETE FROM orders").await;
+    world.tamper_with_orders("DELETE FROM outbox_groups; DELETE FROM orders").await;
 
     let second = place(&api, "k", &lines(&[("a", 2)])).await.is(202);
     let again = place(&api, "k", &lines(&[("a", 2)])).await.is(202);

@@ -43,14 +43,14 @@ async fn lost_as(world: &World, ids: &[OrderId], placed_at: DateTime<Utc>) {
     };
     let orders: Vec<_> = ids.iter().map(order).collect();
     world.order_store().place(&orders, Duration::ZERO).await.expect("saved");
-    world.tamper_with_orders("DELETE FROM outbox").await;
+    world.tamper_with_orders("DELETE FROM outbox_groups").await;
 }
 
 /// Saves orders of one unit of `a` whose events are lost: neither on the topic nor in the outbox.
 async fn lost(world: &World, ids: Vec<OrderId>) -> Vec<OrderEvent> {
     let lines = order_lines(&[("a", 1)]);
     let saved = world.save_as(ids.into_iter().map(|id| (id, lines.clone())).collect()).await;
-    world.tamper_with_orders("DELETE FROM outbox").await;
+    world.tamper_with_orders("DELETE FROM outbox_groups").await;
     saved
 }
 
@@ -166,7 +166,9 @@ async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world:
         ids[0].uuid().simple()
     );
     world.tamper_with_orders(&damage).await;
-    world.tamper_with_orders("UPDATE outbox SET visible_at = created_at - INTERVAL 1 DAY").await;
+    world
+        .tamper_with_orders("UPDATE outbox_groups SET visible_at = created_at - INTERVAL 1 DAY")
+        .await;
 
     assert_eq!(relay.sweep().await.expect("a sweep"), 2);
     assert_eq!(produced(watch.pass(now).await.expect("a pass")), 2);

@@ -38,7 +38,7 @@ async fn owed(world: &World) -> BTreeMap<OrderId, OwedRelease> {
 async fn failed(world: &World, ids: Vec<OrderId>) -> Vec<OrderEvent> {
     let lines = order_lines(&[("a", 1)]);
     let saved = world.save_as(ids.into_iter().map(|id| (id, lines.clone())).collect()).await;
-    let fail = "DELETE FROM outbox; UPDATE orders SET status = 'FAILED', reason = 'payment';
+    let fail = "DELETE FROM outbox_groups; UPDATE orders SET status = 'FAILED', reason = 'payment';
                 INSERT IGNORE INTO owed_releases (order_id, owed_at, due_at)
                 SELECT order_id, created_at, UTC_TIMESTAMP(3) - INTERVAL 1 MINUTE FROM orders";
     world.tamper_with_orders(fail).await;
@@ -302,9 +302,14 @@ async fn releases_in_an_earlier_outbox_are_owed_after_the_upgrade() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let orders = world.save(&[order_lines(&[("a", 1)]), order_lines(&[("a", 1)])]).await;
     let before = format!(
-        "DROP TABLE owed_releases; DELETE FROM _sqlx_migrations WHERE version = 4;
+        "DROP TABLE owed_releases; DELETE FROM _sqlx_migrations WHERE version IN (4, 7);
+         DELETE FROM outbox_groups;
+         CREATE TABLE outbox (
+             order_id BINARY(16), kind ENUM ('PLACED', 'RELEASE'), created_at DATETIME(3),
+             visible_at DATETIME(3), PRIMARY KEY (order_id, kind));
          INSERT INTO outbox
-         VALUES (UNHEX('{}'), 'RELEASE', '2026-01-02 03:04:05', UTC_TIMESTAMP(3))",
+         SELECT order_id, 'PLACED', created_at, created_at FROM orders UNION ALL
+         SELECT UNHEX('{}'), 'RELEASE', '2026-01-02 03:04:05', UTC_TIMESTAMP(3)",
         orders[1].order_id.uuid().simple()
     );
     world.tamper_with_orders(&before).await;

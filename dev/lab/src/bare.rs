@@ -20,10 +20,10 @@ use tokio::{
 use stocklock::{
     commands::bench::Site,
     config::{BatchConfig, Config},
-    domain::{EventKind, Lines, OrderEvent, OrderId},
+    domain::{Lines, OrderEvent, OrderId},
     kafka::{Message, Producer, client_config},
     relay::{COMMITTER_LEASE, FORGET_DELAY},
-    store::{Guard, NewOrder, OrderStore, StockStore},
+    store::{Guard, NewOrder, OrderStore, PublishedGroup, StockStore},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 
@@ -84,7 +84,7 @@ async fn place(
     store: OrderStore,
     groups: BatchConfig,
     mut arrived: mpsc::Receiver<NewOrder>,
-    placed: mpsc::Sender<OrderEvent>,
+    placed: mpsc::Sender<Vec<OrderEvent>>,
 ) -> anyhow::Result<()> {
     let mut pace = Pace::new(groups);
     loop {
@@ -95,25 +95,22 @@ async fn place(
         }
         pace.closed();
         store.place(&group, COMMITTER_LEASE).await?;
-        for order in group {
-            placed.send(order.into_event()).await?;
-        }
+        placed.send(group.into_iter().map(NewOrder::into_event).collect()).await?;
     }
 }
 
 async fn publish(
     config: Config,
-    mut events: mpsc::Receiver<OrderEvent>,
-    published: mpsc::Sender<OrderId>,
+    mut groups: mpsc::Receiver<Vec<OrderEvent>>,
+    published: mpsc::Sender<PublishedGroup>,
 ) -> anyhow::Result<()> {
     let (producer, codec) = (Producer::new(&config.kafka)?, OrderEventCodec::new()?);
-    let mut group = Vec::new();
-    while events.recv_many(&mut group, QUEUE).await > 0 {
+    while let Some(group) = groups.recv().await {
         let messages =
             group.iter().map(|event| Message::of_order(event.order_id, codec.encode(event)));
         producer.produce(&config.topics.orders, messages.collect()).await?;
-        for event in group.drain(..) {
-            published.send(event.order_id).await?;
+        if let Some(group) = PublishedGroup::whole(group.iter().map(|event| event.order_id)) {
+            published.send(group).await?;
         }
     }
     Ok(())
@@ -121,15 +118,15 @@ async fn publish(
 
 async fn strike_out(
     store: OrderStore,
-    mut in_outbox: mpsc::Receiver<OrderId>,
+    mut in_outbox: mpsc::Receiver<PublishedGroup>,
 ) -> anyhow::Result<()> {
     let mut group = Vec::new();
     while in_outbox.recv_many(&mut group, QUEUE).await > 0 {
         sleep(FORGET_DELAY).await;
-        while let Ok(id) = in_outbox.try_recv() {
-            group.push(id);
+        while let Ok(published) = in_outbox.try_recv() {
+            group.push(published);
         }
-        store.forget_published(group.drain(..).map(|id| (id, EventKind::Placed)).collect()).await?;
+        store.forget_published(std::mem::take(&mut group)).await?;
     }
     Ok(())
 }

@@ -12,9 +12,12 @@ use chrono::{SubsecRound as _, Utc};
 use super::{super::process, workload::Workload};
 use crate::{
     config::{Config, Layers},
-    domain::{EventKind, OrderEvent, OrderId, ProductId},
+    domain::{OrderEvent, OrderId, ProductId},
     kafka::{Message, Producer, delete_topics, ensure_topics},
-    store::{NewOrder, OrderStore, Product, StockStore, migrate_order_store, migrate_stock_store},
+    store::{
+        NewOrder, OrderStore, Product, PublishedGroup, StockStore, migrate_order_store,
+        migrate_stock_store,
+    },
     telemetry::Metrics,
     wire::OrderEventCodec,
 };
@@ -117,11 +120,8 @@ impl Site {
                 })
                 .collect();
             orders.place(&placed, LEASE).await?;
-            orders
-                .forget_published(
-                    placed.iter().map(|order| (order.order_id, EventKind::Placed)).collect(),
-                )
-                .await?;
+            let published = PublishedGroup::whole(placed.iter().map(|order| order.order_id));
+            orders.forget_published(published.into_iter().collect()).await?;
             events.extend(placed.into_iter().map(NewOrder::into_event));
         }
         Ok(events)

@@ -36,8 +36,11 @@ async fn everything(world: &World) -> Vec<String> {
     let stock = ["products", "order_outcomes", "stock_movements"];
     let mut everything = contents(world.config.stock_store.url.expose(), &stock).await;
     everything.extend(
-        contents(world.config.order_store.url.expose(), &["orders", "outbox", "owed_releases"])
-            .await,
+        contents(
+            world.config.order_store.url.expose(),
+            &["orders", "outbox_groups", "owed_releases"],
+        )
+        .await,
     );
     everything
 }

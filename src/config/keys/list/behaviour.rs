@@ -57,7 +57,8 @@ pub(super) const KEYS: &[Key] = &[
         "worker.linger",
         "5ms",
         time(Duration::ZERO, SECOND),
-        "a batch that is not full closes at least this long after the batch before",
+        "a batch that is not full closes at least this long after the batch before, or twice the \
+         time that the batch before took, 50 ms at most",
     ),
     key(
         "worker.lanes",
@@ -82,7 +83,8 @@ pub(super) const KEYS: &[Key] = &[
         "compensator.linger",
         "5ms",
         time(Duration::ZERO, SECOND),
-        "a batch that is not full closes at least this long after the batch before",
+        "a batch that is not full closes at least this long after the batch before, or twice the \
+         time that the batch before took, 50 ms at most",
     ),
     key(
         "ingest.linger",
