@@ -149,7 +149,7 @@ mod tests {
         let id = produced(&[], 7).order_id().unwrap();
 
         assert_eq!(id.made_at().timestamp_millis(), PRODUCED_AT_MS);
-        assert_eq!(id.to_string(), "01a31915-b800-7000-8000-000000000000");
+        assert_eq!(id.to_string(), "01a3185c-5000-7057-9930-fab25733524b");
         assert_ne!(produced(&[], 8).order_id(), Some(id));
     }
 

@@ -2,13 +2,15 @@ use std::sync::Arc;
 
 use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{Role, SharedParts, intake::RunningIntake, spawn};
 use crate::{
     commands::process,
     http,
     ingest::{self, Api, BatchSlots, Catalog, ChangeTask, Changer, Committer, OutcomeWatch},
-    relay::{PendingWatch, ReleaseWatch},
+    lifecycle::Shutdown,
+    relay::{Announcer, PendingWatch, Relay, ReleaseWatch},
     store::StoreUse,
 };
 
@@ -19,7 +21,7 @@ const MAX_WATCHING_CLIENTS: usize = 5_000;
 /// Runs ingest until a stop is requested. Stops in the order of an order's way: requests, saving,
 /// answers, publishing, connections.
 pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
-    let SharedParts { config, metrics, health, shutdown, .. } = &shared;
+    let SharedParts { config, metrics, shutdown, .. } = &shared;
     metrics.begin_retries(&["order_store", "kafka"]);
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
@@ -44,18 +46,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max);
     let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
     let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
-    let relaying =
-        spawn(relay.clone().run(metrics.clone(), health.register("outbox"), shutdown.clone()));
     let asking = spawn(outcomes.clone().run());
-    let watch = PendingWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let watching = spawn(watch.run(health.register("pending orders"), shutdown.clone()));
-    let watch = ReleaseWatch::new(relay.clone(), config.retention.horizon, metrics.clone());
-    let releasing = spawn(watch.run(health.register("owed releases"), shutdown.clone()));
-    let announcing = spawn(announcer.clone().run(
-        metrics.clone(),
-        health.register("announcements"),
-        shutdown.clone(),
-    ));
+    let background = Background::start(&shared, &relay, &announcer);
     let api = Arc::new(Api {
         catalog: Catalog::new(stock.clone()),
         hold_max_seconds: config.orders.hold_max_seconds,
@@ -74,14 +66,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     let mut intake = RunningIntake::start(&shared, &api)?;
     tracing::info!(address = %config.http.listen, "accepting orders");
     let serving = Box::pin(ingest::serve(listener, api));
-    let serving = while_committing(serving, &mut committing, &mut changing);
-    let serving = async {
-        tokio::select! {
-            biased;
-            served = serving => served,
-            failed = RunningIntake::failed(&mut intake) => failed,
-        }
-    };
+    let serving = while_committing(serving, &mut committing, &mut changing, &mut intake);
     shutdown.finish("HTTP requests", serving).await.transpose()?;
     // The committer ends once nobody can give it orders.
     let consumer = match intake {
@@ -91,10 +76,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     shutdown.finish("orders to save", ended(committing)).await;
     shutdown.finish("orders to change", ended(changing)).await;
     shutdown.finish("answers to waiting clients", asking).await.transpose()?;
-    shutdown.finish("the outbox", relaying).await.transpose()?;
-    shutdown.finish("pending orders", watching).await.transpose()?;
-    shutdown.finish("owed releases", releasing).await.transpose()?;
-    shutdown.finish("announcements", announcing).await.transpose()?;
+    background.finish(shutdown).await?;
     shutdown.finish("events to Kafka", relay.drain()).await;
     shutdown.finish("announcements to Kafka", announcer.drain()).await;
     if let Some(consumer) = consumer {
@@ -104,11 +86,43 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     Ok(())
 }
 
-/// Serves requests. Fails if a task that saves or changes orders ends before.
+/// The loops that publish what is due, until a stop is requested.
+struct Background([(&'static str, AbortOnDropHandle<()>); 4]);
+
+impl Background {
+    fn start(shared: &SharedParts, relay: &Relay, announcer: &Announcer) -> Self {
+        let SharedParts { config, metrics, health, shutdown, .. } = shared;
+        let (horizon, stop) = (config.retention.horizon, || shutdown.clone());
+        let relaying = relay.clone().run(metrics.clone(), health.register("outbox"), stop());
+        let watch = PendingWatch::new(relay.clone(), horizon, metrics.clone());
+        let watching = watch.run(health.register("pending orders"), stop());
+        let watch = ReleaseWatch::new(relay.clone(), horizon, metrics.clone());
+        let releasing = watch.run(health.register("owed releases"), stop());
+        let announcing =
+            announcer.clone().run(metrics.clone(), health.register("announcements"), stop());
+        Self([
+            ("the outbox", spawn(relaying)),
+            ("pending orders", spawn(watching)),
+            ("owed releases", spawn(releasing)),
+            ("announcements", spawn(announcing)),
+        ])
+    }
+
+    /// Fails if a loop panicked.
+    async fn finish(self, shutdown: &Shutdown) -> anyhow::Result<()> {
+        for (name, running) in self.0 {
+            shutdown.finish(name, running).await.transpose()?;
+        }
+        Ok(())
+    }
+}
+
+/// Serves requests. Fails if a task that takes, saves or changes orders ends before.
 async fn while_committing(
     serving: impl Future<Output = ()>,
     committing: &mut JoinSet<()>,
     changing: &mut JoinSet<()>,
+    intake: &mut Option<RunningIntake>,
 ) -> anyhow::Result<()> {
     tokio::select! {
         biased;
@@ -121,6 +135,7 @@ async fn while_committing(
             ended.context("a task that changes orders ended")?;
             bail!("a task that changes orders ended")
         }
+        failed = RunningIntake::failed(intake) => failed,
     }
 }
 
