@@ -34,7 +34,8 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
     DeadLetterClass {
         name: "invalid",
         cause: "A value is outside its bounds: a quantity of 0, a `COMPLETED` or `RELEASED` whose \
-                source may not report it, an order from more than a day ahead.",
+                source may not report it, an order from more than a day ahead, an order request \
+                that HTTP would refuse.",
         remedy: "Correct the writer. For orders from the future, also compare the clocks.",
     },
     DeadLetterClass {
@@ -45,8 +46,8 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 9] = [
     },
     DeadLetterClass {
         name: "expired",
-        cause: "The event's order is beyond the horizon, or a failure comes too late for a \
-                completed order.",
+        cause: "The event's order is beyond the horizon, a failure comes too late for a \
+                completed order, or an order request is older than identities are kept.",
         remedy: "Check the clock of the role. If the message is really old, `stocklock stock \
                  restock` returns the units of a failed order.",
     },

@@ -100,7 +100,11 @@ mod tests {
         let text = codec().json(&avro(Some(id), &[2])).unwrap().into_owned();
 
         let expected = format!(
-            r#"{{"order_id":"{id}","reference":"r","customer_id":null,"hold_seconds":60,"lines":[{{"product_id":"a","quantity":2}}]}}"#
+            concat!(
+                r#"{{"order_id":"{id}","reference":"r","customer_id":null,"#,
+                r#""hold_seconds":60,"lines":[{{"product_id":"a","quantity":2}}]}}"#
+            ),
+            id = id
         );
         assert_eq!(String::from_utf8(text).unwrap(), expected);
     }
