@@ -22,7 +22,7 @@ use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 const MAX_TEXT_CHARS: usize = 128;
 /// The longest idempotency key.
 pub(super) const MAX_KEY_BYTES: usize = 255;
-/// The fields of an order. [`OrderForm::fields`] says which form has which of the last two.
+/// The fields of an order. [`OrderForm::fields`] says who has the last two.
 const ORDER_FIELDS: [&str; 6] =
     ["reference", "customer_id", "hold_seconds", "lines", "order_id", "idempotency_key"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
@@ -44,11 +44,10 @@ pub(super) struct OrderDraft {
 /// Where an order comes from. It decides how the order may name its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum OrderForm {
-    /// A request of its own: the path or a header has its identity.
+    /// The path or a header of the request has its identity.
     Single,
-    /// A line of a batch.
     OfBatch,
-    /// A record of the intake: a header may have its key.
+    /// A header of the record may have its key.
     OfIntake,
 }
 

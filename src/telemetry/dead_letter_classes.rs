@@ -35,8 +35,9 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 10] = [
     DeadLetterClass {
         name: "invalid",
         cause: "A value is outside its bounds: a quantity of 0, a `COMPLETED` or `RELEASED` whose \
-                source may not report it, an order from more than a day ahead, an adjustment of an \
-                unknown product, an id of a request that was done with other content.",
+                source may not report it, an order from more than a day ahead, an order request \
+                that HTTP would refuse, an adjustment of an unknown product, an id of a request \
+                that was done with other content.",
         remedy: "Correct the writer. For orders from the future, also compare the clocks.",
     },
     DeadLetterClass {
@@ -55,7 +56,7 @@ pub(crate) const DEAD_LETTER_CLASSES: [DeadLetterClass; 10] = [
     DeadLetterClass {
         name: "expired",
         cause: "The event's order is beyond the horizon, a failure comes too late for a \
-                completed order, or an adjustment is older than the ids of requests.",
+                completed order, or a request is older than identities are kept.",
         remedy: "Check the clock of the role. If the message is really old, `stocklock stock \
                  restock` returns the units of a failed order.",
     },
