@@ -3,6 +3,7 @@
 //! The JSON is parsed as a stream: a value that is wrong or unknown is skipped. So the result is
 //! never larger than a valid order and 20 errors, however large the request is.
 
+mod form;
 mod hold;
 mod values;
 
@@ -12,6 +13,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 
 use super::problem::{FieldError, MAX_FIELD_ERRORS};
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, OrderId, ProductId};
+pub(super) use form::OrderForm;
 pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
@@ -19,9 +21,6 @@ use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 const MAX_TEXT_CHARS: usize = 128;
 /// The longest idempotency key.
 pub(super) const MAX_KEY_BYTES: usize = 255;
-/// The fields of an order. [`OrderForm::fields`] says who has the last two.
-const ORDER_FIELDS: [&str; 6] =
-    ["reference", "customer_id", "hold_seconds", "lines", "order_id", "idempotency_key"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
@@ -61,26 +60,6 @@ pub(super) struct OrderDraft {
     pub(super) lines: Vec<Line>,
     pub(super) order_id: Option<OrderId>,
     pub(super) idempotency_key: Option<String>,
-}
-
-/// Where an order comes from. It decides how the order may name its identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OrderForm {
-    /// The path or a header of the request has its identity.
-    Single,
-    OfBatch,
-    /// A header of the record may have its key.
-    OfIntake,
-}
-
-impl OrderForm {
-    fn fields(self) -> &'static [&'static str] {
-        match self {
-            Self::Single => &ORDER_FIELDS[..4],
-            Self::OfIntake => &ORDER_FIELDS[..5],
-            Self::OfBatch => &ORDER_FIELDS,
-        }
-    }
 }
 
 /// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
