@@ -5,6 +5,7 @@
 
 mod adjustments;
 mod errors;
+mod form;
 mod hold;
 mod values;
 
@@ -15,6 +16,7 @@ use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqA
 use crate::domain::{Line, MAX_LINES, MAX_QUANTITY, OrderId, ProductId};
 pub(super) use adjustments::{AdjustmentsDraft, AdjustmentsSeed};
 pub(super) use errors::FieldErrors;
+pub(super) use form::OrderForm;
 pub(super) use hold::HoldSeed;
 use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 
@@ -22,9 +24,6 @@ use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 const MAX_TEXT_CHARS: usize = 128;
 /// The longest idempotency key.
 pub(super) const MAX_KEY_BYTES: usize = 255;
-/// The fields of an order. [`OrderForm::fields`] says who has the last two.
-const ORDER_FIELDS: [&str; 6] =
-    ["reference", "customer_id", "hold_seconds", "lines", "order_id", "idempotency_key"];
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
@@ -41,28 +40,8 @@ pub(super) struct OrderDraft {
     pub(super) idempotency_key: Option<String>,
 }
 
-/// Where an order comes from. It decides how the order may name its identity.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum OrderForm {
-    /// The path or a header of the request has its identity.
-    Single,
-    OfBatch,
-    /// A header of the record may have its key.
-    OfIntake,
-}
-
-impl OrderForm {
-    fn fields(self) -> &'static [&'static str] {
-        match self {
-            Self::Single => &ORDER_FIELDS[..4],
-            Self::OfIntake => &ORDER_FIELDS[..5],
-            Self::OfBatch => &ORDER_FIELDS,
-        }
-    }
-}
-
 /// Reads an order and adds what is wrong with it to the errors. Fails if the JSON is broken, or
-/// once there are [`MAX_FIELD_ERRORS`].
+/// once there are [`MAX_FIELD_ERRORS`](super::problem::MAX_FIELD_ERRORS).
 pub(super) struct OrderSeed<'a> {
     pub(super) errors: &'a FieldErrors,
     pub(super) form: OrderForm,

@@ -1,7 +1,8 @@
 //! Asks the schema registry: registers the own schemas, and looks up those of other systems.
 //!
 //! The codecs of `wire` never ask. They share what this room has found out, in
-//! [`RegisteredSchemas`]. A value whose schema nobody has looked up yet waits for it.
+//! [`RegisteredSchemas`](crate::wire::RegisteredSchemas). A value whose schema nobody has looked up
+//! yet waits for it.
 //!
 //! | file | what it does |
 //! | --- | --- |
