@@ -62,16 +62,6 @@ choice! {
 }
 
 choice! {
-    /// How values are written to the status topic.
-    pub enum StatusFormat {
-        /// Avro, framed for the schema registry if there is one, else as a single object.
-        Avro = "avro",
-        /// A JSON object.
-        Json = "json",
-    }
-}
-
-choice! {
     pub(crate) enum LogFormat {
         Text = "text",
         Json = "json",

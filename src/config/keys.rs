@@ -14,12 +14,11 @@ mod list;
 
 pub use list::KEYS;
 
-pub(super) const BOOLEANS: [&str; 2] = ["false", "true"];
 pub(super) const SECURITY_PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
 pub(super) const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
 
 /// A key of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub struct Key {
     pub name: &'static str,
     /// The default, as a user would write it. Empty means that the key is not set, and that a user

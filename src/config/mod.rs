@@ -23,8 +23,8 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 
 use crate::domain::Horizon;
 
+pub use choices::LockStrategy;
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
-pub use choices::{LockStrategy, StatusFormat};
 pub use keys::KEYS;
 pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
@@ -37,7 +37,6 @@ use values::Values;
 pub struct Config {
     pub kafka: KafkaConfig,
     pub topics: TopicsConfig,
-    pub schema_registry: Option<RegistryConfig>,
     pub order_store: StoreConfig,
     pub stock_store: StoreConfig,
     pub redis: RedisConfig,
@@ -76,35 +75,11 @@ pub struct TopicsConfig {
     pub order_status: String,
     pub orders_dlq: String,
     pub order_status_dlq: String,
-    /// Where ingest takes orders from; `None`: off.
-    pub order_requests: Option<IntakeTopic>,
-    /// Where the workers take adjustments of stock from; `None`: off.
-    pub stock_adjustments: Option<IntakeTopic>,
-    /// Where the levels of stock are published; `None`: off.
-    pub stock_levels: Option<String>,
-    pub status_format: StatusFormat,
-    /// Whether statuses and stock levels carry the headers of `CloudEvents`.
-    pub cloudevents: bool,
     /// The Avro schemas with which other systems write their values.
     pub(crate) writer_schemas: Vec<SchemaSource>,
     pub partitions: i32,
     pub(crate) replication: i32,
     pub(crate) retention: Duration,
-}
-
-/// A topic of requests, and the topic of its dead letters.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct IntakeTopic {
-    pub requests: String,
-    pub dead_letters: String,
-}
-
-/// A schema registry with the Confluent API.
-#[derive(Debug, Clone)]
-pub struct RegistryConfig {
-    pub url: String,
-    /// The user and the password.
-    pub credentials: Option<(String, String)>,
 }
 
 /// A file of Avro schemas.
@@ -181,8 +156,6 @@ pub struct BatchConfig {
 #[derive(Debug, Clone)]
 pub struct IngestConfig {
     pub groups: BatchConfig,
-    /// The consumer group of the intake.
-    pub group_id: String,
     /// After this time, ingest begins no transaction for an order.
     pub(crate) deadline: Duration,
     pub(crate) outbox_max: u64,
@@ -259,7 +232,6 @@ impl Config {
             },
             ingest: IngestConfig {
                 groups: values.batches("ingest.group_max", "ingest.linger"),
-                group_id: groups.ingest,
                 deadline: values.duration("ingest.deadline"),
                 outbox_max: values.number("ingest.outbox_max"),
                 pending_after: values.duration("ingest.pending_after"),
@@ -267,7 +239,6 @@ impl Config {
             orders: values.orders(retention.horizon),
             retention,
             topics,
-            schema_registry: values.schema_registry(),
             stop: StopConfig { deadline: values.duration("stop.deadline") },
             http: values.read("http.listen", formats::address),
             admin: values.read("admin.listen", formats::address),

@@ -3,17 +3,15 @@
 use std::path::PathBuf;
 
 use super::{
-    BatchConfig, ClientFiles, IntakeTopic, Key, OrdersConfig, RedisConfig, RegistryConfig,
-    RetentionConfig, SchemaSource, StoreConfig, TopicsConfig, formats, formats::short_duration,
-    values::Values,
+    BatchConfig, ClientFiles, OrdersConfig, RedisConfig, RetentionConfig, SchemaSource,
+    StoreConfig, TopicsConfig, formats, formats::short_duration, values::Values,
 };
 use crate::domain::Horizon;
 
-/// The consumer groups.
+/// The two consumer groups.
 pub(super) struct Groups {
     pub(super) workers: String,
     pub(super) compensators: String,
-    pub(super) ingest: String,
 }
 
 impl Values<'_> {
@@ -28,29 +26,16 @@ impl Values<'_> {
 
     /// Refuses a topic that has two purposes.
     pub(super) fn topics(&mut self) -> TopicsConfig {
-        const NAMES: [&str; 9] = [
+        const NAMES: [&str; 4] = [
             "topics.orders",
             "topics.order_status",
             "topics.orders_dlq",
             "topics.order_status_dlq",
-            "topics.order_requests",
-            "topics.order_requests_dlq",
-            "topics.stock_adjustments",
-            "topics.stock_adjustments_dlq",
-            "topics.stock_levels",
         ];
-        // A topic without a default may be left out.
-        let or_none =
-            |text: &str| if text.is_empty() { Ok(String::new()) } else { formats::topic(text) };
-        let topics = NAMES.map(|name| match Key::find(name) {
-            Some(key) if key.default.is_empty() => self.read(name, or_none),
-            _ => self.read(name, formats::topic),
-        });
+        let topics = NAMES.map(|name| self.read(name, formats::topic));
         for (number, (name, topic)) in NAMES.iter().zip(&topics).enumerate() {
             // To Kafka, names that differ in dots and underscores alone collide.
-            let is_same = |other: &str| {
-                !topic.is_empty() && other.replace('.', "_") == topic.replace('.', "_")
-            };
+            let is_same = |other: &str| other.replace('.', "_") == topic.replace('.', "_");
             let mut earlier = NAMES.iter().zip(&topics).take(number);
             if let Some((other, _)) = earlier.find(|(_, other)| is_same(other)) {
                 self.refuse(name, &format!("expected a topic of its own, but {other} names it"));
@@ -60,29 +45,12 @@ impl Values<'_> {
         if replication == 0 {
             self.refuse("topics.replication", "expected -1, or 1 to 100 replicas");
         }
-        let [
-            orders,
-            order_status,
-            orders_dlq,
-            order_status_dlq,
-            requests,
-            requests_dlq,
-            adjustments,
-            adjustments_dlq,
-            levels,
-        ] = topics;
-        let intake = |requests: String, dead_letters| IntakeTopic { requests, dead_letters };
+        let [orders, order_status, orders_dlq, order_status_dlq] = topics;
         TopicsConfig {
             orders,
             order_status,
             orders_dlq,
             order_status_dlq,
-            order_requests: self.flag("ingest.intake").then(|| intake(requests, requests_dlq)),
-            stock_adjustments: (!adjustments.is_empty())
-                .then(|| intake(adjustments, adjustments_dlq)),
-            stock_levels: Some(levels).filter(|levels| !levels.is_empty()),
-            status_format: self.choice("topics.status_format"),
-            cloudevents: self.flag("topics.cloudevents"),
             writer_schemas: self.read("topics.writer_schemas", schema_sources),
             partitions: self.number("topics.partitions"),
             replication,
@@ -157,19 +125,7 @@ impl Values<'_> {
         }
     }
 
-    pub(super) fn schema_registry(&mut self) -> Option<RegistryConfig> {
-        const USERNAME: &str = "schema_registry.username";
-        const PASSWORD: &str = "schema_registry.password";
-        let credentials = self.optional(USERNAME).zip(self.optional(PASSWORD));
-        self.go_together(USERNAME, PASSWORD);
-        let or_none = |text: &str| {
-            if text.is_empty() { Ok(None) } else { formats::http_url(text).map(Some) }
-        };
-        let url = self.read("schema_registry.url", or_none)?;
-        Some(RegistryConfig { url, credentials })
-    }
-
-    /// Refuses one group for two roles: their members would take each other's partitions.
+    /// Refuses one group for both roles: their members would take each other's partitions.
     pub(super) fn groups(&mut self) -> Groups {
         let workers = self.text("kafka.group_id");
         let compensators = self.text("compensator.group_id");
@@ -179,14 +135,7 @@ impl Values<'_> {
                 "expected another group than kafka.group_id: a group has one role's members",
             );
         }
-        let ingest = self.text("ingest.group_id");
-        if [&workers, &compensators].contains(&&ingest) {
-            self.refuse(
-                "ingest.group_id",
-                "expected a group of its own: a group has one role's members",
-            );
-        }
-        Groups { workers, compensators, ingest }
+        Groups { workers, compensators }
     }
 
     /// Reads the security settings that are set, under librdkafka's names.

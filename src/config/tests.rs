@@ -231,13 +231,10 @@ fn topics_have_names_of_their_own_that_kafka_takes() {
     {
         check(key, &["a/b", "a b", "é", ".", "..", "", &long], &["a.B_c-9", &longest]);
     }
-    check("topics.stock_levels", &["a/b", &long], &["", &longest]);
     for (flags, named) in [
         (["topics.orders=x", "topics.order_status=x"], "topics.order_status"),
         (["topics.orders=x.y", "topics.orders_dlq=x_y"], "topics.orders_dlq"),
-        (["topics.orders=x", "topics.stock_levels=x"], "topics.stock_levels"),
         (["kafka.group_id=x", "compensator.group_id=x"], "compensator.group_id"),
-        (["kafka.group_id=x", "ingest.group_id=x"], "ingest.group_id"),
     ] {
         let ConfigError(errors) = resolve(&[], &flags).unwrap_err();
         assert!(errors.len() == 1 && errors[0].starts_with(named), "{errors:?}");

@@ -45,11 +45,6 @@ impl<'a> Values<'a> {
     }
 
     /// Reads a text that is not empty.
-    /// Reads `true` or `false`.
-    pub(super) fn flag(&mut self, name: &str) -> bool {
-        self.word(name) == "true"
-    }
-
     pub(super) fn text(&mut self, name: &str) -> String {
         self.read(
             name,

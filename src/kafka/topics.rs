@@ -29,32 +29,22 @@ pub struct TopicDefinition {
     pub producers: &'static str,
     /// The roles and systems that consume it.
     pub consumers: &'static str,
-    kind: Kind,
-    name: fn(&TopicsConfig) -> Option<&str>,
-}
-
-/// What a topic keeps. Its settings depend on it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
-    /// Messages, for `topics.retention`.
-    Messages,
-    /// Dead letters, which may be larger than the messages themselves.
-    DeadLetters,
-    /// The last message of each key, for ever.
-    Compacted,
+    /// Whether its messages are dead letters, which may be larger than the messages themselves.
+    has_dead_letters: bool,
+    name: fn(&TopicsConfig) -> &str,
 }
 
 /// The list of topics. `setup` creates these topics, and producers fit their batches to them. A
 /// topic that is added here also needs a setting and a field of [`TopicsConfig`].
-pub const TOPICS: [TopicDefinition; 9] = [
+pub const TOPICS: [TopicDefinition; 4] = [
     TopicDefinition {
         setting: "topics.orders",
         key: "the order id",
         value: "`schemas/order_event.avsc`: an order placed, or an order to release",
         producers: "ingest and the compensator",
         consumers: "the workers",
-        kind: Kind::Messages,
-        name: |topics| Some(&topics.orders),
+        has_dead_letters: false,
+        name: |topics| &topics.orders,
     },
     TopicDefinition {
         setting: "topics.order_status",
@@ -62,8 +52,8 @@ pub const TOPICS: [TopicDefinition; 9] = [
         value: "`schemas/order_status.avsc`: what became of an order",
         producers: "the workers, and any system with the right to write",
         consumers: "the compensators, and any system",
-        kind: Kind::Messages,
-        name: |topics| Some(&topics.order_status),
+        has_dead_letters: false,
+        name: |topics| &topics.order_status,
     },
     TopicDefinition {
         setting: "topics.orders_dlq",
@@ -71,8 +61,8 @@ pub const TOPICS: [TopicDefinition; 9] = [
         value: "the bytes as found on the orders topic, with headers that say why and from where",
         producers: "the workers",
         consumers: "operators",
-        kind: Kind::DeadLetters,
-        name: |topics| Some(&topics.orders_dlq),
+        has_dead_letters: true,
+        name: |topics| &topics.orders_dlq,
     },
     TopicDefinition {
         setting: "topics.order_status_dlq",
@@ -80,81 +70,21 @@ pub const TOPICS: [TopicDefinition; 9] = [
         value: "the bytes as found on the status topic, with headers that say why and from where",
         producers: "the compensators",
         consumers: "operators",
-        kind: Kind::DeadLetters,
-        name: |topics| Some(&topics.order_status_dlq),
-    },
-    TopicDefinition {
-        setting: "topics.order_requests",
-        key: "any",
-        value: "an order request as `POST /v1/orders` takes it: JSON, or \
-                `schemas/order_request.avsc`",
-        producers: "any system with the right to write",
-        consumers: "ingest, if `ingest.intake` is true",
-        kind: Kind::Messages,
-        name: |topics| Some(&topics.order_requests.as_ref()?.requests),
-    },
-    TopicDefinition {
-        setting: "topics.order_requests_dlq",
-        key: "as found",
-        value: "the bytes as found on the topic of requests, with headers that say why and from \
-                where",
-        producers: "ingest",
-        consumers: "operators",
-        kind: Kind::DeadLetters,
-        name: |topics| Some(&topics.order_requests.as_ref()?.dead_letters),
-    },
-    TopicDefinition {
-        setting: "topics.stock_adjustments",
-        key: "any",
-        value: "an adjustment as `POST /v1/stock/adjustments` takes it: JSON, or \
-                `schemas/stock_adjustment.avsc`",
-        producers: "any system with the right to write",
-        consumers: "the workers, if it is set",
-        kind: Kind::Messages,
-        name: |topics| Some(&topics.stock_adjustments.as_ref()?.requests),
-    },
-    TopicDefinition {
-        setting: "topics.stock_adjustments_dlq",
-        key: "as found",
-        value: "the bytes as found on the topic of adjustments, with headers that say why and \
-                from where",
-        producers: "the workers",
-        consumers: "operators",
-        kind: Kind::DeadLetters,
-        name: |topics| Some(&topics.stock_adjustments.as_ref()?.dead_letters),
-    },
-    TopicDefinition {
-        setting: "topics.stock_levels",
-        key: "the product id",
-        value: "`schemas/stock_level.avsc`: the available units and the version of a product",
-        producers: "the workers and whatever else changes stock, if it is set",
-        consumers: "any system",
-        kind: Kind::Compacted,
-        name: |topics| topics.stock_levels.as_deref(),
+        has_dead_letters: true,
+        name: |topics| &topics.order_status_dlq,
     },
 ];
 
 impl TopicDefinition {
-    /// The topic's configured name, or `None` if the topic is not used.
-    pub(crate) fn name<'c>(&self, topics: &'c TopicsConfig) -> Option<&'c str> {
+    /// The topic's configured name.
+    pub(crate) fn name<'c>(&self, topics: &'c TopicsConfig) -> &'c str {
         (self.name)(topics)
-    }
-
-    /// The settings with which `setup` creates it.
-    fn settings<'r>(&self, retention_ms: &'r str) -> Vec<(&'static str, &'r str)> {
-        match self.kind {
-            Kind::Messages => vec![("retention.ms", retention_ms)],
-            Kind::DeadLetters => {
-                vec![("retention.ms", retention_ms), ("max.message.bytes", MAX_MESSAGE_BYTES)]
-            }
-            Kind::Compacted => vec![("cleanup.policy", "compact")],
-        }
     }
 }
 
-/// The configured names of all topics that are used.
-pub(crate) fn topic_names(topics: &TopicsConfig) -> Vec<&str> {
-    TOPICS.iter().filter_map(|topic| topic.name(topics)).collect()
+/// The configured names of all topics.
+pub(crate) fn topic_names(topics: &TopicsConfig) -> [&str; TOPICS.len()] {
+    TOPICS.map(|topic| topic.name(topics))
 }
 
 /// What `setup` found out about a topic.
@@ -188,7 +118,13 @@ pub(crate) async fn ensure_topics(
     let retention = retention_ms.to_string();
     let settings: BTreeMap<_, _> = TOPICS
         .iter()
-        .filter_map(|topic| Some((topic.name(topics)?, topic.settings(&retention))))
+        .map(|topic| {
+            let mut settings = vec![("retention.ms", retention.as_str())];
+            if topic.has_dead_letters {
+                settings.push(("max.message.bytes", MAX_MESSAGE_BYTES));
+            }
+            (topic.name(topics), settings)
+        })
         .collect();
     let wanted: Vec<_> = settings
         .iter()

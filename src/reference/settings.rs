@@ -26,7 +26,7 @@ from the\nenvironment, then from `--set`. The last one wins. An empty default me
         write!(body, "\n## {name}\n\n{}", table(head, rows)).unwrap();
     }
 
-    check_page("settings.md", "Settings", "src/config/keys/list/", &body);
+    check_page("settings.md", "Settings", "src/config/keys/list.rs", &body);
 }
 
 /// The values that a key takes, and its relation to other keys.
