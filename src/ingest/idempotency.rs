@@ -4,7 +4,7 @@ use axum::http::{HeaderMap, StatusCode};
 use serde_json::json;
 use sha2::{Digest as _, Sha256};
 
-use super::{json::MAX_KEY_BYTES, problem::Problem};
+use super::{json::is_key, problem::Problem};
 use crate::store::NewOrder;
 
 /// The form of the text that is digested. Digests of another form may be compared beside these.
@@ -28,10 +28,7 @@ pub(super) fn key(headers: &HeaderMap) -> Result<Option<String>, Problem> {
         [b'"', quoted @ ..] => unquoted(quoted),
         bare => Some(bare.to_vec()),
     };
-    let is_allowed = |key: &Vec<u8>| {
-        (1..=MAX_KEY_BYTES).contains(&key.len()) && key.iter().all(u8::is_ascii_graphic)
-    };
-    let key = key.filter(is_allowed).and_then(|key| String::from_utf8(key).ok());
+    let key = key.filter(|key| is_key(key)).and_then(|key| String::from_utf8(key).ok());
     key.map(Some).ok_or_else(|| {
         refused("1 to 255 visible ASCII characters are allowed, bare or as a quoted string")
     })

@@ -23,7 +23,7 @@ use values::{Fields, NameSeed, Scalar, ScalarSeed, WrongName};
 /// The most characters of a reference and of a customer id.
 const MAX_TEXT_CHARS: usize = 128;
 /// The longest idempotency key.
-pub(super) const MAX_KEY_BYTES: usize = 255;
+const MAX_KEY_BYTES: usize = 255;
 const LINE_FIELDS: [&str; 2] = ["product_id", "quantity"];
 const NOT_AN_ORDER: &str = "must be an object with lines";
 const NOT_A_LINE: &str = "must be an object with product_id and quantity";
@@ -120,12 +120,7 @@ impl OrderSeed<'_> {
     fn key<'de, A: MapAccess<'de>>(&self, map: &mut A) -> Result<Option<String>, A::Error> {
         match map.next_value_seed(ScalarSeed)? {
             Scalar::Null => return Ok(None),
-            Scalar::Text(key)
-                if (1..=MAX_KEY_BYTES).contains(&key.len())
-                    && key.bytes().all(|byte| byte.is_ascii_graphic()) =>
-            {
-                return Ok(Some(key));
-            }
+            Scalar::Text(key) if is_key(key.as_bytes()) => return Ok(Some(key)),
             _ => {}
         }
         let detail = format!("must be a string of 1 to {MAX_KEY_BYTES} visible ASCII characters");
@@ -202,6 +197,11 @@ impl<'de> Visitor<'de> for OrderSeed<'_> {
         }
         Ok(draft)
     }
+}
+
+/// Whether the bytes are an idempotency key: 1 to 255 visible ASCII characters.
+pub(super) fn is_key(bytes: &[u8]) -> bool {
+    (1..=MAX_KEY_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
 }
 
 /// Reads the length of a hold. Adds an error, and returns `None`, unless it is a whole number from

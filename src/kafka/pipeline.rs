@@ -15,7 +15,7 @@ use super::{
     DeadLetterReason, DeadLetters, Done, Fate, Handler, Lane,
     breaker::Breaker,
     lane::{Batch, DeferredMessages},
-    pace::Pace,
+    pace::BatchPace,
     partitions::Partitions,
     publishing::Publishing,
 };
@@ -151,7 +151,7 @@ impl Lane {
     ) {
         let handler = Arc::new(handler);
         let demand = Arc::new(Semaphore::new(0));
-        let pace = Arc::new(Pace::default());
+        let pace = Arc::new(BatchPace::default());
         let (collected, to_handle) = mpsc::channel(1);
         let (done, to_publish) = mpsc::channel(1);
         let [handling, publishing] = health.map(|health| Step {
@@ -222,7 +222,7 @@ impl<H: Handler> Step<H> {
         mut batches: BatchSource<H::Decoded>,
         partitions: Arc<Partitions>,
         max_messages: usize,
-        pace: Arc<Pace>,
+        pace: Arc<BatchPace>,
         handled: mpsc::Sender<HandledBatch<H>>,
     ) {
         self.health.ready();

@@ -134,11 +134,9 @@ impl Relay {
     /// the outbox, and a sweep publishes it.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
         let relay = self.clone();
-        self.background.publish(events, async move |events| {
-            let Some(group_id) = events.iter().map(|event| event.order_id).min() else {
-                return Ok(());
-            };
-            relay.publish(OutboxGroup { group_id, events, corrupt: Vec::new() }).await
+        self.background.publish(events, async move |events| match OutboxGroup::committed(events) {
+            Some(group) => relay.publish(group).await,
+            None => Ok(()),
         });
     }
 

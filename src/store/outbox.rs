@@ -48,12 +48,19 @@ pub struct PublishedGroup {
     remaining: BTreeSet<OrderId>,
 }
 
+impl OutboxGroup {
+    /// The events of orders that were just committed together. `None` without an event.
+    pub(crate) fn committed(events: Vec<OrderEvent>) -> Option<Self> {
+        let group_id = id_of_group(events.iter().map(|event| event.order_id))?;
+        Some(Self { group_id, events, corrupt: Vec::new() })
+    }
+}
+
 impl PublishedGroup {
     /// Orders that were committed together, and whose events the broker has acknowledged. `None`
     /// without an order.
     pub fn whole(ids: impl IntoIterator<Item = OrderId>) -> Option<Self> {
-        let group_id = ids.into_iter().min()?;
-        Some(Self { group_id, remaining: BTreeSet::new() })
+        Some(Self { group_id: id_of_group(ids)?, remaining: BTreeSet::new() })
     }
 
     /// A group of which the events of the orders `remaining` are not published.
@@ -109,7 +116,7 @@ pub(super) async fn insert(
     ids: &[OrderId],
     lease: Duration,
 ) -> Result<(), StoreError> {
-    let Some(group_id) = ids.iter().min() else { return Ok(()) };
+    let Some(group_id) = id_of_group(ids.iter().copied()) else { return Ok(()) };
     let query = sqlx::query(INSERT).bind(group_id.as_bytes().as_slice()).bind(packed(ids));
     query.bind(ids.len() as u64).bind(micros(lease)).execute(conn).await?;
     Ok(())
@@ -175,6 +182,11 @@ impl OrderStore {
         let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
         Ok(OutboxState { pending: row.try_get("pending")?, oldest: row.try_get("oldest")? })
     }
+}
+
+/// The id of the group of these orders: the lowest. So a committer knows it without an answer.
+fn id_of_group(ids: impl IntoIterator<Item = OrderId>) -> Option<OrderId> {
+    ids.into_iter().min()
 }
 
 /// The first of the groups that are due, until they have [`MAX_CLAIMED_EVENTS`].

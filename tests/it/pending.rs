@@ -101,6 +101,7 @@ on_each_database!(
     a_scan_reads_a_part_at_a_time_and_misses_nothing,
     an_order_whose_id_is_old_or_ahead_is_produced_again,
     the_table_of_unscanned_orders_has_only_pending_ones,
+    a_group_of_the_outbox_whose_orders_are_gone_is_deleted,
 );
 
 async fn a_pass_produces_a_bounded_number_and_no_order_before_its_time(world: World) {
@@ -171,8 +172,22 @@ async fn an_order_that_cannot_be_read_keeps_no_other_from_being_published(world:
         .await;
 
     assert_eq!(relay.sweep().await.expect("a sweep"), 2);
+    let outbox = world.order_store().outbox_state().await.expect("the outbox");
+    assert_eq!(outbox.pending, 1, "the corrupt order stays");
     assert_eq!(produced(watch.pass(now).await.expect("a pass")), 2);
     assert_eq!(on_topic(&world), [ids[1], ids[1], ids[2], ids[2]]);
+}
+
+async fn a_group_of_the_outbox_whose_orders_are_gone_is_deleted(world: World) {
+    let relay = relay(&world);
+    world.save(&vec![order_lines(&[("a", 1)]); 3]).await;
+    let gone = "DELETE FROM orders; UPDATE outbox_groups SET visible_at = created_at";
+    world.tamper_with_orders(gone).await;
+
+    assert_eq!(relay.sweep().await.expect("a sweep"), 0);
+
+    let outbox = world.order_store().outbox_state().await.expect("the outbox");
+    assert_eq!((outbox.pending, on_topic(&world).len()), (0, 0));
 }
 
 async fn an_order_that_is_committed_late_is_found_all_the_same(world: World) {

@@ -57,8 +57,8 @@ pub(super) const KEYS: &[Key] = &[
         "worker.linger",
         "5ms",
         time(Duration::ZERO, SECOND),
-        "a batch that is not full closes at least this long after the batch before, or twice the \
-         time that the batch before took, 50 ms at most",
+        "a batch that is not full closes at least this long after the batch before; longer after \
+         one that took long, up to 50 ms",
     ),
     key(
         "worker.lanes",
@@ -83,8 +83,8 @@ pub(super) const KEYS: &[Key] = &[
         "compensator.linger",
         "5ms",
         time(Duration::ZERO, SECOND),
-        "a batch that is not full closes at least this long after the batch before, or twice the \
-         time that the batch before took, 50 ms at most",
+        "a batch that is not full closes at least this long after the batch before; longer after \
+         one that took long, up to 50 ms",
     ),
     key(
         "ingest.linger",
