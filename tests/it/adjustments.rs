@@ -175,7 +175,7 @@ async fn movements_are_listed_page_by_page(world: World) {
         (&json!("doc 149 😀\u{0}\t\"\\'"), &json!("r-149"))
     );
     api.get("/v1/products/c/movements").await.problem(404);
-    for malformed in ["x", "-1", "1.5", "99999999999999999999", ""] {
+    for malformed in ["x", "-1", "1.5", "9007199254740992", "99999999999999999999", ""] {
         api.get(&format!("/v1/products/a/movements?after={malformed}")).await.problem(400);
     }
 }

@@ -16,6 +16,7 @@ import schemathesis
 
 PREFER, KEY = "Prefer", "Idempotency-Key"
 BARE_KEY = re.compile(r"[!#-~][!-~]{0,254}")
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 QUOTED_KEY = re.compile(r'"([!#-\[\]-~]|\\["\\]){1,255}"')
 # Requests that depend on an order that holds its stock.
 OF_HELD_ORDERS = ("/v1/orders/{id}/confirm", "/v1/orders/{id}/extend")
@@ -42,6 +43,8 @@ def before_call(_context, case, _kwargs):
         case.headers[PREFER] = "wait=2"
     if turn % 4 == 1 and isinstance(case.body, dict) and "lines" in case.body:
         case.body.setdefault("hold_seconds", HOLD_MAX_SECONDS)
+    if is_odd and isinstance(case.body, dict) and _is_request_id(case.body.get("request_id")):
+        case.body["request_id"] = _key_of(case.body)
     if is_odd and case.operation.path in OF_HELD_ORDERS and _version(case) is not None:
         case.path_parameters["id"] = _reserve()
     if KEY in documented and _is_valid(case.headers.get(KEY, "none" if turn % 8 == 3 else "")):
@@ -55,21 +58,33 @@ def before_call(_context, case, _kwargs):
 
 def _reserve():
     """Places an order that holds its stock. Returns its id."""
+    # An adjustment may have taken the stock.
+    stock = {"product_id": "sku-1", "set": 1_000_000, "reason": "count"}
+    _post("/v1/stock/adjustments", {"request_id": str(_uuid_v7()), "adjustments": [stock]})
     line = {"product_id": "sku-1", "quantity": 1}
-    body = json.dumps({"lines": [line], "hold_seconds": HOLD_MAX_SECONDS})
-    headers = {"Content-Type": "application/json", PREFER: "wait=10"}
-    request = urllib.request.Request(f"{URL}/v1/orders", body.encode(), headers, method="POST")
+    order = {"lines": [line], "hold_seconds": HOLD_MAX_SECONDS}
+    return _post("/v1/orders", order, {PREFER: "wait=10"})["order_id"]
+
+
+def _post(path, body, headers=None):
+    """Returns the body of the answer, which has status 200 to 299."""
+    headers = {"Content-Type": "application/json", **(headers or {})}
+    request = urllib.request.Request(URL + path, json.dumps(body).encode(), headers, method="POST")
     with urllib.request.urlopen(request, timeout=30) as answer:
-        return json.load(answer)["order_id"]
+        return json.load(answer)
 
 
 def _key_of(body):
-    """A key that only an equal request has."""
+    """A key or request id that only an equal request has."""
     return hashlib.sha256(repr(body).encode()).hexdigest()
 
 
 def _is_valid(key):
     return BARE_KEY.fullmatch(key) or QUOTED_KEY.fullmatch(key)
+
+
+def _is_request_id(value):
+    return isinstance(value, str) and REQUEST_ID.fullmatch(value)
 
 
 def _version(case):

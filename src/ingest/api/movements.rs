@@ -14,6 +14,8 @@ use crate::store::StoredMovement;
 
 /// The most movements of a response.
 const PAGE_ROWS: u32 = 100;
+/// The highest id of a movement that a client may name: JSON numbers are exact up to here.
+const MAX_MOVEMENT_ID: i64 = (1 << 53) - 1;
 
 /// Responds 200 with the movements after `after`, oldest first. `next` is there if there are more.
 ///
@@ -48,8 +50,8 @@ fn after(query: &str) -> Result<i64, Problem> {
     let Some(given) = query.split('&').find_map(|pair| pair.strip_prefix("after=")) else {
         return Ok(0);
     };
-    given.parse().ok().filter(|id| *id >= 0).ok_or_else(|| {
-        let detail = "after must be a number that `next` or `movement_id` had";
+    given.parse().ok().filter(|id| (0..=MAX_MOVEMENT_ID).contains(id)).ok_or_else(|| {
+        let detail = "after must be 0, or a number that `next` or `movement_id` had";
         Problem::new(StatusCode::BAD_REQUEST, detail)
     })
 }
