@@ -15,6 +15,7 @@
 //! | 4 | [`relay`] | publishes the outbox, pending orders and owed releases | |
 //! | 4 | [`deduct`] | the worker: decides batches of orders | |
 //! | 4 | [`compensate`] | the compensator: applies batches of statuses to orders | |
+//! | 4 | [`levels`] | publishes the levels of products | |
 //! | 4 | [`retention`] | deletes old rows | |
 //! | 4 | `verify` | checks the invariants | |
 //! | 3 | [`store`] | all SQL, and the one runner of transactions | sqlx |
@@ -68,6 +69,7 @@ pub mod error_text;
 mod http;
 mod ingest;
 pub mod kafka;
+pub mod levels;
 pub mod lifecycle;
 pub mod lock;
 mod new_ids;

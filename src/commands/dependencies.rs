@@ -86,6 +86,9 @@ impl SharedParts {
                 wanted.extend([topics.order_status.clone(), dead_letters.clone()]);
             }
         }
+        if self.runs(Role::Worker) {
+            wanted.extend(topics.stock_levels.clone());
+        }
         let need = if wanted.len() > 1 { Need::Always } else { Need::Rollout };
         let probe = KafkaProbe::new(&self.config.kafka, &self.config.kafka.group_id)?;
         let wanted: Arc<[String]> = wanted.into();

@@ -15,6 +15,7 @@ mod roles;
 mod setup;
 mod stock;
 mod stock_import;
+mod stock_publish;
 mod verify;
 
 use std::{path::PathBuf, process::ExitCode};

@@ -4,7 +4,7 @@ use chrono::Utc;
 use clap::Subcommand;
 use serde_json::json;
 
-use super::{Answer, Output, print::complaint, process, stock_import};
+use super::{Answer, Output, print::complaint, process, stock_import, stock_publish};
 use crate::{
     config::Config,
     domain::{MAX_AVAILABLE, ProductId},
@@ -37,6 +37,14 @@ pub(super) enum StockCommand {
         #[arg(value_parser = clap::value_parser!(i64).range(1..=MAX_AVAILABLE))]
         quantity: i64,
     },
+    /// Publish the levels of products to `topics.stock_levels`: those that are named, or all
+    ///
+    /// Use it once after `topics.stock_levels` was set, and after the topic has lost messages.
+    Publish {
+        /// Ids of products
+        #[arg(value_parser = ProductId::parse)]
+        ids: Vec<ProductId>,
+    },
 }
 
 pub(super) async fn run(
@@ -44,11 +52,15 @@ pub(super) async fn run(
     config: &Config,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let store = process::open_stock_store(config, &process::metrics()?)?;
+    let metrics = process::metrics()?;
+    let store = process::open_stock_store(config, &metrics)?;
     match command {
         StockCommand::Import { file } => stock_import::run(&store, &file, output).await,
         StockCommand::Show { ids } => show(&store, &ids, output).await,
         StockCommand::Restock { id, quantity } => restock(&store, &id, quantity, output).await,
+        StockCommand::Publish { ids } => {
+            stock_publish::run(store, config, metrics, ids, output).await
+        }
     }
 }
 

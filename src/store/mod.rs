@@ -11,6 +11,7 @@
 //! | `orders`, `outbox`, `pending`, `releases`, `holds`, `announcements` | the order store |
 //! | `changes`, `statuses` | changes of orders that are in the order store |
 //! | `stock`, `outcomes`, `products` | the stock store |
+//! | `levels` | the stock as it is published, and notes of products to publish |
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
 //!
@@ -29,6 +30,7 @@ mod error;
 mod holds;
 mod idempotency;
 mod in_use;
+mod levels;
 mod limits;
 mod migrate;
 mod orders;

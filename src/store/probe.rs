@@ -82,7 +82,11 @@ impl StoreUse {
                  INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
                      SELECT order_id, outcome, reason, `lines`, decided_at
                      FROM order_outcomes WHERE FALSE;
-                 UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE"
+                 UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE;
+                 INSERT INTO level_notes (product_id, version)
+                     SELECT product_id, version FROM level_notes WHERE FALSE;
+                 UPDATE level_notes SET version = version WHERE FALSE;
+                 DELETE FROM level_notes WHERE FALSE"
                     .to_owned()
             }
         }
@@ -92,8 +96,8 @@ impl StoreUse {
     fn transactions(self) -> &'static [TransactionName] {
         use TransactionName::{
             ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases, Decide,
-            EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place, PurgeMovements,
-            PurgeOrders, PurgeOutcomes, ScheduleReleases,
+            EndHolds, ExpireReleases, ForgetAnnouncements, ForgetLevelNotes, ForgetPublished,
+            NoteLevels, Place, PurgeMovements, PurgeOrders, PurgeOutcomes, ScheduleReleases,
         };
         match self {
             Self::Place => &[
@@ -111,7 +115,7 @@ impl StoreUse {
                 &[ApplyStatuses, EndHolds, ScheduleReleases, ForgetAnnouncements, PurgeOrders]
             }
             Self::Read => &[],
-            Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements],
+            Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements, NoteLevels, ForgetLevelNotes],
         }
     }
 }

@@ -9,6 +9,7 @@ use super::{
     StockStore, StoreError,
     database::on_connection,
     error::Conflict,
+    levels::note,
     rows::{expect_rows, json, product_id, product_ids, text, wanted_products},
     transaction::transaction,
 };
@@ -131,6 +132,7 @@ impl StockStore {
             }
             movements.retain(|(_, _, quantity)| *quantity != 0);
             insert(conn, BOOK, &movements, now).await?;
+            note(conn, &keys).await?;
             let unchanged = wanted.len() - added.len() - changed.len();
             Ok(ImportSummary { added: added.len(), changed: changed.len(), unchanged })
         })
@@ -161,6 +163,7 @@ impl StockStore {
                 sqlx::query(UPDATE).bind(json(&changed)?).bind(now).execute(&mut *conn).await?;
             expect_rows("products restocked", 1, updated.rows_affected())?;
             insert(conn, BOOK, &[(id.as_str(), "RESTOCK", quantity)], now).await?;
+            note(conn, &keys).await?;
             Ok(Restocked::Available(after))
         })
     }

@@ -48,9 +48,9 @@ pub enum Guard {
 
 /// The row of a product.
 #[derive(Debug, Clone, Copy)]
-struct StockRow {
-    available: i64,
-    version: i64,
+pub(super) struct StockRow {
+    pub(super) available: i64,
+    pub(super) version: i64,
 }
 
 /// The row locks of a batch.
@@ -72,7 +72,7 @@ macro_rules! read_stock {
     };
 }
 
-const READ_STOCK: &str = read_stock!("");
+pub(super) const READ_STOCK: &str = read_stock!("");
 const LOCK_STOCK: &str = read_stock!(" FOR UPDATE");
 
 const WRITE_STOCK: &str = "
@@ -241,7 +241,7 @@ async fn fold_over<E: Borrow<OrderEvent>>(
 
 /// The rows of the products that exist. Fails with [`StoreError::Unavailable`] if an id is corrupt:
 /// it concerns the orders of several clients, which wait until a person corrects it.
-async fn read_stock(
+pub(super) async fn read_stock(
     conn: &mut MySqlConnection,
     statement: &'static str,
     keys: &str,

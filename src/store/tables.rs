@@ -160,6 +160,20 @@ pub(crate) const STOCK_STORE: &[Table] = &[
         ],
     },
     Table {
+        name: "level_notes",
+        rows: "a product whose level `topics.stock_levels` may lack",
+        removed: "once the broker has acknowledged the level; by workers",
+        readers: OURS,
+        columns: &[
+            ["product_id", "VARCHAR(64)", "the primary key"],
+            [
+                "version",
+                "BIGINT",
+                "the level must have this version of the product, or a later one",
+            ],
+        ],
+    },
+    Table {
         name: "ledger_balances",
         rows: "the sums of a product's purged movements and outcomes",
         removed: "never",

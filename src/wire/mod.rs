@@ -9,6 +9,7 @@
 //! | file | content |
 //! | --- | --- |
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
+//! | `stock_level.rs` | the codec of `stock-levels` |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -21,10 +22,12 @@ mod error;
 mod events;
 mod fingerprint;
 mod json;
+mod stock_level;
 mod writer_schema;
 
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::check_writer_schemas;
+pub use stock_level::StockLevelCodec;
 pub(crate) use writer_schema::{SchemaError, WriterSchema};

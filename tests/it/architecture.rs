@@ -11,7 +11,7 @@ const FLOORS: [&[&str]; 5] = [
     &["domain"],
     &["backoff", "config", "crash_point", "error_text", "http", "lifecycle", "new_ids"],
     &["kafka", "lock", "store", "telemetry", "wire"],
-    &["compensate", "deduct", "ingest", "relay", "retention", "verify"],
+    &["compensate", "deduct", "ingest", "levels", "relay", "retention", "verify"],
     // `reference` is part of the unit tests alone.
     &["commands", "reference"],
 ];

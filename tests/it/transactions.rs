@@ -88,7 +88,10 @@ async fn each_role_measures_its_transactions_by_name_and_from_the_start(world: W
             "schedule_releases",
         ]
     );
-    assert_eq!(names(&at_worker), ["decide", "purge_movements", "purge_outcomes"]);
+    assert_eq!(
+        names(&at_worker),
+        ["decide", "forget_level_notes", "note_levels", "purge_movements", "purge_outcomes"]
+    );
     assert_eq!(
         names(&at_compensator),
         [

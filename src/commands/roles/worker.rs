@@ -2,17 +2,20 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use tokio::task::JoinSet;
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Role, SharedParts};
+use super::{Role, SharedParts, spawn};
 use crate::{
     commands::process,
     config::{Config, LockFallback, LockStrategy},
     deduct::Worker,
     kafka::{Consumer, Subscription},
-    lock::Locks,
+    levels::{Levels, NotePublisher},
+    lock::{Lease, Locks},
     retention::PurgedStore,
-    store::StoreUse,
+    store::{StockStore, StoreUse},
     telemetry::Metrics,
+    wire::StockLevelCodec,
 };
 
 /// Runs a worker until a stop is requested.
@@ -36,6 +39,8 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     );
     let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
     let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
+    let levels = levels(&shared, &store)?;
+    let noting = levels.clone().map(|levels| publish_notes(&shared, levels)).transpose()?;
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
@@ -51,6 +56,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
             events: Arc::clone(&shared.events),
             statuses: Arc::clone(&shared.statuses),
             status_topic: config.topics.order_status.as_str().into(),
+            levels: levels.clone(),
             metrics: metrics.clone(),
         };
         let (batches, metrics) = (config.worker.batches, metrics.clone());
@@ -68,8 +74,31 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     running.shutdown().await;
     shared.leave("the group of workers", consumer).await?;
     shutdown.finish("retention of stock", purging).await.transpose()?;
+    if let Some(noting) = noting {
+        shutdown.finish("levels of noted products", noting).await.transpose()?;
+    }
     shared.disconnect(&[store.database()]).await;
     Ok(())
+}
+
+/// What publishes levels, or `None` if levels are off.
+fn levels(shared: &SharedParts, store: &StockStore) -> anyhow::Result<Option<Levels>> {
+    let Some(topic) = &shared.config.topics.stock_levels else { return Ok(None) };
+    Ok(Some(Levels {
+        store: store.clone(),
+        producer: shared.producer.clone(),
+        topic: topic.as_str().into(),
+        codec: Arc::new(StockLevelCodec::new()?),
+        metrics: shared.metrics.clone(),
+    }))
+}
+
+/// Starts to publish the levels of noted products, until the process stops.
+fn publish_notes(shared: &SharedParts, levels: Levels) -> anyhow::Result<AbortOnDropHandle<()>> {
+    let name = "levels of noted products";
+    let lease = Lease::new(&shared.config.lock, &shared.config.redis, name)?;
+    let publisher = NotePublisher { levels, lease };
+    Ok(spawn(publisher.run(shared.health.register(name), shared.shutdown.clone())))
 }
 
 /// Creates the series of a worker at 0, as its lock strategy and its fallback need them.
