@@ -28,7 +28,7 @@ enum Mutant {
     RedeliveredPublishesNothing,
     /// The note is deleted before the record is acknowledged.
     NoteDeletedFirst,
-    /// The note is deleted whatever version it has.
+    /// The note is deleted also if it is not the one that the publisher read.
     NoteDeletedBlindly,
 }
 
@@ -46,7 +46,11 @@ enum Step {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct State {
     version: u8,
+    /// The id of the note. No two notes have the same id.
     note: Option<u8>,
+    notes_written: u8,
+    /// The note that the publisher read.
+    noted: Option<u8>,
     /// The version of the last record of the topic, and the highest one.
     last: u8,
     highest: u8,
@@ -84,8 +88,9 @@ impl Protocol {
 }
 
 impl State {
-    fn note_present_version(&mut self) {
-        self.note = self.note.max(Some(self.version));
+    fn write_note(&mut self) {
+        self.notes_written += 1;
+        self.note = Some(self.notes_written);
     }
 
     fn is_quiet(&self) -> bool {
@@ -104,6 +109,8 @@ impl Model for Protocol {
         vec![State {
             version: 0,
             note: None,
+            notes_written: 0,
+            noted: None,
             last: 0,
             highest: 0,
             writers: [Step::Idle; WORKERS + 1],
@@ -149,7 +156,7 @@ impl Model for Protocol {
         match action {
             Action::Command => {
                 next.version += 1;
-                next.note_present_version();
+                next.write_note();
                 next.has_command_run = true;
             }
             Action::Commit(worker) => {
@@ -161,8 +168,11 @@ impl Model for Protocol {
                     if is_passed_over { Step::Settled(next.version) } else { Step::Committed };
             }
             Action::Read(writer) => {
-                if writer == PUBLISHER && self.is(Mutant::NoteDeletedFirst) {
-                    next.note = None;
+                if writer == PUBLISHER {
+                    next.noted = next.note;
+                    if self.is(Mutant::NoteDeletedFirst) {
+                        next.note = None;
+                    }
                 }
                 next.writers[writer] = Step::Read(next.version);
             }
@@ -186,15 +196,14 @@ impl Model for Protocol {
             }
             Action::LeaveNote(worker) => {
                 let Step::Acknowledged(version) = next.writers[worker] else { return None };
-                next.note_present_version();
+                next.write_note();
                 next.writers[worker] = Step::Settled(version);
             }
             Action::Finish(PUBLISHER) => {
-                let Step::Settled(version) = next.writers[PUBLISHER] else { return None };
-                let is_newer = next.note > Some(version);
-                if !is_newer || self.is(Mutant::NoteDeletedBlindly) {
+                if next.note == next.noted || self.is(Mutant::NoteDeletedBlindly) {
                     next.note = None;
                 }
+                next.noted = None;
                 next.writers[PUBLISHER] = Step::Idle;
             }
             Action::Finish(worker) => {
@@ -204,6 +213,9 @@ impl Model for Protocol {
             Action::Die(writer) => {
                 next.deaths += 1;
                 next.writers[writer] = Step::Idle;
+                if writer == PUBLISHER {
+                    next.noted = None;
+                }
             }
         }
         Some(next)
@@ -215,9 +227,10 @@ impl Model for Protocol {
                 !state.is_quiet() || (state.last == state.version && state.highest == state.last)
             }),
             Property::sometimes("everything is done", |_, state: &State| state.is_quiet()),
-            Property::sometimes("an older record is appended after a newer one", |_, state| {
-                state.last < state.highest
-            }),
+            Property::sometimes(
+                "an older record is appended after a newer one",
+                |_, state: &State| state.last < state.highest,
+            ),
             Property::sometimes("everything is done after two deaths", |_, state: &State| {
                 state.is_quiet() && state.deaths == MAX_DEATHS
             }),

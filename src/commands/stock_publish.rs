@@ -89,6 +89,8 @@ async fn publish_all(levels: &Levels) -> anyhow::Result<usize> {
 
 async fn publish(levels: &Levels, products: &[ProductId]) -> anyhow::Result<()> {
     levels.store.note_levels(products).await?;
-    levels.publish_noted(products).await?;
+    // A worker may have published some of them already, and deleted their notes.
+    let notes = levels.store.read_level_notes(products).await?;
+    levels.publish_noted(&notes).await?;
     Ok(())
 }

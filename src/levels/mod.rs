@@ -8,7 +8,8 @@
 //! 2. A worker stores no offset before that. A batch that is delivered again publishes the levels
 //!    of all its products.
 //! 3. Each other writer of stock notes the product in its transaction (`level_notes`). A worker
-//!    publishes the noted products, and deletes a note only after rule 1.
+//!    publishes the noted products. It reads the note, then the product, and deletes that very note
+//!    after rule 1. A newer note stays.
 //!
 //! `tests/model_levels.rs` checks the rules. `docs/topics.md` says where they end.
 
@@ -23,7 +24,7 @@ use crate::{
     crash_point::crash_point,
     domain::{ProductId, StockLevel},
     kafka::{Message, ProduceError, Producer},
-    store::{StockStore, StoreError},
+    store::{LevelNote, StockStore, StoreError},
     telemetry::Metrics,
     wire::StockLevelCodec,
 };
@@ -88,21 +89,22 @@ impl Levels {
         Ok(())
     }
 
-    /// Publishes the levels of products that have notes, and deletes the notes of all products that
-    /// have not changed since. The ids are sorted. Returns how many products have no note any more.
+    /// Publishes the levels of noted products, and deletes the notes of all products that have not
+    /// changed since. The notes are sorted by product. Returns how many notes are done.
     ///
     /// Fails as [`Levels::publish`] does. Then the notes stay.
-    pub(crate) async fn publish_noted(&self, products: &[ProductId]) -> Result<usize, LevelError> {
-        let mut done = 0;
-        for chunk in products.chunks(MAX_CHUNK_PRODUCTS) {
-            let Publication { settled, .. } = self.publish_chunk(chunk).await?;
+    pub(crate) async fn publish_noted(&self, notes: &[LevelNote]) -> Result<usize, LevelError> {
+        let mut count = 0;
+        for chunk in notes.chunks(MAX_CHUNK_PRODUCTS) {
+            let products: Vec<_> = chunk.iter().map(|note| note.product_id.clone()).collect();
+            let Publication { settled, .. } = self.publish_chunk(&products).await?;
             crash_point("levels.published");
-            let published: Vec<_> =
-                chunk.iter().filter_map(|id| Some((id, *settled.get(id)?))).collect();
-            self.store.forget_level_notes(&published).await?;
-            done += published.len();
+            let done: Vec<_> =
+                chunk.iter().filter(|note| settled.contains_key(&note.product_id)).collect();
+            self.store.forget_level_notes(&done).await?;
+            count += done.len();
         }
-        Ok(done)
+        Ok(count)
     }
 
     async fn publish_chunk(&self, products: &[ProductId]) -> Result<Publication, LevelError> {

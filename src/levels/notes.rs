@@ -70,13 +70,13 @@ impl NotePublisher {
         let Levels { store, metrics, .. } = &self.levels;
         let mut after = None;
         for _ in 0..MAX_PAGES {
-            let page = store.noted_products(after.as_ref(), MAX_PAGE_NOTES).await?;
+            let page = store.list_level_notes(after.as_ref(), MAX_PAGE_NOTES).await?;
             let done = self.levels.publish_noted(&page).await?;
             metrics.level_notes.sub(i64::try_from(done).unwrap_or(i64::MAX));
             if page.len() < MAX_PAGE_NOTES as usize {
                 return Ok(false);
             }
-            after = page.into_iter().next_back();
+            after = page.into_iter().next_back().map(|note| note.product_id);
         }
         Ok(true)
     }

@@ -12,22 +12,37 @@ use super::{
 };
 use crate::domain::{ProductId, StockLevel};
 
-/// Reads the versions in the transaction that wrote them. A note never falls to an older version.
+/// A product whose level must be published.
+#[derive(Debug, Clone)]
+pub(crate) struct LevelNote {
+    pub(crate) product_id: ProductId,
+    /// Another one for each note of the product. So a publisher deletes no note that it has not
+    /// read before it read the product.
+    note_id: u64,
+}
+
 const NOTE: &str = concat!(
-    "INSERT INTO level_notes (product_id, version)
-     SELECT p.product_id, p.version FROM ",
+    "INSERT INTO level_notes (product_id, note_id)
+     SELECT p.product_id, UUID_SHORT() FROM ",
     wanted_products!(),
     " STRAIGHT_JOIN products AS p FORCE INDEX (PRIMARY) ON p.product_id = wanted.product_id
-     ON DUPLICATE KEY UPDATE level_notes.version = GREATEST(level_notes.version, p.version)",
+     ON DUPLICATE KEY UPDATE level_notes.note_id = UUID_SHORT()",
 );
 
-/// Leaves a note of a later version.
+const READ_NOTES: &str = concat!(
+    "SELECT n.product_id, n.note_id FROM ",
+    wanted_products!(),
+    " STRAIGHT_JOIN level_notes AS n FORCE INDEX (PRIMARY)
+     ON n.product_id = wanted.product_id",
+);
+
+/// Leaves a note that another process wrote meanwhile.
 const FORGET: &str = "
     DELETE n FROM JSON_TABLE(?, '$[*]' COLUMNS (
         product_id VARCHAR(64) CHARACTER SET ascii COLLATE ascii_bin PATH '$[0]',
-        version    BIGINT PATH '$[1]')) AS published
+        note_id    BIGINT UNSIGNED PATH '$[1]')) AS published
     STRAIGHT_JOIN level_notes AS n FORCE INDEX (PRIMARY)
-        ON n.product_id = published.product_id AND n.version <= published.version";
+        ON n.product_id = published.product_id AND n.note_id = published.note_id";
 
 /// Notes that the levels of these products must be published. `keys` is the parameter of
 /// [`product_ids`], sorted. The caller has written the products in the same transaction.
@@ -67,28 +82,35 @@ impl StockStore {
         transaction!(self.db, NoteLevels, |conn, _| note(conn, &keys).await)
     }
 
-    /// Up to `limit` products that have a note and whose ids come after `after`, in the order of
-    /// their ids.
-    pub(crate) async fn noted_products(
+    /// The notes of these products, in the order of their ids.
+    pub(crate) async fn read_level_notes(
+        &self,
+        ids: &[ProductId],
+    ) -> Result<Vec<LevelNote>, StoreError> {
+        let query = sqlx::query(READ_NOTES).bind(product_ids(ids)?);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(level_note).collect()
+    }
+
+    /// Up to `limit` notes of products whose ids come after `after`, in the order of their ids.
+    pub(crate) async fn list_level_notes(
         &self,
         after: Option<&ProductId>,
         limit: u32,
-    ) -> Result<Vec<ProductId>, StoreError> {
-        let sql = "SELECT product_id FROM level_notes
+    ) -> Result<Vec<LevelNote>, StoreError> {
+        let sql = "SELECT product_id, note_id FROM level_notes
                    WHERE product_id > ? ORDER BY product_id LIMIT ?";
         let query = sqlx::query(sql).bind(after.map_or("", ProductId::as_str)).bind(limit);
         let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
-        rows.iter().map(product_id).collect()
+        rows.iter().map(level_note).collect()
     }
 
-    /// Deletes the notes that ask for none but these levels. The broker has acknowledged them.
+    /// Deletes these notes, unless the products have newer ones.
     ///
     /// Fails with the errors of a transaction.
-    pub(crate) async fn forget_level_notes(
-        &self,
-        published: &[(&ProductId, i64)],
-    ) -> Result<(), StoreError> {
-        let rows: Vec<_> = published.iter().map(|(id, version)| (id.as_str(), version)).collect();
+    pub(crate) async fn forget_level_notes(&self, notes: &[&LevelNote]) -> Result<(), StoreError> {
+        let rows: Vec<_> =
+            notes.iter().map(|note| (note.product_id.as_str(), note.note_id)).collect();
         let rows = json(&rows)?;
         transaction!(self.db, ForgetLevelNotes, |conn, _| {
             sqlx::query(FORGET).bind(&rows).execute(conn).await?;
@@ -110,4 +132,8 @@ impl StockStore {
         let row: MySqlRow = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
         Ok(row.try_get("rows_found")?)
     }
+}
+
+fn level_note(row: &MySqlRow) -> Result<LevelNote, StoreError> {
+    Ok(LevelNote { product_id: product_id(row)?, note_id: row.try_get("note_id")? })
 }

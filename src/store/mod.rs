@@ -62,6 +62,7 @@ pub use database::StoreName;
 pub use error::StoreError;
 pub use holds::DueHold;
 pub use idempotency::{IdempotencyKey, KeyedRequest};
+pub(crate) use levels::LevelNote;
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub use orders::OrderStore;
 pub use orders::OrderSummary;

@@ -83,9 +83,9 @@ impl StoreUse {
                      SELECT order_id, outcome, reason, `lines`, decided_at
                      FROM order_outcomes WHERE FALSE;
                  UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE;
-                 INSERT INTO level_notes (product_id, version)
-                     SELECT product_id, version FROM level_notes WHERE FALSE;
-                 UPDATE level_notes SET version = version WHERE FALSE;
+                 INSERT INTO level_notes (product_id, note_id)
+                     SELECT product_id, note_id FROM level_notes WHERE FALSE;
+                 UPDATE level_notes SET note_id = note_id WHERE FALSE;
                  DELETE FROM level_notes WHERE FALSE"
                     .to_owned()
             }

@@ -166,11 +166,7 @@ pub(crate) const STOCK_STORE: &[Table] = &[
         readers: OURS,
         columns: &[
             ["product_id", "VARCHAR(64)", "the primary key"],
-            [
-                "version",
-                "BIGINT",
-                "the level must have this version of the product, or a later one",
-            ],
+            ["note_id", "BIGINT UNSIGNED", "another one for each note of the product"],
         ],
     },
     Table {

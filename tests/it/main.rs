@@ -40,6 +40,7 @@ mod idempotency;
 mod idempotency_storm;
 mod kafka_life;
 mod lanes;
+mod levels;
 mod lifecycle;
 mod masters;
 mod metrics;
