@@ -15,6 +15,7 @@
 //! | 4 | [`relay`] | publishes the outbox, pending orders and owed releases | |
 //! | 4 | [`deduct`] | the worker: decides batches of orders | |
 //! | 4 | [`compensate`] | the compensator: applies batches of statuses to orders | |
+//! | 4 | [`levels`] | publishes the levels of products | |
 //! | 4 | [`retention`] | deletes old rows | |
 //! | 4 | `letters` | reads dead letters, judges them and replays them | |
 //! | 4 | `verify` | checks the invariants | |
@@ -71,6 +72,7 @@ mod http;
 mod ingest;
 pub mod kafka;
 mod letters;
+pub mod levels;
 pub mod lifecycle;
 pub mod lock;
 mod new_ids;

@@ -42,7 +42,7 @@ impl SharedParts {
     /// these roles starts it.
     pub(super) fn watch_order_store(&self, role: Role, store: &OrderStore) {
         let work = [(Role::Ingest, StoreUse::Place), (Role::Compensator, StoreUse::Compensate)];
-        let Some(work) = self.work_at_store(role, work) else { return };
+        let Some(work) = self.work_at_store(role, &work) else { return };
         let (store, dependency) = (store.clone(), self.dependency("order_store", Need::Always));
         let attempt = move || {
             let (store, work) = (store.clone(), Arc::clone(&work));
@@ -61,8 +61,11 @@ impl SharedParts {
             Some(_) => StoreUse::DeductAndAdjust,
             None => StoreUse::Deduct,
         };
-        let work = [(Role::Ingest, StoreUse::Read), (Role::Worker, worker)];
-        let Some(work) = self.work_at_store(role, work) else { return };
+        let mut work = vec![(Role::Ingest, StoreUse::Read), (Role::Worker, worker)];
+        if self.config.topics.stock_levels.is_some() {
+            work.push((Role::Worker, StoreUse::PublishLevels));
+        }
+        let Some(work) = self.work_at_store(role, &work) else { return };
         let need = if self.runs(Role::Worker) { Need::Always } else { Need::Rollout };
         let (store, dependency) = (store.clone(), self.dependency("stock_store", need));
         let attempt = move || {
@@ -77,10 +80,10 @@ impl SharedParts {
     }
 
     /// The work of all roles of the process at a store. `None` if an earlier role tries it.
-    fn work_at_store(&self, role: Role, work: [(Role, StoreUse); 2]) -> Option<Arc<[StoreUse]>> {
-        let running: Vec<_> = work.into_iter().filter(|(role, _)| self.runs(*role)).collect();
+    fn work_at_store(&self, role: Role, work: &[(Role, StoreUse)]) -> Option<Arc<[StoreUse]>> {
+        let running: Vec<_> = work.iter().filter(|(role, _)| self.runs(*role)).collect();
         let is_first = running.first().is_some_and(|(first, _)| *first == role);
-        is_first.then(|| running.into_iter().map(|(_, work)| work).collect())
+        is_first.then(|| running.into_iter().map(|(_, work)| *work).collect())
     }
 
     /// Asks the brokers for the topics that the roles read or write. Ingest alone is ready without
@@ -97,6 +100,9 @@ impl SharedParts {
         }
         if let Some(topic) = topics.stock_adjustments.as_ref().filter(|_| self.runs(Role::Worker)) {
             wanted.extend([topic.requests.clone(), topic.dead_letters.clone()]);
+        }
+        if self.runs(Role::Worker) {
+            wanted.extend(topics.stock_levels.clone());
         }
         let need = if wanted.len() > 1 { Need::Always } else { Need::Rollout };
         if self.runs(Role::Ingest)

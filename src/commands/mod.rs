@@ -19,6 +19,7 @@ mod stock;
 mod stock_adjust;
 mod stock_import;
 mod stock_movements;
+mod stock_publish;
 mod verify;
 
 use std::{path::PathBuf, process::ExitCode};

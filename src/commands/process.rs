@@ -43,11 +43,9 @@ pub(super) fn open_stock_store(config: &Config, metrics: &Metrics) -> anyhow::Re
         config.lock.ttl,
         metrics.clone(),
     );
-    Ok(StockStore::new(
-        database.context("stock_store.url")?,
-        metrics.clone(),
-        config.retention.horizon,
-    ))
+    let (database, horizon) = (database.context("stock_store.url")?, config.retention.horizon);
+    let store = StockStore::new(database, metrics.clone(), horizon);
+    Ok(store.noting_levels(config.topics.stock_levels.is_some()))
 }
 
 /// The schema registry, and what the process knows of it.

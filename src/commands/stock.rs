@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::{
     Answer, Output, print::complaint, process, stock_adjust, stock_adjust::AdjustArgs,
-    stock_import, stock_movements,
+    stock_import, stock_movements, stock_publish,
 };
 use crate::{
     config::Config,
@@ -51,6 +51,14 @@ pub(super) enum StockCommand {
         #[arg(long, value_name = "MOVEMENT", default_value_t = 0)]
         after: i64,
     },
+    /// Publish the levels of products to `topics.stock_levels`: those that are named, or all
+    ///
+    /// Use it once after `topics.stock_levels` was set, and after the topic has lost messages.
+    Publish {
+        /// Ids of products
+        #[arg(value_parser = ProductId::parse)]
+        ids: Vec<ProductId>,
+    },
 }
 
 pub(super) async fn run(
@@ -58,7 +66,8 @@ pub(super) async fn run(
     config: &Config,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let store = process::open_stock_store(config, &process::metrics()?)?;
+    let metrics = process::metrics()?;
+    let store = process::open_stock_store(config, &metrics)?;
     match command {
         StockCommand::Import { file } => stock_import::run(&store, &file, output).await,
         StockCommand::Show { ids } => show(&store, &ids, output).await,
@@ -66,6 +75,9 @@ pub(super) async fn run(
         StockCommand::Adjust(args) => stock_adjust::run(&store, args, output).await,
         StockCommand::Movements { id, after } => {
             stock_movements::run(&store, &id, after, output).await
+        }
+        StockCommand::Publish { ids } => {
+            stock_publish::run(store, config, metrics, ids, output).await
         }
     }
 }

@@ -6,7 +6,7 @@
 //! 2. Lock the products. Orders whose products other workers hold are deferred.
 //! 3. Decide the other orders in one transaction: stock, outcomes and ledger.
 //! 4. Unlock.
-//! 5. Report the outcomes on the status topic.
+//! 5. Report the outcomes on the status topic, and publish the levels of the products.
 //!
 //! Every step may be repeated without harm. Only after the last one may the lane store offsets.
 //!
@@ -15,7 +15,13 @@
 mod adjustments;
 mod selection;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
@@ -29,10 +35,11 @@ use crate::{
     config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus,
+        OrderEvent, OrderId, OrderStatus, ProductId,
         fold::{Decisions, Outcome},
     },
     kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
+    levels::{LevelError, Levels},
     lock::{Acquired, LockError, Locks},
     store::{StockStore, StoreError},
     telemetry::Metrics,
@@ -51,6 +58,8 @@ pub enum DeductError {
     Store(#[from] StoreError),
     #[error("the broker did not take the outcomes: {0}")]
     Kafka(#[from] ProduceError),
+    #[error(transparent)]
+    Levels(#[from] LevelError),
     /// The broker acknowledged all other outcomes.
     #[error("some outcomes are too large for the broker: {source}")]
     TooLarge { unpublished: Unpublished, source: ProduceError },
@@ -64,12 +73,25 @@ pub struct Worker {
     pub events: Arc<OrderEventCodec>,
     pub statuses: Arc<OrderStatusCodec>,
     pub status_topic: Arc<str>,
+    /// `None`: levels are off.
+    pub levels: Option<Levels>,
     pub metrics: Metrics,
+}
+
+/// A batch that was decided.
+#[derive(Debug, Default)]
+pub struct Decided {
+    pub decisions: Decisions,
+    /// The products whose levels are to be published, sorted. Empty if levels are off.
+    touched: Vec<ProductId>,
+    /// Whether the broker has acknowledged the statuses. A repetition for the levels alone does not
+    /// repeat them.
+    is_reported: AtomicBool,
 }
 
 impl Handler for Worker {
     type Decoded = Result<Arrived, WireError>;
-    type Handled = Decisions;
+    type Handled = Decided;
     type Error = DeductError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
@@ -84,7 +106,7 @@ impl Handler for Worker {
     /// Decides the events in one transaction. Defers those whose products other workers hold.
     ///
     /// Fails as [`Worker::decide`] does.
-    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decisions>, DeductError> {
+    async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Decided>, DeductError> {
         let (numbers, arrived): (Vec<_>, Vec<_>) = messages
             .iter()
             .enumerate()
@@ -93,9 +115,14 @@ impl Handler for Worker {
         if arrived.is_empty() {
             return Ok(Done::default());
         }
-        let Done { handled, deferred } = self.decide(&arrived).await?;
+        let Done { handled: decisions, deferred } = self.decide(&arrived).await?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
+        let touched = match self.levels {
+            Some(_) => touched(&without(&arrived, &deferred), &decisions),
+            None => Vec::new(),
+        };
+        let handled = Decided { decisions, touched, is_reported: AtomicBool::new(false) };
         // The batch has numbers of its own, without the messages that cannot be decoded.
         Ok(Done { handled, deferred: deferred.into_iter().map(|number| numbers[number]).collect() })
     }
@@ -105,7 +132,7 @@ impl Handler for Worker {
     fn dead_letter_reason(
         &self,
         message: &Self::Decoded,
-        decisions: &Decisions,
+        Decided { decisions, .. }: &Decided,
     ) -> Option<DeadLetterReason> {
         match message {
             Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
@@ -119,13 +146,19 @@ impl Handler for Worker {
         }
     }
 
-    /// Reports the outcomes on the status topic, also those of orders that were decided before.
+    /// Reports the outcomes on the status topic, also those of orders that were decided before, and
+    /// publishes the levels of the products.
     ///
-    /// Fails with [`DeductError::Kafka`] unless the broker acknowledges all of them, and with
-    /// [`DeductError::TooLarge`] if it acknowledges all but those that are too large for it.
-    async fn publish(&self, decisions: &Decisions) -> Result<(), DeductError> {
+    /// Fails with [`DeductError::Levels`] if a level is not published, with [`DeductError::Kafka`]
+    /// unless the broker acknowledges all statuses, and with [`DeductError::TooLarge`] if it
+    /// acknowledges all but those that are too large for it.
+    async fn publish(&self, decided: &Decided) -> Result<(), DeductError> {
         let begun = Instant::now();
-        self.report(&decisions.statuses).await?;
+        let (published, reported) =
+            tokio::join!(self.publish_levels(&decided.touched), self.report_once(decided));
+        // A status that is too large is not repeated, so the levels come first.
+        published?;
+        reported?;
         crash_point("deduct.published");
         self.observe_stage("publish", begun);
         Ok(())
@@ -134,7 +167,10 @@ impl Handler for Worker {
     fn unpublished(error: &DeductError) -> Option<&Unpublished> {
         match error {
             DeductError::TooLarge { unpublished, .. } => Some(unpublished),
-            DeductError::Lock(_) | DeductError::Store(_) | DeductError::Kafka(_) => None,
+            DeductError::Lock(_)
+            | DeductError::Store(_)
+            | DeductError::Kafka(_)
+            | DeductError::Levels(_) => None,
         }
     }
 
@@ -155,6 +191,7 @@ impl Handler for Worker {
                 | StoreError::Unsupported(_)
                 | StoreError::Migration(_),
             ) => Fate::Retry("stock_store"),
+            DeductError::Levels(error) => Fate::Retry(error.dependency()),
             DeductError::Kafka(_) | DeductError::TooLarge { .. } => Fate::Retry("kafka"),
         }
     }
@@ -216,7 +253,23 @@ impl Worker {
         Ok(Done { handled, deferred })
     }
 
-    /// Fails as [`Worker::publish`] does.
+    async fn publish_levels(&self, products: &[ProductId]) -> Result<(), LevelError> {
+        match &self.levels {
+            Some(levels) => levels.publish(products).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Reports the outcomes, unless an earlier attempt did. Fails as [`Worker::report`] does.
+    async fn report_once(&self, decided: &Decided) -> Result<(), DeductError> {
+        if !decided.is_reported.load(Ordering::Relaxed) {
+            self.report(&decided.decisions.statuses).await?;
+            decided.is_reported.store(true, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Fails with [`DeductError::Kafka`] or [`DeductError::TooLarge`].
     async fn report(&self, statuses: &[OrderStatus]) -> Result<(), DeductError> {
         let messages = statuses.iter().map(|status| Message::of_status(&self.statuses, status));
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
@@ -259,6 +312,16 @@ impl Worker {
             .with_label_values(&[stage])
             .observe(begun.elapsed().as_secs_f64());
     }
+}
+
+/// The products whose levels a batch publishes, sorted: those on which its decisions rest, and all
+/// products of orders that were decided before. A worker may have died before it published those.
+fn touched(events: &[&OrderEvent], decisions: &Decisions) -> Vec<ProductId> {
+    let repeated = events.iter().filter(|event| !decisions.outcomes.contains_key(&event.order_id));
+    let lines = repeated.flat_map(|event| event.lines.as_slice());
+    let mut products: BTreeSet<_> = lines.map(|line| line.product_id().clone()).collect();
+    products.extend(decisions.available.keys().cloned());
+    products.into_iter().collect()
 }
 
 /// The events of a batch but the deferred ones. `deferred` is ascending.

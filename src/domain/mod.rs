@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `ids.rs` | [`OrderId`] and [`ProductId`] |
 //! | `lines.rs` | an order's lines, and their sum |
+//! | `level.rs` | the available units of a product, as they are published |
 //! | `status.rs` | the messages of the topics: events and statuses |
 //! | `lifecycle.rs` | an order's states, and what each event does to them |
 //! | `fold.rs` | what a batch of events does to stock and outcomes |
@@ -14,6 +15,7 @@ pub(crate) mod adjustment;
 pub mod fold;
 mod horizon;
 mod ids;
+mod level;
 mod lifecycle;
 mod lines;
 mod status;
@@ -21,6 +23,7 @@ mod status;
 pub use horizon::Horizon;
 pub use ids::OrderId;
 pub use ids::ProductId;
+pub use level::StockLevel;
 pub use lifecycle::Cause;
 pub use lifecycle::Effect;
 pub use lifecycle::OrderFacts;

@@ -6,13 +6,16 @@ use rdkafka::message::{Header, OwnedHeaders};
 
 use super::Message;
 use crate::{
-    domain::OrderStatus,
-    wire::{OrderStatusCodec, StatusHeaders},
+    domain::{OrderStatus, StockLevel},
+    wire::{OrderStatusCodec, StatusHeaders, StockLevelCodec},
 };
 
 const SPEC_VERSION: &str = "1.0";
 const HEX_DIGITS: &[u8; 16] = b"0123456789ABCDEF";
 const STATUS_TYPE: &str = "io.stocklock.order_status";
+const LEVEL_TYPE: &str = "io.stocklock.stock_level";
+/// Several processes publish one level. It is the same event, so it has the same source.
+const LEVEL_SOURCE: &str = "stock";
 
 /// An event that a message carries.
 pub(crate) struct CloudEvent<'a> {
@@ -68,6 +71,26 @@ impl Message {
             event.into_headers()
         });
         message
+    }
+
+    /// A level, with the headers of `CloudEvents` if the topic has them.
+    ///
+    /// The id of the event is the product's id and the version: a repeated level has the same.
+    pub(crate) fn of_level(codec: &StockLevelCodec, level: &StockLevel) -> Self {
+        let product = level.product_id.as_str();
+        let headers = codec.has_cloudevents().then(|| {
+            let event = CloudEvent {
+                id: format!("{product}/{}", level.version),
+                source: LEVEL_SOURCE,
+                kind: LEVEL_TYPE,
+                subject: product.to_owned(),
+                time: level.as_of,
+                content_type: "application/avro",
+            };
+            event.into_headers()
+        });
+        let key = Some(product.as_bytes().to_vec());
+        Self { key, payload: Some(codec.encode(level)), headers }
     }
 }
 

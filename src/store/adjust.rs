@@ -14,7 +14,7 @@ use super::{
     StockStore, StoreError, VersionedProduct,
     database::on_connection,
     error::Conflict,
-    movements::{Movement, ProductWrite, Versions, write_changes},
+    movements::{Movement, ProductWrite, Versions},
     products::lock_products,
     retention::Purged,
     rows::{ascii, expect_rows, json as parameter, parse_json, product_ids},
@@ -108,7 +108,8 @@ impl StockStore {
             let recorded = read_requests(conn, &request_ids).await?;
             let mut stock: BTreeMap<_, _> = products.iter().map(level).collect();
             let batch = fold(requests, &digests, &recorded, &mut stock);
-            write_changes(conn, &writes(&products, &stock), &batch.movements, now).await?;
+            let writes = writes(&products, &stock);
+            self.write_changes(conn, &writes, &batch.movements, now).await?;
             insert_requests(conn, &batch, now).await?;
             crash_point("adjust.written");
             Ok(batch.results)

@@ -12,6 +12,7 @@
 //! | `changes`, `statuses` | changes of orders that are in the order store |
 //! | `stock`, `outcomes`, `products` | the stock store |
 //! | `adjust`, `movements` | changes of stock that no order makes |
+//! | `levels` | the stock as it is published, and notes of products to publish |
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
 //!
@@ -31,6 +32,7 @@ mod error;
 mod holds;
 mod idempotency;
 mod in_use;
+mod levels;
 mod limits;
 mod migrate;
 mod movements;
@@ -64,6 +66,7 @@ pub use database::StoreName;
 pub use error::StoreError;
 pub use holds::DueHold;
 pub use idempotency::{IdempotencyKey, KeyedRequest};
+pub(crate) use levels::LevelNote;
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub(crate) use movements::StoredMovement;
 pub use orders::OrderStore;

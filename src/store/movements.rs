@@ -8,7 +8,8 @@ use super::{
     StockStore, StoreError,
     database::on_connection,
     error::Conflict,
-    rows::{ascii, expect_rows, json, text},
+    levels,
+    rows::{ascii, expect_rows, json, product_ids, text},
 };
 use crate::domain::ProductId;
 
@@ -108,34 +109,6 @@ const LIST: &str = "
     FROM stock_movements FORCE INDEX (by_product)
     WHERE product_id = ? AND movement_id > ? ORDER BY movement_id LIMIT ?";
 
-/// Writes products and books their movements. Every change of stock that no order makes passes
-/// here: imports, restocks and adjustments. The products must be distinct.
-///
-/// Fails with [`StoreError::Conflict`] if a row was inserted meanwhile or has another version than
-/// the one read, and with the errors of a statement.
-pub(super) async fn write_changes(
-    conn: &mut MySqlConnection,
-    products: &[ProductWrite<'_>],
-    movements: &[Movement<'_>],
-    now: DateTime<Utc>,
-) -> Result<(), StoreError> {
-    let (mut inserted, mut updated) = (Vec::new(), Vec::new());
-    for ProductWrite { id, name, available, versions } in products {
-        match versions {
-            Versions::New => inserted.push((id.as_str(), name, available)),
-            Versions::Raised { from, to } => {
-                updated.push((id.as_str(), name, available, from, to));
-            }
-        }
-    }
-    insert(conn, INSERT, &inserted, now).await?;
-    if !updated.is_empty() {
-        let written = sqlx::query(UPDATE).bind(json(&updated)?).bind(now).execute(&mut *conn);
-        expect_rows("products changed", updated.len(), written.await?.rows_affected())?;
-    }
-    insert(conn, BOOK, movements, now).await
-}
-
 /// Inserts rows. The parameters of `statement` are the time and the rows.
 ///
 /// Fails with [`StoreError::Conflict`] if another import inserts one of them, or if the server
@@ -156,6 +129,40 @@ async fn insert<T: Serialize>(
 }
 
 impl StockStore {
+    /// Writes products and books their movements. Every change of stock that no order makes passes
+    /// here: imports, restocks and adjustments. The products must be distinct, and in the order of
+    /// their ids. Notes their levels if levels are on.
+    ///
+    /// Fails with [`StoreError::Conflict`] if a row was inserted meanwhile or has another version
+    /// than the one read, and with the errors of a statement.
+    pub(super) async fn write_changes(
+        &self,
+        conn: &mut MySqlConnection,
+        products: &[ProductWrite<'_>],
+        movements: &[Movement<'_>],
+        now: DateTime<Utc>,
+    ) -> Result<(), StoreError> {
+        let (mut inserted, mut updated) = (Vec::new(), Vec::new());
+        for ProductWrite { id, name, available, versions } in products {
+            match versions {
+                Versions::New => inserted.push((id.as_str(), name, available)),
+                Versions::Raised { from, to } => {
+                    updated.push((id.as_str(), name, available, from, to));
+                }
+            }
+        }
+        insert(conn, INSERT, &inserted, now).await?;
+        if !updated.is_empty() {
+            let written = sqlx::query(UPDATE).bind(json(&updated)?).bind(now).execute(&mut *conn);
+            expect_rows("products changed", updated.len(), written.await?.rows_affected())?;
+        }
+        if self.notes_levels && !products.is_empty() {
+            let keys = product_ids(products.iter().map(|product| product.id))?;
+            levels::note(conn, &keys).await?;
+        }
+        insert(conn, BOOK, movements, now).await
+    }
+
     /// Up to `limit` movements of a product after the movement `after`, oldest first. A product has
     /// one movement at a time, so a later page never lacks a movement that was booked before.
     ///

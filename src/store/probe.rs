@@ -27,6 +27,8 @@ pub(crate) enum StoreUse {
     Deduct,
     /// The worker also adjusts stock, as a topic asks for it.
     DeductAndAdjust,
+    /// The worker publishes the levels of products.
+    PublishLevels,
 }
 
 /// The statements of the roles that change orders: ingest on request, and the compensator.
@@ -98,6 +100,11 @@ impl StoreUse {
                  UPDATE order_outcomes SET outcome = outcome, released_at = released_at WHERE FALSE"
                     .to_owned()
             }
+            Self::PublishLevels => "INSERT INTO level_notes (product_id, note_id)
+                     SELECT product_id, note_id FROM level_notes WHERE FALSE;
+                 UPDATE level_notes SET note_id = note_id WHERE FALSE;
+                 DELETE FROM level_notes WHERE FALSE"
+                .to_owned(),
         }
     }
 
@@ -105,8 +112,9 @@ impl StoreUse {
     fn transactions(self) -> &'static [TransactionName] {
         use TransactionName::{
             Adjust, ApplyStatuses, ChangeOrders, ClaimAnnouncements, ClaimOutbox, ClaimReleases,
-            Decide, EndHolds, ExpireReleases, ForgetAnnouncements, ForgetPublished, Place,
-            PurgeMovements, PurgeOrders, PurgeOutcomes, ScheduleReleases,
+            Decide, EndHolds, ExpireReleases, ForgetAnnouncements, ForgetLevelNotes,
+            ForgetPublished, NoteLevels, Place, PurgeMovements, PurgeOrders, PurgeOutcomes,
+            ScheduleReleases,
         };
         match self {
             Self::Place => &[
@@ -126,6 +134,7 @@ impl StoreUse {
             Self::Read => &[Adjust],
             Self::Deduct => &[Decide, PurgeOutcomes, PurgeMovements],
             Self::DeductAndAdjust => &[Decide, PurgeOutcomes, PurgeMovements, Adjust],
+            Self::PublishLevels => &[NoteLevels, ForgetLevelNotes],
         }
     }
 }

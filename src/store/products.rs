@@ -8,7 +8,7 @@ use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
 use super::{
     StockStore, StoreError,
     database::on_connection,
-    movements::{Movement, ProductWrite, Versions, write_changes},
+    movements::{Movement, ProductWrite, Versions},
     rows::{product_id, product_ids, text, wanted_products},
     transaction::transaction,
 };
@@ -97,7 +97,7 @@ impl StockStore {
                 writes.push(ProductWrite { id, name, available: *available, versions });
                 movements.extend((units != 0).then(|| Movement::new(id, kind, units)));
             }
-            write_changes(conn, &writes, &movements, now).await?;
+            self.write_changes(conn, &writes, &movements, now).await?;
             summary.unchanged = wanted.len() - writes.len();
             Ok(summary)
         })
@@ -126,7 +126,7 @@ impl StockStore {
             let versions = Versions::after(*version);
             let write = ProductWrite { id, name: &product.name, available, versions };
             let movement = Movement::new(id, "RESTOCK", quantity);
-            write_changes(conn, &[write], &[movement], now).await?;
+            self.write_changes(conn, &[write], &[movement], now).await?;
             Ok(Restocked::Available(available))
         })
     }

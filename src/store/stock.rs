@@ -34,6 +34,8 @@ pub struct StockStore {
     metrics: Metrics,
     /// How long outcomes are kept.
     pub(super) horizon: Horizon,
+    /// Whether a change of stock that no order makes notes its products.
+    pub(super) notes_levels: bool,
 }
 
 /// How a transaction makes sure that no rival changes the stock on which its decisions rest.
@@ -48,9 +50,9 @@ pub enum Guard {
 
 /// The row of a product.
 #[derive(Debug, Clone, Copy)]
-struct StockRow {
-    available: i64,
-    version: i64,
+pub(super) struct StockRow {
+    pub(super) available: i64,
+    pub(super) version: i64,
 }
 
 /// The row locks of a batch.
@@ -72,7 +74,7 @@ macro_rules! read_stock {
     };
 }
 
-const READ_STOCK: &str = read_stock!("");
+pub(super) const READ_STOCK: &str = read_stock!("");
 const LOCK_STOCK: &str = read_stock!(" FOR UPDATE");
 
 const WRITE_STOCK: &str = "
@@ -96,7 +98,14 @@ impl Guard {
 
 impl StockStore {
     pub fn new(db: Database, metrics: Metrics, horizon: Horizon) -> Self {
-        Self { db, metrics, horizon }
+        Self { db, metrics, horizon, notes_levels: false }
+    }
+
+    /// Whether a change of stock that no order makes notes its products, so that a worker publishes
+    /// their levels.
+    #[must_use]
+    pub(crate) fn noting_levels(self, notes_levels: bool) -> Self {
+        Self { notes_levels, ..self }
     }
 
     pub(crate) fn database(&self) -> &Database {
@@ -241,7 +250,7 @@ async fn fold_over<E: Borrow<OrderEvent>>(
 
 /// The rows of the products that exist. Fails with [`StoreError::Unavailable`] if an id is corrupt:
 /// it concerns the orders of several clients, which wait until a person corrects it.
-async fn read_stock(
+pub(super) async fn read_stock(
     conn: &mut MySqlConnection,
     statement: &'static str,
     keys: &str,

@@ -175,6 +175,16 @@ pub(crate) const STOCK_STORE: &[Table] = &[
         ],
     },
     Table {
+        name: "level_notes",
+        rows: "a product whose level `topics.stock_levels` may lack",
+        removed: "once the broker has acknowledged the level; by workers",
+        readers: OURS,
+        columns: &[
+            ["product_id", "VARCHAR(64)", "the primary key"],
+            ["note_id", "BIGINT UNSIGNED", "another one for each note of the product"],
+        ],
+    },
+    Table {
         name: "ledger_balances",
         rows: "the sums of a product's purged movements and outcomes",
         removed: "never",

@@ -54,6 +54,8 @@ transaction_names! {
     Adjust => "adjust",
     PurgeOutcomes => "purge_outcomes",
     PurgeMovements => "purge_movements",
+    NoteLevels => "note_levels",
+    ForgetLevelNotes => "forget_level_notes",
 }
 
 /// Runs a block in a transaction and commits it:

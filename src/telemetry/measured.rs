@@ -16,7 +16,8 @@ const OF_INGEST: [&str; 6] = [
     "stocklock_releases_owed",
     "stocklock_owed_releases_",
 ];
-const OF_WORKER: [&str; 6] = [
+const OF_WORKER: [&str; 7] = [
+    "stocklock_level",
     "stocklock_orders_decided_",
     "stocklock_order_latency_",
     "stocklock_batch_",

@@ -101,6 +101,14 @@ metrics! {
         "stocklock_stale_writes_rejected_total",
         "Writes of products that were refused, because the version had changed.",
     );
+    pub levels_published: IntCounter = counter(
+        "stocklock_levels_published_total",
+        "Levels of products that the broker has acknowledged.",
+    );
+    pub level_notes: IntGauge = gauge(
+        "stocklock_level_notes",
+        "Products whose noted level waits to be published.",
+    );
     pub(crate) consumer_lag: IntGaugeVec = gauges(
         "stocklock_consumer_lag",
         "Messages of a partition that are not handled yet.",

@@ -17,6 +17,7 @@
 //! | `events.rs` | the codec of each topic: a record to a domain type and back |
 //! | `adjustments.rs` | requests to adjust stock |
 //! | `requests.rs` | the codec of order requests |
+//! | `stock_level.rs` | the codec of `stock-levels` |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -39,6 +40,7 @@ mod json;
 mod registered;
 mod requests;
 mod status_object;
+mod stock_level;
 mod writer_schema;
 
 pub(crate) use adjustments::StockAdjustmentCodec;
@@ -48,5 +50,6 @@ pub use events::OrderStatusCodec;
 pub(crate) use events::{StatusHeaders, check_writer_schemas};
 pub(crate) use registered::{RegisteredSchemas, Subject};
 pub(crate) use requests::OrderRequestCodec;
+pub use stock_level::StockLevelCodec;
 pub(crate) use writer_schema::SchemaError;
 pub use writer_schema::WriterSchema;

@@ -21,7 +21,7 @@ const FLOORS: [&[&str]; 5] = [
         "new_ids",
     ],
     &["kafka", "lock", "registry", "store", "telemetry", "wire"],
-    &["compensate", "deduct", "ingest", "letters", "relay", "retention", "verify"],
+    &["compensate", "deduct", "ingest", "letters", "levels", "relay", "retention", "verify"],
     // `reference` is part of the unit tests alone.
     &["commands", "reference"],
 ];

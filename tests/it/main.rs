@@ -47,6 +47,7 @@ mod idempotency_storm;
 mod intake;
 mod kafka_life;
 mod lanes;
+mod levels;
 mod lifecycle;
 mod masters;
 mod metrics;

@@ -77,6 +77,8 @@ const OF_WORKER: &[Promise] = &[
     ("stocklock_lock_fallback", &[]),
     ("stocklock_redis_master_up", &["master="]),
     ("stocklock_stale_writes_rejected_total", &[]),
+    ("stocklock_levels_published_total", &[]),
+    ("stocklock_level_notes", &[]),
     (
         "stocklock_retention_deleted_total",
         &["table=\"order_outcomes\"", "table=\"stock_movements\"", "table=\"adjustment_requests\""],

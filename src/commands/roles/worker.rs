@@ -10,10 +10,12 @@ use crate::{
     config::{Config, LockFallback, LockStrategy},
     deduct::{Adjuster, Worker},
     kafka::{Consumer, Lane, Subscription},
-    lock::Locks,
+    levels::{Levels, NotePublisher},
+    lock::{Lease, Locks},
     retention::PurgedStore,
     store::{StockStore, StoreUse},
     telemetry::Metrics,
+    wire::StockLevelCodec,
 };
 
 /// Runs a worker until a stop is requested.
@@ -37,6 +39,8 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     );
     let (consumer, lanes) = consumer.context("cannot open the Kafka client")?;
     let purging = shared.purge(PurgedStore::Stock(store.clone().into()))?;
+    let levels = levels(&shared, &store)?;
+    let noting = levels.clone().map(|levels| publish_notes(&shared, levels)).transpose()?;
     tracing::info!(
         strategy = config.lock.strategy.as_str(),
         topic = config.topics.orders,
@@ -52,6 +56,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
             events: Arc::clone(&shared.events),
             statuses: Arc::clone(&shared.statuses),
             status_topic: config.topics.order_status.as_str().into(),
+            levels: levels.clone(),
             metrics: metrics.clone(),
         };
         let (batches, metrics) = (config.worker.batches, metrics.clone());
@@ -80,6 +85,9 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     }
     shared.leave("the group of workers", consumer).await?;
     shutdown.finish("retention of stock", purging).await.transpose()?;
+    if let Some(noting) = noting {
+        shutdown.finish("levels of noted products", noting).await.transpose()?;
+    }
     shared.disconnect(&[store.database()]).await;
     Ok(())
 }
@@ -119,6 +127,29 @@ fn start_adjusting(
         spawn(async move { lane.run(adjuster, dead_letters, batches, &metrics, health).await })
     };
     Ok(Some((consumer, lanes.into_iter().map(run).collect())))
+}
+
+/// What publishes levels, or `None` if levels are off.
+fn levels(shared: &SharedParts, store: &StockStore) -> anyhow::Result<Option<Levels>> {
+    let topics = &shared.config.topics;
+    let Some(topic) = &topics.stock_levels else { return Ok(None) };
+    store.begin_metrics(StoreUse::PublishLevels);
+    let schemas = shared.registry.as_ref().map(|registry| &registry.schemas);
+    Ok(Some(Levels {
+        store: store.clone(),
+        producer: shared.producer.clone(),
+        topic: topic.as_str().into(),
+        codec: Arc::new(StockLevelCodec::new()?.on(topics, schemas)),
+        metrics: shared.metrics.clone(),
+    }))
+}
+
+/// Starts to publish the levels of noted products, until the process stops.
+fn publish_notes(shared: &SharedParts, levels: Levels) -> anyhow::Result<AbortOnDropHandle<()>> {
+    let name = "levels of noted products";
+    let lease = Lease::new(&shared.config.lock, &shared.config.redis, name)?;
+    let publisher = NotePublisher { levels, lease };
+    Ok(spawn(publisher.run(shared.health.register(name), shared.shutdown.clone())))
 }
 
 /// Creates the series of a worker at 0, as its lock strategy and its fallback need them.

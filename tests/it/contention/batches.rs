@@ -21,7 +21,7 @@ async fn handle(worker: &Worker, events: &[OrderEvent]) -> String {
     let decoded: Vec<_> = events.iter().map(|event| worker.decode(&delivered(event))).collect();
     let Done { handled, deferred } = worker.handle(&decoded).await.expect("handled");
     worker.publish(&handled).await.expect("published");
-    let letter = |number: usize| match handled.outcomes.get(&events[number].order_id) {
+    let letter = |number: usize| match handled.decisions.outcomes.get(&events[number].order_id) {
         Some(_) => 'd',
         None if deferred.contains(&number) => '-',
         None => '?',
@@ -180,7 +180,7 @@ async fn nothing_is_committed_under_locks_that_were_lost() {
     let deciding = {
         let (worker, messages) = (Arc::clone(&worker), vec![worker.decode(&delivered(&events[0]))]);
         tokio::spawn(async move {
-            worker.handle(&messages).await.map(|done| done.handled.outcomes.len())
+            worker.handle(&messages).await.map(|done| done.handled.decisions.outcomes.len())
         })
     };
     is_held_up_at(&mut rival.conn, &deciding, "UPDATE JSON_TABLE").await;

@@ -35,6 +35,7 @@ impl World {
             events: Arc::new(OrderEventCodec::new().expect("the schema")),
             statuses: Arc::new(OrderStatusCodec::new().expect("the schema")),
             status_topic: config.topics.order_status.as_str().into(),
+            levels: None,
             metrics: metrics.clone(),
         }
     }
@@ -194,7 +195,7 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
         match worker.handle(&decoded).await {
             Ok(Done { handled, deferred }) => {
                 worker.publish(&handled).await.expect("reported");
-                outcomes += handled.outcomes.len();
+                outcomes += handled.decisions.outcomes.len();
                 open = deferred.into_iter().map(|number| open[number]).collect();
                 decoded = open.iter().map(|message| worker.decode(message)).collect();
                 if decoded.is_empty() {
