@@ -7,6 +7,7 @@ mod args;
 mod fleet;
 mod load;
 mod placing;
+mod producing;
 mod report;
 mod role;
 mod site;
