@@ -1,6 +1,7 @@
 /// The roles of a process. A role exposes no metric that only other roles measure: its zero would
 /// look like a measurement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "a process may have any of them")]
 pub(crate) struct MeasuredBy {
     pub(crate) ingest: bool,
     /// Ingest consumes the topic of order requests, too.
