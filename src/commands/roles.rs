@@ -149,6 +149,7 @@ impl SharedParts {
             Codecs::open(&config, registry.as_ref())?;
         let measured_by = MeasuredBy {
             ingest: runs(Role::Ingest),
+            intake: runs(Role::Ingest) && config.topics.order_requests.is_some(),
             worker: runs(Role::Worker),
             compensator: runs(Role::Compensator),
         };

@@ -5,9 +5,11 @@ use prometheus::proto::{MetricFamily, MetricType};
 use super::{check_page, code, table};
 use crate::telemetry::{MeasuredBy, Metrics, made_metrics};
 
-const INGEST: MeasuredBy = MeasuredBy { ingest: true, worker: false, compensator: false };
-const WORKER: MeasuredBy = MeasuredBy { ingest: false, worker: true, compensator: false };
-const COMPENSATOR: MeasuredBy = MeasuredBy { ingest: false, worker: false, compensator: true };
+const NONE: MeasuredBy =
+    MeasuredBy { ingest: false, intake: false, worker: false, compensator: false };
+const INGEST: MeasuredBy = MeasuredBy { ingest: true, intake: true, ..NONE };
+const WORKER: MeasuredBy = MeasuredBy { worker: true, ..NONE };
+const COMPENSATOR: MeasuredBy = MeasuredBy { compensator: true, ..NONE };
 
 #[test]
 fn the_page_of_metrics_is_what_the_registry_has() {
@@ -28,8 +30,9 @@ fn the_page_of_metrics_is_what_the_registry_has() {
     let mut body = table(head, rows);
     body += "\nThe page names the values of a label that are known in every process. Such series \
              begin at 0.\n[dead-letters.md](dead-letters.md) has the values of `class`. Every role \
-             also shows the `process_*`\nmetrics of the Prometheus client. Lags and dependencies \
-             have more details:\n\
+             also shows the `process_*`\nmetrics of the Prometheus client. Ingest shows what \
+             consumers measure\nonly with `ingest.intake`. Lags and dependencies have more \
+             details:\n\
              [operations.md](../operations.md#lag-and-dependencies-as-metrics).\n";
 
     check_page("metrics.md", "Metrics", "src/telemetry/metrics.rs", &body);

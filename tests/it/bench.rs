@@ -90,6 +90,7 @@ on_each_database!(
     workers_that_are_killed_and_join_meanwhile_change_nothing,
     orders_with_a_key_or_with_an_id_of_the_client_are_measured,
     the_lines_of_batches_are_measured_with_and_without_a_rate,
+    records_of_the_intake_are_measured_with_and_without_a_rate,
     the_laboratory_measures_beside_open_holds,
     short_holds_end_in_time_while_the_compensators_die,
 );
@@ -221,6 +222,23 @@ async fn the_lines_of_batches_are_measured_with_and_without_a_rate(world: World)
     }
     assert_eq!((keys, count(&world, "orders").await), (400, 800));
     assert!(number(&put[0], "seconds") >= 0.9, "{}", put[0]);
+}
+
+async fn records_of_the_intake_are_measured_with_and_without_a_rate(world: World) {
+    let keyed = bench(&world, "--mode end-to-end --strategy row --via kafka --identity key");
+    let keys = count(&world, "idempotency_keys").await;
+    let put = "--mode end-to-end --strategy row --via kafka --identity order-id --rate 400";
+    let put = bench(&world, &format!("{put} --reuse-stores"));
+    let plain = bench(&world, "--mode end-to-end --strategy row --via kafka --reuse-stores");
+
+    for run in [&keyed[0], &put[0], &plain[0]] {
+        assert_eq!((&run["via"], &run["verified"]), (&"kafka".into(), &true.into()));
+        assert!(number(run, "p50_ms") > 0.0, "{run}");
+    }
+    assert_eq!((keys, count(&world, "idempotency_keys").await), (400, 400));
+    assert_eq!(count(&world, "orders").await, 1200);
+    assert!(number(&put[0], "seconds") >= 0.9, "{}", put[0]);
+    nothing_remains(&world).await;
 }
 
 async fn the_laboratory_measures_beside_open_holds(world: World) {

@@ -10,20 +10,17 @@ fn records(printed: &str) -> Vec<Value> {
 
 /// Runs each command of a program, with the registry or without it.
 async fn every_command_works(mut world: World, program: impl Fn() -> Program) {
-    world.configure(&[
-        ("INGEST__INTAKE", "true"),
-        ("TOPICS__STOCK_LEVELS", "{name}.stock-levels"),
-    ]);
+    world.configure(&[("INGEST__INTAKE", "true"), ("TOPICS__STOCK_LEVELS", "{name}.stock-levels")]);
     world.import(&[("a", 10), ("b", 5)]);
     let all = world.start("all").await;
     let api = Api::of(&all);
     let topics = &world.config.topics;
     let (brokers, statuses) = (&world.config.kafka.brokers, &topics.order_status);
-    let requests = &topics.order_requests.as_ref().expect("the intake is on").name;
+    let requests = &topics.order_requests.as_ref().expect("the intake is on").requests;
     let levels = topics.stock_levels.as_ref().expect("levels are on");
 
     let placed = program().run(&["place-by-kafka", brokers, requests, statuses, "a", "2"], "");
-    let repeated = program().run(&["place-by-http", &all.url(), "a", "3"], "");
+    let repeated = program().run(&["place-by-http", &all.http, "a", "3"], "");
     let [by_kafka] = &records(&placed)[..] else { panic!("not one outcome: {placed}") };
     let id = by_kafka["order_id"].as_str().expect("an id");
     let failed = program().run(&["fail", brokers, statuses, id, "payment declined"], "");
@@ -46,7 +43,10 @@ async fn every_command_works(mut world: World, program: impl Fn() -> Program) {
     assert_eq!(levels.len(), 2, "{followed}");
     for (level, (product, available)) in levels.iter().zip([("a", 7), ("b", 5)]) {
         let stored = api.get(&format!("/v1/products/{product}")).await.body;
-        assert_eq!((&level["product_id"], &level["available"]), (&json!(product), &json!(available)));
+        assert_eq!(
+            (&level["product_id"], &level["available"]),
+            (&json!(product), &json!(available))
+        );
         assert_eq!(level["version"], stored["version"]);
     }
     assert_eq!(all.count("stocklock_dead_letters_total", "").await, 0);

@@ -221,3 +221,15 @@ async fn every_known_series_is_there_before_anything_happens() {
     shows(&world, &compensator, "compensator", &promises).await;
     shows_dead_letters(&compensator, &world.config.topics.order_status).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_ingest_with_an_intake_shows_what_consumers_measure() {
+    let mut world = World::new(Database::MySql, Strategy::Row).await;
+    world.configure(&[("INGEST__INTAKE", "true")]);
+
+    let ingest = world.start("ingest").await;
+
+    shows(&world, &ingest, "ingest", &[OF_EVERY_ROLE, OF_CONSUMERS, OF_INGEST]).await;
+    let intake = world.config.topics.order_requests.as_ref().expect("the intake is on");
+    shows_dead_letters(&ingest, &intake.requests).await;
+}

@@ -14,6 +14,7 @@ MODES = {
     "drain": "a backlog drained",
     "end-to-end": "256 clients over HTTP",
     "batch": "4 streams of lines (`:batch`)",
+    "kafka": "records of `order-requests`",
 }
 
 
@@ -82,7 +83,7 @@ def versions(results):
     yield "## Beside an earlier version\n"
     yield f"{counts(runs)} orders of workload Z under `row`. The two versions run in turn."
     yield "No order has a key or a hold."
-    yield "An earlier version without `:batch` places one order a request there.\n"
+    yield "An earlier version without `:batch` or the intake places one order a request there.\n"
     rows = []
     for mode in results.labels("versions", "mode"):
         earlier = results.select("versions", mode=mode, who="earlier")

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import subprocess
 import urllib.parse
 
@@ -12,6 +13,8 @@ from sql import Database
 # The partitions of the topic of orders, for both programs.
 PARTITIONS = 12
 PEER_TIMEOUT_SECONDS = 3600
+# Modes of the section `versions` that are values of --via.
+WAYS = ("batch", "kafka")
 # Names of processes. The database may run through a loader of its own, and then has its name.
 SERVERS = {
     "database": {"mysqld", "mariadbd", "ld-linux-x86-64"},
@@ -149,20 +152,20 @@ class Version:
         self.binary = binary
         self.log = logs / who
 
-    def has_batches(self):
-        """Whether its bench places orders as lines of streams."""
+    def places_via(self, way):
+        """Whether its bench places orders in this way."""
         described = subprocess.run(
             [self.binary, "bench", "--help"], check=True, capture_output=True, text=True
         )
-        return "--via" in described.stdout
+        return re.search(rf"^\s*- {way}:", described.stdout, re.MULTILINE) is not None
 
     def arguments(self, workload, strategy, orders, *, mode):
-        """In the mode `batch`, a version without `:batch` places one order a request."""
+        """In the modes `batch` and `kafka`, a version without them places one order a request."""
         chosen = ["--strategy", strategy, "--orders", orders, "--fill", workload.fill]
         chosen += ["--products", workload.products, "--zipf", workload.zipf]
         chosen += ["--lines", f"1..{workload.max_lines}"]
         chosen += ["--mode", "drain" if mode == "drain" else "end-to-end"]
-        chosen += ["--via", "batch"] if mode == "batch" and self.has_batches() else []
+        chosen += ["--via", mode] if mode in WAYS and self.places_via(mode) else []
         return ["--set", f"topics.partitions={PARTITIONS}", "bench", *map(str, chosen)]
 
     def run(self, arguments):

@@ -28,7 +28,7 @@ BIG_HOLDS = 1_000_000
 # How ingest would know a repeated request again.
 IDENTITIES = ("none", "key", "order-id")
 MODES = ("drain", "end-to-end")
-VERSION_MODES = (*MODES, "batch")
+VERSION_MODES = (*MODES, "batch", "kafka")
 # How often an import is killed on its way.
 KILLS = (0, 3)
 CHURN_RATE, CHURN_WORKERS = 300, 4

@@ -37,8 +37,8 @@ pub struct LoadArgs {
     /// The same seed draws the same orders
     #[arg(long, default_value_t = 42)]
     seed: u64,
-    /// drain begins with a backlog on the topic, end-to-end with the HTTP request. Both end with
-    /// the final status in the order store
+    /// drain begins with a backlog on the topic, end-to-end with the request to ingest. Both end
+    /// with the final status in the order store
     #[arg(long, value_enum, default_value_t = Mode::Drain)]
     pub mode: Mode,
     /// The lock strategies that are measured
@@ -51,7 +51,8 @@ pub struct LoadArgs {
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u8).range(1..=64))]
     pub workers: u8,
     /// Orders a second that are placed whatever the answers (end-to-end). Without it 256 clients
-    /// place one order after another, or 4 streams have 500 lines in flight each
+    /// place one order after another, or 4 streams have 500 lines in flight each, or a producer
+    /// has 4,000 records in flight
     #[arg(long, value_parser = value_parser!(u32).range(1..=100_000))]
     pub rate: Option<u32>,
     /// How ingest would know a repeated request again (end-to-end)
@@ -118,13 +119,17 @@ impl LoadArgs {
     }
 
     /// What the roles of a run are configured with.
-    pub fn settings(&self, config: &Config, strategy: LockStrategy) -> [(&'static str, String); 3] {
+    pub fn settings(&self, config: &Config, strategy: LockStrategy) -> Vec<(&'static str, String)> {
         let batch_max = self.batch_max(config).to_string();
-        [
+        let mut settings = vec![
             ("lock.strategy", strategy.as_str().to_owned()),
             ("worker.batch_max", batch_max.clone()),
             ("compensator.batch_max", batch_max),
-        ]
+        ];
+        if self.via == Via::Kafka {
+            settings.push(("ingest.intake", "true".to_owned()));
+        }
+        settings
     }
 }
 

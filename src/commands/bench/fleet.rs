@@ -48,10 +48,14 @@ impl<'a> Fleet<'a> {
         try_join_all(self.workers.iter_mut().map(Role::ready)).await.map(drop)
     }
 
-    /// Starts an ingest. Answers where it takes orders.
-    pub(super) async fn serve(&mut self) -> anyhow::Result<String> {
+    /// Starts an ingest. Answers where it takes orders. If it `consumes` the topic of order
+    /// requests, waits until it has its partitions.
+    pub(super) async fn serve(&mut self, consumes: bool) -> anyhow::Result<String> {
         let mut ingest = Role::spawn("ingest", self.site, &[], self.log)?;
         ingest.ready().await?;
+        if consumes {
+            ingest.has_partitions().await?;
+        }
         let url = format!("http://{}/v1/orders", ingest.http);
         self.ingest = Some(ingest);
         Ok(url)

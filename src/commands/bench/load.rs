@@ -11,7 +11,11 @@ use hdrhistogram::Histogram;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::{
-    fleet::Fleet, placing::Placing, report::Run, site::Site, stopwatch::Stopwatch,
+    fleet::Fleet,
+    placing::{Placing, Via},
+    report::Run,
+    site::Site,
+    stopwatch::Stopwatch,
     workload::Workload,
 };
 use crate::{domain::OrderId, store::OrderStore};
@@ -44,7 +48,7 @@ impl Load<'_> {
         self.finish(fleet, &Stopwatch::start(), orders, counted_from).await
     }
 
-    /// From HTTP requests. The latencies are those of the orders after the time to warm up.
+    /// From requests to ingest. The latencies are those of the orders after the time to warm up.
     pub(super) async fn end_to_end(
         &self,
         orders: &OrderStore,
@@ -52,10 +56,10 @@ impl Load<'_> {
     ) -> anyhow::Result<(Run, Histogram<u64>)> {
         let mut fleet = Fleet::start(self.site, self.log, self.workers).await?;
         fleet.all_ready().await?;
-        let url = fleet.serve().await?;
+        let url = fleet.serve(placing.via == Via::Kafka).await?;
         let warm_up = placing.rate.map_or(Duration::ZERO, |rate| self.workload.warm_up(rate));
         let (stopwatch, counted_from) = (Stopwatch::start(), Utc::now() + warm_up);
-        let placing = placing.place_all(&url, &self.workload.orders);
+        let placing = placing.place_all(self.site, &url, &self.workload.orders);
         let finishing = self.finish(fleet, &stopwatch, orders, counted_from);
         let ((), finished) = tokio::try_join!(placing, finishing)?;
         Ok(finished)

@@ -7,6 +7,7 @@ mod args;
 mod fleet;
 mod load;
 mod placing;
+mod producing;
 mod report;
 mod role;
 mod site;
@@ -145,9 +146,13 @@ impl Site {
             progress: Progress::hidden(),
         })
         .await?;
-        Ok(report.violations.is_empty()
+        let is_verified = report.violations.is_empty()
             && report.unsettled.is_empty()
-            && report.unchecked.is_empty())
+            && report.unchecked.is_empty();
+        if !is_verified {
+            tracing::warn!(?report, "not verified");
+        }
+        Ok(is_verified)
     }
 
     /// Does `work` until it ends or a signal stops it, and closes the site either way.

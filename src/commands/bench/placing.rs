@@ -1,4 +1,4 @@
-//! The clients that place orders over HTTP.
+//! The clients that place orders.
 
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tokio::{task::JoinSet, time::sleep_until};
 
+use super::site::Site;
 use crate::{
     commands::order::{BatchStream, batch_client},
     domain::{Lines, OrderId},
@@ -31,6 +32,8 @@ pub(crate) enum Via {
     Requests,
     /// As lines of a few streams: `POST /v1/orders:batch`
     Batch,
+    /// As records of `topics.order_requests`, in Avro
+    Kafka,
 }
 
 impl Via {
@@ -38,6 +41,7 @@ impl Via {
         match self {
             Self::Requests => "requests",
             Self::Batch => "batch",
+            Self::Kafka => "kafka",
         }
     }
 }
@@ -94,12 +98,20 @@ pub(super) struct Placing {
 }
 
 impl Placing {
-    /// Places all orders at `url`, the address of `/v1/orders`. Without a rate, 256 clients place
-    /// them, or the lines of 4 streams. Fails if an answer is not 202.
-    pub(super) async fn place_all(self, url: &str, orders: &[Lines]) -> anyhow::Result<()> {
+    /// Places all orders. `url` is the address of `/v1/orders`. Without a rate, 256 clients place
+    /// them, or the lines of 4 streams, or a producer that has 4,000 records in flight.
+    ///
+    /// Fails if an answer is not 202, or if the broker does not take a record.
+    pub(super) async fn place_all(
+        self,
+        site: &Site,
+        url: &str,
+        orders: &[Lines],
+    ) -> anyhow::Result<()> {
         match self.via {
             Via::Requests => self.send_requests(url, orders).await,
             Via::Batch => self.send_lines(&format!("{url}:batch"), orders).await,
+            Via::Kafka => self.produce(site, orders).await,
         }
     }
 
@@ -162,7 +174,7 @@ impl Placing {
     }
 
     /// Waits until an order is due.
-    async fn due(self, begun: Instant, index: u32) {
+    pub(super) async fn due(self, begun: Instant, index: u32) {
         if let Some(rate) = self.rate {
             sleep_until((begun + Duration::from_secs(1) * index / rate).into()).await;
         }

@@ -96,6 +96,19 @@ impl Role {
         answer.is_ok_and(|response| response.status().is_success())
     }
 
+    /// Waits until a consumer of the role has partitions. A role may be ready without them, if it
+    /// consumes beside other work. Fails after a minute.
+    pub(super) async fn has_partitions(&self) -> anyhow::Result<()> {
+        let begun = Instant::now();
+        while self.metrics().await?.sum("stocklock_rebalances_total", "kind=\"assign\"") < 1.0 {
+            if begun.elapsed() > START_DEADLINE {
+                bail!("{} has no partitions after {} s", self.name, START_DEADLINE.as_secs());
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        }
+        Ok(())
+    }
+
     pub(super) async fn metrics(&self) -> anyhow::Result<Exposition> {
         Ok(Exposition(
             self.client.get(format!("http://{}/metrics", self.admin)).send().await?.text().await?,

@@ -129,9 +129,10 @@ async fn run_logged(
     };
     let seconds = begun.elapsed().as_secs_f64();
     let kills = compensators.kills();
-    ingest.stop().await?;
     let found = ends.judge(&answers, args.late_max).await?;
+    // Ingest publishes what a killed compensator has left.
     let verified = site.is_verified(&orders, &stock).await?;
+    ingest.stop().await?;
     worker.stop().await?;
     compensators.stop().await?;
     Ok(HoldsRun {

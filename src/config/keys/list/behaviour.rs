@@ -94,7 +94,7 @@ pub(super) const KEYS: &[Key] = &[
     ),
     key(
         "ingest.group_max",
-        "500",
+        "1000",
         number(1, MAX_BATCH, "orders"),
         "most orders that share a commit",
     ),
