@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use chrono::{DateTime, Utc};
+use serde::Serialize;
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
 use super::{
@@ -25,14 +26,37 @@ pub(super) const READ: &str = concat!(
 );
 
 /// A plain insert. If the row exists, a rival has decided the order, and the insert must fail.
+///
+/// `head` is the id in hex, and behind it the outcome. A value of the JSON costs the server as much
+/// as a column, so a row has few of them.
 const INSERT: &str = "
     INSERT INTO order_outcomes (order_id, outcome, reason, `lines`, decided_at)
-    SELECT UNHEX(order_id), outcome, reason, `lines`, ?
+    SELECT UNHEX(LEFT(head, 32)), SUBSTR(head, 33), reason, `lines`, ?
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        order_id VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
-        outcome  VARCHAR(16) CHARACTER SET ascii PATH '$[1]',
-        reason   VARCHAR(64) CHARACTER SET ascii PATH '$[2]',
-        `lines`  TEXT CHARACTER SET ascii PATH '$[3]')) AS decided";
+        head    VARCHAR(48) CHARACTER SET ascii PATH '$[0]',
+        `lines` TEXT CHARACTER SET ascii PATH '$[1]',
+        reason  VARCHAR(64) CHARACTER SET ascii PATH '$[2]')) AS decided";
+
+/// A row of [`INSERT`]. What a row lacks is NULL.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OutcomeRow<'a> {
+    Plain(String, String),
+    Failed(String, String, &'a str),
+}
+
+impl<'a> OutcomeRow<'a> {
+    fn of(id: OrderId, outcome: &'a Outcome) -> Result<Self, StoreError> {
+        let head = |name| hex(id) + name;
+        Ok(match outcome {
+            Outcome::Completed(demand) => Self::Plain(head("COMPLETED"), json(demand)?),
+            Outcome::Released(demand) => Self::Plain(head("RELEASED"), json(demand)?),
+            Outcome::Failed(reason) => {
+                Self::Failed(head("FAILED"), json(&Demand::default())?, reason.as_str())
+            }
+        })
+    }
+}
 
 const RELEASE: &str = "
     UPDATE JSON_TABLE(?, '$[*]' COLUMNS (order_id VARCHAR(32) CHARACTER SET ascii PATH '$'))
@@ -76,15 +100,7 @@ pub(super) async fn insert(
     now: DateTime<Utc>,
 ) -> Result<(), StoreError> {
     let Some(oldest) = outcomes.keys().next() else { return Ok(()) };
-    let nothing = Demand::default();
-    let rows = outcomes.iter().map(|(id, outcome)| {
-        let (name, reason, lines) = match outcome {
-            Outcome::Completed(demand) => ("COMPLETED", None, demand),
-            Outcome::Failed(reason) => ("FAILED", Some(reason.as_str()), &nothing),
-            Outcome::Released(demand) => ("RELEASED", None, demand),
-        };
-        Ok((hex(*id), name, reason, json(lines)?))
-    });
+    let rows = outcomes.iter().map(|(id, outcome)| OutcomeRow::of(*id, outcome));
     let rows = json(&rows.collect::<Result<Vec<_>, StoreError>>()?)?;
     let inserted = sqlx::query(INSERT).bind(now).bind(rows).execute(&mut *conn).await;
     let inserted =

@@ -5,6 +5,7 @@
 
 use std::{collections::HashMap, time::Duration};
 
+use serde::Serialize;
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 use tokio::time::Instant;
 
@@ -26,17 +27,19 @@ use super::{
 };
 use crate::domain::OrderId;
 
+/// `head` is the id in hex, and behind it the time. A value of the JSON costs the server as much as
+/// a column, so a row has few of them.
 const INSERT_ORDERS: &str = "
     INSERT INTO orders
         (order_id, reference, customer_id, `lines`, created_at, updated_at, hold_seconds)
-    SELECT UNHEX(order_id), reference, customer_id, `lines`, created_at, created_at, hold_seconds
+    SELECT UNHEX(LEFT(head, 32)), reference, customer_id, `lines`,
+           SUBSTR(head, 33), SUBSTR(head, 33), hold_seconds
     FROM JSON_TABLE(?, '$[*]' COLUMNS (
-        order_id    VARCHAR(32) CHARACTER SET ascii PATH '$[0]',
-        reference   VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[1]',
-        customer_id VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[2]',
-        `lines`     TEXT CHARACTER SET ascii PATH '$[3]',
-        created_at  DATETIME(3) PATH '$[4]',
-        hold_seconds INT UNSIGNED PATH '$[5]')) AS placed";
+        head         VARCHAR(64) CHARACTER SET ascii PATH '$[0]',
+        `lines`      TEXT CHARACTER SET ascii PATH '$[1]',
+        reference    VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[2]',
+        customer_id  VARCHAR(128) CHARACTER SET utf8mb4 PATH '$[3]',
+        hold_seconds INT UNSIGNED PATH '$[4]')) AS placed";
 
 const READ_PRESENT: &str = concat!(
     "SELECT o.order_id, o.status, o.reason, o.reference, o.customer_id, o.`lines`, o.created_at,
@@ -155,6 +158,26 @@ impl OrderStore {
     }
 }
 
+/// A row of [`INSERT_ORDERS`]. What a row lacks is NULL.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum OrderRow<'a> {
+    Plain(String, String),
+    Full(String, String, Option<&'a str>, Option<&'a str>, Option<u32>),
+}
+
+impl<'a> OrderRow<'a> {
+    fn of(order: &'a NewOrder) -> Result<Self, StoreError> {
+        let head = hex(order.order_id) + &datetime(order.accepted_at);
+        let lines = json(&order.lines)?;
+        let NewOrder { reference, customer_id, hold_seconds, .. } = order;
+        Ok(match (reference.as_deref(), customer_id.as_deref(), *hold_seconds) {
+            (None, None, None) => Self::Plain(head, lines),
+            (reference, customer_id, hold) => Self::Full(head, lines, reference, customer_id, hold),
+        })
+    }
+}
+
 /// The rows of new orders, as the parameters of their statements.
 struct Rows {
     orders: String,
@@ -169,11 +192,7 @@ impl Rows {
         let mut orders: Vec<_> = placements.iter().map(|placement| &placement.order).collect();
         // All transactions lock orders in this order.
         orders.sort_unstable_by_key(|order| order.order_id);
-        let rows = orders.iter().map(|order| {
-            let (id, lines) = (hex(order.order_id), json(&order.lines)?);
-            let accepted_at = datetime(order.accepted_at);
-            Ok((id, &order.reference, &order.customer_id, lines, accepted_at, order.hold_seconds))
-        });
+        let rows = orders.iter().map(|order| OrderRow::of(order));
         let unscanned = orders.iter().filter(|order| order.is_unscanned(terms.max_id_skew));
         let unscanned: Vec<_> =
             unscanned.map(|order| (hex(order.order_id), datetime(order.accepted_at))).collect();
