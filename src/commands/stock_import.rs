@@ -15,6 +15,7 @@ use serde_json::json;
 
 use super::{Answer, Output, print::Faults};
 use crate::{
+    crash_point::crash_point,
     domain::{MAX_AVAILABLE, ProductId},
     store::{ImportSummary, Product, StockStore},
 };
@@ -46,6 +47,7 @@ pub(super) async fn run(store: &StockStore, path: &Path, output: Output) -> anyh
             bail!("{}: the file changed while it was read; {}", path.display(), partly());
         }
         let done = store.import(&chunk, Utc::now()).await.with_context(partly)?;
+        crash_point("import.committed");
         summary.added += done.added;
         summary.changed += done.changed;
         summary.unchanged += done.unchanged;

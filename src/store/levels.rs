@@ -47,8 +47,8 @@ const FORGET: &str = "
 /// Notes that the levels of these products must be published. `keys` is the parameter of
 /// [`product_ids`], sorted. The caller has written the products in the same transaction.
 ///
-/// Each writer of stock calls it, except a worker that decides orders: that one publishes the levels
-/// itself before it stores an offset.
+/// Each writer of stock calls it, except a worker that decides orders. That worker publishes the
+/// levels itself before it stores an offset.
 pub(super) async fn note(conn: &mut MySqlConnection, keys: &str) -> Result<(), StoreError> {
     sqlx::query(NOTE).bind(keys).execute(conn).await?;
     Ok(())

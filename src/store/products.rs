@@ -12,7 +12,10 @@ use super::{
     rows::{product_id, product_ids, text, wanted_products},
     transaction::transaction,
 };
-use crate::domain::{MAX_AVAILABLE, ProductId};
+use crate::{
+    crash_point::crash_point,
+    domain::{MAX_AVAILABLE, ProductId},
+};
 
 /// A product, as it is shown, or as an import wants it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -98,6 +101,7 @@ impl StockStore {
                 movements.extend((units != 0).then(|| Movement::new(id, kind, units)));
             }
             self.write_changes(conn, &writes, &movements, now).await?;
+            crash_point("import.written");
             summary.unchanged = wanted.len() - writes.len();
             Ok(summary)
         })

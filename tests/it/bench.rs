@@ -5,7 +5,11 @@ use std::time::Duration;
 use serde_json::Value;
 use sqlx::{Connection, MySqlConnection};
 
-use crate::harness::{World, lines, new_order, on_each_database, wait_for};
+use crate::{
+    adjustments_topic::{configured, produce, request},
+    harness::{Database, Strategy, World, lines, new_order, on_each_database, wait_for},
+    levels::turn_on,
+};
 
 /// A load that takes a second or two.
 const SMALL: &str = "--orders 400 --products 20 --zipf 1 --batch-max 100";
@@ -102,6 +106,23 @@ async fn a_drain_on_the_configured_stores_is_measured_under_both_strategies(worl
     runs.iter().for_each(is_a_verified_drain);
     nothing_remains(&world).await;
     world.verify();
+}
+
+/// A run deletes its topics, so it must not use the configured ones.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_drain_with_levels_on_leaves_the_configured_topics_alone() {
+    let mut world = configured(World::new(Database::MySql, Strategy::Row).await);
+    let levels = turn_on(&mut world);
+    let adjustments = world.config.topics.stock_adjustments.clone().expect("configured");
+    produce(&world, &[request("r-1", "a", 1)], None);
+
+    let runs = bench(&world, "--strategy row");
+
+    runs.iter().for_each(is_a_verified_drain);
+    assert_eq!(world.count_messages(&levels), 0);
+    assert_eq!(world.count_messages(&adjustments.requests), 1);
+    assert_eq!(world.count_messages(&adjustments.dead_letters), 0);
+    nothing_remains(&world).await;
 }
 
 async fn stores_that_are_not_empty_are_refused_unless_they_may_be_reused(world: World) {

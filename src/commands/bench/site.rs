@@ -48,7 +48,7 @@ impl Site {
         let configured = Config::resolve(layers)?;
         let name = format!("bench_{}", &uuid::Uuid::now_v7().simple().to_string()[20..]);
         let topics = &configured.topics;
-        let own = [
+        let mut own = vec![
             ("lock.prefix", format!("{name}:{}", configured.lock.prefix)),
             ("kafka.group_id", format!("{name}.{}", configured.kafka.group_id)),
             ("compensator.group_id", format!("{name}.{}", configured.compensator.group_id)),
@@ -60,6 +60,19 @@ impl Site {
             ("topics.orders_dlq", format!("{name}.{}", topics.orders_dlq)),
             ("topics.order_status_dlq", format!("{name}.{}", topics.order_status_dlq)),
         ];
+        // The run deletes its topics. So it must not use the configured ones.
+        let intakes = [
+            (&topics.order_requests, "topics.order_requests", "topics.order_requests_dlq"),
+            (&topics.stock_adjustments, "topics.stock_adjustments", "topics.stock_adjustments_dlq"),
+        ];
+        for (intake, requests, dead_letters) in intakes {
+            if let Some(topics) = intake {
+                own.push((requests, format!("{name}.{}", topics.requests)));
+                own.push((dead_letters, format!("{name}.{}", topics.dead_letters)));
+            }
+        }
+        let levels = topics.stock_levels.as_ref();
+        own.extend(levels.map(|topic| ("topics.stock_levels", format!("{name}.{topic}"))));
         let layers =
             layers.with(own.iter().chain(settings).map(|(key, value)| (*key, value.clone())));
         let config = Config::resolve(&layers)?;

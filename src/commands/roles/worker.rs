@@ -73,15 +73,8 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
     };
     shutdown.finish("batches of orders", deducting).await.transpose()?;
     running.shutdown().await;
-    if let Some((adjusters, running)) = adjusting {
-        let adjusting = async {
-            for lane in running {
-                lane.await.context("a lane of adjustments panicked")?;
-            }
-            anyhow::Ok(())
-        };
-        shutdown.finish("adjustments of stock", adjusting).await.transpose()?;
-        shared.leave("the group of adjustments", adjusters).await?;
+    if let Some((adjusters, lanes)) = adjusting {
+        finish_adjusting(&shared, adjusters, lanes).await?;
     }
     shared.leave("the group of workers", consumer).await?;
     shutdown.finish("retention of stock", purging).await.transpose()?;
@@ -127,6 +120,22 @@ fn start_adjusting(
         spawn(async move { lane.run(adjuster, dead_letters, batches, &metrics, health).await })
     };
     Ok(Some((consumer, lanes.into_iter().map(run).collect())))
+}
+
+/// Waits for the lanes of adjustments, and leaves their group. Fails if a lane panicked.
+async fn finish_adjusting(
+    shared: &SharedParts,
+    adjusters: Consumer,
+    lanes: Vec<AbortOnDropHandle<()>>,
+) -> anyhow::Result<()> {
+    let adjusting = async {
+        for lane in lanes {
+            lane.await.context("a lane of adjustments panicked")?;
+        }
+        anyhow::Ok(())
+    };
+    shared.shutdown.finish("adjustments of stock", adjusting).await.transpose()?;
+    shared.leave("the group of adjustments", adjusters).await
 }
 
 /// What publishes levels, or `None` if levels are off.

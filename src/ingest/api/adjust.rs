@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     backoff::jittered,
+    crash_point::crash_point,
     domain::adjustment::{AdjustmentRefusal, AdjustmentRequest, Level, RefusalCause, StockChange},
     error_text,
     http::Connection,
@@ -123,6 +124,7 @@ async fn adjust(
     loop {
         let away = match store.adjust(&[request], Utc::now()).await {
             Ok(adjusted) => {
+                crash_point("ingest.adjusted");
                 let adjusted = adjusted.into_iter().next().ok_or(AdjustError::StoreAway)?;
                 return Ok(if is_unknown { first_time(adjusted) } else { adjusted });
             }
