@@ -8,7 +8,9 @@ use std::sync::Mutex;
 use peak_alloc::PeakAlloc;
 use stocklock::{
     domain::OrderId,
-    wire::{OrderEventCodec, OrderStatusCodec, WriterSchema},
+    wire::{
+        OrderEventCodec, OrderRequestCodec, OrderStatusCodec, StockAdjustmentCodec, WriterSchema,
+    },
 };
 
 #[global_allocator]
@@ -94,6 +96,32 @@ fn lengths_of_own_values_cost_no_memory() {
             event.decode(&string).unwrap_err();
             event.decode(&lines.concat()).unwrap_err();
             status.decode(&reason.concat(), chrono::DateTime::UNIX_EPOCH).unwrap_err();
+        });
+
+        assert!(bytes < MAX_BYTES, "a length of {length} costs {bytes} bytes");
+    }
+}
+
+#[test]
+fn lengths_of_own_requests_cost_no_memory() {
+    let _alone = COUNTS.lock().unwrap();
+    let order = OrderRequestCodec::reading(&[]).unwrap();
+    let adjustment = StockAdjustmentCodec::reading(&[]).unwrap();
+    let own =
+        |reader: &str| header(&std::fs::read(format!("tests/corpus/{reader}/own_1")).unwrap());
+    let (of_order, of_adjustment) = (own("intake_order"), own("stock_adjustment"));
+    let no_fields = [long(0), long(0), long(0), long(0)].concat();
+    for length in LENGTHS {
+        let id = [of_order.clone(), long(1), long(length), b"x".to_vec()].concat();
+        let lines = [of_order.clone(), no_fields.clone(), count(length), text("a")].concat();
+        let request_id = [of_adjustment.clone(), long(length), b"x".to_vec()].concat();
+        let items = [of_adjustment.clone(), text("r"), count(length), text("a")].concat();
+
+        let bytes = peak(|| {
+            order.json(&id).unwrap_err();
+            order.json(&lines).unwrap_err();
+            adjustment.decode(&request_id).unwrap_err();
+            adjustment.decode(&items).unwrap_err();
         });
 
         assert!(bytes < MAX_BYTES, "a length of {length} costs {bytes} bytes");

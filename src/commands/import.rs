@@ -2,6 +2,8 @@
 //! each line.
 
 mod answers;
+#[cfg(test)]
+mod fuzz;
 mod lines;
 mod pace;
 mod tally;

@@ -35,7 +35,7 @@ pub(crate) struct Adjustment {
 
 /// A valid request: 1 to [`MAX_ADJUSTMENTS`] adjustments of distinct products.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct AdjustmentRequest {
+pub struct AdjustmentRequest {
     request_id: String,
     adjustments: Vec<Adjustment>,
 }

@@ -8,9 +8,14 @@ use futures::stream;
 
 use super::{
     api, body, body::LineReader, idempotency, prefer, problem::Problem, request::BatchOrder,
-    request::ExtendRequest, request::OrderRequest,
+    request::ExtendRequest, request::OrderRequest, request::RecordOrder,
 };
-use crate::{http::Connection, reader_fuzz::fuzz};
+use crate::{
+    domain::adjustment::AdjustmentRequest,
+    http::Connection,
+    reader_fuzz::fuzz,
+    wire::{OrderRequestCodec, StockAdjustmentCodec, WriterSchema},
+};
 
 const HOLD_MAX_SECONDS: u32 = 86_400;
 
@@ -31,6 +36,34 @@ fn orders_are_read_or_refused() {
         }
         let extension = ExtendRequest::parse(bytes, HOLD_MAX_SECONDS);
         shown(&order) + &shown(&of_batch) + &shown(&extension)
+    });
+}
+
+#[test]
+fn orders_of_the_topic_are_read_or_refused() {
+    let schema = include_str!("../../tests/corpus/schema/extended_request.avsc");
+    let writer = WriterSchema::parse("a test", Some(19), schema).unwrap();
+    let codec = OrderRequestCodec::reading(&[writer]).unwrap();
+
+    fuzz("intake_order", |bytes| match codec.json(bytes) {
+        Ok(text) => shown(&RecordOrder::parse(&text, HOLD_MAX_SECONDS)),
+        Err(error) => error.to_string(),
+    });
+}
+
+#[test]
+fn adjustments_are_read_or_refused() {
+    let codec = StockAdjustmentCodec::reading(&[]).unwrap();
+
+    fuzz("adjustment_request", |bytes| {
+        let request = AdjustmentRequest::parse(bytes);
+        // The topic takes no JSON that the API refuses.
+        if bytes.trim_ascii_start().starts_with(b"{")
+            && let Ok(of_topic) = codec.decode(bytes)
+        {
+            assert_eq!(request.as_ref().ok(), Some(&of_topic));
+        }
+        shown(&request)
     });
 }
 

@@ -22,6 +22,9 @@ const MAX_SILENCE: Duration = Duration::from_secs(30);
 /// How long a partition may be without a leader, and the time between two questions.
 const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
 const LEADER_RETRY_DELAY: Duration = Duration::from_millis(100);
+/// How long a group may be without a coordinator, and the time between two questions.
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(30);
+const COORDINATOR_RETRY_DELAY: Duration = Duration::from_millis(200);
 /// Most messages that the client fetches ahead, KiB.
 const MAX_FETCHED_KIB: &str = "16384";
 
@@ -56,8 +59,25 @@ impl TopicReader {
         Ok(Self { client: client.create()? })
     }
 
-    /// The offsets that the group has committed. Partitions without one are left out.
+    /// The offsets that the group has committed. Partitions without one are left out. Asks again
+    /// for up to 30 s while the group has no coordinator: a broker that never had a group first
+    /// creates the topic of the offsets.
     pub(crate) fn committed(&self, topic: &str) -> KafkaResult<EndOffsets> {
+        let begun = Instant::now();
+        loop {
+            match self.committed_now(topic) {
+                Err(error)
+                    if has_no_coordinator(&error) && begun.elapsed() < COORDINATOR_TIMEOUT =>
+                {
+                    tracing::debug!(%error, "no coordinator of the group, asking again");
+                    std::thread::sleep(COORDINATOR_RETRY_DELAY);
+                }
+                answer => return answer,
+            }
+        }
+    }
+
+    fn committed_now(&self, topic: &str) -> KafkaResult<EndOffsets> {
         let mut asked = TopicPartitionList::new();
         for partition in self.partitions(topic)? {
             asked.add_partition(topic, partition);
@@ -202,4 +222,44 @@ fn has_no_leader(error: &KafkaError) -> bool {
         error.rdkafka_error_code(),
         Some(RDKafkaErrorCode::NotLeaderForPartition | RDKafkaErrorCode::LeaderNotAvailable)
     )
+}
+
+fn has_no_coordinator(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::CoordinatorLoadInProgress
+        )
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::{
+        mocking::MockCluster,
+        types::{RDKafkaApiKey, RDKafkaRespErr},
+    };
+
+    use super::*;
+    use crate::config::{Config, Layers};
+
+    const NO_COORDINATOR: RDKafkaRespErr = RDKafkaRespErr::RD_KAFKA_RESP_ERR_NOT_COORDINATOR;
+
+    #[test]
+    fn a_group_without_a_coordinator_yet_is_asked_again() {
+        let cluster = MockCluster::new(1).unwrap();
+        cluster.create_topic("orders", 1, 1).unwrap();
+        let mut kafka = Config::resolve(&Layers::default()).unwrap().kafka;
+        kafka.brokers = cluster.bootstrap_servers();
+        let reader = TopicReader::new(&kafka, "a-group").unwrap();
+        cluster.request_errors(RDKafkaApiKey::OffsetFetch, &[NO_COORDINATOR; 3]);
+
+        let answer = reader.committed_now("orders");
+        let committed = reader.committed("orders");
+
+        assert!(has_no_coordinator(&answer.unwrap_err()), "the fault fires");
+        assert_eq!(committed.unwrap(), EndOffsets::new());
+    }
 }

@@ -114,12 +114,12 @@ pub(crate) struct FoundSchema {
 }
 
 #[derive(Debug, Deserialize)]
-struct Id {
+pub(super) struct Id {
     id: u32,
 }
 
 #[derive(Debug, Deserialize)]
-struct Compatibility {
+pub(super) struct Compatibility {
     is_compatible: bool,
     #[serde(default)]
     messages: Vec<String>,
@@ -246,10 +246,19 @@ async fn answer<T: for<'de> Deserialize<'de>>(request: RequestBuilder) -> Result
         }
         body.extend_from_slice(&chunk);
     }
+    read(status, &body)
+}
+
+/// Reads the body of an answer. Fails if the status is no success, or if the body is not as the API
+/// has it.
+pub(super) fn read<T: for<'de> Deserialize<'de>>(
+    status: StatusCode,
+    body: &[u8],
+) -> Result<T, RegistryError> {
     if status.is_success() {
-        return serde_json::from_slice(&body).map_err(RegistryError::Unreadable);
+        return serde_json::from_slice(body).map_err(RegistryError::Unreadable);
     }
-    let words = words(&body);
+    let words = words(body);
     Err(match status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => RegistryError::Forbidden { status },
         StatusCode::NOT_FOUND => RegistryError::Missing { words },

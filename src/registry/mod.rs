@@ -17,6 +17,8 @@
 //! Here `decode` is synchronous and fast, and an outage of the registry stops no other message.
 
 mod client;
+#[cfg(test)]
+mod fuzz;
 mod lookups;
 mod registration;
 

@@ -52,13 +52,13 @@ pub(super) fn reads(writer: &WriterSchema) -> bool {
 }
 
 /// Reads requests to adjust stock.
-pub(crate) struct StockAdjustmentCodec(Codec);
+pub struct StockAdjustmentCodec(Codec);
 
 impl StockAdjustmentCodec {
     /// Reads values of this crate's schema, and of those `writers` that it can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&STOCK_ADJUSTMENT, writers).map(Self)
     }
 
@@ -78,7 +78,7 @@ impl StockAdjustmentCodec {
     /// Reads a request in Avro or as a JSON object, which may be framed by a registry.
     ///
     /// Fails with every variant of [`WireError`].
-    pub(crate) fn decode(&self, bytes: &[u8]) -> Result<AdjustmentRequest, WireError> {
+    pub fn decode(&self, bytes: &[u8]) -> Result<AdjustmentRequest, WireError> {
         if let Some(text) = json::object(bytes) {
             return read_object(text);
         }

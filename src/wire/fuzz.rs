@@ -3,10 +3,10 @@
 use chrono::{DateTime, Utc};
 
 use super::{
-    OrderEventCodec, OrderStatusCodec, WriterSchema, bounded_schema::check_bounded,
-    fingerprint::fingerprint, writer_schema::SchemaError,
+    OrderEventCodec, OrderStatusCodec, StockAdjustmentCodec, WriterSchema,
+    bounded_schema::check_bounded, fingerprint::fingerprint, writer_schema::SchemaError,
 };
-use crate::reader_fuzz::fuzz;
+use crate::{domain::adjustment::MAX_ADJUSTMENTS, reader_fuzz::fuzz};
 
 /// Schemas of other systems, whose ids in a registry are 17 and 18. They have fields of every type.
 fn writers() -> Vec<WriterSchema> {
@@ -50,6 +50,21 @@ fn statuses_are_read_or_refused() {
             assert_eq!(again.as_ref().ok(), Some(status));
         }
         shown(&status)
+    });
+}
+
+#[test]
+fn adjustments_of_the_topic_are_read_or_refused() {
+    let schema = include_str!("../../tests/corpus/schema/extended_adjustment.avsc");
+    let writer = WriterSchema::parse("a test", Some(20), schema).unwrap();
+    let codec = StockAdjustmentCodec::reading(&[writer]).unwrap();
+
+    fuzz("stock_adjustment", |bytes| {
+        let request = codec.decode(bytes);
+        if let Ok(request) = &request {
+            assert!((1..=MAX_ADJUSTMENTS).contains(&request.adjustments().len()));
+        }
+        shown(&request)
     });
 }
 

@@ -43,13 +43,13 @@ mod status_object;
 mod stock_level;
 mod writer_schema;
 
-pub(crate) use adjustments::StockAdjustmentCodec;
+pub use adjustments::StockAdjustmentCodec;
 pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::{StatusHeaders, check_writer_schemas};
 pub(crate) use registered::{RegisteredSchemas, Subject};
-pub(crate) use requests::OrderRequestCodec;
+pub use requests::OrderRequestCodec;
 pub use stock_level::StockLevelCodec;
 pub(crate) use writer_schema::SchemaError;
 pub use writer_schema::WriterSchema;

@@ -46,13 +46,13 @@ struct OrderRequestLine {
 }
 
 /// Reads the values of the topic of order requests. Only `stocklock bench` writes them.
-pub(crate) struct OrderRequestCodec(Codec);
+pub struct OrderRequestCodec(Codec);
 
 impl OrderRequestCodec {
     /// Reads values of this crate's schema, and of those `writers` that it can read.
     ///
     /// Fails with `Unresolved` if a schema does not resolve.
-    pub(crate) fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
+    pub fn reading(writers: &[WriterSchema]) -> Result<Self, SchemaError> {
         Codec::new(&ORDER_REQUEST, writers).map(Self)
     }
 
@@ -86,7 +86,7 @@ impl OrderRequestCodec {
     ///
     /// Fails with every variant of [`WireError`] except `BrokenJson`: the text is not parsed here.
     /// It is `Invalid` if an Avro value has too many lines.
-    pub(crate) fn json<'v>(&self, value: &'v [u8]) -> Result<Cow<'v, [u8]>, WireError> {
+    pub fn json<'v>(&self, value: &'v [u8]) -> Result<Cow<'v, [u8]>, WireError> {
         if let Some(text) = json::object(value) {
             return Ok(text.into());
         }

@@ -195,7 +195,7 @@ async fn read_all(
     }
 }
 
-fn parsed(line: &[u8]) -> anyhow::Result<LineAnswer> {
+pub(super) fn parsed(line: &[u8]) -> anyhow::Result<LineAnswer> {
     match serde_json::from_slice(line) {
         Ok(answer) => Ok(answer),
         Err(error) => bail!("an answer is not as expected: {error}"),

@@ -1,6 +1,6 @@
-//! Fuzzes the reader of server-sent events.
+//! Fuzzes the readers of the answers of ingest.
 
-use super::events::EventParser;
+use super::{batch, events::EventParser};
 use crate::reader_fuzz::fuzz;
 
 /// The events of a stream that arrives in pieces of so many bytes.
@@ -21,5 +21,13 @@ fn events_are_read_the_same_however_the_stream_is_cut() {
         let whole = events(bytes, bytes.len().max(1));
         assert_eq!(events(bytes, 3), whole);
         whole
+    });
+}
+
+#[test]
+fn answers_to_lines_are_read_or_refused() {
+    fuzz("line_answer", |bytes| match batch::parsed(bytes) {
+        Ok(answer) => format!("{} {}", answer.reason(), answer.detail()),
+        Err(error) => error.to_string(),
     });
 }
