@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -47,13 +48,21 @@ type known struct {
 	header []byte
 }
 
+// The fingerprints of docs/topics.md. hamba/avro computes others for schemas with logical types: it
+// keeps these in the canonical form, from which Avro's specification strips them.
+var fingerprints = map[string]string{
+	"order_request": "c0a50bdf387816cb",
+	"order_status":  "dd2ebaa85d446736",
+	"stock_level":   "a44e34526a937f52",
+}
+
 // load reads a schema of the project.
 func load(name string) known {
 	schema, err := avro.ParseFiles(filepath.Join("../../schemas", name+".avsc"))
 	check(err)
-	fingerprint, err := schema.FingerprintUsing(avro.CRC64AvroLE)
+	header, err := hex.DecodeString("c301" + fingerprints[name])
 	check(err)
-	return known{schema, append([]byte{0xc3, 0x01}, fingerprint...)}
+	return known{schema, header}
 }
 
 func (k known) encode(record any) []byte {

@@ -58,20 +58,15 @@ impl TopicSettings {
     }
 
     /// What is wrong with the settings of a topic that has `replicas` replicas. One sentence for
-    /// each problem, which also says how to mend it.
-    pub(super) fn problems(&self, replicas: usize) -> Vec<String> {
+    /// each problem, which also says how to mend it. A compacted topic keeps the last message of
+    /// each key for ever; other topics keep messages until they are read.
+    pub(super) fn problems(&self, replicas: usize, is_compacted: bool) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
         problems.extend(
             self.number("min.insync.replicas").and_then(|min| insync_problem(min, replicas)),
         );
-        if let Some(policy) = self.get("cleanup.policy").filter(|policy| policy.contains("compact"))
-        {
-            problems.push(format!(
-                "cleanup.policy is {policy}: compaction deletes unread messages, and rejects \
-                 messages without a key; set it to delete"
-            ));
-        }
+        problems.extend(self.cleanup_problem(is_compacted));
         if let Some(bytes) = self.number("retention.bytes").filter(|bytes| *bytes >= 0) {
             problems.push(format!(
                 "retention.bytes is {bytes}: the broker may delete unread messages; set it to -1"
@@ -93,6 +88,25 @@ impl TopicSettings {
         }
         problems.extend(self.timestamp_problems());
         problems
+    }
+
+    fn cleanup_problem(&self, is_compacted: bool) -> Option<String> {
+        let policy = self.get("cleanup.policy")?;
+        if is_compacted {
+            (policy != "compact").then(|| {
+                format!(
+                    "cleanup.policy is {policy}: the last message of a key may be deleted; set it \
+                     to compact"
+                )
+            })
+        } else {
+            policy.contains("compact").then(|| {
+                format!(
+                    "cleanup.policy is {policy}: compaction deletes unread messages, and rejects \
+                     messages without a key; set it to delete"
+                )
+            })
+        }
     }
 
     /// Problems with the limits of messages' times. The broker compares a message's time with its
@@ -160,9 +174,21 @@ mod tests {
 
     #[test]
     fn good_settings_have_no_problem() {
-        assert_eq!(settings(&[]).problems(3), [""; 0]);
-        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(1), [""; 0]);
-        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(2), [""; 0]);
+        assert_eq!(settings(&[]).problems(3, false), [""; 0]);
+        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(1, false), [""; 0]);
+        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(2, false), [""; 0]);
+    }
+
+    #[test]
+    fn a_compacted_topic_keeps_the_last_message_of_a_key() {
+        assert_eq!(settings(&[("cleanup.policy", "compact")]).problems(3, true), [""; 0]);
+        for policy in ["delete", "compact,delete"] {
+            let problems = settings(&[("cleanup.policy", policy)]).problems(3, true);
+            assert!(
+                problems.len() == 1 && problems[0].contains("set it to compact"),
+                "{problems:?}"
+            );
+        }
     }
 
     #[test]
@@ -179,7 +205,7 @@ mod tests {
             ("retention.bytes", "1000"),
         ];
         for (name, value) in bad {
-            let problems = settings(&[(name, value)]).problems(3);
+            let problems = settings(&[(name, value)]).problems(3, false);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].starts_with(&format!("{name} is {value}")), "{problems:?}");
         }
@@ -189,7 +215,7 @@ mod tests {
     fn the_brokers_own_time_is_compared_with_no_clock() {
         let own_time =
             [("message.timestamp.type", "LogAppendTime"), ("message.timestamp.after.max.ms", "1")];
-        assert_eq!(settings(&own_time).problems(3), [""; 0]);
+        assert_eq!(settings(&own_time).problems(3, false), [""; 0]);
     }
 
     #[test]

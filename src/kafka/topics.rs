@@ -188,11 +188,11 @@ pub(crate) async fn ensure_topics(
     let retention = retention_ms.to_string();
     let settings: BTreeMap<_, _> = TOPICS
         .iter()
-        .filter_map(|topic| Some((topic.name(topics)?, topic.settings(&retention))))
+        .filter_map(|topic| Some((topic.name(topics)?, (topic.kind, topic.settings(&retention)))))
         .collect();
     let wanted: Vec<_> = settings
         .iter()
-        .map(|(name, settings)| {
+        .map(|(name, (_, settings))| {
             let topic =
                 NewTopic::new(name, topics.partitions, TopicReplication::Fixed(topics.replication));
             settings.iter().fold(topic, |topic, (key, value)| topic.set(key, value))
@@ -223,8 +223,9 @@ pub(crate) async fn ensure_topics(
         match &described {
             Ok(described) => {
                 let found = described.get(&report.name).unwrap_or(&unknown);
-                report.problems = found.problems(layout.replicas);
-                compare(report, found, &settings[report.name.as_str()]);
+                let (kind, settings) = &settings[report.name.as_str()];
+                report.problems = found.problems(layout.replicas, *kind == Kind::Compacted);
+                compare(report, found, settings);
             }
             Err(error) => {
                 report.problems.push(format!(
