@@ -97,6 +97,8 @@ pub(crate) async fn levels_are_those_of_the_store(world: &World, topic: &str) {
 
 async fn the_levels_of_orders_imports_and_snapshots_are_published(mut world: World) {
     let topic = turn_on(&mut world);
+    let warnings = world.cli(&["--output", "json", "setup"]).succeeds().json()["warnings"].clone();
+    assert!(!warnings.to_string().contains(&topic), "{warnings}");
     world.import(&[("a", 10), ("b", 5), ("idle", 1)]);
     let all = world.start("all").await;
     levels_are_those_of_the_store(&world, &topic).await;
