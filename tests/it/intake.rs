@@ -22,18 +22,18 @@ use crate::harness::{
     on_each_database, stays, wait_until,
 };
 
-const KEY: &str = "Idempotency-Key";
+pub(crate) const KEY: &str = "Idempotency-Key";
 
 /// A record to produce.
 #[derive(Debug, Clone, Default)]
-struct Request {
+pub(crate) struct Request {
     value: Vec<u8>,
     headers: Vec<(&'static str, String)>,
     timestamp_ms: Option<i64>,
 }
 
 impl Request {
-    fn of(value: impl ToString) -> Self {
+    pub(crate) fn of(value: impl ToString) -> Self {
         Self { value: value.to_string().into_bytes(), ..Self::default() }
     }
 
@@ -49,17 +49,17 @@ impl Request {
 }
 
 /// Turns the intake of the world on.
-fn taking_orders(mut world: World) -> World {
+pub(crate) fn taking_orders(mut world: World) -> World {
     world.configure(&[("INGEST__INTAKE", "true")]);
     world
 }
 
-fn topic(world: &World) -> &IntakeTopic {
+pub(crate) fn topic(world: &World) -> &IntakeTopic {
     world.config.topics.order_requests.as_ref().expect("the intake is on")
 }
 
 /// Produces records, all to one partition if it is given.
-async fn request(world: &World, requests: &[Request], partition: Option<i32>) {
+pub(crate) async fn request(world: &World, requests: &[Request], partition: Option<i32>) {
     let mut client = ClientConfig::new();
     client.set("bootstrap.servers", &world.config.kafka.brokers).set("linger.ms", "5");
     let producer: FutureProducer = client.create().expect("a producer");
@@ -77,12 +77,12 @@ async fn request(world: &World, requests: &[Request], partition: Option<i32>) {
 }
 
 /// Waits until the intake has committed all that is in its topic.
-async fn taken(world: &World) {
+pub(crate) async fn taken(world: &World) {
     world.caught_up(&world.config.ingest.group_id, &topic(world).requests).await;
 }
 
 /// The number of dead letters of each class.
-fn letters(world: &World) -> BTreeMap<String, usize> {
+pub(crate) fn letters(world: &World) -> BTreeMap<String, usize> {
     let mut classes = BTreeMap::new();
     for letter in world.read_topic(&topic(world).dead_letters) {
         *classes.entry(header(&letter, "stocklock.error.class").expect("a class")).or_insert(0) +=
@@ -91,7 +91,7 @@ fn letters(world: &World) -> BTreeMap<String, usize> {
     classes
 }
 
-fn order(reference: impl ToString) -> Value {
+pub(crate) fn order(reference: impl ToString) -> Value {
     let mut order = lines(&[("a", 1)]);
     order["reference"] = json!(reference.to_string());
     order
@@ -137,7 +137,7 @@ async fn an_upstream_system_hears_of_its_orders_by_their_references(world: World
 }
 
 /// One of three is recognized by its id, one by its key, and one by its record.
-fn mixed(numbers: Range<usize>) -> Vec<Request> {
+pub(crate) fn mixed(numbers: Range<usize>) -> Vec<Request> {
     let request = |n: usize| match n % 3 {
         0 => Request::of(order(n)),
         1 => Request::of(order(n)).with(KEY, format!("k-{n}")),

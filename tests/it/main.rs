@@ -45,6 +45,7 @@ mod hostile;
 mod idempotency;
 mod idempotency_storm;
 mod intake;
+mod intake_fleet;
 mod kafka_life;
 mod lanes;
 mod levels;
