@@ -6,6 +6,8 @@ use rdkafka::{
     error::{KafkaError, KafkaResult},
 };
 
+use super::topics::Kind;
+
 /// The least `max.message.bytes` of `orders` and `order-status`. The largest order event has 100
 /// lines, the largest status has a reason of 512 characters, and both have headers.
 pub const MIN_MESSAGE_BYTES: i64 = 16_384;
@@ -60,13 +62,13 @@ impl TopicSettings {
     /// What is wrong with the settings of a topic that has `replicas` replicas. One sentence for
     /// each problem, which also says how to mend it. A compacted topic keeps the last message of
     /// each key for ever; other topics keep messages until they are read.
-    pub(super) fn problems(&self, replicas: usize, is_compacted: bool) -> Vec<String> {
+    pub(super) fn problems(&self, replicas: usize, kind: Kind) -> Vec<String> {
         let replicas = i64::try_from(replicas).unwrap_or(i64::MAX);
         let mut problems = Vec::new();
         problems.extend(
             self.number("min.insync.replicas").and_then(|min| insync_problem(min, replicas)),
         );
-        problems.extend(self.cleanup_problem(is_compacted));
+        problems.extend(self.cleanup_problem(kind));
         if let Some(bytes) = self.number("retention.bytes").filter(|bytes| *bytes >= 0) {
             problems.push(format!(
                 "retention.bytes is {bytes}: the broker may delete unread messages; set it to -1"
@@ -90,9 +92,9 @@ impl TopicSettings {
         problems
     }
 
-    fn cleanup_problem(&self, is_compacted: bool) -> Option<String> {
+    fn cleanup_problem(&self, kind: Kind) -> Option<String> {
         let policy = self.get("cleanup.policy")?;
-        if is_compacted {
+        if kind == Kind::Compacted {
             (policy != "compact").then(|| {
                 format!(
                     "cleanup.policy is {policy}: the last message of a key may be deleted; set it \
@@ -174,16 +176,19 @@ mod tests {
 
     #[test]
     fn good_settings_have_no_problem() {
-        assert_eq!(settings(&[]).problems(3, false), [""; 0]);
-        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(1, false), [""; 0]);
-        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(2, false), [""; 0]);
+        assert_eq!(settings(&[]).problems(3, Kind::Messages), [""; 0]);
+        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(1, Kind::Messages), [""; 0]);
+        assert_eq!(settings(&[("min.insync.replicas", "1")]).problems(2, Kind::Messages), [""; 0]);
     }
 
     #[test]
     fn a_compacted_topic_keeps_the_last_message_of_a_key() {
-        assert_eq!(settings(&[("cleanup.policy", "compact")]).problems(3, true), [""; 0]);
+        assert_eq!(
+            settings(&[("cleanup.policy", "compact")]).problems(3, Kind::Compacted),
+            [""; 0]
+        );
         for policy in ["delete", "compact,delete"] {
-            let problems = settings(&[("cleanup.policy", policy)]).problems(3, true);
+            let problems = settings(&[("cleanup.policy", policy)]).problems(3, Kind::Compacted);
             assert!(
                 problems.len() == 1 && problems[0].contains("set it to compact"),
                 "{problems:?}"
@@ -205,7 +210,7 @@ mod tests {
             ("retention.bytes", "1000"),
         ];
         for (name, value) in bad {
-            let problems = settings(&[(name, value)]).problems(3, false);
+            let problems = settings(&[(name, value)]).problems(3, Kind::Messages);
             assert_eq!(problems.len(), 1, "{problems:?}");
             assert!(problems[0].starts_with(&format!("{name} is {value}")), "{problems:?}");
         }
@@ -215,7 +220,7 @@ mod tests {
     fn the_brokers_own_time_is_compared_with_no_clock() {
         let own_time =
             [("message.timestamp.type", "LogAppendTime"), ("message.timestamp.after.max.ms", "1")];
-        assert_eq!(settings(&own_time).problems(3, false), [""; 0]);
+        assert_eq!(settings(&own_time).problems(3, Kind::Messages), [""; 0]);
     }
 
     #[test]

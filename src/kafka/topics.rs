@@ -35,7 +35,7 @@ pub struct TopicDefinition {
 
 /// What a topic keeps. Its settings depend on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Kind {
+pub(super) enum Kind {
     /// Messages, for `topics.retention`.
     Messages,
     /// Dead letters, which may be larger than the messages themselves.
@@ -224,7 +224,7 @@ pub(crate) async fn ensure_topics(
             Ok(described) => {
                 let found = described.get(&report.name).unwrap_or(&unknown);
                 let (kind, settings) = &settings[report.name.as_str()];
-                report.problems = found.problems(layout.replicas, *kind == Kind::Compacted);
+                report.problems = found.problems(layout.replicas, *kind);
                 compare(report, found, settings);
             }
             Err(error) => {

@@ -11,7 +11,7 @@ use chrono::{SubsecRound as _, Utc};
 
 use super::{super::process, workload::Workload};
 use crate::{
-    config::{Config, Layers},
+    config::{Config, IntakeTopic, Layers},
     domain::{OrderEvent, OrderId, ProductId},
     kafka::{Message, Producer, delete_topics, ensure_topics},
     store::{
@@ -61,15 +61,10 @@ impl Site {
             ("topics.order_status_dlq", format!("{name}.{}", topics.order_status_dlq)),
         ];
         // The run deletes its topics. So it must not use the configured ones.
-        let intakes = [
-            (&topics.order_requests, "topics.order_requests", "topics.order_requests_dlq"),
-            (&topics.stock_adjustments, "topics.stock_adjustments", "topics.stock_adjustments_dlq"),
-        ];
-        for (intake, requests, dead_letters) in intakes {
-            if let Some(topics) = intake {
-                own.push((requests, format!("{name}.{}", topics.requests)));
-                own.push((dead_letters, format!("{name}.{}", topics.dead_letters)));
-            }
+        if let Some(intake) = &topics.stock_adjustments {
+            let IntakeTopic { requests, dead_letters } = intake;
+            own.push(("topics.stock_adjustments", format!("{name}.{requests}")));
+            own.push(("topics.stock_adjustments_dlq", format!("{name}.{dead_letters}")));
         }
         let levels = topics.stock_levels.as_ref();
         own.extend(levels.map(|topic| ("topics.stock_levels", format!("{name}.{topic}"))));
