@@ -1,8 +1,7 @@
 //! The values of the `stock-adjustments` topic.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use apache_avro::Schema;
 use serde::Deserialize;
 
 use super::{
@@ -20,12 +19,7 @@ use crate::{
 
 const TEXT: &str = include_str!("../../schemas/stock_adjustment.avsc");
 
-#[expect(clippy::expect_used, reason = "the embedded schema is a constant, and a test parses it")]
-static STOCK_ADJUSTMENT: OwnSchema = OwnSchema {
-    text: TEXT,
-    parsed: LazyLock::new(|| Schema::parse_str(TEXT).expect("stock_adjustment.avsc")),
-    earlier: &[],
-};
+static STOCK_ADJUSTMENT: OwnSchema = OwnSchema::new(TEXT, &[]);
 
 /// A request as the schema has it, and as a JSON object has it.
 #[derive(Deserialize)]
@@ -48,7 +42,7 @@ struct AdjustmentRecord {
 
 /// Whether requests can be read that are written with this schema.
 pub(super) fn reads(writer: &WriterSchema) -> bool {
-    writer.is_read_by(&STOCK_ADJUSTMENT.parsed)
+    writer.is_read_by(STOCK_ADJUSTMENT.parsed())
 }
 
 /// Reads requests to adjust stock.

@@ -1,6 +1,6 @@
 use std::{
     collections::HashMap,
-    sync::{Arc, LazyLock, PoisonError, RwLock},
+    sync::{Arc, OnceLock, PoisonError, RwLock},
 };
 
 use apache_avro::{
@@ -34,9 +34,20 @@ const MAX_ALLOCATION_BYTES: usize = 2 << 20;
 pub(super) struct OwnSchema {
     /// The text of its file.
     pub(super) text: &'static str,
-    pub(super) parsed: LazyLock<Schema>,
+    parsed: OnceLock<Schema>,
     /// The texts of earlier versions, whose values may still be on the topics.
     pub(super) earlier: &'static [&'static str],
+}
+
+impl OwnSchema {
+    pub(super) const fn new(text: &'static str, earlier: &'static [&'static str]) -> Self {
+        Self { text, parsed: OnceLock::new(), earlier }
+    }
+
+    #[expect(clippy::expect_used, reason = "the texts are constants, and a test parses them")]
+    pub(super) fn parsed(&self) -> &Schema {
+        self.parsed.get_or_init(|| Schema::parse_str(self.text).expect("a schema of this crate"))
+    }
 }
 
 /// A value without its header, and the schema that it was written with.
@@ -79,7 +90,7 @@ impl Codec {
         writers: &[WriterSchema],
     ) -> Result<Self, SchemaError> {
         max_allocation_bytes(MAX_ALLOCATION_BYTES);
-        let schema: &'static Schema = &own.parsed;
+        let schema: &'static Schema = own.parsed();
         let json = serde_json::from_str(own.text)
             .map_err(|source| SchemaError::NoJson { name: OWN_NAME.to_owned(), source })?;
         let own_reader = GenericDatumReader::builder(schema).build();

@@ -1,8 +1,7 @@
 //! The codecs of the topics.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 
-use apache_avro::Schema;
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,24 +25,12 @@ use crate::{
 const ORDER_EVENT_TEXT: &str = include_str!("../../schemas/order_event.avsc");
 const ORDER_STATUS_TEXT: &str = include_str!("../../schemas/order_status.avsc");
 
-#[expect(
-    clippy::expect_used,
-    reason = "the embedded schemas are constants, and a test parses them"
-)]
-static ORDER_EVENT: OwnSchema = OwnSchema {
-    text: ORDER_EVENT_TEXT,
-    parsed: LazyLock::new(|| Schema::parse_str(ORDER_EVENT_TEXT).expect("order_event.avsc")),
-    earlier: &[include_str!("../../schemas/earlier/order_event.v1.avsc")],
-};
-#[expect(
-    clippy::expect_used,
-    reason = "the embedded schemas are constants, and a test parses them"
-)]
-static ORDER_STATUS: OwnSchema = OwnSchema {
-    text: ORDER_STATUS_TEXT,
-    parsed: LazyLock::new(|| Schema::parse_str(ORDER_STATUS_TEXT).expect("order_status.avsc")),
-    earlier: &[include_str!("../../schemas/earlier/order_status.v1.avsc")],
-};
+static ORDER_EVENT: OwnSchema =
+    OwnSchema::new(ORDER_EVENT_TEXT, &[include_str!("../../schemas/earlier/order_event.v1.avsc")]);
+static ORDER_STATUS: OwnSchema = OwnSchema::new(
+    ORDER_STATUS_TEXT,
+    &[include_str!("../../schemas/earlier/order_status.v1.avsc")],
+);
 
 /// The most characters of a status's `source`.
 const MAX_SOURCE_CHARS: usize = 128;
@@ -83,10 +70,10 @@ pub(super) struct OrderStatusRecord {
 /// Fails with `Unreadable` for the first schema whose values no topic can read.
 pub(crate) fn check_writer_schemas(writers: &[WriterSchema]) -> Result<(), SchemaError> {
     let is_request = |writer: &WriterSchema| {
-        adjustments::reads(writer) || writer.is_read_by(&ORDER_REQUEST.parsed)
+        adjustments::reads(writer) || writer.is_read_by(ORDER_REQUEST.parsed())
     };
     let mut others = writers.iter().filter(|writer| !is_request(writer));
-    others.try_for_each(|writer| writer.check(&ORDER_EVENT.parsed, &ORDER_STATUS.parsed))
+    others.try_for_each(|writer| writer.check(ORDER_EVENT.parsed(), ORDER_STATUS.parsed()))
 }
 
 /// The values of the `orders` topic.

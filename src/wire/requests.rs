@@ -1,11 +1,7 @@
 //! The values of the topic of order requests.
 
-use std::{
-    borrow::Cow,
-    sync::{Arc, LazyLock},
-};
+use std::{borrow::Cow, sync::Arc};
 
-use apache_avro::Schema;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -20,12 +16,7 @@ use crate::{
 
 const ORDER_REQUEST_TEXT: &str = include_str!("../../schemas/order_request.avsc");
 
-#[expect(clippy::expect_used, reason = "the embedded schema is a constant, and a test parses it")]
-pub(super) static ORDER_REQUEST: OwnSchema = OwnSchema {
-    text: ORDER_REQUEST_TEXT,
-    parsed: LazyLock::new(|| Schema::parse_str(ORDER_REQUEST_TEXT).expect("order_request.avsc")),
-    earlier: &[],
-};
+pub(super) static ORDER_REQUEST: OwnSchema = OwnSchema::new(ORDER_REQUEST_TEXT, &[]);
 
 /// A request as the schema has it. Its JSON is the body of a `POST`.
 #[derive(Deserialize, Serialize)]

@@ -1,6 +1,4 @@
-use std::sync::{Arc, LazyLock};
-
-use apache_avro::Schema;
+use std::sync::Arc;
 
 use super::{
     RegisteredSchemas, SchemaError,
@@ -10,15 +8,7 @@ use crate::{config::TopicsConfig, domain::StockLevel};
 
 const STOCK_LEVEL_TEXT: &str = include_str!("../../schemas/stock_level.avsc");
 
-#[expect(
-    clippy::expect_used,
-    reason = "the embedded schemas are constants, and a test parses them"
-)]
-static STOCK_LEVEL: OwnSchema = OwnSchema {
-    text: STOCK_LEVEL_TEXT,
-    parsed: LazyLock::new(|| Schema::parse_str(STOCK_LEVEL_TEXT).expect("stock_level.avsc")),
-    earlier: &[],
-};
+static STOCK_LEVEL: OwnSchema = OwnSchema::new(STOCK_LEVEL_TEXT, &[]);
 
 /// The values of the `stock-levels` topic. stocklock writes them and reads none.
 pub struct StockLevelCodec {
@@ -82,7 +72,7 @@ mod tests {
 
         let bytes = StockLevelCodec::new().unwrap().encode(&level);
 
-        let reader = GenericDatumReader::builder(&STOCK_LEVEL.parsed).build().unwrap();
+        let reader = GenericDatumReader::builder(STOCK_LEVEL.parsed()).build().unwrap();
         let value = reader.read_value(&mut &bytes[10..]).unwrap();
         let fields = [
             ("product_id", Value::String("sku-1".into())),

@@ -1,3 +1,6 @@
+use std::sync::LazyLock;
+
+use apache_avro::Schema;
 use apache_avro::schema_compatibility::SchemaCompatibility;
 
 use super::{super::datum::DatumWriter, *};
@@ -362,7 +365,7 @@ fn the_schemas_read_what_every_earlier_version_wrote() {
     for own in [&ORDER_EVENT, &ORDER_STATUS] {
         assert!(!own.earlier.is_empty());
         for earlier in own.earlier {
-            SchemaCompatibility::can_read(&Schema::parse_str(earlier).unwrap(), &own.parsed)
+            SchemaCompatibility::can_read(&Schema::parse_str(earlier).unwrap(), own.parsed())
                 .unwrap();
         }
     }
@@ -371,11 +374,8 @@ fn the_schemas_read_what_every_earlier_version_wrote() {
 #[test]
 fn a_schema_that_has_grown_reads_values_of_the_version_before() {
     static GROWN_TEXT: LazyLock<String> = LazyLock::new(extended);
-    static GROWN: LazyLock<OwnSchema> = LazyLock::new(|| OwnSchema {
-        text: &GROWN_TEXT,
-        parsed: LazyLock::new(|| Schema::parse_str(&GROWN_TEXT).unwrap()),
-        earlier: &[ORDER_STATUS_TEXT],
-    });
+    static GROWN: LazyLock<OwnSchema> =
+        LazyLock::new(|| OwnSchema::new(&GROWN_TEXT, &[ORDER_STATUS_TEXT]));
     let codec = Codec::new(&GROWN, &[]).unwrap();
 
     let read: OrderStatusRecord =
