@@ -89,7 +89,8 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
         match role {
             Role::Ingest => {
                 let http = listen("http.listen", shared.config.http.listen).await?;
-                tasks.spawn(when(begin, ingest::run(shared.clone(), http)));
+                // Until the ids are known, orders wait in the outbox.
+                tasks.spawn(ingest::run(shared.clone(), http));
             }
             Role::Worker => drop(tasks.spawn(when(begin, worker::run(shared.clone())))),
             Role::Compensator => drop(tasks.spawn(when(begin, compensator::run(shared.clone())))),
@@ -168,8 +169,8 @@ impl SharedParts {
         })
     }
 
-    /// Starts to look up schemas, until the process stops. The roles begin once the ids of the
-    /// schemas are known that they write.
+    /// Starts to look up schemas, until the process stops. Workers and compensators begin once the
+    /// ids of the schemas are known that they write. Ingest begins and is ready without them.
     fn find_schemas(&self) -> Begin {
         let Some(SchemaRegistry { client, schemas }) = self.registry.clone() else {
             return futures::future::ready(true).boxed().shared();
@@ -178,7 +179,13 @@ impl SharedParts {
         let (metrics, shutdown) = (self.metrics.clone(), self.shutdown.clone());
         let lookups = Lookups { client, schemas, metrics, shutdown };
         tokio::spawn(lookups.clone().run());
-        let health = self.health.register("schema ids");
+        const NAME: &str = "schema ids";
+        let is_ingest = *self.roles == [Role::Ingest];
+        let health = if is_ingest {
+            self.health.register_optional(NAME)
+        } else {
+            self.health.register(NAME)
+        };
         async move { lookups.find_own_ids(health).await }.boxed().shared()
     }
 

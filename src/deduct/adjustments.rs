@@ -8,6 +8,7 @@ use rdkafka::{Message as _, message::OwnedMessage};
 use crate::{
     crash_point::crash_point,
     domain::adjustment::{AdjustmentRefusal, AdjustmentRequest, MAX_ADJUSTMENTS, RefusalCause},
+    ingest::RecordOrigin,
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
     store::{Adjusted, StockStore, StoreError},
     wire::{StockAdjustmentCodec, WireError},
@@ -53,7 +54,8 @@ impl Handler for Adjuster {
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let place = RecordPlace { partition: message.partition(), offset: message.offset() };
-        let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
+        // A replayed letter is as old as its first message: its id may be forgotten.
+        let written_at = RecordOrigin::of(message).produced_at;
         let request = self.codec.decode(message.payload().unwrap_or_default());
         Ok(ArrivedRequest { place, written_at, request: request? })
     }
@@ -70,7 +72,7 @@ impl Handler for Adjuster {
         let (mut arrived, mut unadjusted) = (Vec::new(), Unadjusted::new());
         let now = Utc::now();
         for message in messages.iter().flatten() {
-            match check_age(message.written_at, self.kept, now) {
+            match check_request_age(message.written_at, self.kept, now) {
                 Ok(()) => arrived.push(message),
                 Err(reason) => drop(unadjusted.insert(message.place, reason)),
             }
@@ -83,7 +85,7 @@ impl Handler for Adjuster {
             crash_point("adjust.committed");
             let reasons = batch.iter().zip(&adjusted);
             unadjusted.extend(
-                reasons.filter_map(|(arrived, adjusted)| Some((arrived.place, reason(adjusted)?))),
+                reasons.filter_map(|(arrived, adjusted)| Some((arrived.place, refusal(adjusted)?))),
             );
             rest = later;
         }
@@ -133,7 +135,7 @@ impl Handler for Adjuster {
 /// Fails if the id of a request of this age may be forgotten: the request could be done twice.
 ///
 /// The margin is a tenth, an hour at most. It covers the difference of the clocks.
-fn check_age(
+pub(crate) fn check_request_age(
     written_at: Option<DateTime<Utc>>,
     kept: Duration,
     now: DateTime<Utc>,
@@ -168,7 +170,7 @@ fn fitting(requests: &[&ArrivedRequest]) -> usize {
 }
 
 /// Why a request is dead-lettered, or `None` if it is done.
-fn reason(adjusted: &Adjusted) -> Option<DeadLetterReason> {
+pub(crate) fn refusal(adjusted: &Adjusted) -> Option<DeadLetterReason> {
     match adjusted {
         Adjusted::Done { .. } => None,
         Adjusted::OtherContent => {
@@ -197,7 +199,8 @@ mod tests {
     fn a_record_older_than_the_ids_of_requests_has_expired() {
         let now = DateTime::from_timestamp_millis(1_800_000_000_000).unwrap();
         let kept = Duration::from_secs(90 * 86_400);
-        let class = |written_at| check_age(written_at, kept, now).map_err(|reason| reason.class);
+        let class =
+            |written_at| check_request_age(written_at, kept, now).map_err(|reason| reason.class);
 
         assert_eq!(class(Some(now)), Ok(()));
         assert_eq!(class(Some(now - TimeDelta::days(89))), Ok(()));

@@ -27,7 +27,7 @@ use chrono::{DateTime, SecondsFormat, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
 use tokio::time::Instant;
 
-pub(crate) use adjustments::Adjuster;
+pub(crate) use adjustments::{Adjuster, check_request_age, refusal};
 pub use selection::Arrived;
 use selection::select;
 

@@ -25,7 +25,9 @@ use tokio::net::TcpListener;
 
 pub(crate) use adjust::AdjustTerms;
 pub(crate) use batch::BatchSlots;
-pub(super) use place::{Receipt, Source};
+pub(super) use place::{
+    Receipt, Source, check_age, expired_key, products, receipt, refuse_products,
+};
 
 use super::{
     Catalog, Changer, Committer, OutcomeWatch,

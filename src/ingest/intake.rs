@@ -49,9 +49,9 @@ pub(crate) struct Record {
 }
 
 /// A valid request, and by what it is recognized.
-struct Parsed {
+pub(super) struct Parsed {
     identity: RecordIdentity,
-    request: OrderRequest,
+    pub(super) request: OrderRequest,
 }
 
 enum RecordIdentity {
@@ -85,7 +85,7 @@ impl Handler for Intake {
             position: Position { partition: message.partition(), offset: message.offset() },
             origin: RecordOrigin::of(message),
             is_pending: text.as_ref().is_err_and(WireError::is_pending),
-            parsed: self.parse(text, message),
+            parsed: Parsed::read(text, message, self.api.hold_max_seconds),
         }
     }
 
@@ -150,15 +150,32 @@ impl Handler for Intake {
 }
 
 impl Intake {
-    /// Fails with the reason to dead-letter the record, whatever the stores have.
-    fn parse(
+    /// Places the order of a record, or finds the one that an earlier delivery has made.
+    ///
+    /// Fails with the reason to dead-letter a record that is not to be placed.
+    async fn place(
         &self,
+        record: &Record,
+        now: DateTime<Utc>,
+    ) -> Result<Result<Receipt, Problem>, DeadLetterReason> {
+        let parsed = record.parsed.as_ref().map_err(Clone::clone)?;
+        let source = parsed.source(&record.origin, now, self.keys_kept)?;
+        Ok(self.api.place(source, parsed.request.clone()).await)
+    }
+}
+
+impl Parsed {
+    /// Reads the JSON of a request, and the headers of its message.
+    ///
+    /// Fails with the reason to dead-letter the record, whatever the stores have.
+    pub(super) fn read(
         text: Result<Cow<'_, [u8]>, WireError>,
         message: &OwnedMessage,
-    ) -> Result<Parsed, DeadLetterReason> {
+        hold_max_seconds: u32,
+    ) -> Result<Self, DeadLetterReason> {
         let text = text
             .map_err(|error| DeadLetterReason { class: error.class(), text: error.to_string() })?;
-        let order = RecordOrder::parse(&text, self.api.hold_max_seconds);
+        let order = RecordOrder::parse(&text, hold_max_seconds);
         let RecordOrder { order_id, request } = order.map_err(|problem| reason_of(&problem))?;
         let key = intake_record::key(message).map_err(|problem| invalid(problem.text()))?;
         let identity = match (order_id, key) {
@@ -171,32 +188,31 @@ impl Intake {
             (None, Some(key)) => RecordIdentity::Key(key),
             (None, None) => RecordIdentity::Origin,
         };
-        Ok(Parsed { identity, request })
+        Ok(Self { identity, request })
     }
 
-    /// Places the order of a record, or finds the one that an earlier delivery has made.
+    /// Who makes the id of the order. `keys_kept`: how long the keys of requests are kept.
     ///
-    /// Fails with the reason to dead-letter a record that is not to be placed.
-    async fn place(
+    /// Fails with the reason to dead-letter a record that cannot be recognized.
+    pub(super) fn source(
         &self,
-        record: &Record,
+        origin: &RecordOrigin,
         now: DateTime<Utc>,
-    ) -> Result<Result<Receipt, Problem>, DeadLetterReason> {
-        let Parsed { identity, request } = record.parsed.as_ref().map_err(Clone::clone)?;
+        keys_kept: Duration,
+    ) -> Result<Source, DeadLetterReason> {
         let no_time = || invalid("the record has no timestamp, by which it would be recognized");
-        let source = match identity {
+        Ok(match &self.identity {
             RecordIdentity::OrderId(id) => Source::Client(*id),
-            RecordIdentity::Origin => Source::Client(record.origin.order_id().ok_or_else(no_time)?),
+            RecordIdentity::Origin => Source::Client(origin.order_id().ok_or_else(no_time)?),
             RecordIdentity::Key(key) => {
-                let age = record.origin.key_age(now, self.keys_kept).ok_or_else(no_time)?;
+                let age = origin.key_age(now, keys_kept).ok_or_else(no_time)?;
                 if age == KeyAge::FromTheFuture {
                     return Err(invalid("the record is from the future: compare the clocks"));
                 }
                 let is_expired = age == KeyAge::Forgotten;
                 Source::RecordKey { key: key.clone(), is_expired }
             }
-        };
-        Ok(self.api.place(source, request.clone()).await)
+        })
     }
 }
 
@@ -208,7 +224,7 @@ fn is_outage(problem: &Problem) -> bool {
 }
 
 /// Why the record of a request is dead-lettered that an HTTP client would have to mend.
-fn reason_of(problem: &Problem) -> DeadLetterReason {
+pub(super) fn reason_of(problem: &Problem) -> DeadLetterReason {
     let class = match problem.status() {
         StatusCode::BAD_REQUEST => "undecodable",
         StatusCode::UNPROCESSABLE_ENTITY if problem.is_expired() => "expired",

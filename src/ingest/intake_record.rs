@@ -21,12 +21,12 @@ const KEY_HEADER: &str = "idempotency-key";
 /// Where a record was produced, and when. A record that is produced again from a dead letter is
 /// still the first one, which its headers name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct RecordOrigin {
+pub(crate) struct RecordOrigin {
     topic: String,
     partition: i32,
     offset: i64,
     /// By the clock of the producer or of the broker. `None` if the record has no usable one.
-    pub(super) produced_at: Option<DateTime<Utc>>,
+    pub(crate) produced_at: Option<DateTime<Utc>>,
 }
 
 /// Whether a key of a record may be looked up and bound.
@@ -41,7 +41,7 @@ pub(super) enum KeyAge {
 }
 
 impl RecordOrigin {
-    pub(super) fn of(message: &OwnedMessage) -> Self {
+    pub(crate) fn of(message: &OwnedMessage) -> Self {
         Self::of_first(message).unwrap_or_else(|| Self {
             topic: message.topic().to_owned(),
             partition: message.partition(),

@@ -15,7 +15,7 @@
 //! | `problem.rs` | errors as RFC 9457 wants them |
 //!
 //! An order that comes as a record of `order-requests` passes `intake.rs` in place of the first
-//! three steps, and needs no answer.
+//! three steps, and needs no answer. `intake_preview.rs` says what such a record would do.
 //!
 //! A request that changes an order passes `changes.rs` in place of `committer.rs`.
 
@@ -29,6 +29,7 @@ mod fuzz;
 mod groups;
 mod idempotency;
 mod intake;
+mod intake_preview;
 mod intake_record;
 mod json;
 mod outcomes;
@@ -42,5 +43,7 @@ pub(crate) use catalog::Catalog;
 pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};
 pub(crate) use intake::Intake;
+pub(crate) use intake_preview::{IntakePreview, Previewed};
+pub(crate) use intake_record::RecordOrigin;
 pub(crate) use outcomes::OutcomeWatch;
 pub(crate) use request::{MAX_BODY_BYTES, OrderRequest};

@@ -3,14 +3,16 @@ use serde_json::Value;
 
 use super::letter::{Letter, LetterKind};
 use crate::{
-    domain::{OrderEvent, OrderStatus},
-    wire::{OrderEventCodec, OrderStatusCodec, WireError},
+    domain::{OrderEvent, OrderStatus, adjustment::AdjustmentRequest},
+    wire::{OrderEventCodec, OrderRequestCodec, OrderStatusCodec, StockAdjustmentCodec, WireError},
 };
 
 /// Decodes the values of letters as the roles would decode them now.
 pub(crate) struct LetterCodecs {
     pub(crate) events: OrderEventCodec,
     pub(crate) statuses: OrderStatusCodec,
+    pub(crate) requests: OrderRequestCodec,
+    pub(crate) adjustments: StockAdjustmentCodec,
 }
 
 /// The value of a letter.
@@ -21,8 +23,9 @@ pub(crate) enum Content {
     Tombstone,
     /// No repetition helps, unless a schema becomes known.
     Unreadable(WireError),
-    /// A request of an intake, which this command does not decode.
-    Request,
+    /// A request of an order, valid or not: its headers count too.
+    OrderRequest,
+    Adjustment(AdjustmentRequest),
 }
 
 impl LetterCodecs {
@@ -38,7 +41,12 @@ impl LetterCodecs {
                     self.statuses.decode(payload, letter.written_at.unwrap_or_else(Utc::now));
                 decoded.map_or_else(Content::Unreadable, Content::Status)
             }
-            LetterKind::OrderRequest | LetterKind::Adjustment => Content::Request,
+            LetterKind::OrderRequest => Content::OrderRequest,
+            LetterKind::Adjustment => {
+                let decoded =
+                    self.adjustments.decode(letter.payload.as_deref().unwrap_or_default());
+                decoded.map_or_else(Content::Unreadable, Content::Adjustment)
+            }
         }
     }
 
@@ -48,7 +56,11 @@ impl LetterCodecs {
         let decoded = match letter.kind {
             LetterKind::Event => self.events.fields(payload).ok(),
             LetterKind::Status => self.statuses.fields(payload).ok(),
-            LetterKind::OrderRequest | LetterKind::Adjustment => None,
+            LetterKind::OrderRequest => {
+                let json = self.requests.json(payload).ok();
+                json.and_then(|json| serde_json::from_slice(&json).ok())
+            }
+            LetterKind::Adjustment => self.adjustments.fields(payload).ok(),
         };
         decoded.or_else(|| serde_json::from_slice(payload).ok())
     }

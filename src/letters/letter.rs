@@ -2,8 +2,8 @@ use std::{fmt, str::FromStr};
 
 use chrono::{DateTime, Utc};
 use rdkafka::{
-    Message as _,
-    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders},
+    Message as _, Timestamp,
+    message::{BorrowedMessage, Header, Headers as _, OwnedHeaders, OwnedMessage},
 };
 
 use crate::{
@@ -202,6 +202,20 @@ impl Letter {
         }
         let (key, payload) = (self.original_key(), self.payload.as_deref());
         ReplayedMessage { topic, partition, key, payload, headers }
+    }
+
+    /// The message that a replay produces, at the place that the letter came from.
+    pub(crate) fn as_delivered(&self, origin: &Origin, now: DateTime<Utc>) -> OwnedMessage {
+        let replayed = self.replayed(&origin.topic, Some(origin.partition));
+        OwnedMessage::new(
+            replayed.payload.map(<[u8]>::to_vec),
+            replayed.key.map(<[u8]>::to_vec),
+            origin.topic.clone(),
+            Timestamp::CreateTime(now.timestamp_millis()),
+            origin.partition,
+            origin.offset,
+            Some(replayed.headers),
+        )
     }
 }
 

@@ -1,14 +1,17 @@
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use chrono::{DateTime, SecondsFormat, Utc};
 
 use super::{Content, Letter, LetterCodecs};
 use crate::{
+    deduct::{check_request_age, refusal},
     domain::{
         Cause, Effect, EventKind, Horizon, OrderEvent, OrderFacts, OrderId, OrderState,
-        OrderStatus, fold::Outcome,
+        OrderStatus, adjustment::AdjustmentRequest, fold::Outcome,
     },
-    store::{OrderStore, StockStore, StoreError},
+    ingest::{IntakePreview, Previewed},
+    kafka::DeadLetterReason,
+    store::{Adjusted, OrderStore, StockStore, StoreError},
 };
 
 /// What a letter would do if it were replayed now.
@@ -45,6 +48,10 @@ impl Prospect {
         Self { verdict, text: text.into() }
     }
 
+    fn refused(DeadLetterReason { class, text }: &DeadLetterReason) -> Self {
+        Self::new(Verdict::DeadLetter, format!("{class}: {text}"))
+    }
+
     /// The verdict could not be found out.
     pub(crate) fn unknown(text: impl Into<String>) -> Self {
         Self::new(Verdict::Unknown, text)
@@ -57,6 +64,12 @@ pub(crate) struct Prospects<'s> {
     pub(crate) stock: &'s StockStore,
     pub(crate) codecs: &'s LetterCodecs,
     pub(crate) horizon: Horizon,
+    /// The longest hold that a request may ask for.
+    pub(crate) hold_max_seconds: u32,
+    /// How long the keys of requests are kept.
+    pub(crate) keys_kept: Duration,
+    /// How long the ids of adjustment requests are kept.
+    pub(crate) request_ids_kept: Duration,
 }
 
 impl Prospects<'_> {
@@ -74,7 +87,10 @@ impl Prospects<'_> {
             match content {
                 Content::Event(event) => of_events.push(event.order_id),
                 Content::Status(status) => of_statuses.push(status.order_id),
-                Content::Tombstone | Content::Unreadable(_) | Content::Request => {}
+                Content::Tombstone
+                | Content::Unreadable(_)
+                | Content::OrderRequest
+                | Content::Adjustment(_) => {}
             }
         }
         let (mut outcomes, mut facts) = (HashMap::new(), HashMap::new());
@@ -84,16 +100,72 @@ impl Prospects<'_> {
         if !of_statuses.is_empty() {
             facts = self.orders.find_facts(&of_statuses, now, self.horizon).await?;
         }
-        let prospects = contents.iter().map(|content| match content {
-            Content::Event(event) => self.of_event(event, outcomes.get(&event.order_id), now),
-            Content::Status(status) => of_status(status, facts.get(&status.order_id)),
-            Content::Tombstone => Prospect::new(Verdict::Done, "it has no value"),
-            Content::Unreadable(error) => {
-                Prospect::new(Verdict::DeadLetter, format!("{}: {error}", error.class()))
+        let mut prospects = Vec::with_capacity(letters.len());
+        for (letter, content) in letters.iter().zip(&contents) {
+            prospects.push(match content {
+                Content::Event(event) => self.of_event(event, outcomes.get(&event.order_id), now),
+                Content::Status(status) => of_status(status, facts.get(&status.order_id)),
+                Content::Tombstone => Prospect::new(Verdict::Done, "it has no value"),
+                Content::Unreadable(error) => {
+                    Prospect::new(Verdict::DeadLetter, format!("{}: {error}", error.class()))
+                }
+                Content::OrderRequest => self.of_order_request(letter, now).await?,
+                Content::Adjustment(request) => self.of_adjustment(letter, request, now).await?,
+            });
+        }
+        Ok(prospects)
+    }
+
+    async fn of_order_request(
+        &self,
+        letter: &Letter,
+        now: DateTime<Utc>,
+    ) -> Result<Prospect, StoreError> {
+        let Some(origin) = &letter.origin else {
+            return Ok(Prospect::unknown("its headers name no record that could be replayed"));
+        };
+        let preview = IntakePreview {
+            orders: self.orders,
+            stock: self.stock,
+            codec: &self.codecs.requests,
+            horizon: self.horizon,
+            hold_max_seconds: self.hold_max_seconds,
+            keys_kept: self.keys_kept,
+        };
+        Ok(match preview.of(&letter.as_delivered(origin, now), now).await? {
+            Previewed::Places(Some(id)) => {
+                Prospect::new(Verdict::Acts, format!("ingest places order {id}"))
             }
-            Content::Request => Prospect::unknown("this command does not decode requests"),
-        });
-        Ok(prospects.collect())
+            Previewed::Places(None) => Prospect::new(Verdict::Acts, "ingest places a new order"),
+            Previewed::Placed(order) => {
+                let (id, state) = (order.order_id, order.state);
+                Prospect::new(Verdict::Done, format!("order {id} is placed already: {state}"))
+            }
+            Previewed::Refused(reason) => Prospect::refused(&reason),
+        })
+    }
+
+    async fn of_adjustment(
+        &self,
+        letter: &Letter,
+        request: &AdjustmentRequest,
+        now: DateTime<Utc>,
+    ) -> Result<Prospect, StoreError> {
+        let (id, products) = (request.request_id(), request.adjustments().len());
+        let written_at = letter.first_origin.as_ref().and_then(|origin| origin.timestamp);
+        let written_at = written_at.and_then(DateTime::from_timestamp_millis);
+        let age = check_request_age(written_at, self.request_ids_kept, now);
+        let adjusted = self.stock.preview_adjustment(request).await?;
+        Ok(match (age.err().or_else(|| refusal(&adjusted)), adjusted) {
+            (Some(reason), _) => Prospect::refused(&reason),
+            (None, Adjusted::Done { is_repeated: true, .. }) => {
+                Prospect::new(Verdict::Done, format!("request {id} is done already"))
+            }
+            (None, _) => {
+                let text = format!("a worker does request {id}, adjusting {products} products");
+                Prospect::new(Verdict::Acts, text)
+            }
+        })
     }
 
     fn of_event(

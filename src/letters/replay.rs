@@ -215,7 +215,8 @@ impl Judge<'_> {
             | Content::Status(_)
             | Content::Tombstone
             | Content::Unreadable(_)
-            | Content::Request => None,
+            | Content::OrderRequest
+            | Content::Adjustment(_) => None,
         }
     }
 }

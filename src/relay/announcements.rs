@@ -46,6 +46,9 @@ impl Announcer {
     /// Publishes announcements that were just committed. If that fails, or if too many groups are
     /// published already, a sweep publishes them when their lease ends.
     pub(crate) fn announce_in_background(&self, announcements: Vec<OrderStatus>) {
+        if !self.codec.can_write() {
+            return;
+        }
         let announcer = self.clone();
         self.background.publish(announcements, async move |announcements| {
             announcer.publish(&announcements).await
@@ -75,6 +78,9 @@ impl Announcer {
     ///
     /// Fails with [`RelayError`]. Then the announcements are due again after their lease.
     pub async fn sweep(&self) -> Result<usize, RelayError> {
+        if !self.codec.can_write() {
+            return Ok(0);
+        }
         let due = self.store.claim_announcements(MAX_SWEPT_ANNOUNCEMENTS, SWEEP_LEASE).await?;
         if !due.readable.is_empty() {
             self.publish(&due.readable).await?;

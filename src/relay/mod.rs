@@ -130,9 +130,18 @@ impl Relay {
         pending::max_id_skew(self.again_after)
     }
 
+    /// Whether the codec can write. If not, nothing is claimed or published: the events stay in
+    /// the outbox.
+    fn can_publish(&self) -> bool {
+        self.codec.can_write()
+    }
+
     /// Publishes the events of a group that was just committed. If that fails, the group stays in
     /// the outbox, and a sweep publishes it.
     pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
+        if !self.can_publish() {
+            return;
+        }
         let relay = self.clone();
         self.background.publish(events, async move |events| match OutboxGroup::committed(events) {
             Some(group) => relay.publish(group).await,
@@ -201,6 +210,9 @@ impl Relay {
     ///
     /// Fails with [`RelayError`]. Then the rest stays in the outbox and is due after its lease.
     pub async fn sweep(&self) -> Result<usize, RelayError> {
+        if !self.can_publish() {
+            return Ok(0);
+        }
         let groups = self.store.claim_outbox(SWEEP_LEASE).await?;
         let events = groups.iter().map(|group| group.events.len()).sum();
         for published in join_all(groups.into_iter().map(|group| self.publish(group))).await {

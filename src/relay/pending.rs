@@ -288,7 +288,7 @@ impl PendingWatch {
             !is_likely_refused || likely_refused <= MAX_LIKELY_REFUSED_PER_PASS
         });
         due.truncate(MAX_PRODUCED_PER_PASS);
-        if due.is_empty() {
+        if due.is_empty() || !self.relay.can_publish() {
             return Ok(0);
         }
         let ids: Vec<_> = due.into_iter().map(|(id, _)| id).collect();

@@ -31,6 +31,9 @@ impl Relay {
     /// Publishes releases that have just become owed. If that fails, the [`ReleaseWatch`] publishes
     /// them when their lease ends.
     pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>) {
+        if !self.can_publish() {
+            return;
+        }
         let relay = self.clone();
         self.background.publish(events, async move |events| {
             let Produced { acknowledged, result } = relay.produce(&events).await;
@@ -106,6 +109,9 @@ impl ReleaseWatch {
     ///
     /// Fails with [`RelayError`]. Then the claimed releases are due again when their lease ends.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
+        if !self.relay.can_publish() {
+            return Ok(ReleasePass::default());
+        }
         let store = self.relay.store.clone();
         let claimed = store.claim_releases(now, now + SWEEP_LEASE, MAX_CLAIMED_RELEASES).await?;
         let decidable_from = self.horizon.decidable(now).start;

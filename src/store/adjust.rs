@@ -116,6 +116,23 @@ impl StockStore {
         })
     }
 
+    /// What a request would do now. Nothing is locked, and nothing is written.
+    ///
+    /// Fails with the errors of a statement.
+    pub(crate) async fn preview_adjustment(
+        &self,
+        request: &AdjustmentRequest,
+    ) -> Result<Adjusted, StoreError> {
+        let request_ids = parameter(&[request.request_id()])?;
+        let recorded = on_connection!(self.db, |conn| read_requests(conn, &request_ids).await)?;
+        let ids = request.adjustments().iter().map(|adjustment| &adjustment.product_id);
+        let products = self.find_versioned(ids.collect()).await?;
+        let mut stock: BTreeMap<_, _> = products.iter().map(level).collect();
+        let digests = [digest(request)];
+        let batch = fold(&[request], &digests, &recorded, &mut stock);
+        Ok(batch.results.into_iter().next().unwrap_or(Adjusted::OtherContent))
+    }
+
     /// Deletes up to `limit` of the oldest requests that were done before `before`.
     ///
     /// Fails with the errors of a statement.

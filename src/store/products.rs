@@ -1,6 +1,6 @@
 //! The stock as people handle it: read, imported, and restocked.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use chrono::{DateTime, Utc};
 use sqlx::{MySqlConnection, Row, mysql::MySqlRow};
@@ -151,6 +151,16 @@ impl StockStore {
         let query = sqlx::query(READ).bind(product_ids([id])?);
         let row = on_connection!(self.db, |conn| query.fetch_optional(conn).await)?;
         row.as_ref().map(versioned).transpose()
+    }
+
+    /// The products among `ids` that exist, with their versions, in the order of their ids.
+    pub(super) async fn find_versioned(
+        &self,
+        ids: BTreeSet<&ProductId>,
+    ) -> Result<Vec<VersionedProduct>, StoreError> {
+        let query = sqlx::query(READ).bind(product_ids(ids)?);
+        let rows = on_connection!(self.db, |conn| query.fetch_all(conn).await)?;
+        rows.iter().map(versioned).collect()
     }
 
     /// Up to `limit` products whose ids come after `after`, in the order of their ids.

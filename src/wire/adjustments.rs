@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     RegisteredSchemas, SchemaError, WireError, WriterSchema,
@@ -22,14 +23,14 @@ const TEXT: &str = include_str!("../../schemas/stock_adjustment.avsc");
 static STOCK_ADJUSTMENT: OwnSchema = OwnSchema::new(TEXT, &[]);
 
 /// A request as the schema has it, and as a JSON object has it.
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename = "stock_adjustment", deny_unknown_fields)]
 struct RequestRecord {
     request_id: String,
     adjustments: Vec<AdjustmentRecord>,
 }
 
-#[derive(Deserialize)]
+#[derive(Deserialize, Serialize)]
 #[serde(rename = "adjustment", deny_unknown_fields)]
 struct AdjustmentRecord {
     product_id: String,
@@ -85,6 +86,16 @@ impl StockAdjustmentCodec {
             }
             record => request(record?),
         }
+    }
+
+    /// The fields of a value, whatever their bounds. Fails as `decode` does, but never with
+    /// `Invalid`.
+    pub(crate) fn fields(&self, bytes: &[u8]) -> Result<Value, WireError> {
+        if let Some(text) = json::object(bytes) {
+            return serde_json::from_slice(text).map_err(WireError::BrokenJson);
+        }
+        let record: RequestRecord = self.0.decode(bytes)?;
+        serde_json::to_value(record).map_err(WireError::BrokenJson)
     }
 }
 

@@ -141,6 +141,11 @@ impl Codec {
         }
     }
 
+    /// Whether the id of the own schema is known, if there is a registry.
+    pub(super) fn can_write(&self) -> bool {
+        self.registry.is_none() || self.own_id().is_some()
+    }
+
     fn own_id(&self) -> Option<u32> {
         self.registry.as_ref().and_then(|registry| registry.subject.id())
     }

@@ -104,6 +104,12 @@ impl OrderEventCodec {
         Self(self.0.with_registry(registry, &topics.orders))
     }
 
+    /// Whether values get the framing that is configured: the registry, if there is one, has told
+    /// the id of the schema.
+    pub(crate) fn can_write(&self) -> bool {
+        self.0.can_write()
+    }
+
     /// The value in single-object encoding, or in the framing of the registry. Cannot fail.
     pub fn encode(&self, event: &OrderEvent) -> Vec<u8> {
         let begun = self.0.begin().string(&event.order_id.to_string()).string(event.kind.as_str());
@@ -192,6 +198,14 @@ impl OrderStatusCodec {
             codec: self.codec.with_registry(registry, &topics.order_status),
             format: topics.status_format,
             cloudevents: topics.cloudevents,
+        }
+    }
+
+    /// As [`OrderEventCodec::can_write`]. JSON needs no id.
+    pub(crate) fn can_write(&self) -> bool {
+        match self.format {
+            StatusFormat::Avro => self.codec.can_write(),
+            StatusFormat::Json => true,
         }
     }
 

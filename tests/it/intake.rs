@@ -42,7 +42,7 @@ impl Request {
         self
     }
 
-    fn made_ago(mut self, age: TimeDelta) -> Self {
+    pub(crate) fn made_ago(mut self, age: TimeDelta) -> Self {
         self.timestamp_ms = Some((Utc::now() - age).timestamp_millis());
         self
     }

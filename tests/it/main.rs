@@ -33,6 +33,7 @@ mod contract;
 mod crash;
 mod defaults;
 mod dlq;
+mod dlq_requests;
 mod examples;
 mod failover;
 mod flow;

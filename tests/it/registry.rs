@@ -271,3 +271,40 @@ async fn a_role_begins_once_it_knows_the_ids_of_its_schemas() {
     }
     all.stop();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn ingest_begins_and_accepts_orders_without_its_registry() {
+    for hangs in [false, true] {
+        let registry = Registry::shared().await;
+        let (proxy, url) = Proxy::before(&registry.url()).await;
+        let world = World::with_registry(Database::MySql, &url).await;
+        world.import(&[("a", 5)]);
+        if hangs {
+            proxy.hang()
+        } else {
+            proxy.cut()
+        }
+
+        let ingest = world.start("ingest").await;
+        let bodies = vec![lines(&[("a", 1)]); 3];
+        let ids = place_all(&ingest.http, &bodies, 1).await;
+        let topic = &world.config.topics.orders;
+        stays(Duration::from_secs(3), "nothing is published", async || {
+            world.count_messages(topic) == 0
+        })
+        .await;
+        proxy.mend();
+        wait_until("published", async || world.count_messages(topic) >= ids.len()).await;
+
+        let messages = world.read_topic(topic);
+        assert!(messages.iter().all(|message| {
+            rdkafka::Message::payload(message).is_some_and(|value| value[0] == 0)
+        }));
+        let others = [world.start("worker").await, world.start("compensator").await];
+        world.settled().await;
+        assert_eq!(world.count_orders("COMPLETED").await, 3, "hangs: {hangs}");
+        world.verify();
+        others.map(Role::stop);
+        ingest.stop();
+    }
+}

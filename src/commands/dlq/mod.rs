@@ -117,8 +117,9 @@ impl LetterParts {
                 None
             }
         };
-        let Codecs { events, statuses, .. } = Codecs::open(config, registry.as_ref())?;
-        let codecs = LetterCodecs { events, statuses };
+        let Codecs { events, statuses, adjustments, requests } =
+            Codecs::open(config, registry.as_ref())?;
+        let codecs = LetterCodecs { events, statuses, requests, adjustments };
         Ok(Self { topics: letter_topics(&config.topics), codecs })
     }
 }

@@ -173,6 +173,9 @@ async fn foretell(
         stock: &process::open_stock_store(config, &metrics)?,
         codecs: &parts.codecs,
         horizon: config.retention.horizon,
+        hold_max_seconds: config.orders.hold_max_seconds,
+        keys_kept: config.retention.idempotency_keys,
+        request_ids_kept: config.retention.movements,
     };
     let (mut summary, mut page) = (Summary::default(), Vec::new());
     while letters.recv_many(&mut page, MAX_IN_FLIGHT).await > 0 {

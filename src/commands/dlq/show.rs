@@ -33,7 +33,11 @@ pub(super) async fn run(id: LetterId, config: &Config, output: Output) -> anyhow
     let fields = parts.codecs.fields(&letter);
     let why_unreadable = match parts.codecs.decode(&letter) {
         Content::Unreadable(error) => Some(error.to_string()),
-        Content::Event(_) | Content::Status(_) | Content::Tombstone | Content::Request => None,
+        Content::Event(_)
+        | Content::Status(_)
+        | Content::Tombstone
+        | Content::OrderRequest
+        | Content::Adjustment(_) => None,
     };
     let shown = Shown { letter, prospect, fields, why_unreadable };
     match output {
@@ -56,6 +60,9 @@ async fn prospect(
             stock: &process::open_stock_store(config, metrics)?,
             codecs: &parts.codecs,
             horizon: config.retention.horizon,
+            hold_max_seconds: config.orders.hold_max_seconds,
+            keys_kept: config.retention.idempotency_keys,
+            request_ids_kept: config.retention.movements,
         };
         anyhow::Ok(prospects.of(&[letter], Utc::now()).await?)
     };

@@ -23,7 +23,7 @@ use super::{
     time,
 };
 use crate::{
-    domain::{Lines, OrderId, OrderState},
+    domain::{Horizon, Lines, OrderId, OrderState, ProductId},
     error_text,
     http::Connection,
     store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
@@ -98,11 +98,41 @@ pub(in crate::ingest) enum Source {
     },
 }
 
+impl Source {
+    /// Whether the key may be forgotten.
+    pub(in crate::ingest) fn is_expired(&self) -> bool {
+        matches!(self, Self::RecordKey { is_expired: true, .. })
+    }
+
+    /// The order that the request asks for, accepted now.
+    pub(in crate::ingest) fn placement(self, request: OrderRequest) -> Placement {
+        let order_id = match self {
+            Self::Client(id) => id,
+            Self::Ingest | Self::Key(_) | Self::RecordKey { .. } => OrderId::generate(),
+        };
+        let order = NewOrder {
+            order_id,
+            reference: request.reference,
+            customer_id: request.customer_id,
+            hold_seconds: request.hold_seconds,
+            lines: request.lines,
+            accepted_at: Utc::now().trunc_subsecs(3),
+        };
+        let identity = match self {
+            Self::Ingest => None,
+            Self::Client(_) => Some(Identity::OrderId),
+            Self::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
+            Self::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
+        };
+        Placement { order, identity }
+    }
+}
+
 /// What a request has made, or what an earlier equal request had made.
 pub(in crate::ingest) struct Receipt {
     order_id: OrderId,
     /// The order of an earlier request in its present state.
-    replayed: Option<Box<OrderSummary>>,
+    pub(in crate::ingest) replayed: Option<Box<OrderSummary>>,
 }
 
 /// The order of a request, as its answer shows it.
@@ -174,27 +204,10 @@ impl Api {
         source: Source,
         request: OrderRequest,
     ) -> Result<Receipt, Problem> {
-        let order_id = match source {
-            Source::Client(id) => id,
-            Source::Ingest | Source::Key(_) | Source::RecordKey { .. } => OrderId::generate(),
-        };
-        let is_expired = matches!(source, Source::RecordKey { is_expired: true, .. });
-        let order = NewOrder {
-            order_id,
-            reference: request.reference,
-            customer_id: request.customer_id,
-            hold_seconds: request.hold_seconds,
-            lines: request.lines,
-            accepted_at: Utc::now().trunc_subsecs(3),
-        };
-        let identity = match source {
-            Source::Ingest => None,
-            Source::Client(_) => Some(Identity::OrderId),
-            Source::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
-            Source::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
-        };
-        let is_id = identity == Some(Identity::OrderId);
-        let placement = Placement { order, identity };
+        let is_expired = source.is_expired();
+        let placement = source.placement(request);
+        let order_id = placement.order.order_id;
+        let is_id = placement.identity == Some(Identity::OrderId);
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
         let checked = if is_expired { Err(expired_key()) } else { self.check(&placement).await };
         let placed = match checked {
@@ -221,7 +234,7 @@ impl Api {
     async fn check(&self, placement: &Placement) -> Result<(), Problem> {
         let Placement { order, identity } = placement;
         if *identity == Some(Identity::OrderId) {
-            self.check_age(order)?;
+            check_age(order, self.horizon)?;
         }
         self.refuse_unknown_products(&order.lines).await?;
         if self.is_outbox_full() {
@@ -235,43 +248,53 @@ impl Api {
         self.metrics.outbox_pending.get().unsigned_abs() > self.outbox_max
     }
 
-    /// Fails with a 422 if the id of the order says that it is too old or from the future.
-    fn check_age(&self, order: &NewOrder) -> Result<(), Problem> {
-        let now = order.accepted_at;
-        let allowed = self.horizon.releasable_from(now)..self.horizon.decidable(now).end;
-        if allowed.contains(&order.order_id) {
-            return Ok(());
-        }
-        let made_at = time(order.order_id.made_at());
-        let from = time(allowed.start.made_at());
-        let detail = format!(
-            "the order id was made at {made_at}: a new order's id must be younger than {from}, and \
-             at most a day ahead; nothing was saved"
-        );
-        let is_old = order.order_id < allowed.start;
-        Err(if is_old {
-            Problem::expired(detail)
-        } else {
-            Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
-        })
-    }
-
     /// Fails with a 422 that names the lines whose product does not exist.
     async fn refuse_unknown_products(&self, lines: &Lines) -> Result<(), Problem> {
-        let lines = lines.as_slice();
-        let products: BTreeSet<_> = lines.iter().map(|line| line.product_id().clone()).collect();
-        let unknown = self.catalog.find_unknown(&products).await;
-        let errors: Vec<_> = lines
-            .iter()
-            .enumerate()
-            .filter(|(_, line)| unknown.contains(line.product_id()))
-            .map(|(index, line)| FieldError {
-                pointer: format!("/lines/{index}/product_id"),
-                detail: format!("unknown product {}", line.product_id()),
-            })
-            .collect();
-        if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
+        let unknown = self.catalog.find_unknown(&products(lines)).await;
+        refuse_products(lines, &unknown)
     }
+}
+
+/// The products of the lines.
+pub(in crate::ingest) fn products(lines: &Lines) -> BTreeSet<ProductId> {
+    lines.as_slice().iter().map(|line| line.product_id().clone()).collect()
+}
+
+/// Fails with a 422 that names the lines whose product is among `unknown`.
+pub(in crate::ingest) fn refuse_products(
+    lines: &Lines,
+    unknown: &BTreeSet<ProductId>,
+) -> Result<(), Problem> {
+    let errors = lines.as_slice().iter().enumerate();
+    let errors: Vec<_> = errors
+        .filter(|(_, line)| unknown.contains(line.product_id()))
+        .map(|(index, line)| FieldError {
+            pointer: format!("/lines/{index}/product_id"),
+            detail: format!("unknown product {}", line.product_id()),
+        })
+        .collect();
+    if errors.is_empty() { Ok(()) } else { Err(Problem::invalid(&errors)) }
+}
+
+/// Fails with a 422 if the id of the order says that it is too old or from the future.
+pub(in crate::ingest) fn check_age(order: &NewOrder, horizon: Horizon) -> Result<(), Problem> {
+    let now = order.accepted_at;
+    let allowed = horizon.releasable_from(now)..horizon.decidable(now).end;
+    if allowed.contains(&order.order_id) {
+        return Ok(());
+    }
+    let made_at = time(order.order_id.made_at());
+    let from = time(allowed.start.made_at());
+    let detail = format!(
+        "the order id was made at {made_at}: a new order's id must be younger than {from}, and \
+         at most a day ahead; nothing was saved"
+    );
+    let is_old = order.order_id < allowed.start;
+    Err(if is_old {
+        Problem::expired(detail)
+    } else {
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, detail)
+    })
 }
 
 fn keyed(caller: &str, key: String, order: &NewOrder) -> Identity {
@@ -279,7 +302,7 @@ fn keyed(caller: &str, key: String, order: &NewOrder) -> Identity {
     Identity::Key(Box::new(KeyedRequest { key, sha256: idempotency::digest(order) }))
 }
 
-fn expired_key() -> Problem {
+pub(in crate::ingest) fn expired_key() -> Problem {
     Problem::expired(
         "the record is older than keys are kept for certain, and its key is not known; nothing \
          was saved",
@@ -291,7 +314,11 @@ fn nothing_saved(error: &SaveError) -> Problem {
 }
 
 /// Fails with a 422 if the key or the id stands for another request.
-fn receipt(order_id: OrderId, is_id: bool, placed: Placed) -> Result<Receipt, Problem> {
+pub(in crate::ingest) fn receipt(
+    order_id: OrderId,
+    is_id: bool,
+    placed: Placed,
+) -> Result<Receipt, Problem> {
     match placed {
         Placed::New => Ok(Receipt { order_id, replayed: None }),
         Placed::Replayed(order) => Ok(Receipt { order_id: order.order_id, replayed: Some(order) }),
