@@ -93,7 +93,7 @@ FLOW = Row(
             "reqps",
             (
                 Query(
-                    rate("stocklock_http_requests_total", "status", '{route=~"/v1/.*"}'),
+                    rate("stocklock_http_requests_total", "status", '{route=~"/v1/.*"}') + " > 0",
                     "{{status}}",
                 ),
             ),
