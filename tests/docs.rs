@@ -12,11 +12,12 @@ const FOLDERS: [&str; 8] =
     ["src/", "docs/", "tests/", "dev/", "schemas/", "migrations/", "examples/", "helm/"];
 
 /// The recipes of `docs/architecture.md`.
-const RECIPES: [&str; 8] = [
+const RECIPES: [&str; 9] = [
     "an endpoint",
     "a topic",
     "a setting",
     "a metric",
+    "an alert",
     "a lock strategy",
     "an order state",
     "a role",
