@@ -2,18 +2,22 @@
 
 #![allow(clippy::expect_used, clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+};
 
 /// The folders whose files the docs name by their path from the project's root.
 const FOLDERS: [&str; 8] =
     ["src/", "docs/", "tests/", "dev/", "schemas/", "migrations/", "examples/", "helm/"];
 
 /// The recipes of `docs/architecture.md`.
-const RECIPES: [&str; 8] = [
+const RECIPES: [&str; 9] = [
     "an endpoint",
     "a topic",
     "a setting",
     "a metric",
+    "an alert",
     "a lock strategy",
     "an order state",
     "a role",
@@ -131,6 +135,37 @@ fn every_recipe_names_the_files_to_change() {
         for file in files {
             assert!(exists(file), "the recipe for {name} names {file}, which does not exist");
         }
+    }
+}
+
+/// The names of the alerts of the chart.
+fn alerts() -> BTreeSet<String> {
+    let rules: Vec<_> = files_in("helm/stocklock/rules", ".yaml").iter().map(|f| read(f)).collect();
+    let names = rules.iter().flat_map(|text| text.lines());
+    names.filter_map(|line| line.trim().strip_prefix("- alert: ")).map(str::to_owned).collect()
+}
+
+#[test]
+fn each_alert_has_a_section_of_the_run_book_and_each_section_an_alert() {
+    let page = read(&root().join("docs/runbook.md"));
+
+    let headings = page.lines().filter_map(|line| line.strip_prefix("### "));
+
+    assert!(alerts().len() > 20, "only {:?}", alerts());
+    assert_eq!(headings.map(str::to_owned).collect::<BTreeSet<_>>(), alerts());
+}
+
+#[test]
+fn each_alert_links_to_its_own_section_of_the_run_book() {
+    let rules: String =
+        files_in("helm/stocklock/rules", ".yaml").iter().map(|file| read(file)).collect();
+
+    for alert in alerts() {
+        let (_, rest) = rules.split_once(&format!("- alert: {alert}\n")).expect("the alert");
+        let (_, url) = rest.split_once("runbook_url: ").expect("a link");
+        let anchor = format!("/docs/runbook.md#{}", alert.to_lowercase());
+        let url = url.lines().next().expect("a URL");
+        assert!(url.ends_with(&anchor), "{alert} links to {url}");
     }
 }
 

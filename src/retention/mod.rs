@@ -56,16 +56,27 @@ impl Purger {
             }
             let begun = Instant::now();
             delay = match self.lease.hold(self.pass(Utc::now())).await {
-                Some(Ok(true)) => (begun.elapsed() * PAUSE_FACTOR).min(PASS_INTERVAL),
-                Some(Ok(false)) => PASS_INTERVAL,
+                Some(Ok(true)) => {
+                    self.count_pass("partial");
+                    (begun.elapsed() * PAUSE_FACTOR).min(PASS_INTERVAL)
+                }
+                Some(Ok(false)) => {
+                    self.count_pass("complete");
+                    PASS_INTERVAL
+                }
                 None => LEASE_INTERVAL,
                 Some(Err(error)) => {
+                    self.count_pass("failed");
                     tracing::warn!(store = self.store.name(), %error, "purge failed");
                     self.metrics.retries.with_label_values(&[self.store.name()]).inc();
                     PASS_INTERVAL
                 }
             };
         }
+    }
+
+    fn count_pass(&self, result: &'static str) {
+        self.metrics.retention_passes.with_label_values(&[self.store.name(), result]).inc();
     }
 
     /// Deletes a batch of old rows of each table, also if the purge of another table fails. Returns
@@ -112,7 +123,8 @@ impl Purger {
 }
 
 impl PurgedStore {
-    fn name(&self) -> &'static str {
+    /// The name of the store in metrics and log lines.
+    pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Orders(_) => "order_store",
             Self::Stock(_) => "stock_store",

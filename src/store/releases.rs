@@ -28,6 +28,14 @@ pub struct OwedRelease {
     pub(crate) due_at: Option<DateTime<Utc>>,
 }
 
+/// The releases that are owed and not expired.
+#[derive(Debug, Clone, Copy)]
+pub struct OwedReleasesState {
+    pub owed: u64,
+    /// Since when the oldest one is owed.
+    pub oldest: Option<DateTime<Utc>>,
+}
+
 /// Releases that were due, and are leased to the caller.
 #[derive(Debug, Default)]
 pub struct ClaimedReleases {
@@ -182,11 +190,13 @@ impl OrderStore {
         })
     }
 
-    /// The number of releases that are owed and not expired.
-    pub async fn count_owed_releases(&self) -> Result<u64, StoreError> {
-        let sql = "SELECT COUNT(*) AS owed FROM owed_releases WHERE due_at IS NOT NULL";
+    /// Counts the releases that are owed and not expired.
+    pub async fn owed_releases_state(&self) -> Result<OwedReleasesState, StoreError> {
+        let sql = "SELECT COUNT(*) AS owed, MIN(owed_at) AS oldest
+                   FROM owed_releases WHERE due_at IS NOT NULL";
         let row = on_connection!(self.db, |conn| sqlx::query(sql).fetch_one(conn).await)?;
-        Ok(row.try_get::<i64, _>("owed")?.unsigned_abs())
+        let owed = row.try_get::<i64, _>("owed")?.unsigned_abs();
+        Ok(OwedReleasesState { owed, oldest: row.try_get("oldest")? })
     }
 
     /// The owed releases of the orders `ids`.

@@ -49,6 +49,7 @@ fn verdict(complaints: &[String]) -> (StatusCode, String) {
     }
 }
 
-async fn exposition(State((_, metrics)): State<(Health, Metrics)>) -> impl IntoResponse {
+async fn exposition(State((health, metrics)): State<(Health, Metrics)>) -> impl IntoResponse {
+    metrics.ready.set(i64::from(health.not_ready().is_empty()));
     ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], metrics.exposition())
 }

@@ -124,6 +124,10 @@ metrics! {
         "1 if the role can use the dependency as it needs to, else 0.",
         &["dependency"],
     );
+    pub(super) ready: IntGauge = gauge(
+        "stocklock_ready",
+        "1 if the process is ready, as /readyz answers, else 0.",
+    );
     pub(crate) redis_master_up: IntGaugeVec = gauges(
         "stocklock_redis_master_up",
         "1 if the Redis master locks keys, else 0.",
@@ -159,6 +163,10 @@ metrics! {
         "stocklock_outbox_pending",
         "Events committed and not published yet.",
     );
+    pub(crate) outbox_max: IntGauge = gauge(
+        "stocklock_outbox_max",
+        "Pending events beyond which ingest answers 503 (ingest.outbox_max).",
+    );
     pub(crate) outbox_oldest: Gauge = float_gauge(
         "stocklock_outbox_oldest_seconds",
         "Age of the oldest event that is not published yet.",
@@ -175,6 +183,10 @@ metrics! {
     pub releases_owed: IntGauge = gauge(
         "stocklock_releases_owed",
         "Releases that are owed: no worker has reported them as done. Without expired ones.",
+    );
+    pub releases_owed_oldest: Gauge = float_gauge(
+        "stocklock_releases_owed_oldest_seconds",
+        "How long the oldest owed release has been owed; 0 if none is owed. Without expired ones.",
     );
     pub owed_releases: IntCounterVec = counters(
         "stocklock_owed_releases_total",
@@ -208,6 +220,11 @@ metrics! {
         "stocklock_retention_deleted_total",
         "Rows that retention deleted.",
         &["table"],
+    );
+    pub(crate) retention_passes: IntCounterVec = counters(
+        "stocklock_retention_passes_total",
+        "Passes of retention: complete (no old row is left), partial (more rows are left), failed.",
+        &["store", "result"],
     );
     pub retries: IntCounterVec = counters(
         "stocklock_retries_total",

@@ -20,6 +20,13 @@ impl Metrics {
         }
     }
 
+    /// The passes of retention over a store, by result.
+    pub(crate) fn begin_retention(&self, store: &str) {
+        for result in ["complete", "partial", "failed"] {
+            self.retention_passes.with_label_values(&[store, result]);
+        }
+    }
+
     /// The batches and decisions of a worker under each of these lock strategies.
     pub(crate) fn begin_decisions(&self, strategies: &[&str]) {
         for stage in STAGES {

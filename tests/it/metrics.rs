@@ -10,6 +10,7 @@ type Promise = (&'static str, &'static [&'static str]);
 const OF_EVERY_ROLE: &[Promise] = &[
     ("stocklock_build_info", &["version"]),
     ("stocklock_dependency_up", &["dependency=\"kafka\""]),
+    ("stocklock_ready", &[]),
     ("process_cpu_seconds_total", &[]),
     ("process_resident_memory_bytes", &[]),
 ];
@@ -26,10 +27,12 @@ const OF_INGEST: &[Promise] = &[
         ],
     ),
     ("stocklock_outbox_pending", &[]),
+    ("stocklock_outbox_max", &[]),
     ("stocklock_outbox_oldest_seconds", &[]),
     ("stocklock_pending_oldest_seconds", &[]),
     ("stocklock_pending_orders_total", &["result=\"produced\"", "result=\"expired\""]),
     ("stocklock_releases_owed", &[]),
+    ("stocklock_releases_owed_oldest_seconds", &[]),
     ("stocklock_owed_releases_total", &["result=\"produced\"", "result=\"expired\""]),
     ("stocklock_dependency_up", &["dependency=\"order_store\"", "dependency=\"stock_store\""]),
     ("stocklock_retries_total", &["dependency=\"order_store\"", "dependency=\"kafka\""]),
@@ -83,6 +86,14 @@ const OF_WORKER: &[Promise] = &[
         "stocklock_retention_deleted_total",
         &["table=\"order_outcomes\"", "table=\"stock_movements\"", "table=\"adjustment_requests\""],
     ),
+    (
+        "stocklock_retention_passes_total",
+        &[
+            "result=\"complete\",store=\"stock_store\"",
+            "result=\"partial\",store=\"stock_store\"",
+            "result=\"failed\",store=\"stock_store\"",
+        ],
+    ),
     ("stocklock_dependency_up", &["dependency=\"stock_store\"", "dependency=\"redis\""]),
     (
         "stocklock_retries_total",
@@ -119,6 +130,14 @@ const OF_COMPENSATOR: &[Promise] = &[
     ("stocklock_hold_expiry_lag_seconds", &[]),
     ("stocklock_confirmations_too_late_total", &[]),
     ("stocklock_retention_deleted_total", &["table=\"orders\"", "table=\"idempotency_keys\""]),
+    (
+        "stocklock_retention_passes_total",
+        &[
+            "result=\"complete\",store=\"order_store\"",
+            "result=\"partial\",store=\"order_store\"",
+            "result=\"failed\",store=\"order_store\"",
+        ],
+    ),
     ("stocklock_dependency_up", &["dependency=\"order_store\""]),
     ("stocklock_retries_total", &["dependency=\"order_store\"", "dependency=\"kafka\""]),
     (

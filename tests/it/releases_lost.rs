@@ -45,7 +45,7 @@ async fn check_units_come_back(world: &World) {
     world.verify();
     assert!(all.count("stocklock_owed_releases_total", "produced").await >= 3);
     all.stop();
-    assert_eq!(world.order_store().count_owed_releases().await.expect("the order store"), 0);
+    assert_eq!(world.order_store().owed_releases_state().await.expect("the order store").owed, 0);
 }
 
 on_two_stacks!(
@@ -89,7 +89,7 @@ async fn a_lost_report_of_a_release_is_repeated() {
 
     world.truncate_topic(&world.config.topics.order_status).await;
     assert_eq!(
-        world.order_store().count_owed_releases().await.expect("the order store"),
+        world.order_store().owed_releases_state().await.expect("the order store").owed,
         1,
         "it is still owed"
     );

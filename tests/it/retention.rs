@@ -274,6 +274,8 @@ async fn the_running_roles_delete_old_rows_and_count_them() {
         })
         .await;
         assert_eq!(role.count("stocklock_retention_deleted_total", "").await, rows);
+        role.shows("stocklock_retention_passes_total", "complete", |passes| passes >= 1.0).await;
+        assert_eq!(role.count("stocklock_retention_passes_total", "failed").await, 0);
     }
 
     worker.stop();

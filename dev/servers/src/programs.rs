@@ -12,6 +12,7 @@ pub struct Programs;
 impl Programs {
     pub const KAFKA_HOME: &str = "STOCKLOCK_TEST_KAFKA_HOME";
     pub const REGISTRY_HOME: &str = "STOCKLOCK_TEST_REGISTRY_HOME";
+    pub const PROMETHEUS: &str = "STOCKLOCK_TEST_PROMETHEUS";
     pub const REDIS_SERVER: &str = "STOCKLOCK_TEST_REDIS_SERVER";
     pub const MYSQLD: &str = "STOCKLOCK_TEST_MYSQLD";
     pub const MARIADBD: &str = "STOCKLOCK_TEST_MARIADBD";
@@ -24,6 +25,10 @@ impl Programs {
     /// The folder of the schema registry.
     pub fn registry_home() -> anyhow::Result<PathBuf> {
         from_env(Self::REGISTRY_HOME)
+    }
+
+    pub fn prometheus() -> anyhow::Result<PathBuf> {
+        from_env(Self::PROMETHEUS)
     }
 
     pub fn redis_server() -> anyhow::Result<PathBuf> {

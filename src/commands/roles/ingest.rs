@@ -32,6 +32,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     stock.begin_metrics(StoreUse::Read);
     shared.watch_order_store(Role::Ingest, &orders);
     shared.watch_stock_store(Role::Ingest, &stock);
+    metrics.outbox_max.set(i64::try_from(config.ingest.outbox_max).unwrap_or(i64::MAX));
     let relay = shared.relay(orders.clone());
     let announcer = shared.announcer(orders.clone());
     let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);

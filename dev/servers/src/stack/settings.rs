@@ -42,7 +42,7 @@ pub(super) fn of(dir: &Path, conf: &Conf) -> anyhow::Result<Vec<(String, String)
         };
         settings.push((variable, flavour.program()?.display().to_string()));
     }
-    for variable in [CLIENTS, Programs::REGISTRY_HOME] {
+    for variable in [CLIENTS, Programs::REGISTRY_HOME, Programs::PROMETHEUS] {
         if let Ok(folder) = env::var(variable) {
             settings.push((variable, folder));
         }
