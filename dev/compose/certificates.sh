@@ -31,10 +31,16 @@ subjectAltName=DNS:$host,DNS:localhost,IP:127.0.0.1
 EXTENSIONS
 openssl x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -sha256 -days "$DAYS" \
   -extfile extensions -out server.pem 2>/dev/null
-chmod 0644 ca.pem server.pem
-chown "$owner" ca.pem server.pem server.key
+# put FILE FOLDER MODE: a new file, since one of another owner may not be changed.
+put() {
+  rm -f "$2/$1"
+  cp "$1" "$2/$1"
+  chmod "$3" "$2/$1"
+}
+put ca.pem /authority 0644
+put ca.pem /certificates 0644
+put server.key /certificates 0600
 # The server's certificate comes last: without it, the next start makes all of them again.
-cp -p ca.pem /authority/ca.pem
-cp -p ca.pem server.key /certificates/
-cp -p server.pem /certificates/server.pem
+put server.pem /certificates 0644
+chown "$owner" /certificates/server.key
 echo "made an authority, and a certificate for $host, for $DAYS days"
