@@ -20,8 +20,8 @@ RELEASE_TOOLS=(
   "rust-audit-info@$AUDIT_INFO_VERSION"
   "cargo-cyclonedx@$CYCLONEDX_VERSION"
 )
-# shellcheck disable=SC2034 # used by those who source install.sh
-RELEASE_TOOLS_HOME=$CACHE/release-tools-$CARGO_AUDITABLE_VERSION-$AUDIT_INFO_VERSION-$CYCLONEDX_VERSION
+RELEASE_TOOLS_HOME=$CACHE/release-tools-$CARGO_AUDITABLE_VERSION
+RELEASE_TOOLS_HOME+=-$AUDIT_INFO_VERSION-$CYCLONEDX_VERSION
 
 install_release() {
   [[ -e $RELEASE_TOOLS_HOME/complete ]] && return 0

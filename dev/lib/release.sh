@@ -1,5 +1,6 @@
 # shellcheck shell=bash
 # What the image and a release share. Sourced after install.sh, never run.
+# shellcheck disable=SC2034 # used by those who source this
 
 # The base images, as Dockerfile names them.
 BUILD_IMAGE=$(sed -nE 's/^ARG BUILD_IMAGE=(.*)/\1/p' Dockerfile)
