@@ -43,4 +43,4 @@ put server.key /certificates 0600
 # The server's certificate comes last: without it, the next start makes all of them again.
 put server.pem /certificates 0644
 chown "$owner" /certificates/server.key
-echo "made an authority, and a certificate for $host, for $DAYS days"
+echo "made an authority, and a certificate for $host, for $DAYS days; restart $host if it runs"
