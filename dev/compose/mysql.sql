@@ -1,0 +1,2 @@
+-- `stocklock verify` looks at the transactions of all sessions.
+GRANT PROCESS ON *.* TO 'stocklock'@'%';
