@@ -96,8 +96,9 @@ class Server:
         self.tls = tls_context(cluster, user)
         self.plurals = {}
         found = self.call("GET", "/version")
-        self.version = found["gitVersion"]
-        print(f"API server {self.version} at {self.url}")
+        # The version of a server that was built from source is no semantic one.
+        self.version = f"{found['major']}.{found['minor'].rstrip('+')}"
+        print(f"API server of Kubernetes {self.version} at {self.url}")
 
     def call(self, method, path, body=None):
         """Fails with Refused. Warnings of the server are in `self.warnings`."""
@@ -171,7 +172,8 @@ def create_custom_resources(server, folder):
 def wait_until_established(server, path):
     end = time.monotonic() + ESTABLISHED_SECONDS
     while time.monotonic() < end:
-        conditions = server.call("GET", path).get("status", {}).get("conditions", [])
+        status = server.call("GET", path).get("status") or {}
+        conditions = status.get("conditions") or []
         if any(one["type"] == "Established" and one["status"] == "True" for one in conditions):
             return
         time.sleep(0.5)

@@ -34,6 +34,14 @@ app.kubernetes.io/component: {{ . }}
 {{- merge (include "stocklock.selector" . | fromYaml) (.extra | default dict) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
+{{/* The version of Kubernetes by its major and minor number. Vendors write a minor number such as 31+, and a server that was
+     built from source has no semantic version at all. */}}
+{{- define "stocklock.kubernetes" -}}
+{{- with .Capabilities.KubeVersion -}}
+{{- printf "%s.%s.0" (regexFind "[0-9]+" .Major) (regexFind "[0-9]+" .Minor) -}}
+{{- end -}}
+{{- end -}}
+
 {{/* The partitions of a topic, or 0 where no value says so. */}}
 {{- define "stocklock.partitions" -}}
 {{- $partitions := int (dig "topics" "partitions" 0 .Values.config) -}}
@@ -57,6 +65,10 @@ app.kubernetes.io/component: {{ . }}
 
 {{/* Fails where values that are right by themselves cannot work together. */}}
 {{- define "stocklock.check" -}}
+{{- $kubernetes := include "stocklock.kubernetes" . -}}
+{{- if semverCompare "<1.25.0" $kubernetes -}}
+{{- fail (printf "Kubernetes is %s, and the chart needs 1.25 or later" $kubernetes) -}}
+{{- end -}}
 {{- $partitions := include "stocklock.partitions" . | int -}}
 {{- range $role := list "worker" "compensator" -}}
 {{- $values := index $.Values $role -}}

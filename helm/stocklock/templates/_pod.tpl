@@ -118,7 +118,7 @@ topologySpreadConstraints:
 {{- if .values.lifecycle }}
 lifecycle:
   {{- toYaml .values.lifecycle | nindent 2 }}
-{{- else if and $sleep (semverCompare ">=1.30-0" .root.Capabilities.KubeVersion.Version) }}
+{{- else if and $sleep (semverCompare ">=1.30.0" (include "stocklock.kubernetes" .root)) }}
 # Still takes requests while the Service's other ends learn that this pod is going.
 lifecycle:
   preStop:
