@@ -3,6 +3,7 @@
 - Every variable that the chart renders is a setting of the program, and none is there twice.
 - The value sets of ci/ set every setting that the chart takes, and every value of the chart.
 - The roles do not get the URLs of the user that alters tables.
+- The rules and dashboards of the chart's folders are in its objects.
 - The triggers of KEDA name the groups and topics that the program has by default.
 - The chart's version of the program is the program's version.
 
@@ -10,6 +11,7 @@ Run by dev/lib/chart, from the project's folder, with the Python of kubernetes-v
 """
 
 import argparse
+import json
 import pathlib
 import re
 import sys
@@ -146,6 +148,21 @@ def problems_of_triggers(path, known):
             yield f"{says}, and the default of {setting} is {known.get(setting)}"
 
 
+def problems_of_monitoring(path):
+    """The rules and the dashboards arrive as they are in the chart's folders."""
+    rendered = objects(path)
+    maps = [one for one in rendered if one["kind"] == "ConfigMap"]
+    found = {name: json.loads(text) for one in maps for name, text in one["data"].items()}
+    dashboards = {path.name: json.loads(read(path)) for path in CHART.glob("dashboards/*.json")}
+    if found != dashboards:
+        yield f"the config maps have the dashboards {sorted(found)}, expected {sorted(dashboards)}"
+    files = [yaml.safe_load(read(path)) for path in sorted(CHART.glob("rules/*.yaml"))]
+    groups = [group for one in files for group in one.get("groups", [])]
+    found = [one["spec"]["groups"] for one in rendered if one["kind"] == "PrometheusRule"]
+    if found != [groups]:
+        yield f"the PrometheusRule does not have the {len(groups)} groups of the folder rules"
+
+
 def version(path, pattern):
     found = re.search(pattern, read(path), re.MULTILINE)
     return found[1] if found else None
@@ -171,6 +188,7 @@ def main():
     problems += settings_left_out(paths, known)
     problems += values_left_out()
     problems += problems_of_triggers(folder / "sasl.yaml", settings)
+    problems += problems_of_monitoring(folder / "monitoring.yaml")
     problems += problems_of_version()
     for problem in problems:
         print(problem, file=sys.stderr)

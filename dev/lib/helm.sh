@@ -40,7 +40,7 @@ install_helm() {
   rm -rf "$CACHE"/helm.??????
   tmp=$(mktemp -d "$CACHE/helm.XXXXXX")
   if [[ ! -d $CRDS_HOME ]]; then
-    say "fetching the custom resources of KEDA, Prometheus and gateways (Go's module proxy, 8 MB) ..."
+    say "fetching custom resources, such as those of KEDA (Go's module proxy, 8 MB) ..."
     fetch_crds "$tmp"
   fi
   if [[ ! -d $CHART_TOOLS_HOME ]]; then

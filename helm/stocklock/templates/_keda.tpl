@@ -30,7 +30,11 @@
 {{- $secrets = append $secrets (dict "parameter" "password" "name" $values.secret.name "key" (ternary $keys.oauth_client_secret $keys.sasl_password $isOauth)) -}}
 {{- end -}}
 {{- if has $protocol (list "ssl" "sasl_ssl") -}}
-{{- range $parameter, $setting := dict "ca" "ssl_ca_location" "cert" "ssl_certificate_location" "key" "ssl_key_location" -}}
+{{- range $parameter, $name := dict "ca" "ssl_ca" "cert" "ssl_certificate" "key" "ssl_key" -}}
+{{- with dig (printf "%s_pem" $name) "" $keys -}}
+{{- $secrets = append $secrets (dict "parameter" $parameter "name" $values.secret.name "key" .) -}}
+{{- end -}}
+{{- $setting := printf "%s_location" $name -}}
 {{- with dig $setting "" $kafka -}}
 {{- if not (regexMatch "^/etc/stocklock/tls/[^/]+$" .) -}}
 {{- fail (printf "config.kafka.%s is %s, and KEDA reads certificates from tls.secretName alone: put it into that secret, or name a TriggerAuthentication of your own in keda.triggerAuthentication" $setting .) -}}

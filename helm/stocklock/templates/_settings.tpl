@@ -37,11 +37,16 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end }}
 {{- end -}}
 
+{{/* How clients speak to ingest: https or http. */}}
+{{- define "stocklock.scheme" -}}
+{{- $isHttps := or .Values.http.tlsSecret (dig "http" "tls_certificate_location" "" .Values.config) -}}
+{{- ternary "https" "http" (not (empty $isHttps)) -}}
+{{- end -}}
+
 {{/* Sections, keys and values of the settings that are not secret. */}}
 {{- define "stocklock.settings" -}}
 {{- $values := .root.Values -}}
-{{- $scheme := ternary "https" "http" (ne $values.http.tlsSecret "") -}}
-{{- $client := dict "url" (printf "%s://%s-ingest:%d" $scheme (include "stocklock.fullname" .root) (int $values.service.port)) -}}
+{{- $client := dict "url" (printf "%s://%s-ingest:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) (int $values.service.port)) -}}
 {{- $own := dict "http" (dict "listen" "0.0.0.0:8080") "admin" (dict "listen" "0.0.0.0:9464") "client" $client -}}
 {{- if has .component (list "ingest" "doctor") -}}
 {{- if $values.auth.tokensSecret -}}
