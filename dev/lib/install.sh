@@ -51,8 +51,9 @@ Parts:
             cargo builds them *
   fuzz      schemathesis, which compares the HTTP API with its OpenAPI document *
   stand-ins debootstrap, for images that stand in for others (dev/lib/stand_ins/make --help)
-  helm      Helm, unless it is there: Go builds it *, in some minutes and with 1.5 GB of disk;
-            kubernetes-validate from PyPI, with the schemas of Kubernetes *
+  helm      Helm, helm-unittest and helm-docs: Go builds them *, in some minutes and with 1.5 GB
+            of disk; kubernetes-validate from PyPI, with the schemas of Kubernetes *; the custom
+            resources of KEDA, Prometheus and gateways *
   all       all of these but release and stand-ins
 
 What is marked with * goes to the cache folder, ${XDG_CACHE_HOME:-$HOME/.cache}/stocklock.
@@ -169,7 +170,7 @@ missing_packages() {
     stand-ins) unless debootstrap debootstrap ;;
     helm)
       missing_python "$VALIDATE_HOME"
-      [[ -x $(helm_program) ]] || [[ -x $(go_program) ]] || unless go golang-go
+      has_chart_tools || [[ -x $(go_program) ]] || unless go golang-go
       ;;
   esac
 }

@@ -11,7 +11,7 @@
 {{- .Values.serviceAccount.name | default (ternary (include "stocklock.fullname" .) "default" .Values.serviceAccount.create) -}}
 {{- end -}}
 
-{{/* Takes a dict of root and component. The labels of pods: no version, so that one of the chart alone restarts nothing. */}}
+{{/* Takes a dict of root and component. The labels by which pods are selected; they never change. */}}
 {{- define "stocklock.selector" -}}
 app.kubernetes.io/name: {{ .root.Chart.Name }}
 app.kubernetes.io/instance: {{ .root.Release.Name }}
@@ -20,71 +20,137 @@ app.kubernetes.io/component: {{ . }}
 {{- end }}
 {{- end -}}
 
-{{/* The same and the versions: the labels of everything else. */}}
+{{/* The same, the versions and those of the values: the labels of everything but pods. Takes `extra` too. */}}
 {{- define "stocklock.labels" -}}
-{{ include "stocklock.selector" . }}
-app.kubernetes.io/version: {{ .root.Chart.AppVersion | quote }}
-app.kubernetes.io/managed-by: {{ .root.Release.Service }}
-helm.sh/chart: {{ printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_" }}
+{{- $own := include "stocklock.selector" . | fromYaml -}}
+{{- $_ := set $own "app.kubernetes.io/version" .root.Chart.AppVersion -}}
+{{- $_ := set $own "app.kubernetes.io/managed-by" .root.Release.Service -}}
+{{- $_ := set $own "helm.sh/chart" (printf "%s-%s" .root.Chart.Name .root.Chart.Version | replace "+" "_") -}}
+{{- merge $own (.extra | default dict) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* The variables of all settings: what the chart itself decides, `config`, and the secrets that this configuration uses. */}}
-{{- define "stocklock.env" -}}
-{{- $client := dict "url" (printf "http://%s-ingest:%d" (include "stocklock.fullname" .) (int .Values.service.port)) -}}
-{{- $own := dict "http" (dict "listen" "0.0.0.0:8080") "admin" (dict "listen" "0.0.0.0:9464") "client" $client -}}
-{{- range $section, $settings := merge $own .Values.config }}
-{{- range $key, $value := $settings }}
-- name: {{ include "stocklock.variable" (list $section $key) }}
-  {{- /* Numbers come as floats, and large ones would be written 1e+06. A $ is doubled: $(NAME) would be replaced. */}}
-  value: {{ ternary (toString (int64 $value)) $value (kindIs "float64" $value) | toString | replace "$" "$$" | quote }}
-{{- end }}
-{{- end }}
-{{- $unused := list -}}
-{{- if ne (dig "lock" "strategy" "row" .Values.config) "redlock" -}}
-{{- $unused = append $unused "redis.urls" -}}
-{{- end -}}
-{{- if not (hasPrefix "sasl_" (dig "kafka" "security_protocol" "plaintext" .Values.config)) -}}
-{{- $unused = append $unused "kafka.sasl_password" -}}
-{{- end -}}
-{{- include "stocklock.secretEnv" (dict "name" .Values.secret.name "keys" .Values.secret.keys "unused" $unused) }}
+{{/* The labels of pods: no version, so that one of the chart alone restarts nothing. Takes `extra` too. */}}
+{{- define "stocklock.podLabels" -}}
+{{- merge (include "stocklock.selector" . | fromYaml) (.extra | default dict) .root.Values.commonLabels | toYaml -}}
 {{- end -}}
 
-{{/* Takes a dict of a secret's name, its keys by section and setting, and the settings that are unused. Without a key, no variable. */}}
-{{- define "stocklock.secretEnv" -}}
-{{- range $section, $settings := .keys }}
-{{- range $setting, $key := $settings }}
-{{- if and $key (not (has (printf "%s.%s" $section $setting) $.unused)) }}
-- name: {{ include "stocklock.variable" (list $section $setting) }}
-  valueFrom:
-    secretKeyRef:
-      name: {{ $.name | quote }}
-      key: {{ $key | quote }}
-{{- end }}
-{{- end }}
-{{- end }}
+{{/* The version of Kubernetes by its major and minor number. Vendors write a minor number such as 31+, and a server that was
+     built from source has no semantic version at all. */}}
+{{- define "stocklock.kubernetes" -}}
+{{- with .Capabilities.KubeVersion -}}
+{{- printf "%s.%s.0" (regexFind "[0-9]+" .Major) (regexFind "[0-9]+" .Minor) -}}
+{{- end -}}
 {{- end -}}
 
-{{- define "stocklock.variable" -}}
-STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
-{{- end -}}
-
-{{/* Fails where values that are right by themselves cannot work together. */}}
-{{- define "stocklock.check" -}}
+{{/* The partitions of a topic, or 0 where no value says so. */}}
+{{- define "stocklock.partitions" -}}
 {{- $partitions := int (dig "topics" "partitions" 0 .Values.config) -}}
 {{- /* Without setup, somebody else creates the topics, and only a value says how many partitions they have. */}}
 {{- if and (not $partitions) .Values.setup.enabled -}}
 {{- $partitions = 12 -}}
 {{- end -}}
+{{- $partitions -}}
+{{- end -}}
+
+{{/* Takes a list of the root and a role. The role's largest number of pods, or 0 where KEDA has none. */}}
+{{- define "stocklock.mostPods" -}}
+{{- $root := index . 0 -}}
+{{- $values := index $root.Values (index . 1) -}}
+{{- if $values.keda.enabled -}}
+{{- $values.keda.maxReplicas | default (include "stocklock.partitions" $root) | int -}}
+{{- else -}}
+{{- $values.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Fails where values that are right by themselves cannot work together. */}}
+{{- define "stocklock.check" -}}
+{{- $kubernetes := include "stocklock.kubernetes" . -}}
+{{- if semverCompare "<1.25.0" $kubernetes -}}
+{{- fail (printf "Kubernetes is %s, and the chart needs 1.25 or later" $kubernetes) -}}
+{{- end -}}
+{{- $partitions := include "stocklock.partitions" . | int -}}
 {{- range $role := list "worker" "compensator" -}}
-{{- $replicas := int (index $.Values $role).replicas -}}
-{{- if and $partitions (gt $replicas $partitions) -}}
-{{- fail (printf "%s.replicas is %d, and a topic has %d partitions: the others would find no work. If the topics have more, set config.topics.partitions to their number" $role $replicas $partitions) -}}
+{{- $values := index $.Values $role -}}
+{{- $name := ternary "keda.maxReplicas" "replicas" $values.keda.enabled -}}
+{{- $most := include "stocklock.mostPods" (list $ $role) | int -}}
+{{- if and $partitions (gt $most $partitions) -}}
+{{- fail (printf "%s.%s is %d, and a topic has %d partitions: the others would find no work. If the topics have more, set config.topics.partitions to their number" $role $name $most $partitions) -}}
+{{- end -}}
+{{- if $values.keda.enabled -}}
+{{- if not $most -}}
+{{- fail (printf "%s.keda.maxReplicas is not set, and setup.enabled is false: set it, or config.topics.partitions" $role) -}}
+{{- end -}}
+{{- if lt $most (int $values.keda.minReplicas) -}}
+{{- fail (printf "%s.keda.minReplicas is %d, and the largest number of pods is %d" $role (int $values.keda.minReplicas) $most) -}}
 {{- end -}}
 {{- end -}}
+{{- $longest := 52 -}}
+{{- $full := printf "%s-%s" (include "stocklock.fullname" $) $role -}}
+{{- if and (eq $values.kind "StatefulSet") (gt (len $full) $longest) -}}
+{{- fail (printf "%s.kind is StatefulSet, and its name %s has more than %d characters: set fullnameOverride" $role $full $longest) -}}
+{{- end -}}
+{{- end -}}
+{{- include "stocklock.checkAutoscaling" . -}}
+{{- include "stocklock.checkVariables" . -}}
+{{- include "stocklock.checkFiles" . -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
-{{- $least := int (include "stocklock.seconds" $deadline) | add 10 | int -}}
+{{- $beside := include "stocklock.secondsBesideDeadline" . | int -}}
+{{- $least := int (include "stocklock.seconds" $deadline) | add $beside | int -}}
 {{- if lt (int (include "stocklock.gracePeriod" .)) $least -}}
-{{- fail (printf "terminationGracePeriodSeconds is %d, and a stop takes up to %d s: config.stop.deadline (%s) and 10 s" (int (include "stocklock.gracePeriod" .)) $least $deadline) -}}
+{{- fail (printf "terminationGracePeriodSeconds is %d, and a stop takes up to %d s: config.stop.deadline (%s) and %d s" (int (include "stocklock.gracePeriod" .)) $least $deadline $beside) -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "stocklock.checkAutoscaling" -}}
+{{- $hpa := .Values.ingest.autoscaling -}}
+{{- if $hpa.enabled -}}
+{{- if gt (int $hpa.minReplicas) (int $hpa.maxReplicas) -}}
+{{- fail (printf "ingest.autoscaling.minReplicas is %d, and maxReplicas is %d" (int $hpa.minReplicas) (int $hpa.maxReplicas)) -}}
+{{- end -}}
+{{- range $resource, $key := dict "cpu" "targetCPUUtilizationPercentage" "memory" "targetMemoryUtilizationPercentage" -}}
+{{- if and (index $hpa $key) (not (dig "requests" $resource "" $.Values.ingest.resources)) -}}
+{{- fail (printf "ingest.autoscaling.%s is a share of ingest.resources.requests.%s, and that is not set" $key $resource) -}}
+{{- end -}}
+{{- end -}}
+{{- if not (or $hpa.targetCPUUtilizationPercentage $hpa.targetMemoryUtilizationPercentage $hpa.metrics) -}}
+{{- fail "ingest.autoscaling.enabled is true, and it has no metric: set targetCPUUtilizationPercentage or metrics" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A file that no secret brings would keep every pod from starting. */}}
+{{- define "stocklock.checkFiles" -}}
+{{- $mounts := list -}}
+{{- range .Values.extraVolumeMounts -}}
+{{- $mounts = append $mounts .mountPath -}}
+{{- end -}}
+{{- if not (or .Values.tls.secretName (has "/etc/stocklock/tls" $mounts)) -}}
+{{- range $section, $settings := .Values.config -}}
+{{- range $key, $value := $settings -}}
+{{- if hasPrefix "/etc/stocklock/tls/" (toString $value) -}}
+{{- fail (printf "config.%s.%s is %s, and tls.secretName is not set" $section $key $value) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A variable that is there twice has the value of the later one: two places would say different things. */}}
+{{- define "stocklock.checkVariables" -}}
+{{- range $where := list "" "ingest" "worker" "compensator" -}}
+{{- $values := ternary $.Values (index $.Values ($where | default "ingest")) (eq $where "") -}}
+{{- $role := $where | default "worker" -}}
+{{- $component := dict "root" $ "component" $role "values" (index $.Values $role) -}}
+{{- $own := list -}}
+{{- range include "stocklock.ownEnv" $component | fromYamlArray -}}
+{{- $own = append $own .name -}}
+{{- end -}}
+{{- range $values.extraEnv -}}
+{{- if has .name $own -}}
+{{- fail (printf "%sextraEnv: the chart sets %s already, by another value" (ternary "" (printf "%s." $where) (eq $where "")) .name) -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
@@ -109,81 +175,36 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- $seconds -}}
 {{- end -}}
 
-{{/* How long Kubernetes waits for a pod: as configured, or the stop's deadline, and 10 s for what comes before and after it. */}}
+{{/* What comes before and after a stop: the sleep of ingest, 5 s at least, and 5 s. */}}
+{{- define "stocklock.secondsBesideDeadline" -}}
+{{- max 5 (int .Values.ingest.preStopSleepSeconds) | add 5 -}}
+{{- end -}}
+
+{{/* How long Kubernetes waits for a pod: as configured, or the stop's deadline, and what comes before and after it. */}}
 {{- define "stocklock.gracePeriod" -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
-{{- .Values.terminationGracePeriodSeconds | default (include "stocklock.seconds" $deadline | int | add 10) | int -}}
+{{- $default := include "stocklock.seconds" $deadline | int | add (include "stocklock.secondsBesideDeadline" . | int) -}}
+{{- .Values.terminationGracePeriodSeconds | default $default | int -}}
 {{- end -}}
 
-{{/* What every container has in common. */}}
-{{- define "stocklock.container" -}}
-image: {{ printf "%s:%s" .Values.image.repository (.Values.image.tag | default .Chart.AppVersion) | quote }}
-imagePullPolicy: {{ .Values.image.pullPolicy }}
-securityContext:
-  allowPrivilegeEscalation: false
-  readOnlyRootFilesystem: true
-  capabilities:
-    drop: [ALL]
-volumeMounts:
-  - name: tmp
-    mountPath: /tmp
-  {{- if .Values.tls.secretName }}
-  - name: tls
-    mountPath: /etc/stocklock/tls
-    readOnly: true
-  {{- end }}
-  {{- if .Values.schemas.configMapName }}
-  - name: schemas
-    mountPath: /etc/stocklock/schemas
-    readOnly: true
-  {{- end }}
+{{/* Takes a URL. Its port, or that of its scheme. */}}
+{{- define "stocklock.portOfUrl" -}}
+{{- $port := regexFind ":[0-9]+$" (urlParse .).host -}}
+{{- if $port -}}
+{{- trimPrefix ":" $port -}}
+{{- else -}}
+{{- ternary "443" "80" (hasPrefix "https" .) -}}
+{{- end -}}
 {{- end -}}
 
-{{/* What every pod has in common. */}}
-{{- define "stocklock.pod" -}}
-automountServiceAccountToken: false
-# Another Service's variables are none of our settings.
-enableServiceLinks: false
-{{- with .Values.imagePullSecrets }}
-imagePullSecrets:
-  {{- range . }}
-  - name: {{ . | quote }}
-  {{- end }}
-{{- end }}
-securityContext:
-  runAsNonRoot: true
-  # The user of the image.
-  runAsUser: 10001
-  runAsGroup: 10001
-  fsGroup: 10001
-  seccompProfile:
-    type: RuntimeDefault
-{{- with .Values.nodeSelector }}
-nodeSelector:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.tolerations }}
-tolerations:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-{{- with .Values.affinity }}
-affinity:
-  {{- toYaml . | nindent 2 }}
-{{- end }}
-volumes:
-  # For files that somebody brings along, such as one of products to import. stocklock itself writes none.
-  - name: tmp
-    emptyDir:
-      sizeLimit: 256Mi
-  {{- if .Values.tls.secretName }}
-  - name: tls
-    secret:
-      secretName: {{ .Values.tls.secretName | quote }}
-      defaultMode: 0440
-  {{- end }}
-  {{- if .Values.schemas.configMapName }}
-  - name: schemas
-    configMap:
-      name: {{ .Values.schemas.configMapName | quote }}
-  {{- end }}
+{{/* The brokers as HOST:PORT, comma separated: as the settings take them, without schemes and blanks. */}}
+{{- define "stocklock.brokers" -}}
+{{- $brokers := list -}}
+{{- range splitList "," (dig "kafka" "brokers" "kafka:9092" .Values.config) -}}
+{{- $broker := regexReplaceAll "^[A-Za-z_]+://" (trim .) "" -}}
+{{- if $broker -}}
+{{- $brokers = append $brokers (ternary $broker (printf "%s:9092" $broker) (regexMatch ":[0-9]+$" (regexReplaceAll "\\[[^\\]]*\\]" $broker ""))) -}}
+{{- end -}}
+{{- end -}}
+{{- join "," $brokers -}}
 {{- end -}}
