@@ -9,9 +9,10 @@ const FOLDERS: [&str; 8] =
     ["src/", "docs/", "tests/", "dev/", "schemas/", "migrations/", "examples/", "helm/"];
 
 /// The recipes of `docs/architecture.md`.
-const RECIPES: [&str; 8] = [
+const RECIPES: [&str; 9] = [
     "an endpoint",
     "a topic",
+    "a part of a value",
     "a setting",
     "a metric",
     "a lock strategy",
