@@ -15,6 +15,7 @@ const FOLDERS: [&str; 8] =
 const RECIPES: [&str; 9] = [
     "an endpoint",
     "a topic",
+    "a part of a value",
     "a setting",
     "a metric",
     "an alert",

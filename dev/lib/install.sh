@@ -150,6 +150,7 @@ missing_packages() {
     mariadb)
       have mariadb || unless mysql mariadb-client-core
       unless mariadbd mariadb-server-core
+      unless mariadb-dump mariadb-client
       ;;
     clients)
       missing_python "$CLIENTS_HOME/python"

@@ -4,10 +4,13 @@
 mod print;
 
 pub mod bench;
+mod completions;
 mod config;
 mod dependencies;
 mod dlq;
 mod import;
+mod log_filter;
+mod man;
 mod order;
 mod probe;
 mod process;
@@ -28,7 +31,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::{
     config::{Config, ConfigError, Layers},
-    telemetry::init_logging,
+    telemetry::{LogFilter, init_logging},
 };
 
 /// Deducts stock for orders that arrive on Kafka: all lines of an order or none, never twice, never
@@ -94,6 +97,12 @@ enum Command {
     /// Ask a role on its admin address whether it is live or ready; exit status 0: yes, 1: no, 2:
     /// no answer
     Probe(probe::ProbeArgs),
+    /// Show or change what a role logs, on its admin address, without a restart
+    LogFilter(log_filter::LogFilterArgs),
+    /// Print a script by which a shell completes commands and options
+    Completions(completions::CompletionsArgs),
+    /// Write manual pages: one of stocklock, and one of each subcommand
+    Man(man::ManArgs),
 }
 
 /// The result of a command that did not fail. It decides the exit status.
@@ -132,8 +141,12 @@ impl Cli {
         let layers = Layers::read(self.config.as_deref(), Layers::variables(), &self.set);
         let answer = match self.command {
             Command::Config(args) => Ok(config::run(&args, &layers, self.output)),
+            Command::Completions(args) => completions::run(&args),
+            Command::Man(args) => man::run(&args),
             command => match start(&layers) {
-                Ok(config) => command.run(config, &layers, self.output).await,
+                Ok((config, log_filter)) => {
+                    command.run(config, log_filter, &layers, self.output).await
+                }
                 Err(error) => Err(error),
             },
         };
@@ -149,11 +162,12 @@ impl Cli {
     }
 }
 
-fn start(layers: &Layers) -> anyhow::Result<Config> {
+/// Resolves the configuration, and starts to log.
+fn start(layers: &Layers) -> anyhow::Result<(Config, LogFilter)> {
     let config =
         Config::resolve(layers).map_err(|ConfigError(errors)| wrong_configuration(errors))?;
-    init_logging(&config.log)?;
-    Ok(config)
+    let log_filter = init_logging(&config.log)?;
+    Ok((config, log_filter))
 }
 
 fn wrong_configuration(errors: Vec<String>) -> print::Faults {
@@ -161,14 +175,21 @@ fn wrong_configuration(errors: Vec<String>) -> print::Faults {
 }
 
 impl Command {
-    async fn run(self, config: Config, layers: &Layers, output: Output) -> anyhow::Result<Answer> {
+    async fn run(
+        self,
+        config: Config,
+        log_filter: LogFilter,
+        layers: &Layers,
+        output: Output,
+    ) -> anyhow::Result<Answer> {
+        let run_roles = async |config, roles: &[_]| roles::run(config, log_filter, roles).await;
         match self {
             Self::Setup => setup::run(&config, output).await,
-            Self::Ingest => roles::run(config, &[roles::Role::Ingest]).await,
-            Self::Worker => roles::run(config, &[roles::Role::Worker]).await,
-            Self::Compensator => roles::run(config, &[roles::Role::Compensator]).await,
+            Self::Ingest => run_roles(config, &[roles::Role::Ingest]).await,
+            Self::Worker => run_roles(config, &[roles::Role::Worker]).await,
+            Self::Compensator => run_roles(config, &[roles::Role::Compensator]).await,
             Self::All => {
-                roles::run(
+                run_roles(
                     config,
                     &[roles::Role::Ingest, roles::Role::Worker, roles::Role::Compensator],
                 )
@@ -181,8 +202,9 @@ impl Command {
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
             Self::Probe(args) => probe::run(&args, &config, output).await,
-            Self::Config(_) => {
-                unreachable!("Cli::run handles `config`, which also shows a wrong configuration")
+            Self::LogFilter(args) => log_filter::run(&args, &config, output).await,
+            Self::Config(_) | Self::Completions(_) | Self::Man(_) => {
+                unreachable!("Cli::run handles what runs with a wrong configuration too")
             }
         }
     }

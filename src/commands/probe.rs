@@ -32,20 +32,11 @@ pub(super) async fn run(
     config: &Config,
     output: Output,
 ) -> anyhow::Result<Answer> {
-    let mut address = config.admin.listen;
-    // A role that listens on every address also listens on the loopback.
-    if address.ip().is_unspecified() {
-        address.set_ip(if address.is_ipv4() {
-            Ipv4Addr::LOCALHOST.into()
-        } else {
-            Ipv6Addr::LOCALHOST.into()
-        });
-    }
     let path = match args.question {
         HealthCheck::Live => "livez",
         HealthCheck::Ready => "readyz",
     };
-    let url = format!("http://{address}/{path}");
+    let url = format!("{}/{path}", admin_url(config));
     // The role runs on this machine, so a proxy could not reach it.
     let client = Client::builder().no_proxy().timeout(args.timeout).build()?;
     let answered = client.get(&url).send().await.with_context(|| url.clone())?;
@@ -59,4 +50,18 @@ pub(super) async fn run(
         }
     }
     Ok(if is_well { Answer::Done } else { Answer::No })
+}
+
+/// The URL of `admin.listen`, as a client on the same machine reaches it.
+pub(super) fn admin_url(config: &Config) -> String {
+    let mut address = config.admin.listen;
+    // A role that listens on every address also listens on the loopback.
+    if address.ip().is_unspecified() {
+        address.set_ip(if address.is_ipv4() {
+            Ipv4Addr::LOCALHOST.into()
+        } else {
+            Ipv6Addr::LOCALHOST.into()
+        });
+    }
+    format!("http://{address}")
 }

@@ -14,7 +14,7 @@ use crate::{
     telemetry::Metrics,
     wire::{
         OrderEventCodec, OrderRequestCodec, OrderStatusCodec, RegisteredSchemas,
-        StockAdjustmentCodec, WriterSchema, check_writer_schemas,
+        StockAdjustmentCodec, WriterSchema, check_readable, check_writer_schemas,
     },
 };
 
@@ -90,6 +90,7 @@ impl Codecs {
         let writers =
             writer_schemas(&config.topics.writer_schemas).context("topics.writer_schemas")?;
         check_writer_schemas(&writers).context("topics.writer_schemas")?;
+        check_readable(&config.topics, registry.is_some()).map_err(anyhow::Error::msg)?;
         let schemas = registry.map(|registry| &registry.schemas);
         Ok(Self {
             events: OrderEventCodec::reading(&writers)?.on(&config.topics, schemas),

@@ -32,7 +32,7 @@ use crate::{
     relay::{Announcer, Relay},
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
-    telemetry::{Health, MeasuredBy, Metrics, serve_admin},
+    telemetry::{Admin, Health, LogFilter, MeasuredBy, Metrics, serve_admin},
     wire::{OrderEventCodec, OrderRequestCodec, OrderStatusCodec, StockAdjustmentCodec},
 };
 
@@ -70,7 +70,11 @@ pub(super) struct SharedParts {
 
 /// Runs roles until SIGTERM or SIGINT, or until one of them fails. Then all stop in order, within
 /// `stop.deadline`. Fails if a role fails, or if the stop cut off work.
-pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer> {
+pub(super) async fn run(
+    config: Config,
+    log_filter: LogFilter,
+    roles: &[Role],
+) -> anyhow::Result<Answer> {
     if roles.contains(&Role::Ingest) {
         config
             .check_listeners()
@@ -80,8 +84,9 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     let health = shared.health.clone();
     shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());
     tokio::spawn(fit_batches(shared.producer.clone(), Arc::clone(&shared.config)));
-    let admin = listen("admin.listen", shared.config.admin.listen).await?;
+    let listener = listen("admin.listen", shared.config.admin.listen).await?;
     let (health, metrics) = (shared.health.clone(), shared.metrics.clone());
+    let admin = Admin { health, metrics, log_filter };
     let mut tasks = JoinSet::new();
     let begin = shared.find_schemas();
     for role in roles {
@@ -98,8 +103,10 @@ pub(super) async fn run(config: Config, roles: &[Role]) -> anyhow::Result<Answer
     }
     shared.watch_servers().context("cannot watch the dependencies")?;
     let admin_stop = Shutdown::default();
-    let admin = spawn(serve_admin(admin, health, metrics, admin_stop.clone()));
-    tracing::info!(?roles, admin = %shared.config.admin.listen, "started");
+    let admin = spawn(serve_admin(listener, admin, admin_stop.clone()));
+    let (admin_address, readable_by) =
+        (shared.config.admin.listen, shared.config.topics.readable_by);
+    tracing::info!(?roles, admin = %admin_address, %readable_by, "started");
     let mut failed = None;
     while let Some(ended) = tasks.join_next().await {
         if let Err(error) = ended.context("a role panicked").and_then(|result| result) {

@@ -47,13 +47,14 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
             json!({
                 "order_store": stores, "stock_store": stores, "topics": topics,
                 "schemas": schemas.iter().map(SubjectReport::to_json).collect::<Vec<_>>(),
-                "warnings": warnings,
+                "readable_by": config.topics.readable_by.to_string(), "warnings": warnings,
             })
         );
         return Ok(answer);
     }
     println!("order store  migrated");
     println!("stock store  migrated");
+    println!("values       readable by version {} and later", config.topics.readable_by);
     for topic in reports {
         let what = match (topic.created, topic.differences.is_empty()) {
             (true, _) => "created".to_owned(),

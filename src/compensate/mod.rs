@@ -10,11 +10,13 @@ use rdkafka::{Message as _, message::OwnedMessage};
 
 use crate::{
     crash_point::crash_point,
-    domain::{Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus},
+    domain::{
+        Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus, ReportedStatus,
+    },
     kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
     relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Applied, Changed, OrderStore, StoreError},
-    telemetry::Metrics,
+    telemetry::{Metrics, order_log},
     wire::{OrderStatusCodec, WireError},
 };
 
@@ -56,7 +58,9 @@ impl Handler for Compensator {
             return Ok(None);
         };
         let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now)).map(Some)
+        let status = self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now))?;
+        order_log::received(message, status.order_id, status.status.as_str());
+        Ok(Some(status))
     }
 
     fn is_pending(&self, status: &Self::Decoded) -> bool {
@@ -73,6 +77,7 @@ impl Handler for Compensator {
         let Applied { changed, released } =
             self.store.apply(&statuses, now, self.horizon, COMMITTER_LEASE).await?;
         crash_point("compensate.committed");
+        log_first(&statuses, &changed);
         self.metrics.compensations.with_label_values(&["release_done"]).inc_by(released as u64);
         let refused = changed.results.iter().filter(|result| result.effect == Effect::Refused);
         self.metrics.confirmations_too_late.inc_by(refused.count() as u64);
@@ -149,10 +154,34 @@ impl Handler for Compensator {
     }
 }
 
+/// Writes a log line for each status that was applied without a read before, if these lines are on.
+fn log_first(statuses: &[&OrderStatus], changed: &Changed) {
+    if !order_log::is_on() {
+        return;
+    }
+    let read: HashSet<_> = changed.results.iter().map(|result| result.order_id).collect();
+    for status in statuses.iter().filter(|status| !read.contains(&status.order_id)) {
+        let (effect, state) = match status.status {
+            ReportedStatus::Completed if status.is_from_worker() => {
+                ("moved", Some(OrderState::Completed))
+            }
+            ReportedStatus::Failed(_) => ("moved", Some(OrderState::Failed)),
+            ReportedStatus::Released => ("release done", None),
+            // The store leaves out what has no effect on any order.
+            ReportedStatus::Completed
+            | ReportedStatus::Reserved
+            | ReportedStatus::Cancelled(_)
+            | ReportedStatus::Confirmed => ("nothing", None),
+        };
+        order_log::applied(status.order_id, effect, state);
+    }
+}
+
 impl Compensator {
     /// Counts changes of orders, and publishes their releases and announcements.
     fn publish_changes(&self, changed: Changed, now: DateTime<Utc>) {
         self.count(&changed);
+        changed.log();
         let decidable_from = self.horizon.decidable(now).start;
         publish_changes(&self.relay, &self.announcer, changed, decidable_from);
     }

@@ -182,13 +182,16 @@ fn redis_server(text: &str) -> Result<String, String> {
     Ok(format!("{host}:{}", url.port().unwrap_or(REDIS_PORT)))
 }
 
-/// Parses a level, or directives such as `info,stocklock=debug`.
-pub(super) fn log_level(text: &str) -> Result<String, String> {
-    // `EnvFilter` reads a misspelt level as a target's name, and then logs no other target.
-    for directive in
-        text.split(',').map(str::trim).filter(|directive| !directive.contains(['=', '[']))
-    {
-        one_of(directive, &LEVELS).map_err(|error| format!("directive {directive:?}: {error}"))?;
+/// Parses a level, or directives such as `info,stocklock=debug`. Fails with the directive that is
+/// wrong.
+pub(crate) fn log_level(text: &str) -> Result<String, String> {
+    for directive in text.split(',').map(str::trim) {
+        let named = |error: String| format!("directive {directive:?}: {error}");
+        // `EnvFilter` reads a misspelt level as a target's name, and then logs no other target.
+        if !directive.contains(['=', '[']) {
+            one_of(directive, &LEVELS).map_err(named)?;
+        }
+        EnvFilter::try_new(directive).map_err(|error| named(error.to_string()))?;
     }
     EnvFilter::try_new(text).map_err(|error| error.to_string())?;
     Ok(text.to_owned())

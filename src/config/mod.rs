@@ -17,6 +17,7 @@ mod formats;
 mod fuzz;
 mod keys;
 mod layers;
+mod reader_version;
 mod secret_url;
 mod sections;
 mod values;
@@ -27,10 +28,12 @@ use crate::domain::Horizon;
 
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
+pub(crate) use formats::log_level;
 pub use keys::KEYS;
 pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
 pub use layers::Layers;
+pub(crate) use reader_version::ReaderVersion;
 pub use secret_url::SecretUrl;
 use values::Values;
 
@@ -90,6 +93,8 @@ pub struct TopicsConfig {
     pub cloudevents: bool,
     /// The Avro schemas with which other systems write their values.
     pub(crate) writer_schemas: Vec<SchemaSource>,
+    /// The oldest version of stocklock that reads what this process writes.
+    pub(crate) readable_by: ReaderVersion,
     pub partitions: i32,
     pub(crate) replication: i32,
     pub(crate) retention: Duration,

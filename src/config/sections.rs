@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use super::{
-    BatchConfig, ClientFiles, IntakeTopic, Key, OrdersConfig, RedisConfig, RegistryConfig,
-    RetentionConfig, SchemaSource, StoreConfig, TopicsConfig, formats, formats::short_duration,
-    values::Values,
+    BatchConfig, ClientFiles, IntakeTopic, Key, OrdersConfig, ReaderVersion, RedisConfig,
+    RegistryConfig, RetentionConfig, SchemaSource, StoreConfig, TopicsConfig, formats,
+    formats::short_duration, values::Values,
 };
 use crate::domain::Horizon;
 
@@ -84,6 +84,7 @@ impl Values<'_> {
             status_format: self.choice("topics.status_format"),
             cloudevents: self.flag("topics.cloudevents"),
             writer_schemas: self.read("topics.writer_schemas", schema_sources),
+            readable_by: self.read("topics.readable_by", ReaderVersion::parse),
             partitions: self.number("topics.partitions"),
             replication,
             retention: self.duration("topics.retention"),

@@ -35,14 +35,14 @@ use crate::{
     config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus, ProductId,
+        OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus,
         fold::{Decisions, Outcome},
     },
     kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
     levels::{LevelError, Levels},
     lock::{Acquired, LockError, Locks},
     store::{StockStore, StoreError},
-    telemetry::Metrics,
+    telemetry::{Metrics, order_log},
     wire::{OrderEventCodec, OrderStatusCodec, WireError},
 };
 
@@ -96,6 +96,7 @@ impl Handler for Worker {
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let event = self.events.decode(message.payload().unwrap_or_default())?;
+        order_log::received(message, event.order_id, event.kind.as_str());
         Ok(Arrived { event, at: Instant::now() })
     }
 
@@ -250,6 +251,7 @@ impl Worker {
         self.observe_stage("unlock", begun);
         let handled = decided?;
         self.count(&events, &handled.outcomes, strategy);
+        log(arrived, &handled, &deferred);
         Ok(Done { handled, deferred })
     }
 
@@ -311,6 +313,21 @@ impl Worker {
             .batch_seconds
             .with_label_values(&[stage])
             .observe(begun.elapsed().as_secs_f64());
+    }
+}
+
+/// Writes a log line for each order of a batch, if these lines are on.
+fn log(arrived: &[&Arrived], decisions: &Decisions, deferred: &[usize]) {
+    if !order_log::is_on() {
+        return;
+    }
+    for status in &decisions.statuses {
+        let (id, is_released) = (status.order_id, status.status == ReportedStatus::Released);
+        let is_new = decisions.outcomes.contains_key(&id) || decisions.released.contains(&id);
+        order_log::decided(status, !is_new && !is_released);
+    }
+    for number in deferred {
+        order_log::deferred(arrived[*number].event.order_id);
     }
 }
 

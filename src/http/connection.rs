@@ -3,7 +3,7 @@
 
 use std::{
     io::{self, Read as _},
-    net::Shutdown,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -147,6 +147,14 @@ impl Connection {
 
     pub(super) fn stream(&self) -> &TcpStream {
         &self.0.stream
+    }
+
+    /// Whether the client connects from `127.0.0.1` or `::1`. Other addresses of the loopback do
+    /// not count: the proxies of some service meshes connect from one of them for a remote client.
+    pub(crate) fn is_from_loopback(&self) -> bool {
+        let localhost: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+        let peer = self.0.stream.peer_addr();
+        peer.is_ok_and(|peer| localhost.contains(&peer.ip().to_canonical()))
     }
 
     pub(super) fn downgrade(&self) -> WeakConnection {

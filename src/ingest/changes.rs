@@ -161,6 +161,7 @@ impl ChangeTask {
             match self.commit(&mut group).await {
                 Ok(Some(CommittedGroup { mut changed, changed_at, was_doubted })) => {
                     crash_point("ingest.changes_committed");
+                    changed.log();
                     let results = std::mem::take(&mut changed.results);
                     for (queued, result) in group.into_iter().zip(results) {
                         queued.answer(known(result, was_doubted));

@@ -24,7 +24,7 @@ use crate::{
     domain::OrderId,
     relay::{COMMITTER_LEASE, Relay},
     store::{OrderStore, PlaceTerms, Placed, Placement, StoreError, StoreUse, leaders},
-    telemetry::Metrics,
+    telemetry::{Metrics, order_log},
 };
 
 /// The most orders that wait for a commit. An order above it is not accepted.
@@ -275,6 +275,7 @@ impl CommitTask {
         let mut events = Vec::with_capacity(group.len());
         for (QueuedOrder { placement, saved, .. }, placed) in group.into_iter().zip(placed) {
             if placed == Placed::New {
+                order_log::saved(placement.order.order_id);
                 events.push(placement.order.into_event());
             }
             // The client may have gone. The outcome of its order stands.

@@ -11,7 +11,9 @@ use rdkafka::{
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
-    producer::{DeliveryFuture, FutureProducer, FutureRecord, Producer as _},
+    producer::{
+        DeliveryFuture, FutureProducer, FutureRecord, Producer as _, future_producer::Delivery,
+    },
 };
 
 use super::{
@@ -19,7 +21,7 @@ use super::{
     client::{ClientLog, client_config, report_topic_ids},
     renewal::{MIN_TOPIC_PAUSE, ProducerRenewal},
 };
-use crate::{config::KafkaConfig, domain::OrderId};
+use crate::{config::KafkaConfig, domain::OrderId, telemetry::order_log};
 
 /// The largest message, bytes: twice what a broker takes by default. A dead letter needs the second
 /// half for its headers.
@@ -304,7 +306,9 @@ async fn deliver(
     }
     for (number, delivery) in deliveries {
         match delivery.await {
-            Ok(Ok(_)) => {}
+            Ok(Ok(Delivery { partition, offset, .. })) => {
+                order_log::published(messages[number].key.as_deref(), topic, partition, offset);
+            }
             Ok(Err((error, _))) if is_too_large(&error) => too_large.push(number),
             Ok(Err((error, _))) => return Err(error),
             Err(_) => return Err(KafkaError::Canceled),

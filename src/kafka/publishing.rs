@@ -12,7 +12,7 @@ use super::{
     partitions::Partitions,
     pipeline::{GivenUp, HandledBatch, Part, Step},
 };
-use crate::backoff::Backoff;
+use crate::{backoff::Backoff, telemetry::order_log};
 
 /// The last of a lane's steps: publishes the outcomes of each batch, dead-letters its bad messages,
 /// and stores its offsets.
@@ -107,6 +107,7 @@ impl<H: Handler> Publishing<H> {
             if blame == Blame::Writer {
                 *writers_letters.entry(partition).or_insert(0) += 1;
             }
+            order_log::dead_lettered(message, reason.class);
             letters.push(DeadLetter { message, reason });
             self.breaker.count(partition, source, Some(blame));
         }

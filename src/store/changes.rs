@@ -20,7 +20,10 @@ use super::{
     rows::{expect_rows, json, order_ids},
     statuses::LockedOrder,
 };
-use crate::domain::{Cause, Effect, Horizon, OrderEvent, OrderId, OrderState, OrderStatus};
+use crate::{
+    domain::{Cause, Effect, Horizon, OrderEvent, OrderId, OrderState, OrderStatus},
+    telemetry::order_log,
+};
 
 /// A change of an order that a client requests.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +63,16 @@ impl Changed {
     pub(crate) fn orders_with(&self, effect: Effect) -> HashSet<OrderId> {
         let results = self.results.iter().filter(|result| result.effect == effect);
         results.map(|result| result.order_id).collect()
+    }
+
+    /// Writes a log line for each event, if these lines are on.
+    pub(crate) fn log(&self) {
+        if order_log::is_on() {
+            for ChangeResult { order_id, effect, order } in &self.results {
+                let state = order.as_ref().map(|order| order.state);
+                order_log::applied(*order_id, order_log::word(*effect), state);
+            }
+        }
     }
 
     /// Adds the closed holds to a counter with the label `how`.

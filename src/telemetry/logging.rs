@@ -14,26 +14,31 @@ use tracing_subscriber::{
         format::Writer,
         time::{FormatTime as _, SystemTime},
     },
+    layer::SubscriberExt as _,
     registry::LookupSpan,
+    reload,
+    util::SubscriberInitExt as _,
 };
 
+use super::LogFilter;
 use crate::config::{LogConfig, LogFormat};
 
-/// Starts to write log lines to standard error. Lines that cannot be written are lost. Fails if
-/// `log.level` is neither a level nor a list of directives, or if logging was started before.
-pub(crate) fn init_logging(log: &LogConfig) -> anyhow::Result<()> {
+/// Starts to write log lines to standard error, and returns their filter. Lines that cannot be
+/// written are lost. Fails if `log.level` is neither a level nor a list of directives, or if
+/// logging was started before.
+pub(crate) fn init_logging(log: &LogConfig) -> anyhow::Result<LogFilter> {
     let filter = EnvFilter::try_new(&log.level).map_err(|e| {
         anyhow::anyhow!("log.level = {:?}: expected a level or directives: {e}", log.level)
     })?;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .log_internal_errors(false);
+    let (filter, handle) = reload::Layer::new(filter);
+    let filtered = tracing_subscriber::registry().with(filter);
+    let lines = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     let initialised = match log.format {
-        LogFormat::Json => builder.event_format(JsonLines).try_init(),
-        LogFormat::Text => builder.with_ansi(io::stderr().is_terminal()).try_init(),
+        LogFormat::Json => filtered.with(lines.event_format(JsonLines)).try_init(),
+        LogFormat::Text => filtered.with(lines.with_ansi(io::stderr().is_terminal())).try_init(),
     };
-    initialised.map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))
+    initialised.map_err(|e| anyhow::anyhow!("cannot start logging: {e}"))?;
+    Ok(LogFilter::new(handle, &log.level))
 }
 
 /// Writes one JSON object per line: `timestamp`, `level`, `message` and the other fields, `target`.

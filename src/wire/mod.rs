@@ -18,6 +18,7 @@
 //! | `adjustments.rs` | requests to adjust stock |
 //! | `requests.rs` | the codec of order requests |
 //! | `stock_level.rs` | the codec of `stock-levels` |
+//! | `features.rs` | what the values contain, and which version reads it first |
 //! | `codec.rs` | the header of a value, and its schema |
 //! | `datum.rs` | writes the fields of a record |
 //! | `json.rs` | JSON objects |
@@ -33,6 +34,7 @@ mod codec;
 mod datum;
 mod error;
 mod events;
+mod features;
 mod fingerprint;
 #[cfg(test)]
 mod fuzz;
@@ -48,6 +50,7 @@ pub(crate) use error::WireError;
 pub use events::OrderEventCodec;
 pub use events::OrderStatusCodec;
 pub(crate) use events::{StatusHeaders, check_writer_schemas};
+pub(crate) use features::check_readable;
 pub(crate) use registered::{RegisteredSchemas, Subject};
 pub use requests::OrderRequestCodec;
 pub use stock_level::StockLevelCodec;

@@ -27,6 +27,7 @@ use crate::{
     error_text,
     http::Connection,
     store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
+    telemetry::order_log,
 };
 
 /// The caller of requests without authentication. Its keys stay valid with authentication.
@@ -211,7 +212,11 @@ impl Api {
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
         let checked = if is_expired { Err(expired_key()) } else { self.check(&placement).await };
         let placed = match checked {
-            Ok(()) => self.committer.save(placement).await.map_err(|e| not_saved(order_id, &e))?,
+            Ok(()) => {
+                let NewOrder { lines, hold_seconds, .. } = &placement.order;
+                order_log::accepted(order_id, lines.as_slice().len(), *hold_seconds);
+                self.committer.save(placement).await.map_err(|e| not_saved(order_id, &e))?
+            }
             Err(refusal) => self.find_placed(&placement).await?.ok_or(refusal)?,
         };
         receipt(order_id, is_id, placed)

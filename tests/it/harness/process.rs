@@ -32,9 +32,7 @@ pub(crate) struct Role {
 
 impl Cli {
     pub(crate) fn run(env: &BTreeMap<String, String>, args: &[&str]) -> Self {
-        let output =
-            stocklock_command(Path::new(BINARY), env).args(args).output().expect("the binary runs");
-        Self { args: args.join(" "), output }
+        Self::run_binary(Path::new(BINARY), env, args)
     }
 
     /// Runs the laboratory, which `cargo build --package stocklock-lab` puts beside stocklock.
@@ -42,6 +40,12 @@ impl Cli {
         let path = Path::new(BINARY).with_file_name("stocklock-lab");
         let mut command = stocklock_command(&path, env);
         let output = command.args(args).output().expect("the laboratory is built");
+        Self { args: args.join(" "), output }
+    }
+
+    /// Runs another binary of stocklock.
+    pub(crate) fn run_binary(binary: &Path, env: &BTreeMap<String, String>, args: &[&str]) -> Self {
+        let output = stocklock_command(binary, env).args(args).output().expect("the binary runs");
         Self { args: args.join(" "), output }
     }
 
@@ -78,20 +82,35 @@ impl Role {
         role: &str,
         settings: &[(&str, &str)],
     ) -> Self {
-        Self::start(role, |role| role.with_env(env.clone()).with_env(settings.iter().copied()))
+        Self::spawn_binary(Path::new(BINARY), env, role, settings)
+    }
+
+    /// The same of another binary.
+    pub(crate) fn spawn_binary(
+        binary: &Path,
+        env: &BTreeMap<String, String>,
+        role: &str,
+        settings: &[(&str, &str)],
+    ) -> Self {
+        Self::start(binary, role, |role| {
+            role.with_env(env.clone()).with_env(settings.iter().copied())
+        })
     }
 
     /// The same with a hard limit of open files.
     pub(crate) fn spawn_with_files(env: &BTreeMap<String, String>, role: &str, files: u32) -> Self {
-        Self::start(role, |role| role.with_env(env.clone()).with_max_open_files(files))
+        Self::start(Path::new(BINARY), role, |role| {
+            role.with_env(env.clone()).with_max_open_files(files)
+        })
     }
 
     fn start(
+        binary: &Path,
         name: &str,
         described: impl FnOnce(stocklock_servers::Role) -> stocklock_servers::Role,
     ) -> Self {
         let log = tempfile::NamedTempFile::new().expect("a file").into_temp_path();
-        let role = stocklock_servers::Role::new(name, BINARY, &*log).expect("free ports");
+        let role = stocklock_servers::Role::new(name, binary, &*log).expect("free ports");
         let role = described(role);
         let (http, admin) = (format!("http://{}", role.http), format!("http://{}", role.admin));
         let role = Running::spawn(role, Lifetime::OfParent, &Patience::new(PATIENCE));

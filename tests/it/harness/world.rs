@@ -48,6 +48,11 @@ impl World {
         Self::on_brokers(database, strategy, &inherited("STOCKLOCK__KAFKA__BROKERS")).await
     }
 
+    /// The same without `setup`.
+    pub(crate) async fn without_setup(database: Database, strategy: Strategy) -> Self {
+        Self::on(&server_url(database), strategy).await
+    }
+
     /// The same on other brokers than those of the stack.
     pub(crate) async fn on_brokers(database: Database, strategy: Strategy, brokers: &str) -> Self {
         let world = Self::on_servers(&server_url(database), brokers, strategy).await;

@@ -149,6 +149,12 @@ pub(super) const KEYS: &[Key] = &[
         "Avro schemas of other systems: .avsc files, or folders of them",
     ),
     key(
+        "topics.readable_by",
+        "0.1",
+        Allowed::Form("a version, MAJOR.MINOR"),
+        "the oldest version of stocklock that runs: no process writes values that it cannot read",
+    ),
+    key(
         "topics.partitions",
         "12",
         number(1, 10_000, "partitions"),
