@@ -15,7 +15,7 @@ use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
-    domain::{Effect, Horizon, OrderId},
+    domain::{Effect, Horizon, OrderId, TracedOrders},
     relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Change, ChangeResult, Changed, OrderStore, RequestTimes, StoreError},
     telemetry::Metrics,
@@ -167,7 +167,8 @@ impl ChangeTask {
                     }
                     changed.count_closed_holds(&self.metrics.holds_closed);
                     let decidable_from = self.horizon.decidable(changed_at).start;
-                    publish_changes(&self.relay, &self.announcer, changed, decidable_from);
+                    let traced = TracedOrders::default();
+                    publish_changes(&self.relay, &self.announcer, changed, decidable_from, traced);
                 }
                 Ok(None) => {}
                 Err(ChangeError::Refused(_)) if group.len() > 1 => {

@@ -1,4 +1,5 @@
-//! What operators see of a process: log lines, metrics, health, and the admin endpoints.
+//! What operators see of a process: log lines, metrics, health, traces, and the admin
+//! endpoints.
 //!
 //! | file | does |
 //! | --- | --- |
@@ -9,6 +10,7 @@
 //! | `health` | gathers what the loops of a process report |
 //! | `dependency` | tries a server all the time, for `/readyz` |
 //! | `admin` | serves `/livez`, `/readyz` and `/metrics` |
+//! | `traces` | makes the spans of sampled orders, and sends them |
 
 mod admin;
 mod dead_letter_classes;
@@ -19,6 +21,7 @@ mod logging;
 mod made;
 mod measured;
 mod metrics;
+mod traces;
 mod zeros;
 
 pub(crate) use admin::serve_admin;
@@ -32,3 +35,7 @@ pub(crate) use logging::init_logging;
 pub(crate) use made::made_metrics;
 pub(crate) use measured::MeasuredBy;
 pub use metrics::Metrics;
+pub use traces::ConsumerTraces;
+pub use traces::Received;
+pub use traces::Traces;
+pub(crate) use traces::{BatchSpan, SharedTransaction, Span, SpanExport};

@@ -23,7 +23,7 @@ use super::{
     time,
 };
 use crate::{
-    domain::{Lines, OrderId, OrderState},
+    domain::{Lines, OrderId, OrderState, TraceContext},
     error_text,
     http::Connection,
     store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
@@ -38,15 +38,17 @@ const INTAKE: &str = "intake:";
 pub(super) async fn place_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let trace = trace.map(|Extension(context)| Box::new(context));
     let placed = async {
         body::check_content_type(&headers)?;
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(key.map_or(Source::Ingest, Source::Key), request).await
+        api.place(key.map_or(Source::Ingest, Source::Key), request, trace).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -57,9 +59,11 @@ pub(super) async fn put_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let trace = trace.map(|Extension(context)| Box::new(context));
     let placed = async {
         let id =
             path.ok().and_then(|Path(id)| Uuid::try_parse(&id).ok().filter(|_| id.len() == 36));
@@ -76,7 +80,7 @@ pub(super) async fn put_order(
         })?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(Source::Client(id), request).await
+        api.place(Source::Client(id), request, trace).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -173,6 +177,7 @@ impl Api {
         &self,
         source: Source,
         request: OrderRequest,
+        trace: Option<Box<TraceContext>>,
     ) -> Result<Receipt, Problem> {
         let order_id = match source {
             Source::Client(id) => id,
@@ -194,7 +199,7 @@ impl Api {
             Source::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
         };
         let is_id = identity == Some(Identity::OrderId);
-        let placement = Placement { order, identity };
+        let placement = Placement { order, identity, trace };
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
         let checked = if is_expired { Err(expired_key()) } else { self.check(&placement).await };
         let placed = match checked {
@@ -219,7 +224,7 @@ impl Api {
     /// Whether a new order may be saved. Fails with a 422 if it is invalid, and with a 503 if the
     /// outbox is full.
     async fn check(&self, placement: &Placement) -> Result<(), Problem> {
-        let Placement { order, identity } = placement;
+        let Placement { order, identity, .. } = placement;
         if *identity == Some(Identity::OrderId) {
             self.check_age(order)?;
         }
