@@ -54,9 +54,8 @@ impl Handler for Compensator {
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
-        let trace = self.traces.received(message.partition(), message.offset(), || {
-            trace_parent(message)
-        });
+        let trace =
+            self.traces.received(message.partition(), message.offset(), || trace_parent(message));
         ReceivedStatus { status: self.decode_status(message), trace, at: Instant::now() }
     }
 

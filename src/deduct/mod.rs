@@ -106,9 +106,8 @@ impl Handler for Worker {
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let event = self.events.decode(message.payload().unwrap_or_default())?;
-        let trace = self.traces.received(message.partition(), message.offset(), || {
-            trace_parent(message)
-        });
+        let trace =
+            self.traces.received(message.partition(), message.offset(), || trace_parent(message));
         Ok(Arrived { event, at: Instant::now(), trace })
     }
 

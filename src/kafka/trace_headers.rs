@@ -50,8 +50,7 @@ mod tests {
 
     #[test]
     fn a_context_is_read_as_it_was_written() {
-        let message =
-            || Message::of_order(OrderId::first_of(chrono::DateTime::UNIX_EPOCH), vec![]);
+        let message = || Message::of_order(OrderId::first_of(chrono::DateTime::UNIX_EPOCH), vec![]);
         for state in [None, Some(&b"a=1"[..])] {
             let parent = TraceParent::parse(TEXT.as_bytes(), state);
             let context = parent.as_ref().map(|parent| &parent.context);

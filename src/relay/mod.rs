@@ -174,11 +174,7 @@ impl Relay {
     }
 
     /// Produces events. The broker may acknowledge some although others fail.
-    async fn produce<'e>(
-        &self,
-        events: &'e [OrderEvent],
-        traced: &TracedOrders,
-    ) -> Produced<'e> {
+    async fn produce<'e>(&self, events: &'e [OrderEvent], traced: &TracedOrders) -> Produced<'e> {
         let sending = self.traces.sending(&self.topic, traced);
         let messages = events.iter().map(|event| {
             let message = Message::of_order(event.order_id, self.codec.encode(event));

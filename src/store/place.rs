@@ -58,11 +58,8 @@ impl OrderStore {
     /// Fails with [`StoreError::CommitUnknown`] if the orders may be written, and with the other
     /// errors of a transaction if they are not.
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
-        let placement = |order: &NewOrder| Placement {
-            order: order.clone(),
-            identity: None,
-            trace: None,
-        };
+        let placement =
+            |order: &NewOrder| Placement { order: order.clone(), identity: None, trace: None };
         let placements: Vec<_> = orders.iter().map(placement).collect();
         let terms = PlaceTerms { lease, max_id_skew: MAX_ID_SKEW, is_repeated: false };
         self.place_all(&placements.iter().collect::<Vec<_>>(), terms).await?;

@@ -216,8 +216,8 @@ metrics! {
     );
     pub(crate) trace_spans: IntCounterVec = counters(
         "stocklock_trace_spans_total",
-        "Spans by what became of them: exported, failed (the collector did not take them) or dropped \
-         (too many waited).",
+        "Spans by what became of them: exported, failed (the collector did not take them), or \
+         dropped (too many waited).",
         &["result"],
     );
     pub(crate) transaction_seconds: HistogramVec = histograms(

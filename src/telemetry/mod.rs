@@ -38,4 +38,4 @@ pub use metrics::Metrics;
 pub use traces::ConsumerTraces;
 pub use traces::Received;
 pub use traces::Traces;
-pub(crate) use traces::{BatchSpan, SharedTransaction, Span, SpanExport};
+pub(crate) use traces::{BatchSpan, SharedTransaction, Span, SpanExport, TraceStarter};

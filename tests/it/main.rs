@@ -78,6 +78,7 @@ mod stall;
 mod stop;
 mod tables;
 mod too_large;
+mod traces;
 mod transactions;
 mod upgrade;
 mod verify;

@@ -46,8 +46,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
         topic = config.topics.orders,
         "deducting stock"
     );
-    let traces =
-        ConsumerTraces::new(&shared.traces, &config.topics.orders, &config.kafka.group_id);
+    let traces = ConsumerTraces::new(&shared.traces, &config.topics.orders, &config.kafka.group_id);
     let mut running = JoinSet::new();
     for lane in lanes {
         let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));

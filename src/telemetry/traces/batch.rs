@@ -180,7 +180,8 @@ impl BatchSpan {
         status: Option<impl Into<Value>>,
     ) -> Option<TraceContext> {
         let Batch { span: batch, topic, group_id } = self.0.as_deref()?;
-        let mut span = batch.beside(received.context.clone(), format!("{operation} {topic}"), begun);
+        let mut span =
+            batch.beside(received.context.clone(), format!("{operation} {topic}"), begun);
         about_messages(&mut span, topic, operation, "process");
         span.set("messaging.consumer.group.name", group_id.to_string());
         Received::describe(&mut span, received.partition, received.offset);

@@ -76,9 +76,9 @@ fn exporter(config: TracesConfig) -> anyhow::Result<SpanExporter> {
         let mut client = reqwest::blocking::Client::builder().timeout(config.timeout);
         if let Some(path) = &config.certificate {
             let pem = std::fs::read(path);
-            let certificates = pem.map_err(anyhow::Error::from).and_then(|pem| {
-                Ok(reqwest::Certificate::from_pem_bundle(&pem)?)
-            });
+            let certificates = pem
+                .map_err(anyhow::Error::from)
+                .and_then(|pem| Ok(reqwest::Certificate::from_pem_bundle(&pem)?));
             let context = || format!("OTEL_EXPORTER_OTLP_CERTIFICATE = {}", path.display());
             client = client.tls_certs_only(certificates.with_context(context)?);
         }

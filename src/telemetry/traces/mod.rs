@@ -33,8 +33,9 @@ pub(crate) use exporter::SpanExport;
 pub(crate) use ingest::SharedTransaction;
 use queue::SpanQueue;
 use sampler::Sampler;
-pub(crate) use span::Span;
+pub(crate) use sampler::TraceStarter;
 use span::Parent;
+pub(crate) use span::Span;
 
 use crate::{
     config::TracesConfig,
@@ -103,13 +104,7 @@ impl Traces {
     }
 
     /// Begins a span below `parent`. `None` if traces are off.
-    fn below(
-        &self,
-        parent: Parent,
-        kind: SpanKind,
-        name: String,
-        begun: Instant,
-    ) -> Option<Span> {
+    fn below(&self, parent: Parent, kind: SpanKind, name: String, begun: Instant) -> Option<Span> {
         Some(Span::begin(self.0.as_ref()?, parent, kind, name, wall_time(begun)))
     }
 }

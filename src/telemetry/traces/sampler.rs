@@ -1,4 +1,8 @@
-use crate::{config::SamplerConfig, domain::TraceParent};
+use super::span::{new_span_id, new_trace_id};
+use crate::{
+    config::{SamplerConfig, TracesConfig},
+    domain::{TraceContext, TraceParent},
+};
 
 /// Decides which traces are sampled, as the samplers of OpenTelemetry's specification do.
 pub(super) struct Sampler {
@@ -31,10 +35,27 @@ impl Sampler {
     }
 }
 
+/// Begins traces as a caller does that makes no spans of its own. The bench plays the part of
+/// ingest with it.
+pub(crate) struct TraceStarter(Option<Sampler>);
+
+impl TraceStarter {
+    /// `None`: traces are off.
+    pub(crate) fn new(traces: Option<&TracesConfig>) -> Self {
+        Self(traces.map(|config| Sampler::new(config.sampler)))
+    }
+
+    /// The context of a new trace. `None` unless it is sampled.
+    pub(crate) fn begin(&self) -> Option<TraceContext> {
+        let (sampler, trace_id) = (self.0.as_ref()?, new_trace_id());
+        let is_sampled = sampler.samples(None, &trace_id);
+        is_sampled.then(|| TraceContext { trace_id, span_id: new_span_id(), state: None })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::traces::span::new_trace_id;
 
     fn sampler(ratio: f64, is_parent_based: bool) -> Sampler {
         Sampler::new(SamplerConfig { ratio, is_parent_based })

@@ -150,6 +150,6 @@ pub(super) fn new_trace_id() -> [u8; 16] {
     fastrand::u128(1..).to_be_bytes()
 }
 
-fn new_span_id() -> [u8; 8] {
+pub(super) fn new_span_id() -> [u8; 8] {
     fastrand::u64(1..).to_be_bytes()
 }

@@ -212,11 +212,8 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
 
 /// Has a worker decide events, in as many parts as others' locks make it.
 pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
-    let arrived = |event: &OrderEvent| Arrived {
-        event: event.clone(),
-        at: Instant::now(),
-        trace: None,
-    };
+    let arrived =
+        |event: &OrderEvent| Arrived { event: event.clone(), at: Instant::now(), trace: None };
     let arrived: Vec<_> = events.iter().map(arrived).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
     let begun = Instant::now();
