@@ -24,7 +24,7 @@
 //! | 3 | [`lock`] | row locks, Redlock, leases | Redis, rslock |
 //! | 3 | [`wire`] | Avro and JSON bytes to domain types, and back | |
 //! | 3 | `registry` | asks the schema registry for schemas and their ids | |
-//! | 3 | [`telemetry`] | metrics, logs, health | |
+//! | 3 | [`telemetry`] | metrics, logs, health, traces | OpenTelemetry |
 //! | 2 | [`config`] | all settings, their defaults and bounds | the environment |
 //! | 2 | `http` | the HTTP server of every role, with its limits | |
 //! | 2 | [`lifecycle`], `backoff`, `crash_point` | stopping, waiting, crashes for tests | |

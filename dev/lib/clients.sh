@@ -13,7 +13,8 @@ install_clients() {
   mkdir -p "$CLIENTS_HOME"
   install_go_modules
   if [[ ! -e $CLIENTS_HOME/python/complete ]]; then
-    say "installing fastavro, confluent-kafka and cloudevents (PyPI, about 15 MB) ..."
+    say "installing fastavro, confluent-kafka, cloudevents and OpenTelemetry's messages (PyPI," \
+      "about 15 MB) ..."
     pip_install clients "$CLIENTS_HOME/python"
   fi
   [[ -d $CLIENTS_HOME/java ]] && return 0

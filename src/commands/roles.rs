@@ -23,7 +23,7 @@ use super::{
     process::{self, Codecs, SchemaRegistry},
 };
 use crate::{
-    config::{Config, ConfigError},
+    config::{Config, ConfigError, Layers, TracesSettings},
     error_text,
     kafka::{Consumer, DeadLetters, Producer, topic_names},
     lifecycle::Shutdown,
@@ -32,12 +32,14 @@ use crate::{
     relay::{Announcer, Relay},
     retention::{PurgedStore, Purger},
     store::{Database, OrderStore},
-    telemetry::{Admin, Health, LogFilter, MeasuredBy, Metrics, serve_admin},
+    telemetry::{Admin, Health, LogFilter, MeasuredBy, Metrics, SpanExport, Traces, serve_admin},
     wire::{OrderEventCodec, OrderRequestCodec, OrderStatusCodec, StockAdjustmentCodec},
 };
 
 /// Most time for admin requests in flight at the end of a stop.
 const ADMIN_DEADLINE: Duration = Duration::from_secs(1);
+/// Most time for the last spans at the end of a stop. A collector that hangs delays it no longer.
+const SPANS_DEADLINE: Duration = Duration::from_secs(2);
 /// Most time to close the connections to the stores.
 const CLOSE_DEADLINE: Duration = Duration::from_secs(2);
 
@@ -60,6 +62,7 @@ pub(super) struct SharedParts {
     pub(crate) metrics: Metrics,
     pub(crate) health: Health,
     pub(crate) shutdown: Shutdown,
+    pub(super) traces: Traces,
     producer: Producer,
     events: Arc<OrderEventCodec>,
     statuses: Arc<OrderStatusCodec>,
@@ -80,7 +83,7 @@ pub(super) async fn run(
             .check_listeners()
             .map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
     }
-    let shared = SharedParts::new(config, roles)?;
+    let (shared, span_export) = SharedParts::new(config, roles)?;
     let health = shared.health.clone();
     shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());
     tokio::spawn(fit_batches(shared.producer.clone(), Arc::clone(&shared.config)));
@@ -117,6 +120,10 @@ pub(super) async fn run(
         shared.shutdown.request();
     }
     shared.shutdown.finish("messages to Kafka", shared.producer.flush()).await;
+    if let Some(export) = span_export {
+        let limit = shared.shutdown.leave_limit(Instant::now()).min(SPANS_DEADLINE);
+        shared.shutdown.close("spans", export.stopped(limit)).await;
+    }
     admin_stop.request();
     let answered = tokio::time::timeout(ADMIN_DEADLINE, admin);
     if let Ok(answered) = shared.shutdown.close("admin requests", answered).await {
@@ -129,6 +136,19 @@ pub(super) async fn run(
         );
     }
     failed.map_or(Ok(Answer::Done), Err)
+}
+
+/// Starts to send spans, if the environment names a collector.
+fn start_traces(metrics: &Metrics) -> anyhow::Result<(Traces, Option<SpanExport>)> {
+    let TracesSettings { traces, warnings } = TracesSettings::of_variables(Layers::variables());
+    for warning in warnings {
+        tracing::warn!(warning, "a setting of traces is wrong");
+    }
+    let Some(config) = traces else { return Ok((Traces::off(), None)) };
+    tracing::info!(ratio = config.sampler.ratio, "traces are on");
+    metrics.begin_traces();
+    let (traces, export) = Traces::start(&config, metrics)?;
+    Ok((traces, Some(export)))
 }
 
 /// Runs a role once its process has all that it needs to write values. `false`: it never will.
@@ -150,7 +170,7 @@ async fn listen(key: &str, address: std::net::SocketAddr) -> anyhow::Result<TcpL
 }
 
 impl SharedParts {
-    fn new(config: Config, roles: &[Role]) -> anyhow::Result<Self> {
+    fn new(config: Config, roles: &[Role]) -> anyhow::Result<(Self, Option<SpanExport>)> {
         let runs = |role| roles.contains(&role);
         let registry = SchemaRegistry::open(&config)?;
         let Codecs { events, statuses, adjustments, requests } =
@@ -161,10 +181,13 @@ impl SharedParts {
             worker: runs(Role::Worker),
             compensator: runs(Role::Compensator),
         };
-        Ok(Self {
+        let metrics = process::metrics()?.measured_by(measured_by);
+        let (traces, span_export) = start_traces(&metrics)?;
+        let shared = Self {
             roles: roles.into(),
             producer: Producer::new(&config.kafka).context("cannot open the Kafka client")?,
-            metrics: process::metrics()?.measured_by(measured_by),
+            metrics,
+            traces,
             health: Health::default(),
             shutdown: Shutdown::on_signals()?,
             events: Arc::new(events),
@@ -173,7 +196,8 @@ impl SharedParts {
             registry,
             requests: Arc::new(requests),
             config: Arc::new(config),
-        })
+        };
+        Ok((shared, span_export))
     }
 
     /// Starts to look up schemas, until the process stops. Workers and compensators begin once the
@@ -209,11 +233,13 @@ impl SharedParts {
             Arc::clone(&self.events),
             ingest.pending_after,
         )
+        .traced(self.traces.clone())
     }
 
     fn announcer(&self, store: OrderStore) -> Announcer {
         let topic = &self.config.topics.order_status;
         Announcer::new(store, self.producer.clone(), topic, Arc::clone(&self.statuses))
+            .traced(self.traces.clone())
     }
 
     /// Starts to delete old rows of a store, until the process stops.

@@ -9,7 +9,7 @@ use super::Compensator;
 use crate::{
     backoff::{Backoff, jittered},
     crash_point::crash_point,
-    domain::OrderId,
+    domain::{OrderId, TracedOrders},
     lifecycle::Shutdown,
     relay::COMMITTER_LEASE,
     store::{DueHold, StoreError},
@@ -136,7 +136,7 @@ impl HoldSweep {
                 Ok(changed) => {
                     crash_point("holds.committed");
                     ended.orders += changed.moved.iter().map(|moved| moved.count).sum::<usize>();
-                    self.compensator.publish_changes(changed, now);
+                    self.compensator.publish_changes(changed, now, TracedOrders::default());
                     Ok(())
                 }
                 Err(StoreError::Refused(_) | StoreError::Corrupt(_)) if due.len() > 1 => {

@@ -2,25 +2,29 @@
 //! due, and publishes the releases of orders that fail or are cancelled.
 
 mod holds;
+mod received;
 
 use std::{collections::HashSet, sync::Arc};
 
 use chrono::{DateTime, Utc};
 use rdkafka::{Message as _, message::OwnedMessage};
+use tokio::time::Instant;
 
 use crate::{
     crash_point::crash_point,
     domain::{
         Cause, Effect, Horizon, OrderFacts, OrderId, OrderState, OrderStatus, ReportedStatus,
+        TracedOrders,
     },
-    kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
+    kafka::{Blame, DeadLetterReason, Done, Fate, Handler, trace_parent},
     relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Applied, Changed, OrderStore, StoreError},
-    telemetry::{Metrics, order_log},
+    telemetry::{ConsumerTraces, Metrics, order_log},
     wire::{OrderStatusCodec, WireError},
 };
 
 pub use holds::HoldSweep;
+pub use received::ReceivedStatus;
 
 /// Applies batches of statuses. A batch may be applied again without harm.
 #[derive(Clone)]
@@ -31,6 +35,7 @@ pub struct Compensator {
     pub statuses: Arc<OrderStatusCodec>,
     pub horizon: Horizon,
     pub metrics: Metrics,
+    pub traces: ConsumerTraces,
 }
 
 /// The orders of a batch whose statuses are dead-lettered.
@@ -47,35 +52,32 @@ const TOO_OLD: OrderFacts =
     OrderFacts { state: OrderState::Completed, wants_hold: false, is_releasable: false };
 
 impl Handler for Compensator {
-    /// `None` is a tombstone: a message without a value.
-    type Decoded = Result<Option<OrderStatus>, WireError>;
+    type Decoded = ReceivedStatus;
     type Handled = Compensated;
     type Error = StoreError;
 
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
-        let Some(payload) = message.payload() else {
-            self.metrics.compensations.with_label_values(&["tombstone"]).inc();
-            return Ok(None);
-        };
-        let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
-        let status = self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now))?;
-        order_log::received(message, status.order_id, status.status.as_str());
-        Ok(Some(status))
+        let trace =
+            self.traces.received(message.partition(), message.offset(), || trace_parent(message));
+        ReceivedStatus { status: self.decode_status(message), trace, at: Instant::now() }
     }
 
-    fn is_pending(&self, status: &Self::Decoded) -> bool {
-        status.as_ref().is_err_and(WireError::is_pending)
+    fn is_pending(&self, message: &Self::Decoded) -> bool {
+        message.status.as_ref().is_err_and(WireError::is_pending)
     }
 
     /// Changes the orders in one transaction. Fails as [`OrderStore::apply`] does.
     async fn handle(&self, messages: &[Self::Decoded]) -> Result<Done<Compensated>, StoreError> {
-        let statuses: Vec<_> = messages.iter().flatten().flatten().collect();
+        let statuses: Vec<_> = messages.iter().filter_map(ReceivedStatus::readable).collect();
         if statuses.is_empty() {
             return Ok(Done::default());
         }
-        let now = Utc::now();
-        let Applied { changed, released } =
-            self.store.apply(&statuses, now, self.horizon, COMMITTER_LEASE).await?;
+        let traced = messages.iter().filter_map(|message| message.trace.as_deref());
+        let mut span = self.traces.batch(statuses.len(), traced);
+        let (now, begun) = (Utc::now(), Instant::now());
+        let applied = self.store.apply(&statuses, now, self.horizon, COMMITTER_LEASE).await;
+        span.transaction("order_store apply", begun, statuses.len(), &applied);
+        let Applied { changed, released } = applied.inspect_err(|error| span.fail(error))?;
         crash_point("compensate.committed");
         log_first(&statuses, &changed);
         self.metrics.compensations.with_label_values(&["release_done"]).inc_by(released as u64);
@@ -85,7 +87,7 @@ impl Handler for Compensator {
             unknown: changed.orders_with(Effect::UnknownOrder),
             too_old: changed.orders_with(Effect::TooOld),
         };
-        self.publish_changes(changed, now);
+        self.publish_changes(changed, now, received::applied(messages, &span));
         self.store.database().observe_pool();
         Ok(Done { handled, deferred: Vec::new() })
     }
@@ -93,13 +95,13 @@ impl Handler for Compensator {
     /// Dead-letters poison, statuses of unknown orders, and failures that come too late.
     fn dead_letter_reason(
         &self,
-        status: &Self::Decoded,
+        message: &Self::Decoded,
         compensated: &Compensated,
     ) -> Option<DeadLetterReason> {
         let has = |status: &OrderStatus, facts, effect, orders: &HashSet<OrderId>| {
             orders.contains(&status.order_id) && Cause::Reported(status).effect_on(facts) == effect
         };
-        match status {
+        match &message.status {
             Err(error) => Some(DeadLetterReason { class: error.class(), text: error.to_string() }),
             Ok(Some(status)) if has(status, None, Effect::UnknownOrder, &compensated.unknown) => {
                 Some(DeadLetterReason {
@@ -120,13 +122,13 @@ impl Handler for Compensator {
         }
     }
 
-    fn source<'m>(&self, status: &'m Self::Decoded) -> Option<&'m str> {
-        Some(status.as_ref().ok()?.as_ref()?.source.as_str())
+    fn source<'m>(&self, message: &'m Self::Decoded) -> Option<&'m str> {
+        Some(message.readable()?.source.as_str())
     }
 
     /// A worker that reports an unknown order may be right: a failover may have lost the order.
-    fn blame<'m>(&self, status: &'m Self::Decoded, refusal: &DeadLetterReason) -> Blame<'m> {
-        match (status, refusal.class) {
+    fn blame<'m>(&self, message: &'m Self::Decoded, refusal: &DeadLetterReason) -> Blame<'m> {
+        match (&message.status, refusal.class) {
             (Err(_), "undecodable" | "invalid") => Blame::Writer,
             (Err(_) | Ok(None), _) => Blame::Partition,
             (Ok(Some(status)), "unknown_order") if !status.is_from_worker() => Blame::Writer,
@@ -179,11 +181,22 @@ fn log_first(statuses: &[&OrderStatus], changed: &Changed) {
 
 impl Compensator {
     /// Counts changes of orders, and publishes their releases and announcements.
-    fn publish_changes(&self, changed: Changed, now: DateTime<Utc>) {
+    fn publish_changes(&self, changed: Changed, now: DateTime<Utc>, traced: TracedOrders) {
         self.count(&changed);
         changed.log();
         let decidable_from = self.horizon.decidable(now).start;
-        publish_changes(&self.relay, &self.announcer, changed, decidable_from);
+        publish_changes(&self.relay, &self.announcer, changed, decidable_from, traced);
+    }
+
+    fn decode_status(&self, message: &OwnedMessage) -> Result<Option<OrderStatus>, WireError> {
+        let Some(payload) = message.payload() else {
+            self.metrics.compensations.with_label_values(&["tombstone"]).inc();
+            return Ok(None);
+        };
+        let written_at = message.timestamp().to_millis().and_then(DateTime::from_timestamp_millis);
+        let status = self.statuses.decode(payload, written_at.unwrap_or_else(Utc::now))?;
+        order_log::received(message, status.order_id, status.status.as_str());
+        Ok(Some(status))
     }
 
     fn count(&self, changed: &Changed) {

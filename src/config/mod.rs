@@ -10,6 +10,7 @@
 //! | `values` | reads one key, and gathers errors |
 //! | `formats`, `choices`, `secret_url` | parse the forms of values |
 //! | `sections` | reads sections whose keys depend on each other |
+//! | `traces` | reads the variables of OpenTelemetry |
 
 mod choices;
 mod formats;
@@ -20,6 +21,7 @@ mod layers;
 mod reader_version;
 mod secret_url;
 mod sections;
+mod traces;
 mod values;
 
 use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration};
@@ -35,6 +37,7 @@ pub(crate) use layers::ConfigError;
 pub use layers::Layers;
 pub(crate) use reader_version::ReaderVersion;
 pub use secret_url::SecretUrl;
+pub(crate) use traces::{SamplerConfig, SpanQueueConfig, TracesConfig, TracesSettings};
 use values::Values;
 
 /// All settings, parsed and within their bounds. [`KEYS`] has the meaning of each.

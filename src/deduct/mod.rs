@@ -10,10 +10,12 @@
 //!
 //! Every step may be repeated without harm. Only after the last one may the lane store offsets.
 //!
-//! `adjustments.rs` takes requests to adjust stock from a topic of their own.
+//! `adjustments.rs` takes requests to adjust stock from a topic of their own. `traced.rs` makes the
+//! spans of orders that are traced.
 
 mod adjustments;
 mod selection;
+mod traced;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,14 +37,17 @@ use crate::{
     config::LockStrategy,
     crash_point::crash_point,
     domain::{
-        OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus,
+        OrderEvent, OrderId, OrderStatus, ProductId, ReportedStatus, TracedOrders,
         fold::{Decisions, Outcome},
     },
-    kafka::{DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished},
+    kafka::{
+        DeadLetterReason, Done, Fate, Handler, Message, ProduceError, Producer, Unpublished,
+        trace_parent,
+    },
     levels::{LevelError, Levels},
     lock::{Acquired, LockError, Locks},
     store::{StockStore, StoreError},
-    telemetry::{Metrics, order_log},
+    telemetry::{BatchSpan, ConsumerTraces, Metrics, order_log},
     wire::{OrderEventCodec, OrderStatusCodec, WireError},
 };
 
@@ -76,6 +81,7 @@ pub struct Worker {
     /// `None`: levels are off.
     pub levels: Option<Levels>,
     pub metrics: Metrics,
+    pub traces: ConsumerTraces,
 }
 
 /// A batch that was decided.
@@ -87,6 +93,10 @@ pub struct Decided {
     /// Whether the broker has acknowledged the statuses. A repetition for the levels alone does not
     /// repeat them.
     is_reported: AtomicBool,
+    /// The orders that are traced.
+    traced: TracedOrders,
+    /// Ends when the batch is published.
+    span: BatchSpan,
 }
 
 impl Handler for Worker {
@@ -97,7 +107,9 @@ impl Handler for Worker {
     fn decode(&self, message: &OwnedMessage) -> Self::Decoded {
         let event = self.events.decode(message.payload().unwrap_or_default())?;
         order_log::received(message, event.order_id, event.kind.as_str());
-        Ok(Arrived { event, at: Instant::now() })
+        let trace =
+            self.traces.received(message.partition(), message.offset(), || trace_parent(message));
+        Ok(Arrived { event, at: Instant::now(), trace })
     }
 
     fn is_pending(&self, message: &Self::Decoded) -> bool {
@@ -116,14 +128,19 @@ impl Handler for Worker {
         if arrived.is_empty() {
             return Ok(Done::default());
         }
-        let Done { handled: decisions, deferred } = self.decide(&arrived).await?;
+        let traced = arrived.iter().filter_map(|arrived| arrived.trace.as_deref());
+        let mut span = self.traces.batch(arrived.len(), traced);
+        let decided = self.decide_in(&arrived, &span).await.inspect_err(|error| span.fail(error));
+        let Done { handled: decisions, deferred } = decided?;
         crash_point("deduct.committed");
         self.store.database().observe_pool();
         let touched = match self.levels {
             Some(_) => touched(&without(&arrived, &deferred), &decisions),
             None => Vec::new(),
         };
-        let handled = Decided { decisions, touched, is_reported: AtomicBool::new(false) };
+        let traced = traced::decided(&arrived, &deferred, &decisions, &span);
+        let is_reported = AtomicBool::new(false);
+        let handled = Decided { decisions, touched, is_reported, traced, span };
         // The batch has numbers of its own, without the messages that cannot be decoded.
         Ok(Done { handled, deferred: deferred.into_iter().map(|number| numbers[number]).collect() })
     }
@@ -225,6 +242,15 @@ impl Worker {
     /// Fails with [`DeductError::Lock`] if no majority of the Redis masters answers, and with
     /// [`DeductError::Store`] if the transaction fails or the locks are lost before its commit.
     pub async fn decide(&self, arrived: &[&Arrived]) -> Result<Done<Decisions>, DeductError> {
+        self.decide_in(arrived, &BatchSpan::default()).await
+    }
+
+    /// [`Worker::decide`], with the stages as spans below `span`.
+    async fn decide_in(
+        &self,
+        arrived: &[&Arrived],
+        span: &BatchSpan,
+    ) -> Result<Done<Decisions>, DeductError> {
         let begun = Instant::now();
         let since = arrived.iter().map(|arrived| arrived.at).min().unwrap_or(begun);
         let acquired = self.locks.acquire(since, |refused| select(arrived, refused)).await;
@@ -232,6 +258,7 @@ impl Worker {
             Ok(acquired) => acquired,
             Err(LockError::Contended) => {
                 self.observe_stage("lock", begun);
+                span.stage("lock", begun);
                 let deferred = (0..arrived.len()).collect();
                 return Ok(Done { handled: Decisions::default(), deferred });
             }
@@ -239,16 +266,19 @@ impl Worker {
         };
         crash_point("deduct.locked");
         self.observe_stage("lock", begun);
+        span.stage("lock", begun);
         let begun = Instant::now();
         let deferred = selection.deferred;
         let events = without(arrived, &deferred);
         let decided =
             self.store.decide(&events, held.guard(), Utc::now(), || !held.is_lost()).await;
         self.observe_stage("transaction", begun);
+        span.transaction("stock_store decide", begun, events.len(), &decided);
         let begun = Instant::now();
         let strategy = held.strategy();
         held.release().await;
         self.observe_stage("unlock", begun);
+        span.stage("unlock", begun);
         let handled = decided?;
         self.count(&events, &handled.outcomes, strategy);
         log(arrived, &handled, &deferred);
@@ -265,16 +295,27 @@ impl Worker {
     /// Reports the outcomes, unless an earlier attempt did. Fails as [`Worker::report`] does.
     async fn report_once(&self, decided: &Decided) -> Result<(), DeductError> {
         if !decided.is_reported.load(Ordering::Relaxed) {
-            self.report(&decided.decisions.statuses).await?;
+            let begun = Instant::now();
+            self.report(&decided.decisions.statuses, &decided.traced).await?;
+            let statuses = decided.decisions.statuses.len();
+            decided.span.sent(&self.status_topic, statuses, begun);
             decided.is_reported.store(true, Ordering::Relaxed);
         }
         Ok(())
     }
 
     /// Fails with [`DeductError::Kafka`] or [`DeductError::TooLarge`].
-    async fn report(&self, statuses: &[OrderStatus]) -> Result<(), DeductError> {
-        let messages = statuses.iter().map(|status| Message::of_status(&self.statuses, status));
+    async fn report(
+        &self,
+        statuses: &[OrderStatus],
+        traced: &TracedOrders,
+    ) -> Result<(), DeductError> {
+        let sending = self.traces.process().sending(&self.status_topic, traced);
+        let messages = statuses.iter().map(|status| {
+            Message::of_status(&self.statuses, status).traced(sending.context(status.order_id))
+        });
         let produced = self.producer.produce(&self.status_topic, messages.collect()).await;
+        sending.ended(&produced);
         produced.map_err(|source| match &source {
             ProduceError::TooLarge { numbers, .. } => {
                 let keys = numbers

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 use crate::{
     domain::{Line, OrderEvent, ProductId},
     lock::Selection,
+    telemetry::Received,
 };
 
 /// An order event, and when the worker received it.
@@ -15,6 +16,8 @@ use crate::{
 pub struct Arrived {
     pub event: OrderEvent,
     pub at: Instant,
+    /// The trace of the order, if it is sampled.
+    pub trace: Option<Box<Received>>,
 }
 
 impl Borrow<OrderEvent> for Arrived {
@@ -71,7 +74,7 @@ mod tests {
             hold_seconds: None,
             reference: None,
         };
-        orders.iter().map(|ids| Arrived { event: event(ids), at }).collect()
+        orders.iter().map(|ids| Arrived { event: event(ids), at, trace: None }).collect()
     }
 
     #[test]

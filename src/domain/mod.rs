@@ -10,6 +10,7 @@
 //! | `fold.rs` | what a batch of events does to stock and outcomes |
 //! | `horizon.rs` | how old an order may be |
 //! | `adjustment.rs` | requests to adjust stock, and what they do to it |
+//! | `trace_context.rs` | the trace that an order belongs to |
 
 pub(crate) mod adjustment;
 pub mod fold;
@@ -19,6 +20,7 @@ mod level;
 mod lifecycle;
 mod lines;
 mod status;
+mod trace_context;
 
 pub use horizon::Horizon;
 pub use ids::OrderId;
@@ -38,6 +40,9 @@ pub use status::Reason;
 pub use status::ReportedStatus;
 pub use status::WORKER_SOURCE;
 pub(crate) use status::{COMPENSATOR_SOURCE, INGEST_SOURCE};
+pub use trace_context::TraceContext;
+pub(crate) use trace_context::TraceParent;
+pub use trace_context::TracedOrders;
 
 /// The most units available of a product: the largest integer that JSON clients read exactly.
 pub(crate) const MAX_AVAILABLE: i64 = (1 << 53) - 1;

@@ -14,7 +14,7 @@ use std::{sync::Arc, time::Instant};
 use axum::{
     Router,
     extract::{MatchedPath, Request, State},
-    http::{HeaderName, Method, StatusCode, header},
+    http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{get, post},
@@ -34,11 +34,11 @@ use super::{
     problem::{Problem, respond},
 };
 use crate::{
-    domain::{Horizon, OrderId},
+    domain::{Horizon, OrderId, TraceParent},
     http,
     lifecycle::Shutdown,
     store::{Change, OrderStore, StockStore},
-    telemetry::Metrics,
+    telemetry::{Metrics, Traces},
 };
 
 const OPENAPI: &str = include_str!("openapi.json");
@@ -74,12 +74,14 @@ pub(crate) struct Api {
     pub(crate) max_connections: usize,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
+    pub(crate) traces: Traces,
 }
 
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
 pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
     let shutdown = api.shutdown.clone();
     let (metrics, max_connections) = (Arc::new(api.metrics.clone()), api.max_connections);
+    let watching = Watching { metrics: Arc::clone(&metrics), traces: api.traces.clone() };
     begin_at_zero(&metrics);
     let requests = metrics.http_requests.clone();
     let document = document(api.hold_max_seconds).to_string();
@@ -99,7 +101,7 @@ pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
         .method_not_allowed_fallback(async |method: Method| {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
         })
-        .layer(middleware::from_fn_with_state(metrics, measure))
+        .layer(middleware::from_fn_with_state(watching, watch_request))
         .with_state(api);
     let count_refusal =
         move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
@@ -133,15 +135,41 @@ fn begin_at_zero(metrics: &Metrics) {
     metrics.http_request_seconds.with_label_values(&[OTHER_ROUTE]);
 }
 
-/// Counts and times every request.
-async fn measure(State(metrics): State<Arc<Metrics>>, request: Request, next: Next) -> Response {
+/// What is noted of every request.
+#[derive(Clone)]
+struct Watching {
+    metrics: Arc<Metrics>,
+    traces: Traces,
+}
+
+/// Counts, times and traces every request. A sampled request carries its [`TraceContext`].
+async fn watch_request(
+    State(Watching { metrics, traces }): State<Watching>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
     let route = route.as_ref().map_or(OTHER_ROUTE, MatchedPath::as_str);
+    let (parent, method) = (|| trace_parent(request.headers()), request.method().as_str());
+    let mut span = traces.http_request(parent, method, route, request.uri().path());
+    if let Some(span) = &span {
+        request.extensions_mut().insert(span.context().clone());
+    }
     let response = next.run(request).await;
+    if let Some(span) = &mut span {
+        span.answered(response.status().as_u16());
+    }
     metrics.http_requests.with_label_values(&[route, response.status().as_str()]).inc();
     metrics.http_request_seconds.with_label_values(&[route]).observe(begun.elapsed().as_secs_f64());
     response
+}
+
+/// The trace of the caller. `None` without exactly one valid `traceparent`.
+fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
+    let mut parents = headers.get_all("traceparent").iter();
+    let parent = parents.next().filter(|_| parents.next().is_none())?;
+    TraceParent::parse(parent.as_bytes(), headers.get("tracestate").map(HeaderValue::as_bytes))
 }
 
 fn json_text(text: String) -> impl IntoResponse {

@@ -15,7 +15,7 @@ use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
-    domain::{Effect, Horizon, OrderId},
+    domain::{Effect, Horizon, OrderId, TraceContext, TracedOrders},
     relay::{Announcer, COMMITTER_LEASE, Relay, publish_changes},
     store::{Change, ChangeResult, Changed, OrderStore, RequestTimes, StoreError},
     telemetry::Metrics,
@@ -67,6 +67,8 @@ pub(crate) struct ChangeTask {
 struct QueuedChange {
     order_id: OrderId,
     change: Change,
+    /// The trace of the request, if it is sampled.
+    trace: Option<TraceContext>,
     /// The transaction begins before this instant, or never.
     deadline: Instant,
     /// Closed once the client has gone.
@@ -110,10 +112,11 @@ impl Changer {
         &self,
         order_id: OrderId,
         change: Change,
+        trace: Option<TraceContext>,
     ) -> Result<ChangeResult, ChangeError> {
         let (result, answer) = oneshot::channel();
         let deadline = Instant::now() + self.deadline;
-        let queued = QueuedChange { order_id, change, deadline, result };
+        let queued = QueuedChange { order_id, change, trace, deadline, result };
         self.queue.try_send(queued).map_err(|_| ChangeError::QueueFull)?;
         // No answer: the task that had the request has ended.
         answer.await.unwrap_or(Err(ChangeError::CommitUnknown))
@@ -163,12 +166,16 @@ impl ChangeTask {
                     crash_point("ingest.changes_committed");
                     changed.log();
                     let results = std::mem::take(&mut changed.results);
-                    for (queued, result) in group.into_iter().zip(results) {
+                    let mut traced = TracedOrders::default();
+                    for (mut queued, result) in group.into_iter().zip(results) {
+                        if let Some(context) = queued.trace.take() {
+                            traced.insert(queued.order_id, context);
+                        }
                         queued.answer(known(result, was_doubted));
                     }
                     changed.count_closed_holds(&self.metrics.holds_closed);
                     let decidable_from = self.horizon.decidable(changed_at).start;
-                    publish_changes(&self.relay, &self.announcer, changed, decidable_from);
+                    publish_changes(&self.relay, &self.announcer, changed, decidable_from, traced);
                 }
                 Ok(None) => {}
                 Err(ChangeError::Refused(_)) if group.len() > 1 => {

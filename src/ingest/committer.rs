@@ -21,10 +21,10 @@ use crate::{
     backoff::Backoff,
     config::BatchConfig,
     crash_point::crash_point,
-    domain::OrderId,
+    domain::{OrderId, TracedOrders},
     relay::{COMMITTER_LEASE, Relay},
     store::{OrderStore, PlaceTerms, Placed, Placement, StoreError, StoreUse, leaders},
-    telemetry::{Metrics, order_log},
+    telemetry::{Metrics, SharedTransaction, order_log},
 };
 
 /// The most orders that wait for a commit. An order above it is not accepted.
@@ -196,6 +196,14 @@ enum GroupFailure {
 }
 
 impl GroupFailure {
+    fn as_str(&self) -> &'static str {
+        match self {
+            Self::Refused(_) => "refused",
+            Self::StoreAway => "the order store is away",
+            Self::CommitUnknown => "the outcome of the commit is unknown",
+        }
+    }
+
     fn answer(&self, group: Vec<QueuedOrder>) {
         let placements: Vec<_> = group.iter().map(|queued| &queued.placement).collect();
         // Equal requests of a group make the order of the first of them.
@@ -255,7 +263,10 @@ impl CommitTask {
     /// until the refused order is alone.
     fn save(&self, mut group: Vec<QueuedOrder>) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
         Box::pin(async move {
-            match self.place(&mut group).await {
+            let begun = Instant::now();
+            let placed = self.place(&mut group).await;
+            self.trace(&group, begun, placed.as_ref().err());
+            match placed {
                 Ok(placed) => {
                     crash_point("ingest.committed");
                     self.answer(group, placed);
@@ -273,15 +284,31 @@ impl CommitTask {
     /// Answers the clients of a group, and publishes its new orders.
     fn answer(&self, group: Vec<QueuedOrder>, placed: Vec<Placed>) {
         let mut events = Vec::with_capacity(group.len());
+        let mut traced = TracedOrders::default();
         for (QueuedOrder { placement, saved, .. }, placed) in group.into_iter().zip(placed) {
             if placed == Placed::New {
                 order_log::saved(placement.order.order_id);
+                if let Some(context) = placement.trace {
+                    traced.insert(placement.order.order_id, *context);
+                }
                 events.push(placement.order.into_event());
             }
             // The client may have gone. The outcome of its order stands.
             let _client_gone = saved.send(Ok(placed));
         }
-        self.relay.publish_in_background(events);
+        self.relay.publish_in_background(events, traced);
+    }
+
+    /// Makes the span of a transaction that has just ended, for each traced order of its group.
+    fn trace(&self, group: &[QueuedOrder], begun: Instant, failure: Option<&GroupFailure>) {
+        let transaction =
+            SharedTransaction { name: "order_store place", begun, orders: group.len() };
+        let error = failure.map(GroupFailure::as_str);
+        for Placement { order, trace, .. } in group.iter().map(|queued| &queued.placement) {
+            if let Some(trace) = trace {
+                self.relay.traces().transaction(trace, order.order_id, transaction, error);
+            }
+        }
     }
 
     /// Places a group in one transaction, and repeats a failed attempt until the last deadline of

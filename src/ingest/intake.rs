@@ -19,8 +19,9 @@ use super::{
     request::{OrderRequest, RecordOrder},
 };
 use crate::{
-    domain::OrderId,
-    kafka::{Blame, DeadLetterReason, Done, Fate, Handler},
+    domain::{OrderId, TraceParent},
+    kafka::{Blame, DeadLetterReason, Done, Fate, Handler, trace_parent},
+    telemetry::{ConsumerTraces, Span},
     wire::{OrderRequestCodec, WireError},
 };
 
@@ -30,6 +31,7 @@ pub(crate) struct Intake {
     pub(crate) codec: Arc<OrderRequestCodec>,
     /// How long the keys of requests are kept.
     pub(crate) keys_kept: Duration,
+    pub(crate) traces: ConsumerTraces,
 }
 
 /// The place of a record in its topic.
@@ -46,6 +48,8 @@ pub(crate) struct Record {
     parsed: Result<Parsed, DeadLetterReason>,
     /// Its schema is being looked up.
     is_pending: bool,
+    /// The trace of the record's producer.
+    trace: Option<TraceParent>,
 }
 
 /// A valid request, and by what it is recognized.
@@ -86,6 +90,7 @@ impl Handler for Intake {
             origin: RecordOrigin::of(message),
             is_pending: text.as_ref().is_err_and(WireError::is_pending),
             parsed: Parsed::read(text, message, self.api.hold_max_seconds),
+            trace: self.traces.process().is_on().then(|| trace_parent(message)).flatten(),
         }
     }
 
@@ -160,7 +165,14 @@ impl Intake {
     ) -> Result<Result<Receipt, Problem>, DeadLetterReason> {
         let parsed = record.parsed.as_ref().map_err(Clone::clone)?;
         let source = parsed.source(&record.origin, now, self.keys_kept)?;
-        Ok(self.api.place(source, parsed.request.clone()).await)
+        let Position { partition, offset } = record.position;
+        let mut span = self.traces.record(record.trace.as_ref(), partition, offset);
+        let trace = span.as_ref().map(|span| Box::new(span.context().clone()));
+        let placed = self.api.place(source, parsed.request.clone(), trace).await;
+        if let (Some(span), Err(problem)) = (&mut span, &placed) {
+            Span::fail(span, problem.text());
+        }
+        Ok(placed)
     }
 }
 

@@ -41,6 +41,7 @@
 //! | --- | --- |
 //! | `producer.rs` | produces with acknowledgement; replaces its client |
 //! | `cloud_events.rs` | the headers of `CloudEvents` |
+//! | `trace_headers.rs` | the headers of traces |
 //! | `replayer.rs` | produces dead letters to the topics that they came from |
 //! | `batch_size.rs` | fits the producer's batches to the topics |
 //! | `topics.rs` | the list of topics; creates them |
@@ -93,6 +94,7 @@ mod replayer;
 mod throttle;
 mod topic_settings;
 mod topics;
+mod trace_headers;
 mod watchdog;
 
 pub(crate) use backlog::BacklogWatch;
@@ -119,3 +121,4 @@ pub use topic_settings::MIN_MESSAGE_BYTES;
 pub use topics::delete_topics;
 pub use topics::{TOPICS, TopicDefinition};
 pub(crate) use topics::{TopicReport, ensure_topics, topic_names};
+pub(crate) use trace_headers::trace_parent;

@@ -9,11 +9,11 @@ use super::{
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
-    domain::OrderStatus,
+    domain::{OrderStatus, TracedOrders},
     kafka::{Message, Producer},
     lifecycle::Shutdown,
     store::OrderStore,
-    telemetry::{Component, Metrics},
+    telemetry::{Component, Metrics, Traces},
     wire::OrderStatusCodec,
 };
 
@@ -31,6 +31,7 @@ pub struct Announcer {
     topic: Arc<str>,
     codec: Arc<OrderStatusCodec>,
     background: Background,
+    traces: Traces,
 }
 
 impl Announcer {
@@ -40,18 +41,29 @@ impl Announcer {
         topic: &str,
         codec: Arc<OrderStatusCodec>,
     ) -> Self {
-        Self { store, producer, topic: topic.into(), codec, background: Background::default() }
+        let (topic, background, traces) = (topic.into(), Background::default(), Traces::off());
+        Self { store, producer, topic, codec, background, traces }
+    }
+
+    /// The announcer that makes spans of the orders that are traced.
+    #[must_use]
+    pub(crate) fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
     }
 
     /// Publishes announcements that were just committed. If that fails, or if too many groups are
     /// published already, a sweep publishes them when their lease ends.
-    pub(crate) fn announce_in_background(&self, announcements: Vec<OrderStatus>) {
+    pub(crate) fn announce_in_background(
+        &self,
+        announcements: Vec<OrderStatus>,
+        traced: TracedOrders,
+    ) {
         if !self.codec.can_write() {
             return;
         }
         let announcer = self.clone();
         self.background.publish(announcements, async move |announcements| {
-            announcer.publish(&announcements).await
+            announcer.publish(&announcements, &traced).await
         });
     }
 
@@ -61,10 +73,18 @@ impl Announcer {
     }
 
     /// An announcement that is too large for the broker stays, and is tried again.
-    async fn publish(&self, announcements: &[OrderStatus]) -> Result<(), RelayError> {
-        let messages = announcements.iter().map(|status| Message::of_status(&self.codec, status));
+    async fn publish(
+        &self,
+        announcements: &[OrderStatus],
+        traced: &TracedOrders,
+    ) -> Result<(), RelayError> {
+        let sending = self.traces.sending(&self.topic, traced);
+        let messages = announcements.iter().map(|status| {
+            Message::of_status(&self.codec, status).traced(sending.context(status.order_id))
+        });
         crash_point("announcements.producing");
         let produced = self.producer.produce(&self.topic, messages.collect()).await;
+        sending.ended(&produced);
         let published = acknowledged(announcements, &produced);
         if !published.is_empty() {
             crash_point("announcements.produced");
@@ -83,7 +103,7 @@ impl Announcer {
         }
         let due = self.store.claim_announcements(MAX_SWEPT_ANNOUNCEMENTS, SWEEP_LEASE).await?;
         if !due.readable.is_empty() {
-            self.publish(&due.readable).await?;
+            self.publish(&due.readable, &TracedOrders::default()).await?;
             let announcements = due.readable.len();
             tracing::info!(announcements, "moves announced that a crash had left");
         }

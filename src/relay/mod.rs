@@ -30,11 +30,11 @@ use self::background::{Background, acknowledged};
 use crate::{
     backoff::Backoff,
     crash_point::crash_point,
-    domain::OrderEvent,
+    domain::{OrderEvent, TracedOrders},
     kafka::{Message, ProduceError, Producer},
     lifecycle::Shutdown,
     store::{OrderStore, OutboxGroup, PublishedGroup, StoreError},
-    telemetry::{Component, Metrics},
+    telemetry::{Component, Metrics, Traces},
     wire::OrderEventCodec,
 };
 
@@ -93,6 +93,7 @@ pub struct Relay {
     /// How long an order may be pending, or a release owed, before its event is published again.
     again_after: Duration,
     background: Background,
+    traces: Traces,
     /// Groups that the broker has acknowledged and that are still in the outbox.
     published: Arc<Mutex<Vec<PublishedGroup>>>,
 }
@@ -120,8 +121,19 @@ impl Relay {
             codec,
             again_after,
             background: Background::default(),
+            traces: Traces::off(),
             published: Arc::default(),
         }
+    }
+
+    /// The relay that makes spans of the orders that are traced.
+    #[must_use]
+    pub(crate) fn traced(self, traces: Traces) -> Self {
+        Self { traces, ..self }
+    }
+
+    pub(crate) fn traces(&self) -> &Traces {
+        &self.traces
     }
 
     /// The watch of pending orders finds an order whose id was made this long before or after it
@@ -138,14 +150,16 @@ impl Relay {
 
     /// Publishes the events of a group that was just committed. If that fails, the group stays in
     /// the outbox, and a sweep publishes it.
-    pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>) {
+    pub(crate) fn publish_in_background(&self, events: Vec<OrderEvent>, traced: TracedOrders) {
         if !self.can_publish() {
             return;
         }
         let relay = self.clone();
-        self.background.publish(events, async move |events| match OutboxGroup::committed(events) {
-            Some(group) => relay.publish(group).await,
-            None => Ok(()),
+        self.background.publish(events, async move |events| {
+            match OutboxGroup::committed(events, traced) {
+                Some(group) => relay.publish(group).await,
+                None => Ok(()),
+            }
         });
     }
 
@@ -157,7 +171,7 @@ impl Relay {
     /// Produces the events of a group. Deletes the group from the outbox once the broker has
     /// acknowledged all of them. Else the others stay there.
     async fn publish(&self, group: OutboxGroup) -> Result<(), RelayError> {
-        let Produced { acknowledged, result } = self.produce(&group.events).await;
+        let Produced { acknowledged, result } = self.produce(&group.events, &group.traced).await;
         if !acknowledged.is_empty() || group.events.is_empty() {
             let acknowledged: HashSet<_> =
                 acknowledged.into_iter().map(|event| event.order_id).collect();
@@ -169,11 +183,15 @@ impl Relay {
     }
 
     /// Produces events. The broker may acknowledge some although others fail.
-    async fn produce<'e>(&self, events: &'e [OrderEvent]) -> Produced<'e> {
-        let messages =
-            events.iter().map(|event| Message::of_order(event.order_id, self.codec.encode(event)));
+    async fn produce<'e>(&self, events: &'e [OrderEvent], traced: &TracedOrders) -> Produced<'e> {
+        let sending = self.traces.sending(&self.topic, traced);
+        let messages = events.iter().map(|event| {
+            let message = Message::of_order(event.order_id, self.codec.encode(event));
+            message.traced(sending.context(event.order_id))
+        });
         crash_point("relay.producing");
         let result = self.producer.produce(&self.topic, messages.collect()).await;
+        sending.ended(&result);
         let acknowledged = acknowledged(events, &result);
         if !acknowledged.is_empty() {
             crash_point("relay.produced");

@@ -12,7 +12,7 @@ use super::{
     oldest::{MEASURE_INTERVAL, OldestFound, OldestPending},
 };
 use crate::{
-    domain::{Horizon, OrderId},
+    domain::{Horizon, OrderId, TracedOrders},
     lifecycle::Shutdown,
     store::{StoreError, UnscannedOrder},
     telemetry::{Component, Metrics},
@@ -293,7 +293,7 @@ impl PendingWatch {
         }
         let ids: Vec<_> = due.into_iter().map(|(id, _)| id).collect();
         let events = self.relay.store.find_pending(&ids).await?;
-        self.relay.produce(&events).await.result?;
+        self.relay.produce(&events, &TracedOrders::default()).await.result?;
         for id in &ids {
             if let Some(watched) = self.watched.get_mut(id) {
                 watched.produced_at = Some(now);

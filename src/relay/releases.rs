@@ -9,7 +9,7 @@ use chrono::{DateTime, Utc};
 
 use super::{LIKELY_REFUSED_AFTER, Produced, Relay, RelayError, SWEEP_LEASE};
 use crate::{
-    domain::{Horizon, OrderEvent},
+    domain::{Horizon, OrderEvent, TracedOrders},
     kafka::ProduceError,
     lifecycle::Shutdown,
     store::{ClaimedRelease, OrderStore, ReleaseSchedule, StoreError},
@@ -30,13 +30,13 @@ const PERIOD: Duration = Duration::from_secs(60);
 impl Relay {
     /// Publishes releases that have just become owed. If that fails, the [`ReleaseWatch`] publishes
     /// them when their lease ends.
-    pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>) {
+    pub(crate) fn release_in_background(&self, events: Vec<OrderEvent>, traced: TracedOrders) {
         if !self.can_publish() {
             return;
         }
         let relay = self.clone();
         self.background.publish(events, async move |events| {
-            let Produced { acknowledged, result } = relay.produce(&events).await;
+            let Produced { acknowledged, result } = relay.produce(&events, &traced).await;
             let due_at = Utc::now() + relay.wait_after(1);
             let published = acknowledged.iter().map(|event| ReleaseSchedule {
                 order_id: event.order_id,
@@ -156,7 +156,7 @@ impl ReleaseWatch {
         if due.is_empty() {
             return Ok(0);
         }
-        match self.relay.produce(&events).await.result {
+        match self.relay.produce(&events, &TracedOrders::default()).await.result {
             Ok(()) => {}
             Err(error @ ProduceError::TooLarge { .. }) => {
                 tracing::error!(%error, "releases too large to publish");

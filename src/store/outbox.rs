@@ -14,7 +14,7 @@ use super::{
     rows::{micros, order_id, order_id_of, order_ids, wanted_orders},
     transaction::transaction,
 };
-use crate::domain::{EventKind, OrderEvent, OrderId};
+use crate::domain::{EventKind, OrderEvent, OrderId, TracedOrders};
 
 /// Bytes of an order id in `order_ids`.
 const ID_BYTES: usize = 16;
@@ -37,6 +37,8 @@ pub(crate) struct OutboxGroup {
     pub(crate) group_id: OrderId,
     /// The events of the orders that can be read.
     pub(crate) events: Vec<OrderEvent>,
+    /// Those of the orders that are traced.
+    pub(crate) traced: TracedOrders,
     /// Orders that cannot be read.
     pub(crate) corrupt: Vec<OrderId>,
 }
@@ -50,9 +52,9 @@ pub struct PublishedGroup {
 
 impl OutboxGroup {
     /// The events of orders that were just committed together. `None` without an event.
-    pub(crate) fn committed(events: Vec<OrderEvent>) -> Option<Self> {
+    pub(crate) fn committed(events: Vec<OrderEvent>, traced: TracedOrders) -> Option<Self> {
         let group_id = id_of_group(events.iter().map(|event| event.order_id))?;
-        Some(Self { group_id, events, corrupt: Vec::new() })
+        Some(Self { group_id, events, traced, corrupt: Vec::new() })
     }
 }
 
@@ -76,6 +78,14 @@ const INSERT: &str = "
     ON DUPLICATE KEY UPDATE
         order_ids = CONCAT(order_ids, VALUES(order_ids)), orders = orders + VALUES(orders)";
 
+/// [`INSERT`] of a group with traced orders.
+const INSERT_TRACED: &str = "
+    INSERT INTO outbox_groups (group_id, order_ids, orders, created_at, visible_at, traces)
+    VALUES (?, ?, ?, UTC_TIMESTAMP(3), UTC_TIMESTAMP(3) + INTERVAL ? MICROSECOND, ?)
+    ON DUPLICATE KEY UPDATE
+        order_ids = CONCAT(order_ids, VALUES(order_ids)), orders = orders + VALUES(orders),
+        traces = CONCAT(COALESCE(traces, ''), VALUES(traces))";
+
 const DELETE: &str = concat!(
     "DELETE g FROM ",
     wanted_orders!(),
@@ -96,7 +106,7 @@ const CLAIM: &str = concat!(
 );
 
 const READ_CLAIMED: &str = concat!(
-    "SELECT g.group_id, g.order_ids FROM ",
+    "SELECT g.group_id, g.order_ids, g.traces FROM ",
     wanted_orders!(),
     " STRAIGHT_JOIN outbox_groups AS g FORCE INDEX (PRIMARY) ON g.group_id = wanted.order_id",
 );
@@ -109,16 +119,22 @@ const READ_EVENTS: &str = concat!(
     " STRAIGHT_JOIN orders AS o FORCE INDEX (PRIMARY) ON o.order_id = wanted.order_id",
 );
 
-/// Adds the events of orders that are committed together, leased to the caller for `lease`. Without
-/// an order it does nothing.
+/// Adds the events of orders that are committed together, leased to the caller for `lease`.
+/// `traces` are those of the orders that are traced. Without an order it does nothing.
 pub(super) async fn insert(
     conn: &mut MySqlConnection,
     ids: &[OrderId],
+    traces: Option<&str>,
     lease: Duration,
 ) -> Result<(), StoreError> {
     let Some(group_id) = id_of_group(ids.iter().copied()) else { return Ok(()) };
-    let query = sqlx::query(INSERT).bind(group_id.as_bytes().as_slice()).bind(packed(ids));
-    query.bind(ids.len() as u64).bind(micros(lease)).execute(conn).await?;
+    let query = sqlx::query(if traces.is_some() { INSERT_TRACED } else { INSERT });
+    let query = query.bind(group_id.as_bytes().as_slice()).bind(packed(ids));
+    let mut query = query.bind(ids.len() as u64).bind(micros(lease));
+    if let Some(traces) = traces {
+        query = query.bind(traces);
+    }
+    query.execute(conn).await?;
     Ok(())
 }
 
@@ -211,7 +227,17 @@ async fn read_group(conn: &mut MySqlConnection, row: &MySqlRow) -> Result<Outbox
     let readable: BTreeSet<_> = events.iter().map(|event| event.order_id).collect();
     let present = rows.iter().map(order_id).collect::<Result<Vec<_>, _>>()?;
     let corrupt = present.into_iter().filter(|id| !readable.contains(id)).collect();
-    Ok(OutboxGroup { group_id, events, corrupt })
+    let traced = read_traces(row.try_get("traces")?);
+    Ok(OutboxGroup { group_id, events, traced, corrupt })
+}
+
+/// A group whose traces are corrupt is published without them.
+fn read_traces(traces: Option<Vec<u8>>) -> TracedOrders {
+    let Some(traces) = traces else { return TracedOrders::default() };
+    TracedOrders::parse(&String::from_utf8_lossy(&traces)).unwrap_or_else(|error| {
+        tracing::warn!(%error, "traces of a group are corrupt, its events have none");
+        TracedOrders::default()
+    })
 }
 
 /// The ids as the column `order_ids` has them.

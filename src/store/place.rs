@@ -25,7 +25,7 @@ use super::{
     statuses::lock_states,
     transaction::transaction,
 };
-use crate::domain::OrderId;
+use crate::domain::{OrderId, TracedOrders};
 
 /// `head` is the id in hex, and behind it the time. A value of the JSON costs the server as much as
 /// a column, so a row has few of them.
@@ -58,7 +58,8 @@ impl OrderStore {
     /// Fails with [`StoreError::CommitUnknown`] if the orders may be written, and with the other
     /// errors of a transaction if they are not.
     pub async fn place(&self, orders: &[NewOrder], lease: Duration) -> Result<(), StoreError> {
-        let placement = |order: &NewOrder| Placement { order: order.clone(), identity: None };
+        let placement =
+            |order: &NewOrder| Placement { order: order.clone(), identity: None, trace: None };
         let placements: Vec<_> = orders.iter().map(placement).collect();
         let terms = PlaceTerms { lease, max_id_skew: MAX_ID_SKEW, is_repeated: false };
         self.place_all(&placements.iter().collect::<Vec<_>>(), terms).await?;
@@ -184,6 +185,8 @@ struct Rows {
     ids: Vec<OrderId>,
     keys: Option<String>,
     unscanned: Option<String>,
+    /// The traces of those that are sampled.
+    traces: Option<String>,
     lease: Duration,
 }
 
@@ -193,6 +196,12 @@ impl Rows {
         // All transactions lock orders in this order.
         orders.sort_unstable_by_key(|order| order.order_id);
         let rows = orders.iter().map(|order| OrderRow::of(order));
+        let mut traced = TracedOrders::default();
+        for placement in placements {
+            if let Some(context) = &placement.trace {
+                traced.insert(placement.order.order_id, (**context).clone());
+            }
+        }
         let unscanned = orders.iter().filter(|order| order.is_unscanned(terms.max_id_skew));
         let unscanned: Vec<_> =
             unscanned.map(|order| (hex(order.order_id), datetime(order.accepted_at))).collect();
@@ -201,6 +210,7 @@ impl Rows {
             ids: orders.iter().map(|order| order.order_id).collect(),
             keys: idempotency::rows_json(placements.iter().copied())?,
             unscanned: if unscanned.is_empty() { None } else { Some(json(&unscanned)?) },
+            traces: traced.to_text(),
             lease: terms.lease,
         })
     }
@@ -218,7 +228,7 @@ impl Rows {
     }
 
     async fn insert_others(&self, conn: &mut MySqlConnection) -> Result<(), StoreError> {
-        super::outbox::insert(conn, &self.ids, self.lease).await?;
+        super::outbox::insert(conn, &self.ids, self.traces.as_deref(), self.lease).await?;
         if let Some(unscanned) = &self.unscanned {
             pending::insert_unscanned(conn, unscanned).await?;
         }

@@ -9,7 +9,7 @@ use super::{
     orders::OrderSummary,
     rows::json,
 };
-use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState};
+use crate::domain::{EventKind, Lines, OrderEvent, OrderId, OrderState, TraceContext};
 
 /// An id that was made longer than this before or after its order was placed has a row of
 /// `unscanned_orders`, unless the caller says otherwise.
@@ -34,6 +34,8 @@ pub struct Placement {
     pub order: NewOrder,
     /// `None`: each request makes an order of its own.
     pub identity: Option<Identity>,
+    /// The trace of the request, if it is sampled.
+    pub trace: Option<Box<TraceContext>>,
 }
 
 /// By what a repetition of a request is recognized.

@@ -45,6 +45,7 @@ pub(crate) const ORDER_STORE: &[Table] = &[
             ["orders", "INT UNSIGNED", "how many"],
             ["created_at", "DATETIME(3)", "when the orders were committed, UTC"],
             ["visible_at", "DATETIME(3)", "a lease: until then, one process publishes the group"],
+            ["traces", "MEDIUMBLOB", "the traces of its sampled orders; NULL: none is sampled"],
         ],
     },
     Table {

@@ -231,6 +231,12 @@ metrics! {
         "Attempts that were repeated after a failure of the dependency.",
         &["dependency"],
     );
+    pub(crate) trace_spans: IntCounterVec = counters(
+        "stocklock_trace_spans_total",
+        "Spans by what became of them: exported, failed (the collector did not take them), or \
+         dropped (too many waited).",
+        &["result"],
+    );
     pub(crate) transaction_seconds: HistogramVec = histograms(
         "stocklock_transaction_seconds",
         "Time of a database transaction, with the wait for a connection and all attempts.",

@@ -1,4 +1,5 @@
-//! What operators see of a process: log lines, metrics, health, and the admin endpoints.
+//! What operators see of a process: log lines, metrics, health, traces, and the admin
+//! endpoints.
 //!
 //! | file | does |
 //! | --- | --- |
@@ -11,6 +12,7 @@
 //! | `health` | gathers what the loops of a process report |
 //! | `dependency` | tries a server all the time, for `/readyz` |
 //! | `admin` | serves `/livez`, `/readyz`, `/metrics` and `/log-filter` |
+//! | `traces` | makes the spans of sampled orders, and sends them |
 
 mod admin;
 mod dead_letter_classes;
@@ -23,6 +25,7 @@ mod made;
 mod measured;
 mod metrics;
 pub(crate) mod order_log;
+mod traces;
 mod zeros;
 
 pub(crate) use admin::{Admin, serve_admin};
@@ -37,3 +40,7 @@ pub(crate) use logging::init_logging;
 pub(crate) use made::made_metrics;
 pub(crate) use measured::MeasuredBy;
 pub use metrics::Metrics;
+pub use traces::ConsumerTraces;
+pub use traces::Received;
+pub use traces::Traces;
+pub(crate) use traces::{BatchSpan, SharedTransaction, Span, SpanExport, TraceStarter};

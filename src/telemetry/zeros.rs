@@ -27,6 +27,13 @@ impl Metrics {
         }
     }
 
+    /// The spans of a process whose traces are on.
+    pub(crate) fn begin_traces(&self) {
+        for result in ["exported", "failed", "dropped"] {
+            self.trace_spans.with_label_values(&[result]);
+        }
+    }
+
     /// The batches and decisions of a worker under each of these lock strategies.
     pub(crate) fn begin_decisions(&self, strategies: &[&str]) {
         for stage in STAGES {

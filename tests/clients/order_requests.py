@@ -3,8 +3,8 @@
 usage: order_requests.py BROKERS TOPIC [REGISTRY]
 
 Each line of the standard input is a JSON object with the request, its format (json, avro or
-registered), and an idempotency key or null. A registered request has the framing of the registry,
-and a schema with one more field.
+registered), an idempotency key or null, and perhaps more headers. A registered request has the
+framing of the registry, and a schema with one more field.
 """
 
 import io
@@ -49,5 +49,6 @@ for line in sys.stdin:
     request = record["request"]
     value = FORMATS[record["format"]](request)
     headers = {"Idempotency-Key": record["key"]} if record["key"] else {}
+    headers |= record.get("headers", {})
     producer.produce(topic, value, headers=headers)
 producer.flush()

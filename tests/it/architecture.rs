@@ -27,11 +27,12 @@ const FLOORS: [&[&str]; 5] = [
 ];
 
 /// What only the rooms named may use; a path within `src`, or the beginning of one.
-const RESERVED: [(&str, &[&str]); 6] = [
+const RESERVED: [(&str, &[&str]); 7] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
     ("rustls::", &["lock/"]),
+    ("opentelemetry", &["telemetry/traces/"]),
     ("axum", &["ingest/", "telemetry/", "http/"]),
     (
         "std::env",

@@ -84,6 +84,7 @@ mod stall;
 mod stop;
 mod tables;
 mod too_large;
+mod traces;
 mod transactions;
 mod two_versions;
 mod upgrade;

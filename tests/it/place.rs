@@ -28,18 +28,19 @@ fn order(quantity: i64) -> NewOrder {
 /// An order under an id that the client made.
 fn put(order_id: OrderId, quantity: i64) -> Placement {
     let order = NewOrder { order_id, ..order(quantity) };
-    Placement { order, identity: Some(Identity::OrderId) }
+    Placement { order, identity: Some(Identity::OrderId), trace: None }
 }
 
 /// An order with a key of a caller.
 fn keyed(caller: &str, key: &str, quantity: i64) -> Placement {
     let key = IdempotencyKey { caller: caller.to_owned(), key: key.to_owned() };
     let request = KeyedRequest { key, sha256: [u8::try_from(quantity).expect("few"); 32] };
-    Placement { order: order(quantity), identity: Some(Identity::Key(Box::new(request))) }
+    let identity = Some(Identity::Key(Box::new(request)));
+    Placement { order: order(quantity), identity, trace: None }
 }
 
 fn plain() -> Placement {
-    Placement { order: order(1), identity: None }
+    Placement { order: order(1), identity: None, trace: None }
 }
 
 async fn place(world: &World, group: &[&Placement], terms: PlaceTerms) -> Vec<Placed> {

@@ -304,7 +304,9 @@ async fn ingest_begins_and_accepts_orders_without_its_registry() {
         world.settled().await;
         assert_eq!(world.count_orders("COMPLETED").await, 3, "hangs: {hangs}");
         world.verify();
-        others.map(Role::stop);
+        for role in others {
+            role.stop();
+        }
         ingest.stop();
     }
 }

@@ -11,14 +11,14 @@ use chrono::{SubsecRound as _, Utc};
 
 use super::{super::process, workload::Workload};
 use crate::{
-    config::{Config, IntakeTopic, Layers},
+    config::{Config, IntakeTopic, Layers, TracesSettings},
     domain::{OrderEvent, OrderId, ProductId},
     kafka::{Message, Producer, delete_topics, ensure_topics},
     store::{
         NewOrder, OrderStore, Product, PublishedGroup, StockStore, migrate_order_store,
         migrate_stock_store,
     },
-    telemetry::Metrics,
+    telemetry::{Metrics, TraceStarter},
     wire::OrderEventCodec,
 };
 
@@ -138,12 +138,17 @@ impl Site {
         Ok(events)
     }
 
-    /// Puts the events on the topic.
+    /// Puts the events on the topic. If the environment turns traces on, the messages of sampled
+    /// orders name a trace, as those of ingest do.
     pub(super) async fn publish(&self, events: &[OrderEvent]) -> anyhow::Result<()> {
         let (producer, codec) = (Producer::new(&self.config.kafka)?, OrderEventCodec::new()?);
+        let TracesSettings { traces, .. } = TracesSettings::of_variables(Layers::variables());
+        let traces = TraceStarter::new(traces.as_ref());
         for chunk in events.chunks(CHUNK) {
-            let messages =
-                chunk.iter().map(|event| Message::of_order(event.order_id, codec.encode(event)));
+            let messages = chunk.iter().map(|event| {
+                let message = Message::of_order(event.order_id, codec.encode(event));
+                message.traced(traces.begin().as_ref())
+            });
             producer.produce(&self.config.topics.orders, messages.collect()).await?;
         }
         Ok(())

@@ -9,6 +9,7 @@ use crate::{
     kafka::{Consumer, Subscription},
     retention::PurgedStore,
     store::StoreUse,
+    telemetry::ConsumerTraces,
 };
 
 /// Runs a compensator until a stop is requested.
@@ -26,6 +27,11 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
         statuses: Arc::clone(&shared.statuses),
         horizon: config.retention.horizon,
         metrics: metrics.clone(),
+        traces: ConsumerTraces::new(
+            &shared.traces,
+            &config.topics.order_status,
+            &config.compensator.group_id,
+        ),
     };
     let subscription = Subscription {
         group_id: &config.compensator.group_id,

@@ -62,6 +62,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
+        traces: shared.traces.clone(),
         orders: orders.clone(),
         stock: stock.clone(),
         committer,

@@ -10,6 +10,7 @@ use crate::{
     config::{BatchConfig, IntakeTopic},
     ingest::{Api, Intake},
     kafka::{Consumer, Subscription},
+    telemetry::ConsumerTraces,
 };
 
 /// The most records of a batch. Fewer than the committer queues, so that HTTP requests have room.
@@ -53,6 +54,7 @@ impl RunningIntake {
                 api: Arc::clone(api),
                 codec: Arc::clone(&shared.requests),
                 keys_kept: config.retention.idempotency_keys,
+                traces: ConsumerTraces::new(&shared.traces, requests, &config.ingest.group_id),
             };
             let health = ["taking requests", "dead-lettering requests"]
                 .map(|step| health.register_optional(step));

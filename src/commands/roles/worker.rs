@@ -14,7 +14,7 @@ use crate::{
     lock::{Lease, Locks},
     retention::PurgedStore,
     store::{StockStore, StoreUse},
-    telemetry::Metrics,
+    telemetry::{ConsumerTraces, Metrics},
     wire::StockLevelCodec,
 };
 
@@ -46,6 +46,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
         topic = config.topics.orders,
         "deducting stock"
     );
+    let traces = ConsumerTraces::new(&shared.traces, &config.topics.orders, &config.kafka.group_id);
     let mut running = JoinSet::new();
     for lane in lanes {
         let health = ["deducting", "reporting outcomes"].map(|step| health.register(step));
@@ -58,6 +59,7 @@ pub(super) async fn run(shared: SharedParts) -> anyhow::Result<()> {
             status_topic: config.topics.order_status.as_str().into(),
             levels: levels.clone(),
             metrics: metrics.clone(),
+            traces: traces.clone(),
         };
         let (batches, metrics) = (config.worker.batches, metrics.clone());
         let dead_letters = shared.dead_letters(&config.topics.orders_dlq);

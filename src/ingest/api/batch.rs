@@ -25,7 +25,10 @@ use super::{
     Api,
     place::{AnsweredOrder, Source, code_and_body},
 };
-use crate::http::{Connection, Streaming};
+use crate::{
+    domain::TraceContext,
+    http::{Connection, Streaming},
+};
 
 /// The most lines of one stream that wait for their answers.
 const MAX_IN_FLIGHT: usize = 1_000;
@@ -34,6 +37,8 @@ const MAX_IN_FLIGHT: usize = 1_000;
 const MAX_LINES_IN_FLIGHT: usize = 4_000;
 /// A chunk of answers is sent once it is as large, or once no further answer is there.
 const MAX_CHUNK_BYTES: usize = 64 << 10;
+/// The most lines that belong to the trace of their stream. The lines behind them are not traced.
+const MAX_TRACED_LINES: usize = 128;
 
 /// The slots of the lines of all streams. Cheap to clone; all clones are the same slots.
 #[derive(Clone)]
@@ -52,6 +57,7 @@ impl Default for BatchSlots {
 pub(super) async fn place_batch(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -66,6 +72,8 @@ pub(super) async fn place_batch(
         in_flight: FuturesOrdered::new(),
         api,
         connection,
+        trace: trace.map(|Extension(context)| context),
+        traced_lines: 0,
         streaming: None,
     };
     let answers = Body::from_stream(stream::unfold(batch, Batch::next));
@@ -85,6 +93,9 @@ struct Batch {
     input: Option<Input>,
     in_flight: FuturesOrdered<BoxFuture<'static, Vec<u8>>>,
     connection: Connection,
+    /// The trace of the request, if it is sampled.
+    trace: Option<TraceContext>,
+    traced_lines: usize,
     streaming: Option<Streaming>,
 }
 
@@ -153,12 +164,18 @@ impl Batch {
     fn begin(&mut self, line: Result<Bytes, Problem>, slot: OwnedSemaphorePermit) {
         let hold_max_seconds = self.api.hold_max_seconds;
         let order = line.and_then(|line| BatchOrder::parse(&line, hold_max_seconds));
-        let (api, max_wait) = (Arc::clone(&self.api), self.max_wait);
+        let (api, max_wait, trace) = (Arc::clone(&self.api), self.max_wait, self.trace_of_line());
         let answering = async move {
             let _slot = slot;
-            api.place_line(order, max_wait).await
+            api.place_line(order, max_wait, trace).await
         };
         self.in_flight.push_back(answering.boxed());
+    }
+
+    fn trace_of_line(&mut self) -> Option<Box<TraceContext>> {
+        let trace = self.trace.as_ref().filter(|_| self.traced_lines < MAX_TRACED_LINES)?;
+        self.traced_lines += 1;
+        Some(Box::new(trace.clone()))
     }
 }
 
@@ -177,6 +194,7 @@ impl Api {
         &self,
         order: Result<BatchOrder, Problem>,
         max_wait: Option<Duration>,
+        trace: Option<Box<TraceContext>>,
     ) -> Vec<u8> {
         let placed = match order {
             Ok(BatchOrder { order_id, idempotency_key, request }) => {
@@ -185,7 +203,7 @@ impl Api {
                     (None, Some(key)) => Source::Key(key),
                     (None, None) => Source::Ingest,
                 };
-                self.place(source, request).await
+                self.place(source, request, trace).await
             }
             Err(problem) => Err(problem),
         };

@@ -16,7 +16,7 @@ use super::{
     shown::{order_id, summary_body, unknown_order},
 };
 use crate::{
-    domain::{Effect, OrderId, OrderState},
+    domain::{Effect, OrderId, OrderState, TraceContext},
     error_text,
     http::Connection,
     store::{Change, ChangeResult, OrderSummary},
@@ -29,11 +29,12 @@ pub(super) fn without_body(change: Change) -> MethodRouter<Arc<Api>> {
         async move |State(api): State<Arc<Api>>,
                     Extension(connection): Extension<Connection>,
                     path: Result<Path<String>, PathRejection>,
+                    trace: Option<Extension<TraceContext>>,
                     headers: HeaderMap,
                     body: Body| {
             let id = order_id(path)?;
             ignore(&headers, body, &connection)?;
-            api.change(id, change).await
+            api.change(id, change, trace).await
         },
     )
 }
@@ -43,6 +44,7 @@ pub(super) async fn extend_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -50,7 +52,7 @@ pub(super) async fn extend_order(
     body::check_content_type(&headers)?;
     let body = body::read(body, &connection).await?;
     let ExtendRequest { hold_seconds } = ExtendRequest::parse(&body.bytes, api.hold_max_seconds)?;
-    api.change(id, Change::Extend { hold_seconds }).await
+    api.change(id, Change::Extend { hold_seconds }, trace).await
 }
 
 /// Leaves the body unread. Fails with a 415 if its type is given and is not JSON.
@@ -69,10 +71,16 @@ impl Api {
     /// - 409 if the state or the age of the order does not allow the change,
     /// - 500 if the order's row is corrupt,
     /// - 503 if nothing was changed, 504 if the order may be changed.
-    async fn change(&self, id: OrderId, change: Change) -> Result<Response, Problem> {
+    async fn change(
+        &self,
+        id: OrderId,
+        change: Change,
+        trace: Option<Extension<TraceContext>>,
+    ) -> Result<Response, Problem> {
+        let trace = trace.map(|Extension(context)| context);
         let away = |_| ChangeError::StoreAway;
         let result = match self.committer.check_store().map_err(away) {
-            Ok(()) => self.changer.change(id, change).await,
+            Ok(()) => self.changer.change(id, change, trace).await,
             Err(error) => Err(error),
         };
         let ChangeResult { effect, order, .. } = result.map_err(|error| not_changed(id, &error))?;

@@ -23,7 +23,7 @@ use super::{
     time,
 };
 use crate::{
-    domain::{Horizon, Lines, OrderId, OrderState, ProductId},
+    domain::{Horizon, Lines, OrderId, OrderState, ProductId, TraceContext},
     error_text,
     http::Connection,
     store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
@@ -39,15 +39,17 @@ const INTAKE: &str = "intake:";
 pub(super) async fn place_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let trace = trace.map(|Extension(context)| Box::new(context));
     let placed = async {
         body::check_content_type(&headers)?;
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(key.map_or(Source::Ingest, Source::Key), request).await
+        api.place(key.map_or(Source::Ingest, Source::Key), request, trace).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -58,9 +60,11 @@ pub(super) async fn put_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
     path: Result<Path<String>, PathRejection>,
+    trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
+    let trace = trace.map(|Extension(context)| Box::new(context));
     let placed = async {
         let id =
             path.ok().and_then(|Path(id)| Uuid::try_parse(&id).ok().filter(|_| id.len() == 36));
@@ -77,7 +81,7 @@ pub(super) async fn put_order(
         })?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(Source::Client(id), request).await
+        api.place(Source::Client(id), request, trace).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -125,7 +129,7 @@ impl Source {
             Self::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
             Self::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
         };
-        Placement { order, identity }
+        Placement { order, identity, trace: None }
     }
 }
 
@@ -204,9 +208,10 @@ impl Api {
         &self,
         source: Source,
         request: OrderRequest,
+        trace: Option<Box<TraceContext>>,
     ) -> Result<Receipt, Problem> {
         let is_expired = source.is_expired();
-        let placement = source.placement(request);
+        let placement = Placement { trace, ..source.placement(request) };
         let order_id = placement.order.order_id;
         let is_id = placement.identity == Some(Identity::OrderId);
         self.committer.check_store().map_err(|error| nothing_saved(&error))?;
@@ -237,7 +242,7 @@ impl Api {
     /// Whether a new order may be saved. Fails with a 422 if it is invalid, and with a 503 if the
     /// outbox is full.
     async fn check(&self, placement: &Placement) -> Result<(), Problem> {
-        let Placement { order, identity } = placement;
+        let Placement { order, identity, .. } = placement;
         if *identity == Some(Identity::OrderId) {
             check_age(order, self.horizon)?;
         }

@@ -29,7 +29,7 @@ async fn answer_of_lost_task(has_begun: bool) -> Result<Placed, SaveError> {
         let queued = orders.recv().await.unwrap();
         drop(if has_begun { queued.begin(Instant::now()) } else { Some(queued) });
     };
-    tokio::join!(committer.save(Placement { order, identity: None }), task).0
+    tokio::join!(committer.save(Placement { order, identity: None, trace: None }), task).0
 }
 
 #[tokio::test]

@@ -3,8 +3,10 @@
 use std::{
     io::Write as _,
     path::PathBuf,
-    process::{Command, Stdio},
+    process::{Child, Command, Stdio},
 };
+
+use stocklock_servers::Lifetime;
 
 /// A program, with all that it needs from the folder of clients.
 pub(crate) struct Program(Command);
@@ -12,7 +14,7 @@ pub(crate) struct Program(Command);
 impl Program {
     /// A Python file of the project, by its path.
     pub(crate) fn python(file: &str) -> Self {
-        let mut command = Command::new(folder().join("python/bin/python"));
+        let mut command = Lifetime::OfParent.command(folder().join("python/bin/python"));
         command.arg(file);
         Self(command)
     }
@@ -42,6 +44,12 @@ impl Program {
     pub(crate) fn env(mut self, name: &str, value: &str) -> Self {
         self.0.env(name, value);
         self
+    }
+
+    /// Starts it in the project's folder, with its output in a pipe.
+    pub(crate) fn start(mut self, args: &[&str]) -> Child {
+        let command = self.0.args(args).current_dir(env!("CARGO_MANIFEST_DIR"));
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("the program runs")
     }
 
     /// Runs it in the project's folder, and answers what it printed. Fails the test unless it ended

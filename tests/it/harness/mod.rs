@@ -3,6 +3,7 @@
 mod api;
 mod broker_proxy;
 mod clients;
+mod collector;
 mod dumps;
 mod faults;
 mod gate;
@@ -30,6 +31,7 @@ mod world;
 pub(crate) use api::{Answer, Api};
 pub(crate) use broker_proxy::BrokerProxy;
 pub(crate) use clients::Program;
+pub(crate) use collector::{Collector, Span, Trace};
 pub(crate) use dumps::{database, dump, restore};
 pub(crate) use faults::{proxies_of_masters, readiness};
 pub(crate) use gate::Gate;

@@ -13,7 +13,7 @@ use stocklock::{
     lock::{Held, LockError, Locks, Selection},
     relay::{Announcer, Relay},
     store::{NewOrder, StockStore},
-    telemetry::Metrics,
+    telemetry::{ConsumerTraces, Metrics},
     wire::{OrderEventCodec, OrderStatusCodec},
 };
 use tokio::{task::JoinHandle, time::Instant};
@@ -37,6 +37,7 @@ impl World {
             status_topic: config.topics.order_status.as_str().into(),
             levels: None,
             metrics: metrics.clone(),
+            traces: ConsumerTraces::off(),
         }
     }
 
@@ -63,6 +64,7 @@ impl World {
             statuses,
             horizon: config.retention.horizon,
             metrics: metrics.clone(),
+            traces: ConsumerTraces::off(),
         }
     }
 
@@ -210,8 +212,9 @@ pub(super) async fn step(worker: &Worker, messages: &[OwnedMessage]) -> usize {
 
 /// Has a worker decide events, in as many parts as others' locks make it.
 pub(crate) async fn decide(worker: &Worker, events: &[OrderEvent]) -> Vec<Decisions> {
-    let arrived: Vec<_> =
-        events.iter().map(|event| Arrived { event: event.clone(), at: Instant::now() }).collect();
+    let arrived =
+        |event: &OrderEvent| Arrived { event: event.clone(), at: Instant::now(), trace: None };
+    let arrived: Vec<_> = events.iter().map(arrived).collect();
     let (mut open, mut decisions) = (arrived.iter().collect::<Vec<_>>(), Vec::new());
     let begun = Instant::now();
     while begun.elapsed() < PATIENCE {
