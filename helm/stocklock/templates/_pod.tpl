@@ -10,6 +10,8 @@ imagePullPolicy: {{ .pullPolicy }}
 securityContext:
   {{- toYaml . | nindent 2 }}
 {{- end }}
+# Without a message of its own, `kubectl describe pod` shows the last lines of the log.
+terminationMessagePolicy: FallbackToLogsOnError
 env:
   {{- include "stocklock.env" . | nindent 2 }}
 {{- with concat $values.extraEnvFrom (dig "extraEnvFrom" list $role) }}
