@@ -314,3 +314,48 @@ async fn a_hold_that_cannot_end_raises_an_alert_until_it_ends() {
     alerts.resolve().await;
     assert_eq!(api.becomes(held.order_id(), "CANCELLED").await["reason"], "EXPIRED");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn consumers_that_are_replaced_again_and_again_raise_an_alert() {
+    let world = row_world().await;
+    let (ingest, worker, compensator) = roles(&world).await;
+    let roles = [("ingest", &ingest), ("worker", &worker), ("compensator", &compensator)];
+    let alerts = Alerts::of(&roles).await;
+
+    for replaced in 1..=3_u8 {
+        world.recreate_topic(&world.config.topics.orders).await;
+        let is_replaced = |count| count >= f64::from(replaced);
+        worker.shows("stocklock_consumer_recreations_total", "", is_replaced).await;
+    }
+
+    alerts.fire(&["StocklockConsumerRecreated"]).await;
+    alerts.resolve().await;
+    Api::of(&ingest).place_and_wait(&lines(&[("a", 1)]), 60).await.is(201);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rival_that_changes_the_same_stock_raises_an_alert_until_it_ends() {
+    let world = World::new(Database::MySql, Strategy::Redlock).await;
+    let (ingest, worker, compensator) = roles(&world).await;
+    let roles = [("ingest", &ingest), ("worker", &worker), ("compensator", &compensator)];
+    let alerts = Alerts::of(&roles).await;
+    let api = Api::of(&ingest);
+    let rival = async {
+        loop {
+            world.tamper_with_stock("UPDATE products SET version = version + 1").await;
+        }
+    };
+    let orders = async {
+        loop {
+            api.place_and_wait(&lines(&[("a", 1)]), 60).await.is(201);
+        }
+    };
+
+    tokio::select! {
+        () = alerts.fire(&["StocklockStaleWrites"]) => {}
+        () = rival => {}
+        () = orders => {}
+    }
+
+    alerts.resolve().await;
+}

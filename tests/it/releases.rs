@@ -114,7 +114,7 @@ async fn owed_releases_are_published_again_ever_more_rarely(world: World) {
     assert_eq!(metrics.owed_releases.with_label_values(&["produced"]).get(), 10);
     assert_eq!(metrics.releases_owed.get(), 2);
     let oldest = metrics.releases_owed_oldest.get();
-    assert!((75.0 * 60.0..77.0 * 60.0).contains(&oldest), "owed for {oldest} s");
+    assert!((74.0 * 60.0..76.0 * 60.0).contains(&oldest), "owed for {oldest} s");
     let outbox = world.order_store().outbox_state().await.expect("the outbox");
     assert_eq!(
         (outbox.pending, outbox.oldest),
