@@ -123,15 +123,19 @@ impl Variables {
         let of_all = self.get("OTEL_EXPORTER_OTLP_ENDPOINT");
         let of_all = of_all.map(|base| format!("{}/v1/traces", base.trim_end_matches('/')));
         let endpoint = of_traces.or(of_all)?;
-        let is_http = url::Url::parse(&endpoint)
-            .is_ok_and(|url| ["http", "https"].contains(&url.scheme()) && url.has_host());
-        if !is_http {
-            // The URL may hold a password.
+        // The exporter would send no password of the URL, and would show it in its errors.
+        let is_usable = url::Url::parse(&endpoint).is_ok_and(|url| {
+            let is_http = ["http", "https"].contains(&url.scheme()) && url.has_host();
+            is_http && url.username().is_empty() && url.password().is_none()
+        });
+        if !is_usable {
             self.warnings.push(
-                "OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https URL; traces are off".into(),
+                "OTEL_EXPORTER_OTLP_ENDPOINT: expected an http or https URL without a user; traces \
+                 are off"
+                    .to_owned(),
             );
         }
-        is_http.then_some(endpoint)
+        is_usable.then_some(endpoint)
     }
 
     /// `OTEL_BSP_EXPORT_TIMEOUT` bounds the export, which is one request.
@@ -283,11 +287,13 @@ mod tests {
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false),
             ("OTEL_TRACES_EXPORTER", "zipkin", false),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", false),
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://user:secret@collector", false),
         ] {
             let TracesSettings { traces, warnings } = read(&[ENDPOINT, (name, value)]);
 
             assert_eq!(traces.is_some(), is_on, "{name}");
             assert!(warnings.len() == 1 && warnings[0].starts_with(name), "{warnings:?}");
+            assert!(!warnings[0].contains("secret"), "{warnings:?}");
         }
         let ratio = [("OTEL_TRACES_SAMPLER", "traceidratio"), ("OTEL_TRACES_SAMPLER_ARG", "2")];
         assert_eq!(read(&[&[ENDPOINT], &ratio[..]].concat()).warnings.len(), 1);
