@@ -18,7 +18,13 @@ ROLES = {"ingest", "worker", "compensator"}
 # Only for `setup`.
 MIGRATE_URLS = {"STOCKLOCK__ORDER_STORE__MIGRATE_URL", "STOCKLOCK__STOCK_STORE__MIGRATE_URL"}
 # The name of one process. Pods of a Deployment have no lasting names.
-NOT_IN_THE_CHART = {"STOCKLOCK__KAFKA__GROUP_INSTANCE_ID"}
+NOT_IN_THE_CHART = {
+    "STOCKLOCK__KAFKA__GROUP_INSTANCE_ID",
+    # No pod is a client of the HTTP API.
+    "STOCKLOCK__CLIENT__TOKEN",
+    "STOCKLOCK__CLIENT__TOKEN_FILE",
+    "STOCKLOCK__CLIENT__CA_LOCATION",
+}
 WHERE_SETTINGS_ARE = "the chart's values.schema.json and ci/full-values.yaml"
 
 

@@ -10,7 +10,10 @@ use axum::{
 use tokio::net::TcpListener;
 
 use super::{Health, Metrics};
-use crate::{http, lifecycle::Shutdown};
+use crate::{
+    http::{self, ServeTerms},
+    lifecycle::Shutdown,
+};
 
 /// Most connections at a time. Probes and scrapes are few, and these file descriptors are reserved.
 const MAX_CONNECTIONS: usize = 64;
@@ -38,7 +41,9 @@ pub(crate) async fn serve_admin(
         )
         .route("/metrics", get(exposition))
         .with_state((health, metrics));
-    http::serve(listener, app, MAX_CONNECTIONS, Arc::new(|_| ()), shutdown).await;
+    let terms =
+        ServeTerms { max_connections: MAX_CONNECTIONS, count_refusal: Arc::new(|_| ()), tls: None };
+    http::serve(listener, app, terms, shutdown).await;
 }
 
 fn verdict(complaints: &[String]) -> (StatusCode, String) {

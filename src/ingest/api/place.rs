@@ -15,7 +15,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        OrderRequest, SaveError, body, idempotency, prefer,
+        OrderRequest, SaveError,
+        auth::Caller,
+        body, idempotency, prefer,
         problem::{FieldError, Problem},
     },
     Api, answer, location,
@@ -29,8 +31,6 @@ use crate::{
     store::{IdempotencyKey, Identity, KeyedRequest, NewOrder, OrderSummary, Placed, Placement},
 };
 
-/// The caller of requests without authentication. Its keys stay valid with authentication.
-const ANONYMOUS: &str = "";
 /// The caller of the intake's keys. No authenticated caller has this name: theirs have no colon.
 const INTAKE: &str = "intake:";
 
@@ -38,6 +38,7 @@ const INTAKE: &str = "intake:";
 pub(super) async fn place_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    Extension(caller): Extension<Caller>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Problem> {
@@ -46,7 +47,7 @@ pub(super) async fn place_order(
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(key.map_or(Source::Ingest, Source::Key), request).await
+        api.place(Source::of_key(key, &caller), request).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -87,7 +88,7 @@ pub(in crate::ingest) enum Source {
     /// Ingest makes the id. Each request makes an order of its own.
     Ingest,
     /// Ingest makes the id. The client's key is recognized.
-    Key(String),
+    Key(IdempotencyKey),
     /// The client has made the id, which is recognized.
     Client(OrderId),
     /// Ingest makes the id. The key of a record is recognized, apart from the keys of HTTP.
@@ -96,6 +97,14 @@ pub(in crate::ingest) enum Source {
         /// The key may be forgotten: no new order is placed with it.
         is_expired: bool,
     },
+}
+
+impl Source {
+    /// `key`: that of the request, if it has one.
+    pub(super) fn of_key(key: Option<String>, caller: &Caller) -> Self {
+        let keyed = |key| Self::Key(IdempotencyKey { caller: caller.name().to_owned(), key });
+        key.map_or(Self::Ingest, keyed)
+    }
 }
 
 /// What a request has made, or what an earlier equal request had made.
@@ -190,8 +199,10 @@ impl Api {
         let identity = match source {
             Source::Ingest => None,
             Source::Client(_) => Some(Identity::OrderId),
-            Source::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
-            Source::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
+            Source::Key(key) => Some(keyed(key, &order)),
+            Source::RecordKey { key, .. } => {
+                Some(keyed(IdempotencyKey { caller: INTAKE.to_owned(), key }, &order))
+            }
         };
         let is_id = identity == Some(Identity::OrderId);
         let placement = Placement { order, identity };
@@ -274,8 +285,7 @@ impl Api {
     }
 }
 
-fn keyed(caller: &str, key: String, order: &NewOrder) -> Identity {
-    let key = IdempotencyKey { caller: caller.to_owned(), key };
+fn keyed(key: IdempotencyKey, order: &NewOrder) -> Identity {
     Identity::Key(Box::new(KeyedRequest { key, sha256: idempotency::digest(order) }))
 }
 
