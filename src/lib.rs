@@ -28,6 +28,7 @@
 //! | 2 | [`config`] | all settings, their defaults and bounds | the environment |
 //! | 2 | `http` | the HTTP server of every role, with its limits | |
 //! | 2 | [`lifecycle`], `backoff`, `crash_point` | stopping, waiting, crashes for tests | |
+//! | 2 | `watched_files`, `log_limiter` | files that change; log lines at a limited rate | |
 //! | 2 | [`error_text`], `new_ids` | errors with their causes; new order ids | |
 //! | 1 | [`domain`] | orders, quantities, states, decisions: pure | |
 //!
@@ -75,6 +76,7 @@ mod letters;
 pub mod levels;
 pub mod lifecycle;
 pub mod lock;
+mod log_limiter;
 mod new_ids;
 #[cfg(test)]
 mod reader_fuzz;
@@ -86,4 +88,5 @@ pub mod retention;
 pub mod store;
 pub mod telemetry;
 mod verify;
+mod watched_files;
 pub mod wire;

@@ -24,8 +24,12 @@ ROLES = {"ingest", "worker", "compensator"}
 CONTAINERS = ROLES | {"setup", "doctor"}
 # Only for `setup`.
 MIGRATE_URLS = {"STOCKLOCK__ORDER_STORE__MIGRATE_URL", "STOCKLOCK__STOCK_STORE__MIGRATE_URL"}
-# Settings that no pod needs.
-NOT_IN_THE_CHART = set()
+# No pod is a client of the HTTP API.
+NOT_IN_THE_CHART = {
+    "STOCKLOCK__CLIENT__TOKEN",
+    "STOCKLOCK__CLIENT__TOKEN_FILE",
+    "STOCKLOCK__CLIENT__CA_LOCATION",
+}
 # Files that the chart mounts from secrets.
 MOUNTED = {
     "STOCKLOCK__AUTH__TOKENS_FILE",

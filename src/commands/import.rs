@@ -119,7 +119,7 @@ pub(super) async fn run(
         open(args).await.with_context(|| args.file.display().to_string())?;
     let mut import = Import {
         args,
-        client: batch_client()?,
+        client: batch_client(config)?,
         url: format!("{}/v1/orders:batch", config.client.url),
         key_prefix,
         input,

@@ -23,6 +23,7 @@ mod stock_adjust;
 mod stock_import;
 mod stock_movements;
 mod stock_publish;
+mod token;
 mod verify;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -94,6 +95,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
+    /// Make a token for a client of the HTTP API, and the line for auth.tokens_file
+    Token(token::TokenArgs),
     /// Ask a role on its admin address whether it is live or ready; exit status 0: yes, 1: no, 2:
     /// no answer
     Probe(probe::ProbeArgs),
@@ -201,6 +204,7 @@ impl Command {
             Self::Dlq(command) => dlq::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
+            Self::Token(args) => token::run(&args, output),
             Self::Probe(args) => probe::run(&args, &config, output).await,
             Self::LogFilter(args) => log_filter::run(&args, &config, output).await,
             Self::Config(_) | Self::Completions(_) | Self::Man(_) => {

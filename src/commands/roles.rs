@@ -1,5 +1,6 @@
 //! The long-running roles: ingest, worker and compensator. Each is wired from the same parts.
 
+mod access;
 mod compensator;
 mod ingest;
 mod intake;

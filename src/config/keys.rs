@@ -77,7 +77,7 @@ impl Key {
 
     /// Whether the value is never shown. (A URL is shown without its password.)
     pub(crate) fn is_secret(&self) -> bool {
-        self.name.ends_with("password")
+        self.name.ends_with("password") || self.name == "client.token"
     }
 
     pub(crate) fn find(name: &str) -> Option<&'static Self> {

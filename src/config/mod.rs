@@ -9,9 +9,11 @@
 //! | `layers` | gathers the texts that are set, with their origin |
 //! | `values` | reads one key, and gathers errors |
 //! | `formats`, `choices`, `secret_url` | parse the forms of values |
+//! | `access` | reads who may use the HTTP API, and how much |
 //! | `sections` | reads sections whose keys depend on each other |
 //! | `traces` | reads the variables of OpenTelemetry |
 
+mod access;
 mod choices;
 mod formats;
 #[cfg(test)]
@@ -28,6 +30,10 @@ use std::{collections::BTreeSet, net::SocketAddr, path::PathBuf, time::Duration}
 
 use crate::domain::Horizon;
 
+pub(crate) use access::{
+    AuthConfig, ClientConfig, ClientToken, HttpConfig, JwksConfig, LimitsConfig, PrincipalLimits,
+    TlsFiles,
+};
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
 pub(crate) use formats::log_level;
@@ -57,7 +63,8 @@ pub struct Config {
     pub(crate) auth: AuthConfig,
     pub retention: RetentionConfig,
     pub(crate) stop: StopConfig,
-    pub(crate) http: ListenConfig,
+    pub(crate) http: HttpConfig,
+    pub(crate) limits: LimitsConfig,
     pub(crate) admin: ListenConfig,
     pub(crate) client: ClientConfig,
     pub(crate) log: LogConfig,
@@ -214,12 +221,6 @@ pub(crate) struct OrdersConfig {
     pub(crate) hold_max_seconds: u32,
 }
 
-#[derive(Debug, Clone)]
-pub(crate) struct AuthConfig {
-    /// Whether clients without authentication may change stock, wherever ingest listens.
-    pub(crate) anonymous_stock: bool,
-}
-
 /// Ages at which rows may be deleted.
 #[derive(Debug, Clone)]
 pub struct RetentionConfig {
@@ -239,11 +240,6 @@ pub(crate) struct StopConfig {
 #[derive(Debug, Clone)]
 pub(crate) struct ListenConfig {
     pub(crate) listen: SocketAddr,
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct ClientConfig {
-    pub(crate) url: String,
 }
 
 #[derive(Debug, Clone)]
@@ -290,14 +286,15 @@ impl Config {
                 pending_after: values.duration("ingest.pending_after"),
             },
             orders: values.orders(retention.horizon),
-            auth: AuthConfig { anonymous_stock: values.flag("auth.anonymous_stock") },
+            auth: values.auth(),
             retention,
             topics,
             schema_registry: values.schema_registry(),
             stop: StopConfig { deadline: values.duration("stop.deadline") },
-            http: values.read("http.listen", formats::address),
+            http: values.http(),
+            limits: values.limits(),
             admin: values.read("admin.listen", formats::address),
-            client: ClientConfig { url: values.read("client.url", formats::http_url) },
+            client: values.client(),
             log: LogConfig {
                 format: values.choice("log.format"),
                 level: values.read("log.level", formats::log_level),

@@ -22,6 +22,11 @@ use tokio::{
 
 use super::memory::{HeldMemory, MemoryBudget};
 
+mod owner;
+
+pub(crate) use owner::NoMemory;
+use owner::Owner;
+
 /// How long a request is in flight before the server checks whether its client is still there.
 const CHECK_CLIENT_AFTER: Duration = Duration::from_millis(500);
 /// The pause between two checks.
@@ -47,8 +52,17 @@ const NO_SLOT_RESPONSE: &[u8] =
     {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
     \"detail\":\"too many connections; nothing was saved\"}";
 
-/// Counts a response to a request that reaches no route. The argument is the status.
-pub(crate) type CountRefusal = Arc<dyn Fn(&str) + Send + Sync>;
+/// What the server refuses before it reaches a route.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Refused<'s> {
+    /// A request, with this status.
+    Request(&'s str),
+    /// A connection whose handshake of TLS failed.
+    Handshake,
+}
+
+/// Counts what is refused.
+pub(crate) type CountRefusal = Arc<dyn Fn(Refused<'_>) + Send + Sync>;
 
 /// The origin of [`Inner::idle_since_ms`].
 static EPOCH: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -63,6 +77,8 @@ pub(super) struct WeakConnection(Weak<Inner>);
 
 struct Inner {
     stream: TcpStream,
+    /// The bytes of the socket are TLS: only [`super::io`] may write to it.
+    is_encrypted: bool,
     memory: MemoryBudget,
     count_refusal: CountRefusal,
     /// Since when the server waits for the client, in ms since [`EPOCH`].
@@ -73,6 +89,8 @@ struct Inner {
     /// Bytes of an answer may still be in the server's buffer.
     is_unflushed: AtomicBool,
     cut: Notify,
+    /// The client that sent the last request, if it is known.
+    owner: Mutex<Option<Owner>>,
 }
 
 /// The size of a request's head, and the memory that it holds until the answer.
@@ -101,9 +119,11 @@ impl Connection {
         stream: TcpStream,
         memory: MemoryBudget,
         count_refusal: CountRefusal,
+        is_encrypted: bool,
     ) -> Self {
         Self(Arc::new(Inner {
             stream,
+            is_encrypted,
             memory,
             count_refusal,
             idle_since_ms: AtomicU64::new(now_ms()),
@@ -111,6 +131,7 @@ impl Connection {
             head: Mutex::default(),
             is_unflushed: AtomicBool::new(false),
             cut: Notify::new(),
+            owner: Mutex::default(),
         }))
     }
 
@@ -119,12 +140,7 @@ impl Connection {
     pub(crate) async fn of_test() -> Self {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
-        Self::new(stream, MemoryBudget::default(), Arc::new(|_: &str| {}))
-    }
-
-    /// The memory that bodies are held in.
-    pub(crate) fn memory(&self) -> &MemoryBudget {
-        &self.0.memory
+        Self::new(stream, MemoryBudget::default(), Arc::new(|_| {}), false)
     }
 
     /// Marks the connection as busy: the whole request was read, and the server works on it. A busy
@@ -225,7 +241,8 @@ impl Connection {
         self.0.cut.notify_one();
     }
 
-    /// Sends a 503, as far as the socket takes it at once, and ends the connection.
+    /// Sends a 503, as far as the socket takes it at once, and ends the connection. Ends an
+    /// encrypted connection without an answer.
     pub(super) fn refuse(&self) {
         self.count_refusal("503");
         self.send_now(NO_SLOT_RESPONSE);
@@ -242,12 +259,20 @@ impl Connection {
 
     /// Counts a response that the server sends without a handler.
     pub(super) fn count_refusal(&self, status: &str) {
-        (self.0.count_refusal)(status);
+        (self.0.count_refusal)(Refused::Request(status));
+    }
+
+    pub(super) fn count_failed_handshake(&self) {
+        (self.0.count_refusal)(Refused::Handshake);
     }
 
     /// Sends what the socket takes at once. Not through Tokio: it does not know yet that a new
     /// socket can be written.
+    /// Does nothing on an encrypted connection.
     pub(super) fn send_now(&self, bytes: &[u8]) {
+        if self.0.is_encrypted {
+            return;
+        }
         let _taken = SockRef::from(&self.0.stream).send(bytes);
     }
 
@@ -269,11 +294,14 @@ impl Connection {
     }
 
     /// Returns once the client has closed its connection. A client that has only finished sending
-    /// is still there.
+    /// is still there, except over TLS, where clients do not do that.
     async fn closed(&self, version: Version) {
         let stream = &self.0.stream;
         sleep(CHECK_CLIENT_AFTER).await;
         self.sending_ended().await;
+        if self.0.is_encrypted {
+            return;
+        }
         let may_probe = version >= Version::HTTP_11 && !self.0.is_unflushed.load(Ordering::Relaxed);
         if may_probe && stream.try_write(PROBE_RESPONSE).ok() != Some(PROBE_RESPONSE.len()) {
             return;

@@ -12,6 +12,7 @@ use tokio::{
     net::TcpStream,
     time::{Sleep, sleep},
 };
+use tokio_rustls::server::TlsStream;
 
 use super::connection::Connection;
 
@@ -20,15 +21,20 @@ const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The header of a response without a body.
 const EMPTY_BODY: &[u8] = b"content-length: 0\r\n";
 
-/// A connection as hyper reads and writes it. It bounds the memory of heads and the time of writes.
-/// It also gives a body to the responses that hyper writes by itself.
-pub(super) struct ConnectionIo {
+/// The bytes of a socket, as they are or under TLS.
+pub(super) enum Transport {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+/// The socket of a connection. It bounds the time of writes.
+pub(super) struct Socket {
     connection: Connection,
     /// The timer that runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
 }
 
-impl ConnectionIo {
+impl Socket {
     pub(super) fn new(connection: Connection) -> Self {
         Self { connection, stalled: None }
     }
@@ -63,7 +69,7 @@ impl ConnectionIo {
     }
 }
 
-impl AsyncRead for ConnectionIo {
+impl AsyncRead for Socket {
     fn poll_read(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
@@ -74,10 +80,68 @@ impl AsyncRead for ConnectionIo {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(bytes) => return Poll::Ready(self.connection.count_head(bytes)),
+                read => return Poll::Ready(read.map(drop)),
             }
         }
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_writing(cx, |stream| stream.try_write(bytes))
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_writing(cx, |stream| stream.try_write_vectored(slices))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Does nothing: the socket is closed when the connection is dropped.
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+/// A connection as hyper reads and writes it. It bounds the memory of heads. It also gives a body
+/// to the responses that hyper writes by itself.
+pub(super) struct ConnectionIo {
+    connection: Connection,
+    transport: Transport,
+}
+
+impl ConnectionIo {
+    pub(super) fn new(connection: Connection, transport: Transport) -> Self {
+        Self { connection, transport }
+    }
+}
+
+impl AsyncRead for ConnectionIo {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        ready!(match &mut self.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_read(cx, buffer),
+            Transport::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+        })?;
+        Poll::Ready(self.connection.count_head(buffer.filled().len() - before))
     }
 }
 
@@ -113,6 +177,26 @@ fn problem_instead_of(bytes: &[u8]) -> Option<ProblemResponse<'_>> {
     is_empty.then_some(ProblemResponse { status, text: head + &body })
 }
 
+impl ConnectionIo {
+    /// Sends a problem as a whole. The socket's buffer has room, unless the client reads none of
+    /// its answers.
+    fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        problem: &ProblemResponse<'_>,
+    ) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Plain(_) => self.connection.send_now(problem.text.as_bytes()),
+            // The buffer of TLS is larger than a problem.
+            Transport::Tls(stream) => {
+                ready!(Pin::new(stream).poll_write(cx, problem.text.as_bytes()))?;
+            }
+        }
+        self.connection.count_refusal(problem.status);
+        Poll::Ready(Ok(()))
+    }
+}
+
 impl AsyncWrite for ConnectionIo {
     fn poll_write(
         mut self: Pin<&mut Self>,
@@ -120,12 +204,13 @@ impl AsyncWrite for ConnectionIo {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         if let Some(problem) = problem_instead_of(bytes) {
-            self.connection.count_refusal(problem.status);
-            // The socket's buffer has room, unless the client reads none of its answers.
-            self.connection.send_now(problem.text.as_bytes());
+            ready!(self.poll_send(cx, &problem))?;
             return Poll::Ready(Ok(bytes.len()));
         }
-        self.poll_writing(cx, |stream| stream.try_write(bytes))
+        match &mut self.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_write(cx, bytes),
+            Transport::Tls(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
     }
 
     fn poll_write_vectored(
@@ -138,21 +223,34 @@ impl AsyncWrite for ConnectionIo {
         {
             return self.poll_write(cx, head);
         }
-        self.poll_writing(cx, |stream| stream.try_write_vectored(slices))
+        match &mut self.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_write_vectored(cx, slices),
+            Transport::Tls(stream) => Pin::new(stream).poll_write_vectored(cx, slices),
+        }
     }
 
     fn is_write_vectored(&self) -> bool {
-        true
+        match &self.transport {
+            Transport::Plain(socket) => socket.is_write_vectored(),
+            Transport::Tls(stream) => stream.is_write_vectored(),
+        }
     }
 
     /// hyper calls this once its buffer is empty.
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(match &mut self.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_flush(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_flush(cx),
+        })?;
         self.connection.set_unflushed(false);
         Poll::Ready(Ok(()))
     }
 
-    /// Does nothing: the socket is closed when the connection is dropped.
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
+    /// Over TLS, says that no more bytes follow.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.transport {
+            Transport::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
+            Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+        }
     }
 }

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::share::HeldShare;
+
 /// The first bytes of each body, which count as its small part.
 const SMALL_PART_BYTES: usize = 16 << 10;
 /// The bound for the small parts of all bodies together.
@@ -38,6 +40,8 @@ impl Default for MemoryBudget {
 pub(crate) struct HeldMemory {
     bytes: usize,
     permits: [Option<OwnedSemaphorePermit>; 2],
+    /// What it holds of its client's share.
+    share: Option<HeldShare>,
 }
 
 impl MemoryBudget {
@@ -63,6 +67,17 @@ impl MemoryBudget {
 }
 
 impl HeldMemory {
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(super) fn add_share(&mut self, more: HeldShare) {
+        match &mut self.share {
+            Some(share) if share.is_like(&more) => share.merge(more),
+            share => *share = Some(more),
+        }
+    }
+
     fn add(&mut self, more: [Option<OwnedSemaphorePermit>; 2], bytes: usize) {
         for (held, more) in self.permits.iter_mut().zip(more) {
             match (held.as_mut(), more) {

@@ -7,15 +7,24 @@
 //! | memory of heads and bodies | [`memory`] |
 //! | time: a client that is silent, has gone, or reads nothing | [`connection`], [`io`] |
 //! | unread bodies | [`body`] |
+//! | what one client holds | [`share`] |
+//! | encryption, and the time of a handshake | [`tls`] |
 
 mod body;
 mod connection;
 mod io;
 mod memory;
 mod open_files;
+mod share;
 mod slots;
+mod tls;
 
-use std::{pin::pin, sync::Arc, time::Duration};
+use std::{
+    io::ErrorKind,
+    pin::pin,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
 
 use axum::Router;
 use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
@@ -30,13 +39,16 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-pub(crate) use connection::{Connection, CountRefusal, Streaming};
-pub(crate) use memory::{HeldMemory, MemoryBudget};
+pub(crate) use connection::{Connection, CountRefusal, NoMemory, Refused, Streaming};
+pub(crate) use memory::HeldMemory;
 pub(crate) use open_files::connections_beside;
+pub(crate) use share::{HeldShare, Holding, Share};
+pub(crate) use tls::{ListenerTls, listener_files};
 
-use crate::lifecycle::Shutdown;
+use crate::{lifecycle::Shutdown, log_limiter::LogLimiter};
 use body::RequestBody;
-use io::ConnectionIo;
+use io::{ConnectionIo, Socket, Transport};
+use memory::MemoryBudget;
 use slots::{Slot, Slots};
 
 /// A request whose head has this size or more is answered with 431.
@@ -45,22 +57,34 @@ pub(crate) const MAX_HEAD_BYTES: usize = 16 << 10;
 const MAX_BUFFER_BYTES: usize = 16 << 10;
 /// How long a client may take for a request's head, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a client may take for the handshake of TLS.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long requests in flight may take at a stop before their connections are cut.
 const STOP_DEADLINE: Duration = Duration::from_secs(10);
 /// The pause after the system refused a connection, for instance for lack of file descriptors.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
+/// How a listener serves its connections.
+pub(crate) struct ServeTerms {
+    pub(crate) max_connections: usize,
+    pub(crate) count_refusal: CountRefusal,
+    /// `None`: no TLS.
+    pub(crate) tls: Option<Arc<ListenerTls>>,
+}
+
+static HANDSHAKE_LOG: LazyLock<LogLimiter> = LazyLock::new(LogLimiter::default);
+
 /// Serves `app` until a stop is requested. Then finishes the requests in flight, within 10 s.
 ///
 /// A connection above `max_connections` gets the slot of an idle connection, the longest idle
-/// first. It is answered with 503 if no connection is idle.
+/// first. It is answered with 503 if no connection is idle; over TLS it is closed.
 pub(crate) async fn serve(
     listener: TcpListener,
     app: Router,
-    max_connections: usize,
-    count_refusal: CountRefusal,
+    terms: ServeTerms,
     shutdown: Shutdown,
 ) {
+    let ServeTerms { max_connections, count_refusal, tls } = terms;
     let (slots, memory) = (Arc::new(Slots::new(max_connections)), MemoryBudget::default());
     let graceful = GracefulShutdown::new();
     let mut connections = JoinSet::new();
@@ -73,14 +97,20 @@ pub(crate) async fn serve(
                 None => continue,
             },
         };
-        let connection = Connection::new(stream, memory.clone(), Arc::clone(&count_refusal));
+        let count_refusal = Arc::clone(&count_refusal);
+        let connection = Connection::new(stream, memory.clone(), count_refusal, tls.is_some());
         let Some(slot) = slots.admit(&connection).await else {
             connection.refuse();
             continue;
         };
-        let served = graceful.watch(serve_connection(&connection, app.clone()));
+        let (watcher, app, tls) = (graceful.watcher(), app.clone(), tls.clone());
+        let shutdown = shutdown.clone();
         connections.spawn(async move {
-            serve_until_cut(&connection, served, &slot).await;
+            let handshaking = transport(&connection, tls.as_deref());
+            if let Some(transport) = handshake(handshaking, &connection, &shutdown).await {
+                let served = watcher.watch(serve_connection(&connection, transport, app));
+                serve_until_cut(&connection, served, &slot).await;
+            }
             // The slot closes the socket, so no other clone of the connection may outlive it.
             drop(connection);
             drop(slot);
@@ -94,6 +124,41 @@ pub(crate) async fn serve(
         );
     }
     connections.shutdown().await;
+}
+
+/// The transport of a new connection. Fails if the client does not finish the handshake of TLS.
+async fn transport(
+    connection: &Connection,
+    tls: Option<&ListenerTls>,
+) -> std::io::Result<Transport> {
+    let socket = Socket::new(connection.clone());
+    let Some(tls) = tls else { return Ok(Transport::Plain(socket)) };
+    let accepted = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(socket)).await;
+    let stream = accepted.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
+    Ok(Transport::Tls(Box::new(stream)))
+}
+
+/// Returns `None` if the handshake fails, if the connection is cut before its end, or at a stop.
+async fn handshake(
+    handshaking: impl Future<Output = std::io::Result<Transport>>,
+    connection: &Connection,
+    shutdown: &Shutdown,
+) -> Option<Transport> {
+    tokio::select! {
+        biased;
+        done = handshaking => match done {
+            Ok(transport) => Some(transport),
+            Err(error) => {
+                if let Some(dropped) = HANDSHAKE_LOG.is_due(&error.to_string(), Instant::now()) {
+                    tracing::info!(%error, dropped, "TLS handshake failed, connection closed");
+                }
+                connection.count_failed_handshake();
+                None
+            }
+        },
+        () = connection.cut_requested() => None,
+        () = shutdown.requested() => None,
+    }
 }
 
 /// Returns `None` if the system refused the connection, after a pause.
@@ -144,6 +209,7 @@ type Served<S> = http1::Connection<TokioIo<ConnectionIo>, S>;
 
 fn serve_connection(
     connection: &Connection,
+    transport: Transport,
     app: Router,
 ) -> Served<
     impl hyper::service::Service<
@@ -154,7 +220,7 @@ fn serve_connection(
     > + use<>,
 > {
     let (app, connection) = (TowerToHyperService::new(app), connection.clone());
-    let io = TokioIo::new(ConnectionIo::new(connection.clone()));
+    let io = TokioIo::new(ConnectionIo::new(connection.clone(), transport));
     let service = service_fn(move |request: Request<Incoming>| {
         let (connection, version) = (connection.clone(), request.version());
         let (mut head, body) = request.into_parts();

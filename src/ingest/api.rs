@@ -30,18 +30,18 @@ pub(super) use place::{
 };
 
 use super::{
-    Catalog, Changer, Committer, OutcomeWatch,
+    Access, Catalog, Changer, Committer, OutcomeWatch, auth,
     problem::{Problem, respond},
 };
 use crate::{
     domain::{Horizon, OrderId, TraceParent},
-    http,
+    http::{self, ListenerTls, Refused, ServeTerms},
     lifecycle::Shutdown,
     store::{Change, OrderStore, StockStore},
     telemetry::{Metrics, Traces},
 };
 
-const OPENAPI: &str = include_str!("openapi.json");
+pub(super) const OPENAPI: &str = include_str!("openapi.json");
 /// The label of a request that no route takes.
 const OTHER_ROUTE: &str = "other";
 /// The statuses with which the server refuses a request before it reaches a route.
@@ -71,7 +71,11 @@ pub(crate) struct Api {
     pub(crate) hold_max_seconds: u32,
     pub(crate) batch_slots: BatchSlots,
     pub(crate) adjusting: AdjustTerms,
+    /// Who may use the API.
+    pub(crate) access: Arc<Access>,
     pub(crate) max_connections: usize,
+    /// `None`: no TLS.
+    pub(crate) tls: Option<Arc<ListenerTls>>,
     pub(crate) shutdown: Shutdown,
     pub(crate) metrics: Metrics,
     pub(crate) traces: Traces,
@@ -80,11 +84,12 @@ pub(crate) struct Api {
 /// Serves the API until a stop is requested. Then finishes the requests in flight.
 pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
     let shutdown = api.shutdown.clone();
-    let (metrics, max_connections) = (Arc::new(api.metrics.clone()), api.max_connections);
+    let metrics = Arc::new(api.metrics.clone());
     let watching = Watching { metrics: Arc::clone(&metrics), traces: api.traces.clone() };
     begin_at_zero(&metrics);
-    let requests = metrics.http_requests.clone();
-    let document = document(api.hold_max_seconds).to_string();
+    let terms = serve_terms(&api);
+    let document = document(api.hold_max_seconds, api.access.is_on()).to_string();
+    let guard = middleware::from_fn_with_state(Arc::clone(&api.access), auth::guard);
     let app = Router::new()
         .route("/v1/orders", post(place::place_order))
         .route("/v1/orders:batch", post(batch::place_batch))
@@ -101,24 +106,51 @@ pub(crate) async fn serve(listener: TcpListener, api: Arc<Api>) {
         .method_not_allowed_fallback(async |method: Method| {
             Problem::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is not allowed here"))
         })
+        .layer(guard)
         .layer(middleware::from_fn_with_state(watching, watch_request))
         .with_state(api);
-    let count_refusal =
-        move |status: &str| requests.with_label_values(&[OTHER_ROUTE, status]).inc();
-    http::serve(listener, app, max_connections, Arc::new(count_refusal), shutdown).await;
+    http::serve(listener, app, terms, shutdown).await;
 }
 
-/// The API's document, with the longest hold that this process accepts.
-fn document(hold_max_seconds: u32) -> Value {
-    let mut document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
+fn serve_terms(api: &Api) -> ServeTerms {
+    let (requests, refusals) =
+        (api.metrics.http_requests.clone(), api.metrics.http_refusals.clone());
+    let count_refusal = move |refused: Refused<'_>| match refused {
+        Refused::Request(status) => requests.with_label_values(&[OTHER_ROUTE, status]).inc(),
+        Refused::Handshake => refusals.with_label_values(&[auth::HANDSHAKE]).inc(),
+    };
+    ServeTerms {
+        max_connections: api.max_connections,
+        count_refusal: Arc::new(count_refusal),
+        tls: api.tls.clone(),
+    }
+}
+
+/// The API's document, as the program has it.
+pub(super) fn own_document() -> Value {
+    serde_json::from_str(OPENAPI).unwrap_or_default()
+}
+
+/// The API's document, with the longest hold that this process accepts. Without authentication, no
+/// operation needs a token.
+fn document(hold_max_seconds: u32, needs_token: bool) -> Value {
+    let mut document = own_document();
     document["components"]["schemas"]["HoldSeconds"]["maximum"] = hold_max_seconds.into();
+    if !needs_token {
+        let paths = document["paths"].as_object_mut();
+        let methods = paths.into_iter().flat_map(|paths| paths.values_mut());
+        let operations = methods.filter_map(Value::as_object_mut).flat_map(Map::values_mut);
+        for operation in operations.filter_map(Value::as_object_mut) {
+            operation.remove("security");
+        }
+    }
     document
 }
 
 /// Creates the metrics of every response in the API's document at 0, so that `rate()` sees the
 /// first increment.
 fn begin_at_zero(metrics: &Metrics) {
-    let document: Value = serde_json::from_str(OPENAPI).unwrap_or_default();
+    let document = own_document();
     for (route, methods) in document["paths"].as_object().into_iter().flatten() {
         metrics.http_request_seconds.with_label_values(&[route]);
         metrics.http_requests.with_label_values(&[route.as_str(), "405"]);

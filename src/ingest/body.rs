@@ -10,7 +10,7 @@ use futures::StreamExt;
 use tokio::time::timeout;
 
 use super::{MAX_BODY_BYTES, problem::Problem};
-use crate::http::{Connection, HeldMemory};
+use crate::http::{Connection, HeldMemory, NoMemory};
 
 /// How long a body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
@@ -101,11 +101,7 @@ async fn read_all(
         }
         if length > bytes.capacity() {
             let capacity = length.max(2 * bytes.capacity()).clamp(MIN_BUFFER_BYTES, MAX_BODY_BYTES);
-            if !connection.memory().hold_body(&mut held, capacity) {
-                return Err(Problem::unavailable(
-                    "the bodies of all requests are too large; nothing was saved",
-                ));
-            }
+            connection.hold_body(&mut held, capacity).map_err(no_memory)?;
             bytes.reserve_exact(capacity - bytes.len());
         }
         bytes.extend_from_slice(&chunk);
@@ -203,9 +199,8 @@ impl LineReader {
         let length = self.partial.len() + bytes.len();
         if length > MAX_BODY_BYTES {
             self.refusal = Some(too_large());
-        } else if !self.connection.memory().hold_body(&mut self.held, length) {
-            let detail = "the bodies of all requests are too large; nothing was saved";
-            self.refusal = Some(Problem::unavailable(detail));
+        } else if let Err(why) = self.connection.hold_body(&mut self.held, length) {
+            self.refusal = Some(no_memory(why));
         } else {
             self.partial.extend_from_slice(bytes);
             return;
@@ -219,6 +214,17 @@ fn too_large() -> Problem {
         StatusCode::PAYLOAD_TOO_LARGE,
         format!("a body has at most {MAX_BODY_BYTES} bytes"),
     )
+}
+
+fn no_memory(why: NoMemory) -> Problem {
+    match why {
+        NoMemory::OfAll => {
+            Problem::unavailable("the bodies of all requests are too large; nothing was saved")
+        }
+        NoMemory::OfClient => Problem::too_many(
+            "the bodies of this principal's requests are too large; nothing was saved",
+        ),
+    }
 }
 
 fn too_slow() -> Problem {

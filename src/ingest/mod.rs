@@ -5,6 +5,7 @@
 //!
 //! | file | step |
 //! | --- | --- |
+//! | `auth/` | decides who sends a request, and whether the client may |
 //! | `api.rs` | routes, handlers, responses |
 //! | `body.rs` | reads the body, with bounds on its size, time and memory |
 //! | `request.rs`, `json.rs` | parse the body into an [`OrderRequest`], or name the wrong fields |
@@ -20,6 +21,7 @@
 //! A request that changes an order passes `changes.rs` in place of `committer.rs`.
 
 mod api;
+mod auth;
 mod body;
 mod catalog;
 mod changes;
@@ -39,6 +41,7 @@ mod request;
 mod subscriptions;
 
 pub(crate) use api::{AdjustTerms, Api, BatchSlots, serve};
+pub(crate) use auth::{Access, NewToken, Scope, is_name, new_token};
 pub(crate) use catalog::Catalog;
 pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};

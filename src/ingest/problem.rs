@@ -62,6 +62,11 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, detail).header(header::RETRY_AFTER, "1")
     }
 
+    /// 429 with a `Retry-After` of a second: the client has reached a limit of its own.
+    pub(crate) fn too_many(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::TOO_MANY_REQUESTS, detail).header(header::RETRY_AFTER, "1")
+    }
+
     /// Adds a header to the response.
     #[must_use]
     pub(crate) fn header(mut self, name: HeaderName, value: impl Into<String>) -> Self {

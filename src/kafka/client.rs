@@ -9,8 +9,8 @@ use std::{
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
-use super::log_limiter::LogLimiter;
 use crate::config::KafkaConfig;
+use crate::log_limiter::LogLimiter;
 
 /// How often a client asks for the topics' partitions and the brokers' addresses, milliseconds.
 const METADATA_REFRESH_MS: &str = "5000";

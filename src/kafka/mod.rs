@@ -33,7 +33,7 @@
 //! | `watchdog.rs` | finds stalled partitions |
 //! | `renewal.rs` | when a failing client is replaced, and how often |
 //! | `condition.rs` | what `/readyz` says about a consumer |
-//! | `client.rs`, `log_limiter.rs` | settings that all clients have; their log, at a limited rate |
+//! | `client.rs` | settings that all clients have; their log, at a limited rate |
 //!
 //! The other files:
 //!
@@ -79,7 +79,6 @@ mod dead_letters;
 mod group;
 mod handler;
 mod lane;
-mod log_limiter;
 mod member;
 mod message_ages;
 mod pace;

@@ -1,6 +1,9 @@
 //! The orders that idempotency keys stand for. A key is written in the transaction of its order.
 
-use std::{collections::HashMap, fmt::Write as _};
+use std::{
+    collections::{BTreeSet, HashMap},
+    fmt::Write as _,
+};
 
 use sqlx::{MySqlConnection, Row as _, mysql::MySqlRow};
 
@@ -20,6 +23,17 @@ pub struct IdempotencyKey {
     pub key: String,
 }
 
+impl IdempotencyKey {
+    /// The same key of a caller without authentication. `None` if that is no key of its own.
+    ///
+    /// An authenticated caller may have sent its request before authentication was turned on. The
+    /// intake, whose name has a colon, never was such a caller.
+    fn of_before(&self) -> Option<Self> {
+        let may_be = !self.caller.is_empty() && !self.caller.contains(':');
+        may_be.then(|| Self { caller: String::new(), key: self.key.clone() })
+    }
+}
+
 /// A request that has a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeyedRequest {
@@ -29,7 +43,7 @@ pub struct KeyedRequest {
 }
 
 /// The request and the order that a key stands for.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct BoundKey {
     pub(super) sha256: Vec<u8>,
     pub(super) order: OrderSummary,
@@ -78,12 +92,15 @@ const FREE: &str = concat!(
     WHERE o.order_id IS NULL",
 );
 
-/// The keys of placements as a parameter.
-fn keys_json<'p>(
-    placements: impl IntoIterator<Item = &'p Placement>,
-) -> Result<String, StoreError> {
+/// The keys of placements, with those of before authentication.
+fn all_keys<'p>(placements: impl IntoIterator<Item = &'p Placement>) -> BTreeSet<IdempotencyKey> {
     let keys = keyed(placements).into_iter().map(|(request, _)| &request.key);
-    json(&keys.map(|key| (&key.caller, &key.key)).collect::<Vec<_>>())
+    keys.flat_map(|key| [Some(key.clone()), key.of_before()]).flatten().collect()
+}
+
+/// Keys as a parameter.
+fn keys_json(keys: &BTreeSet<IdempotencyKey>) -> Result<String, StoreError> {
+    json(&keys.iter().map(|key| (&key.caller, &key.key)).collect::<Vec<_>>())
 }
 
 /// The rows of keys as a parameter, sorted: all transactions lock these rows in the same order.
@@ -123,13 +140,44 @@ pub(super) async fn find_or_free(
     conn: &mut MySqlConnection,
     placements: &[&Placement],
 ) -> Result<BoundKeys, StoreError> {
-    let keys = keys_json(placements.iter().copied())?;
+    let keys = keys_json(&all_keys(placements.iter().copied()))?;
     let rows = sqlx::query(FIND).bind(&keys).fetch_all(&mut *conn).await?;
     let bound = bound_keys(&rows)?;
     if bound.len() < rows.len() {
         sqlx::query(FREE).bind(&keys).execute(conn).await?;
     }
-    Ok(bound)
+    Ok(with_keys_of_before(bound, placements.iter().copied()))
+}
+
+/// The keys that stood for an order before authentication was turned on. Costs nothing if no caller
+/// is authenticated.
+///
+/// Nothing is locked: no caller binds such a key any more.
+pub(super) async fn find_of_before(
+    conn: &mut MySqlConnection,
+    placements: &[&Placement],
+) -> Result<BoundKeys, StoreError> {
+    let keyed = keyed(placements.iter().copied()).into_iter();
+    let keys: BTreeSet<_> = keyed.filter_map(|(request, _)| request.key.of_before()).collect();
+    if keys.is_empty() {
+        return Ok(BoundKeys::new());
+    }
+    let rows = sqlx::query(FIND).bind(keys_json(&keys)?).fetch_all(conn).await?;
+    Ok(with_keys_of_before(bound_keys(&rows)?, placements.iter().copied()))
+}
+
+/// Adds each key that is bound under its name of before authentication alone.
+fn with_keys_of_before<'p>(
+    mut bound: BoundKeys,
+    placements: impl IntoIterator<Item = &'p Placement>,
+) -> BoundKeys {
+    for (request, _) in keyed(placements) {
+        let before = request.key.of_before();
+        if let Some(found) = before.and_then(|before| bound.get(&before).cloned()) {
+            bound.entry(request.key.clone()).or_insert(found);
+        }
+    }
+    bound
 }
 
 /// Binds keys to their orders. Fails with [`StoreError::Duplicate`] if one of them is bound.
@@ -141,8 +189,9 @@ pub(super) async fn insert(conn: &mut MySqlConnection, rows: &str) -> Result<(),
 impl OrderStore {
     /// The request and the order that the key of a placement stands for.
     pub(super) async fn find_bound(&self, placement: &Placement) -> Result<BoundKeys, StoreError> {
-        let query = sqlx::query(FIND).bind(keys_json([placement])?);
-        bound_keys(&on_connection!(self.db, |conn| query.fetch_all(conn).await)?)
+        let query = sqlx::query(FIND).bind(keys_json(&all_keys([placement]))?);
+        let bound = bound_keys(&on_connection!(self.db, |conn| query.fetch_all(conn).await)?)?;
+        Ok(with_keys_of_before(bound, [placement]))
     }
 }
 

@@ -246,11 +246,16 @@ async fn write_new(
     mut rows: &Rows,
     terms: PlaceTerms,
 ) -> Result<Found, StoreError> {
-    let mut found = Found::default();
+    let keys = idempotency::find_of_before(conn, placements).await?;
+    let mut found = Found { keys, ..Found::default() };
     let unknown = |found: &Found| -> Vec<&Placement> {
         placements.iter().copied().filter(|placement| !found.has(placement)).collect()
     };
-    let unbound;
+    let (unplaced, unbound);
+    if !found.keys.is_empty() {
+        unplaced = Rows::of(&unknown(&found), terms)?;
+        rows = &unplaced;
+    }
     match rows.insert_keys(conn).await {
         Err(StoreError::Duplicate(_)) => {
             found.keys = idempotency::find_or_free(conn, placements).await?;

@@ -16,7 +16,7 @@ use super::{
     log_filter::{LogFilterError, MAX_DIRECTIVES_BYTES, ShownLogFilter},
 };
 use crate::{
-    http::{self, Connection},
+    http::{self, Connection, ServeTerms},
     lifecycle::Shutdown,
 };
 
@@ -53,7 +53,9 @@ pub(crate) async fn serve_admin(listener: TcpListener, admin: Admin, shutdown: S
         .route("/metrics", get(exposition))
         .route("/log-filter", get(show_log_filter).put(change_log_filter).delete(reset_log_filter))
         .with_state(admin);
-    http::serve(listener, app, MAX_CONNECTIONS, Arc::new(|_| ()), shutdown).await;
+    let terms =
+        ServeTerms { max_connections: MAX_CONNECTIONS, count_refusal: Arc::new(|_| ()), tls: None };
+    http::serve(listener, app, terms, shutdown).await;
 }
 
 fn verdict(complaints: &[String]) -> (StatusCode, String) {

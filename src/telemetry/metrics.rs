@@ -252,6 +252,22 @@ metrics! {
         "HTTP requests that were answered.",
         &["route", "status"],
     );
+    pub(crate) http_refusals: IntCounterVec = counters(
+        "stocklock_http_refusals_total",
+        "Requests that were refused before their handler, and failed handshakes of TLS, by reason.",
+        &["reason"],
+    );
+    pub(crate) http_reloads: IntCounterVec = counters(
+        "stocklock_http_reloads_total",
+        "Readings of tokens, of the provider's keys or of the certificate: ok, or failed (the last \
+         good ones stay in use).",
+        &["what", "result"],
+    );
+    pub(crate) http_outdated: IntGaugeVec = gauges(
+        "stocklock_http_outdated",
+        "1 if the last reading failed, so that older tokens, keys or certificates are in use.",
+        &["what"],
+    );
     pub(crate) http_request_seconds: HistogramVec = histograms(
         "stocklock_http_request_seconds",
         "Time until an HTTP request was answered.",

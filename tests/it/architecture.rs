@@ -18,7 +18,9 @@ const FLOORS: [&[&str]; 5] = [
         "error_text",
         "http",
         "lifecycle",
+        "log_limiter",
         "new_ids",
+        "watched_files",
     ],
     &["kafka", "lock", "registry", "store", "telemetry", "wire"],
     &["compensate", "deduct", "ingest", "letters", "levels", "relay", "retention", "verify"],
@@ -31,7 +33,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
-    ("rustls::", &["lock/"]),
+    ("rustls::", &["lock/", "http/"]),
     ("opentelemetry", &["telemetry/traces/"]),
     ("axum", &["ingest/", "telemetry/", "http/"]),
     (

@@ -54,6 +54,7 @@ const OF_INGEST: &[Promise] = &[
         ],
     ),
     ("stocklock_http_request_seconds_count", &["route=\"/v1/orders\""]),
+    ("stocklock_http_refusals_total", &["reason=\"no_token\"", "reason=\"tls_handshake\""]),
 ];
 
 const OF_WORKER: &[Promise] = &[
@@ -167,12 +168,13 @@ const DEAD_LETTER_CLASSES: [&str; 10] = [
 ];
 
 /// What has not happened in a role that has done nothing yet.
-const BEGIN_AT_ZERO: [&str; 7] = [
+const BEGIN_AT_ZERO: [&str; 8] = [
     "stocklock_orders_ingested_total",
     "stocklock_orders_decided_total",
     "stocklock_compensations_total",
     "stocklock_pending_orders_total",
     "stocklock_owed_releases_total",
+    "stocklock_http_refusals_total",
     "stocklock_lock_failures_total",
     "stocklock_stale_writes_rejected_total",
 ];

@@ -43,6 +43,16 @@ def parse_options():
     return options
 
 
+def make_token(binary, folder):
+    """Makes a token with every scope. Returns it and the path of its file, as ingest reads it."""
+    scopes = ("orders:write", "orders:read", "stock:write")
+    options = [option for scope in scopes for option in ("--scope", scope)]
+    made = Stocklock(binary, os.environ).json("token", "fuzz", *options)
+    tokens = folder / "tokens"
+    tokens.write_text(made["line"] + "\n", encoding="utf-8")
+    return made["token"], tokens
+
+
 def prepare(stocklock, folder):
     heading("setup and stock")
     stocklock.run("setup")
@@ -52,7 +62,7 @@ def prepare(stocklock, folder):
     stocklock.run("stock", "import", products)
 
 
-def send_requests(options, url):
+def send_requests(options, url, token):
     """Runs schemathesis. Returns its exit status and the path of its report."""
     heading(f"generated requests, for {options.seconds} s at most, with seed {options.seed}")
     shutil.rmtree(options.out, ignore_errors=True)
@@ -62,6 +72,7 @@ def send_requests(options, url):
         *(options.schemathesis, "--config-file", str(HERE / "schemathesis.toml")),
         *("run", f"{url}/openapi.json"),
         *("--checks", "all", "--continue-on-failure"),
+        *("--header", f"Authorization: Bearer {token}"),
         *("--request-timeout", str(REQUEST_SECONDS)),
         *("--seed", str(options.seed), "--max-time", str(options.seconds)),
         *("--report", "ndjson", "--report-ndjson-path", str(report)),
@@ -71,6 +82,7 @@ def send_requests(options, url):
         "PYTHONPATH": str(HERE),
         "SCHEMATHESIS_HOOKS": "hooks",
         "FUZZ_URL": url,
+        "FUZZ_TOKEN": token,
         "FUZZ_PRODUCTS": ",".join(PRODUCTS),
         "FUZZ_HOLD_MAX_SECONDS": str(HOLD_MAX_SECONDS),
     }
@@ -100,12 +112,17 @@ def judge(status, report, url):
 
 
 def run(options):
-    env = {**os.environ, "STOCKLOCK__ORDERS__HOLD_MAX": f"{HOLD_MAX_SECONDS}s"}
+    token, tokens = make_token(options.binary, options.logs)
+    env = {
+        **os.environ,
+        "STOCKLOCK__ORDERS__HOLD_MAX": f"{HOLD_MAX_SECONDS}s",
+        "STOCKLOCK__AUTH__TOKENS_FILE": str(tokens),
+    }
     stocklock = Stocklock(options.binary, env)
     prepare(stocklock, options.logs)
     with Roles(options.binary, env, options.logs) as roles:
         try:
-            status, report = send_requests(options, roles.url)
+            status, report = send_requests(options, roles.url, token)
             roles.require_alive()
             judge(status, report, roles.url)
             heading("verification")

@@ -21,6 +21,7 @@ QUOTED_KEY = re.compile(r'"([!#-\[\]-~]|\\["\\]){1,255}"')
 # Requests that depend on an order that holds its stock.
 OF_HELD_ORDERS = ("/v1/orders/{id}/confirm", "/v1/orders/{id}/extend")
 URL = os.environ["FUZZ_URL"]
+TOKEN = os.environ["FUZZ_TOKEN"]
 HOLD_MAX_SECONDS = int(os.environ["FUZZ_HOLD_MAX_SECONDS"])
 REQUESTS = itertools.count()
 
@@ -68,7 +69,8 @@ def _reserve():
 
 def _post(path, body, headers=None):
     """Returns the body of the answer, which has status 200 to 299."""
-    headers = {"Content-Type": "application/json", **(headers or {})}
+    own = {"Content-Type": "application/json", "Authorization": f"Bearer {TOKEN}"}
+    headers = {**own, **(headers or {})}
     request = urllib.request.Request(URL + path, json.dumps(body).encode(), headers, method="POST")
     with urllib.request.urlopen(request, timeout=30) as answer:
         return json.load(answer)

@@ -11,7 +11,7 @@ use tokio::{task::JoinSet, time::sleep_until};
 
 use super::site::Site;
 use crate::{
-    commands::order::{BatchStream, batch_client},
+    commands::order::BatchStream,
     domain::{Lines, OrderId},
 };
 
@@ -134,7 +134,8 @@ impl Placing {
     }
 
     async fn send_lines(self, url: &str, orders: &[Lines]) -> anyhow::Result<()> {
-        let (client, begun) = (batch_client()?, Instant::now());
+        let client = Client::builder().pool_max_idle_per_host(0).build()?;
+        let begun = Instant::now();
         let streams = (0..STREAMS).map(|first| {
             let orders = (0_u32..).zip(orders).skip(first).step_by(STREAMS);
             self.send_stream(BatchStream::open(&client, url, None, MAX_REQUESTS), orders, begun)

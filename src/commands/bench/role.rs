@@ -19,6 +19,22 @@ const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
 const ASK_EVERY: Duration = Duration::from_millis(5);
 
+/// The bench measures the pipeline: without authentication, limits and TLS.
+const OPEN: [(&str, &str); 12] = [
+    ("STOCKLOCK__AUTH__TOKENS_FILE", ""),
+    ("STOCKLOCK__AUTH__JWKS_URL", ""),
+    ("STOCKLOCK__AUTH__ISSUER", ""),
+    ("STOCKLOCK__AUTH__AUDIENCE", ""),
+    ("STOCKLOCK__HTTP__TLS_CERTIFICATE_LOCATION", ""),
+    ("STOCKLOCK__HTTP__TLS_KEY_LOCATION", ""),
+    ("STOCKLOCK__HTTP__TLS_CLIENT_CA_LOCATION", ""),
+    ("STOCKLOCK__LIMITS__REQUESTS_PER_SECOND", "0"),
+    ("STOCKLOCK__LIMITS__CONNECTIONS", "0"),
+    ("STOCKLOCK__LIMITS__PRINCIPAL_REQUESTS_PER_SECOND", "0"),
+    ("STOCKLOCK__LIMITS__PRINCIPAL_CONNECTIONS", "0"),
+    ("STOCKLOCK__LIMITS__PRINCIPAL_BODY_BYTES", "0"),
+];
+
 /// What a process has used so far.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Usage {
@@ -64,6 +80,7 @@ impl Role {
             .env_clear()
             .envs(inherited)
             .envs(site.environment())
+            .envs(OPEN)
             .env("STOCKLOCK__ADMIN__LISTEN", admin.to_string())
             .env("STOCKLOCK__HTTP__LISTEN", http.to_string())
             .envs(variables.iter().copied())

@@ -15,9 +15,9 @@ use serde::Deserialize;
 use tokio::sync::mpsc;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::client::{body_of, described, is_transient, retry_after};
+use super::client::{body_of, described, http_client, is_transient, retry_after};
+use crate::config::Config;
 
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Lines that wait are sent together, up to this size.
 const MAX_CHUNK_BYTES: usize = 64 << 10;
 const MAX_ANSWER_BYTES: usize = 1 << 20;
@@ -94,9 +94,8 @@ impl LineAnswer {
 
 /// The HTTP client of batches. Each stream has a connection of its own: a connection that was used
 /// before may be closed, and a stream cannot be sent twice.
-pub(in crate::commands) fn batch_client() -> anyhow::Result<Client> {
-    let builder = Client::builder().connect_timeout(CONNECT_TIMEOUT).pool_max_idle_per_host(0);
-    Ok(builder.build()?)
+pub(in crate::commands) fn batch_client(config: &Config) -> anyhow::Result<Client> {
+    Ok(http_client(config)?.pool_max_idle_per_host(0).build()?)
 }
 
 impl BatchStream {

@@ -3,18 +3,22 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{anyhow, bail};
-use reqwest::{Method, RequestBuilder, Response, StatusCode, header};
+use anyhow::{Context as _, anyhow, bail};
+use reqwest::{
+    Certificate, ClientBuilder, Method, RequestBuilder, Response, StatusCode,
+    header::{self, HeaderMap, HeaderValue},
+};
 use serde_json::Value;
 
 use crate::{
     backoff::{Backoff, jittered},
-    config::Config,
+    config::{ClientConfig, ClientToken, Config},
 };
 
 /// Most attempts at a request. Their delays take a few seconds, enough for a proxy that restarts.
 pub(super) const MAX_ATTEMPTS: u32 = 6;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+const MAX_TOKEN_BYTES: usize = 8 << 10;
 /// Most time for the answer to one attempt, beside the time that ingest is asked to wait.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// Most time that `Retry-After` adds to a delay.
@@ -79,8 +83,7 @@ impl Request {
 
 impl ApiClient {
     pub(super) fn new(config: &Config) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT).build()?;
-        Ok(Self { http, base: config.client.url.clone() })
+        Ok(Self { http: http_client(config)?.build()?, base: config.client.url.clone() })
     }
 
     pub(super) fn url(&self, path: &str) -> String {
@@ -157,6 +160,45 @@ impl ApiClient {
     pub(super) fn unexpected(&self, request: &Request, answered: &Answered) -> anyhow::Error {
         described(answered.status, &answered.body).context(self.url(&request.path))
     }
+}
+
+/// An HTTP client that presents the token of the settings, and trusts their authorities.
+///
+/// Fails if a file of theirs cannot be used.
+pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
+    let ClientConfig { token, ca, .. } = &config.client;
+    let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+    if let Some(file) = ca {
+        let named = || format!("client.ca_location: {}", file.display());
+        let pem = std::fs::read(file).with_context(named)?;
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(named)?);
+    }
+    if let Some(token) = token {
+        let mut headers = HeaderMap::new();
+        headers.insert(header::AUTHORIZATION, bearer(token)?);
+        builder = builder.default_headers(headers);
+    }
+    Ok(builder)
+}
+
+fn bearer(token: &ClientToken) -> anyhow::Result<HeaderValue> {
+    let (key, text) = match token {
+        ClientToken::Text(text) => ("client.token", text.clone()),
+        ClientToken::File(file) => {
+            let named = || format!("client.token_file: {}", file.display());
+            ("client.token_file", std::fs::read_to_string(file).with_context(named)?)
+        }
+    };
+    let token = text.trim();
+    if token.is_empty() || token.len() > MAX_TOKEN_BYTES {
+        bail!("{key}: expected a token of 1 to {MAX_TOKEN_BYTES} bytes");
+    }
+    // The error of the header would not say which setting is wrong.
+    let Ok(mut value) = HeaderValue::from_str(&format!("Bearer {token}")) else {
+        bail!("{key}: the token has a character that no header may have");
+    };
+    value.set_sensitive(true);
+    Ok(value)
 }
 
 /// The delay that an answer asks for: 0 without one, bounded, and a little longer at random.

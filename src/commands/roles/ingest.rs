@@ -4,7 +4,7 @@ use anyhow::{Context as _, bail};
 use tokio::{net::TcpListener, task::JoinSet};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Role, SharedParts, intake::RunningIntake, spawn};
+use super::{Role, SharedParts, access::RunningAccess, intake::RunningIntake, spawn};
 use crate::{
     commands::process,
     config::Config,
@@ -26,6 +26,7 @@ const MAX_WATCHING_CLIENTS: usize = 5_000;
 pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::Result<()> {
     let SharedParts { config, metrics, shutdown, .. } = &shared;
     metrics.begin_retries(&["order_store", "kafka"]);
+    let clients = RunningAccess::start(&shared)?;
     let orders = process::open_order_store(config, metrics)?;
     let stock = process::open_stock_store(config, metrics)?;
     orders.begin_metrics(StoreUse::Place);
@@ -46,8 +47,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         metrics: metrics.clone(),
     };
     let (changer, mut changing) = Changer::start(&changing, groups, deadline);
-    let max_connections =
-        http::connections_beside(config.order_store.pool_max + config.stock_store.pool_max);
+    let max_connections = max_connections(config);
     let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
     let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
     let asking = spawn(outcomes.clone().run());
@@ -59,6 +59,8 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
         horizon: config.retention.horizon,
         batch_slots: BatchSlots::default(),
         adjusting: adjust_terms(config),
+        access: Arc::clone(&clients.access),
+        tls: clients.tls.clone(),
         max_connections,
         shutdown: shutdown.clone(),
         metrics: metrics.clone(),
@@ -137,10 +139,21 @@ impl Publishing {
     }
 }
 
+/// As many connections as the open files allow, and no more than the setting says.
+fn max_connections(config: &Config) -> usize {
+    let others = config.order_store.pool_max + config.stock_store.pool_max;
+    let affordable = http::connections_beside(others);
+    match config.limits.connections {
+        0 => affordable,
+        limit => limit.min(affordable),
+    }
+}
+
 /// Without authentication, clients adjust stock on a loopback address alone, unless a setting
 /// allows it everywhere.
 fn adjust_terms(config: &Config) -> AdjustTerms {
-    let is_allowed = config.http.listen.ip().is_loopback() || config.auth.anonymous_stock;
+    let is_allowed =
+        config.http.listen.ip().is_loopback() || config.auth.anonymous_stock || config.auth.is_on();
     AdjustTerms::new(is_allowed, config.stock_store.pool_max, config.ingest.deadline)
 }
 

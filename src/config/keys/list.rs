@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::{Allowed, Key};
 
+mod access;
 mod behaviour;
 mod connections;
 
@@ -40,21 +41,23 @@ const fn number(min: i64, max: i64, unit: &'static str) -> Allowed {
     Allowed::Number { min, max, unit }
 }
 
-const COUNT: usize = connections::KEYS.len() + behaviour::KEYS.len();
+const LISTS: [&[Key]; 3] = [connections::KEYS, behaviour::KEYS, access::KEYS];
+const COUNT: usize = LISTS[0].len() + LISTS[1].len() + LISTS[2].len();
 
 /// Every key, in the order in which `stocklock config` shows them.
 pub const KEYS: &[Key] = &join();
 
 const fn join() -> [Key; COUNT] {
     let mut all = [connections::KEYS[0]; COUNT];
-    let mut at = 0;
-    while at < COUNT {
-        all[at] = if at < connections::KEYS.len() {
-            connections::KEYS[at]
-        } else {
-            behaviour::KEYS[at - connections::KEYS.len()]
-        };
-        at += 1;
+    let (mut at, mut list) = (0, 0);
+    while list < LISTS.len() {
+        let mut of_list = 0;
+        while of_list < LISTS[list].len() {
+            all[at] = LISTS[list][of_list];
+            at += 1;
+            of_list += 1;
+        }
+        list += 1;
     }
     all
 }

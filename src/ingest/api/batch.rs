@@ -17,6 +17,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::{
     super::{
+        auth::Caller,
         body::{self, LineReader},
         prefer,
         problem::Problem,
@@ -57,6 +58,7 @@ impl Default for BatchSlots {
 pub(super) async fn place_batch(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    Extension(caller): Extension<Caller>,
     trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
@@ -68,9 +70,12 @@ pub(super) async fn place_batch(
             lines: LineReader::new(body, connection.clone()),
             slots: Arc::clone(&api.batch_slots.0),
             slot: None,
+            caller: caller.clone(),
+            is_paced: false,
         }),
         in_flight: FuturesOrdered::new(),
         api,
+        caller,
         connection,
         trace: trace.map(|Extension(context)| context),
         traced_lines: 0,
@@ -87,6 +92,7 @@ const UNBUFFERED: header::HeaderName = header::HeaderName::from_static("x-accel-
 /// A stream of orders, and of their answers.
 struct Batch {
     api: Arc<Api>,
+    caller: Caller,
     /// How long a line waits for the outcome of its order.
     max_wait: Option<Duration>,
     /// `None` once the last line is read.
@@ -105,16 +111,24 @@ struct Input {
     slots: Arc<Semaphore>,
     /// The slot of the next line.
     slot: Option<OwnedSemaphorePermit>,
+    caller: Caller,
+    /// The caller may send the next line: it counts as a request.
+    is_paced: bool,
 }
 
 impl Input {
     /// Returns the next line with its slot. `None` after the last line. May be cancelled: nothing
     /// is lost.
     async fn next(&mut self) -> Option<(Result<Bytes, Problem>, OwnedSemaphorePermit)> {
+        if !self.is_paced {
+            self.caller.pace().await;
+            self.is_paced = true;
+        }
         if self.slot.is_none() {
             self.slot = Arc::clone(&self.slots).acquire_owned().await.ok();
         }
         let line = self.lines.next().await?;
+        self.is_paced = false;
         self.slot.take().map(|slot| (line, slot))
     }
 }
@@ -165,9 +179,10 @@ impl Batch {
         let hold_max_seconds = self.api.hold_max_seconds;
         let order = line.and_then(|line| BatchOrder::parse(&line, hold_max_seconds));
         let (api, max_wait, trace) = (Arc::clone(&self.api), self.max_wait, self.trace_of_line());
+        let caller = self.caller.clone();
         let answering = async move {
             let _slot = slot;
-            api.place_line(order, max_wait, trace).await
+            api.place_line(order, &caller, max_wait, trace).await
         };
         self.in_flight.push_back(answering.boxed());
     }
@@ -193,6 +208,7 @@ impl Api {
     async fn place_line(
         &self,
         order: Result<BatchOrder, Problem>,
+        caller: &Caller,
         max_wait: Option<Duration>,
         trace: Option<Box<TraceContext>>,
     ) -> Vec<u8> {
@@ -200,8 +216,7 @@ impl Api {
             Ok(BatchOrder { order_id, idempotency_key, request }) => {
                 let source = match (order_id, idempotency_key) {
                     (Some(id), _) => Source::Client(id),
-                    (None, Some(key)) => Source::Key(key),
-                    (None, None) => Source::Ingest,
+                    (None, key) => Source::of_key(key, caller),
                 };
                 self.place(source, request, trace).await
             }

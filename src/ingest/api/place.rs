@@ -15,7 +15,9 @@ use uuid::Uuid;
 
 use super::{
     super::{
-        OrderRequest, SaveError, body, idempotency, prefer,
+        OrderRequest, SaveError,
+        auth::Caller,
+        body, idempotency, prefer,
         problem::{FieldError, Problem},
     },
     Api, answer, location,
@@ -30,8 +32,6 @@ use crate::{
     telemetry::order_log,
 };
 
-/// The caller of requests without authentication. Its keys stay valid with authentication.
-const ANONYMOUS: &str = "";
 /// The caller of the intake's keys. No authenticated caller has this name: theirs have no colon.
 const INTAKE: &str = "intake:";
 
@@ -39,6 +39,7 @@ const INTAKE: &str = "intake:";
 pub(super) async fn place_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    Extension(caller): Extension<Caller>,
     trace: Option<Extension<TraceContext>>,
     headers: HeaderMap,
     body: Body,
@@ -49,7 +50,7 @@ pub(super) async fn place_order(
         let key = idempotency::key(&headers)?;
         let body = body::read(body, &connection).await?;
         let request = OrderRequest::parse(&body.bytes, api.hold_max_seconds)?;
-        api.place(key.map_or(Source::Ingest, Source::Key), request, trace).await
+        api.place(Source::of_key(key, &caller), request, trace).await
     };
     let placed = placed.await;
     api.respond(placed, &headers).await
@@ -92,7 +93,7 @@ pub(in crate::ingest) enum Source {
     /// Ingest makes the id. Each request makes an order of its own.
     Ingest,
     /// Ingest makes the id. The client's key is recognized.
-    Key(String),
+    Key(IdempotencyKey),
     /// The client has made the id, which is recognized.
     Client(OrderId),
     /// Ingest makes the id. The key of a record is recognized, apart from the keys of HTTP.
@@ -104,6 +105,12 @@ pub(in crate::ingest) enum Source {
 }
 
 impl Source {
+    /// `key`: that of the request, if it has one.
+    pub(super) fn of_key(key: Option<String>, caller: &Caller) -> Self {
+        let keyed = |key| Self::Key(IdempotencyKey { caller: caller.name().to_owned(), key });
+        key.map_or(Self::Ingest, keyed)
+    }
+
     /// Whether the key may be forgotten.
     pub(in crate::ingest) fn is_expired(&self) -> bool {
         matches!(self, Self::RecordKey { is_expired: true, .. })
@@ -126,8 +133,10 @@ impl Source {
         let identity = match self {
             Self::Ingest => None,
             Self::Client(_) => Some(Identity::OrderId),
-            Self::Key(key) => Some(keyed(ANONYMOUS, key, &order)),
-            Self::RecordKey { key, .. } => Some(keyed(INTAKE, key, &order)),
+            Self::Key(key) => Some(keyed(key, &order)),
+            Self::RecordKey { key, .. } => {
+                Some(keyed(IdempotencyKey { caller: INTAKE.to_owned(), key }, &order))
+            }
         };
         Placement { order, identity, trace: None }
     }
@@ -307,8 +316,7 @@ pub(in crate::ingest) fn check_age(order: &NewOrder, horizon: Horizon) -> Result
     })
 }
 
-fn keyed(caller: &str, key: String, order: &NewOrder) -> Identity {
-    let key = IdempotencyKey { caller: caller.to_owned(), key };
+fn keyed(key: IdempotencyKey, order: &NewOrder) -> Identity {
     Identity::Key(Box::new(KeyedRequest { key, sha256: idempotency::digest(order) }))
 }
 

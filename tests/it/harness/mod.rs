@@ -2,6 +2,7 @@
 
 mod api;
 mod broker_proxy;
+mod certificates;
 mod clients;
 mod collector;
 mod dumps;
@@ -15,6 +16,7 @@ mod private_kafka;
 mod process;
 mod progress;
 mod prometheus;
+mod provider;
 mod proxy;
 mod raw;
 mod registry;
@@ -24,12 +26,14 @@ mod stacks;
 mod steps;
 mod stub;
 mod tamper;
+mod tokens;
 mod topics;
 mod wait;
 mod world;
 
 pub(crate) use api::{Answer, Api};
 pub(crate) use broker_proxy::BrokerProxy;
+pub(crate) use certificates::{Authority, Subject};
 pub(crate) use clients::Program;
 pub(crate) use collector::{Collector, Span, Trace};
 pub(crate) use dumps::{database, dump, restore};
@@ -42,6 +46,7 @@ pub(crate) use orders::new_order;
 pub(crate) use private_kafka::PrivateKafka;
 pub(crate) use process::{Cli, Role, blocking, free_address};
 pub(crate) use prometheus::Prometheus;
+pub(crate) use provider::{Answering, IssuerKey, Provider, claims, in_seconds};
 pub(crate) use proxy::Proxy;
 pub(crate) use raw::Raw;
 pub(crate) use registry::Registry;
@@ -53,6 +58,7 @@ pub(crate) use steps::{
     release, try_step,
 };
 pub(crate) use stub::{Reply, Stub};
+pub(crate) use tokens::{TokensFile, bearer, token_line};
 pub(crate) use topics::{delivered, header};
 pub(crate) use wait::{
     stays, unchanged_for, wait_for, wait_for_within, wait_until, wait_until_within,

@@ -140,13 +140,6 @@ pub(super) const KEYS: &[Key] = &[
          at most a day",
     ),
     key(
-        "auth.anonymous_stock",
-        "false",
-        Allowed::Word(&BOOLEANS),
-        "whether clients without authentication may adjust stock where http.listen is not a \
-         loopback address",
-    ),
-    key(
         "retention.outcomes",
         "30d",
         time(MINUTE, MAX_AGE),

@@ -1,3 +1,5 @@
+//! Limits how often one event is logged.
+
 use std::{
     collections::HashMap,
     sync::{Mutex, PoisonError},
@@ -12,7 +14,7 @@ const OTHERS: &str = "others";
 
 /// Limits log lines about one subject: the first line is written at once, then one line a minute.
 #[derive(Debug, Default)]
-pub(super) struct LogLimiter(Mutex<HashMap<String, LastLine>>);
+pub(crate) struct LogLimiter(Mutex<HashMap<String, LastLine>>);
 
 #[derive(Debug)]
 struct LastLine {
@@ -24,7 +26,7 @@ struct LastLine {
 impl LogLimiter {
     /// Returns how many lines about `subject` were dropped since the last written line, or `None`
     /// if this line is to be dropped too.
-    pub(super) fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
+    pub(crate) fn is_due(&self, subject: &str, now: Instant) -> Option<u64> {
         let mut said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let subject =
             if said.len() < MAX_SUBJECTS || said.contains_key(subject) { subject } else { OTHERS };

@@ -1,0 +1,318 @@
+//! The keys of the provider of JWTs (RFC 7517): read at an interval, and kept while it is away.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use jsonwebtoken::{
+    Algorithm, DecodingKey,
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+};
+use serde_json::Value;
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    sync::{Notify, watch},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    backoff::{Backoff, jittered},
+    config::JwksConfig,
+    error_text,
+    lifecycle::Shutdown,
+    log_limiter::LogLimiter,
+    telemetry::Component,
+};
+
+/// The algorithms that a JWT may be signed with. None of them has a secret that ingest would share.
+pub(super) const ALGORITHMS: [Algorithm; 9] = [
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+    Algorithm::ES256,
+    Algorithm::ES384,
+    Algorithm::EdDSA,
+];
+const RSA: &[Algorithm] = &[
+    Algorithm::RS256,
+    Algorithm::RS384,
+    Algorithm::RS512,
+    Algorithm::PS256,
+    Algorithm::PS384,
+    Algorithm::PS512,
+];
+/// The shortest modulus of RSA, 2048 bits, in digits of base64.
+const MIN_MODULUS_DIGITS: usize = 342;
+const MAX_KEYS: usize = 100;
+const MAX_ANSWER_BYTES: usize = 256 << 10;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Most time for a whole answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+/// The least time between two readings of the keys that unknown keys cause.
+const ASK_EVERY: Duration = Duration::from_secs(60);
+/// The shortest pause after a failure.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// The keys of a provider.
+#[derive(Debug)]
+pub(super) struct KeySet {
+    keys: Vec<SigningKey>,
+    digest: [u8; 32],
+}
+
+/// A key, and the algorithms that it may be used with.
+#[derive(Debug)]
+pub(super) struct SigningKey {
+    id: Option<String>,
+    pub(super) algorithms: Vec<Algorithm>,
+    pub(super) key: DecodingKey,
+}
+
+impl KeySet {
+    /// Parses a JWKS. Passes over keys of another kind, such as those for encryption.
+    ///
+    /// Fails if no key is left.
+    fn parse(bytes: &[u8]) -> anyhow::Result<Self> {
+        let document: Value = serde_json::from_slice(bytes).context("the answer is no JSON")?;
+        let listed = document["keys"].as_array().context("the answer has no member keys")?;
+        if listed.len() > MAX_KEYS {
+            bail!("the answer has more than {MAX_KEYS} keys");
+        }
+        let keys: Vec<_> = listed.iter().filter_map(SigningKey::parse).collect();
+        if keys.is_empty() {
+            bail!("the answer has no key that a JWT may be signed with");
+        }
+        Ok(Self { keys, digest: Sha256::digest(document["keys"].to_string()).into() })
+    }
+
+    /// The key of a token. A token without the id of a key is accepted if there is one key.
+    pub(super) fn find(&self, id: Option<&str>) -> Option<&SigningKey> {
+        match (id, self.keys.as_slice()) {
+            (Some(id), keys) => keys.iter().find(|key| key.id.as_deref() == Some(id)),
+            (None, [only]) => Some(only),
+            (None, _) => None,
+        }
+    }
+
+    pub(super) fn digest(&self) -> [u8; 32] {
+        self.digest
+    }
+}
+
+impl SigningKey {
+    fn parse(listed: &Value) -> Option<Self> {
+        let jwk: Jwk = serde_json::from_value(listed.clone()).ok()?;
+        if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
+            return None;
+        }
+        let mut algorithms = match &jwk.algorithm {
+            AlgorithmParameters::RSA(rsa) if rsa.n.len() >= MIN_MODULUS_DIGITS => RSA.to_vec(),
+            AlgorithmParameters::EllipticCurve(curve) => match curve.curve {
+                EllipticCurve::P256 => vec![Algorithm::ES256],
+                EllipticCurve::P384 => vec![Algorithm::ES384],
+                _ => return None,
+            },
+            AlgorithmParameters::OctetKeyPair(_) => vec![Algorithm::EdDSA],
+            // A secret, or a kind that this program does not know.
+            _ => return None,
+        };
+        if let Some(named) = listed["alg"].as_str() {
+            algorithms.retain(|algorithm| format!("{algorithm:?}") == named);
+        }
+        let key = DecodingKey::from_jwk(&jwk).ok().filter(|_| !algorithms.is_empty())?;
+        Some(Self { id: jwk.common.key_id, algorithms, key })
+    }
+}
+
+/// The provider, and the keys that it had last.
+#[derive(Debug)]
+pub(super) struct Provider {
+    url: String,
+    refresh: Duration,
+    http: reqwest::Client,
+    /// `None` until they are read for the first time.
+    keys: watch::Sender<Option<Arc<KeySet>>>,
+    /// A request needs newer keys.
+    wanted: Notify,
+    asking: Mutex<Asking>,
+    /// Counts the attempts to read the keys.
+    attempts: watch::Sender<u64>,
+    log: LogLimiter,
+}
+
+#[derive(Debug, Default)]
+struct Asking {
+    /// When an unknown key made ingest read the keys.
+    asked_at: Option<Instant>,
+    is_running: bool,
+}
+
+impl Provider {
+    /// Does not connect. Fails if the authorities of `auth.jwks_ca_location` cannot be used.
+    pub(super) fn new(config: &JwksConfig) -> anyhow::Result<Self> {
+        let mut builder = reqwest::Client::builder()
+            .connect_timeout(CONNECT_TIMEOUT)
+            .timeout(ANSWER_TIMEOUT)
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(file) = &config.ca {
+            let named = || format!("auth.jwks_ca_location: {}", file.display());
+            let pem = std::fs::read(file).with_context(named)?;
+            let authorities = reqwest::Certificate::from_pem_bundle(&pem).with_context(named)?;
+            builder = builder.tls_certs_only(authorities);
+        }
+        Ok(Self {
+            url: config.url.clone(),
+            refresh: config.refresh,
+            http: builder.build()?,
+            keys: watch::Sender::new(None),
+            wanted: Notify::new(),
+            asking: Mutex::default(),
+            attempts: watch::Sender::new(0),
+            log: LogLimiter::default(),
+        })
+    }
+
+    pub(super) fn keys(&self) -> Option<Arc<KeySet>> {
+        self.keys.borrow().clone()
+    }
+
+    /// Reads the keys for a token whose key is not known. Many requests share one reading, and
+    /// there is one a minute at most. Returns at once if there was one.
+    pub(super) async fn ask(&self, now: Instant) {
+        let mut attempts = self.attempts.subscribe();
+        {
+            let mut asking = self.asking();
+            let is_due = asking
+                .asked_at
+                .is_none_or(|asked| now.saturating_duration_since(asked) >= ASK_EVERY);
+            if !asking.is_running && !is_due {
+                return;
+            }
+            if !asking.is_running {
+                *asking = Asking { asked_at: Some(now), is_running: true };
+                self.wanted.notify_one();
+            }
+        }
+        let _answered = timeout(ANSWER_TIMEOUT, attempts.changed()).await;
+    }
+
+    fn asking(&self) -> MutexGuard<'_, Asking> {
+        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Reads the keys until a stop is requested. Ready once they were read for the first time.
+    /// `report`: whether an attempt succeeded.
+    pub(super) async fn run(&self, health: Component, report: impl Fn(bool), shutdown: Shutdown) {
+        let mut backoff = Backoff::default();
+        loop {
+            let Ok(read) = shutdown.interruptible(self.read()).await else { return };
+            report(read.is_ok());
+            let delay = match read {
+                Ok(keys) => {
+                    backoff = Backoff::default();
+                    self.replace(keys);
+                    health.ready();
+                    jittered(self.refresh, 0.9..1.1)
+                }
+                Err(error) => {
+                    self.log_failure(&error);
+                    if self.keys().is_none() {
+                        health.not_ready("the provider's keys were not read yet");
+                    }
+                    backoff.next_delay().max(MIN_PAUSE)
+                }
+            };
+            self.asking().is_running = false;
+            self.attempts.send_modify(|attempts| *attempts += 1);
+            let waited = health.waiting(async {
+                tokio::select! {
+                    () = shutdown.requested() => false,
+                    () = self.wanted.notified() => true,
+                    () = sleep(delay) => true,
+                }
+            });
+            if !waited.await {
+                return;
+            }
+        }
+    }
+
+    fn replace(&self, keys: KeySet) {
+        let is_new = self.keys().is_none_or(|last| last.digest != keys.digest);
+        if is_new {
+            tracing::info!(keys = keys.keys.len(), "keys of the provider read");
+            self.keys.send_replace(Some(Arc::new(keys)));
+        }
+    }
+
+    fn log_failure(&self, error: &anyhow::Error) {
+        let text = error_text::with_causes(error.as_ref());
+        if let Some(dropped) = self.log.is_due("keys", Instant::now()) {
+            let url = &self.url;
+            tracing::warn!(url, error = text, dropped, "keys of the provider not read");
+        }
+    }
+
+    async fn read(&self) -> anyhow::Result<KeySet> {
+        let mut response = self.http.get(&self.url).send().await?.error_for_status()?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = response.chunk().await? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_ANSWER_BYTES {
+                bail!("the answer has more than {MAX_ANSWER_BYTES} bytes");
+            }
+        }
+        KeySet::parse(&bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn rsa(id: &str) -> Value {
+        json!({"kty": "RSA", "kid": id, "n": "u".repeat(342), "e": "AQAB"})
+    }
+
+    fn parse(keys: &[Value]) -> anyhow::Result<KeySet> {
+        KeySet::parse(json!({"keys": keys}).to_string().as_bytes())
+    }
+
+    #[test]
+    fn keys_that_sign_are_kept_with_their_algorithms() {
+        let mut pinned = rsa("b");
+        pinned["alg"] = json!("PS256");
+
+        let keys = parse(&[rsa("a"), pinned]).unwrap();
+
+        assert_eq!(keys.find(Some("a")).unwrap().algorithms, RSA);
+        assert_eq!(keys.find(Some("b")).unwrap().algorithms, [Algorithm::PS256]);
+        assert!(keys.find(Some("c")).is_none());
+        assert!(keys.find(None).is_none(), "two keys, and the token names none");
+        assert!(parse(&[rsa("a")]).unwrap().find(None).is_some());
+    }
+
+    #[test]
+    fn secrets_weak_keys_and_keys_for_encryption_are_passed_over() {
+        let (mut encrypts, mut hmac, mut weak) = (rsa("a"), rsa("b"), rsa("c"));
+        encrypts["use"] = json!("enc");
+        hmac["alg"] = json!("HS256");
+        weak["n"] = json!("u".repeat(171));
+        let secret = json!({"kty": "oct", "kid": "d", "k": "c2VjcmV0"});
+
+        for key in [encrypts, hmac, weak, secret, json!(7), json!({"kty": "new"})] {
+            assert!(parse(std::slice::from_ref(&key)).is_err(), "{key}");
+            assert!(parse(&[key, rsa("z")]).is_ok());
+        }
+        assert!(KeySet::parse(b"<html>").is_err());
+        assert!(KeySet::parse(b"[]").is_err());
+        assert!(parse(&vec![rsa("a"); 101]).is_err());
+    }
+}

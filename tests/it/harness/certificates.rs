@@ -1,0 +1,55 @@
+//! Certificates that a test makes: an authority, and what it signs.
+
+use std::path::{Path, PathBuf};
+
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+
+/// An authority. Its certificate is a file.
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+/// The names of a certificate, and whether it is still valid.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject {
+    pub(crate) name: &'static str,
+    pub(crate) is_expired: bool,
+}
+
+impl Authority {
+    pub(crate) fn new() -> Self {
+        let mut params = CertificateParams::new(Vec::new()).expect("parameters");
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().expect("a key");
+        Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a certificate") }
+    }
+
+    pub(crate) fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Writes the authority's certificate.
+    pub(crate) fn write(&self, file: &Path) -> PathBuf {
+        std::fs::write(file, self.pem()).expect("written");
+        file.to_owned()
+    }
+
+    /// A certificate and its private key, as PEM texts.
+    pub(crate) fn sign(&self, subject: Subject) -> (String, String) {
+        let mut params = CertificateParams::new(vec![subject.name.to_owned()]).expect("a name");
+        if subject.is_expired {
+            params.not_before = date_time_ymd(2020, 1, 1);
+            params.not_after = date_time_ymd(2021, 1, 1);
+        }
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    /// Writes a certificate and its key beside each other, and replaces what was there.
+    pub(crate) fn write_signed(&self, folder: &Path, subject: Subject) {
+        let (certificate, key) = self.sign(subject);
+        std::fs::write(folder.join("tls.crt"), certificate).expect("written");
+        std::fs::write(folder.join("tls.key"), key).expect("written");
+    }
+}
