@@ -7,7 +7,7 @@ use crate::{
     error_text,
     http::{ListenerTls, listener_files},
     ingest::Access,
-    telemetry::Metrics,
+    telemetry::{Component, Metrics},
     watched_files::{Reload, WatchedFiles},
 };
 
@@ -23,7 +23,10 @@ pub(super) struct RunningAccess {
 impl RunningAccess {
     /// Fails if a file of tokens or of certificates cannot be used.
     pub(super) fn start(shared: &SharedParts) -> anyhow::Result<Self> {
-        let SharedParts { config, metrics, .. } = shared;
+        let SharedParts { config, metrics, health, .. } = shared;
+        // Before the client of the provider is made, which takes a moment: ingest must not look
+        // ready until the keys are read.
+        let keys = config.auth.jwks.as_ref().map(|_| health.register("keys of the provider"));
         let access = Arc::new(Access::open(&config.auth, &config.limits, metrics)?);
         let tls = config.http.tls.as_ref().map(ListenerTls::open).transpose()?.map(Arc::new);
         if !access.is_on() && !config.http.listen.ip().is_loopback() {
@@ -34,7 +37,7 @@ impl RunningAccess {
         }
         let mut tasks = Vec::new();
         tasks.extend(watch_tokens(shared, &access));
-        tasks.extend(read_keys(shared, &access));
+        tasks.extend(keys.map(|keys| read_keys(shared, &access, keys)));
         tasks.extend(watch_certificates(shared, tls.as_ref()));
         Ok(Self { access, tls, _tasks: tasks })
     }
@@ -55,14 +58,13 @@ fn watch_tokens(
 }
 
 fn read_keys(
-    SharedParts { config, metrics, health, shutdown, .. }: &SharedParts,
+    SharedParts { metrics, shutdown, .. }: &SharedParts,
     access: &Arc<Access>,
-) -> Option<AbortOnDropHandle<()>> {
-    config.auth.jwks.as_ref()?;
-    let component = health.register("keys of the provider");
+    health: Component,
+) -> AbortOnDropHandle<()> {
     let (report, access) = (reporter(metrics, "keys"), Arc::clone(access));
     let shutdown = shutdown.clone();
-    Some(spawn(async move { access.read_keys(component, report, shutdown).await }))
+    spawn(async move { access.read_keys(health, report, shutdown).await })
 }
 
 fn watch_certificates(

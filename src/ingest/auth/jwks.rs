@@ -278,7 +278,7 @@ mod tests {
     use super::*;
 
     fn rsa(id: &str) -> Value {
-        json!({"kty": "RSA", "kid": id, "n": "u".repeat(342), "e": "AQAB"})
+        json!({"kty": "RSA", "kid": id, "n": "Q".repeat(342), "e": "AQAB"})
     }
 
     fn parse(keys: &[Value]) -> anyhow::Result<KeySet> {
@@ -304,7 +304,7 @@ mod tests {
         let (mut encrypts, mut hmac, mut weak) = (rsa("a"), rsa("b"), rsa("c"));
         encrypts["use"] = json!("enc");
         hmac["alg"] = json!("HS256");
-        weak["n"] = json!("u".repeat(171));
+        weak["n"] = json!("Q".repeat(171));
         let secret = json!({"kty": "oct", "kid": "d", "k": "c2VjcmV0"});
 
         for key in [encrypts, hmac, weak, secret, json!(7), json!({"kty": "new"})] {

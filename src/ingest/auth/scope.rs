@@ -122,7 +122,7 @@ mod tests {
             }
         }
 
-        assert_eq!(seen, 13);
+        assert_eq!(seen, 12);
     }
 
     #[test]

@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
+    KeyUsagePurpose, date_time_ymd,
+};
 
 /// An authority. Its certificate is a file.
 pub(crate) struct Authority {
@@ -20,6 +23,8 @@ impl Authority {
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
+        params.distinguished_name = named("authority");
         let key = KeyPair::generate().expect("a key");
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a certificate") }
     }
@@ -37,6 +42,7 @@ impl Authority {
     /// A certificate and its private key, as PEM texts.
     pub(crate) fn sign(&self, subject: Subject) -> (String, String) {
         let mut params = CertificateParams::new(vec![subject.name.to_owned()]).expect("a name");
+        params.distinguished_name = named("ingest");
         if subject.is_expired {
             params.not_before = date_time_ymd(2020, 1, 1);
             params.not_after = date_time_ymd(2021, 1, 1);
@@ -52,4 +58,11 @@ impl Authority {
         std::fs::write(folder.join("tls.crt"), certificate).expect("written");
         std::fs::write(folder.join("tls.key"), key).expect("written");
     }
+}
+
+/// A certificate whose name is that of its authority would look self-signed.
+fn named(name: &str) -> DistinguishedName {
+    let mut named = DistinguishedName::new();
+    named.push(DnType::CommonName, name);
+    named
 }
