@@ -26,12 +26,15 @@ CONTAINERS = ROLES | {"setup", "doctor"}
 MIGRATE_URLS = {"STOCKLOCK__ORDER_STORE__MIGRATE_URL", "STOCKLOCK__STOCK_STORE__MIGRATE_URL"}
 # Settings that no pod needs.
 NOT_IN_THE_CHART = set()
-# Files that the chart mounts from secrets.
-MOUNTED = {
+# Files and texts of secrets that the chart passes on.
+FROM_SECRETS = {
     "STOCKLOCK__AUTH__TOKENS_FILE",
     "STOCKLOCK__HTTP__TLS_CERTIFICATE_LOCATION",
     "STOCKLOCK__HTTP__TLS_KEY_LOCATION",
     "STOCKLOCK__KAFKA__OAUTH_CLIENT_SECRET",
+    "STOCKLOCK__KAFKA__SSL_CA_PEM",
+    "STOCKLOCK__KAFKA__SSL_CERTIFICATE_PEM",
+    "STOCKLOCK__KAFKA__SSL_KEY_PEM",
 }
 WHERE_SETTINGS_ARE = "the chart's values.schema.json and ci/full-values.yaml"
 # What the chart has to know of the program's defaults: the setting, and where a trigger has it.
@@ -92,7 +95,8 @@ def problems_of_containers(path, known):
         found.add(name)
         names = [one["name"] for one in variables]
         settings = {one for one in names if one.startswith("STOCKLOCK_")}
-        yield from (f"{name}: {one} is not a setting" for one in sorted(settings - known - MOUNTED))
+        unknown = sorted(settings - known - FROM_SECRETS)
+        yield from (f"{name}: {one} is not a setting" for one in unknown)
         repeated = sorted(one for one in set(names) if names.count(one) > 1)
         yield from (f"{name}: {one} is set twice" for one in repeated)
         if name != "setup":
