@@ -160,6 +160,9 @@ def problems_of_monitoring(path):
     dashboards = {path.name: json.loads(read(path)) for path in CHART.glob("dashboards/*.json")}
     if found != dashboards:
         yield f"the config maps have the dashboards {sorted(found)}, expected {sorted(dashboards)}"
+    for one in maps:
+        if one["metadata"]["labels"].get("grafana_dashboard") != "1":
+            yield f"{one['metadata']['name']} does not have the label of Grafana's sidecar"
     files = [yaml.safe_load(read(path)) for path in sorted(CHART.glob("rules/*.yaml"))]
     groups = [group for one in files for group in one.get("groups", [])]
     found = [one["spec"]["groups"] for one in rendered if one["kind"] == "PrometheusRule"]
