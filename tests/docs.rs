@@ -12,7 +12,7 @@ const FOLDERS: [&str; 8] =
     ["src/", "docs/", "tests/", "dev/", "schemas/", "migrations/", "examples/", "helm/"];
 
 /// The recipes of `docs/architecture.md`.
-const RECIPES: [&str; 9] = [
+const RECIPES: [&str; 10] = [
     "an endpoint",
     "a topic",
     "a part of a value",

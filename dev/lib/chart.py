@@ -30,12 +30,15 @@ NOT_IN_THE_CHART = {
     "STOCKLOCK__CLIENT__TOKEN_FILE",
     "STOCKLOCK__CLIENT__CA_LOCATION",
 }
-# Files that the chart mounts from secrets.
-MOUNTED = {
+# Files and texts of secrets that the chart passes on.
+FROM_SECRETS = {
     "STOCKLOCK__AUTH__TOKENS_FILE",
     "STOCKLOCK__HTTP__TLS_CERTIFICATE_LOCATION",
     "STOCKLOCK__HTTP__TLS_KEY_LOCATION",
     "STOCKLOCK__KAFKA__OAUTH_CLIENT_SECRET",
+    "STOCKLOCK__KAFKA__SSL_CA_PEM",
+    "STOCKLOCK__KAFKA__SSL_CERTIFICATE_PEM",
+    "STOCKLOCK__KAFKA__SSL_KEY_PEM",
 }
 WHERE_SETTINGS_ARE = "the chart's values.schema.json and ci/full-values.yaml"
 # What the chart has to know of the program's defaults: the setting, and where a trigger has it.
@@ -96,7 +99,8 @@ def problems_of_containers(path, known):
         found.add(name)
         names = [one["name"] for one in variables]
         settings = {one for one in names if one.startswith("STOCKLOCK_")}
-        yield from (f"{name}: {one} is not a setting" for one in sorted(settings - known - MOUNTED))
+        unknown = sorted(settings - known - FROM_SECRETS)
+        yield from (f"{name}: {one} is not a setting" for one in unknown)
         repeated = sorted(one for one in set(names) if names.count(one) > 1)
         yield from (f"{name}: {one} is set twice" for one in repeated)
         if name != "setup":
@@ -160,6 +164,9 @@ def problems_of_monitoring(path):
     dashboards = {path.name: json.loads(read(path)) for path in CHART.glob("dashboards/*.json")}
     if found != dashboards:
         yield f"the config maps have the dashboards {sorted(found)}, expected {sorted(dashboards)}"
+    for one in maps:
+        if one["metadata"]["labels"].get("grafana_dashboard") != "1":
+            yield f"{one['metadata']['name']} does not have the label of Grafana's sidecar"
     files = [yaml.safe_load(read(path)) for path in sorted(CHART.glob("rules/*.yaml"))]
     groups = [group for one in files for group in one.get("groups", [])]
     found = [one["spec"]["groups"] for one in rendered if one["kind"] == "PrometheusRule"]
