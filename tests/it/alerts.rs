@@ -286,8 +286,11 @@ async fn bad_messages_raise_alerts_until_their_lane_goes_on() {
     alerts.fire(&["StocklockLaneHalted", "StocklockDeadLetters refused"]).await;
     world.tamper_with_stock("DROP TRIGGER refuses").await;
     // The orders that waited are decided late.
-    alerts.fire(&["StocklockLatencyBudgetBurnFast"]).await;
+    alerts.fire(&["StocklockLatencyBudgetBurnSlow"]).await;
+    // The dead-lettered orders stay pending until somebody replays them, as the run book says.
+    world.cli(&["dlq", "replay", "--class", "refused"]).succeeds();
     alerts.resolve().await;
+    assert_eq!(world.count_orders("PENDING").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
