@@ -34,8 +34,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     shared.watch_order_store(Role::Ingest, &orders);
     shared.watch_stock_store(Role::Ingest, &stock);
     metrics.outbox_max.set(i64::try_from(config.ingest.outbox_max).unwrap_or(i64::MAX));
-    let relay = shared.relay(orders.clone());
-    let announcer = shared.announcer(orders.clone());
+    let (relay, announcer) = (shared.relay(orders.clone()), shared.announcer(orders.clone()));
     let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
         Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);

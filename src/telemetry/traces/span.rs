@@ -130,7 +130,7 @@ impl Drop for Span {
 
 impl fmt::Debug for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Span").field("name", &self.name).field("context", &self.context).finish()
+        f.debug_struct("Span").field("name", &self.name).finish_non_exhaustive()
     }
 }
 
