@@ -7,7 +7,7 @@
 use rdkafka::{Message as _, message::OwnedMessage};
 use tracing::Level;
 
-use crate::domain::{Effect, OrderId, OrderState, OrderStatus};
+use crate::domain::{Effect, OrderId, OrderState, OrderStatus, Reason};
 
 /// The target of the lines. It is a name for operators, and no module.
 pub(crate) const TARGET: &str = "stocklock::order";
@@ -64,7 +64,7 @@ pub(crate) fn decided(status: &OrderStatus, is_repeated: bool) {
         target: TARGET,
         order_id = %status.order_id,
         outcome = status.status.as_str(),
-        reason = status.status.reason().map(|reason| reason.as_str()),
+        reason = status.status.reason().map(Reason::as_str),
         is_repeated,
         "order decided"
     );

@@ -62,7 +62,8 @@ async fn decided(world: &World, orders: usize) {
 /// Compensators stop, the stock store is dumped, then the order store; ingest and workers go on.
 async fn a_backup_under_load_is_restored_and_verified(mut world: World) {
     world.import(&[("a", 1_000_000), ("b", 1_000_000)]);
-    let (ingest, worker) = (world.start("ingest").await, world.start("worker").await);
+    let ingest = world.start_with("ingest", &[SOON]).await;
+    let worker = world.start("worker").await;
     let compensator = world.start("compensator").await;
     let api = Api::of(&ingest);
     let cancelled = api.place_and_wait(&lines(&[("a", 5)]), 30).await.is(201).order_id().to_owned();

@@ -3,6 +3,7 @@
 //! `STOCKLOCK_TEST_EARLIER` names a binary of an earlier version; `dev/earlier` builds one.
 
 use std::{
+    collections::BTreeMap,
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -10,6 +11,7 @@ use std::{
     },
 };
 
+use serde_json::Value;
 use tokio::task::JoinHandle;
 
 use crate::harness::{Api, Cli, Database, Role, Strategy, World, lines, wait_until};
@@ -25,6 +27,8 @@ const CHANGES: [usize; 8] = [1, 2, 0, 2, 1, 2, 0, 2];
 struct Fleet {
     world: World,
     earlier: PathBuf,
+    /// The settings of the world that the earlier version knows.
+    earlier_env: BTreeMap<String, String>,
     roles: [Role; 3],
     is_present: [bool; 3],
 }
@@ -33,21 +37,26 @@ impl Fleet {
     /// Sets up the stores and the topics, and starts all roles, by the earlier version.
     async fn start(database: Database, earlier: PathBuf) -> Self {
         let world = World::without_setup(database, Strategy::Row).await;
-        Cli::run_binary(&earlier, &world.env, &["setup"]).succeeds();
+        let earlier_env = known_settings(&earlier, &world.env);
+        Cli::run_binary(&earlier, &earlier_env, &["setup"]).succeeds();
         world.import(&[("a", SUPPLIED), ("scarce", 1)]);
-        let roles = ROLES.map(|role| Role::spawn_binary(&earlier, &world.env, role, &[]));
+        let roles = ROLES.map(|role| Role::spawn_binary(&earlier, &earlier_env, role, &[]));
         for role in &roles {
             role.ready().await;
         }
-        Self { world, earlier, roles, is_present: [false; 3] }
+        Self { world, earlier, earlier_env, roles, is_present: [false; 3] }
     }
 
     /// Replaces a role by its other version, as a rolling upgrade does: first the new process
     /// starts, then the old one stops.
     async fn change(&mut self, number: usize) {
         self.is_present[number] = !self.is_present[number];
-        let binary: &Path = if self.is_present[number] { PRESENT.as_ref() } else { &self.earlier };
-        let next = Role::spawn_binary(binary, &self.world.env, ROLES[number], &[]);
+        let (binary, env): (&Path, _) = if self.is_present[number] {
+            (PRESENT.as_ref(), &self.world.env)
+        } else {
+            (&self.earlier, &self.earlier_env)
+        };
+        let next = Role::spawn_binary(binary, env, ROLES[number], &[]);
         next.ready().await;
         std::mem::replace(&mut self.roles[number], next).stop();
     }
@@ -74,6 +83,16 @@ impl Fleet {
         })
         .await;
     }
+}
+
+/// The settings that a binary knows. It refuses to start with others.
+fn known_settings(binary: &Path, env: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    let listed = Cli::run_binary(binary, &BTreeMap::new(), &["--output", "json", "config"]);
+    let listed = listed.succeeds().stdout();
+    let names = listed.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    let names: Vec<_> = names.map(|key| key["environment"].clone()).collect();
+    let known = env.iter().filter(|(name, _)| names.contains(&Value::from(name.as_str())));
+    known.map(|(name, value)| (name.clone(), value.clone())).collect()
 }
 
 /// Places orders one after the other until it is told to stop. Answers how many.
@@ -120,7 +139,7 @@ async fn upgrade_and_roll_back(database: Database) {
     assert_eq!(fleet.world.available("a"), SUPPLIED - placed);
     fleet.world.verify();
     let verify = ["verify", "--settle", "60s"];
-    Cli::run_binary(&fleet.earlier, &fleet.world.env, &verify).succeeds();
+    Cli::run_binary(&fleet.earlier, &fleet.earlier_env, &verify).succeeds();
     for (role, name) in fleet.roles.into_iter().zip(ROLES) {
         assert!(!role.log().contains("dead-lettered"), "{name}:\n{}", role.log());
         role.stop();
