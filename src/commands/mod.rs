@@ -95,7 +95,7 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
-    /// Make a token for a client of the HTTP API, and the line for auth.tokens_file
+    /// Make a token for a client of the HTTP API, and its line for the file of tokens
     Token(token::TokenArgs),
     /// Ask a role on its admin address whether it is live or ready; exit status 0: yes, 1: no, 2:
     /// no answer

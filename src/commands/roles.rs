@@ -211,12 +211,12 @@ impl SharedParts {
         let (metrics, shutdown) = (self.metrics.clone(), self.shutdown.clone());
         let lookups = Lookups { client, schemas, metrics, shutdown };
         tokio::spawn(lookups.clone().run());
-        const NAME: &str = "schema ids";
+        let name = "schema ids";
         let is_ingest = *self.roles == [Role::Ingest];
         let health = if is_ingest {
-            self.health.register_optional(NAME)
+            self.health.register_optional(name)
         } else {
-            self.health.register(NAME)
+            self.health.register(name)
         };
         async move { lookups.find_own_ids(health).await }.boxed().shared()
     }

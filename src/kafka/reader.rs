@@ -5,8 +5,8 @@ use std::{
 };
 
 use rdkafka::{
-    Message as _, Offset, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
+    ClientContext, Message as _, Offset, TopicPartitionList,
+    consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
@@ -31,8 +31,21 @@ const MAX_FETCHED_KIB: &str = "16384";
 /// Reads the messages that a topic retains, without joining a group. Its calls block. A call fails
 /// if a broker rejects a question or does not answer it within 10 s.
 pub(crate) struct TopicReader {
-    client: BaseConsumer,
+    client: BaseConsumer<ReaderCallbacks>,
 }
+
+/// Logs the errors of the client. The end of a partition is none.
+struct ReaderCallbacks;
+
+impl ClientContext for ReaderCallbacks {
+    fn error(&self, error: KafkaError, reason: &str) {
+        if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
+            tracing::error!(%error, reason, "the reader of a topic reports an error");
+        }
+    }
+}
+
+impl ConsumerContext for ReaderCallbacks {}
 
 /// An offset of each partition: it is read up to there, that offset excluded.
 pub(crate) type EndOffsets = BTreeMap<i32, i64>;
@@ -56,7 +69,7 @@ impl TopicReader {
             .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
             // The broker reports the end of a partition with an empty fetch.
             .set("fetch.wait.max.ms", "10");
-        Ok(Self { client: client.create()? })
+        Ok(Self { client: client.create_with_context(ReaderCallbacks)? })
     }
 
     /// The offsets that the group has committed. Partitions without one are left out. Asks again

@@ -70,8 +70,8 @@ struct Alerts(Prometheus);
 
 impl Alerts {
     async fn of(roles: &[(&str, &Role)]) -> Self {
-        let rules: Vec<_> = rules().iter().map(|text| shortened(text)).collect();
-        let alerts = Self(Prometheus::start(roles, &rules).await);
+        let rule_files: Vec<_> = rules().iter().map(|text| shortened(text)).collect();
+        let alerts = Self(Prometheus::start(roles, &rule_files).await);
         alerts.0.has(&format!("sum(up) == {}", roles.len())).await;
         alerts
     }

@@ -72,10 +72,10 @@ async fn a_role_logs_more_for_a_while_without_a_restart() {
     .await;
     assert_eq!(shown(&world, &role)["until"], Value::Null);
     let log = role.log();
-    let changes: Vec<_> = log.lines().filter(|line| line.contains("log filter changed")).collect();
-    assert_eq!(changes.len(), 3, "{changes:#?}");
-    assert!(changes[1].contains("directives=\"error\""), "{changes:#?}");
-    assert!(changes[2].contains("directives=\"info\" former=\"error\""), "{changes:#?}");
+    let written: Vec<_> = log.lines().filter(|line| line.contains("log filter changed")).collect();
+    assert_eq!(written.len(), 3, "{written:#?}");
+    assert!(written[1].contains("directives=\"error\""), "{written:#?}");
+    assert!(written[2].contains("directives=\"info\" former=\"error\""), "{written:#?}");
     role.stop();
 }
 

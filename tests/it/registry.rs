@@ -280,9 +280,9 @@ async fn ingest_begins_and_accepts_orders_without_its_registry() {
         let world = World::with_registry(Database::MySql, &url).await;
         world.import(&[("a", 5)]);
         if hangs {
-            proxy.hang()
+            proxy.hang();
         } else {
-            proxy.cut()
+            proxy.cut();
         }
 
         let ingest = world.start("ingest").await;

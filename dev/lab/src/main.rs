@@ -85,7 +85,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run(&Lab::parse()).await {
+    match Box::pin(run(&Lab::parse())).await {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {

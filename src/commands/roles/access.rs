@@ -88,9 +88,9 @@ fn reporter(metrics: &Metrics, what: &'static str) -> impl Fn(bool) + Send + 'st
     let outdated = metrics.http_outdated.with_label_values(&[what]);
     move |is_ok| {
         if is_ok {
-            ok.inc()
+            ok.inc();
         } else {
-            failed.inc()
+            failed.inc();
         }
         outdated.set(i64::from(!is_ok));
     }

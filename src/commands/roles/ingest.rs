@@ -14,7 +14,7 @@ use crate::{
     },
     lifecycle::Shutdown,
     relay::{Announcer, PendingWatch, Relay, ReleaseWatch},
-    store::StoreUse,
+    store::{OrderStore, StoreUse},
 };
 
 /// The most clients that watch an order, and at most half of all connections: watching clients take
@@ -38,14 +38,7 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     let (groups, deadline) = (config.ingest.groups, config.ingest.deadline);
     let (committer, mut committing) =
         Committer::start(orders.clone(), relay.clone(), groups, deadline, metrics);
-    let changing = ChangeTask {
-        store: orders.clone(),
-        relay: relay.clone(),
-        announcer: announcer.clone(),
-        horizon: config.retention.horizon,
-        metrics: metrics.clone(),
-    };
-    let (changer, mut changing) = Changer::start(&changing, groups, deadline);
+    let (changer, mut changing) = start_changer(&shared, &orders, &relay, &announcer);
     let max_connections = max_connections(config);
     let max_watching = MAX_WATCHING_CLIENTS.min(max_connections / 2);
     let outcomes = OutcomeWatch::new(orders.clone(), max_watching, shutdown.clone());
@@ -96,6 +89,23 @@ pub(super) async fn run(shared: SharedParts, listener: TcpListener) -> anyhow::R
     }
     shared.disconnect(&[orders.database(), stock.database()]).await;
     Ok(())
+}
+
+fn start_changer(
+    shared: &SharedParts,
+    orders: &OrderStore,
+    relay: &Relay,
+    announcer: &Announcer,
+) -> (Changer, JoinSet<()>) {
+    let SharedParts { config, metrics, .. } = shared;
+    let task = ChangeTask {
+        store: orders.clone(),
+        relay: relay.clone(),
+        announcer: announcer.clone(),
+        horizon: config.retention.horizon,
+        metrics: metrics.clone(),
+    };
+    Changer::start(&task, config.ingest.groups, config.ingest.deadline)
 }
 
 /// The tasks that publish what the order store has.

@@ -80,7 +80,7 @@ impl Operations {
         for (route, methods) in document["paths"].as_object().into_iter().flatten() {
             for (method, operation) in methods.as_object().into_iter().flatten() {
                 let Some(security) = operation["security"].as_array() else { continue };
-                let scopes = security.iter().flat_map(|one| one["bearer"].as_array());
+                let scopes = security.iter().filter_map(|one| one["bearer"].as_array());
                 let scopes = scopes.flatten().filter_map(|scope| Scope::parse(scope.as_str()?));
                 let of_route = operations.entry(route.clone()).or_default();
                 of_route.insert(method.to_uppercase(), scopes.collect());

@@ -21,7 +21,7 @@ pub(crate) struct Prometheus {
 impl Prometheus {
     /// Starts a server with these rule files. It scrapes each role as a job with the role's name,
     /// in the namespace `shop`.
-    pub(crate) async fn start(roles: &[(&str, &Role)], rules: &[String]) -> Self {
+    pub(crate) async fn start(roles: &[(&str, &Role)], rule_files: &[String]) -> Self {
         let dir = tempfile::tempdir().expect("a folder");
         let mut config = format!(
             "global: {{scrape_interval: {INTERVAL}, scrape_timeout: {INTERVAL}, \
@@ -36,7 +36,7 @@ impl Prometheus {
             )
             .expect("a string takes it");
         }
-        for (number, text) in rules.iter().enumerate() {
+        for (number, text) in rule_files.iter().enumerate() {
             std::fs::write(dir.path().join(format!("{number}.rules")), text).expect("written");
         }
         let (path, address) = (dir.path().to_owned(), free_address());

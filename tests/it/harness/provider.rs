@@ -88,10 +88,10 @@ impl Provider {
         let answering = Answering::Keys(keys.iter().map(|key| key.public.clone()).collect());
         let shared = Shared { answering, readings: 0, silent: Vec::new() };
         let shared = Arc::new(Mutex::new(shared));
-        let served = Arc::clone(&shared);
+        let state = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in server.incoming() {
-                answer(client.expect("a client"), &served);
+                answer(client.expect("a client"), &state);
             }
         });
         Self { url, shared }

@@ -1,6 +1,6 @@
 //! Files of static tokens, as ingest reads them.
 
-use std::path::PathBuf;
+use std::{fmt::Write as _, path::PathBuf};
 
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
@@ -12,7 +12,10 @@ pub(crate) struct TokensFile(TempDir);
 
 /// The line of a token: `rest` is its scopes, and limits behind them.
 pub(crate) fn token_line(name: &str, token: &str, rest: &str) -> String {
-    let digest: String = Sha256::digest(token).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest = Sha256::digest(token).iter().fold(String::new(), |mut hex, byte| {
+        write!(hex, "{byte:02x}").expect("a string takes it");
+        hex
+    });
     format!("{name} {digest} {rest}\n")
 }
 
