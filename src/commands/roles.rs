@@ -93,6 +93,8 @@ pub(super) async fn run(
     let admin = Admin { health, metrics, log_filter };
     let mut tasks = JoinSet::new();
     let begin = shared.find_schemas();
+    // Ingest does not wait for the ids, so it would not drive the search.
+    tokio::spawn(begin.clone());
     for role in roles {
         let begin = begin.clone();
         match role {
