@@ -149,17 +149,18 @@ pub(super) async fn find_or_free(
     Ok(with_keys_of_before(bound, placements.iter().copied()))
 }
 
-/// The keys that stood for an order before authentication was turned on. Costs nothing if no caller
-/// is authenticated.
+/// The keys that stood for an order before authentication was turned on. A caller's own key wins.
+/// Costs nothing if no caller is authenticated.
 ///
-/// Nothing is locked: no caller binds such a key any more.
+/// Nothing is locked: no caller binds a key of before any more, and an own key that a rival binds
+/// meanwhile is found by its insert.
 pub(super) async fn find_of_before(
     conn: &mut MySqlConnection,
     placements: &[&Placement],
 ) -> Result<BoundKeys, StoreError> {
-    let keyed = keyed(placements.iter().copied()).into_iter();
-    let keys: BTreeSet<_> = keyed.filter_map(|(request, _)| request.key.of_before()).collect();
-    if keys.is_empty() {
+    let keys = all_keys(placements.iter().copied());
+    let is_authenticated = |key: &IdempotencyKey| key.of_before().is_some();
+    if !keys.iter().any(is_authenticated) {
         return Ok(BoundKeys::new());
     }
     let rows = sqlx::query(FIND).bind(keys_json(&keys)?).fetch_all(conn).await?;

@@ -170,6 +170,7 @@ async fn an_order_keeps_its_trace_if_processes_die(world: World) {
     // Its spans wait, and die with it.
     let dying = [("STOCKLOCK_CRASH_AT", "relay.producing"), ("OTEL_BSP_SCHEDULE_DELAY", "60000")];
     let ingest = collector.traced(&world, "ingest", &dying).await;
+    ingest.ready().await;
     let request = reqwest::Client::new().post(format!("{}/v1/orders", ingest.http));
     let request = request.header("traceparent", traceparent(true)).header("tracestate", STATE);
     // The process may die before it answers.
