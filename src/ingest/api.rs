@@ -174,7 +174,7 @@ struct Watching {
     traces: Traces,
 }
 
-/// Counts, times and traces every request. A sampled request carries its [`TraceContext`].
+/// Counts, times and traces every request. A sampled request carries its `TraceContext`.
 async fn watch_request(
     State(Watching { metrics, traces }): State<Watching>,
     mut request: Request,
