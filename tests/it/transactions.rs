@@ -40,7 +40,7 @@ async fn half_of_a_dropped_transaction_is_not_committed_by_the_next(world: World
     // The order's row goes in; its outbox row waits for this rival.
     let mut rival = MySqlConnection::connect(config.url.expose()).await.expect("the order store");
     sqlx::raw_sql("START TRANSACTION").execute(&mut rival).await.expect("begun");
-    let insert = "INSERT INTO outbox_groups VALUES (?, '', 0, NOW(3), NOW(3))";
+    let insert = "INSERT INTO outbox_groups VALUES (?, '', 0, NOW(3), NOW(3), NULL)";
     let insert = sqlx::query(insert).bind(dropped.order_id.as_bytes().as_slice());
     insert.execute(&mut rival).await.expect("inserted");
     let placing = store.place(std::slice::from_ref(&dropped), LEASE);
