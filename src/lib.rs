@@ -30,6 +30,7 @@
 //! | 2 | [`lifecycle`], `backoff`, `crash_point` | stopping, waiting, crashes for tests | |
 //! | 2 | `watched_files`, `log_limiter` | files that change; log lines at a limited rate | |
 //! | 2 | [`error_text`], `new_ids` | errors with their causes; new order ids | |
+//! | 2 | `finding` | what a look at a dependency finds, for `stocklock doctor` | |
 //! | 1 | [`domain`] | orders, quantities, states, decisions: pure | |
 //!
 //! # Invariants of the data
@@ -69,6 +70,7 @@ mod crash_point;
 pub mod deduct;
 pub mod domain;
 pub mod error_text;
+mod finding;
 mod http;
 mod ingest;
 pub mod kafka;

@@ -27,7 +27,7 @@ install_release() {
   [[ -e $RELEASE_TOOLS_HOME/complete ]] && return 0
   local tool
   for tool in "${RELEASE_TOOLS[@]}"; do
-    say "building $tool (crates.io, one to three minutes) ..."
+    say "building $tool from its source (one to three minutes) ..."
     cargo install --quiet --locked --root "$RELEASE_TOOLS_HOME" "$tool" ||
       die "cargo could not install $tool"
   done

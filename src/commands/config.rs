@@ -48,7 +48,7 @@ pub(super) fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer 
 
 /// The errors that a role or a client would report at its start, such as a missing file. Connects
 /// to no server.
-fn refused_at_start(mut config: Config) -> Vec<String> {
+pub(super) fn refused_at_start(mut config: Config) -> Vec<String> {
     config.lock.strategy = LockStrategy::Redlock;
     let mut errors = match config.check_listeners() {
         Ok(()) => Vec::new(),

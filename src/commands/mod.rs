@@ -8,6 +8,7 @@ mod completions;
 mod config;
 mod dependencies;
 mod dlq;
+mod doctor;
 mod import;
 mod log_filter;
 mod man;
@@ -95,6 +96,9 @@ enum Command {
     Bench(bench::BenchArgs),
     /// Show the resolved configuration
     Config(config::ConfigArgs),
+    /// Look at each dependency as configured; say what is wrong and what mends it; exit status 0:
+    /// fine, 1: something is wrong, 2: a dependency is unreachable
+    Doctor(doctor::DoctorArgs),
     /// Make a token for a client of the HTTP API, and its line for the file of tokens
     Token(token::TokenArgs),
     /// Ask a role on its admin address whether it is live or ready; exit status 0: yes, 1: no, 2:
@@ -204,6 +208,7 @@ impl Command {
             Self::Dlq(command) => dlq::run(command, &config, output).await,
             Self::Verify(args) => verify::run(&args, &config, output).await,
             Self::Bench(args) => bench::run(&args, layers, output).await,
+            Self::Doctor(args) => doctor::run(&args, &config, output).await,
             Self::Token(args) => token::run(&args, output),
             Self::Probe(args) => probe::run(&args, &config, output).await,
             Self::LogFilter(args) => log_filter::run(&args, &config, output).await,

@@ -1,13 +1,12 @@
-use std::time::Duration;
-
 use anyhow::Context as _;
 use humantime::format_duration;
 use serde_json::json;
 
-use super::{Answer, Output, process::SchemaRegistry};
+use super::{Answer, Output, doctor, process::SchemaRegistry};
 use crate::{
     config::Config,
-    kafka::{TopicReport, ensure_topics},
+    finding::{Finding, Verdict},
+    kafka::{TopicReport, ensure_topics, kept_too_long},
     registry::{Registration, RegistryError, register, with_attempts},
     store::{migrate_order_store, migrate_stock_store},
 };
@@ -30,6 +29,9 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
             topic.problems.iter().map(|problem| format!("topic {}: {problem}", topic.name)),
         );
     }
+    let stores = doctor::look_at_stores(config).await;
+    let of_stores = stores.iter().filter(|finding| finding.verdict != Verdict::Fine);
+    warnings.extend(of_stores.map(Finding::sentence));
     let schemas = register_schemas(config).await?;
     for warning in &warnings {
         eprintln!("WARNING: {warning}");
@@ -121,13 +123,8 @@ async fn register_schemas(config: &Config) -> anyhow::Result<Vec<SubjectReport>>
 
 /// A warning if the topic keeps events for longer than they may wait before they expire.
 fn horizon_warning(orders: &TopicReport, config: &Config) -> Option<String> {
-    let (kept, longest) =
-        (u64::try_from(orders.retention_ms).ok(), config.retention.horizon.longest_wait());
-    let kept = kept.map(Duration::from_millis);
-    if kept.is_some_and(|kept| kept <= longest) {
-        return None;
-    }
-    let kept = kept.map_or("for ever".to_owned(), |kept| format!("for {}", format_duration(kept)));
+    let longest = config.retention.horizon.longest_wait();
+    let kept = kept_too_long(orders.retention_ms, longest)?;
     Some(format!(
         "topic {} keeps events {kept}, but an event that waits for more than {} may be \
          dead-lettered as expired: lower its retention.ms, or raise retention.outcomes",

@@ -151,6 +151,15 @@ impl KafkaConfig {
 }
 
 impl StoreConfig {
+    /// The server of the URL, without user, database and options.
+    pub(crate) fn server(&self) -> String {
+        let parsed = url::Url::parse(self.url.expose()).ok();
+        parsed.map_or_else(String::new, |url| {
+            let port = url.port().map_or(String::new(), |port| format!(":{port}"));
+            format!("{}{port}", url.host_str().unwrap_or_default())
+        })
+    }
+
     /// The files of certificates and keys that the two URLs name.
     pub(crate) fn tls_files(&self) -> BTreeSet<PathBuf> {
         [&self.url, &self.migrate_url].into_iter().flat_map(formats::mysql_files).collect()

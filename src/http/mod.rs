@@ -41,7 +41,7 @@ use tokio::{
 
 pub(crate) use connection::{Connection, CountRefusal, NoMemory, Refused, Streaming};
 pub(crate) use memory::HeldMemory;
-pub(crate) use open_files::connections_beside;
+pub(crate) use open_files::{OpenFiles, connections_beside};
 pub(crate) use share::{HeldShare, Holding, Share};
 pub(crate) use tls::{ListenerTls, listener_files};
 

@@ -48,6 +48,7 @@
 //! | `topic_settings.rs` | finds settings of a topic that stop or lose messages |
 //! | `message_ages.rs`, `backlog.rs` | the age and the number of messages that are not handled |
 //! | `probe.rs`, `group.rs`, `reader.rs` | ask about topics and groups, read topics; do not join |
+//! | `look` | `stocklock doctor`: topics, settings, rights, groups |
 //!
 //! # Invariants
 //!
@@ -79,6 +80,7 @@ mod dead_letters;
 mod group;
 mod handler;
 mod lane;
+mod look;
 mod member;
 mod message_ages;
 mod pace;
@@ -110,6 +112,7 @@ pub use handler::Handler;
 pub(crate) use handler::{Blame, Unpublished};
 pub use lane::Batch;
 pub use lane::Lane;
+pub(crate) use look::{GroupNeed, KafkaLook, TopicNeed};
 pub(crate) use probe::KafkaProbe;
 pub use producer::Message;
 pub use producer::ProduceError;
@@ -117,6 +120,7 @@ pub use producer::Producer;
 pub(crate) use reader::{EndOffsets, StartOffsets, TopicReader};
 pub(crate) use replayer::{ReplayedMessage, Replayer};
 pub use topic_settings::MIN_MESSAGE_BYTES;
+pub(crate) use topic_settings::kept_too_long;
 pub use topics::delete_topics;
 pub use topics::{TOPICS, TopicDefinition};
 pub(crate) use topics::{TopicReport, ensure_topics, topic_names};

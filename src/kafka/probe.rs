@@ -103,7 +103,8 @@ impl KafkaProbe {
         Lack::refused(format!("{}: topic {topic}: {why}", self.brokers))
     }
 
-    fn unreachable(&self, error: &KafkaError) -> Lack {
+    /// Why no broker answers: the error, and the client's last one.
+    pub(super) fn unreachable(&self, error: &KafkaError) -> Lack {
         while self.client.poll(Duration::ZERO).is_some() {}
         let cause = self.client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
         let is_refusal = cause.as_ref().is_some_and(|cause| cause.is_refusal);

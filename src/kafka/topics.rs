@@ -29,7 +29,7 @@ pub struct TopicDefinition {
     pub producers: &'static str,
     /// The roles and systems that consume it.
     pub consumers: &'static str,
-    kind: Kind,
+    pub(super) kind: Kind,
     name: fn(&TopicsConfig) -> Option<&str>,
 }
 
@@ -224,7 +224,11 @@ pub(crate) async fn ensure_topics(
             Ok(described) => {
                 let found = described.get(&report.name).unwrap_or(&unknown);
                 let (kind, settings) = &settings[report.name.as_str()];
-                report.problems = found.problems(layout.replicas, *kind);
+                report.problems = found
+                    .problems(layout.replicas, *kind)
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect();
                 compare(report, found, settings);
             }
             Err(error) => {

@@ -16,11 +16,13 @@
 //! | `client.rs` | opens the clients, with TLS |
 //! | `lease.rs` | a lease on a job that one process at a time does |
 //! | `probe.rs` | tries whether a majority can lock, for `/readyz` |
+//! | `look.rs` | looks at the masters, for `stocklock doctor` |
 //! | `survey.rs` | finds keys that outlive the TTL, for `stocklock verify` |
 
 mod client;
 mod held_keys;
 mod lease;
+mod look;
 mod master;
 mod probe;
 mod queue_notices;
@@ -43,6 +45,7 @@ use tokio::time::Instant;
 pub(crate) use client::MasterError;
 use held_keys::HeldKeys;
 pub use lease::Lease;
+pub(crate) use look::look_at_masters;
 pub(crate) use probe::MastersProbe;
 pub(crate) use redlock::Redlock;
 pub(crate) use survey::OverlongKey;

@@ -127,6 +127,14 @@ pub(super) struct Compatibility {
     reason: Option<String>,
 }
 
+/// The answer to a question for a subject's compatibility.
+#[derive(Debug, Deserialize)]
+struct Level {
+    /// Registries have one name or the other.
+    #[serde(rename = "compatibilityLevel", alias = "compatibility")]
+    compatibility_level: Option<String>,
+}
+
 /// A client of a registry with the API of Confluent's.
 #[derive(Clone)]
 pub(crate) struct RegistryClient {
@@ -215,6 +223,24 @@ impl RegistryClient {
         let request = self.request(Method::PUT, &["config", subject])?;
         let _level: Value = answer(request.json(&json!({"compatibility": "BACKWARD"}))).await?;
         Ok(())
+    }
+
+    /// The compatibility that the registry demands of later versions of a subject. `None` if the
+    /// subject has no level of its own.
+    pub(super) async fn compatibility(
+        &self,
+        subject: &str,
+    ) -> Result<Option<String>, RegistryError> {
+        match self.get::<Level>(&["config", subject]).await {
+            Ok(Level { compatibility_level }) => Ok(compatibility_level),
+            Err(RegistryError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// The URL of the compatibility of a subject.
+    pub(super) fn compatibility_url(&self, subject: &str) -> String {
+        format!("{}/config/{subject}", self.base.as_str().trim_end_matches('/'))
     }
 
     async fn get<T: for<'de> Deserialize<'de>>(&self, path: &[&str]) -> Result<T, RegistryError> {

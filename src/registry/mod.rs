@@ -8,6 +8,7 @@
 //! | --- | --- |
 //! | `client.rs` | the HTTP API of the registry |
 //! | `lookups.rs` | finds the ids of the own schemas, and the schemas of other ids |
+//! | `look.rs` | looks at the registry, for `stocklock doctor` |
 //! | `registration.rs` | registers the own schemas, for `setup` |
 //!
 //! # Why its own client
@@ -19,9 +20,11 @@
 mod client;
 #[cfg(test)]
 mod fuzz;
+mod look;
 mod lookups;
 mod registration;
 
 pub(crate) use client::{RegistryClient, RegistryError, with_attempts};
+pub(crate) use look::look_at_registry;
 pub(crate) use lookups::{Lookups, OwnIdError, find_own_ids};
 pub(crate) use registration::{Registration, register};

@@ -31,7 +31,7 @@ const RETRY_DELAY: Duration = Duration::from_secs(1);
 
 /// Brings the order store's tables up to date. Idempotent. Fails as [`migrate_stock_store`] does.
 pub(crate) async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreError> {
-    migrate(url, sqlx::migrate!("migrations/orders")).await
+    migrate(url, of_orders()).await
 }
 
 /// Brings the stock store's tables up to date. Idempotent. Fails with
@@ -42,7 +42,17 @@ pub(crate) async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreErro
 ///   of 20 attempts,
 /// - any error of a statement.
 pub(crate) async fn migrate_stock_store(url: &SecretUrl) -> Result<(), StoreError> {
-    migrate(url, sqlx::migrate!("migrations/stock")).await
+    migrate(url, of_stock()).await
+}
+
+/// The migrations of the order store.
+pub(super) fn of_orders() -> Migrator {
+    sqlx::migrate!("migrations/orders")
+}
+
+/// The migrations of the stock store.
+pub(super) fn of_stock() -> Migrator {
+    sqlx::migrate!("migrations/stock")
 }
 
 /// Both stores may be in one database, and then share sqlx's table of migrations. The versions of
@@ -96,7 +106,7 @@ async fn run(conn: &mut MySqlConnection, migrator: &Migrator) -> Result<(), Stor
 
 /// Before 10.11.10, MariaDB keeps the escapes of a JSON string (MDEV-27412). Our statements would
 /// write garbled text there.
-async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
+pub(super) async fn check_json_table(conn: &mut MySqlConnection) -> Result<(), StoreError> {
     let sql =
         r#"SELECT v FROM JSON_TABLE('["a\\"b"]', '$[*]' COLUMNS (v VARCHAR(9) PATH '$')) AS t"#;
     let row = sqlx::query(sql).fetch_one(conn).await?;

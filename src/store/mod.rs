@@ -15,6 +15,7 @@
 //! | `levels` | the stock as it is published, and notes of products to publish |
 //! | `retention`, `verify`, `probe` | both stores: old rows, invariants, readiness |
 //! | `migrate`, `charsets` | `stocklock setup` |
+//! | `look` | `stocklock doctor`: the server, its settings, tables and rights |
 //!
 //! A batch travels as one JSON parameter, which `JSON_TABLE` turns into rows. So there is one
 //! prepared statement for batches of all sizes. Its rows are joined to a table by the table's
@@ -34,6 +35,7 @@ mod idempotency;
 mod in_use;
 mod levels;
 mod limits;
+mod look;
 mod migrate;
 mod movements;
 mod orders;
@@ -67,6 +69,7 @@ pub use error::StoreError;
 pub use holds::DueHold;
 pub use idempotency::{IdempotencyKey, KeyedRequest};
 pub(crate) use levels::LevelNote;
+pub(crate) use look::StoreLook;
 pub(crate) use migrate::{migrate_order_store, migrate_stock_store};
 pub(crate) use movements::StoredMovement;
 pub use orders::OrderStore;

@@ -59,7 +59,7 @@ const ADJUST_STOCK: &str = ";
 impl StoreUse {
     /// Statements that need the rights of this use and match no row. A server that is read-only, or
     /// lacks a table, a column or a right, refuses them all the same.
-    fn statements(self) -> String {
+    pub(super) fn statements(self) -> String {
         match self {
             Self::Place => {
                 "INSERT INTO orders
@@ -105,6 +105,14 @@ impl StoreUse {
                  UPDATE level_notes SET note_id = note_id WHERE FALSE;
                  DELETE FROM level_notes WHERE FALSE"
                 .to_owned(),
+        }
+    }
+
+    /// Whether the role deletes old rows of the store.
+    pub(super) fn purges(self) -> bool {
+        match self {
+            Self::Compensate | Self::Deduct | Self::DeductAndAdjust => true,
+            Self::Place | Self::Read | Self::PublishLevels => false,
         }
     }
 

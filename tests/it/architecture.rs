@@ -16,6 +16,7 @@ const FLOORS: [&[&str]; 5] = [
         "config",
         "crash_point",
         "error_text",
+        "finding",
         "http",
         "lifecycle",
         "log_limiter",

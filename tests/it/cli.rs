@@ -21,7 +21,8 @@ fn run_with(env: &[(&str, &str)], args: &[&str]) -> Cli {
 fn every_command_has_help() {
     let commands = "|setup|ingest|worker|compensator|all|stock|stock import|stock show|\
                     stock restock|order|order place|order show|order confirm|order cancel|\
-                    order extend|order watch|order import|order fail|verify|bench|config|probe";
+                    order extend|order watch|order import|order fail|verify|bench|config|\
+                    doctor|probe";
     for command in commands.split('|') {
         let args: Vec<_> = command.split_whitespace().chain(["--help"]).collect();
         let help = run(&args).succeeds().stdout();

@@ -38,6 +38,7 @@ mod crash;
 mod defaults;
 mod dlq;
 mod dlq_requests;
+mod doctor;
 mod examples;
 mod failover;
 mod flow;

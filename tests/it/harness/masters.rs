@@ -30,7 +30,12 @@ struct Master {
 
 impl Masters {
     pub(crate) async fn start(count: usize) -> Self {
-        let starting = (0..count).map(|_| Master::start(free_address(), &[]));
+        Self::start_with(count, &[]).await
+    }
+
+    /// Masters with more settings, as the command line of a server has them.
+    pub(crate) async fn start_with(count: usize, settings: &[&str]) -> Self {
+        let starting = (0..count).map(|_| Master::start(free_address(), settings));
         Self { masters: futures::future::join_all(starting).await, tls: None }
     }
 
@@ -45,6 +50,15 @@ impl Masters {
 
     pub(crate) fn tls_urls(&self) -> Vec<SecretUrl> {
         self.tls.iter().map(|address| SecretUrl::new(format!("rediss://{address}"))).collect()
+    }
+
+    /// Has one master run a command, as its owner.
+    pub(crate) async fn command_of(&self, number: usize, command: &str) {
+        let mut words = command.split(' ');
+        let mut asked = redis::cmd(words.next().expect("a command"));
+        let mut connection = connect(&self.masters[number].url()).await.expect("a connection");
+        let answered = asked.arg(words.collect::<Vec<_>>()).exec_async(&mut connection).await;
+        answered.expect(command);
     }
 
     /// Has each master run a command, as its owner.

@@ -12,6 +12,7 @@ use super::{free_address, world::PATIENCE};
 const CREATE_ACLS: i16 = 30;
 const DELETE_ACLS: i16 = 31;
 const TOPIC: u8 = 2;
+const GROUP: u8 = 3;
 const LITERAL: u8 = 3;
 const ANY_OPERATION: u8 = 1;
 const ALL: u8 = 2;
@@ -100,6 +101,32 @@ impl PrivateKafka {
             entry.extend([operation, permission]);
             self.change_acls(CREATE_ACLS, &entry);
         }
+    }
+
+    /// Does what a line of `kafka-acls.sh` says: `--add --allow-principal USER --operation NAME`,
+    /// and `--topic NAME` or `--group NAME`. Once one user has a right to it,
+    /// others have none.
+    pub(crate) fn run_acls(&self, line: &str) {
+        let words: Vec<_> = line.split_whitespace().collect();
+        let after = |option: &str| {
+            let at = words.iter().position(|word| *word == option)?;
+            words.get(at + 1).copied()
+        };
+        let operations = [("Read", 3), ("Write", 4), ("Describe", 8), ("DescribeConfigs", 10)];
+        let operation = after("--operation").expect("an operation");
+        let (_, number) =
+            operations.iter().find(|(name, _)| *name == operation).expect("a known operation");
+        let (kind, name) = match (after("--topic"), after("--group")) {
+            (Some(topic), _) => (TOPIC, topic),
+            (None, group) => (GROUP, group.expect("a topic or a group")),
+        };
+        let principal = after("--allow-principal").expect("a principal");
+        let mut entry = vec![kind];
+        entry.extend(text(name));
+        entry.push(LITERAL);
+        entry.extend([text(principal), text("*")].concat());
+        entry.extend([*number, ALLOW]);
+        self.change_acls(CREATE_ACLS, &entry);
     }
 
     /// Gives the right back.

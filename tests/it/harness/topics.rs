@@ -189,13 +189,18 @@ impl World {
         assert_eq!(self.count_retained(topic), 0);
     }
 
-    /// Deletes a topic and creates it again.
-    pub(crate) async fn recreate_topic(&self, topic: &str) {
+    /// Deletes a topic.
+    pub(crate) async fn delete_topic(&self, topic: &str) {
         let admin: AdminClient<_> =
             client_config(&self.config.kafka).create().expect("an admin client");
         let deleted =
             admin.delete_topics(&[topic], &AdminOptions::new()).await.expect("the broker");
         assert!(deleted.iter().all(Result::is_ok), "{deleted:?}");
+    }
+
+    /// Deletes a topic and creates it again.
+    pub(crate) async fn recreate_topic(&self, topic: &str) {
+        self.delete_topic(topic).await;
         let begun = Instant::now();
         loop {
             self.cli(&["setup"]).succeeds();

@@ -1,0 +1,179 @@
+//! Looks at the brokers for `stocklock doctor`: topics, their settings, rights, groups. No look
+//! writes a message or an offset, or joins a group.
+//!
+//! | file | what it looks at |
+//! | --- | --- |
+//! | `topics.rs` | topics, partitions, replicas, settings |
+//! | `rights.rs` | whether the user may read and write the topics, and join the groups |
+
+mod rights;
+mod topics;
+
+use std::time::Duration;
+
+use rdkafka::consumer::Consumer as _;
+use tokio::{net::TcpStream, time::timeout};
+
+use super::{KafkaProbe, probe::ANSWER_TIMEOUT};
+use crate::{
+    config::{GroupProtocol, KafkaConfig, TopicsConfig},
+    domain::Horizon,
+    finding::{Check, Finding, Findings, Remedy},
+};
+
+/// How long a broker may take to accept a connection.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+/// Of a cluster with more brokers, the first ones are dialled.
+const MAX_DIALLED_BROKERS: usize = 50;
+
+/// What the roles do with a topic.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TopicNeed {
+    pub(crate) topic: String,
+    pub(crate) is_read: bool,
+    pub(crate) is_written: bool,
+}
+
+/// A consumer group of the roles, and the topic that it consumes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GroupNeed {
+    pub(crate) group_id: String,
+    pub(crate) topic: String,
+}
+
+/// The brokers, and what the roles need of them.
+#[derive(Debug, Clone)]
+pub(crate) struct KafkaLook<'a> {
+    pub(crate) kafka: &'a KafkaConfig,
+    pub(crate) topics: &'a TopicsConfig,
+    pub(crate) horizon: Horizon,
+    pub(crate) needs: Vec<TopicNeed>,
+    pub(crate) groups: Vec<GroupNeed>,
+}
+
+/// A broker that the cluster names to its clients.
+#[derive(Debug, Clone)]
+struct Broker {
+    id: i32,
+    address: String,
+}
+
+impl KafkaLook<'_> {
+    /// Looks at everything. Never fails: what cannot be looked at is a finding too. Each question
+    /// has a limit of 5 s.
+    pub(crate) async fn findings(&self) -> Vec<Finding> {
+        let mut findings = Findings::of("kafka", self.kafka.brokers.as_str());
+        let Some(brokers) = self.brokers(&mut findings).await else { return findings.into_vec() };
+        dial(&brokers, &mut findings).await;
+        let mut found = findings.into_vec();
+        let (known, of_topics) = topics::look(self, brokers.len()).await;
+        found.extend(of_topics);
+        let (of_rights, of_groups) = tokio::join!(
+            rights::look_at_topics(self, &known),
+            rights::look_at_groups(self, &known)
+        );
+        found.extend(of_rights);
+        found.extend(of_groups);
+        found
+    }
+
+    /// The brokers of the cluster. `None` if no broker answers, or if it refuses the user, which is
+    /// then a finding.
+    async fn brokers(&self, findings: &mut Findings) -> Option<Vec<Broker>> {
+        let advice = || {
+            Remedy::Setting("kafka.brokers = \"HOST:PORT,…\", and kafka.security_protocol".into())
+        };
+        let probe = match KafkaProbe::new(self.kafka, &self.kafka.group_id) {
+            Ok(probe) => probe,
+            Err(error) => {
+                findings.wrong(Check::Login, error.to_string(), advice());
+                return None;
+            }
+        };
+        let topic = self.topics.orders.clone();
+        let asked = tokio::task::spawn_blocking(move || {
+            match probe.client.fetch_metadata(Some(&topic), ANSWER_TIMEOUT) {
+                Ok(metadata) => Ok(metadata
+                    .brokers()
+                    .iter()
+                    .map(|broker| Broker {
+                        id: broker.id(),
+                        address: format!("{}:{}", broker.host(), broker.port()),
+                    })
+                    .collect::<Vec<_>>()),
+                Err(error) => Err(probe.unreachable(&error)),
+            }
+        });
+        match asked.await {
+            Ok(Ok(brokers)) => {
+                findings.fine(Check::Reachable, format!("answers, {} brokers", brokers.len()));
+                Some(brokers)
+            }
+            Ok(Err(lack)) if lack.is_refusal => {
+                let login = "kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism";
+                findings.wrong(Check::Login, lack.why, Remedy::Setting(login.into()));
+                None
+            }
+            Ok(Err(lack)) => {
+                findings.unreachable(lack.why, advice());
+                None
+            }
+            Err(error) => {
+                findings.unreachable(error.to_string(), advice());
+                None
+            }
+        }
+    }
+
+    /// A command of Kafka, with what each of them needs to connect.
+    fn command(&self, tool: &str, rest: &str) -> Remedy {
+        let is_plain = self.setting("security.protocol").is_none_or(|name| name == "plaintext");
+        let config = if is_plain { "" } else { " --command-config client.properties" };
+        Remedy::Command(format!(
+            "{tool}.sh --bootstrap-server {}{config} {rest}",
+            self.kafka.brokers
+        ))
+    }
+
+    /// The command that gives this user a right. `resource` is `--topic NAME` or the like.
+    fn grant(&self, operation: &str, resource: &str) -> Remedy {
+        let principal = match self.setting("security.protocol") {
+            None | Some("plaintext") => "ANONYMOUS",
+            Some(_) => self.setting("sasl.username").unwrap_or("CN=…"),
+        };
+        self.command(
+            "kafka-acls",
+            &format!("--add --allow-principal User:{principal} --operation {operation} {resource}"),
+        )
+    }
+
+    fn setting(&self, name: &str) -> Option<&str> {
+        let found = self.kafka.security.iter().find(|(key, _)| *key == name);
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// Whether the members of groups can be listed.
+    fn lists_members(&self) -> bool {
+        self.kafka.group_protocol == GroupProtocol::Classic
+    }
+}
+
+/// Dials each address that the cluster gives its clients.
+async fn dial(brokers: &[Broker], findings: &mut Findings) {
+    let dialling = brokers.iter().take(MAX_DIALLED_BROKERS).map(async |broker| {
+        let dialled = timeout(DIAL_TIMEOUT, TcpStream::connect(&broker.address)).await;
+        let why = match dialled {
+            Ok(Ok(_)) => return None,
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no answer within {} s", DIAL_TIMEOUT.as_secs()),
+        };
+        Some(format!("broker {} advertises {}: {why}", broker.id, broker.address))
+    });
+    let failed: Vec<_> = futures::future::join_all(dialling).await.into_iter().flatten().collect();
+    if failed.is_empty() {
+        findings.fine(Check::Brokers, "each advertised address can be reached");
+    } else {
+        let remedy = "set advertised.listeners of the broker to an address that clients reach";
+        findings.wrong(Check::Brokers, failed.join("; "), Remedy::Advice(remedy.into()));
+    }
+}

@@ -1,0 +1,223 @@
+//! Looks at a store for `stocklock doctor` and `setup`: what the server is, how it is set, and what
+//! the user may do. No look changes a row.
+//!
+//! | file | what it looks at |
+//! | --- | --- |
+//! | `server.rs` | the product and its version |
+//! | `settings.rs` | the server's settings, and whether a session can be set up |
+//! | `tables.rs` | migrations, collations, engines |
+//! | `rights.rs` | the rights of the users |
+
+mod rights;
+mod server;
+mod settings;
+mod tables;
+
+use std::{str::FromStr as _, time::Duration};
+
+use sqlx::{
+    ConnectOptions as _, Connection as _, MySqlConnection,
+    mysql::{MySqlConnectOptions, MySqlDatabaseError},
+};
+use tokio::time::timeout;
+
+use self::server::Product;
+use super::{StoreName, StoreUse, error::raised_by_server, limits::Limits};
+use crate::{
+    config::{SecretUrl, StoreConfig},
+    error_text::with_causes,
+    finding::{Check, Finding, Findings, Remedy},
+};
+
+/// How long the server may take to let the user in.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long all looks at a connected server may take.
+const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+
+const TOO_MANY_CONNECTIONS: u16 = 1040;
+const DATABASE_DENIED: u16 = 1044;
+const UNKNOWN_DATABASE: u16 = 1049;
+
+/// A store, and what its users need.
+#[derive(Debug, Clone)]
+pub(crate) struct StoreLook<'a> {
+    pub(crate) store: StoreName,
+    pub(crate) config: &'a StoreConfig,
+    /// `lock.ttl`, which bounds the sessions.
+    pub(crate) lock_limit: Duration,
+    /// How the roles use it. Empty if only `setup` does.
+    pub(crate) uses: Vec<StoreUse>,
+    /// Whether the rights of `migrate_url` matter.
+    pub(crate) is_migrated: bool,
+    /// Whether `stocklock verify` matters, which needs one more right.
+    pub(crate) is_verified: bool,
+    /// The connections that one process of each role takes from this server.
+    pub(crate) connections: u32,
+}
+
+impl StoreLook<'_> {
+    /// Looks at everything. Never fails: what cannot be looked at is a finding too. Takes 20 s at
+    /// most.
+    pub(crate) async fn findings(&self) -> Vec<Finding> {
+        let mut findings = Findings::of(self.store.as_str(), address(&self.config.url));
+        let connected = self.connect(&self.config.url, "url", &mut findings).await;
+        // A user that cannot log in has its finding already.
+        let is_other = self.config.migrate_url != self.config.url;
+        let is_migrated = self.is_migrated && (is_other || connected.is_some());
+        if let Some(mut conn) = connected {
+            let looked = timeout(LOOK_TIMEOUT, self.look(&mut conn, &mut findings)).await;
+            match looked {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => findings.unreachable(
+                    format!("the connection failed: {}", with_causes(&error)),
+                    Remedy::Advice("look into the log of the database server".into()),
+                ),
+                Err(_) => self.hangs(LOOK_TIMEOUT, &mut findings),
+            }
+            let _closed = timeout(Duration::from_secs(1), conn.close()).await;
+        }
+        if is_migrated {
+            rights::look_at_migrate_user(self, &mut findings).await;
+        }
+        findings.into_vec()
+    }
+
+    /// Fails only if the connection does.
+    async fn look(
+        &self,
+        conn: &mut MySqlConnection,
+        findings: &mut Findings,
+    ) -> Result<(), sqlx::Error> {
+        let product = server::look(conn, findings).await?;
+        if !product.is_supported {
+            return Ok(());
+        }
+        let is_writable = settings::look(self, product, conn, findings).await?;
+        let is_migrated = tables::look(self.store, conn, findings).await?;
+        if is_writable {
+            rights::look(self, is_migrated, conn, findings).await?;
+        }
+        Ok(())
+    }
+
+    /// `None` if there is no session, which is then a finding. `key` is `url` or `migrate_url`.
+    async fn connect(
+        &self,
+        url: &SecretUrl,
+        key: &str,
+        findings: &mut Findings,
+    ) -> Option<MySqlConnection> {
+        let setting = format!("{}.{key}", self.store.as_str());
+        let dialled = async { MySqlConnectOptions::from_str(url.expose())?.connect().await };
+        match timeout(DIAL_TIMEOUT, dialled).await {
+            Ok(Ok(conn)) => {
+                if key == "url" {
+                    findings.fine(Check::Reachable, "answers, and lets the user in");
+                }
+                Some(conn)
+            }
+            Ok(Err(error)) => {
+                refusal(&error, &setting, findings);
+                None
+            }
+            Err(_) => {
+                self.hangs(DIAL_TIMEOUT, findings);
+                None
+            }
+        }
+    }
+
+    fn hangs(&self, limit: Duration, findings: &mut Findings) {
+        findings.unreachable(
+            format!("no answer within {} s", limit.as_secs()),
+            Remedy::Advice(format!(
+                "check the server's load, and the network up to the address of {}.url",
+                self.store.as_str()
+            )),
+        );
+    }
+}
+
+/// Why the server did not let the user in. `setting` is the key with the URL.
+fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
+    let text = error.to_string();
+    let Some(raised) = raised_by_server(error) else {
+        let advice = format!("start the server, or correct the address or the TLS of {setting}");
+        findings.unreachable(text, Remedy::Advice(advice));
+        return;
+    };
+    let url = format!("{setting} = \"mysql://USER:PASSWORD@HOST/DATABASE\"");
+    match raised.number() {
+        UNKNOWN_DATABASE => {
+            let database = quoted(raised.message()).unwrap_or("DATABASE");
+            let sql = format!("CREATE DATABASE `{database}`");
+            findings.wrong(Check::Database, text, Remedy::Sql(sql));
+        }
+        DATABASE_DENIED => {
+            let (account, database) = denied(raised);
+            let sql = grant_rows(&database, &account);
+            findings.wrong(Check::Privileges, text, Remedy::Sql(sql));
+        }
+        TOO_MANY_CONNECTIONS => {
+            let sql = "SET GLOBAL max_connections = 500".to_owned();
+            findings.wrong(Check::Connections, text, Remedy::Sql(sql));
+        }
+        // A wrong password, a host that may not log in, or a demand for TLS.
+        _ => findings.wrong(Check::Login, text, Remedy::Setting(url)),
+    }
+}
+
+/// The account and the database that the server names as it denies one to the other.
+fn denied(raised: &MySqlDatabaseError) -> (String, String) {
+    let message = raised.message();
+    let account = message.split_once("for user ").and_then(|(_, rest)| rest.split_once(" to "));
+    let (account, rest) = account.unwrap_or(("'USER'@'%'", ""));
+    (account.to_owned(), quoted(rest).unwrap_or("DATABASE").to_owned())
+}
+
+/// What stands between the first two single quotes.
+fn quoted(text: &str) -> Option<&str> {
+    text.split('\'').nth(1)
+}
+
+/// The rights of a role's user. In the name of a granted database, `_` and `%` are wildcards.
+fn grant_rows(database: &str, account: &str) -> String {
+    let database = database.replace('\\', "\\\\").replace('_', "\\_").replace('%', "\\%");
+    format!("GRANT SELECT, INSERT, UPDATE, DELETE ON `{database}`.* TO {account}")
+}
+
+/// `host:port/database`, without the user.
+fn address(url: &SecretUrl) -> String {
+    let Ok(options) = MySqlConnectOptions::from_str(url.expose()) else { return url.to_string() };
+    let server = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    };
+    format!("{server}/{}", options.get_database().unwrap_or_default())
+}
+
+/// The limits that a session gets.
+fn limits(look: &StoreLook<'_>) -> Limits {
+    Limits::within(look.lock_limit)
+}
+
+/// The statement that sets a global variable. MySQL also keeps it for its next start.
+fn set_global(product: Product, name: &str, value: &str) -> Remedy {
+    Remedy::Sql(if product.is_mariadb {
+        format!("SET GLOBAL {name} = {value} -- and in the server's option file")
+    } else {
+        format!("SET PERSIST {name} = {value}")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_grant_names_one_database_and_no_pattern() {
+        let sql = grant_rows("shop_1", "'stocklock'@'%'");
+
+        assert_eq!(sql, "GRANT SELECT, INSERT, UPDATE, DELETE ON `shop\\_1`.* TO 'stocklock'@'%'");
+    }
+}
