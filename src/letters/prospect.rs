@@ -6,12 +6,12 @@ use super::{Content, Letter, LetterCodecs};
 use crate::{
     deduct::{check_request_age, refusal},
     domain::{
-        Cause, Effect, EventKind, Horizon, OrderEvent, OrderFacts, OrderId, OrderState,
-        OrderStatus, adjustment::AdjustmentRequest, fold::Outcome,
+        Cause, Effect, EventKind, OrderEvent, OrderFacts, OrderId, OrderState, OrderStatus,
+        adjustment::AdjustmentRequest, fold::Outcome,
     },
     ingest::{IntakePreview, Previewed},
     kafka::DeadLetterReason,
-    store::{Adjusted, OrderStore, StockStore, StoreError},
+    store::{Adjusted, StoreError},
 };
 
 /// What a letter would do if it were replayed now.
@@ -60,14 +60,9 @@ impl Prospect {
 
 /// Asks the stores what letters would do.
 pub(crate) struct Prospects<'s> {
-    pub(crate) orders: &'s OrderStore,
-    pub(crate) stock: &'s StockStore,
+    /// Has the stores and the horizon too.
+    pub(crate) intake: IntakePreview<'s>,
     pub(crate) codecs: &'s LetterCodecs,
-    pub(crate) horizon: Horizon,
-    /// The longest hold that a request may ask for.
-    pub(crate) hold_max_seconds: u32,
-    /// How long the keys of requests are kept.
-    pub(crate) keys_kept: Duration,
     /// How long the ids of adjustment requests are kept.
     pub(crate) request_ids_kept: Duration,
 }
@@ -95,10 +90,10 @@ impl Prospects<'_> {
         }
         let (mut outcomes, mut facts) = (HashMap::new(), HashMap::new());
         if !of_events.is_empty() {
-            outcomes = self.stock.find_outcomes(&of_events).await?;
+            outcomes = self.intake.stock.find_outcomes(&of_events).await?;
         }
         if !of_statuses.is_empty() {
-            facts = self.orders.find_facts(&of_statuses, now, self.horizon).await?;
+            facts = self.intake.orders.find_facts(&of_statuses, now, self.intake.horizon).await?;
         }
         let mut prospects = Vec::with_capacity(letters.len());
         for (letter, content) in letters.iter().zip(&contents) {
@@ -124,15 +119,7 @@ impl Prospects<'_> {
         let Some(origin) = &letter.origin else {
             return Ok(Prospect::unknown("its headers name no record that could be replayed"));
         };
-        let preview = IntakePreview {
-            orders: self.orders,
-            stock: self.stock,
-            codec: &self.codecs.requests,
-            horizon: self.horizon,
-            hold_max_seconds: self.hold_max_seconds,
-            keys_kept: self.keys_kept,
-        };
-        Ok(match preview.of(&letter.as_delivered(origin, now), now).await? {
+        Ok(match self.intake.of(&letter.as_delivered(origin, now), now).await? {
             Previewed::Places(Some(id)) => {
                 Prospect::new(Verdict::Acts, format!("ingest places order {id}"))
             }
@@ -155,7 +142,7 @@ impl Prospects<'_> {
         let written_at = letter.first_origin.as_ref().and_then(|origin| origin.timestamp);
         let written_at = written_at.and_then(DateTime::from_timestamp_millis);
         let age = check_request_age(written_at, self.request_ids_kept, now);
-        let adjusted = self.stock.preview_adjustment(request).await?;
+        let adjusted = self.intake.stock.preview_adjustment(request).await?;
         Ok(match (age.err().or_else(|| refusal(&adjusted)), adjusted) {
             (Some(reason), _) => Prospect::refused(&reason),
             (None, Adjusted::Done { is_repeated: true, .. }) => {
@@ -174,7 +161,7 @@ impl Prospects<'_> {
         outcome: Option<&Result<Outcome, String>>,
         now: DateTime<Utc>,
     ) -> Prospect {
-        let (id, decidable) = (event.order_id, self.horizon.decidable(now));
+        let (id, decidable) = (event.order_id, self.intake.horizon.decidable(now));
         if id < decidable.start {
             return Prospect::new(
                 Verdict::DeadLetter,

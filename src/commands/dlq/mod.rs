@@ -16,11 +16,13 @@ use super::{
 };
 use crate::{
     config::Config,
+    ingest::IntakePreview,
     kafka::TopicReader,
     letters::{
-        Letter, LetterCodecs, LetterFilter, LetterId, LetterTopic, LettersError, escaped,
-        letter_topics, printable,
+        Letter, LetterCodecs, LetterFilter, LetterId, LetterTopic, LettersError, Prospects,
+        escaped, letter_topics, printable,
     },
+    store::{OrderStore, StockStore},
 };
 
 /// Most characters of a letter's error text in a line of text.
@@ -121,6 +123,25 @@ impl LetterParts {
             Codecs::open(config, registry.as_ref())?;
         let codecs = LetterCodecs { events, statuses, requests, adjustments };
         Ok(Self { topics: letter_topics(&config.topics), codecs })
+    }
+
+    /// What asks the stores what letters would do.
+    fn prospects<'s>(
+        &'s self,
+        orders: &'s OrderStore,
+        stock: &'s StockStore,
+        config: &Config,
+    ) -> Prospects<'s> {
+        let intake = IntakePreview {
+            orders,
+            stock,
+            codec: &self.codecs.requests,
+            horizon: config.retention.horizon,
+            hold_max_seconds: config.orders.hold_max_seconds,
+            keys_kept: config.retention.idempotency_keys,
+        };
+        let request_ids_kept = config.retention.movements;
+        Prospects { intake, codecs: &self.codecs, request_ids_kept }
     }
 }
 

@@ -13,8 +13,8 @@ use crate::{
     config::Config,
     kafka::Replayer,
     letters::{
-        Judged, LeftAlone, Letter, LetterId, LettersError, Prospect, Prospects, ReplayOrder,
-        ReplayTerms, Replays, Verdict, escaped, judge_letters,
+        Judged, LeftAlone, Letter, LetterId, LettersError, Prospect, ReplayOrder, ReplayTerms,
+        Replays, Verdict, escaped, judge_letters,
     },
 };
 
@@ -168,15 +168,9 @@ async fn foretell(
     output: Output,
 ) -> anyhow::Result<Summary> {
     let metrics = process::metrics()?;
-    let prospects = Prospects {
-        orders: &process::open_order_store(config, &metrics)?,
-        stock: &process::open_stock_store(config, &metrics)?,
-        codecs: &parts.codecs,
-        horizon: config.retention.horizon,
-        hold_max_seconds: config.orders.hold_max_seconds,
-        keys_kept: config.retention.idempotency_keys,
-        request_ids_kept: config.retention.movements,
-    };
+    let orders = process::open_order_store(config, &metrics)?;
+    let stock = process::open_stock_store(config, &metrics)?;
+    let prospects = parts.prospects(&orders, &stock, config);
     let (mut summary, mut page) = (Summary::default(), Vec::new());
     while letters.recv_many(&mut page, MAX_IN_FLIGHT).await > 0 {
         let all: Vec<&Letter> = page.iter().map(|judged| &judged.letter).collect();

@@ -8,9 +8,7 @@ use super::{Answer, LetterParts, Output, names, summary, with_reader};
 use crate::{
     commands::{print, process},
     config::Config,
-    letters::{
-        Content, Letter, LetterId, Prospect, Prospects, escaped, find_letter, hex, printable,
-    },
+    letters::{Content, Letter, LetterId, Prospect, escaped, find_letter, hex, printable},
     telemetry::Metrics,
 };
 
@@ -55,15 +53,9 @@ async fn prospect(
     metrics: &Metrics,
 ) -> Prospect {
     let asked = async {
-        let prospects = Prospects {
-            orders: &process::open_order_store(config, metrics)?,
-            stock: &process::open_stock_store(config, metrics)?,
-            codecs: &parts.codecs,
-            horizon: config.retention.horizon,
-            hold_max_seconds: config.orders.hold_max_seconds,
-            keys_kept: config.retention.idempotency_keys,
-            request_ids_kept: config.retention.movements,
-        };
+        let orders = process::open_order_store(config, metrics)?;
+        let stock = process::open_stock_store(config, metrics)?;
+        let prospects = parts.prospects(&orders, &stock, config);
         anyhow::Ok(prospects.of(&[letter], Utc::now()).await?)
     };
     match asked.await {
