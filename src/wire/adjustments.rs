@@ -64,10 +64,8 @@ impl StockAdjustmentCodec {
         topics: &TopicsConfig,
         registry: Option<&Arc<RegisteredSchemas>>,
     ) -> Self {
-        match &topics.stock_adjustments {
-            Some(topic) => Self(self.0.with_registry(registry, &topic.requests)),
-            None => self,
-        }
+        let topic = topics.stock_adjustments.as_ref().map(|intake| intake.requests.as_str());
+        Self(self.0.with_registry(registry, topic))
     }
 
     /// Reads a request in Avro or as a JSON object, which may be framed by a registry.

@@ -119,13 +119,13 @@ impl Codec {
         Ok(codec)
     }
 
-    /// Reads and writes the values of `topic` with the ids of a registry, too.
+    /// Reads and writes the values of `topic` with the ids of a registry, too, if both are there.
     pub(super) fn with_registry(
         mut self,
         schemas: Option<&Arc<RegisteredSchemas>>,
-        topic: &str,
+        topic: Option<&str>,
     ) -> Self {
-        self.registry = schemas.and_then(|schemas| {
+        self.registry = schemas.zip(topic).and_then(|(schemas, topic)| {
             let (subject, schemas) = (schemas.subject_of(topic)?, Arc::clone(schemas));
             Some(FromRegistry { schemas, subject, readers: RwLock::default() })
         });

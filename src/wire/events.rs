@@ -101,7 +101,7 @@ impl OrderEventCodec {
         topics: &TopicsConfig,
         registry: Option<&Arc<RegisteredSchemas>>,
     ) -> Self {
-        Self(self.0.with_registry(registry, &topics.orders))
+        Self(self.0.with_registry(registry, Some(&topics.orders)))
     }
 
     /// Whether values get the framing that is configured: the registry, if there is one, has told
@@ -195,7 +195,7 @@ impl OrderStatusCodec {
         registry: Option<&Arc<RegisteredSchemas>>,
     ) -> Self {
         Self {
-            codec: self.codec.with_registry(registry, &topics.order_status),
+            codec: self.codec.with_registry(registry, Some(&topics.order_status)),
             format: topics.status_format,
             cloudevents: topics.cloudevents,
         }

@@ -54,10 +54,8 @@ impl OrderRequestCodec {
         topics: &TopicsConfig,
         registry: Option<&Arc<RegisteredSchemas>>,
     ) -> Self {
-        match &topics.order_requests {
-            Some(topic) => Self(self.0.with_registry(registry, &topic.requests)),
-            None => self,
-        }
+        let topic = topics.order_requests.as_ref().map(|intake| intake.requests.as_str());
+        Self(self.0.with_registry(registry, topic))
     }
 
     /// The value of a request that has only lines, and an id if the caller made one.

@@ -30,10 +30,7 @@ impl StockLevelCodec {
         topics: &TopicsConfig,
         registry: Option<&Arc<RegisteredSchemas>>,
     ) -> Self {
-        let codec = match &topics.stock_levels {
-            Some(topic) => self.codec.with_registry(registry, topic),
-            None => self.codec,
-        };
+        let codec = self.codec.with_registry(registry, topics.stock_levels.as_deref());
         Self { codec, cloudevents: topics.cloudevents }
     }
 

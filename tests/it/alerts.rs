@@ -66,18 +66,23 @@ fn shortened(rules: &str) -> String {
 }
 
 /// The alerts of a running Prometheus.
-struct Alerts(Prometheus);
+pub(crate) struct Alerts(Prometheus);
 
 impl Alerts {
-    async fn of(roles: &[(&str, &Role)]) -> Self {
+    pub(crate) async fn of(roles: &[(&str, &Role)]) -> Self {
         let rule_files: Vec<_> = rules().iter().map(|text| shortened(text)).collect();
         let alerts = Self(Prometheus::start(roles, &rule_files).await);
         alerts.0.has(&format!("sum(up) == {}", roles.len())).await;
         alerts
     }
 
+    /// Waits until a query has a result.
+    pub(crate) async fn see(&self, query: &str) {
+        self.0.has(query).await;
+    }
+
     /// The names of the alerts that fire.
-    async fn firing(&self) -> BTreeSet<String> {
+    pub(crate) async fn firing(&self) -> BTreeSet<String> {
         let found = self.0.ask("alerts", &[]).await.expect("alerts");
         let alerts = found["alerts"].as_array().expect("a list");
         let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
@@ -86,7 +91,7 @@ impl Alerts {
     }
 
     /// Waits until all of these alerts fire.
-    async fn fire(&self, expected: &[&str]) {
+    pub(crate) async fn fire(&self, expected: &[&str]) {
         let begun = Instant::now();
         wait_for_within(2 * PATIENCE, async || {
             let firing = self.firing().await;
@@ -103,7 +108,7 @@ impl Alerts {
 
     /// Waits until no alert fires, those of error budgets aside: they remember a fault for hours,
     /// which are minutes here.
-    async fn resolve(&self) {
+    pub(crate) async fn resolve(&self) {
         self.resolve_but("no other").await;
     }
 
@@ -133,13 +138,13 @@ fn name_of(labels: &Value) -> String {
     about.map_or_else(|| name.to_owned(), |about| format!("{name} {about}"))
 }
 
-async fn roles(world: &World) -> (Role, Role, Role) {
+pub(crate) async fn roles(world: &World) -> (Role, Role, Role) {
     world.import(&[("a", 1_000_000)]);
     let (ingest, worker) = (world.start("ingest").await, world.start("worker").await);
     (ingest, worker, world.start("compensator").await)
 }
 
-async fn row_world() -> World {
+pub(crate) async fn row_world() -> World {
     World::new(Database::MySql, Strategy::Row).await
 }
 

@@ -185,10 +185,7 @@ async fn a_changed_file_of_tokens_is_used_and_a_broken_one_is_not() {
     let file = tokens();
     let ingest = ingest(&world, &file, &[]).await;
     let api = Api::of(&ingest);
-    let status = async |token: &str| {
-        let (name, value) = bearer(token);
-        api.send(Method::GET, "/v1/products/a", &[(name, &value)], "").await.status
-    };
+    let status = async |token: &str| api.read_as(token).await.status;
     assert_eq!((status("all").await, status("new").await), (200, 401));
 
     file.replace(&token_line("new", "new", "orders:read"));

@@ -21,16 +21,6 @@ async fn ingest(provider: &Provider, refresh: &str) -> (World, Role) {
     (world, role)
 }
 
-async fn read(api: &Api, token: &str) -> Answer {
-    let (name, value) = bearer(token);
-    api.send(Method::GET, "/v1/products/a", &[(name, &value)], "").await
-}
-
-async fn place(api: &Api, token: &str) -> Answer {
-    let (name, value) = bearer(token);
-    api.post(&lines(&[("a", 1)]).to_string(), &[(name, &value)]).await
-}
-
 /// Good claims with another value of one of them; null takes the claim away.
 fn claims_but(name: &str, value: Value) -> Value {
     let mut claims = claims("shop");
@@ -76,7 +66,7 @@ async fn a_jwt_must_say_what_the_settings_demand() {
     let (world, role) = ingest(&provider, SELDOM).await;
     let api = Api::of(&role);
 
-    place(&api, &key.sign(&claims_but("aud", json!(["other", "stocklock"])))).await.is(202);
+    api.place_as(&key.sign(&claims_but("aud", json!(["other", "stocklock"])))).await.is(202);
     for (name, value, reason) in [
         ("aud", json!("other"), "wrong_audience"),
         ("aud", json!(["other"]), "wrong_audience"),
@@ -92,17 +82,17 @@ async fn a_jwt_must_say_what_the_settings_demand() {
     ] {
         let before = role.refused(reason).await;
 
-        let refused = place(&api, &key.sign(&claims_but(name, value.clone()))).await.problem(401);
+        let refused = api.place_as(&key.sign(&claims_but(name, value.clone()))).await.problem(401);
 
         assert!(refused.header("www-authenticate").contains("invalid_token"), "{refused:?}");
         assert_eq!(role.refused(reason).await, before + 1, "{name} = {value}: {refused:?}");
         assert!(role.log().contains(reason), "{reason} is not logged:\n{}", role.log());
     }
     // Within the leeway of 5 s.
-    place(&api, &key.sign(&claims_but("nbf", json!(in_seconds(3))))).await.is(202);
+    api.place_as(&key.sign(&claims_but("nbf", json!(in_seconds(3))))).await.is(202);
     let other_scope = key.sign(&claims_but("scope", json!("openid orders:read")));
-    place(&api, &other_scope).await.problem(403);
-    read(&api, &other_scope).await.is(200);
+    api.place_as(&other_scope).await.problem(403);
+    api.read_as(&other_scope).await.is(200);
 
     assert_eq!(world.count_orders("PENDING").await, 2);
     assert_eq!(provider.readings(), 1);
@@ -125,8 +115,8 @@ async fn the_key_decides_the_algorithm_and_not_the_token() {
     let mut tampered = rsa.sign(&good);
     tampered.replace_range(tampered.len() - 8..tampered.len() - 4, "AAAA");
 
-    place(&api, &rsa.sign(&good)).await.is(202);
-    place(&api, &curve.sign(&good)).await.is(202);
+    api.place_as(&rsa.sign(&good)).await.is(202);
+    api.place_as(&curve.sign(&good)).await.is(202);
     for (token, reason) in [
         (unsigned(&none, &good), "malformed_token"),
         (unsigned(&json!({"alg": "RS256", "kid": "rsa"}), &good), "bad_signature"),
@@ -138,7 +128,7 @@ async fn the_key_decides_the_algorithm_and_not_the_token() {
     ] {
         let before = role.refused(reason).await;
 
-        let refused = place(&api, &token).await.problem(401);
+        let refused = api.place_as(&token).await.problem(401);
 
         assert_eq!(role.refused(reason).await, before + 1, "{reason}: {refused:?}");
     }
@@ -162,17 +152,17 @@ async fn an_unknown_key_is_asked_for_once_a_minute() {
     let provider = Provider::serving(&[&first]);
     let (_world, role) = ingest(&provider, SELDOM).await;
     let api = Api::of(&role);
-    read(&api, &first.sign(&claims("shop"))).await.is(200);
+    api.read_as(&first.sign(&claims("shop"))).await.is(200);
     provider.rotates_to(&[&second]);
 
     let token = second.sign(&claims("shop"));
-    let at_once = futures::future::join_all((0..20).map(|_| read(&api, &token))).await;
+    let at_once = futures::future::join_all((0..20).map(|_| api.read_as(&token))).await;
     assert!(at_once.iter().all(|answer| answer.status == 200), "{at_once:?}");
     assert_eq!(provider.readings(), 2, "requests at the same time share one reading");
-    read(&api, &first.sign(&claims("shop"))).await.problem(401);
+    api.read_as(&first.sign(&claims("shop"))).await.problem(401);
 
     for _ in 0..50 {
-        read(&api, &third.sign(&claims("shop"))).await.problem(401);
+        api.read_as(&third.sign(&claims("shop"))).await.problem(401);
     }
     assert_eq!(provider.readings(), 2, "there was a reading within the minute");
     assert!(role.refused("unknown_key").await >= 51);
@@ -201,7 +191,7 @@ async fn the_last_good_keys_stay_while_the_provider_fails() {
         })
         .await;
 
-        assert_eq!(read(&api, &good).await.status, 200, "{answering:?}");
+        assert_eq!(api.read_as(&good).await.status, 200, "{answering:?}");
         assert_eq!(role.metric("stocklock_http_outdated", "keys").await, 1.0, "{answering:?}");
         provider.rotates_to(&[&first]);
         role.shows("stocklock_http_outdated", "keys", |outdated| outdated == 0.0).await;
@@ -209,8 +199,8 @@ async fn the_last_good_keys_stay_while_the_provider_fails() {
     assert!(role.log().contains("keys of the provider not read"), "{}", role.log());
 
     provider.rotates_to(&[&second]);
-    wait_until("the new keys are used", async || read(&api, &other).await.status == 200).await;
-    read(&api, &good).await.problem(401);
+    wait_until("the new keys are used", async || api.read_as(&other).await.status == 200).await;
+    api.read_as(&good).await.problem(401);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -224,12 +214,12 @@ async fn without_any_key_requests_are_told_to_come_again() {
     let api = Api::of(&role);
 
     role.complains("keys of the provider").await;
-    let refused = read(&api, &key.sign(&claims("shop"))).await.problem(503);
+    let refused = api.read_as(&key.sign(&claims("shop"))).await.problem(503);
     provider.rotates_to(&[&key]);
     role.ready().await;
 
     assert!(!refused.header("retry-after").is_empty(), "{refused:?}");
-    read(&api, &key.sign(&claims("shop"))).await.is(200);
+    api.read_as(&key.sign(&claims("shop"))).await.is(200);
     assert!(role.refused("no_keys").await > 0);
 }
 
@@ -243,10 +233,10 @@ async fn a_token_that_was_accepted_expires_all_the_same() {
     // With the leeway of 5 s it is good for 4 s.
     let token = key.sign(&claims_but("exp", json!(in_seconds(-1))));
 
-    read(&api, &token).await.is(200);
+    api.read_as(&token).await.is(200);
 
-    wait_until("the token has expired", async || read(&api, &token).await.status == 401).await;
+    wait_until("the token has expired", async || api.read_as(&token).await.status == 401).await;
     let second = std::time::Duration::from_secs(1);
-    stays(second, "expired", async || read(&api, &token).await.status == 401).await;
+    stays(second, "expired", async || api.read_as(&token).await.status == 401).await;
     assert!(role.refused("expired").await > 0);
 }

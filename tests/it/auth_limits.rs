@@ -27,16 +27,6 @@ async fn ingest(limits: &str, settings: &[(&str, &str)]) -> (World, Role, Tokens
     (world, role, file)
 }
 
-async fn read(api: &Api, token: &str) -> Answer {
-    let (name, value) = bearer(token);
-    api.send(Method::GET, "/v1/products/a", &[(name, &value)], "").await
-}
-
-async fn place(api: &Api, token: &str) -> Answer {
-    let (name, value) = bearer(token);
-    api.post(&lines(&[("a", 1)]).to_string(), &[(name, &value)]).await
-}
-
 fn is_told_to_wait(answer: &Answer) -> bool {
     answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| (1..=5).contains(&seconds))
 }
@@ -46,8 +36,8 @@ async fn a_principal_above_its_rate_gets_429_and_the_others_go_on() {
     let (_world, role, _file) = ingest("requests_per_second=5", &[]).await;
     let api = Api::of(&role);
 
-    let greedy = join_all((0..40).map(|_| read(&api, "greedy"))).await;
-    let others = join_all((0..40).map(|_| read(&api, "other"))).await;
+    let greedy = join_all((0..40).map(|_| api.read_as("greedy"))).await;
+    let others = join_all((0..40).map(|_| api.read_as("other"))).await;
 
     let refused: Vec<_> = greedy.into_iter().filter(|answer| answer.status != 200).collect();
     assert!(refused.len() >= 20, "{} were refused", refused.len());
@@ -58,7 +48,7 @@ async fn a_principal_above_its_rate_gets_429_and_the_others_go_on() {
     assert!(others.iter().all(|answer| answer.status == 200), "{others:?}");
     assert!(role.refused("principal_requests").await >= 20);
     wait_until("the rate allows the next request", async || {
-        read(&api, "greedy").await.status == 200
+        api.read_as("greedy").await.status == 200
     })
     .await;
 }
@@ -69,7 +59,7 @@ async fn all_principals_above_the_rate_of_all_get_503() {
     let (_world, role, _file) = ingest("", &limit).await;
     let api = Api::of(&role);
 
-    let answers = join_all((0..40).map(|_| read(&api, "other"))).await;
+    let answers = join_all((0..40).map(|_| api.read_as("other"))).await;
 
     let refused: Vec<_> = answers.into_iter().filter(|answer| answer.status != 200).collect();
     assert!(refused.len() >= 20, "{} were refused", refused.len());
@@ -98,7 +88,7 @@ async fn each_line_of_a_batch_counts_and_holds_the_stream_up() {
 async fn a_principal_has_so_many_requests_that_wait_and_no_more() {
     let (world, role, _file) = ingest("waiters=2", &[]).await;
     let api = Api::of(&role);
-    let order = place(&api, "greedy").await.is(202);
+    let order = api.place_as("greedy").await.is(202);
     let path = format!("/v1/orders/{}/events", order.order_id());
     let watch = format!("GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer greedy\r\n\r\n");
     let mut watching = Vec::new();
@@ -124,7 +114,7 @@ async fn a_principal_has_so_many_requests_that_wait_and_no_more() {
     };
     let waited = waiting("greedy").await.problem(429);
     waiting("other").await.is(202);
-    place(&api, "greedy").await.is(202);
+    api.place_as("greedy").await.is(202);
 
     assert!(is_told_to_wait(&watched) && is_told_to_wait(&waited));
     assert_eq!(world.count_orders("PENDING").await, 3, "a refused request was saved");
@@ -153,10 +143,10 @@ async fn a_principal_has_so_many_connections_and_no_more() {
     let answer = refused.read_to_end().await;
 
     assert!(answer.starts_with("HTTP/1.1 429 "), "{answer}");
-    read(&Api::of(&role), "other").await.is(200);
+    Api::of(&role).read_as("other").await.is(200);
     kept.truncate(2);
     let api = Api::of(&role);
-    wait_until("a connection is free", async || read(&api, "greedy").await.status == 200).await;
+    wait_until("a connection is free", async || api.read_as("greedy").await.status == 200).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -171,7 +161,7 @@ async fn the_bodies_of_a_principal_are_bounded_in_sum() {
 
     let refused = post("greedy").await.problem(429);
     post("other").await.is(202);
-    place(&api, "greedy").await.is(202);
+    api.place_as("greedy").await.is(202);
 
     assert!(is_told_to_wait(&refused));
     assert_eq!(world.count_orders("PENDING").await, 2);

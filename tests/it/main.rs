@@ -10,6 +10,7 @@ mod adjustments_load;
 mod adjustments_topic;
 mod admin;
 mod alerts;
+mod alerts_followed;
 mod api;
 mod api_clients;
 mod api_connections;

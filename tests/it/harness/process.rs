@@ -117,6 +117,11 @@ impl Role {
         Self { running: role.expect("the binary runs"), http, admin, _log: log }
     }
 
+    /// Kills it, starts it again at the same addresses, and waits until it is ready.
+    pub(crate) fn restart(&mut self) {
+        self.running.restart(&Patience::new(PATIENCE)).expect("it starts again");
+    }
+
     /// Waits for `/readyz`.
     pub(crate) async fn ready(&self) {
         let begun = Instant::now();

@@ -2,10 +2,11 @@
 
 use std::{fmt::Write as _, path::PathBuf};
 
+use reqwest::Method;
 use sha2::{Digest as _, Sha256};
 use tempfile::TempDir;
 
-use super::Role;
+use super::{Answer, Api, Role, lines};
 
 /// The file of `auth.tokens_file`, in a folder of its own.
 pub(crate) struct TokensFile(TempDir);
@@ -49,6 +50,20 @@ impl TokensFile {
 /// The header of a token.
 pub(crate) fn bearer(token: &str) -> (&'static str, String) {
     ("authorization", format!("Bearer {token}"))
+}
+
+impl Api {
+    /// Reads the product `a` with a token.
+    pub(crate) async fn read_as(&self, token: &str) -> Answer {
+        let (name, value) = bearer(token);
+        self.send(Method::GET, "/v1/products/a", &[(name, &value)], "").await
+    }
+
+    /// Places an order of one unit of `a` with a token.
+    pub(crate) async fn place_as(&self, token: &str) -> Answer {
+        let (name, value) = bearer(token);
+        self.post(&lines(&[("a", 1)]).to_string(), &[(name, &value)]).await
+    }
 }
 
 impl Role {
