@@ -100,8 +100,21 @@ struct HeadSize {
     held: HeldMemory,
 }
 
-/// An answer that is being streamed. Its connection is busy until this is dropped.
+/// An answer that is being streamed. Its connection is busy until this is dropped, unless
+/// [`Self::set_idle`] says else.
 pub(crate) struct Streaming(Connection);
+
+impl Streaming {
+    /// Marks the connection as idle while the server waits for more of the client's body, or as
+    /// busy again.
+    pub(crate) fn set_idle(&self, is_idle: bool) {
+        match (is_idle, self.0.idle_since_ms()) {
+            (true, None) => self.0.wait_for_client(),
+            (false, Some(_)) => self.0.request_read(),
+            (true, Some(_)) | (false, None) => {}
+        }
+    }
+}
 
 impl Drop for Streaming {
     fn drop(&mut self) {

@@ -19,13 +19,12 @@ const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The least memory that a body is read into. It doubles when it is full.
 const MIN_BUFFER_BYTES: usize = 1 << 10;
 
-/// Fails with a 415 if the content type is given and is not JSON.
+/// Fails with a 415 if the content type is given and is not JSON, or if a web page gives none.
 ///
-/// This keeps out web pages of another origin: a browser lets them send forms and texts unasked,
-/// but no JSON.
+/// This keeps out web pages of another origin: a browser lets them send forms, texts and bytes
+/// without a type unasked, but no JSON.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
-    if given.all(|value| value.to_str().is_ok_and(is_json)) {
+    if is_of_type(headers, is_json) {
         return Ok(());
     }
     let detail = "the content type is not application/json; nothing was saved";
@@ -33,13 +32,22 @@ pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
         .header(header::ACCEPT, "application/json"))
 }
 
-/// Fails with a 415 if the content type is given and is not `application/x-ndjson`.
+/// Whether the content type is right. It may be missing, unless a web page sends the request:
+/// `Origin` says so.
+fn is_of_type(headers: &HeaderMap, is_right: impl Fn(&str) -> bool) -> bool {
+    let given = headers.get_all(header::CONTENT_TYPE);
+    let is_missing = given.iter().next().is_none();
+    let is_allowed = !(is_missing && headers.contains_key(header::ORIGIN));
+    is_allowed && given.iter().all(|value| value.to_str().is_ok_and(&is_right))
+}
+
+/// Fails with a 415 if the content type is given and is not `application/x-ndjson`, or if a web
+/// page gives none.
 pub(super) fn check_lines_type(headers: &HeaderMap) -> Result<(), Problem> {
-    let mut given = headers.get_all(header::CONTENT_TYPE).iter();
     let is_ndjson = |essence: &str| {
         ["application/x-ndjson", "application/ndjson", "application/jsonl"].contains(&essence)
     };
-    if given.all(|value| value.to_str().is_ok_and(|value| is_ndjson(&essence(value)))) {
+    if is_of_type(headers, |value| is_ndjson(&essence(value))) {
         return Ok(());
     }
     let detail = "the content type is not application/x-ndjson; nothing was saved";

@@ -209,6 +209,8 @@ async fn a_changed_file_of_tokens_is_used_and_a_broken_one_is_not() {
     })
     .await;
     assert_eq!(status("new").await, 200);
+    file.replace("# Every token was removed.\n");
+    wait_until("no token is good", async || status("new").await == 401).await;
     file.replace(&token_line("all", "all", "orders:read"));
     wait_until("the tokens are up to date again", async || {
         status("all").await == 200

@@ -21,6 +21,7 @@ mod architecture;
 mod auth;
 mod auth_jwt;
 mod auth_limits;
+mod auth_streams;
 mod backlog;
 mod bad_writer;
 mod batch_intake;

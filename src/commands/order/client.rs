@@ -1,11 +1,14 @@
 //! The HTTP client of ingest. It repeats a request while no answer comes, so each request must do
 //! no harm when it is repeated.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::{
-    Certificate, ClientBuilder, Method, RequestBuilder, Response, StatusCode,
+    Certificate, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 use serde_json::Value;
@@ -166,8 +169,12 @@ impl ApiClient {
 ///
 /// Fails if a file of theirs cannot be used.
 pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
-    let ClientConfig { token, ca, .. } = &config.client;
+    let ClientConfig { url, token, ca } = &config.client;
     let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
+    if is_of_this_machine(url) {
+        // A proxy is on another machine, and would see the token.
+        builder = builder.no_proxy();
+    }
     if let Some(file) = ca {
         let named = || format!("client.ca_location: {}", file.display());
         let pem = std::fs::read(file).with_context(named)?;
@@ -179,6 +186,14 @@ pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
         builder = builder.default_headers(headers);
     }
     Ok(builder)
+}
+
+fn is_of_this_machine(url: &str) -> bool {
+    let url = Url::parse(url).ok();
+    let host = url.as_ref().and_then(Url::host_str).map(|host| host.trim_matches(['[', ']']));
+    host.is_some_and(|host| {
+        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
 }
 
 fn bearer(token: &ClientToken) -> anyhow::Result<HeaderValue> {

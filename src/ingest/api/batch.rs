@@ -13,11 +13,14 @@ use axum::{
 };
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream, stream::FuturesOrdered};
 use serde_json::json;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::{
     super::{
-        auth::Caller,
+        auth::{Caller, NoPlaceToWait, RECHECK_EVERY, StreamedOperation},
         body::{self, LineReader},
         prefer,
         problem::Problem,
@@ -68,10 +71,11 @@ pub(super) async fn place_batch(
         max_wait: prefer::wait(&headers),
         input: Some(Input {
             lines: LineReader::new(body, connection.clone()),
+            order: None,
+            hold_max_seconds: api.hold_max_seconds,
             slots: Arc::clone(&api.batch_slots.0),
-            slot: None,
             caller: caller.clone(),
-            is_paced: false,
+            pace: Pace::NotPaid,
         }),
         in_flight: FuturesOrdered::new(),
         api,
@@ -80,6 +84,7 @@ pub(super) async fn place_batch(
         trace: trace.map(|Extension(context)| context),
         traced_lines: 0,
         streaming: None,
+        checked_at: Instant::now(),
     };
     let answers = Body::from_stream(stream::unfold(batch, Batch::next));
     let headers = [(header::CONTENT_TYPE, "application/x-ndjson"), (UNBUFFERED, "no")];
@@ -103,33 +108,59 @@ struct Batch {
     trace: Option<TraceContext>,
     traced_lines: usize,
     streaming: Option<Streaming>,
+    /// When the caller's token was checked last.
+    checked_at: Instant,
 }
+
+/// The order of a line, or why it is none.
+type ReadOrder = Result<BatchOrder, Problem>;
 
 /// The lines that are still to be read.
 struct Input {
     lines: LineReader,
+    /// The order of a line that was read, and waits until it may be placed.
+    order: Option<ReadOrder>,
+    hold_max_seconds: u32,
     slots: Arc<Semaphore>,
-    /// The slot of the next line.
-    slot: Option<OwnedSemaphorePermit>,
     caller: Caller,
-    /// The caller may send the next line: it counts as a request.
-    is_paced: bool,
+    pace: Pace,
+}
+
+/// How far the next line is counted as a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    NotPaid,
+    PaidByPrincipal,
+    Paid,
 }
 
 impl Input {
-    /// Returns the next line with its slot. `None` after the last line. May be cancelled: nothing
+    /// Returns the next order with its slot. `None` after the last line. May be cancelled: nothing
     /// is lost.
-    async fn next(&mut self) -> Option<(Result<Bytes, Problem>, OwnedSemaphorePermit)> {
-        if !self.is_paced {
-            self.caller.pace().await;
-            self.is_paced = true;
+    ///
+    /// A line takes a slot once it was read, so a client that sends slowly holds none.
+    async fn next(&mut self) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
+        if self.order.is_none() {
+            let line = self.lines.next().await?;
+            let order = line.and_then(|line| BatchOrder::parse(&line, self.hold_max_seconds));
+            self.order = Some(order);
         }
-        if self.slot.is_none() {
-            self.slot = Arc::clone(&self.slots).acquire_owned().await.ok();
+        if self.pace == Pace::NotPaid {
+            self.caller.pace_principal().await;
+            self.pace = Pace::PaidByPrincipal;
         }
-        let line = self.lines.next().await?;
-        self.is_paced = false;
-        self.slot.take().map(|slot| (line, slot))
+        if self.pace == Pace::PaidByPrincipal {
+            self.caller.pace_all().await;
+            self.pace = Pace::Paid;
+        }
+        let slot = Arc::clone(&self.slots).acquire_owned().await.ok()?;
+        self.pace = Pace::NotPaid;
+        self.order.take().map(|order| (order, slot))
+    }
+
+    /// Whether ingest waits for the client's next line.
+    fn waits_for_client(&self) -> bool {
+        self.order.is_none()
     }
 }
 
@@ -143,6 +174,11 @@ impl Batch {
             if input.is_none() && self.in_flight.is_empty() {
                 return None;
             }
+            // A connection on which nothing is in flight may be cut for another.
+            let is_idle = input.as_ref().is_some_and(|input| input.waits_for_client());
+            if let Some(streaming) = &self.streaming {
+                streaming.set_idle(is_idle && self.in_flight.is_empty());
+            }
             tokio::select! {
                 biased;
                 Some(answer) = self.in_flight.next() => {
@@ -150,7 +186,7 @@ impl Batch {
                 }
                 () = self.api.shutdown.requested(), if input.is_some() => self.stop(),
                 line = next_line(input) => match line {
-                    Some((line, slot)) => self.begin(line, slot),
+                    Some((order, slot)) => self.begin(order, slot),
                     None => self.input = None,
                 },
             }
@@ -169,15 +205,26 @@ impl Batch {
 
     /// Reads no further line. The last answer says so.
     fn stop(&mut self) {
-        self.input = None;
         let detail = "this process stops: send the lines without an answer again";
-        let last = line_of(&Problem::unavailable(detail));
+        self.end_with(&Problem::unavailable(detail));
+    }
+
+    /// Reads no further line, and answers the last one with a problem.
+    fn end_with(&mut self, problem: &Problem) {
+        self.input = None;
+        let last = line_of(problem);
         self.in_flight.push_back(async move { last }.boxed());
     }
 
-    fn begin(&mut self, line: Result<Bytes, Problem>, slot: OwnedSemaphorePermit) {
-        let hold_max_seconds = self.api.hold_max_seconds;
-        let order = line.and_then(|line| BatchOrder::parse(&line, hold_max_seconds));
+    /// Begins to place the order of a line, if the caller's token is still good.
+    fn begin(&mut self, order: ReadOrder, slot: OwnedSemaphorePermit) {
+        if self.checked_at.elapsed() >= RECHECK_EVERY {
+            self.checked_at = Instant::now();
+            if let Err(problem) = self.caller.check_again(StreamedOperation::Batch) {
+                self.end_with(&problem);
+                return;
+            }
+        }
         let (api, max_wait, trace) = (Arc::clone(&self.api), self.max_wait, self.trace_of_line());
         let caller = self.caller.clone();
         let answering = async move {
@@ -194,9 +241,7 @@ impl Batch {
     }
 }
 
-async fn next_line(
-    input: Option<&mut Input>,
-) -> Option<(Result<Bytes, Problem>, OwnedSemaphorePermit)> {
+async fn next_line(input: Option<&mut Input>) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
     match input {
         Some(input) => input.next().await,
         None => std::future::pending().await,
@@ -207,7 +252,7 @@ impl Api {
     /// Places the order of a line, and returns the line that answers it.
     async fn place_line(
         &self,
-        order: Result<BatchOrder, Problem>,
+        order: ReadOrder,
         caller: &Caller,
         max_wait: Option<Duration>,
         trace: Option<Box<TraceContext>>,
@@ -221,6 +266,11 @@ impl Api {
                 self.place(source, request, trace).await
             }
             Err(problem) => Err(problem),
+        };
+        // Without a place to wait, the line is answered at once.
+        let (max_wait, _place) = match max_wait.map(|max_wait| (max_wait, caller.place_to_wait())) {
+            Some((max_wait, Ok(place))) => (Some(max_wait), place),
+            Some((_, Err(NoPlaceToWait))) | None => (None, None),
         };
         let answered = self.answered(placed, max_wait).await;
         match answered.and_then(|answered| Ok((code_and_body(&answered.order)?, answered))) {

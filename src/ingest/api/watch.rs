@@ -11,9 +11,14 @@ use axum::{
     },
 };
 use futures::stream;
+use tokio::time::sleep;
 
 use super::{
-    super::{problem::Problem, subscriptions::Subscription},
+    super::{
+        auth::{Caller, RECHECK_EVERY, StreamedOperation},
+        problem::Problem,
+        subscriptions::Subscription,
+    },
     Api,
     shown::{order_id, summary_body, unknown_order},
 };
@@ -36,6 +41,7 @@ const COMMENT_EVERY: Duration = Duration::from_secs(15);
 pub(super) async fn watch_order(
     State(api): State<Arc<Api>>,
     Extension(connection): Extension<Connection>,
+    Extension(caller): Extension<Caller>,
     path: Result<Path<String>, PathRejection>,
     headers: HeaderMap,
 ) -> Result<Response, Problem> {
@@ -56,6 +62,7 @@ pub(super) async fn watch_order(
         news,
         shutdown: api.shutdown.clone(),
         connection,
+        caller,
         streaming: None,
         is_probed: false,
     };
@@ -89,14 +96,15 @@ struct OrderEvents {
     news: Subscription,
     shutdown: Shutdown,
     connection: Connection,
+    caller: Caller,
     streaming: Option<Streaming>,
     /// The client has finished sending, and a comment probes whether it still reads.
     is_probed: bool,
 }
 
 impl OrderEvents {
-    /// Returns the next event. `None` after the last, once a stop is requested, and once the client
-    /// has gone.
+    /// Returns the next event. `None` after the last, once a stop is requested, once the client has
+    /// gone, and once its token is no longer good.
     async fn next(mut self) -> Option<(Result<Event, Infallible>, Self)> {
         self.streaming.get_or_insert_with(|| self.connection.streaming());
         if let Some(present) = self.present.take() {
@@ -106,6 +114,10 @@ impl OrderEvents {
             let news = tokio::select! {
                 biased;
                 () = self.shutdown.requested() => return None,
+                () = sleep(RECHECK_EVERY) => {
+                    self.caller.check_again(StreamedOperation::Events).ok()?;
+                    continue;
+                }
                 news = self.news.next() => news?,
                 () = self.connection.sending_ended(), if !self.is_probed => {
                     self.is_probed = true;

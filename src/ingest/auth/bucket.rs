@@ -26,6 +26,16 @@ impl Bucket {
     ///
     /// Fails with the time until the next request may come.
     pub(super) fn take(&self, per_second: u32, now: Instant) -> Result<(), Duration> {
+        self.take_leaving(0, per_second, now)
+    }
+
+    /// Does the same if `reserve` requests are left then, less than `per_second`.
+    pub(super) fn take_leaving(
+        &self,
+        reserve: u32,
+        per_second: u32,
+        now: Instant,
+    ) -> Result<(), Duration> {
         let mut level = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = now.saturating_duration_since(level.at);
         level.at = level.at.max(now);
@@ -35,9 +45,10 @@ impl Bucket {
         }
         let rate = f64::from(per_second);
         let left = level.left.map_or(rate, |left| (left + passed.as_secs_f64() * rate).min(rate));
-        let is_allowed = left >= 1.0;
+        let needed = 1.0 + f64::from(reserve);
+        let is_allowed = left >= needed;
         level.left = Some(if is_allowed { left - 1.0 } else { left });
-        if is_allowed { Ok(()) } else { Err(Duration::from_secs_f64((1.0 - left) / rate)) }
+        if is_allowed { Ok(()) } else { Err(Duration::from_secs_f64((needed - left) / rate)) }
     }
 
     /// When the last request came.
@@ -68,6 +79,20 @@ mod tests {
             assert_eq!(take(60_000), Ok(()));
         }
         assert!(take(60_000).is_err(), "no more than a second is saved up");
+    }
+
+    #[test]
+    fn a_stream_leaves_its_reserve_to_single_requests() {
+        let now = Instant::now();
+        let bucket = Bucket::new(now);
+
+        for _ in 0..6 {
+            assert_eq!(bucket.take_leaving(2, 8, now), Ok(()));
+        }
+
+        assert_eq!(bucket.take_leaving(2, 8, now), Err(Duration::from_millis(125)));
+        assert_eq!((bucket.take(8, now), bucket.take(8, now)), (Ok(()), Ok(())));
+        assert!(bucket.take(8, now).is_err());
     }
 
     #[test]

@@ -4,13 +4,13 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
     body::{Body, Bytes, HttpBody},
     extract::{MatchedPath, Request, State},
-    http::{HeaderMap, header, request::Parts},
+    http::{HeaderMap, Method, header, request::Parts},
     middleware::Next,
     response::{IntoResponse as _, Response},
 };
@@ -18,16 +18,52 @@ use hyper::body::{Frame, SizeHint};
 use tokio::time::sleep;
 
 use super::{
-    Access, bucket::Bucket, grant::Grant, principals::Usage, refusal::Refusal, scope::Need,
+    Access,
+    bucket::Bucket,
+    grant::Grant,
+    principals::Usage,
+    refusal::Refusal,
+    scope::{Need, Scopes},
 };
 use crate::{
     config::PrincipalLimits,
     http::{Connection, HeldShare, Holding},
-    ingest::prefer,
+    ingest::{prefer, problem::Problem},
 };
 
-/// The route whose answers last until the order is decided.
-const EVENTS_ROUTE: &str = "/v1/orders/{id}/events";
+/// How often a stream checks that the token of its request is still good.
+pub(in crate::ingest) const RECHECK_EVERY: Duration = Duration::from_secs(5);
+/// A stream leaves this part of a second's requests to single requests, which do not wait.
+const RESERVED_PART: u32 = 4;
+
+/// A request that lasts: ingest checks its token again and again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ingest) enum StreamedOperation {
+    /// A stream of orders.
+    Batch,
+    /// The events of an order.
+    Events,
+}
+
+impl StreamedOperation {
+    fn of(route: &str) -> Option<Self> {
+        [Self::Batch, Self::Events].into_iter().find(|operation| operation.route() == route)
+    }
+
+    fn route(self) -> &'static str {
+        match self {
+            Self::Batch => "/v1/orders:batch",
+            Self::Events => "/v1/orders/{id}/events",
+        }
+    }
+
+    fn method(self) -> Method {
+        match self {
+            Self::Batch => Method::POST,
+            Self::Events => Method::GET,
+        }
+    }
+}
 
 /// Who sends a request.
 #[derive(Clone)]
@@ -36,16 +72,20 @@ pub(crate) struct Caller {
     name: Arc<str>,
     /// `None` without authentication.
     principal: Option<Admitted>,
-    all: Arc<Bucket>,
-    all_per_second: u32,
+    access: Arc<Access>,
 }
 
-/// A principal, and what it may use.
+/// A principal, what it may use, and the token that says so.
 #[derive(Clone)]
 struct Admitted {
     usage: Arc<Usage>,
     limits: PrincipalLimits,
+    token: Arc<str>,
 }
+
+/// The caller has no place to wait left.
+#[derive(Debug)]
+pub(in crate::ingest) struct NoPlaceToWait;
 
 impl Caller {
     /// The caller of idempotency keys.
@@ -53,18 +93,59 @@ impl Caller {
         &self.name
     }
 
-    /// Waits until the caller may send one more request. It holds up a stream of requests.
-    pub(in crate::ingest) async fn pace(&self) {
-        if let Some(Admitted { usage, limits }) = &self.principal {
+    /// Waits until the principal may send the next line of a stream, which counts as a request.
+    pub(in crate::ingest) async fn pace_principal(&self) {
+        if let Some(Admitted { usage, limits, .. }) = &self.principal {
             take_in_time(&usage.requests, limits.requests_per_second).await;
         }
-        take_in_time(&self.all, self.all_per_second).await;
+    }
+
+    /// Waits until all principals together may send the next line of a stream.
+    pub(in crate::ingest) async fn pace_all(&self) {
+        take_in_time(&self.access.all, self.access.limits.requests_per_second).await;
+    }
+
+    /// Takes a place to wait for the outcome of a line. `None` without authentication.
+    pub(in crate::ingest) fn place_to_wait(&self) -> Result<Option<HeldShare>, NoPlaceToWait> {
+        let Some(Admitted { usage, limits, .. }) = &self.principal else { return Ok(None) };
+        let place = usage.share.take(Holding::Waiters, 1, limits.waiters);
+        place.map(Some).ok_or(NoPlaceToWait)
+    }
+
+    /// Checks the token of the request again: it may have been removed, or have expired.
+    ///
+    /// Fails with the answer to a new request with this token.
+    pub(in crate::ingest) fn check_again(
+        &self,
+        operation: StreamedOperation,
+    ) -> Result<(), Problem> {
+        let Some(Admitted { token, .. }) = &self.principal else { return Ok(()) };
+        let access = &self.access;
+        let checked = access.known_grant(token).and_then(|grant| {
+            access.need(operation.route(), &operation.method()).check(grant.scopes)
+        });
+        checked.map_err(|refusal| {
+            access.count(&refusal, operation.route());
+            refusal.problem()
+        })
     }
 }
 
 async fn take_in_time(bucket: &Bucket, per_second: u32) {
-    while let Err(delay) = bucket.take(per_second, Instant::now()) {
+    let reserve = per_second / RESERVED_PART;
+    while let Err(delay) = bucket.take_leaving(reserve, per_second, Instant::now()) {
         sleep(delay).await;
+    }
+}
+
+impl Need<'_> {
+    fn check(self, scopes: Scopes) -> Result<(), Refusal> {
+        match self {
+            Self::AnyOf(wanted) if !scopes.has_any(wanted) => {
+                Err(Refusal::NoScope(wanted.to_vec()))
+            }
+            Self::AnyOf(_) | Self::Principal | Self::Nothing => Ok(()),
+        }
     }
 }
 
@@ -95,46 +176,41 @@ pub(in crate::ingest) async fn guard(
 }
 
 impl Access {
+    fn need(&self, route: &str, method: &Method) -> Need<'_> {
+        self.operations.need(route, method)
+    }
+
     /// The caller of a request, and its place to wait if it waits.
     async fn admit(
-        &self,
+        self: &Arc<Self>,
         route: &str,
         head: &Parts,
     ) -> Result<(Caller, Option<HeldShare>), Refusal> {
-        let need = self.operations.need(route, &head.method);
-        let grant = match need {
-            Need::Nothing => None,
-            _ if !self.is_on() => None,
-            Need::Principal => Some(self.authenticate(&head.headers).await?),
-            Need::AnyOf(scopes) => {
-                let grant = self.authenticate(&head.headers).await?;
-                if !grant.scopes.has_any(scopes) {
-                    return Err(Refusal::NoScope(scopes.to_vec()));
-                }
-                Some(grant)
-            }
-        };
+        let need = self.need(route, &head.method);
+        let mut caller = Caller { name: Arc::from(""), principal: None, access: Arc::clone(self) };
         let mut waiter = None;
-        let mut principal = None;
-        if let Some(grant) = &grant {
-            let admitted = self.admit_principal(grant, head)?;
+        if need != Need::Nothing && self.is_on() {
+            let token = bearer(&head.headers)?;
+            let grant = self.authenticate(token).await?;
+            // A request without a right counts too.
+            let admitted = self.admit_principal(&grant, token, head)?;
+            need.check(grant.scopes)?;
             waiter = admitted.waiter(route, &head.headers)?;
-            principal = Some(admitted);
+            (caller.name, caller.principal) = (grant.name, Some(admitted));
         }
         if need != Need::Nothing {
             let taken = self.all.take(self.limits.requests_per_second, Instant::now());
             taken.map_err(Refusal::AllRequests)?;
         }
-        let caller = Caller {
-            name: grant.map_or_else(|| Arc::from(""), |grant| grant.name),
-            principal,
-            all: Arc::clone(&self.all),
-            all_per_second: self.limits.requests_per_second,
-        };
         Ok((caller, waiter))
     }
 
-    fn admit_principal(&self, grant: &Grant, head: &Parts) -> Result<Admitted, Refusal> {
+    fn admit_principal(
+        &self,
+        grant: &Grant,
+        token: &str,
+        head: &Parts,
+    ) -> Result<Admitted, Refusal> {
         let now = Instant::now();
         let usage = self.principals.usage(&grant.name, now).ok_or(Refusal::TooManyPrincipals)?;
         let limits = grant.limits.applied_to(self.limits.principal);
@@ -146,23 +222,27 @@ impl Access {
                 return Err(Refusal::PrincipalConnections);
             }
         }
-        Ok(Admitted { usage, limits })
+        Ok(Admitted { usage, limits, token: token.into() })
     }
 
-    /// What the token of a request grants.
-    async fn authenticate(&self, headers: &HeaderMap) -> Result<Grant, Refusal> {
-        let token = bearer(headers)?;
-        if let Some(grant) = self.find_token(token) {
-            return Ok(grant);
+    /// What a token grants.
+    async fn authenticate(&self, token: &str) -> Result<Grant, Refusal> {
+        match self.known_grant(token) {
+            Err(Refusal::UnknownKey) => self.ask_for_key(token).await,
+            known => known,
         }
-        self.verify_jwt(token).await
     }
 }
 
 impl Admitted {
     /// A place to wait, if the request waits for an outcome or watches an order.
     fn waiter(&self, route: &str, headers: &HeaderMap) -> Result<Option<HeldShare>, Refusal> {
-        let waits = route == EVENTS_ROUTE || prefer::wait(headers).is_some();
+        let waits = match StreamedOperation::of(route) {
+            Some(StreamedOperation::Events) => true,
+            // Each of its lines takes a place.
+            Some(StreamedOperation::Batch) => false,
+            None => prefer::wait(headers).is_some(),
+        };
         if !waits {
             return Ok(None);
         }

@@ -1,6 +1,7 @@
 //! The keys of the provider of JWTs (RFC 7517): read at an interval, and kept while it is away.
 
 use std::{
+    ops::RangeInclusive,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
@@ -8,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use jsonwebtoken::{
     Algorithm, DecodingKey,
-    jwk::{AlgorithmParameters, EllipticCurve, Jwk, PublicKeyUse},
+    jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
 };
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
+use super::refusal::Refusal;
 use crate::{
     backoff::{Backoff, jittered},
     config::JwksConfig,
@@ -46,8 +48,8 @@ const RSA: &[Algorithm] = &[
     Algorithm::PS384,
     Algorithm::PS512,
 ];
-/// The shortest modulus of RSA, 2048 bits, in digits of base64.
-const MIN_MODULUS_DIGITS: usize = 342;
+/// The modulus of RSA, 2048 to 4096 bits, in digits of base64.
+const MODULUS_DIGITS: RangeInclusive<usize> = 342..=683;
 const MAX_KEYS: usize = 100;
 const MAX_ANSWER_BYTES: usize = 256 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -90,13 +92,23 @@ impl KeySet {
         Ok(Self { keys, digest: Sha256::digest(document["keys"].to_string()).into() })
     }
 
-    /// The key of a token. A token without the id of a key is accepted if there is one key.
-    pub(super) fn find(&self, id: Option<&str>) -> Option<&SigningKey> {
-        match (id, self.keys.as_slice()) {
-            (Some(id), keys) => keys.iter().find(|key| key.id.as_deref() == Some(id)),
-            (None, [only]) => Some(only),
-            (None, _) => None,
-        }
+    /// The key of a token, for the algorithm that the token names. A token without the id of a key
+    /// is accepted if there is one key.
+    ///
+    /// Fails with [`Refusal::UnknownKey`], or with [`Refusal::WrongAlgorithm`] if the key is for
+    /// another algorithm.
+    pub(super) fn find(
+        &self,
+        id: Option<&str>,
+        algorithm: Algorithm,
+    ) -> Result<&SigningKey, Refusal> {
+        let is_named = |key: &&SigningKey| match id {
+            Some(_) => key.id.as_deref() == id,
+            None => self.keys.len() == 1,
+        };
+        let mut named = self.keys.iter().filter(is_named).peekable();
+        named.peek().ok_or(Refusal::UnknownKey)?;
+        named.find(|key| key.algorithms.contains(&algorithm)).ok_or(Refusal::WrongAlgorithm)
     }
 
     pub(super) fn digest(&self) -> [u8; 32] {
@@ -104,14 +116,27 @@ impl KeySet {
     }
 }
 
+/// Whether a modulus of RSA has 2048 to 4096 bits.
+fn is_good_modulus(base64: &str) -> bool {
+    // Leading zeros do not count.
+    MODULUS_DIGITS.contains(&base64.trim_start_matches('A').len())
+}
+
 impl SigningKey {
     fn parse(listed: &Value) -> Option<Self> {
         let jwk: Jwk = serde_json::from_value(listed.clone()).ok()?;
-        if !matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature)) {
+        let verifies = jwk
+            .common
+            .key_operations
+            .as_ref()
+            .is_none_or(|operations| operations.contains(&KeyOperations::Verify));
+        let is_for_signatures =
+            matches!(jwk.common.public_key_use, None | Some(PublicKeyUse::Signature));
+        if !verifies || !is_for_signatures {
             return None;
         }
         let mut algorithms = match &jwk.algorithm {
-            AlgorithmParameters::RSA(rsa) if rsa.n.len() >= MIN_MODULUS_DIGITS => RSA.to_vec(),
+            AlgorithmParameters::RSA(rsa) if is_good_modulus(&rsa.n) => RSA.to_vec(),
             AlgorithmParameters::EllipticCurve(curve) => match curve.curve {
                 EllipticCurve::P256 => vec![Algorithm::ES256],
                 EllipticCurve::P384 => vec![Algorithm::ES384],
@@ -164,6 +189,10 @@ impl Provider {
             let pem = std::fs::read(file).with_context(named)?;
             let authorities = reqwest::Certificate::from_pem_bundle(&pem).with_context(named)?;
             builder = builder.tls_certs_only(authorities);
+        }
+        if config.url.starts_with("http://") {
+            // The provider is on this machine, and a proxy would answer in its place.
+            builder = builder.no_proxy();
         }
         Ok(Self {
             url: config.url.clone(),
@@ -292,22 +321,43 @@ mod tests {
 
         let keys = parse(&[rsa("a"), pinned]).unwrap();
 
-        assert_eq!(keys.find(Some("a")).unwrap().algorithms, RSA);
-        assert_eq!(keys.find(Some("b")).unwrap().algorithms, [Algorithm::PS256]);
-        assert!(keys.find(Some("c")).is_none());
-        assert!(keys.find(None).is_none(), "two keys, and the token names none");
-        assert!(parse(&[rsa("a")]).unwrap().find(None).is_some());
+        let find = |id, algorithm| keys.find(id, algorithm).map(|key| key.algorithms.clone());
+        assert_eq!(find(Some("a"), Algorithm::RS256).unwrap(), RSA);
+        assert_eq!(find(Some("b"), Algorithm::PS256).unwrap(), [Algorithm::PS256]);
+        assert_eq!(find(Some("b"), Algorithm::RS256).unwrap_err(), Refusal::WrongAlgorithm);
+        assert_eq!(find(Some("c"), Algorithm::RS256).unwrap_err(), Refusal::UnknownKey);
+        let nameless = find(None, Algorithm::RS256).unwrap_err();
+        assert_eq!(nameless, Refusal::UnknownKey, "two keys, and the token names none");
+        assert!(parse(&[rsa("a")]).unwrap().find(None, Algorithm::RS256).is_ok());
+    }
+
+    #[test]
+    fn of_two_keys_of_one_id_the_algorithm_decides() {
+        let mut other = rsa("a");
+        other["alg"] = json!("PS512");
+        let mut one = rsa("a");
+        one["alg"] = json!("RS256");
+
+        let keys = parse(&[one, other]).unwrap();
+
+        let found = keys.find(Some("a"), Algorithm::PS512).unwrap();
+        assert_eq!(found.algorithms, [Algorithm::PS512]);
     }
 
     #[test]
     fn secrets_weak_keys_and_keys_for_encryption_are_passed_over() {
-        let (mut encrypts, mut hmac, mut weak) = (rsa("a"), rsa("b"), rsa("c"));
+        let [mut encrypts, mut hmac, mut weak] = ["a", "b", "c"].map(rsa);
+        let [mut padded, mut huge, mut wraps] = ["e", "f", "g"].map(rsa);
         encrypts["use"] = json!("enc");
+        wraps["key_ops"] = json!(["wrapKey"]);
         hmac["alg"] = json!("HS256");
         weak["n"] = json!("Q".repeat(171));
+        padded["n"] = json!("A".repeat(171) + &"Q".repeat(171));
+        huge["n"] = json!("Q".repeat(684));
         let secret = json!({"kty": "oct", "kid": "d", "k": "c2VjcmV0"});
 
-        for key in [encrypts, hmac, weak, secret, json!(7), json!({"kty": "new"})] {
+        let of_another_kind = [secret, json!(7), json!({"kty": "new"})];
+        for key in [encrypts, wraps, hmac, weak, padded, huge].into_iter().chain(of_another_kind) {
             assert!(parse(std::slice::from_ref(&key)).is_err(), "{key}");
             assert!(parse(&[key, rsa("z")]).is_ok());
         }

@@ -55,10 +55,7 @@ pub(super) fn verify(token: &str, keys: &KeySet, expected: &Expected) -> Result<
     if !ALGORITHMS.contains(&header.alg) {
         return Err(Refusal::WrongAlgorithm);
     }
-    let key = keys.find(header.kid.as_deref()).ok_or(Refusal::UnknownKey)?;
-    if !key.algorithms.contains(&header.alg) {
-        return Err(Refusal::WrongAlgorithm);
-    }
+    let key = keys.find(header.kid.as_deref(), header.alg)?;
     let validation = validation(header.alg, expected);
     let claims: Value =
         decode(token, &key.key, &validation).map_err(|error| refusal(error.kind()))?.claims;

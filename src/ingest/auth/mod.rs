@@ -30,7 +30,7 @@ use quick_cache::sync::Cache;
 use sha2::{Digest as _, Sha256};
 
 pub(crate) use guard::Caller;
-pub(super) use guard::guard;
+pub(super) use guard::{NoPlaceToWait, RECHECK_EVERY, StreamedOperation, guard};
 pub(super) use refusal::{HANDSHAKE, REASONS};
 pub(crate) use scope::Scope;
 pub(crate) use tokens::{NewToken, is_name, new_token};
@@ -89,7 +89,8 @@ impl Access {
             None => None,
             Some(file) => {
                 let named = || format!("auth.tokens_file: {}", file.display());
-                let tokens = Tokens::parse(&std::fs::read(file).with_context(named)?);
+                let tokens = Tokens::parse(&std::fs::read(file).with_context(named)?)
+                    .and_then(Tokens::require_some);
                 Some(RwLock::new(Arc::new(tokens.with_context(named)?)))
             }
         };
@@ -125,7 +126,8 @@ impl Access {
         self.tokens.is_some() || self.jwt.is_some()
     }
 
-    /// Uses the tokens of a new content of the file. Keeps what it has if that cannot be used.
+    /// Uses the tokens of a new content of the file: none if it has none. Keeps what it has if the
+    /// content cannot be used.
     pub(crate) fn replace_tokens(&self, content: &[u8]) -> Result<(), TokensError> {
         let parsed = Arc::new(Tokens::parse(content)?);
         if let Some(tokens) = &self.tokens {
@@ -153,16 +155,22 @@ impl Access {
         tokens.find(token).cloned()
     }
 
-    /// What a JWT grants. If its key is not known, reads the keys of the provider again first.
-    async fn verify_jwt(&self, token: &str) -> Result<Grant, Refusal> {
-        let Some(jwt) = &self.jwt else { return Err(Refusal::UnknownToken) };
-        match jwt.verify(token) {
-            Err(Refusal::UnknownKey) => {
-                jwt.provider.ask(Instant::now()).await;
-                jwt.verify(token)
-            }
-            verified => verified,
+    /// What a token grants by what is known now. Fails with [`Refusal::UnknownKey`] if newer keys of
+    /// the provider may know its key.
+    fn known_grant(&self, token: &str) -> Result<Grant, Refusal> {
+        match (self.find_token(token), &self.jwt) {
+            (Some(grant), _) => Ok(grant),
+            (None, Some(jwt)) => jwt.verify(token),
+            (None, None) => Err(Refusal::UnknownToken),
         }
+    }
+
+    /// What a token grants after the keys of the provider were read again.
+    async fn ask_for_key(&self, token: &str) -> Result<Grant, Refusal> {
+        if let Some(jwt) = &self.jwt {
+            jwt.provider.ask(Instant::now()).await;
+        }
+        self.known_grant(token)
     }
 
     /// Counts a refused request, and logs it at a limited rate.

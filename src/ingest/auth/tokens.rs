@@ -43,7 +43,7 @@ pub(crate) enum TokensError {
 
 impl Tokens {
     /// Parses lines `NAME SHA256 SCOPE,… [LIMIT=NUMBER …]`. Empty lines and those that begin with
-    /// `#` say nothing. A name may have several tokens.
+    /// `#` say nothing. A name may have several tokens. Without a line, no token is good.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, TokensError> {
         let text = std::str::from_utf8(bytes).map_err(|_| TokensError::NoText)?;
         let mut tokens: Vec<Token> = Vec::new();
@@ -62,7 +62,12 @@ impl Tokens {
             }
             tokens.push(token);
         }
-        if tokens.is_empty() { Err(TokensError::Empty) } else { Ok(Self(tokens)) }
+        Ok(Self(tokens))
+    }
+
+    /// Fails if there is no token: a process that begins so was given the wrong file.
+    pub(super) fn require_some(self) -> Result<Self, TokensError> {
+        if self.0.is_empty() { Err(TokensError::Empty) } else { Ok(self) }
     }
 
     /// What a token grants. Takes the same time whichever token matches, or none.
@@ -210,8 +215,10 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_token_or_without_text_is_refused() {
-        assert_eq!(error("# nothing\n"), TokensError::Empty);
+    fn a_file_without_a_token_begins_no_process_and_one_without_text_is_refused() {
+        let none = Tokens::parse(b"# nothing\n").unwrap();
+        assert!(none.find("test").is_none());
+        assert_eq!(none.require_some().unwrap_err(), TokensError::Empty);
         assert_eq!(Tokens::parse(b"\xff\xfe").unwrap_err(), TokensError::NoText);
     }
 }
