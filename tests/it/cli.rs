@@ -308,8 +308,7 @@ fn config_check_refuses_every_file_that_is_missing() {
         "topics.writer_schemas=17=/nowhere/file",
         "order_store.url=mysql://host/shop?ssl-ca=/nowhere/file",
         "stock_store.migrate_url=mysql://host/shop?sslca=/nowhere/file",
-        "stock_store.url=mysql://host/shop?ssl-cert=/nowhere/file",
-        "stock_store.url=mysql://host/shop?ssl-key=/nowhere/file",
+        "stock_store.url=mysql://host/shop?ssl-cert=/nowhere/file&ssl-key=/nowhere/file",
     ] {
         let refused = run(&[&ssl[..], &[set]].concat()).exits(1).stderr();
         assert!(

@@ -15,7 +15,10 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::client::{MasterError, clients, lacks_a_right};
+use super::{
+    advice::{Explained, explain, explain_silence},
+    client::{MasterError, clients, lacks_a_right},
+};
 use crate::{
     config::{LockConfig, RedisConfig},
     error_text::with_causes,
@@ -49,7 +52,7 @@ pub(crate) async fn look_at_masters(lock: &LockConfig, redis: &RedisConfig) -> V
         Err(error) => return vec![unusable(&error)],
     };
     let count = masters.len();
-    let looking = masters.into_iter().map(|client| look_at_master(lock, client));
+    let looking = masters.into_iter().map(|client| look_at_master(lock, client.current()));
     let seen = futures::future::join_all(looking).await;
     let mut all = Findings::of("redis", "");
     if count == 1 {
@@ -109,18 +112,26 @@ async fn look_at_master(lock: &LockConfig, client: Client) -> Seen {
         run_id = master.look(lock, &mut connection, &mut findings).await?;
         Ok::<_, RedisError>(())
     });
-    let hangs = |findings: &mut Findings, text: String| {
-        let advice = "start the master, or correct its address in redis.urls";
-        findings.unreachable(text, Remedy::Advice(advice.into()));
+    let fails = |findings: &mut Findings, Explained { text, advice, .. }| match advice {
+        // The master answers, so more is known than that it is unreachable.
+        Some(advice) => findings.wrong(Check::Encryption, text, Remedy::Advice(advice)),
+        None => {
+            let advice = "start the master, or correct its address in redis.urls";
+            findings.unreachable(text, Remedy::Advice(advice.into()));
+        }
     };
     match looked.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) if error.code().is_some() || is_refused(&error) => {
             let url = "redis.urls = \"redis://USER:PASSWORD@HOST:PORT\"";
-            findings.wrong(Check::Login, error.to_string(), Remedy::Setting(url.into()));
+            let text = explain(&client, &error).await.to_string();
+            findings.wrong(Check::Login, text, Remedy::Setting(url.into()));
         }
-        Ok(Err(error)) => hangs(&mut findings, with_causes(&error)),
-        Err(_) => hangs(&mut findings, format!("no answer within {} s", LOOK_TIMEOUT.as_secs())),
+        Ok(Err(error)) => fails(&mut findings, explain(&client, &error).await),
+        Err(_) => {
+            let text = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
+            fails(&mut findings, explain_silence(&client, text).await);
+        }
     }
     Seen { address: master.address, run_id, findings: findings.into_vec() }
 }

@@ -39,6 +39,12 @@ impl Authority {
         file.to_owned()
     }
 
+    /// Writes the certificates of several authorities into one file.
+    pub(crate) fn write_all(authorities: &[&Self], file: &Path) {
+        let texts: Vec<_> = authorities.iter().map(|authority| authority.pem()).collect();
+        std::fs::write(file, texts.concat()).expect("written");
+    }
+
     /// A certificate and its private key, as PEM texts.
     pub(crate) fn sign(&self, subject: Subject) -> (String, String) {
         let mut params = CertificateParams::new(vec![subject.name.to_owned()]).expect("a name");
