@@ -92,6 +92,7 @@ fn is_about_our_certificate(alert: AlertDescription) -> bool {
             | Alert::CertificateUnknown
             | Alert::UnknownCA
             | Alert::AccessDenied
+            | Alert::DecryptError
     )
 }
 

@@ -4,7 +4,7 @@ use std::{fmt, net::IpAddr};
 
 use url::Url;
 
-use super::{Config, LockStrategy, SecretUrl, StoreConfig};
+use super::{Config, LockStrategy, RedisConfig, SecretUrl, StoreConfig, formats::REDIS_PORT};
 
 /// A server beyond this machine whose certificate nobody checks.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,7 +50,7 @@ impl Config {
             }
         }
         if self.lock.strategy == LockStrategy::Redlock && !self.redis.insecure_tls {
-            found.extend(self.redis.urls.iter().filter_map(insecure_master));
+            found.extend(self.redis.insecure());
         }
         found
     }
@@ -92,17 +92,23 @@ impl StoreConfig {
     }
 }
 
-/// A password goes to a Redis master as text. Without one there is nothing to steal but locks.
-fn insecure_master(url: &SecretUrl) -> Option<InsecureConnection> {
-    let parsed = Url::parse(url.expose()).ok()?;
-    let is_plain = ["redis", "valkey"].contains(&parsed.scheme());
-    (is_plain && parsed.password().is_some() && !is_local(&parsed)).then(|| InsecureConnection {
-        section: "redis",
-        key: "redis.urls",
-        server: server(&parsed, super::formats::REDIS_PORT),
-        risk: "the password crosses the network as text, so others can read it and take locks",
-        remedy: "write rediss:// and set redis.ssl_ca_location",
-    })
+impl RedisConfig {
+    /// A password goes to a master as text. Without one there is nothing to steal but locks.
+    fn insecure(&self) -> Option<InsecureConnection> {
+        let masters = self.urls.iter().filter_map(|url| Url::parse(url.expose()).ok());
+        let insecure = masters.filter(|url| {
+            let is_plain = ["redis", "valkey"].contains(&url.scheme());
+            is_plain && url.password().is_some() && !is_local(url)
+        });
+        let servers: Vec<_> = insecure.map(|url| server(&url, REDIS_PORT)).collect();
+        (!servers.is_empty()).then(|| InsecureConnection {
+            section: "redis",
+            key: "redis.urls",
+            server: servers.join(", "),
+            risk: "the password crosses the network as text, so others can read it and take locks",
+            remedy: "write rediss:// and set redis.ssl_ca_location",
+        })
+    }
 }
 
 /// The mode of a URL in capitals; the last one counts. `None` if the URL has none.
@@ -176,6 +182,7 @@ mod tests {
             ("redis://cache", false),
             ("rediss://u:p@cache", false),
             ("redis://u:p@127.0.0.1", false),
+            ("redis://u:p@a,redis://u:p@b,redis://u:p@localhost", true),
         ] {
             let set = format!("redis.urls={url}");
             let expected = if is_insecure { &["redis.urls"][..] } else { &[] };

@@ -1,15 +1,17 @@
 //! What a person does about a Redis master that does not let a client in, in one sentence.
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, io, sync::Arc, time::Duration};
 
-use redis::{Client, ConnectionAddr, ErrorKind, RedisError};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, pki_types::ServerName};
+use redis::{ConnectionAddr, ErrorKind, RedisError};
+use rustls::{ClientConnection, RootCertStore, pki_types::ServerName};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
     time::timeout,
 };
+use tokio_rustls::TlsConnector;
 
+use super::client::{MasterClient, tls_builder};
 use crate::tls_advice::{self, TlsTerms};
 
 const TERMS: TlsTerms = TlsTerms {
@@ -60,47 +62,57 @@ impl fmt::Display for Explained {
     }
 }
 
-/// Explains an error. A connection that hangs or breaks does not tell whether only one side speaks
-/// TLS, so this asks the port, for a second at most. The question contains no secret.
-pub(super) async fn explain(client: &Client, error: &RedisError) -> Explained {
+/// Explains an error. A connection that hangs or breaks does not tell why, so this asks the port,
+/// for some seconds at most. The question contains no secret.
+pub(super) async fn explain(client: &MasterClient, error: &RedisError) -> Explained {
     let text = error.to_string();
     if let Some(advice) = advice(error) {
         return Explained { text, advice: Some(advice), is_refusal: true };
     }
     let is_refusal = error.code().is_some();
     let advice = if is_refusal { None } else { advice_of_port(client).await };
-    Explained {
-        text,
-        is_refusal: is_refusal || advice.is_some(),
-        advice: advice.map(str::to_owned),
-    }
+    Explained { text, is_refusal: is_refusal || advice.is_some(), advice }
 }
 
 /// The same without an error: the master was silent for too long.
-pub(super) async fn explain_silence(client: &Client, text: String) -> Explained {
+pub(super) async fn explain_silence(client: &MasterClient, text: String) -> Explained {
     let advice = advice_of_port(client).await;
-    Explained { text, is_refusal: advice.is_some(), advice: advice.map(str::to_owned) }
+    Explained { text, is_refusal: advice.is_some(), advice }
 }
 
-/// Whether the port speaks TLS and the URL does not, or the other way round.
-async fn advice_of_port(client: &Client) -> Option<&'static str> {
-    match client.get_connection_info().addr() {
+/// Whether the port speaks TLS and the URL does not, or the other way round, or whether it refuses
+/// the client after the handshake.
+async fn advice_of_port(client: &MasterClient) -> Option<String> {
+    match client.address() {
         ConnectionAddr::TcpTls { host, port, .. } => {
-            let first = first_byte(host, *port, b"PING\r\n").await?;
             // A simple answer, or an error such as NOAUTH.
-            b"+-".contains(&first).then_some(
-                "the port speaks Redis without TLS: name the port for TLS in redis.urls, or \
-                 write redis:// on a trusted network",
-            )
+            if first_byte(&host, port, b"PING\r\n").await.is_some_and(|it| b"+-".contains(&it)) {
+                let advice = "the port speaks Redis without TLS: name the port for TLS in \
+                              redis.urls, or write redis:// on a trusted network";
+                return Some(advice.to_owned());
+            }
+            let failed = timeout(PORT_TIMEOUT, refusal_of(client, &host, port)).await.ok()??;
+            tls_advice::find(&failed).map(|failure| tls_advice::advice(failure, &TERMS))
         }
         ConnectionAddr::Tcp(host, port) => {
-            let first = first_byte(host, *port, &client_hello(host)?).await?;
-            TLS_RECORDS.contains(&first).then_some(
-                "the port speaks TLS: write rediss:// in redis.urls, and set \
-                 redis.ssl_ca_location",
-            )
+            let first = first_byte(&host, port, &client_hello(&host)?).await?;
+            let advice = "the port speaks TLS: write rediss:// in redis.urls, and set \
+                          redis.ssl_ca_location";
+            TLS_RECORDS.contains(&first).then(|| advice.to_owned())
         }
         _ => None,
+    }
+}
+
+/// Why a master ends a connection by TLS. Under TLS 1.3 it refuses a client's certificate after the
+/// handshake. A client that writes meanwhile may lose the alert, so this one only reads.
+async fn refusal_of(client: &MasterClient, host: &str, port: u16) -> Option<io::Error> {
+    let connector = TlsConnector::from(Arc::new(client.tls()?));
+    let stream = TcpStream::connect((host, port)).await.ok()?;
+    let server = ServerName::try_from(host.to_owned()).ok()?;
+    match connector.connect(server, stream).await {
+        Ok(mut connected) => connected.read_u8().await.err(),
+        Err(error) => Some(error),
     }
 }
 
@@ -116,12 +128,8 @@ async fn first_byte(host: &str, port: u16, question: &[u8]) -> Option<u8> {
 
 /// How a client begins TLS.
 fn client_hello(host: &str) -> Option<Vec<u8>> {
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .ok()?
-        .with_root_certificates(RootCertStore::empty())
-        .with_no_client_auth();
+    let config =
+        tls_builder()?.with_root_certificates(RootCertStore::empty()).with_no_client_auth();
     let server = ServerName::try_from(host.to_owned()).ok()?;
     let mut hello = Vec::new();
     ClientConnection::new(Arc::new(config), server).ok()?.write_tls(&mut hello).ok()?;

@@ -9,6 +9,10 @@ use redis::{
     Client, ClientTlsConfig, ConnectionAddr, ErrorKind, IntoConnectionInfo as _, RedisError,
     RedisResult, ServerErrorKind, TlsCertificates, io::tcp::TcpSettings,
 };
+use rustls::{
+    ClientConfig, ConfigBuilder, RootCertStore, WantsVerifier,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
 
 use crate::{
     config::{ClientFiles, RedisConfig, SecretUrl},
@@ -59,6 +63,22 @@ impl MasterClient {
         self.last().client.clone()
     }
 
+    /// The settings of TLS, as far as they are in files. `None` if the client trusts the
+    /// authorities of the system, or if a file cannot be used.
+    pub(super) fn tls(&self) -> Option<ClientConfig> {
+        let TlsFiles { authorities, own } = self.last().files.clone();
+        let mut roots = RootCertStore::empty();
+        for authority in CertificateDer::pem_slice_iter(&authorities?) {
+            roots.add(authority.ok()?).ok()?;
+        }
+        let builder = tls_builder()?.with_root_certificates(roots);
+        let Some(OwnFiles { certificate, key }) = own else {
+            return Some(builder.with_no_client_auth());
+        };
+        let chain = CertificateDer::pem_slice_iter(&certificate).collect::<Result<_, _>>().ok()?;
+        builder.with_client_auth_cert(chain, PrivateKeyDer::from_pem_slice(&key).ok()?).ok()
+    }
+
     pub(super) fn address(&self) -> ConnectionAddr {
         self.last().client.get_connection_info().addr().clone()
     }
@@ -91,6 +111,12 @@ impl MasterClient {
     fn last(&self) -> MutexGuard<'_, Opened> {
         self.opened.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Begins settings of TLS, as the client of Redis does.
+pub(super) fn tls_builder() -> Option<ConfigBuilder<ClientConfig, WantsVerifier>> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().ok()
 }
 
 /// A client of each master, in the order of `redis.urls`. Connects to nothing yet.

@@ -285,10 +285,10 @@ impl Master {
     fn log_failure(&self, error: &RedisError) {
         // A missing right has its own warning.
         if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
-            let (client, error) = (self.client.current(), error.clone());
+            let (client, error) = (self.client.clone(), error.clone());
             // A look at the port takes time, and the caller has none.
             tokio::spawn(async move {
-                let master = client.get_connection_info().addr();
+                let master = client.address();
                 let error = explain(&client, &error).await;
                 tracing::warn!(%master, %error, "a Redis master does not lock keys");
             });

@@ -97,8 +97,8 @@ impl ProbedMaster {
         }
         let explained = match tried {
             Ok(Ok(())) => return Ok(()),
-            Ok(Err(error)) => explain(&client, &error).await,
-            Err(_) => explain_silence(&client, "no answer".to_owned()).await,
+            Ok(Err(error)) => explain(&self.client, &error).await,
+            Err(_) => explain_silence(&self.client, "no answer".to_owned()).await,
         };
         let why = format!("{}: {explained}", self.address);
         Err(Lack { why, is_refusal: explained.is_refusal })

@@ -34,8 +34,7 @@ pub async fn overlong_keys(
 ) -> Result<Vec<OverlongKey>, MasterError> {
     let mut overlong = Vec::new();
     for (master, (client, url)) in clients(redis)?.into_iter().zip(&redis.urls).enumerate() {
-        let client = client.current();
-        let found = timeout(SURVEY_TIMEOUT, survey(&client, master, lock))
+        let found = timeout(SURVEY_TIMEOUT, survey(&client.current(), master, lock))
             .await
             .map_err(|_| MasterError::Silent { url: url.clone(), limit: SURVEY_TIMEOUT })?;
         match found {

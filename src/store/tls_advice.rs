@@ -20,7 +20,7 @@ const SECURE_TRANSPORT_REQUIRED: u16 = 3159;
 /// What a person does about an error of the login or of TLS. `None` for any other error.
 ///
 /// A server says no more than "access denied", whether the password is wrong or the account wants
-/// TLS or a certificate.
+/// TLS or a certificate. Without TLS, `caching_sha2_password` needs an RSA key of the server.
 pub(super) fn advice(error: &sqlx::Error) -> Option<Cow<'static, str>> {
     if let Some(failure) = tls_advice::find(error) {
         return Some(tls_advice::advice(failure, &TERMS).into());
@@ -38,15 +38,14 @@ pub(super) fn advice(error: &sqlx::Error) -> Option<Cow<'static, str>> {
             "correct ssl-ca, ssl-cert, ssl-key or socket of the URL: one names a file that does \
              not exist"
         }
-        // The login of caching_sha2_password without TLS needs the server's RSA key.
-        sqlx::Error::Protocol(_) => {
-            "use TLS (ssl-mode=VERIFY_IDENTITY), which caching_sha2_password wants, or give the \
-             account mysql_native_password or caching_sha2_password"
+        sqlx::Error::Protocol(why) if why.contains("authentication plugin") => {
+            "give the account caching_sha2_password or mysql_native_password: the client has no \
+             other plugin"
         }
         _ => match raised_by_server(error).map(MySqlDatabaseError::number)? {
             ACCESS_DENIED | ACCESS_DENIED_WITHOUT_PASSWORD => {
-                "correct user and password; an account with REQUIRE SSL needs \
-                 ssl-mode=VERIFY_IDENTITY, one with REQUIRE X509 also ssl-cert and ssl-key"
+                "correct user and password; caching_sha2_password and REQUIRE SSL need \
+                 ssl-mode=VERIFY_IDENTITY, REQUIRE X509 also ssl-cert and ssl-key"
             }
             SECURE_TRANSPORT_REQUIRED => {
                 "the server takes no connection without TLS: add \

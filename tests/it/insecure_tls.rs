@@ -11,15 +11,16 @@ const REDIS: &str = "redis.urls";
 /// In the order in which they are warned of.
 const ALL: [&str; 3] = [ORDERS, STOCK, REDIS];
 
-/// The settings of a world under addresses that are no loopback, and lead here all the same. The
-/// masters get a password, which they refuse.
+/// The settings of a world whose databases have an address that is no loopback, and leads here all
+/// the same. No master has the name that the settings have.
 fn exposed(world: &World) -> BTreeMap<String, String> {
     let mut env = world.env.clone();
-    for value in env.values_mut() {
-        if value.contains("://") {
-            *value = value.replace("127.0.0.1", "0.0.0.0").replace("redis://", "redis://u:p@");
-        }
+    for store in ["ORDER_STORE", "STOCK_STORE"] {
+        let url = env[&format!("STOCKLOCK__{store}__URL")].replace("127.0.0.1", "0.0.0.0");
+        env.insert(format!("STOCKLOCK__{store}__URL"), url);
     }
+    let masters = ["a", "b", "c"].map(|name| format!("redis://u:p@{name}.invalid:6379"));
+    env.insert("STOCKLOCK__REDIS__URLS".to_owned(), masters.join(","));
     env
 }
 
@@ -81,8 +82,7 @@ async fn commands_warn_of_insecure_connections_and_do_their_work() {
     assert_eq!(checked.json()["warnings"].as_array().expect("warnings").len(), ALL.len());
     let set_up = Cli::run(&exposed, &["setup"]).succeeds();
     assert_eq!(warned_of(&set_up.stderr(), "WARNING"), [ORDERS, STOCK]);
-    // The masters refuse the password, which is wrong, and no warning.
-    let found = Cli::run(&exposed, &["doctor"]).exits(1).stdout();
+    let found = Cli::run(&exposed, &["doctor"]).stdout();
     let lines = found.replace("\n            mend:", " mend:");
     assert_eq!(warned_of(&lines, "encryption"), ALL);
 

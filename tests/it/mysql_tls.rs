@@ -1,6 +1,8 @@
 //! TLS between stocklock and the database servers: each fault is named with what mends it, and
 //! renewed certificates need no restart.
 
+use std::time::Duration;
+
 use sqlx::{Executor as _, MySqlConnection};
 use tempfile::TempDir;
 
@@ -10,15 +12,19 @@ use crate::harness::{
 };
 
 const VALID: Subject = Subject { name: "127.0.0.1", is_expired: false };
-const EXPIRED: Subject = Subject { name: "127.0.0.1", is_expired: true };
 const VERIFIED: &str = "ssl-mode=VERIFY_IDENTITY&ssl-ca={dir}/ca.crt";
 const UNITS: i64 = 1_000_000;
 const PASSWORD: &str = "hush-7";
 const STORES: [&str; 2] = ["STOCKLOCK__ORDER_STORE__URL", "STOCKLOCK__STOCK_STORE__URL"];
 
 /// Accounts whose names say what they want.
-const ACCOUNTS: [(&str, &str); 3] =
-    [("any", ""), ("encrypted", "REQUIRE SSL"), ("certified", "REQUIRE X509")];
+const ACCOUNTS: [(&str, &str); 4] =
+    [("any", ""), ("fresh", ""), ("encrypted", "REQUIRE SSL"), ("certified", "REQUIRE X509")];
+/// The server has no RSA key, so `caching_sha2_password` needs TLS at the first login.
+const WITHOUT_RSA: [&str; 2] = [
+    "--caching-sha2-password-auto-generate-rsa-keys=OFF",
+    "--caching-sha2-password-private-key-path=nowhere.pem",
+];
 
 /// A server with certificates of its own, whose files are in a folder.
 struct Secured {
@@ -42,7 +48,11 @@ impl Secured {
         authority.write_signed(&client, Subject { name: "client", is_expired: false });
         let files = [("ssl-ca", "ca.crt"), ("ssl-cert", "tls.crt"), ("ssl-key", "tls.key")];
         let options = files.map(|(key, file)| format!("--{key}={}", dir.join(file).display()));
-        let server = Server::start(database, &options.each_ref().map(String::as_str)).await;
+        let mut options: Vec<_> = options.iter().map(String::as_str).collect();
+        if database == Database::MySql {
+            options.extend(WITHOUT_RSA);
+        }
+        let server = Server::start(database, &options).await;
         let world = World::on(&server.url(), Strategy::Row).await;
         world.cli(&["setup"]).succeeds();
         world.import(&[("a", UNITS)]);
@@ -155,49 +165,56 @@ async fn each_fault_is_named_with_its_remedy(database: Database) {
     secured.show().exits(2);
 
     secured.use_url("certified", "127.0.0.1", VERIFIED);
-    secured.is_named("Access denied", "one with REQUIRE X509 also ssl-cert and ssl-key").await;
+    secured.is_named("Access denied", "REQUIRE X509 also ssl-cert and ssl-key").await;
     let own = "&ssl-cert={dir}/client/tls.crt&ssl-key={dir}/client/tls.key";
     secured.use_url("certified", "127.0.0.1", &format!("{VERIFIED}{own}"));
     secured.is_usable().await;
 
     secured.use_url("encrypted", "127.0.0.1", "ssl-mode=DISABLED");
-    secured.is_named("Access denied", "REQUIRE SSL needs ssl-mode=VERIFY_IDENTITY").await;
+    secured.is_named("Access denied", "REQUIRE SSL need ssl-mode=VERIFY_IDENTITY").await;
 
     // A session that is open stays as it is.
     let mut admin = secured.admin().await;
     admin.execute("SET GLOBAL require_secure_transport = ON").await.expect("on");
     secured.use_url("any", "127.0.0.1", "ssl-mode=DISABLED");
-    secured.is_named("insecure transport", "takes no connection without TLS").await;
+    let (error, advice) = match database {
+        Database::MySql => ("insecure transport", "takes no connection without TLS"),
+        Database::MariaDb => ("Access denied", "REQUIRE SSL need ssl-mode=VERIFY_IDENTITY"),
+    };
+    secured.is_named(error, advice).await;
     admin.execute("SET GLOBAL require_secure_transport = OFF").await.expect("off");
 
-    secured.authority.write_signed(secured.folder.path(), EXPIRED);
-    secured.reload().await;
     secured.use_url("any", "127.0.0.1", VERIFIED);
+    if database == Database::MySql {
+        secured.use_url("fresh", "127.0.0.1", "ssl-mode=DISABLED");
+        secured.is_named("Access denied", "caching_sha2_password and REQUIRE SSL need").await;
+        secured.use_url("any", "127.0.0.1", VERIFIED);
+        admin.execute("SET GLOBAL tls_version = ''").await.expect("set");
+        let reload = "ALTER INSTANCE RELOAD TLS NO ROLLBACK ON ERROR";
+        admin.execute(reload).await.expect("reloaded");
+        secured.is_named("does not support TLS", "give the server a certificate").await;
+        admin.execute("SET GLOBAL tls_version = 'TLSv1.2,TLSv1.3'").await.expect("set");
+        admin.execute("ALTER INSTANCE RELOAD TLS").await.expect("reloaded");
+    }
+
+    // MySQL takes no certificate that has expired already.
+    secured.authority.write_expiring(secured.folder.path(), VALID.name, Duration::from_secs(10));
+    secured.reload().await;
+    wait_until("the certificate expires", async || !secured.show().is_done()).await;
     secured.is_named("certificate expired", "renew the server's certificate").await;
 }
 
-/// MySQL turns TLS off while it runs. Debian's MariaDB has none unless it gets a certificate.
+/// Debian's MariaDB has no certificate unless it gets one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_without_tls_is_named_with_its_remedy() {
-    let (error, advice) = ("does not support TLS", "give the server a certificate");
-    let mut secured = Secured::start(Database::MySql).await;
-    let mut admin = secured.admin().await;
-    admin.execute("SET GLOBAL tls_version = ''").await.expect("set");
-    admin.execute("ALTER INSTANCE RELOAD TLS").await.expect("reloaded");
-    secured.use_url("any", "127.0.0.1", VERIFIED);
-
-    secured.is_named(error, advice).await;
-
-    // For the end of the world, which drops its databases.
-    admin.execute("SET GLOBAL tls_version = 'TLSv1.2,TLSv1.3'").await.expect("set");
-    admin.execute("ALTER INSTANCE RELOAD TLS").await.expect("reloaded");
-    secured.is_usable().await;
-
-    let plain = World::without_setup(Database::MariaDb, Strategy::Row).await;
-    let url = plain.env[STORES[1]].replace("DISABLED", "REQUIRED");
+async fn a_mariadb_without_tls_is_named_with_its_remedy() {
+    let world = World::without_setup(Database::MariaDb, Strategy::Row).await;
+    let url = world.env[STORES[1]].replace("DISABLED", "REQUIRED");
     let set = format!("stock_store.url={url}");
-    let refused = plain.cli(&["--set", &set, "stock", "show", "a"]).exits(2).stderr();
-    assert!([error, advice].iter().all(|text| refused.contains(text)), "{refused}");
+
+    let refused = world.cli(&["--set", &set, "stock", "show", "a"]).exits(2).stderr();
+
+    let expected = ["does not support TLS", "give the server a certificate"];
+    assert!(expected.iter().all(|text| refused.contains(text)), "{refused}");
 }
 
 async fn renewed_certificates_need_no_restart(database: Database) {

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::{
     advice::{Explained, explain, explain_silence},
-    client::{MasterError, clients, lacks_a_right},
+    client::{MasterClient, MasterError, clients, lacks_a_right},
 };
 use crate::{
     config::{LockConfig, RedisConfig},
@@ -52,7 +52,7 @@ pub(crate) async fn look_at_masters(lock: &LockConfig, redis: &RedisConfig) -> V
         Err(error) => return vec![unusable(&error)],
     };
     let count = masters.len();
-    let looking = masters.into_iter().map(|client| look_at_master(lock, client.current()));
+    let looking = masters.into_iter().map(|client| look_at_master(lock, client));
     let seen = futures::future::join_all(looking).await;
     let mut all = Findings::of("redis", "");
     if count == 1 {
@@ -100,15 +100,17 @@ fn look_for_twins(seen: &[Seen], all: &mut Findings) {
     }
 }
 
-async fn look_at_master(lock: &LockConfig, client: Client) -> Seen {
-    let master = Master::new(&client);
+async fn look_at_master(lock: &LockConfig, client: MasterClient) -> Seen {
+    let current = client.current();
+    let master = Master::new(&current);
     let mut findings = Findings::of("redis", master.address.as_str());
     let mut run_id = None;
     let looked = timeout(LOOK_TIMEOUT, async {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+        let mut connection =
+            current.get_multiplexed_async_connection_with_config(&settings).await?;
         run_id = master.look(lock, &mut connection, &mut findings).await?;
         Ok::<_, RedisError>(())
     });
