@@ -37,7 +37,8 @@ struct Secured {
 }
 
 impl Secured {
-    async fn start(database: Database) -> Self {
+    /// Starts a server with more options than those of its certificates.
+    async fn start(database: Database, more: &[&str]) -> Self {
         let (authority, folder) = (Authority::new(), tempfile::tempdir().expect("a folder"));
         let dir = folder.path();
         authority.write(&dir.join("ca.crt"));
@@ -48,11 +49,8 @@ impl Secured {
         authority.write_signed(&client, Subject { name: "client", is_expired: false });
         let files = [("ssl-ca", "ca.crt"), ("ssl-cert", "tls.crt"), ("ssl-key", "tls.key")];
         let options = files.map(|(key, file)| format!("--{key}={}", dir.join(file).display()));
-        let mut options: Vec<_> = options.iter().map(String::as_str).collect();
-        if database == Database::MySql {
-            options.extend(WITHOUT_RSA);
-        }
-        let server = Server::start(database, &options).await;
+        let options: Vec<_> = options.iter().map(String::as_str).collect();
+        let server = Server::start(database, &[&options, more].concat()).await;
         let world = World::on(&server.url(), Strategy::Row).await;
         world.cli(&["setup"]).succeeds();
         world.import(&[("a", UNITS)]);
@@ -151,7 +149,7 @@ impl Secured {
 }
 
 async fn each_fault_is_named_with_its_remedy(database: Database) {
-    let mut secured = Secured::start(database).await;
+    let mut secured = Secured::start(database, &[]).await;
     secured.use_url("any", "127.0.0.1", VERIFIED);
     secured.is_usable().await;
 
@@ -186,9 +184,6 @@ async fn each_fault_is_named_with_its_remedy(database: Database) {
 
     secured.use_url("any", "127.0.0.1", VERIFIED);
     if database == Database::MySql {
-        secured.use_url("fresh", "127.0.0.1", "ssl-mode=DISABLED");
-        secured.is_named("Access denied", "caching_sha2_password and REQUIRE SSL need").await;
-        secured.use_url("any", "127.0.0.1", VERIFIED);
         admin.execute("SET GLOBAL tls_version = ''").await.expect("set");
         let reload = "ALTER INSTANCE RELOAD TLS NO ROLLBACK ON ERROR";
         admin.execute(reload).await.expect("reloaded");
@@ -218,7 +213,12 @@ async fn a_mariadb_without_tls_is_named_with_its_remedy() {
 }
 
 async fn renewed_certificates_need_no_restart(database: Database) {
-    let mut secured = Secured::start(database).await;
+    let without_rsa = if database == Database::MySql { &WITHOUT_RSA[..] } else { &[] };
+    let mut secured = Secured::start(database, without_rsa).await;
+    if database == Database::MySql {
+        secured.use_url("fresh", "127.0.0.1", "ssl-mode=DISABLED");
+        secured.is_named("Access denied", "caching_sha2_password and REQUIRE SSL need").await;
+    }
     let dir = secured.folder.path().to_owned();
     let trust = |authorities: &[&Authority]| Authority::write_all(authorities, &dir.join("ca.crt"));
     let own = "&ssl-cert={dir}/client/tls.crt&ssl-key={dir}/client/tls.key";
