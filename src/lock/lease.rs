@@ -69,7 +69,8 @@ impl JobLease {
     fn masters(&self) -> LockManager {
         let mut masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
         // Each client is renewed, also behind one that was.
-        if self.clients.iter().fold(false, |is_any, client| client.renew() || is_any) {
+        let renewed: Vec<_> = self.clients.iter().map(MasterClient::renew).collect();
+        if renewed.contains(&true) {
             *masters = manager(&self.clients);
         }
         masters.clone()

@@ -114,10 +114,11 @@ async fn look_at_master(lock: &LockConfig, client: MasterClient) -> Seen {
         run_id = master.look(lock, &mut connection, &mut findings).await?;
         Ok::<_, RedisError>(())
     });
-    let fails = |findings: &mut Findings, Explained { text, advice, .. }| match advice {
-        // The master answers, so more is known than that it is unreachable.
-        Some(advice) => findings.wrong(Check::Encryption, text, Remedy::Advice(advice)),
-        None => {
+    let fails = |findings: &mut Findings, Explained { text, advice, .. }| {
+        // A master that answers is not unreachable.
+        if let Some(advice) = advice {
+            findings.wrong(Check::Encryption, text, Remedy::Advice(advice));
+        } else {
             let advice = "start the master, or correct its address in redis.urls";
             findings.unreachable(text, Remedy::Advice(advice.into()));
         }

@@ -143,16 +143,13 @@ fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
     let text = error.to_string();
     let advice = advice(error);
     let Some(raised) = raised_by_server(error) else {
-        match advice {
-            // The server answers, so more is known than that it is unreachable.
-            Some(advice) => {
-                let advice = Remedy::Advice(format!("{setting}: {advice}"));
-                findings.wrong(Check::Encryption, text, advice);
-            }
-            None => {
-                let advice = format!("start the server, or correct the address of {setting}");
-                findings.unreachable(text, Remedy::Advice(advice));
-            }
+        // A server that answers is not unreachable.
+        if let Some(advice) = advice {
+            let advice = Remedy::Advice(format!("{setting}: {advice}"));
+            findings.wrong(Check::Encryption, text, advice);
+        } else {
+            let advice = format!("start the server, or correct the address of {setting}");
+            findings.unreachable(text, Remedy::Advice(advice));
         }
         return;
     };

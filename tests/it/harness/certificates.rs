@@ -11,6 +11,9 @@ use rcgen::{
     KeyUsagePurpose, date_time_ymd,
 };
 
+/// How many authorities there are. Each has a name of its own, by which OpenSSL finds an issuer.
+static AUTHORITIES: AtomicUsize = AtomicUsize::new(0);
+
 /// An authority. Its certificate is a file.
 pub(crate) struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
@@ -28,9 +31,7 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        // OpenSSL finds an issuer by its name alone.
-        static COUNT: AtomicUsize = AtomicUsize::new(0);
-        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        let number = AUTHORITIES.fetch_add(1, Ordering::Relaxed);
         params.distinguished_name = named(&format!("authority {number}"));
         let key = KeyPair::generate().expect("a key");
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a certificate") }
