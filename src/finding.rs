@@ -26,6 +26,7 @@ checks! {
     Login => "login",
     Clock => "clock",
     Version => "version",
+    Encryption => "encryption",
     // The stores.
     Database => "database",
     Writable => "writable",

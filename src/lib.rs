@@ -31,6 +31,7 @@
 //! | 2 | `watched_files`, `log_limiter` | files that change; log lines at a limited rate | |
 //! | 2 | [`error_text`], `new_ids` | errors with their causes; new order ids | |
 //! | 2 | `finding` | what a look at a dependency finds, for `stocklock doctor` | |
+//! | 2 | `tls_advice`, `pem` | what mends a failure of TLS; files of certificates and keys | |
 //! | 1 | [`domain`] | orders, quantities, states, decisions: pure | |
 //!
 //! # Invariants of the data
@@ -80,6 +81,7 @@ pub mod lifecycle;
 pub mod lock;
 mod log_limiter;
 mod new_ids;
+mod pem;
 #[cfg(test)]
 mod reader_fuzz;
 #[cfg(test)]
@@ -89,6 +91,7 @@ pub mod relay;
 pub mod retention;
 pub mod store;
 pub mod telemetry;
+mod tls_advice;
 mod verify;
 mod watched_files;
 pub mod wire;

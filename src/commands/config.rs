@@ -1,4 +1,4 @@
-use std::{fs::File, path::PathBuf};
+use std::{fs, fs::File, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -9,10 +9,11 @@ use super::{
     process::{self, Codecs},
 };
 use crate::{
-    config::{Config, ConfigError, KEYS, Key, Layers, LockStrategy, SecretUrl},
+    config::{Config, ConfigError, InsecureConnection, KEYS, Key, Layers, LockStrategy, SecretUrl},
     error_text,
     kafka::Producer,
     lock::{Lease, Locks},
+    pem,
 };
 
 #[derive(Debug, Args)]
@@ -26,11 +27,19 @@ pub(super) fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer 
     if !args.check {
         show(layers, output);
     }
+    let mut warnings = Vec::new();
     let errors = match Config::resolve(layers) {
         Err(ConfigError(errors)) => errors,
-        Ok(config) if args.check => refused_at_start(config),
+        Ok(config) if args.check => {
+            let insecure = config.insecure_connections();
+            warnings.extend(insecure.iter().map(InsecureConnection::to_string));
+            refused_at_start(config)
+        }
         Ok(_) => Vec::new(),
     };
+    for warning in &warnings {
+        eprintln!("WARNING: {warning}");
+    }
     if !errors.is_empty() {
         match output {
             Output::Text => errors.iter().for_each(|error| eprintln!("{error}")),
@@ -40,7 +49,7 @@ pub(super) fn run(args: &ConfigArgs, layers: &Layers, output: Output) -> Answer 
     }
     match (args.check, output) {
         (true, Output::Text) => println!("the configuration is valid"),
-        (true, Output::Json) => println!("{}", json!({"valid": true})),
+        (true, Output::Json) => println!("{}", json!({"valid": true, "warnings": warnings})),
         (false, _) => {}
     }
     Answer::Done
@@ -81,6 +90,8 @@ struct NamedFile {
     /// The key, or the section of a URL.
     setting: String,
     path: PathBuf,
+    /// Kafka's client also takes folders, and files of other formats.
+    is_pem: bool,
 }
 
 /// The files that clients read only when they connect.
@@ -91,21 +102,34 @@ fn named_files(config: &Config) -> Vec<NamedFile> {
         // "probe" is not a file: librdkafka then looks for the system's authorities itself.
         if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
             let setting = format!("kafka.{}", name.replace('.', "_"));
-            files.push(NamedFile { setting, path: file.into() });
+            files.push(NamedFile { setting, path: file.into(), is_pem: false });
         }
     }
     for (section, store) in
         [("order_store", &config.order_store), ("stock_store", &config.stock_store)]
     {
         let paths = store.tls_files().into_iter();
-        files.extend(paths.map(|path| NamedFile { setting: section.to_owned(), path }));
+        files.extend(paths.map(|path| NamedFile {
+            setting: section.to_owned(),
+            path,
+            is_pem: true,
+        }));
     }
     files
 }
 
-fn check_readable(NamedFile { setting, path }: NamedFile) -> anyhow::Result<()> {
-    let opened = File::open(&path).map(drop);
-    opened.with_context(|| format!("{setting}: cannot open {}", path.display()))
+fn check_readable(NamedFile { setting, path, is_pem }: NamedFile) -> anyhow::Result<()> {
+    let cannot_open = || format!("{setting}: cannot open {}", path.display());
+    if !is_pem {
+        return File::open(&path).map(drop).with_context(cannot_open);
+    }
+    let content = fs::read(&path).with_context(cannot_open)?;
+    anyhow::ensure!(
+        pem::has_section(&content),
+        "{setting}: {} is no PEM file: it lacks the text -----BEGIN",
+        path.display()
+    );
+    Ok(())
 }
 
 fn show(layers: &Layers, output: Output) {

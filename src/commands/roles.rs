@@ -24,7 +24,7 @@ use super::{
     process::{self, Codecs, SchemaRegistry},
 };
 use crate::{
-    config::{Config, ConfigError, Layers, TracesSettings},
+    config::{Config, ConfigError, InsecureConnection, Layers, TracesSettings},
     error_text,
     kafka::{Consumer, DeadLetters, Producer, topic_names},
     lifecycle::Shutdown,
@@ -84,6 +84,7 @@ pub(super) async fn run(
             .check_listeners()
             .map_err(|ConfigError(errors)| super::wrong_configuration(errors))?;
     }
+    warn_of_insecure_connections(&config, roles);
     let (shared, span_export) = SharedParts::new(config, roles)?;
     let health = shared.health.clone();
     shared.shutdown.enforce(shared.config.stop.deadline, move || health.not_ready());
@@ -139,6 +140,25 @@ pub(super) async fn run(
         );
     }
     failed.map_or(Ok(Answer::Done), Err)
+}
+
+/// Logs each connection of the roles that nobody protects, once.
+fn warn_of_insecure_connections(config: &Config, roles: &[Role]) {
+    for insecure in config.insecure_connections() {
+        let InsecureConnection { section, key, server, risk, remedy } = insecure;
+        let users: &[Role] = match key {
+            "order_store.url" => &[Role::Ingest, Role::Compensator],
+            "stock_store.url" => &[Role::Ingest, Role::Worker],
+            // Locks, and the leases of retention.
+            "redis.urls" => &[Role::Worker, Role::Compensator],
+            // The roles do not use `migrate_url`.
+            _ => &[],
+        };
+        if roles.iter().any(|role| users.contains(role)) {
+            let silence = format!("{section}.insecure_tls = true");
+            tracing::warn!(key, %server, risk, remedy, silence, "insecure connection");
+        }
+    }
 }
 
 /// Starts to send spans, if the environment names a collector.

@@ -16,6 +16,10 @@ use crate::{
 ///
 /// Answers `No` if the registry has an incompatible schema for a topic.
 pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answer> {
+    let insecure = insecure_stores(config);
+    for warning in &insecure {
+        eprintln!("WARNING: {warning}");
+    }
     let (orders, stock) = (&config.order_store.migrate_url, &config.stock_store.migrate_url);
     migrate_order_store(orders).await.with_context(|| format!("order store, {orders}"))?;
     migrate_stock_store(stock).await.with_context(|| format!("stock store, {stock}"))?;
@@ -36,6 +40,7 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
     for warning in &warnings {
         eprintln!("WARNING: {warning}");
     }
+    warnings.splice(0..0, insecure);
     let is_compatible = !schemas.iter().any(SubjectReport::is_incompatible);
     let answer = if is_compatible { Answer::Done } else { Answer::No };
     if output == Output::Json {
@@ -77,6 +82,12 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
         println!("schema {subject:23} {what}");
     }
     Ok(answer)
+}
+
+/// Warnings of connections to the stores that nobody protects. `setup` does not use Redis.
+fn insecure_stores(config: &Config) -> Vec<String> {
+    let connections = config.insecure_connections().into_iter();
+    connections.filter(|it| it.section != "redis").map(|it| it.to_string()).collect()
 }
 
 /// What was done with the schema of a topic.

@@ -11,10 +11,11 @@ use std::{
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
-use super::{Allowed, ListenConfig, SecretUrl};
+use super::{Allowed, ListenConfig, SecretUrl, insecure::mysql_ssl_mode};
+use crate::pem;
 
 const MAX_TOPIC_BYTES: usize = 249;
-const REDIS_PORT: u16 = 6379;
+pub(super) const REDIS_PORT: u16 = 6379;
 const MYSQL_PARAMETERS: &str = "ssl-mode, ssl-ca, ssl-cert, ssl-key, charset, collation, \
                                 statement-cache-capacity, socket, timezone";
 
@@ -94,6 +95,9 @@ pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
     if database.is_empty() || database.contains('/') {
         return Err("expected one database: mysql://USER:PASSWORD@HOST:PORT/DATABASE".to_owned());
     }
+    if (has("ssl-cert") || has("sslcert")) != (has("ssl-key") || has("sslkey")) {
+        return Err("expected ssl-cert and ssl-key together, or neither".to_owned());
+    }
     for (name, value) in url.query_pairs() {
         match &*name {
             "sslmode" | "ssl-mode" => {
@@ -117,16 +121,14 @@ pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {
 pub(super) fn mysql_files(url: &SecretUrl) -> Vec<PathBuf> {
     let Ok(url) = Url::parse(url.expose()) else { return Vec::new() };
     let pairs: Vec<_> = url.query_pairs().collect();
-    let is = |name: &str, names: &[&str]| names.contains(&name);
-    let mode = pairs.iter().rfind(|(name, _)| is(name, &["sslmode", "ssl-mode"]));
-    if mode.is_some_and(|(_, mode)| mode.eq_ignore_ascii_case("DISABLED")) {
+    if mysql_ssl_mode(&url).as_deref() == Some("DISABLED") {
         return Vec::new();
     }
     let names = ["sslca", "ssl-ca", "sslcert", "ssl-cert", "sslkey", "ssl-key"];
     // The client accepts PEM text in the place of a file.
     let files = pairs
         .iter()
-        .filter(|(name, value)| is(name, &names) && !value.trim().starts_with("-----BEGIN"));
+        .filter(|(name, value)| names.contains(&&**name) && !pem::has_section(value.as_bytes()));
     files.map(|(_, file)| PathBuf::from(&**file)).collect()
 }
 

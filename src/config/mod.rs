@@ -9,6 +9,7 @@
 //! | `layers` | gathers the texts that are set, with their origin |
 //! | `values` | reads one key, and gathers errors |
 //! | `formats`, `choices`, `secret_url` | parse the forms of values |
+//! | `insecure` | finds connections that others could read or divert |
 //! | `access` | reads who may use the HTTP API, and how much |
 //! | `sections` | reads sections whose keys depend on each other |
 //! | `traces` | reads the variables of OpenTelemetry |
@@ -18,6 +19,7 @@ mod choices;
 mod formats;
 #[cfg(test)]
 mod fuzz;
+mod insecure;
 mod keys;
 mod layers;
 mod reader_version;
@@ -37,6 +39,7 @@ pub(crate) use access::{
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
 pub(crate) use formats::log_level;
+pub(crate) use insecure::InsecureConnection;
 pub use keys::KEYS;
 pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
@@ -140,6 +143,8 @@ pub struct StoreConfig {
     /// The URL for `setup`, whose user may alter tables.
     pub migrate_url: SecretUrl,
     pub pool_max: u32,
+    /// Whether a connection that nobody protects is meant, and is not warned of.
+    pub(crate) insecure_tls: bool,
 }
 
 impl KafkaConfig {
@@ -173,6 +178,8 @@ pub struct RedisConfig {
     /// The authorities that sign the masters' certificates; `None`: those of the system.
     pub(crate) ssl_ca: Option<PathBuf>,
     pub(crate) ssl_client: Option<ClientFiles>,
+    /// Whether a password without TLS is meant, and is not warned of.
+    pub(crate) insecure_tls: bool,
 }
 
 /// The files of a client's certificate and of its private key.
@@ -267,16 +274,18 @@ impl Config {
         let lock = lock(&mut values);
         let config = Self {
             kafka: kafka(&mut values, groups.workers),
-            order_store: values.store(
+            order_store: values.store([
                 "order_store.url",
                 "order_store.migrate_url",
                 "order_store.pool_max",
-            ),
-            stock_store: values.store(
+                "order_store.insecure_tls",
+            ]),
+            stock_store: values.store([
                 "stock_store.url",
                 "stock_store.migrate_url",
                 "stock_store.pool_max",
-            ),
+                "stock_store.insecure_tls",
+            ]),
             redis: values.redis(),
             lock,
             worker: WorkerConfig {

@@ -17,13 +17,15 @@ pub(super) struct Groups {
 }
 
 impl Values<'_> {
-    /// Reads the keys `url`, `migrate_url` and `pool_max` of a store.
-    pub(super) fn store(&mut self, url: &str, migrate_url: &str, pool_max: &str) -> StoreConfig {
+    /// Reads the keys `url`, `migrate_url`, `pool_max` and `insecure_tls` of a store.
+    pub(super) fn store(&mut self, keys: [&str; 4]) -> StoreConfig {
+        let [url, migrate_url, pool_max, insecure_tls] = keys;
         let url = self.read(url, formats::mysql_url);
         let or_url =
             |text: &str| if text.is_empty() { Ok(url.clone()) } else { formats::mysql_url(text) };
         let migrate_url = self.read(migrate_url, or_url);
-        StoreConfig { url, migrate_url, pool_max: self.number(pool_max) }
+        let (pool_max, insecure_tls) = (self.number(pool_max), self.flag(insecure_tls));
+        StoreConfig { url, migrate_url, pool_max, insecure_tls }
     }
 
     /// Refuses a topic that has two purposes.
@@ -155,6 +157,7 @@ impl Values<'_> {
                 certificate: certificate.into(),
                 key: key.into(),
             }),
+            insecure_tls: self.flag("redis.insecure_tls"),
         }
     }
 

@@ -1,9 +1,12 @@
-use std::time::Duration;
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use rslock::{Lock, LockManager};
 use tokio::time::timeout;
 
-use super::client::{MasterError, clients};
+use super::client::{MasterClient, MasterError, clients};
 use crate::config::{LockConfig, LockStrategy, RedisConfig};
 
 /// Lets one process at a time do a job, as far as Redis can.
@@ -14,11 +17,17 @@ use crate::config::{LockConfig, LockStrategy, RedisConfig};
 pub enum Lease {
     /// Under `row` there is no Redis: every process does the job.
     None,
-    Redlock {
-        masters: LockManager,
-        key: String,
-        ttl: Duration,
-    },
+    Redlock(JobLease),
+}
+
+/// What a lease on one job needs of the masters.
+#[derive(Debug, Clone)]
+pub struct JobLease {
+    clients: Vec<MasterClient>,
+    /// Of the clients as they were opened last.
+    masters: Arc<Mutex<LockManager>>,
+    key: String,
+    ttl: Duration,
 }
 
 impl Lease {
@@ -30,11 +39,11 @@ impl Lease {
         match lock.strategy {
             LockStrategy::Row => Ok(Self::None),
             LockStrategy::Redlock => {
-                let mut masters = LockManager::from_clients(clients(redis)?);
-                masters.set_retry(1, Duration::from_millis(1));
+                let clients = clients(redis)?;
+                let masters = Arc::new(Mutex::new(manager(&clients)));
                 // No product id has a space in it, so this is the key of no product.
                 let key = format!("{}job {job}", lock.prefix);
-                Ok(Self::Redlock { masters, key, ttl: lock.ttl })
+                Ok(Self::Redlock(JobLease { clients, masters, key, ttl: lock.ttl }))
             }
         }
     }
@@ -44,7 +53,7 @@ impl Lease {
     pub async fn hold<T>(&self, job: impl Future<Output = T>) -> Option<T> {
         let (masters, key, ttl) = match self {
             Self::None => return Some(job.await),
-            Self::Redlock { masters, key, ttl } => (masters, key, *ttl),
+            Self::Redlock(job) => (job.masters(), &job.key, job.ttl),
         };
         let lock: Lock = timeout(ttl, masters.lock(key.as_str(), ttl)).await.ok()?.ok()?;
         let done = job.await;
@@ -53,4 +62,24 @@ impl Lease {
         }
         Some(done)
     }
+}
+
+impl JobLease {
+    /// The masters with the certificates that the files have now.
+    fn masters(&self) -> LockManager {
+        let mut masters = self.masters.lock().unwrap_or_else(PoisonError::into_inner);
+        // Each client is renewed, also behind one that was.
+        let renewed: Vec<_> = self.clients.iter().map(MasterClient::renew).collect();
+        if renewed.contains(&true) {
+            *masters = manager(&self.clients);
+        }
+        masters.clone()
+    }
+}
+
+fn manager(clients: &[MasterClient]) -> LockManager {
+    let mut masters =
+        LockManager::from_clients(clients.iter().map(MasterClient::current).collect());
+    masters.set_retry(1, Duration::from_millis(1));
+    masters
 }

@@ -10,7 +10,7 @@ use std::{
 };
 
 use redis::{
-    Client, FromRedisValue, RedisError, RedisResult, Script,
+    FromRedisValue, RedisError, RedisResult, Script,
     aio::{ConnectionManager, ConnectionManagerConfig},
 };
 use tokio::{
@@ -19,7 +19,8 @@ use tokio::{
 };
 
 use super::{
-    client::{BROKEN_AFTER, lacks_a_right},
+    advice::explain,
+    client::{BROKEN_AFTER, MasterClient, lacks_a_right},
     scripts::{ClaimAnswer, EXTEND, LOCK, PEEK, UNLOCK},
 };
 
@@ -61,7 +62,7 @@ pub(super) enum QueuePlaces {
 /// One of the independent Redis servers.
 #[derive(Debug, Clone)]
 pub(super) struct Master {
-    client: Client,
+    client: MasterClient,
     settings: ConnectionManagerConfig,
     connection: Arc<Mutex<ConnectionManager>>,
     /// The number of claims that the master may or may not have granted. As long as there are any,
@@ -75,13 +76,14 @@ pub(super) struct Master {
 
 impl Master {
     /// Connects to nothing yet. Fails if the client's URL is not usable.
-    pub(super) fn new(client: &Client, node_timeout: Duration) -> RedisResult<Self> {
+    pub(super) fn new(client: &MasterClient, node_timeout: Duration) -> RedisResult<Self> {
         let broken_after = BROKEN_AFTER.max(node_timeout);
         let settings = ConnectionManagerConfig::new()
             .set_number_of_retries(0)
             .set_connection_timeout(Some(broken_after))
             .set_response_timeout(Some(broken_after));
-        let connection = ConnectionManager::new_lazy_with_config(client.clone(), settings.clone())?;
+        let connection =
+            ConnectionManager::new_lazy_with_config(client.current(), settings.clone())?;
         let connection = Arc::new(Mutex::new(connection));
         Ok(Self {
             client: client.clone(),
@@ -158,7 +160,8 @@ impl Master {
     }
 
     fn reconnect(&self) {
-        match ConnectionManager::new_lazy_with_config(self.client.clone(), self.settings.clone()) {
+        match ConnectionManager::new_lazy_with_config(self.client.current(), self.settings.clone())
+        {
             Ok(connection) => {
                 *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = connection;
             }
@@ -282,14 +285,19 @@ impl Master {
     fn log_failure(&self, error: &RedisError) {
         // A missing right has its own warning.
         if !lacks_a_right(error) && !self.is_failing.swap(true, Ordering::SeqCst) {
-            let master = self.client.get_connection_info().addr();
-            tracing::warn!(%master, %error, "a Redis master does not lock keys");
+            let (client, error) = (self.client.clone(), error.clone());
+            // A look at the port takes time, and the caller has none.
+            tokio::spawn(async move {
+                let master = client.address();
+                let error = explain(&client, &error).await;
+                tracing::warn!(%master, %error, "a Redis master does not lock keys");
+            });
         }
     }
 
     fn log_recovery(&self) {
         if self.is_failing.swap(false, Ordering::SeqCst) {
-            let master = self.client.get_connection_info().addr();
+            let master = self.client.address();
             tracing::info!(%master, "a Redis master locks keys again");
         }
     }
@@ -297,7 +305,7 @@ impl Master {
     /// Logs once for each command. `error` begins with the command and a colon.
     fn log_missing_right(&self, error: &str) {
         if self.is_first_warning(error.split(':').next().unwrap_or_default()) {
-            let master = self.client.get_connection_info().addr();
+            let master = self.client.address();
             tracing::warn!(
                 %master,
                 error,
@@ -308,7 +316,7 @@ impl Master {
 
     fn log_same_server(&self) {
         if self.is_first_warning("same server") {
-            let master = self.client.get_connection_info().addr();
+            let master = self.client.address();
             tracing::error!(
                 %master,
                 "two URLs of redis.urls name one Redis server, which then has one vote"

@@ -13,12 +13,14 @@
 //! | `queue_notices.rs` | receives the notice that this lane is first in the queue of a key |
 //! | `master.rs` | sends claims to one master, and cleans up those whose end is unknown |
 //! | `scripts.rs` | the Lua scripts that the masters run |
-//! | `client.rs` | opens the clients, with TLS |
+//! | `client.rs` | opens the clients, with TLS; again when files of certificates change |
+//! | `advice.rs` | what mends a failure of TLS or of the login |
 //! | `lease.rs` | a lease on a job that one process at a time does |
 //! | `probe.rs` | tries whether a majority can lock, for `/readyz` |
 //! | `look.rs` | looks at the masters, for `stocklock doctor` |
 //! | `survey.rs` | finds keys that outlive the TTL, for `stocklock verify` |
 
+mod advice;
 mod client;
 mod held_keys;
 mod lease;

@@ -7,7 +7,10 @@ use prometheus::IntGauge;
 use redis::{AsyncConnectionConfig, Client, RedisResult, Script, aio::MultiplexedConnection};
 use tokio::{sync::Mutex, time::timeout};
 
-use super::client::{MasterError, clients};
+use super::{
+    advice::{explain, explain_silence},
+    client::{MasterClient, MasterError, clients},
+};
 use crate::{
     config::{LockConfig, RedisConfig},
     telemetry::{Lack, Metrics},
@@ -35,7 +38,7 @@ pub(crate) struct MastersProbe {
 #[derive(Debug)]
 struct ProbedMaster {
     address: String,
-    client: Client,
+    client: MasterClient,
     /// `None` before the first attempt and after a failure.
     connection: Mutex<Option<MultiplexedConnection>>,
     up: IntGauge,
@@ -52,7 +55,7 @@ impl MastersProbe {
         metrics: &Metrics,
     ) -> Result<Self, MasterError> {
         let masters = clients(redis)?.into_iter().map(|client| {
-            let address = client.get_connection_info().addr().to_string();
+            let address = client.address().to_string();
             let up = metrics.redis_master_up.with_label_values(&[&address]);
             ProbedMaster { address, client, connection: Mutex::default(), up }
         });
@@ -84,41 +87,36 @@ impl MastersProbe {
 impl ProbedMaster {
     async fn attempt(&self, key: &str) -> Result<(), Lack> {
         let mut connection = self.connection.lock().await;
-        let tried = timeout(ANSWER_TIMEOUT * 2, self.lock_and_unlock(&mut connection, key)).await;
+        let client = self.client.current();
+        let trying = lock_and_unlock(&client, &mut connection, key);
+        let tried = timeout(ANSWER_TIMEOUT * 2, trying).await;
         let is_up = matches!(tried, Ok(Ok(())));
         self.up.set(i64::from(is_up));
         if !is_up {
             *connection = None;
         }
-        match tried {
-            Ok(Ok(())) => Ok(()),
-            Ok(Err(error)) => {
-                let why = format!("{}: {error}", self.address);
-                // Only an error that the server sent has a code.
-                Err(if error.code().is_some() {
-                    Lack::refused(why)
-                } else {
-                    Lack::unreachable(why)
-                })
-            }
-            Err(_) => Err(Lack::unreachable(format!("{}: no answer", self.address))),
-        }
-    }
-
-    async fn lock_and_unlock(
-        &self,
-        connection: &mut Option<MultiplexedConnection>,
-        key: &str,
-    ) -> RedisResult<()> {
-        let connection = if let Some(connection) = connection {
-            connection
-        } else {
-            let settings = AsyncConnectionConfig::new()
-                .set_connection_timeout(Some(ANSWER_TIMEOUT))
-                .set_response_timeout(Some(ANSWER_TIMEOUT));
-            connection
-                .insert(self.client.get_multiplexed_async_connection_with_config(&settings).await?)
+        let explained = match tried {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(error)) => explain(&self.client, &error).await,
+            Err(_) => explain_silence(&self.client, "no answer".to_owned()).await,
         };
-        LOCK_AND_UNLOCK.key(key).arg("probe").invoke_async(connection).await
+        let why = format!("{}: {explained}", self.address);
+        Err(Lack { why, is_refusal: explained.is_refusal })
     }
+}
+
+async fn lock_and_unlock(
+    client: &Client,
+    connection: &mut Option<MultiplexedConnection>,
+    key: &str,
+) -> RedisResult<()> {
+    let connection = if let Some(connection) = connection {
+        connection
+    } else {
+        let settings = AsyncConnectionConfig::new()
+            .set_connection_timeout(Some(ANSWER_TIMEOUT))
+            .set_response_timeout(Some(ANSWER_TIMEOUT));
+        connection.insert(client.get_multiplexed_async_connection_with_config(&settings).await?)
+    };
+    LOCK_AND_UNLOCK.key(key).arg("probe").invoke_async(connection).await
 }

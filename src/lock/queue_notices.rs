@@ -11,7 +11,10 @@ use tokio::{
     time::{error::Elapsed, sleep, timeout},
 };
 
-use super::{client::lacks_a_right, scripts::NOTICE_CHANNEL};
+use super::{
+    client::{MasterClient, lacks_a_right},
+    scripts::NOTICE_CHANNEL,
+};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const RECONNECT_DELAY: Duration = Duration::from_secs(1);
@@ -23,7 +26,7 @@ const MAX_SILENCE: Duration = Duration::from_secs(60);
 /// A notice may be lost. So the caller never waits for a notice alone.
 #[derive(Debug)]
 pub(super) struct QueueNotices {
-    clients: Vec<Client>,
+    clients: Vec<MasterClient>,
     channel: String,
     /// The lane's name in the queues.
     waiter: Arc<str>,
@@ -34,7 +37,7 @@ pub(super) struct QueueNotices {
 
 impl QueueNotices {
     /// `prefix` is `lock.prefix`. Connects to nothing yet.
-    pub(super) fn new(clients: Vec<Client>, prefix: &str, waiter: Arc<str>) -> Self {
+    pub(super) fn new(clients: Vec<MasterClient>, prefix: &str, waiter: Arc<str>) -> Self {
         let channel = format!("{prefix}{NOTICE_CHANNEL}");
         Self { clients, channel, waiter, received: Arc::default(), listeners: OnceLock::new() }
     }
@@ -62,15 +65,17 @@ impl QueueNotices {
 }
 
 /// Subscribes again after each failure. Warns once if the Redis user may not subscribe.
-async fn listen_always(client: &Client, channel: &str, waiter: &str, received: &Notify) {
+async fn listen_always(client: &MasterClient, channel: &str, waiter: &str, received: &Notify) {
     let mut has_warned = false;
     loop {
-        let Err(error) = listen(client, channel, waiter, received).await else { continue };
+        let Err(error) = listen(&client.current(), channel, waiter, received).await else {
+            continue;
+        };
         let lacks_the_right =
             matches!(&error, SubscriptionError::Redis(error) if lacks_a_right(error));
         if lacks_the_right && !has_warned {
             has_warned = true;
-            let master = client.get_connection_info().addr();
+            let master = client.address();
             tracing::warn!(
                 %master, error = %format!("SUBSCRIBE: {error} ({channel})"),
                 "the Redis user lacks a right; docs/locking.md lists the rights"

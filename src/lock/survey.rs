@@ -3,7 +3,10 @@ use std::time::Duration;
 use redis::{AsyncConnectionConfig, Client, RedisResult};
 use tokio::time::timeout;
 
-use super::client::{MasterError, clients};
+use super::{
+    advice::explain,
+    client::{MasterError, clients},
+};
 use crate::config::{LockConfig, RedisConfig};
 
 /// How many keys a master looks at in one step of a scan.
@@ -31,11 +34,16 @@ pub async fn overlong_keys(
 ) -> Result<Vec<OverlongKey>, MasterError> {
     let mut overlong = Vec::new();
     for (master, (client, url)) in clients(redis)?.into_iter().zip(&redis.urls).enumerate() {
-        let found = timeout(SURVEY_TIMEOUT, survey(&client, master, lock))
+        let found = timeout(SURVEY_TIMEOUT, survey(&client.current(), master, lock))
             .await
-            .map_err(|_| MasterError::Silent { url: url.clone(), limit: SURVEY_TIMEOUT })?
-            .map_err(|source| MasterError::Failed { url: url.clone(), source })?;
-        overlong.extend(found);
+            .map_err(|_| MasterError::Silent { url: url.clone(), limit: SURVEY_TIMEOUT })?;
+        match found {
+            Ok(found) => overlong.extend(found),
+            Err(source) => {
+                let text = explain(&client, &source).await.to_string();
+                return Err(MasterError::Failed { url: url.clone(), text, source });
+            }
+        }
     }
     Ok(overlong)
 }

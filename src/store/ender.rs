@@ -9,7 +9,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::sessions::{EndingFailure, PooledSession, SessionPool};
+use super::{
+    sessions::{EndingFailure, PooledSession, SessionPool},
+    tls_advice::Advised,
+};
 
 /// The longest time for one pass over the sessions.
 const PASS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -62,7 +65,7 @@ impl Ender {
             let Some(pool) = pool.upgrade() else { return };
             let failure = match timeout(PASS_TIMEOUT, self.pass(&mut open, &pool)).await {
                 Ok(Ok(())) => None,
-                Ok(Err(error)) => Some(error.to_string()),
+                Ok(Err(error)) => Some(Advised(&error).to_string()),
                 Err(_) => {
                     Some(format!("no answer within {}", humantime::format_duration(PASS_TIMEOUT)))
                 }

@@ -8,6 +8,7 @@ use std::{collections::BTreeSet, time::Duration};
 use humantime::format_duration;
 use sqlx::{migrate::MigrateError, mysql::MySqlDatabaseError};
 
+use super::tls_advice::Advised;
 use crate::domain::{Invalid, OrderId, ProductId};
 
 /// Why a store did not do its work. The variant says what the caller does next.
@@ -83,7 +84,7 @@ pub enum Conflict {
 pub enum Outage {
     /// An error of the server or of the connection. All errors that are not known to be about the
     /// data are among these.
-    #[error(transparent)]
+    #[error("{}", Advised(.0))]
     Server(#[from] sqlx::Error),
     #[error("{server}: {source}")]
     NoSession { server: String, source: NoSession },
@@ -105,7 +106,7 @@ pub enum Outage {
 /// Why the pool has no session for the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum NoSession {
-    #[error(transparent)]
+    #[error("{}", Advised(.0))]
     Server(#[from] sqlx::Error),
     #[error("no answer within {}", format_duration(*.0))]
     NoAnswer(Duration),

@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `database`, `sessions`, `session`, `in_use`, `ender`, `limits` | sessions of a server |
 //! | `transaction` | runs a transaction: named, measured, repeated after a conflict |
-//! | `error` | what a failure means to the caller |
+//! | `error`, `tls_advice` | what a failure means to the caller, and to a person |
 //! | `rows` | domain values ↔ columns and parameters |
 //! | `placement`, `place`, `idempotency` | new orders, and repeated requests |
 //! | `orders`, `outbox`, `pending`, `releases`, `holds`, `announcements` | the order store |
@@ -56,6 +56,7 @@ mod statuses;
 mod stock;
 #[cfg(test)]
 pub(crate) mod tables;
+mod tls_advice;
 mod transaction;
 mod verify;
 

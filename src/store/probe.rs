@@ -6,7 +6,10 @@ use sqlx::{Executor as _, mysql::MySqlDatabaseError};
 use tokio::time::timeout;
 
 use super::{
-    Database, OrderStore, StockStore, database::STATEMENT_DEADLINE, error::raised_by_server,
+    Database, OrderStore, StockStore,
+    database::STATEMENT_DEADLINE,
+    error::raised_by_server,
+    tls_advice::{Advised, is_failure_of_tls},
     transaction::TransactionName,
 };
 use crate::telemetry::Lack;
@@ -197,12 +200,13 @@ impl ProbeFailure {
         Self { why: error.to_string(), is_refusal: false }
     }
 
-    /// Errors of the SQLSTATE classes 28 and 42 are refusals.
+    /// Errors of the SQLSTATE classes 28 and 42 are refusals, and failures of TLS are.
     fn of_statement(error: &sqlx::Error) -> Self {
         let raised = raised_by_server(error);
         let state = raised.and_then(MySqlDatabaseError::code).unwrap_or_default();
-        let is_refusal = state.starts_with("28") || state.starts_with("42");
-        Self { why: error.to_string(), is_refusal }
+        let is_refusal =
+            state.starts_with("28") || state.starts_with("42") || is_failure_of_tls(error);
+        Self { why: Advised(error).to_string(), is_refusal }
     }
 }
 

@@ -21,6 +21,8 @@ const FLOORS: [&[&str]; 5] = [
         "lifecycle",
         "log_limiter",
         "new_ids",
+        "pem",
+        "tls_advice",
         "watched_files",
     ],
     &["kafka", "lock", "registry", "store", "telemetry", "wire"],
@@ -34,7 +36,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
-    ("rustls::", &["lock/", "http/"]),
+    ("rustls::", &["lock/", "http/", "tls_advice.rs"]),
     ("opentelemetry", &["telemetry/traces/"]),
     ("axum", &["ingest/", "telemetry/", "http/"]),
     (

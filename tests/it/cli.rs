@@ -298,7 +298,7 @@ fn a_wrong_configuration_is_reported_key_by_key_and_no_command_runs() {
 }
 
 #[test]
-fn config_check_refuses_every_file_that_is_missing() {
+fn config_check_refuses_every_file_that_is_missing_or_no_pem() {
     let ssl = ["config", "--check", "--set", "kafka.security_protocol=ssl", "--set"];
 
     for set in [
@@ -306,10 +306,9 @@ fn config_check_refuses_every_file_that_is_missing() {
         "redis.ssl_ca_location=/nowhere/file",
         "topics.writer_schemas=/nowhere/file",
         "topics.writer_schemas=17=/nowhere/file",
-        "order_store.url=mysql://host/shop?ssl-ca=/nowhere/file",
-        "stock_store.migrate_url=mysql://host/shop?sslca=/nowhere/file",
-        "stock_store.url=mysql://host/shop?ssl-cert=/nowhere/file",
-        "stock_store.url=mysql://host/shop?ssl-key=/nowhere/file",
+        "order_store.url=mysql://localhost/shop?ssl-ca=/nowhere/file",
+        "stock_store.migrate_url=mysql://localhost/shop?sslca=/nowhere/file",
+        "stock_store.url=mysql://localhost/shop?ssl-cert=/nowhere/file&ssl-key=/nowhere/file",
     ] {
         let refused = run(&[&ssl[..], &[set]].concat()).exits(1).stderr();
         assert!(
@@ -318,9 +317,18 @@ fn config_check_refuses_every_file_that_is_missing() {
         );
     }
 
+    for (query, complaint) in [
+        ("ssl-ca=/dev/null", "/dev/null is no PEM file"),
+        ("ssl-cert=/dev/null", "expected ssl-cert and ssl-key together"),
+    ] {
+        let set = format!("order_store.url=mysql://localhost/shop?{query}");
+        let refused = run(&[&ssl[..], &[&set]].concat()).exits(1).stderr();
+        assert!(refused.contains(complaint), "{set}: {refused}");
+    }
+
     for set in [
         "kafka.ssl_ca_location=probe",
-        "order_store.url=mysql://host/shop?ssl-mode=DISABLED&ssl-ca=/nowhere",
+        "order_store.url=mysql://localhost/shop?ssl-mode=DISABLED&ssl-ca=/nowhere",
     ] {
         run(&[&ssl[..], &[set]].concat()).succeeds();
     }

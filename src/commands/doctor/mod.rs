@@ -115,7 +115,13 @@ async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>
         looks.push(Box::pin(bounded("schema_registry", look)));
     }
     let mut findings = process::look(config, needs);
-    findings.extend(futures::future::join_all(looks).await.into_iter().flatten());
+    let mut insecure = process::look_for_insecure(config, needs);
+    for looked in futures::future::join_all(looks).await {
+        let dependency = looked.first().map(|finding| finding.dependency);
+        let of_same = |finding: &mut Finding| Some(finding.dependency) == dependency;
+        findings.extend(insecure.extract_if(.., of_same));
+        findings.extend(looked);
+    }
     Ok(findings)
 }
 

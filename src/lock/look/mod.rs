@@ -15,7 +15,10 @@ use redis::{
 };
 use tokio::time::timeout;
 
-use super::client::{MasterError, clients, lacks_a_right};
+use super::{
+    advice::{Explained, explain, explain_silence},
+    client::{MasterClient, MasterError, clients, lacks_a_right},
+};
 use crate::{
     config::{LockConfig, RedisConfig},
     error_text::with_causes,
@@ -97,30 +100,41 @@ fn look_for_twins(seen: &[Seen], all: &mut Findings) {
     }
 }
 
-async fn look_at_master(lock: &LockConfig, client: Client) -> Seen {
-    let master = Master::new(&client);
+async fn look_at_master(lock: &LockConfig, client: MasterClient) -> Seen {
+    let current = client.current();
+    let master = Master::new(&current);
     let mut findings = Findings::of("redis", master.address.as_str());
     let mut run_id = None;
     let looked = timeout(LOOK_TIMEOUT, async {
         let settings = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(ANSWER_TIMEOUT))
             .set_response_timeout(Some(ANSWER_TIMEOUT));
-        let mut connection = client.get_multiplexed_async_connection_with_config(&settings).await?;
+        let mut connection =
+            current.get_multiplexed_async_connection_with_config(&settings).await?;
         run_id = master.look(lock, &mut connection, &mut findings).await?;
         Ok::<_, RedisError>(())
     });
-    let hangs = |findings: &mut Findings, text: String| {
-        let advice = "start the master, or correct its address in redis.urls";
-        findings.unreachable(text, Remedy::Advice(advice.into()));
+    let fails = |findings: &mut Findings, Explained { text, advice, .. }| {
+        // A master that answers is not unreachable.
+        if let Some(advice) = advice {
+            findings.wrong(Check::Encryption, text, Remedy::Advice(advice));
+        } else {
+            let advice = "start the master, or correct its address in redis.urls";
+            findings.unreachable(text, Remedy::Advice(advice.into()));
+        }
     };
     match looked.await {
         Ok(Ok(())) => {}
         Ok(Err(error)) if error.code().is_some() || is_refused(&error) => {
             let url = "redis.urls = \"redis://USER:PASSWORD@HOST:PORT\"";
-            findings.wrong(Check::Login, error.to_string(), Remedy::Setting(url.into()));
+            let text = explain(&client, &error).await.to_string();
+            findings.wrong(Check::Login, text, Remedy::Setting(url.into()));
         }
-        Ok(Err(error)) => hangs(&mut findings, with_causes(&error)),
-        Err(_) => hangs(&mut findings, format!("no answer within {} s", LOOK_TIMEOUT.as_secs())),
+        Ok(Err(error)) => fails(&mut findings, explain(&client, &error).await),
+        Err(_) => {
+            let text = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
+            fails(&mut findings, explain_silence(&client, text).await);
+        }
     }
     Seen { address: master.address, run_id, findings: findings.into_vec() }
 }

@@ -22,7 +22,7 @@ use sqlx::{
 use tokio::time::timeout;
 
 use self::server::Product;
-use super::{StoreName, StoreUse, error::raised_by_server, limits::Limits};
+use super::{StoreName, StoreUse, error::raised_by_server, limits::Limits, tls_advice::advice};
 use crate::{
     config::{SecretUrl, StoreConfig},
     error_text::with_causes,
@@ -141,9 +141,16 @@ impl StoreLook<'_> {
 /// Why the server did not let the user in. `setting` is the key with the URL.
 fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
     let text = error.to_string();
+    let advice = advice(error);
     let Some(raised) = raised_by_server(error) else {
-        let advice = format!("start the server, or correct the address or the TLS of {setting}");
-        findings.unreachable(text, Remedy::Advice(advice));
+        // A server that answers is not unreachable.
+        if let Some(advice) = advice {
+            let advice = Remedy::Advice(format!("{setting}: {advice}"));
+            findings.wrong(Check::Encryption, text, advice);
+        } else {
+            let advice = format!("start the server, or correct the address of {setting}");
+            findings.unreachable(text, Remedy::Advice(advice));
+        }
         return;
     };
     let url = format!("{setting} = \"mysql://USER:PASSWORD@HOST/DATABASE\"");
@@ -163,7 +170,10 @@ fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
             findings.wrong(Check::Connections, text, Remedy::Sql(sql));
         }
         // A wrong password, a host that may not log in, or a demand for TLS.
-        _ => findings.wrong(Check::Login, text, Remedy::Setting(url)),
+        _ => {
+            let text = advice.map_or_else(|| text.clone(), |advice| format!("{text} ({advice})"));
+            findings.wrong(Check::Login, text, Remedy::Setting(url));
+        }
     }
 }
 

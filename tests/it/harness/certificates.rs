@@ -1,11 +1,18 @@
 //! Certificates that a test makes: an authority, and what it signs.
 
-use std::path::{Path, PathBuf};
+use std::{
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, SystemTime},
+};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DistinguishedName, DnType, IsCa, KeyPair,
     KeyUsagePurpose, date_time_ymd,
 };
+
+/// How many authorities there are. Each has a name of its own, by which OpenSSL finds an issuer.
+static AUTHORITIES: AtomicUsize = AtomicUsize::new(0);
 
 /// An authority. Its certificate is a file.
 pub(crate) struct Authority {
@@ -24,7 +31,8 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        params.distinguished_name = named("authority");
+        let number = AUTHORITIES.fetch_add(1, Ordering::Relaxed);
+        params.distinguished_name = named(&format!("authority {number}"));
         let key = KeyPair::generate().expect("a key");
         Self { issuer: CertifiedIssuer::self_signed(params, key).expect("a certificate") }
     }
@@ -39,6 +47,12 @@ impl Authority {
         file.to_owned()
     }
 
+    /// Writes the certificates of several authorities into one file.
+    pub(crate) fn write_all(authorities: &[&Self], file: &Path) {
+        let texts: Vec<_> = authorities.iter().map(|authority| authority.pem()).collect();
+        std::fs::write(file, texts.concat()).expect("written");
+    }
+
     /// A certificate and its private key, as PEM texts.
     pub(crate) fn sign(&self, subject: Subject) -> (String, String) {
         let mut params = CertificateParams::new(vec![subject.name.to_owned()]).expect("a name");
@@ -50,6 +64,18 @@ impl Authority {
         let key = KeyPair::generate().expect("a key");
         let certificate = params.signed_by(&key, &self.issuer).expect("signed");
         (certificate.pem(), key.serialize_pem())
+    }
+
+    /// The same of a certificate that expires after a time.
+    pub(crate) fn write_expiring(&self, folder: &Path, name: &str, after: Duration) {
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("a name");
+        params.distinguished_name = named("ingest");
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        params.not_after = date_time_ymd(1970, 1, 1) + (now + after);
+        let key = KeyPair::generate().expect("a key");
+        let certificate = params.signed_by(&key, &self.issuer).expect("signed");
+        std::fs::write(folder.join("tls.crt"), certificate.pem()).expect("written");
+        std::fs::write(folder.join("tls.key"), key.serialize_pem()).expect("written");
     }
 
     /// Writes a certificate and its key beside each other, and replaces what was there.

@@ -1,9 +1,14 @@
 //! Orders as clients place them, and what they were told.
 
+use std::time::Duration;
+
 use futures::{StreamExt as _, stream};
 use reqwest::{Client, StatusCode};
 use serde_json::Value;
 use stocklock::domain::Lines;
+use tokio::{sync::watch, task::JoinHandle};
+
+use super::{Role, wait_until};
 
 /// Places orders over HTTP, some of them at once. Answers the ids of the orders that the server
 /// acknowledged. An order that no server acknowledges is not placed again.
@@ -27,4 +32,42 @@ pub(crate) fn body(lines: &Lines) -> Value {
     let lines: Vec<_> =
         lines.as_slice().iter().map(|line| (line.product_id().as_str(), line.quantity())).collect();
     super::lines(&lines)
+}
+
+/// Orders of one unit of `a`, some a second, whether the server takes them or not.
+pub(crate) struct SteadyLoad {
+    stop: watch::Sender<bool>,
+    placing: JoinHandle<i64>,
+}
+
+impl SteadyLoad {
+    pub(crate) fn on(role: &Role) -> Self {
+        let (stop, is_over) = watch::channel(false);
+        let (client, url) = (Client::new(), format!("{}/v1/orders", role.http));
+        let placing = tokio::spawn(async move {
+            let mut acknowledged = 0;
+            while !*is_over.borrow() {
+                let order = client.post(&url).json(&super::lines(&[("a", 1)])).send().await;
+                let is_acknowledged = order.is_ok_and(|answer| answer.status() == 202);
+                acknowledged += i64::from(is_acknowledged);
+                // The rate of the load.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            acknowledged
+        });
+        Self { stop, placing }
+    }
+
+    /// Stops, and returns how many orders the server acknowledged.
+    pub(crate) async fn stop(self) -> i64 {
+        self.stop.send_replace(true);
+        self.placing.await.expect("no panic")
+    }
+}
+
+/// Waits until a role decides orders that it had not decided before.
+pub(crate) async fn decides_more(role: &Role) {
+    let decided = async || role.count("stocklock_orders_decided_total", "").await;
+    let before = decided().await;
+    wait_until("orders are decided", async || decided().await > before + 10).await;
 }

@@ -39,7 +39,7 @@ pub(crate) use collector::{Collector, Span, Trace};
 pub(crate) use dumps::{database, dump, restore};
 pub(crate) use faults::{proxies_of_masters, readiness};
 pub(crate) use gate::Gate;
-pub(crate) use load::{body, place_all};
+pub(crate) use load::{SteadyLoad, body, decides_more, place_all};
 pub(crate) use locking::{products, products_named};
 pub(crate) use masters::Masters;
 pub(crate) use orders::new_order;

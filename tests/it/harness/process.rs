@@ -62,6 +62,11 @@ impl Cli {
         self
     }
 
+    /// Whether it ended with status 0.
+    pub(crate) fn is_done(&self) -> bool {
+        self.output.status.success()
+    }
+
     pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }

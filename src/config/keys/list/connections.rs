@@ -201,6 +201,12 @@ pub(super) const KEYS: &[Key] = &[
          sessions, and does no other work",
     ),
     key(
+        "order_store.insecure_tls",
+        "false",
+        Allowed::Word(&BOOLEANS),
+        "whether a URL beyond the loopback is meant not to verify the server; silences the warning",
+    ),
+    key(
         "stock_store.url",
         "mysql://stocklock:stocklock@127.0.0.1:3306/stocklock",
         Allowed::Form(MYSQL_URL),
@@ -220,6 +226,12 @@ pub(super) const KEYS: &[Key] = &[
          sessions, and does no other work",
     ),
     key(
+        "stock_store.insecure_tls",
+        "false",
+        Allowed::Word(&BOOLEANS),
+        "whether a URL beyond the loopback is meant not to verify the server; silences the warning",
+    ),
+    key(
         "redis.urls",
         "redis://127.0.0.1:6379",
         Allowed::Form(REDIS_URLS),
@@ -235,4 +247,10 @@ pub(super) const KEYS: &[Key] = &[
         .with_rule(BOTH_FILES),
     key("redis.ssl_key_location", "", Allowed::Form(FILE), "private key of this client")
         .with_rule(BOTH_FILES),
+    key(
+        "redis.insecure_tls",
+        "false",
+        Allowed::Word(&BOOLEANS),
+        "whether a password is meant to go beyond the loopback without TLS; silences the warning",
+    ),
 ];
