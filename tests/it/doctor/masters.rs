@@ -92,7 +92,7 @@ async fn one_server_behind_two_urls_and_a_wrong_clock_are_named() {
 
     let lines = ill.lines(&twins);
     assert!(lines.iter().all(|line| line.starts_with("redis.urls = ")), "{lines:?}");
-    ill.lines(&fault("clock", "warning", "36"));
+    ill.lines(&fault("clock", "warning", "ms ahead of this one"));
     masters.serve(&mut world);
     masters.turn_clock(2, Duration::ZERO).await;
     Diagnosis::with_status(&world, &WORKER, 0)
