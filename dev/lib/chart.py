@@ -1,6 +1,7 @@
 """Checks that the Helm chart and the program agree.
 
 - Every variable that the chart renders is a setting of the program, and none is there twice.
+- Every setting that the chart's schema allows is one of the program.
 - The value sets of ci/ set every setting that the chart takes, and every value of the chart.
 - The roles do not get the URLs of the user that alters tables.
 - The rules and dashboards of the chart's folders are in its objects.
@@ -179,6 +180,26 @@ def version(path, pattern):
     return found[1] if found else None
 
 
+def settings_allowed(*path):
+    """The settings that an object of the chart's schema allows, by section and key."""
+    schema = json.loads(read(CHART / "values.schema.json"))
+    for name in path:
+        schema = schema["properties"][name]
+    for section, keys in schema["properties"].items():
+        yield from (f"{section}.{key}" for key in keys["properties"])
+
+
+def problems_of_schema(known):
+    """A setting that no value set has would be rendered too, and the pods would refuse it."""
+    for path in (("config",), ("secret", "keys"), ("setup", "secret", "keys")):
+        allowed = list(settings_allowed(*path))
+        if not allowed:
+            yield f"values.schema.json: {'.'.join(path)} allows no setting"
+        for setting in allowed:
+            if variable(setting) not in known | FROM_SECRETS:
+                yield f"values.schema.json: {'.'.join(path)}.{setting} is not a setting"
+
+
 def problems_of_version():
     program = version("Cargo.toml", r'^version = "(.+)"$')
     chart = version(CHART / "Chart.yaml", r'^appVersion: "(.+)"$')
@@ -198,6 +219,7 @@ def main():
         problems += [f"{path.stem}: {text}" for text in problems_of_containers(path, known)]
     problems += settings_left_out(paths, known)
     problems += values_left_out()
+    problems += problems_of_schema(known)
     problems += problems_of_triggers(folder / "sasl.yaml", settings)
     problems += problems_of_monitoring(folder / "monitoring.yaml")
     problems += problems_of_version()

@@ -161,17 +161,26 @@ fn warn_of_insecure_connections(config: &Config, roles: &[Role]) {
     }
 }
 
-/// Starts to send spans, if the environment names a collector.
-fn start_traces(metrics: &Metrics) -> anyhow::Result<(Traces, Option<SpanExport>)> {
+/// Starts to send spans, if the environment names a collector. Traces that cannot be started are
+/// off: no role stops working for them.
+fn start_traces(metrics: &Metrics) -> (Traces, Option<SpanExport>) {
     let TracesSettings { traces, warnings } = TracesSettings::of_variables(Layers::variables());
     for warning in warnings {
         tracing::warn!(warning, "a setting of traces is wrong");
     }
-    let Some(config) = traces else { return Ok((Traces::off(), None)) };
-    tracing::info!(ratio = config.sampler.ratio, "traces are on");
-    metrics.begin_traces();
-    let (traces, export) = Traces::start(&config, metrics)?;
-    Ok((traces, Some(export)))
+    let Some(config) = traces else { return (Traces::off(), None) };
+    match Traces::start(&config, metrics) {
+        Ok((traces, export)) => {
+            tracing::info!(ratio = config.sampler.ratio, "traces are on");
+            metrics.begin_traces();
+            (traces, Some(export))
+        }
+        Err(error) => {
+            let error = error_text::with_causes(error.as_ref());
+            tracing::warn!(error, "traces cannot be started, they are off");
+            (Traces::off(), None)
+        }
+    }
 }
 
 /// Runs a role once its process has all that it needs to write values. `false`: it never will.
@@ -205,7 +214,7 @@ impl SharedParts {
             compensator: runs(Role::Compensator),
         };
         let metrics = process::metrics()?.measured_by(measured_by);
-        let (traces, span_export) = start_traces(&metrics)?;
+        let (traces, span_export) = start_traces(&metrics);
         let shared = Self {
             roles: roles.into(),
             producer: Producer::new(&config.kafka).context("cannot open the Kafka client")?,

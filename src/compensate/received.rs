@@ -23,18 +23,13 @@ impl ReceivedStatus {
 }
 
 /// Makes the span of each traced order whose status a batch has applied, in the trace of that
-/// order.
+/// order. Returns the contexts that the messages about these orders carry.
 pub(super) fn applied(batch: &[ReceivedStatus], span: &BatchSpan) -> TracedOrders {
     let mut traced = TracedOrders::default();
-    if !span.is_made() {
-        return traced;
-    }
     for received in batch {
         let (Some(status), Some(trace)) = (received.readable(), &received.trace) else { continue };
         let (order_id, name) = (status.order_id, status.status.as_str());
-        if let Some(context) = span.order(trace, "apply", order_id, received.at, Some(name)) {
-            traced.insert(order_id, context);
-        }
+        traced.insert(order_id, span.order(trace, "apply", order_id, received.at, Some(name)));
     }
     traced
 }

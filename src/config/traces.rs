@@ -1,6 +1,6 @@
 //! The settings of traces: the variables `OTEL_…` of OpenTelemetry, under their own names.
 //!
-//! The exporter itself reads the variables of its request: `…_HEADERS` and `…_COMPRESSION`.
+//! The exporter itself reads the headers of its request: `…_HEADERS`.
 
 use std::{collections::BTreeMap, path::PathBuf, str::FromStr, time::Duration};
 
@@ -100,6 +100,7 @@ impl Variables {
             self.warn("OTEL_EXPORTER_OTLP_PROTOCOL", &protocol, "http/protobuf; traces are off");
             return None;
         }
+        self.warn_of_unsupported();
         let max_queued = self.number("OTEL_BSP_MAX_QUEUE_SIZE", 2_048, MAX_QUEUED_SPANS);
         Some(TracesConfig {
             endpoint,
@@ -115,6 +116,21 @@ impl Variables {
             },
             max_links: self.number("OTEL_SPAN_LINK_COUNT_LIMIT", 128, MAX_LINKS),
         })
+    }
+
+    /// Variables of the specification that have no effect here.
+    fn warn_of_unsupported(&mut self) {
+        for (name, instead) in [
+            ("COMPRESSION", "spans are sent without compression"),
+            ("CLIENT_CERTIFICATE", "no client certificate is sent"),
+            ("CLIENT_KEY", "no client certificate is sent"),
+        ] {
+            let is_set = |value: &str| !(name == "COMPRESSION" && value == "none");
+            if self.otlp(name).is_some_and(is_set) {
+                let warning = format!("OTEL_EXPORTER_OTLP_{name}: not supported; {instead}");
+                self.warnings.push(warning);
+            }
+        }
     }
 
     /// The endpoint of all signals is a base, to which the path of traces is added.
@@ -249,6 +265,7 @@ mod tests {
     #[test]
     fn the_variables_of_traces_come_before_those_of_all_signals() {
         let config = on(&[
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "none"),
             ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://traces/x"),
             ("OTEL_EXPORTER_OTLP_TIMEOUT", "7"),
             ("OTEL_EXPORTER_OTLP_TRACES_TIMEOUT", "8"),
@@ -284,6 +301,9 @@ mod tests {
             ("OTEL_BSP_MAX_QUEUE_SIZE", "0", true),
             ("OTEL_BSP_SCHEDULE_DELAY", "5s", true),
             ("OTEL_SPAN_LINK_COUNT_LIMIT", "-1", true),
+            ("OTEL_EXPORTER_OTLP_COMPRESSION", "gzip", true),
+            ("OTEL_EXPORTER_OTLP_CLIENT_CERTIFICATE", "/secret.crt", true),
+            ("OTEL_EXPORTER_OTLP_CLIENT_KEY", "/secret.key", true),
             ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", false),
             ("OTEL_TRACES_EXPORTER", "zipkin", false),
             ("OTEL_EXPORTER_OTLP_ENDPOINT", "collector:4318", false),

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// Makes the span of each traced order that a batch has decided, in the trace of that order.
-/// `deferred` is ascending.
+/// Returns the contexts that the orders' statuses carry. `deferred` is ascending.
 pub(super) fn decided(
     batch: &[&Arrived],
     deferred: &[usize],
@@ -15,7 +15,7 @@ pub(super) fn decided(
     span: &BatchSpan,
 ) -> TracedOrders {
     let mut traced = TracedOrders::default();
-    if !span.is_made() {
+    if batch.iter().all(|arrived| arrived.trace.is_none()) {
         return traced;
     }
     let status = |status: &OrderStatus| (status.order_id, status.status.as_str());
@@ -24,9 +24,7 @@ pub(super) fn decided(
         let is_decided = deferred.binary_search(&number).is_err();
         let Some(received) = trace.as_deref().filter(|_| is_decided) else { continue };
         let (order_id, status) = (event.order_id, statuses.get(&event.order_id).copied());
-        if let Some(context) = span.order(received, "decide", order_id, *at, status) {
-            traced.insert(order_id, context);
-        }
+        traced.insert(order_id, span.order(received, "decide", order_id, *at, status));
     }
     traced
 }

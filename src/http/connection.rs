@@ -178,6 +178,11 @@ impl Connection {
         &self.0.stream
     }
 
+    /// Whether the client speaks TLS.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.0.is_encrypted
+    }
+
     /// Whether the client connects from `127.0.0.1` or `::1`. Other addresses of the loopback do
     /// not count: the proxies of some service meshes connect from one of them for a remote client.
     pub(crate) fn is_from_loopback(&self) -> bool {

@@ -35,10 +35,10 @@ use super::{
 };
 use crate::{
     domain::{Horizon, OrderId, TraceParent},
-    http::{self, ListenerTls, Refused, ServeTerms},
+    http::{self, Connection, ListenerTls, Refused, ServeTerms},
     lifecycle::Shutdown,
     store::{Change, OrderStore, StockStore},
-    telemetry::{Metrics, Traces},
+    telemetry::{Metrics, TracedRequest, Traces},
 };
 
 pub(super) const OPENAPI: &str = include_str!("openapi.json");
@@ -182,9 +182,16 @@ async fn watch_request(
 ) -> Response {
     let begun = Instant::now();
     let route = request.extensions().get::<MatchedPath>().cloned();
-    let route = route.as_ref().map_or(OTHER_ROUTE, MatchedPath::as_str);
-    let (parent, method) = (|| trace_parent(request.headers()), request.method().as_str());
-    let mut span = traces.http_request(parent, method, route, request.uri().path());
+    let route = route.as_ref().map(MatchedPath::as_str);
+    let connection = request.extensions().get::<Connection>();
+    let traced = TracedRequest {
+        method: request.method().as_str(),
+        route,
+        path: request.uri().path(),
+        is_encrypted: connection.is_some_and(Connection::is_encrypted),
+    };
+    let mut span = traces.http_request(|| trace_parent(request.headers()), traced);
+    let route = route.unwrap_or(OTHER_ROUTE);
     if let Some(span) = &span {
         request.extensions_mut().insert(span.context().clone());
     }
@@ -201,7 +208,9 @@ async fn watch_request(
 fn trace_parent(headers: &HeaderMap) -> Option<TraceParent> {
     let mut parents = headers.get_all("traceparent").iter();
     let parent = parents.next().filter(|_| parents.next().is_none())?;
-    TraceParent::parse(parent.as_bytes(), headers.get("tracestate").map(HeaderValue::as_bytes))
+    // One list may come as several headers.
+    let states: Vec<_> = headers.get_all("tracestate").iter().map(HeaderValue::as_bytes).collect();
+    TraceParent::parse(parent.as_bytes(), Some(&states.join(&b","[..])))
 }
 
 fn json_text(text: String) -> impl IntoResponse {

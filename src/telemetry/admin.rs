@@ -149,7 +149,8 @@ fn check_local(connection: &Connection, headers: &HeaderMap) -> Result<(), Refus
     if connection.is_from_loopback() && !is_forwarded {
         return Ok(());
     }
-    let text = "only clients on this machine may read or change the log filter";
+    let text = "only clients on this machine, from 127.0.0.1 or ::1, may read or change the log \
+                filter";
     Err(Refusal(StatusCode::FORBIDDEN, text.to_owned()))
 }
 

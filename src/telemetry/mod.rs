@@ -43,4 +43,6 @@ pub use metrics::Metrics;
 pub use traces::ConsumerTraces;
 pub use traces::Received;
 pub use traces::Traces;
-pub(crate) use traces::{BatchSpan, SharedTransaction, Span, SpanExport, TraceStarter};
+pub(crate) use traces::{
+    BatchSpan, SharedTransaction, Span, SpanExport, TraceStarter, TracedRequest,
+};

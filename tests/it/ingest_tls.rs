@@ -7,8 +7,8 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{
-    Authority, Database, Program, Raw, Role, Strategy, Subject, TokensFile, World, lines,
-    token_line, wait_until,
+    Authority, Collector, Database, Program, Raw, Role, Strategy, Subject, TokensFile, World,
+    lines, token_line, wait_until,
 };
 
 const VALID: Subject = Subject { name: "127.0.0.1", is_expired: false };
@@ -56,6 +56,21 @@ impl Served {
 fn trusting(authority: &Authority) -> reqwest::ClientBuilder {
     let authority = Certificate::from_pem(authority.pem().as_bytes()).expect("a certificate");
     Client::builder().tls_certs_only([authority]).pool_max_idle_per_host(0)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_span_of_a_request_over_tls_has_the_scheme_https() {
+    let collector = Collector::start();
+    let traced =
+        [("OTEL_EXPORTER_OTLP_ENDPOINT", &*collector.url), ("OTEL_BSP_SCHEDULE_DELAY", "50")];
+    let served = Served::with(VALID, &traced).await;
+
+    served.get(&served.authority).await.expect("an answer");
+
+    wait_until("the span is exported", async || !collector.spans().is_empty()).await;
+    for span in collector.spans() {
+        assert_eq!(span.attribute("url.scheme"), "https", "{span:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -96,6 +96,7 @@ mod stop;
 mod tables;
 mod too_large;
 mod traces;
+mod traces_partly;
 mod transactions;
 mod two_versions;
 mod upgrade;

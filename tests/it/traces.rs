@@ -14,9 +14,9 @@ use crate::{
     intake::{taking_orders, topic},
 };
 
-const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
+pub(crate) const TRACE_ID: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const PARENT_ID: &str = "00f067aa0ba902b7";
-const STATE: &str = "vendor=1,other=2";
+pub(crate) const STATE: &str = "vendor=1,other=2";
 /// The spans of an order from the request to the compensator.
 const SPANS_OF_AN_ORDER: usize = 6;
 
@@ -28,8 +28,11 @@ async fn place(api: &Api, headers: &[(&str, &str)]) -> String {
     api.post(&lines(&[("a", 1)]).to_string(), headers).await.is(202).order_id().to_owned()
 }
 
-async fn place_sampled(api: &Api) -> String {
-    place(api, &[("traceparent", &traceparent(true)), ("tracestate", STATE)]).await
+pub(crate) async fn place_sampled(api: &Api) -> String {
+    // One list may come as several headers.
+    let (first, second) = STATE.split_once(',').expect("a list");
+    let parent = traceparent(true);
+    place(api, &[("traceparent", &parent), ("tracestate", first), ("tracestate", second)]).await
 }
 
 /// What the names of the world's topics begin with.
@@ -44,7 +47,7 @@ fn traced_messages(world: &World, topic: &str) -> Vec<OwnedMessage> {
     messages
 }
 
-fn is_child_of(child: &Span, parent: &Span) -> bool {
+pub(crate) fn is_child_of(child: &Span, parent: &Span) -> bool {
     child.text("parent_span_id") == parent.text("span_id")
 }
 

@@ -54,7 +54,7 @@
 {{- end }}
 {{- include "stocklock.rule" (dict "ports" ($egress.kafka.ports | default (uniq $brokers)) "to" $egress.kafka.to) }}
 {{- include "stocklock.rule" $egress.mysql }}
-{{- if and (eq (dig "lock" "strategy" "row" $config) "redlock") (has .component (list "worker" "setup" "doctor")) }}
+{{- if and (eq (dig "lock" "strategy" "row" $config) "redlock") (has .component (list "worker" "compensator" "setup" "doctor")) }}
 {{- include "stocklock.rule" $egress.redis }}
 {{- end }}
 {{- $urls := dict "schemaRegistry" (list (dig "schema_registry" "url" "" $config)) "tracing" (list .root.Values.tracing.endpoint) "identity" (list (dig "kafka" "oauth_token_url" "" $config) (dig "auth" "jwks_url" "" $config)) }}

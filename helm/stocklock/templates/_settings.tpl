@@ -47,7 +47,7 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- define "stocklock.settings" -}}
 {{- $values := .root.Values -}}
 {{- $client := dict "url" (printf "%s://%s-ingest:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) (int $values.service.port)) -}}
-{{- $own := dict "http" (dict "listen" "0.0.0.0:8080") "admin" (dict "listen" "0.0.0.0:9464") "client" $client -}}
+{{- $own := dict "http" (dict "listen" (printf "%s:8080" $values.listenAddress)) "admin" (dict "listen" (printf "%s:9464" $values.listenAddress)) "client" $client -}}
 {{- if has .component (list "ingest" "doctor") -}}
 {{- if $values.auth.tokensSecret -}}
 {{- $_ := set $own "auth" (dict "tokens_file" (printf "/etc/stocklock/auth/%s" $values.auth.tokensKey)) -}}

@@ -19,9 +19,11 @@ use crate::{
     kafka::KafkaLook,
     lock::look_at_masters,
     registry::look_at_registry,
+    store::StoreLook,
 };
 
-/// The longest time for one dependency. All are looked at at the same time.
+/// The longest time for one dependency. All are looked at at the same time, and each look has
+/// limits of its own that end before.
 const MAX_TIME: Duration = Duration::from_secs(40);
 
 #[derive(Debug, Args)]
@@ -100,19 +102,18 @@ async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>
     // Declared after what the looks borrow.
     let mut looks: Vec<LocalBoxFuture<'_, Vec<Finding>>> = Vec::new();
     for store in &stores {
-        let name = store.store.as_str();
-        looks.push(Box::pin(bounded(name, store.findings())));
+        looks.push(Box::pin(store.findings()));
     }
-    looks.push(Box::pin(bounded("kafka", kafka.findings())));
+    let look = async |found: &mut Vec<Finding>| kafka.look(found).await;
+    looks.push(Box::pin(bounded("kafka", MAX_TIME, look)));
     if needs.redis() {
-        looks.push(Box::pin(bounded("redis", look_at_masters(&config.lock, &config.redis))));
+        looks.push(Box::pin(look_at_masters(&config.lock, &config.redis)));
     }
     if let (Some(SchemaRegistry { client, schemas }), Some(settings)) =
         (&registry, &config.schema_registry)
     {
         let subjects = schemas.subjects().iter().map(|subject| &**subject);
-        let look = look_at_registry(&settings.url, client, subjects);
-        looks.push(Box::pin(bounded("schema_registry", look)));
+        looks.push(Box::pin(look_at_registry(&settings.url, client, subjects)));
     }
     let mut findings = process::look(config, needs);
     let mut insecure = process::look_for_insecure(config, needs);
@@ -129,18 +130,43 @@ async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>
 pub(super) async fn look_at_stores(config: &Config) -> Vec<Finding> {
     let needs = Needs::new(config, &[LookedRole::Setup]);
     let stores = needs.stores();
-    let looks = stores.iter().map(|store| bounded(store.store.as_str(), store.findings()));
+    let looks = stores.iter().map(StoreLook::findings);
     futures::future::join_all(looks).await.into_iter().flatten().collect()
 }
 
+/// Ends a look that takes too long, and keeps what it has found until then.
 async fn bounded(
     dependency: &'static str,
-    look: impl Future<Output = Vec<Finding>>,
+    limit: Duration,
+    look: impl AsyncFnOnce(&mut Vec<Finding>),
 ) -> Vec<Finding> {
-    timeout(MAX_TIME, look).await.unwrap_or_else(|_| {
+    let mut found = Vec::new();
+    if timeout(limit, look(&mut found)).await.is_err() {
         let mut findings = Findings::of(dependency, "");
-        let text = format!("not looked at in full within {} s", MAX_TIME.as_secs());
+        let text = format!("not looked at in full within {} s", limit.as_secs());
         findings.unreachable(text, Remedy::Advice("check its load, and the network".into()));
-        findings.into_vec()
-    })
+        found.extend(findings.into_vec());
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_look_that_is_ended_keeps_what_it_has_found() {
+        let look = async |found: &mut Vec<Finding>| {
+            let mut findings = Findings::of("kafka", "topic orders");
+            findings.fine(Check::TopicExists, "exists");
+            found.extend(findings.into_vec());
+            std::future::pending().await
+        };
+
+        let found = bounded("kafka", Duration::from_millis(1), look).await;
+
+        let checks: Vec<_> = found.iter().map(|finding| finding.check).collect();
+        assert_eq!(checks, [Check::TopicExists, Check::Reachable]);
+        assert_eq!(found[1].verdict, Verdict::Unreachable);
+    }
 }

@@ -36,9 +36,11 @@ impl<'a> Needs<'a> {
         self.roles.contains(&role)
     }
 
-    /// Whether the locks of the strategy need Redis. Retention's leases do not fail without it.
+    /// Whether the roles use Redis: workers for their locks and leases, compensators for the lease
+    /// of retention, without which no old order is deleted.
     pub(super) fn redis(&self) -> bool {
-        self.has(LookedRole::Worker) && self.config.lock.strategy == LockStrategy::Redlock
+        let uses = self.has(LookedRole::Worker) || self.has(LookedRole::Compensator);
+        uses && self.config.lock.strategy == LockStrategy::Redlock
     }
 
     /// Whether the role serves the HTTP API.

@@ -56,7 +56,10 @@ fn look_at_open_files(config: &Config, needs: &Needs<'_>, findings: &mut Finding
     let files = OpenFiles::of_process();
     let remedy = || {
         let wanted = OpenFiles::wanted(pools);
-        Remedy::Command(format!("ulimit -n {wanted} # or LimitNOFILE={wanted} of the unit"))
+        // A process cannot raise its hard limit: whatever starts it has to.
+        Remedy::Advice(format!(
+            "LimitNOFILE={wanted} in the unit, or --ulimit nofile={wanted} of the container"
+        ))
     };
     if files.hard < OpenFiles::least(pools) {
         let text = format!("at most {} open files: too few for the pools", files.hard);

@@ -59,13 +59,17 @@ struct Broker {
 }
 
 impl KafkaLook<'_> {
-    /// Looks at everything. Never fails: what cannot be looked at is a finding too. Each question
-    /// has a limit of 5 s.
-    pub(crate) async fn findings(&self) -> Vec<Finding> {
+    /// Looks at everything, and adds each finding to `found` as soon as it is known. Never fails:
+    /// what cannot be looked at is a finding too. Each question has a limit of 5 s, and about all
+    /// topics the same one is asked at the same time.
+    pub(crate) async fn look(&self, found: &mut Vec<Finding>) {
         let mut findings = Findings::of("kafka", self.kafka.brokers.as_str());
-        let Some(brokers) = self.brokers(&mut findings).await else { return findings.into_vec() };
+        let brokers = self.brokers(&mut findings).await;
+        found.extend(findings.into_vec());
+        let Some(brokers) = brokers else { return };
+        let mut findings = Findings::of("kafka", self.kafka.brokers.as_str());
         dial(&brokers, &mut findings).await;
-        let mut found = findings.into_vec();
+        found.extend(findings.into_vec());
         let (known, of_topics) = topics::look(self, brokers.len()).await;
         found.extend(of_topics);
         let (of_rights, of_groups) = tokio::join!(
@@ -74,7 +78,6 @@ impl KafkaLook<'_> {
         );
         found.extend(of_rights);
         found.extend(of_groups);
-        found
     }
 
     /// The brokers of the cluster. `None` if no broker answers, or if it refuses the user, which is
@@ -137,13 +140,10 @@ impl KafkaLook<'_> {
 
     /// The command that gives this user a right. `resource` is `--topic NAME` or the like.
     fn grant(&self, operation: &str, resource: &str) -> Remedy {
-        let principal = match self.setting("security.protocol") {
-            None | Some("plaintext") => "ANONYMOUS",
-            Some(_) => self.setting("sasl.username").unwrap_or("CN=…"),
-        };
+        let principal = principal_of(|name| self.setting(name));
         self.command(
             "kafka-acls",
-            &format!("--add --allow-principal User:{principal} --operation {operation} {resource}"),
+            &format!("--add --allow-principal {principal} --operation {operation} {resource}"),
         )
     }
 
@@ -156,6 +156,28 @@ impl KafkaLook<'_> {
     fn lists_members(&self) -> bool {
         self.kafka.group_protocol == GroupProtocol::Classic
     }
+}
+
+/// The principal of this client as a broker names it. `setting` has librdkafka's settings.
+fn principal_of<'s>(setting: impl Fn(&str) -> Option<&'s str>) -> String {
+    let certificates = ["ssl.certificate.location", "ssl.certificate.pem"];
+    let has_certificate = certificates.iter().any(|name| setting(name).is_some());
+    let user = match setting("security.protocol") {
+        None | Some("plaintext") => "ANONYMOUS",
+        Some("ssl") if !has_certificate => "ANONYMOUS",
+        Some("ssl") => "CN=…",
+        Some(_) => setting("sasl.username").unwrap_or("…"),
+    };
+    for_shell(&format!("User:{user}"))
+}
+
+/// A word as a shell takes it: quoted unless it is plain.
+fn for_shell(word: &str) -> String {
+    let is_plain = |one: char| one.is_ascii_alphanumeric() || "-_./:=,@%+".contains(one);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// Dials each address that the cluster gives its clients.
@@ -175,5 +197,40 @@ async fn dial(brokers: &[Broker], findings: &mut Findings) {
     } else {
         let remedy = "set advertised.listeners of the broker to an address that clients reach";
         findings.wrong(Check::Brokers, failed.join("; "), Remedy::Advice(remedy.into()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_a_shell_would_change_is_quoted() {
+        for (word, quoted) in [
+            ("User:shop", "User:shop"),
+            ("User:$(reboot)", "'User:$(reboot)'"),
+            ("User:CN=a b", "'User:CN=a b'"),
+            ("it's", r"'it'\''s'"),
+            ("*", "'*'"),
+        ] {
+            assert_eq!(for_shell(word), quoted);
+        }
+    }
+
+    #[test]
+    fn the_principal_is_the_one_that_a_broker_sees() {
+        for (security, principal) in [
+            (&[][..], "User:ANONYMOUS"),
+            (&[("security.protocol", "ssl")], "User:ANONYMOUS"),
+            (
+                &[("security.protocol", "ssl"), ("ssl.certificate.location", "/tls.crt")],
+                "'User:CN=…'",
+            ),
+            (&[("security.protocol", "sasl_ssl"), ("sasl.username", "shop")], "User:shop"),
+        ] {
+            let setting =
+                |name: &str| security.iter().find(|(key, _)| *key == name).map(|(_, value)| *value);
+            assert_eq!(principal_of(setting), principal, "{security:?}");
+        }
     }
 }

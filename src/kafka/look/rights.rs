@@ -21,7 +21,7 @@ use rdkafka::{
     util::Timeout,
 };
 
-use super::{GroupNeed, KafkaLook};
+use super::{GroupNeed, KafkaLook, for_shell};
 use crate::{
     finding::{Check, Finding, Findings, Remedy},
     kafka::{
@@ -83,7 +83,7 @@ pub(super) async fn look_at_groups(look: &KafkaLook<'_>, known: &BTreeSet<String
         let mut findings = Findings::of("kafka", format!("group {}", group.group_id));
         let tried = join(look, group).await;
         let is_allowed = matches!(tried, Tried::Allowed);
-        let grant = || look.grant("Read", &format!("--group {}", group.group_id));
+        let grant = || look.grant("Read", &format!("--group {}", for_shell(&group.group_id)));
         note(tried, Check::Group, "Read", grant, &mut findings);
         if is_allowed && look.lists_members() {
             look_at_members(look, group, &mut findings).await;

@@ -1,7 +1,13 @@
 //! Topics, their partitions and replicas, and their settings.
 
-use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
+use std::{
+    cmp::Ordering,
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
+use futures::future::join_all;
 use rdkafka::{
     admin::AdminClient, client::DefaultClientContext, consumer::Consumer as _,
     error::RDKafkaErrorCode, metadata::MetadataTopic,
@@ -17,6 +23,9 @@ use crate::{
         topics::Kind,
     },
 };
+
+/// The settings of a topic, or why they cannot be read.
+type Read = Result<TopicSettings, String>;
 
 /// A topic that is used.
 struct UsedTopic {
@@ -54,12 +63,17 @@ pub(super) async fn look(look: &KafkaLook<'_>, brokers: usize) -> (BTreeSet<Stri
         })
         .collect();
     let spreads = spreads(look, used.iter().map(|topic| topic.name.clone()).collect()).await;
-    let (mut known, mut found) = (BTreeSet::new(), Vec::new());
+    let is_known = |spread: &Spread| matches!(spread, Spread::Known { .. });
+    let known = used.iter().zip(&spreads).filter(|(_, spread)| is_known(spread));
+    let known: BTreeSet<_> = known.map(|(topic, _)| topic.name.clone()).collect();
+    let mut settings = settings(look, &known).await;
+    let mut found = Vec::new();
     for (topic, spread) in used.iter().zip(spreads) {
         let mut findings = Findings::of("kafka", format!("topic {}", topic.name));
-        if let Spread::Known { replicas, .. } = &spread {
-            known.insert(topic.name.clone());
-            look_at_settings(look, topic, *replicas, &mut findings).await;
+        if let (Spread::Known { replicas, .. }, Some(read)) =
+            (&spread, settings.remove(&topic.name))
+        {
+            look_at_settings(look, topic, *replicas, read, &mut findings);
         }
         look_at_spread(look, &topic.name, &spread, brokers, &mut findings);
         found.extend(findings.into_vec());
@@ -70,14 +84,16 @@ pub(super) async fn look(look: &KafkaLook<'_>, brokers: usize) -> (BTreeSet<Stri
 async fn spreads(look: &KafkaLook<'_>, topics: Vec<String>) -> Vec<Spread> {
     let count = topics.len();
     let probe = KafkaProbe::new(look.kafka, &look.kafka.group_id);
-    let asked = tokio::task::spawn_blocking(move || {
-        let probe = match probe {
-            Ok(probe) => probe,
-            Err(error) => return vec![Spread::Failed(error.to_string()); count],
-        };
-        topics.iter().map(|topic| spread(&probe, topic)).collect()
+    let probe = match probe {
+        Ok(probe) => Arc::new(probe),
+        Err(error) => return vec![Spread::Failed(error.to_string()); count],
+    };
+    let asking = topics.into_iter().map(async |topic| {
+        let probe = Arc::clone(&probe);
+        let asked = tokio::task::spawn_blocking(move || spread(&probe, &topic));
+        asked.await.unwrap_or_else(|error| Spread::Failed(error.to_string()))
     });
-    asked.await.unwrap_or_else(|error| vec![Spread::Failed(error.to_string()); count])
+    join_all(asking).await
 }
 
 fn spread(probe: &KafkaProbe, topic: &str) -> Spread {
@@ -183,23 +199,33 @@ fn look_at_partitions(
     }
 }
 
-async fn look_at_settings(
+/// The settings of each topic, or why they cannot be read. All topics are asked for at the same
+/// time, each by a request of its own: the fault of one spoils no other one.
+async fn settings(look: &KafkaLook<'_>, topics: &BTreeSet<String>) -> BTreeMap<String, Read> {
+    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(look.kafka).create();
+    let reading = topics.iter().map(async |topic| {
+        let described = match &admin {
+            Ok(admin) => TopicSettings::describe(admin, &[topic], ANSWER_TIMEOUT).await,
+            Err(error) => Err(error.clone()),
+        };
+        // rdkafka reports a topic that may not be described as one without settings.
+        let read = described.map_err(|error| error.to_string()).and_then(|mut described| {
+            let settings = described.remove(topic).filter(|settings| !settings.is_empty());
+            settings.ok_or_else(|| "the broker names none".to_owned())
+        });
+        (topic.clone(), read)
+    });
+    join_all(reading).await.into_iter().collect()
+}
+
+fn look_at_settings(
     look: &KafkaLook<'_>,
     topic: &UsedTopic,
     replicas: usize,
+    read: Read,
     findings: &mut Findings,
 ) {
-    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(look.kafka).create();
-    let described = match admin {
-        Ok(admin) => TopicSettings::describe(&admin, &[&topic.name], ANSWER_TIMEOUT).await,
-        Err(error) => Err(error),
-    };
     let name = &topic.name;
-    // rdkafka reports a topic that may not be described as one without settings.
-    let read = described.map_err(|error| error.to_string()).and_then(|mut described| {
-        let settings = described.remove(name).filter(|settings| !settings.is_empty());
-        settings.ok_or_else(|| "the broker names none".to_owned())
-    });
     let settings = match read {
         Ok(settings) => settings,
         Err(error) => {

@@ -1,6 +1,7 @@
 //! Looks at the Redis masters for `stocklock doctor`. It locks no product: its keys have a space in
 //! their names, and end at once.
 
+mod refusals;
 mod rights;
 
 use std::{
@@ -205,7 +206,8 @@ impl Master {
             Err(error) => return Err(error),
         };
         self.look_at_clock(connection, findings).await?;
-        self.look_at_rights(lock, &key, connection, findings).await?;
+        let tried = self.look_at_rights(lock, &key, connection, findings).await?;
+        self.look_at_refusals(&tried, run_id.is_some(), findings);
         Ok(run_id.flatten())
     }
 
@@ -235,8 +237,11 @@ impl Master {
             Some("master") | None => findings.fine(Check::ReplicaRole, "a master"),
             Some(role) => findings.wrong(
                 Check::ReplicaRole,
-                format!("it is a {role}, which takes no locks"),
-                self.command("REPLICAOF NO ONE"),
+                format!(
+                    "it is a {role}, which takes no locks. Name its master; or promote it, if its \
+                     master is gone for ever"
+                ),
+                Remedy::Setting("redis.urls = \"…\", with masters alone".into()),
             ),
         }
         self.look_at_memory(information, findings);
@@ -281,7 +286,8 @@ impl Master {
         let (asked_at, asked) = (Utc::now(), Instant::now());
         let answered: RedisResult<(i64, i64)> = cmd("TIME").query_async(connection).await;
         let (seconds, micros) = match answered {
-            Err(error) if lacks_a_right(&error) => return Ok(()),
+            // Whatever a server answers to it, its other answers say what is wrong.
+            Err(error) if error.code().is_some() => return Ok(()),
             answered => answered?,
         };
         let middle = asked_at + asked.elapsed() / 2;

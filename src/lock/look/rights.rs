@@ -28,58 +28,70 @@ struct Right {
     verdict: Verdict,
 }
 
+/// A command that was tried.
+pub(super) struct Tried {
+    pub(super) rule: &'static str,
+    pub(super) verdict: Verdict,
+    pub(super) answered: RedisResult<()>,
+}
+
 impl Master {
-    /// Fails only if the connection does.
+    /// Returns what was tried. Fails only if the connection does.
     pub(super) async fn look_at_rights(
         &self,
         lock: &LockConfig,
         key: &str,
         connection: &mut MultiplexedConnection,
         findings: &mut Findings,
-    ) -> RedisResult<()> {
-        let (mut rules, mut verdict) = (Vec::new(), Verdict::Fine);
+    ) -> RedisResult<Vec<Tried>> {
         let channel = format!("{}{NOTICE_CHANNEL}", lock.prefix);
         let mut tried = Vec::new();
         for right in rights(&channel, key) {
             let answered: RedisResult<redis::Value> = right.attempt.query_async(connection).await;
-            tried.push((right.rule, right.verdict, answered.map(drop)));
+            let Right { rule, verdict, .. } = right;
+            tried.push(Tried { rule, verdict, answered: answered.map(drop) });
         }
-        tried.push(("subscribe", Verdict::Warning, self.subscribe(&channel).await));
+        let answered = self.subscribe(&channel).await;
+        tried.push(Tried { rule: "subscribe", verdict: Verdict::Warning, answered });
         for name in [key, &format!("{key} queue")] {
             // A user that lacks one of the two rights often has the other one.
             let _ends: RedisResult<()> =
                 cmd("PEXPIRE").arg(name).arg(1_000).query_async(connection).await;
             let _gone: RedisResult<()> = cmd("DEL").arg(name).query_async(connection).await;
         }
-        for (command, of_right, answered) in tried {
-            let Err(error) = answered else { continue };
-            if lacks_a_right(&error) {
-                let rule = missing_rule(&error, command, &lock.prefix);
-                if !rules.contains(&rule) {
-                    rules.push(rule);
-                }
-                verdict = verdict.max(of_right);
-            } else if error.is_io_error() || error.is_timeout() {
-                return Err(error);
+        let is_cut = |tried: &Tried| {
+            tried.answered.as_ref().is_err_and(|error| error.is_io_error() || error.is_timeout())
+        };
+        if let Some(cut) = tried.iter().position(is_cut) {
+            tried.swap_remove(cut).answered?;
+        }
+        self.note_rights(lock, &tried, findings);
+        Ok(tried)
+    }
+
+    fn note_rights(&self, lock: &LockConfig, tried: &[Tried], findings: &mut Findings) {
+        let (mut rules, mut verdict) = (Vec::new(), Verdict::Fine);
+        for Tried { rule, verdict: of_right, answered } in tried {
+            let Some(error) = answered.as_ref().err().filter(|error| lacks_a_right(error)) else {
+                continue;
+            };
+            let rule = missing_rule(error, rule, &lock.prefix);
+            if !rules.contains(&rule) {
+                rules.push(rule);
             }
-            // Another error has its own finding: a replica refuses to write.
+            verdict = verdict.max(*of_right);
         }
         if rules.is_empty() {
             findings.fine(Check::Rights, "the user has all rights of docs/locking.md");
         } else {
             let text = format!("the user {} lacks rights: {}", self.user, rules.join(" "));
             let Self { user, .. } = self;
-            // Redis refuses a pattern for a user that has all keys or all channels.
-            let lacks_pattern = rules.iter().any(|rule| !rule.starts_with('+'));
-            let patterns = if lacks_pattern {
-                format!("'~{0}*' '&{0}*' ", lock.prefix)
-            } else {
-                String::new()
-            };
+            // Redis refuses a pattern of keys for a user that has all keys, and so for channels.
+            let patterns = rules.iter().filter(|rule| !rule.starts_with('+'));
+            let patterns: String = patterns.map(|rule| format!("'{rule}' ")).collect();
             let remedy = self.command(&format!("ACL SETUSER {user} {patterns}{ALL_COMMANDS}"));
             findings.add(Check::Rights, verdict, text, Some(remedy));
         }
-        Ok(())
     }
 
     /// Tries to listen to a channel, on a connection of its own.

@@ -15,8 +15,8 @@ const UNKNOWN_TABLE: u16 = 1146;
 const UNKNOWN_COLUMN: u16 = 1054;
 const SPECIAL_DENIED: u16 = 1227;
 
-/// The table that [`look_at_migrate_user`] tries to alter. There is none. A server says so only to
-/// a user with the right to alter it.
+/// The table that [`look_at_migrate_user`] tries to alter and to drop. There is none. A server says
+/// so only to a user with the right to do it.
 const NO_TABLE: &str = "stocklock_doctor_no_table";
 
 /// What retention does beside the statements of the roles.
@@ -110,15 +110,19 @@ async fn look_at_process(
     Ok(())
 }
 
-/// Whether the user of `migrate_url` may make and alter tables. Tried with a table that does not
-/// exist: a server checks the right first.
+/// Whether the user of `migrate_url` may make, alter and drop tables. Tried with a table that does
+/// not exist: a server checks the right first.
 pub(super) async fn look_at_migrate_user(look: &StoreLook<'_>, findings: &mut Findings) {
     let url = &look.config.migrate_url;
     let Some(mut conn) = look.connect(url, "migrate_url", findings).await else { return };
     let tried = timeout(LOOK_TIMEOUT, try_migrating(&mut conn, findings)).await;
-    if let Ok(Err(error)) = tried {
-        let advice = Remedy::Advice("look into the log of the database server".into());
-        findings.unreachable(error.to_string(), advice);
+    match tried {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => {
+            let advice = Remedy::Advice("look into the log of the database server".into());
+            findings.unreachable(error.to_string(), advice);
+        }
+        Err(_) => look.hangs(LOOK_TIMEOUT, findings),
     }
     let _closed = timeout(std::time::Duration::from_secs(1), conn.close()).await;
 }
@@ -131,6 +135,7 @@ async fn try_migrating(
     for sql in [
         format!("ALTER TABLE {NO_TABLE} ADD COLUMN a INT"),
         format!("CREATE TABLE {NO_TABLE} LIKE {NO_TABLE}_either"),
+        format!("DROP TABLE {NO_TABLE}"),
     ] {
         let Err(error) = conn.execute(sql.as_str()).await else { continue };
         match raised_by_server(&error) {
@@ -142,10 +147,10 @@ async fn try_migrating(
         }
     }
     match denied.first() {
-        None => findings.fine(Check::MigrateUser, "setup's user may make and alter tables"),
+        None => findings.fine(Check::MigrateUser, "setup's user may make, alter and drop tables"),
         Some(first) => {
             let rows = grant_rows(&database(conn).await?, &account(conn).await?);
-            let sql = rows.replacen("DELETE ON", "DELETE, CREATE, ALTER ON", 1);
+            let sql = rows.replacen("DELETE ON", "DELETE, CREATE, ALTER, DROP ON", 1);
             findings.wrong(
                 Check::MigrateUser,
                 format!("setup cannot migrate: {first}"),

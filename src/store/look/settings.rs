@@ -22,7 +22,7 @@ const VARIABLES: &str = "
     SHOW GLOBAL VARIABLES WHERE Variable_name IN
         ('read_only', 'super_read_only', 'innodb_read_only', 'log_bin', 'binlog_format',
          'sync_binlog', 'innodb_flush_log_at_trx_commit', 'innodb_log_writer_threads',
-         'max_allowed_packet', 'max_connections')";
+         'max_allowed_packet', 'max_connections', 'group_replication_group_name')";
 
 /// The global variables that the server has.
 struct Variables(HashMap<String, String>);
@@ -57,7 +57,7 @@ pub(super) async fn look(
     findings: &mut Findings,
 ) -> Result<bool, sqlx::Error> {
     let variables = Variables::read(conn).await?;
-    let is_writable = look_at_read_only(&variables, findings);
+    let is_writable = look_at_read_only(look, &variables, product, conn, findings).await?;
     look_at_log(&variables, product, findings);
     look_at_limits(look, &variables, product, findings);
     look_at_session(look, conn, findings).await?;
@@ -65,26 +65,62 @@ pub(super) async fn look(
     Ok(is_writable)
 }
 
-fn look_at_read_only(variables: &Variables, findings: &mut Findings) -> bool {
+async fn look_at_read_only(
+    look: &StoreLook<'_>,
+    variables: &Variables,
+    product: Product,
+    conn: &mut MySqlConnection,
+    findings: &mut Findings,
+) -> Result<bool, sqlx::Error> {
+    let url = format!("{}.url = \"mysql://…\", with the primary", look.store.as_str());
     if variables.is_on("innodb_read_only") {
         findings.wrong(
             Check::Writable,
             "innodb_read_only is ON: the server was started to read alone",
-            Remedy::Advice("point the URL to the primary, or restart the server without it".into()),
+            Remedy::Setting(url),
         );
-        return false;
+        return Ok(false);
     }
     if variables.is_on("read_only") || variables.is_on("super_read_only") {
-        findings.wrong(
-            Check::Writable,
-            "read_only is ON: it is a replica, or a demoted primary. Point the URL to the primary, \
-             or promote this server",
-            Remedy::Sql("SET GLOBAL read_only = OFF".into()),
-        );
-        return false;
+        let is_member =
+            variables.get("group_replication_group_name").is_some_and(|name| !name.is_empty());
+        let is_replica = if is_member { Some(true) } else { replicates(product, conn).await? };
+        let (text, remedy) = match is_replica {
+            Some(false) => (
+                "read_only is ON, and the server is no replica. If it was the primary before a \
+                 failover, point the URL to the present one instead",
+                Remedy::Sql("SET GLOBAL read_only = OFF".into()),
+            ),
+            Some(true) => (
+                "read_only is ON: the server is a replica. Point the URL to the primary; or \
+                 promote this server, if the primary is gone for ever",
+                Remedy::Setting(url),
+            ),
+            None => (
+                "read_only is ON: the server is a replica, or a demoted primary. (The user may not \
+                 ask which.) Point the URL to the primary",
+                Remedy::Setting(url),
+            ),
+        };
+        findings.wrong(Check::Writable, text, remedy);
+        return Ok(false);
     }
     findings.fine(Check::Writable, "takes writes");
-    true
+    Ok(true)
+}
+
+/// Whether the server is set up as a replica. `None` if it does not tell the user. Fails only if
+/// the connection does.
+async fn replicates(
+    product: Product,
+    conn: &mut MySqlConnection,
+) -> Result<Option<bool>, sqlx::Error> {
+    let sql = if product.is_mariadb { "SHOW ALL SLAVES STATUS" } else { "SHOW REPLICA STATUS" };
+    match sqlx::raw_sql(sql).fetch_all(conn).await {
+        Ok(rows) => Ok(Some(!rows.is_empty())),
+        Err(sqlx::Error::Database(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 fn look_at_log(variables: &Variables, product: Product, findings: &mut Findings) {

@@ -71,8 +71,7 @@ impl ConsumerTraces {
         Some(span)
     }
 
-    /// `None` unless the producer of the message samples its trace. `parent` is not called if
-    /// traces are off.
+    /// `None` unless the producer of the message samples its trace.
     pub(crate) fn received(
         &self,
         partition: i32,
@@ -120,11 +119,6 @@ impl Received {
 }
 
 impl BatchSpan {
-    /// Whether an order of the batch is traced.
-    pub(crate) fn is_made(&self) -> bool {
-        self.0.is_some()
-    }
-
     /// Makes the span of a stage of the batch that has just ended.
     pub(crate) fn stage(&self, name: &'static str, begun: Instant) {
         if let Some(batch) = &self.0 {
@@ -170,7 +164,7 @@ impl BatchSpan {
     /// Makes the span of one order in the trace of that order, linked to the batch. `operation` is
     /// what was done with the order, and `status` what became of it.
     ///
-    /// Returns the context for what follows from it. `None` if traces are off.
+    /// Returns the context for what follows from it. If traces are off, that is the producer's.
     pub(crate) fn order(
         &self,
         received: &Received,
@@ -178,8 +172,10 @@ impl BatchSpan {
         order_id: OrderId,
         begun: Instant,
         status: Option<impl Into<Value>>,
-    ) -> Option<TraceContext> {
-        let Batch { span: batch, topic, group_id } = self.0.as_deref()?;
+    ) -> TraceContext {
+        let Some(Batch { span: batch, topic, group_id }) = self.0.as_deref() else {
+            return received.context.clone();
+        };
         let mut span =
             batch.beside(received.context.clone(), format!("{operation} {topic}"), begun);
         about_messages(&mut span, topic, operation, "process");
@@ -191,7 +187,7 @@ impl BatchSpan {
             span.set("stocklock.order.status", status);
         }
         span.link(batch.context());
-        Some(span.context().clone())
+        span.context().clone()
     }
 }
 

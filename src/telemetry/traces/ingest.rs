@@ -6,6 +6,22 @@ use tokio::time::Instant;
 use super::{Span, Traces, span::Parent};
 use crate::domain::{OrderId, TraceContext, TraceParent};
 
+/// The methods that the name of a span may have. A client can send any other word.
+const METHODS: [&str; 9] =
+    ["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"];
+/// The most characters of a method that is none of [`METHODS`].
+const MAX_METHOD_CHARS: usize = 64;
+
+/// A request as its span describes it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct TracedRequest<'r> {
+    pub(crate) method: &'r str,
+    /// `None` if no route takes the request.
+    pub(crate) route: Option<&'r str>,
+    pub(crate) path: &'r str,
+    pub(crate) is_encrypted: bool,
+}
+
 /// A transaction that orders share.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct SharedTransaction {
@@ -20,16 +36,26 @@ impl Traces {
     pub(crate) fn http_request(
         &self,
         parent: impl FnOnce() -> Option<TraceParent>,
-        method: &str,
-        route: &str,
-        path: &str,
+        request: TracedRequest<'_>,
     ) -> Option<Span> {
-        let name = || format!("{method} {route}");
+        let TracedRequest { method, route, path, is_encrypted } = request;
+        let known = METHODS.into_iter().find(|known| *known == method);
+        let in_name = known.unwrap_or("HTTP");
+        let name = || match route {
+            Some(route) => format!("{in_name} {route}"),
+            None => in_name.to_owned(),
+        };
         let mut span = self.entered(parent, SpanKind::Server, name)?;
-        span.set("http.request.method", method.to_owned());
-        span.set("http.route", route.to_owned());
+        span.set("http.request.method", known.unwrap_or("_OTHER"));
+        if known.is_none() {
+            let original: String = method.chars().take(MAX_METHOD_CHARS).collect();
+            span.set("http.request.method_original", original);
+        }
+        if let Some(route) = route {
+            span.set("http.route", route.to_owned());
+        }
         span.set("url.path", path.to_owned());
-        span.set("url.scheme", "http");
+        span.set("url.scheme", if is_encrypted { "https" } else { "http" });
         Some(span)
     }
 

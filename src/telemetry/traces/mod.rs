@@ -30,7 +30,7 @@ pub(crate) use batch::BatchSpan;
 pub use batch::ConsumerTraces;
 pub use batch::Received;
 pub(crate) use exporter::SpanExport;
-pub(crate) use ingest::SharedTransaction;
+pub(crate) use ingest::{SharedTransaction, TracedRequest};
 use queue::SpanQueue;
 use sampler::Sampler;
 pub(crate) use sampler::TraceStarter;
@@ -67,15 +67,17 @@ impl Traces {
         Self(Some(Arc::new(Tracing { sampler, queue, max_links })))
     }
 
-    /// The context of a message whose producer samples it. `parent` is not called if traces are
-    /// off.
+    /// The context of a message whose producer samples it. If traces are off, the process passes
+    /// it on.
     pub(crate) fn continued(
         &self,
         parent: impl FnOnce() -> Option<TraceParent>,
     ) -> Option<TraceContext> {
-        let tracing = self.0.as_ref()?;
         let parent = parent()?;
-        let is_sampled = tracing.sampler.samples(Some(&parent), &parent.context.trace_id);
+        let is_sampled = match &self.0 {
+            Some(tracing) => tracing.sampler.samples(Some(&parent), &parent.context.trace_id),
+            None => parent.is_sampled,
+        };
         is_sampled.then_some(parent.context)
     }
 

@@ -34,8 +34,6 @@ const OF_MYSQL: (Fault, &str) = (
     fault("log_writer_threads", "warning", "innodb_log_writer_threads is OFF"),
     "SET GLOBAL innodb_log_writer_threads = OFF",
 );
-const READ_ONLY: (Fault, &str) =
-    (fault("writable", "wrong", "read_only is ON"), "SET GLOBAL read_only = ON");
 
 /// A server of the test's own, and a world whose stores are on it.
 async fn private(database: Database) -> (World, Server) {
@@ -72,7 +70,6 @@ async fn each_fault_of_a_server_is_named_and_mended(database: Database) {
     run(&mut admin, &format!("USE `{stock}`")).await;
     let mut planted = OF_SERVERS.to_vec();
     planted.extend((database == Database::MySql).then_some(OF_MYSQL));
-    planted.push(READ_ONLY);
     for (_, statement) in &planted {
         run(&mut admin, statement).await;
     }
@@ -96,6 +93,8 @@ async fn each_missing_right_is_named_and_granted(database: Database) {
         "CREATE USER 'clerk'@'%' IDENTIFIED BY 'clerk'",
         "GRANT SELECT ON `it\\_%`.* TO 'clerk'@'%'",
         "CREATE USER 'nobody'@'%' IDENTIFIED BY 'nobody'",
+        "CREATE USER 'former'@'%' IDENTIFIED BY 'former'",
+        "GRANT SELECT, INSERT, UPDATE, DELETE, CREATE, ALTER ON `it\\_%`.* TO 'former'@'%'",
     ] {
         run(&mut admin, statement).await;
     }
@@ -106,7 +105,10 @@ async fn each_missing_right_is_named_and_granted(database: Database) {
     ];
     let of_nobody = [fault("privileges", "wrong", "Access denied for user 'nobody'")];
 
-    for (user, faults) in [("clerk", &of_clerk[..]), ("nobody", &of_nobody)] {
+    let of_former = [fault("migrate_user", "wrong", "DROP command denied")];
+
+    for (user, faults) in [("clerk", &of_clerk[..]), ("nobody", &of_nobody), ("former", &of_former)]
+    {
         log_in_as(&mut world, user);
         let ill = Diagnosis::with_status(&world, &[], 1);
         for line in faults.iter().flat_map(|fault| ill.lines(fault)) {
@@ -114,6 +116,56 @@ async fn each_missing_right_is_named_and_granted(database: Database) {
         }
         Diagnosis::of(&world, &[]).is_free_of(faults);
     }
+    // The rights that the line grants are all that the migrations need.
+    for store in [&world.config.order_store, &world.config.stock_store] {
+        let name = database_of(store.url.expose());
+        run(&mut admin, &format!("DROP DATABASE `{name}`")).await;
+        run(&mut admin, &format!("CREATE DATABASE `{name}`")).await;
+    }
+    world.cli(&["setup"]).succeeds();
+    drop(world);
+}
+
+/// The statements by which a server follows another, and by which it ends to. It never connects.
+fn following(database: Database) -> (&'static str, &'static str) {
+    match database {
+        Database::MySql => (
+            "CHANGE REPLICATION SOURCE TO SOURCE_HOST = '127.0.0.1', SOURCE_PORT = 9",
+            "RESET REPLICA ALL",
+        ),
+        Database::MariaDb => {
+            ("CHANGE MASTER TO MASTER_HOST = '127.0.0.1', MASTER_PORT = 9", "RESET SLAVE ALL")
+        }
+    }
+}
+
+async fn no_line_promotes_a_replica(database: Database) {
+    let (world, server) = private(database).await;
+    let mut admin = server.admin().await;
+    let (follow, end) = following(database);
+    let read_only = |text| fault("writable", "wrong", text);
+    let diagnose = || Diagnosis::with_status(&world, &["--role", "compensator"], 1);
+    let is_setting = |line: &String| line.starts_with("order_store.url = ");
+
+    run(&mut admin, "SET GLOBAL read_only = ON").await;
+    let may_not_ask = diagnose().lines(&read_only("may not ask which"));
+    let right = match database {
+        Database::MySql => "REPLICATION CLIENT",
+        Database::MariaDb => "SLAVE MONITOR",
+    };
+    run(&mut admin, &format!("GRANT {right} ON *.* TO 'stocklock'@'%'")).await;
+    run(&mut admin, follow).await;
+    let of_replica = diagnose().lines(&read_only("is a replica. Point"));
+    run(&mut admin, end).await;
+    let of_no_replica = diagnose().lines(&read_only("is no replica"));
+
+    assert!(may_not_ask.iter().all(is_setting), "{may_not_ask:?}");
+    assert!(of_replica.iter().all(is_setting), "{of_replica:?}");
+    for line in &of_no_replica {
+        run(&mut admin, line).await;
+    }
+    Diagnosis::with_status(&world, &["--role", "compensator"], 0)
+        .is_free_of(&[read_only("read_only")]);
     drop(world);
 }
 
@@ -168,6 +220,7 @@ macro_rules! on_private_servers {
 on_private_servers!(
     each_fault_of_a_server_is_named_and_mended,
     each_missing_right_is_named_and_granted,
+    no_line_promotes_a_replica,
     a_server_without_the_database_gets_it_and_its_tables,
 );
 
