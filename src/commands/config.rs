@@ -9,9 +9,9 @@ use super::{
     process::{self, Codecs},
 };
 use crate::{
-    config::{Config, ConfigError, KEYS, Key, Layers, LockStrategy, SecretUrl},
+    config::{Config, ConfigError, KEYS, Layers, LockStrategy},
     error_text,
-    kafka::Producer,
+    kafka::{Producer, check_identity},
     lock::{Lease, Locks},
 };
 
@@ -54,6 +54,7 @@ pub(super) fn refused_at_start(mut config: Config) -> Vec<String> {
         Ok(()) => Vec::new(),
         Err(ConfigError(errors)) => errors,
     };
+    errors.extend(check_identity(&config.kafka));
     let files = named_files(&config).into_iter().map(check_readable);
     let refused = files.chain([Codecs::open(&config, None).map(drop)]).filter_map(Result::err);
     errors.extend(refused.map(|error| error_text::with_causes(&*error)));
@@ -86,14 +87,6 @@ struct NamedFile {
 /// The files that clients read only when they connect.
 fn named_files(config: &Config) -> Vec<NamedFile> {
     let mut files = Vec::new();
-    for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location"))
-    {
-        // "probe" is not a file: librdkafka then looks for the system's authorities itself.
-        if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
-            let setting = format!("kafka.{}", name.replace('.', "_"));
-            files.push(NamedFile { setting, path: file.into() });
-        }
-    }
     for (section, store) in
         [("order_store", &config.order_store), ("stock_store", &config.stock_store)]
     {
@@ -111,7 +104,7 @@ fn check_readable(NamedFile { setting, path }: NamedFile) -> anyhow::Result<()> 
 fn show(layers: &Layers, output: Output) {
     for key in KEYS {
         let (value, origin) = layers.value(key);
-        let (value, default) = (shown(key, value), shown(key, key.default));
+        let (value, default) = (key.shown(value), key.shown(key.default));
         if output == Output::Json {
             let environment = key.environment_name();
             let row = json!({
@@ -129,20 +122,4 @@ fn show(layers: &Layers, output: Output) {
             );
         }
     }
-}
-
-/// The value of a key without its secret.
-fn shown(key: &Key, value: &str) -> String {
-    if key.is_secret() && !value.is_empty() {
-        return "***".to_owned();
-    }
-    // The only list of URLs. In another URL, a comma may be part of a password.
-    if key.name == "redis.urls" {
-        return value
-            .split(',')
-            .map(|url| SecretUrl::new(url).to_string())
-            .collect::<Vec<_>>()
-            .join(",");
-    }
-    SecretUrl::new(value).to_string()
 }

@@ -10,6 +10,7 @@
 //! | `values` | reads one key, and gathers errors |
 //! | `formats`, `choices`, `secret_url` | parse the forms of values |
 //! | `access` | reads who may use the HTTP API, and how much |
+//! | `kafka_security` | reads encryption and identity of the connections to brokers |
 //! | `sections` | reads sections whose keys depend on each other |
 //! | `traces` | reads the variables of OpenTelemetry |
 
@@ -18,6 +19,7 @@ mod choices;
 mod formats;
 #[cfg(test)]
 mod fuzz;
+mod kafka_security;
 mod keys;
 mod layers;
 mod reader_version;
@@ -37,6 +39,8 @@ pub(crate) use access::{
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
 pub(crate) use formats::log_level;
+use kafka_security::KafkaSecurity;
+pub(crate) use kafka_security::OAuthConfig;
 pub use keys::KEYS;
 pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
@@ -84,6 +88,8 @@ pub struct KafkaConfig {
     pub(crate) stall_timeout: Duration,
     /// The security settings that are set, under librdkafka's names.
     pub(crate) security: Vec<(&'static str, String)>,
+    /// Where clients get their tokens; `None`: they need none.
+    pub(crate) oauth: Option<OAuthConfig>,
 }
 
 #[derive(Debug, Clone)]
@@ -330,6 +336,7 @@ impl Config {
 
 fn kafka(values: &mut Values<'_>, group_id: String) -> KafkaConfig {
     let session_timeout = values.duration("kafka.session_timeout");
+    let KafkaSecurity { settings: security, oauth } = values.kafka_security();
     KafkaConfig {
         brokers: values.read("kafka.brokers", formats::brokers),
         group_id,
@@ -343,7 +350,8 @@ fn kafka(values: &mut Values<'_>, group_id: String) -> KafkaConfig {
             Duration::MAX,
         ),
         stall_timeout: values.duration("kafka.stall_timeout"),
-        security: values.kafka_security(),
+        security,
+        oauth,
     }
 }
 

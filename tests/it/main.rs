@@ -54,6 +54,8 @@ mod ingest_tls;
 mod intake;
 mod intake_fleet;
 mod kafka_life;
+mod kafka_sasl;
+mod kafka_tls;
 mod lanes;
 mod levels;
 mod levels_compacted;

@@ -2,17 +2,15 @@
 
 use std::{cmp::Ordering, collections::BTreeSet, time::Duration};
 
-use rdkafka::{
-    admin::AdminClient, client::DefaultClientContext, consumer::Consumer as _,
-    error::RDKafkaErrorCode, metadata::MetadataTopic,
-};
+use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::MetadataTopic};
 
 use super::KafkaLook;
 use crate::{
     finding::{Check, Finding, Findings, Remedy, Verdict},
     kafka::{
-        KafkaProbe, TOPICS, client_config,
+        KafkaProbe, TOPICS, client_config, plain,
         probe::ANSWER_TIMEOUT,
+        token::Tokens,
         topic_settings::{Severity, TopicSettings, kept_for, kept_too_long},
         topics::Kind,
     },
@@ -81,7 +79,7 @@ async fn spreads(look: &KafkaLook<'_>, topics: Vec<String>) -> Vec<Spread> {
 }
 
 fn spread(probe: &KafkaProbe, topic: &str) -> Spread {
-    let metadata = match probe.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
+    let metadata = match probe.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
         Ok(metadata) => metadata,
         Err(error) => return Spread::Failed(error.to_string()),
     };
@@ -189,7 +187,7 @@ async fn look_at_settings(
     replicas: usize,
     findings: &mut Findings,
 ) {
-    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(look.kafka).create();
+    let admin = plain::admin(&client_config(look.kafka), &Tokens::of(look.kafka)).await;
     let described = match admin {
         Ok(admin) => TopicSettings::describe(&admin, &[&topic.name], ANSWER_TIMEOUT).await,
         Err(error) => Err(error),
