@@ -36,10 +36,6 @@ FROM_SECRETS = {
     "STOCKLOCK__AUTH__TOKENS_FILE",
     "STOCKLOCK__HTTP__TLS_CERTIFICATE_LOCATION",
     "STOCKLOCK__HTTP__TLS_KEY_LOCATION",
-    "STOCKLOCK__KAFKA__OAUTH_CLIENT_SECRET",
-    "STOCKLOCK__KAFKA__SSL_CA_PEM",
-    "STOCKLOCK__KAFKA__SSL_CERTIFICATE_PEM",
-    "STOCKLOCK__KAFKA__SSL_KEY_PEM",
 }
 WHERE_SETTINGS_ARE = "the chart's values.schema.json and ci/full-values.yaml"
 # What the chart has to know of the program's defaults: the setting, and where a trigger has it.

@@ -1,4 +1,4 @@
-use std::{fs, fs::File, path::PathBuf};
+use std::{fs, path::PathBuf};
 
 use anyhow::Context as _;
 use clap::Args;
@@ -9,9 +9,9 @@ use super::{
     process::{self, Codecs},
 };
 use crate::{
-    config::{Config, ConfigError, InsecureConnection, KEYS, Key, Layers, LockStrategy, SecretUrl},
+    config::{Config, ConfigError, InsecureConnection, KEYS, Layers, LockStrategy},
     error_text,
-    kafka::Producer,
+    kafka::{Producer, check_identity},
     lock::{Lease, Locks},
     pem,
 };
@@ -63,7 +63,8 @@ pub(super) fn refused_at_start(mut config: Config) -> Vec<String> {
         Ok(()) => Vec::new(),
         Err(ConfigError(errors)) => errors,
     };
-    let files = named_files(&config).into_iter().map(check_readable);
+    errors.extend(check_identity(&config.kafka));
+    let files = named_files(&config).into_iter().map(check_pem);
     let refused = files.chain([Codecs::open(&config, None).map(drop)]).filter_map(Result::err);
     errors.extend(refused.map(|error| error_text::with_causes(&*error)));
     // The clients would report the same missing files again.
@@ -90,40 +91,23 @@ struct NamedFile {
     /// The key, or the section of a URL.
     setting: String,
     path: PathBuf,
-    /// Kafka's client also takes folders, and files of other formats.
-    is_pem: bool,
 }
 
 /// The files that clients read only when they connect.
 fn named_files(config: &Config) -> Vec<NamedFile> {
     let mut files = Vec::new();
-    for (name, file) in config.kafka.security.iter().filter(|(name, _)| name.ends_with(".location"))
-    {
-        // "probe" is not a file: librdkafka then looks for the system's authorities itself.
-        if (*name, file.as_str()) != ("ssl.ca.location", "probe") {
-            let setting = format!("kafka.{}", name.replace('.', "_"));
-            files.push(NamedFile { setting, path: file.into(), is_pem: false });
-        }
-    }
     for (section, store) in
         [("order_store", &config.order_store), ("stock_store", &config.stock_store)]
     {
         let paths = store.tls_files().into_iter();
-        files.extend(paths.map(|path| NamedFile {
-            setting: section.to_owned(),
-            path,
-            is_pem: true,
-        }));
+        files.extend(paths.map(|path| NamedFile { setting: section.to_owned(), path }));
     }
     files
 }
 
-fn check_readable(NamedFile { setting, path, is_pem }: NamedFile) -> anyhow::Result<()> {
-    let cannot_open = || format!("{setting}: cannot open {}", path.display());
-    if !is_pem {
-        return File::open(&path).map(drop).with_context(cannot_open);
-    }
-    let content = fs::read(&path).with_context(cannot_open)?;
+fn check_pem(NamedFile { setting, path }: NamedFile) -> anyhow::Result<()> {
+    let content =
+        fs::read(&path).with_context(|| format!("{setting}: cannot open {}", path.display()))?;
     anyhow::ensure!(
         pem::has_section(&content),
         "{setting}: {} is no PEM file: it lacks the text -----BEGIN",
@@ -135,7 +119,7 @@ fn check_readable(NamedFile { setting, path, is_pem }: NamedFile) -> anyhow::Res
 fn show(layers: &Layers, output: Output) {
     for key in KEYS {
         let (value, origin) = layers.value(key);
-        let (value, default) = (shown(key, value), shown(key, key.default));
+        let (value, default) = (key.shown(value), key.shown(key.default));
         if output == Output::Json {
             let environment = key.environment_name();
             let row = json!({
@@ -153,20 +137,4 @@ fn show(layers: &Layers, output: Output) {
             );
         }
     }
-}
-
-/// The value of a key without its secret.
-fn shown(key: &Key, value: &str) -> String {
-    if key.is_secret() && !value.is_empty() {
-        return "***".to_owned();
-    }
-    // The only list of URLs. In another URL, a comma may be part of a password.
-    if key.name == "redis.urls" {
-        return value
-            .split(',')
-            .map(|url| SecretUrl::new(url).to_string())
-            .collect::<Vec<_>>()
-            .join(",");
-    }
-    SecretUrl::new(value).to_string()
 }

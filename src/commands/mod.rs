@@ -152,7 +152,7 @@ impl Cli {
             Command::Man(args) => man::run(&args),
             command => match start(&layers) {
                 Ok((config, log_filter)) => {
-                    command.run(config, log_filter, &layers, self.output).await
+                    Box::pin(command.run(config, log_filter, &layers, self.output)).await
                 }
                 Err(error) => Err(error),
             },

@@ -26,7 +26,7 @@ use super::{
 use crate::{
     config::{Config, ConfigError, InsecureConnection, Layers, TracesSettings},
     error_text,
-    kafka::{Consumer, DeadLetters, Producer, topic_names},
+    kafka::{Consumer, DeadLetters, Producer, count_token_retries, topic_names},
     lifecycle::Shutdown,
     lock::Lease,
     registry::Lookups,
@@ -215,6 +215,7 @@ impl SharedParts {
         };
         let metrics = process::metrics()?.measured_by(measured_by);
         let (traces, span_export) = start_traces(&metrics);
+        count_token_retries(&config.kafka, &metrics);
         let shared = Self {
             roles: roles.into(),
             producer: Producer::new(&config.kafka).context("cannot open the Kafka client")?,

@@ -6,7 +6,7 @@ use super::{Answer, Output, doctor, process::SchemaRegistry};
 use crate::{
     config::Config,
     finding::{Finding, Verdict},
-    kafka::{TopicReport, ensure_topics, kept_too_long},
+    kafka::{TopicReport, ensure_topics, kept_too_long, why_unreachable},
     registry::{Registration, RegistryError, register, with_attempts},
     store::{migrate_order_store, migrate_stock_store},
 };
@@ -23,8 +23,7 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
     let (orders, stock) = (&config.order_store.migrate_url, &config.stock_store.migrate_url);
     migrate_order_store(orders).await.with_context(|| format!("order store, {orders}"))?;
     migrate_stock_store(stock).await.with_context(|| format!("stock store, {stock}"))?;
-    let reports = ensure_topics(&config.kafka, &config.topics).await;
-    let reports = reports.with_context(|| format!("topics, brokers {}", config.kafka.brokers))?;
+    let reports = create_topics(config).await?;
     let orders = reports.iter().find(|topic| topic.name == config.topics.orders);
     let mut warnings: Vec<_> =
         orders.and_then(|topic| horizon_warning(topic, config)).into_iter().collect();
@@ -88,6 +87,17 @@ pub(super) async fn run(config: &Config, output: Output) -> anyhow::Result<Answe
 fn insecure_stores(config: &Config) -> Vec<String> {
     let connections = config.insecure_connections().into_iter();
     connections.filter(|it| it.section != "redis").map(|it| it.to_string()).collect()
+}
+
+/// Fails with what the brokers say, and what to do about it.
+async fn create_topics(config: &Config) -> anyhow::Result<Vec<TopicReport>> {
+    let failed = match ensure_topics(&config.kafka, &config.topics).await {
+        Ok(reports) => return Ok(reports),
+        Err(error) => anyhow::Error::from(error),
+    };
+    let brokers = || format!("brokers {}", config.kafka.brokers);
+    let why = why_unreachable(&config.kafka, &config.topics.orders).await.unwrap_or_else(brokers);
+    Err(failed.context(format!("topics, {why}")))
 }
 
 /// What was done with the schema of a topic.

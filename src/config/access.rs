@@ -2,8 +2,6 @@
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
-use url::{Host, Url};
-
 use super::{formats, values::Values};
 
 /// How clients prove who they are. Authentication is off unless one of the two ways is set.
@@ -99,7 +97,7 @@ impl Values<'_> {
         const URL: &str = "auth.jwks_url";
         let url = self.read(URL, |text| match text {
             "" => Ok(None),
-            text => jwks_url(text).map(Some),
+            text => formats::protected_url(text).map(Some),
         });
         let [issuer, audience] = ["auth.issuer", "auth.audience"].map(|name| {
             self.go_together(URL, name);
@@ -166,23 +164,6 @@ impl Values<'_> {
             token: token.map(ClientToken::Text).or(file),
             ca: self.optional("client.ca_location").map(PathBuf::from),
         }
-    }
-}
-
-/// Parses the URL of a JWKS. Refuses a connection that others could change on its way: they would
-/// choose the keys.
-fn jwks_url(text: &str) -> Result<String, String> {
-    let url = Url::parse(text).map_err(|error| format!("expected a URL: {error}"))?;
-    let is_loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
-    match url.scheme() {
-        "https" => Ok(text.to_owned()),
-        "http" if is_loopback => Ok(text.to_owned()),
-        _ => Err("expected an https:// URL, or an http:// URL of a loopback address".to_owned()),
     }
 }
 

@@ -77,6 +77,36 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     Ok(text.trim_end_matches('/').to_owned())
 }
 
+/// Parses a URL from which keys or tokens come. Refuses a connection that others could change or
+/// read on its way.
+pub(super) fn protected_url(text: &str) -> Result<String, String> {
+    let url = Url::parse(text).map_err(|error| format!("expected a URL: {error}"))?;
+    let is_loopback = match url.host() {
+        Some(Host::Domain(name)) => name == "localhost",
+        Some(Host::Ipv4(address)) => address.is_loopback(),
+        Some(Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    };
+    match url.scheme() {
+        "https" => Ok(text.to_owned()),
+        "http" if is_loopback => Ok(text.to_owned()),
+        _ => Err("expected an https:// URL, or an http:// URL of a loopback address".to_owned()),
+    }
+}
+
+/// The URL of a token endpoint. The credentials go into a header, so the URL has none.
+pub(super) fn token_url(text: &str) -> Result<String, String> {
+    let parsed = protected_url(text)?;
+    let has_credentials =
+        Url::parse(text).is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
+    if has_credentials || text.contains('#') {
+        return Err("expected a URL without credentials and without #: set \
+                    kafka.oauth_client_id and kafka.oauth_client_secret"
+            .to_owned());
+    }
+    Ok(parsed)
+}
+
 /// Parses `mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=…`. Fails on a parameter that the
 /// client would ignore.
 pub(super) fn mysql_url(text: &str) -> Result<SecretUrl, String> {

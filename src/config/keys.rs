@@ -8,7 +8,7 @@
 
 use std::{fmt, time::Duration};
 
-use super::formats::short_duration;
+use super::{SecretUrl, formats::short_duration};
 
 mod list;
 
@@ -16,7 +16,9 @@ pub use list::KEYS;
 
 pub(super) const BOOLEANS: [&str; 2] = ["false", "true"];
 pub(super) const SECURITY_PROTOCOLS: [&str; 4] = ["plaintext", "ssl", "sasl_plaintext", "sasl_ssl"];
-pub(super) const SASL_MECHANISMS: [&str; 3] = ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"];
+/// The SASL mechanisms that librdkafka has without Cyrus SASL. GSSAPI needs that library.
+pub(super) const SASL_MECHANISMS: [&str; 4] =
+    ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"];
 
 /// A key of the configuration.
 #[derive(Debug, Clone, Copy)]
@@ -77,7 +79,22 @@ impl Key {
 
     /// Whether the value is never shown. (A URL is shown without its password.)
     pub(crate) fn is_secret(&self) -> bool {
-        self.name.ends_with("password") || self.name == "client.token"
+        // A text of certificates may have the private key behind them.
+        ["password", "_secret", "_pem"].iter().any(|end| self.name.ends_with(end))
+            || self.name == "client.token"
+    }
+
+    /// The value without its secret.
+    pub(crate) fn shown(&self, value: &str) -> String {
+        if self.is_secret() && !value.is_empty() {
+            return "***".to_owned();
+        }
+        // The only list of URLs. In another URL, a comma may be part of a password.
+        if self.name == "redis.urls" {
+            let urls = value.split(',').map(|url| SecretUrl::new(url).to_string());
+            return urls.collect::<Vec<_>>().join(",");
+        }
+        SecretUrl::new(value).to_string()
     }
 
     pub(crate) fn find(name: &str) -> Option<&'static Self> {

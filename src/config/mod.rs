@@ -11,6 +11,7 @@
 //! | `formats`, `choices`, `secret_url` | parse the forms of values |
 //! | `insecure` | finds connections that others could read or divert |
 //! | `access` | reads who may use the HTTP API, and how much |
+//! | `kafka_security` | reads encryption and identity of the connections to brokers |
 //! | `sections` | reads sections whose keys depend on each other |
 //! | `traces` | reads the variables of OpenTelemetry |
 
@@ -20,6 +21,7 @@ mod formats;
 #[cfg(test)]
 mod fuzz;
 mod insecure;
+mod kafka_security;
 mod keys;
 mod layers;
 mod reader_version;
@@ -40,6 +42,8 @@ pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
 pub(crate) use formats::log_level;
 pub(crate) use insecure::InsecureConnection;
+use kafka_security::KafkaSecurity;
+pub(crate) use kafka_security::OAuthConfig;
 pub use keys::KEYS;
 pub(crate) use keys::{Allowed, Key};
 pub(crate) use layers::ConfigError;
@@ -87,6 +91,8 @@ pub struct KafkaConfig {
     pub(crate) stall_timeout: Duration,
     /// The security settings that are set, under librdkafka's names.
     pub(crate) security: Vec<(&'static str, String)>,
+    /// Where clients get their tokens; `None`: they need none.
+    pub(crate) oauth: Option<OAuthConfig>,
 }
 
 #[derive(Debug, Clone)]
@@ -339,6 +345,7 @@ impl Config {
 
 fn kafka(values: &mut Values<'_>, group_id: String) -> KafkaConfig {
     let session_timeout = values.duration("kafka.session_timeout");
+    let KafkaSecurity { settings: security, oauth } = values.kafka_security();
     KafkaConfig {
         brokers: values.read("kafka.brokers", formats::brokers),
         group_id,
@@ -352,7 +359,8 @@ fn kafka(values: &mut Values<'_>, group_id: String) -> KafkaConfig {
             Duration::MAX,
         ),
         stall_timeout: values.duration("kafka.stall_timeout"),
-        security: values.kafka_security(),
+        security,
+        oauth,
     }
 }
 

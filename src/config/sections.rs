@@ -200,38 +200,6 @@ impl Values<'_> {
         }
         Groups { workers, compensators, ingest }
     }
-
-    /// Reads the security settings that are set, under librdkafka's names.
-    pub(super) fn kafka_security(&mut self) -> Vec<(&'static str, String)> {
-        let protocol = self.word("kafka.security_protocol");
-        let mechanism = self.word("kafka.sasl_mechanism");
-        let mut settings = vec![
-            ("security.protocol", protocol.to_owned()),
-            ("sasl.mechanism", mechanism.to_owned()),
-        ];
-        for (ours, theirs) in [
-            ("kafka.sasl_username", "sasl.username"),
-            ("kafka.sasl_password", "sasl.password"),
-            ("kafka.ssl_ca_location", "ssl.ca.location"),
-            ("kafka.ssl_certificate_location", "ssl.certificate.location"),
-            ("kafka.ssl_key_location", "ssl.key.location"),
-            ("kafka.ssl_key_password", "ssl.key.password"),
-        ] {
-            settings.push((theirs, self.optional(ours).unwrap_or_default()));
-        }
-        if protocol.starts_with("sasl_") {
-            for name in ["kafka.sasl_mechanism", "kafka.sasl_username", "kafka.sasl_password"] {
-                if self.optional(name).is_none() {
-                    let error =
-                        format!("expected a value, because kafka.security_protocol is {protocol}");
-                    self.refuse(name, &error);
-                }
-            }
-        }
-        self.go_together("kafka.ssl_certificate_location", "kafka.ssl_key_location");
-        settings.retain(|(_, value)| !value.is_empty());
-        settings
-    }
 }
 
 /// The group in which the workers of a group take requests to adjust stock. Their own group has

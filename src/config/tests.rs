@@ -198,25 +198,10 @@ fn empty_entries_of_brokers_are_dropped() {
 }
 
 #[test]
-fn kafka_security_is_what_the_client_has() {
-    check("kafka.security_protocol", &["sasl_ssk", "tls", ""], &["ssl", "SSL", "PLAINTEXT"]);
-    check("kafka.sasl_mechanism", &["GSSAPI", "SCRAM"], &["plain", "SCRAM-SHA-512", ""]);
-    let sasl =
-        ["kafka.security_protocol=SASL_SSL", "kafka.sasl_mechanism=plain", "kafka.sasl_username=u"];
-    let ConfigError(errors) = resolve(&[], &sasl).unwrap_err();
-    assert!(errors.len() == 1 && errors[0].starts_with("kafka.sasl_password = \"\""), "{errors:?}");
-    let config = resolve(&[("STOCKLOCK__KAFKA__SASL_PASSWORD", "x")], &sasl).unwrap();
-    let expected = [("security.protocol", "sasl_ssl"), ("sasl.mechanism", "PLAIN")];
-    for (name, value) in expected {
-        assert!(
-            config.kafka.security.contains(&(name, value.to_owned())),
-            "{:?}",
-            config.kafka.security
-        );
-    }
+fn files_that_belong_together_are_refused_alone() {
     for (one, other) in [
-        ("kafka.ssl_certificate_location", "kafka.ssl_key_location"),
         ("redis.ssl_key_location", "redis.ssl_certificate_location"),
+        ("redis.ssl_certificate_location", "redis.ssl_key_location"),
     ] {
         let ConfigError(errors) = resolve(&[], &[&format!("{one}=/file")]).unwrap_err();
         assert!(errors.len() == 1 && errors[0].starts_with(other), "{errors:?}");

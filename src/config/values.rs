@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Allowed, ConfigError, Key, Layers, SecretUrl, formats};
+use super::{Allowed, ConfigError, Key, Layers, formats};
 
 /// A value that is one of a key's words.
 pub(super) trait FromText: Sized {
@@ -44,12 +44,12 @@ impl<'a> Values<'a> {
         })
     }
 
-    /// Reads a text that is not empty.
     /// Reads `true` or `false`.
     pub(super) fn flag(&mut self, name: &str) -> bool {
         self.word(name) == "true"
     }
 
+    /// Reads a text that is not empty.
     pub(super) fn text(&mut self, name: &str) -> String {
         self.read(
             name,
@@ -128,11 +128,7 @@ impl<'a> Values<'a> {
 
     fn note(&mut self, key: &Key, error: &str) {
         let (text, origin) = self.layers.value(key);
-        let shown = if key.is_secret() && !text.is_empty() {
-            "***".to_owned()
-        } else {
-            SecretUrl::new(text).to_string()
-        };
+        let shown = key.shown(text);
         self.errors.push(format!("{} = {shown:?} ({origin}): {error}", key.name));
     }
 }

@@ -138,8 +138,7 @@ impl BacklogWatch {
     ///
     /// Fails if a broker does not answer within 5 s, or rejects a question.
     fn uncommitted(&self) -> KafkaResult<Vec<Uncommitted>> {
-        let client = &self.probe.client;
-        while client.poll(Duration::ZERO).is_some() {}
+        let client = self.probe.client();
         let metadata = client.fetch_metadata(Some(&self.topic), ANSWER_TIMEOUT)?;
         let found = metadata.topics().first().map_or(&[][..], |topic| topic.partitions());
         let mut asked = TopicPartitionList::new();
@@ -195,7 +194,7 @@ impl BacklogWatch {
         for (partition, offset) in asked {
             list.add_partition_offset(&self.topic, partition, offset)?;
         }
-        let found = self.probe.client.offsets_for_times(list, ANSWER_TIMEOUT)?;
+        let found = self.probe.client().offsets_for_times(list, ANSWER_TIMEOUT)?;
         found.elements().iter().try_for_each(TopicPartitionListElem::error)?;
         Ok(by_partition(&found))
     }

@@ -3,10 +3,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rdkafka::{ClientConfig, admin::AdminClient, client::DefaultClientContext};
+use rdkafka::ClientConfig;
 use tokio::sync::Mutex;
 
-use super::topic_settings::TopicSettings;
+use super::{plain, token::Tokens, topic_settings::TopicSettings};
 
 /// The largest batch if no topic needs a smaller one, bytes. It is less than a topic takes by
 /// default.
@@ -28,7 +28,12 @@ pub(super) struct BatchLimits {
 impl BatchLimits {
     /// The largest batch that each of these topics takes, bytes. `None` if the broker does not
     /// answer within 5 s, or if all topics were asked about less than 10 s ago.
-    pub(super) async fn ask(&self, config: &ClientConfig, topics: &[&str]) -> Option<usize> {
+    pub(super) async fn ask(
+        &self,
+        config: &ClientConfig,
+        tokens: &Tokens,
+        topics: &[&str],
+    ) -> Option<usize> {
         // Concurrent callers wait for the lock. Then the topics are asked about already.
         let mut asked = self.asked.lock().await;
         let now = Instant::now();
@@ -40,7 +45,7 @@ impl BatchLimits {
         if due.is_empty() {
             return None;
         }
-        let admin: AdminClient<DefaultClientContext> = config.create().ok()?;
+        let admin = plain::admin(config, tokens).await.ok()?;
         let described = TopicSettings::describe(&admin, &due, ANSWER_TIMEOUT).await;
         asked.extend(due.iter().map(|topic| ((*topic).to_owned(), Instant::now())));
         // Dropping the client blocks until its thread ends.

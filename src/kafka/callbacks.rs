@@ -1,5 +1,6 @@
 use std::{
     collections::HashMap,
+    error::Error,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -10,6 +11,7 @@ use std::{
 use chrono::Utc;
 use rdkafka::{
     ClientContext, Offset, Statistics,
+    client::OAuthToken,
     config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext, Rebalance},
     error::KafkaError,
@@ -19,6 +21,7 @@ use rdkafka::{
 
 use super::{
     client::ClientLog, condition::Condition, message_ages::MessageAges, partitions::Partitions,
+    token::Tokens,
 };
 use crate::{
     config::KafkaConfig,
@@ -43,6 +46,7 @@ pub(super) struct ConsumerCallbacks {
     pub(crate) metrics: Metrics,
     pub(crate) condition: Arc<Condition>,
     pub(crate) log: ClientLog,
+    tokens: Tokens,
     max_poll_interval: Duration,
     fetch_progress: Mutex<HashMap<i32, FetchProgress>>,
     pub(crate) ages: MessageAges,
@@ -110,6 +114,7 @@ impl ConsumerCallbacks {
             metrics: metrics.clone(),
             condition: Arc::new(Condition::new(topic, kafka.group_protocol, health)),
             log: ClientLog::default(),
+            tokens: Tokens::of(kafka),
             fetch_progress: Mutex::default(),
             ages: MessageAges::default(),
             retired: AtomicBool::new(false),
@@ -132,6 +137,7 @@ impl ConsumerCallbacks {
             metrics: self.metrics.clone(),
             condition: Arc::clone(&self.condition),
             log: ClientLog::default(),
+            tokens: self.tokens.clone(),
             fetch_progress: Mutex::default(),
             ages: MessageAges::default(),
             retired: AtomicBool::new(false),
@@ -209,6 +215,8 @@ impl ConsumerCallbacks {
 }
 
 impl ClientContext for ConsumerCallbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
         self.log.line(level, facility, line);
     }
@@ -241,6 +249,10 @@ impl ClientContext for ConsumerCallbacks {
     fn error(&self, error: KafkaError, reason: &str) {
         self.metrics.retries.with_label_values(&["kafka"]).inc();
         self.log.error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.tokens.for_callback()
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
+use super::advice::advice;
 use crate::config::KafkaConfig;
 use crate::log_limiter::LogLimiter;
 
@@ -29,6 +30,9 @@ const NO_TOPIC_ID: &str = "AAAAAAAAAAAAAAAAAAAAAA";
 
 /// The configuration that every client of the cluster begins with.
 pub fn client_config(kafka: &KafkaConfig) -> ClientConfig {
+    // The first to initialise OpenSSL decides whether it is cleared at the exit of the process.
+    // librdkafka has it cleared, which crashes a thread that asks for a token at that moment.
+    openssl::init();
     let mut client = ClientConfig::new();
     client
         .set("bootstrap.servers", &kafka.brokers)
@@ -74,14 +78,16 @@ impl ClientLog {
             self.topic_replaced.store(true, Ordering::SeqCst);
             return;
         }
-        match level {
-            RDKafkaLogLevel::Debug => tracing::trace!(facility, line, "librdkafka"),
-            RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice => {
+        match (level, advice(line)) {
+            (RDKafkaLogLevel::Debug, _) => tracing::trace!(facility, line, "librdkafka"),
+            (RDKafkaLogLevel::Info | RDKafkaLogLevel::Notice, None) => {
                 tracing::debug!(facility, line, "librdkafka");
             }
-            _ => {
-                if let Some(dropped_lines) = self.limiter.is_due(facility, Instant::now()) {
-                    tracing::warn!(facility, line, dropped_lines, "librdkafka");
+            (_, advice) => {
+                // Lines with different advice are about different mistakes.
+                let subject = advice.unwrap_or(facility);
+                if let Some(dropped_lines) = self.limiter.is_due(subject, Instant::now()) {
+                    tracing::warn!(facility, line, advice, dropped_lines, "librdkafka");
                 }
             }
         }
@@ -90,7 +96,7 @@ impl ClientLog {
     /// Writes an error of the client.
     pub(super) fn error(&self, error: &KafkaError, reason: &str) {
         if let Some(dropped_lines) = self.limiter.is_due(&error.to_string(), Instant::now()) {
-            tracing::warn!(%error, reason, dropped_lines, "kafka");
+            tracing::warn!(%error, reason, advice = advice(reason), dropped_lines, "kafka");
         }
     }
 

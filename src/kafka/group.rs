@@ -1,11 +1,12 @@
 use std::time::Duration;
 
-use rdkafka::{
-    consumer::{BaseConsumer, Consumer as _},
-    error::KafkaResult,
-};
+use rdkafka::{consumer::Consumer as _, error::KafkaResult};
 
-use super::client_config;
+use super::{
+    client_config,
+    plain::{self, PlainCallbacks},
+    token::Tokens,
+};
 use crate::config::{self, GroupProtocol};
 
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,7 +19,7 @@ pub(crate) fn has_members(kafka: &config::KafkaConfig, group_id: &str) -> KafkaR
     if kafka.group_protocol == GroupProtocol::Consumer {
         return Ok(true);
     }
-    let client: BaseConsumer = client_config(kafka).create()?;
+    let client = plain::asking(&client_config(kafka), PlainCallbacks::new(&Tokens::of(kafka)))?;
     let groups = client.fetch_group_list(Some(group_id), ANSWER_TIMEOUT)?;
     Ok(groups.groups().iter().any(|group| !group.members().is_empty()))
 }

@@ -15,6 +15,8 @@ use super::{
     callbacks::ConsumerCallbacks,
     client::{client_config, report_topic_ids},
     partitions::Partitions,
+    renewal::Query,
+    token::Tokens,
 };
 use crate::config::{GroupProtocol, KafkaConfig};
 
@@ -29,7 +31,7 @@ pub(super) type ConsumerClient = Arc<BaseConsumer<ConsumerCallbacks>>;
 /// A member of a consumer group. Its client may be replaced by a new one.
 pub(super) struct Member {
     config: ClientConfig,
-    query_config: ClientConfig,
+    query: Query,
     current: RwLock<ConsumerClient>,
 }
 
@@ -43,9 +45,9 @@ impl Member {
         let config = config(kafka, subscription);
         let client = Arc::new(BaseConsumer::from_config_and_context(&config, callbacks)?);
         client.subscribe(&[subscription.topic])?;
-        let mut query_config = client_config(kafka);
-        query_config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
-        Ok(Self { config, query_config, current: RwLock::new(client) })
+        let mut query = Query { config: client_config(kafka), tokens: Tokens::of(kafka) };
+        query.config.set("group.id", subscription.group_id).set("enable.auto.commit", "false");
+        Ok(Self { config, query, current: RwLock::new(client) })
     }
 
     /// The present client.
@@ -101,9 +103,9 @@ impl Member {
         self.client().commit(&offsets, CommitMode::Async)
     }
 
-    /// The configuration of a client that asks about this member's group without joining it.
-    pub(super) fn query_config(&self) -> &ClientConfig {
-        &self.query_config
+    /// What a client needs that asks about this member's group without joining it.
+    pub(super) fn query(&self) -> &Query {
+        &self.query
     }
 
     /// Fences the partitions, leaves the group, and joins it with a new client.

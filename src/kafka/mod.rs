@@ -34,6 +34,10 @@
 //! | `renewal.rs` | when a failing client is replaced, and how often |
 //! | `condition.rs` | what `/readyz` says about a consumer |
 //! | `client.rs` | settings that all clients have; their log, at a limited rate |
+//! | `plain.rs` | clients that ask brokers |
+//! | `token.rs`, `token_endpoint.rs` | tokens for OAUTHBEARER |
+//! | `advice.rs`, `certificate.rs` | what to do about a connection that fails |
+//! | `identity.rs` | checks the certificates and the key of the settings |
 //!
 //! The other files:
 //!
@@ -68,10 +72,12 @@
 //!   takes.
 //! - A message may be handled and published more than once. Handlers make that harmless.
 
+mod advice;
 mod backlog;
 mod batch_size;
 mod breaker;
 mod callbacks;
+mod certificate;
 mod client;
 mod cloud_events;
 mod condition;
@@ -79,6 +85,7 @@ mod consumer;
 mod dead_letters;
 mod group;
 mod handler;
+mod identity;
 mod lane;
 mod look;
 mod member;
@@ -86,6 +93,7 @@ mod message_ages;
 mod pace;
 mod partitions;
 mod pipeline;
+mod plain;
 mod probe;
 mod producer;
 mod publishing;
@@ -93,6 +101,8 @@ mod reader;
 mod renewal;
 mod replayer;
 mod throttle;
+mod token;
+mod token_endpoint;
 mod topic_settings;
 mod topics;
 mod trace_headers;
@@ -110,15 +120,17 @@ pub use handler::Done;
 pub use handler::Fate;
 pub use handler::Handler;
 pub(crate) use handler::{Blame, Unpublished};
+pub(crate) use identity::check_identity;
 pub use lane::Batch;
 pub use lane::Lane;
 pub(crate) use look::{GroupNeed, KafkaLook, TopicNeed};
-pub(crate) use probe::KafkaProbe;
+pub(crate) use probe::{KafkaProbe, why_unreachable};
 pub use producer::Message;
 pub use producer::ProduceError;
 pub use producer::Producer;
 pub(crate) use reader::{EndOffsets, StartOffsets, TopicReader};
 pub(crate) use replayer::{ReplayedMessage, Replayer};
+pub(crate) use token::count_token_retries;
 pub use topic_settings::MIN_MESSAGE_BYTES;
 pub(crate) use topic_settings::kept_too_long;
 pub use topics::delete_topics;

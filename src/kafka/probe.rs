@@ -1,51 +1,99 @@
 use std::{
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    error::Error,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientContext,
+    client::OAuthToken,
     config::{FromClientConfigAndContext as _, RDKafkaLogLevel},
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-use super::client_config;
-use crate::{config::KafkaConfig, telemetry::Lack};
+use super::{advice::advice, certificate, client_config, plain::serve_callbacks, token::Tokens};
+use crate::{config::KafkaConfig, log_limiter::LogLimiter, telemetry::Lack};
 
 /// How long a broker may take to answer a question. Then the client gives the question up.
 pub(super) const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A cause with a remedy says more than others that follow it, for this time. librdkafka repeats
+/// it twice a minute while it lasts.
+const REMEDY_LASTS: Duration = Duration::from_secs(60);
 
 /// A client beside the role's own. It asks brokers about topics, and about the offsets of a group
 /// that it does not join.
 #[derive(Clone)]
 pub(crate) struct KafkaProbe {
-    brokers: Arc<str>,
-    pub(super) client: Arc<BaseConsumer<ProbeCallbacks>>,
+    kafka: Arc<KafkaConfig>,
+    client: Arc<BaseConsumer<ProbeCallbacks>>,
 }
 
 /// Keeps the client's last error, which says why no broker answers. Does not log it, since the
-/// role's own clients do.
-#[derive(Debug, Default)]
-pub(super) struct ProbeCallbacks(Mutex<Option<Cause>>);
+/// role's own clients do; only what a look at a certificate adds.
+#[derive(Default)]
+pub(super) struct ProbeCallbacks {
+    tokens: Tokens,
+    log: LogLimiter,
+    cause: Mutex<Option<Cause>>,
+}
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Cause {
     text: String,
     is_refusal: bool,
+    noted_at: Instant,
+    /// Whether a look at the broker's certificate was added.
+    is_explained: bool,
+}
+
+impl ProbeCallbacks {
+    pub(super) fn new(kafka: &KafkaConfig) -> Self {
+        Self { tokens: Tokens::of(kafka), ..Self::default() }
+    }
+
+    fn cause(&self) -> MutexGuard<'_, Option<Cause>> {
+        self.cause.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps a cause, unless it is the same as before, or says less.
+    fn note(&self, text: &str, is_refusal: bool) {
+        let (mut cause, noted_at) = (self.cause(), Instant::now());
+        let has_remedy = advice(text).is_some();
+        let says_no_more = |known: &Cause| {
+            let is_fresh = noted_at.duration_since(known.noted_at) < REMEDY_LASTS;
+            known.text.starts_with(text) || !has_remedy && is_fresh && advice(&known.text).is_some()
+        };
+        if !cause.as_ref().is_some_and(says_no_more) {
+            let text = text.to_owned();
+            *cause = Some(Cause { text, is_refusal, noted_at, is_explained: false });
+        }
+    }
 }
 
 impl ClientContext for ProbeCallbacks {
-    fn log(&self, _: RDKafkaLogLevel, _: &str, _: &str) {}
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    /// Some causes come as a line alone.
+    fn log(&self, _: RDKafkaLogLevel, _: &str, line: &str) {
+        if advice(line).is_some() {
+            self.note(without_thread(line), true);
+        }
+    }
 
     fn error(&self, error: KafkaError, reason: &str) {
         tracing::debug!(%error, reason, "probe of kafka failed");
         let code = error.rdkafka_error_code();
         if code != Some(RDKafkaErrorCode::AllBrokersDown) {
-            let is_refusal = code == Some(RDKafkaErrorCode::Authentication);
-            let cause = Cause { text: reason.to_owned(), is_refusal };
-            *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(cause);
+            let is_refusal =
+                code == Some(RDKafkaErrorCode::Authentication) || advice(reason).is_some();
+            self.note(reason, is_refusal);
         }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.tokens.for_callback()
     }
 }
 
@@ -61,8 +109,15 @@ impl KafkaProbe {
             .set("group.id", group_id)
             .set("enable.auto.commit", "false")
             .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string());
-        let client = BaseConsumer::from_config_and_context(&config, ProbeCallbacks::default())?;
-        Ok(Self { brokers: kafka.brokers.as_str().into(), client: Arc::new(client) })
+        let client = BaseConsumer::from_config_and_context(&config, ProbeCallbacks::new(kafka))?;
+        Ok(Self { kafka: Arc::new(kafka.clone()), client: Arc::new(client) })
+    }
+
+    /// The client for a question. Serves its callbacks first, which blocks for 5 s at most while
+    /// the process has no token.
+    pub(super) fn client(&self) -> &BaseConsumer<ProbeCallbacks> {
+        serve_callbacks(&self.client);
+        &self.client
     }
 
     /// Asks a broker for each of the topics, with one request for each.
@@ -78,12 +133,11 @@ impl KafkaProbe {
     }
 
     fn find_topic(&self, topic: &str) -> Result<(), Lack> {
-        // The client consumes nothing. The poll serves its callbacks.
-        while self.client.poll(Duration::ZERO).is_some() {}
-        let metadata = match self.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
+        let metadata = match self.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
             Ok(metadata) => metadata,
             Err(error) => return Err(self.unreachable(&error)),
         };
+        *self.client.context().cause() = None;
         let Some(found) = metadata.topics().first() else {
             return Err(self.refused(topic, "the broker's answer does not mention it"));
         };
@@ -91,25 +145,59 @@ impl KafkaProbe {
             return Err(self.refused(topic, &RDKafkaErrorCode::from(error).to_string()));
         }
         if found.partitions().iter().all(|partition| partition.leader() < 0) {
-            return Err(Lack::unreachable(format!(
-                "{}: topic {topic}: no partition has a leader",
-                self.brokers
-            )));
+            let brokers = &self.kafka.brokers;
+            let why = format!("{brokers}: topic {topic}: no partition has a leader");
+            return Err(Lack::unreachable(why));
         }
         Ok(())
     }
 
     fn refused(&self, topic: &str, why: &str) -> Lack {
-        Lack::refused(format!("{}: topic {topic}: {why}", self.brokers))
+        Lack::refused(format!("{}: topic {topic}: {why}", self.kafka.brokers))
     }
 
-    /// Why no broker answers: the error, and the client's last one.
+    /// Why no broker answers: the error, the client's last one, and what to do about it. Blocks
+    /// for some seconds at most, for a look at a certificate that the client refuses.
     pub(super) fn unreachable(&self, error: &KafkaError) -> Lack {
-        while self.client.poll(Duration::ZERO).is_some() {}
-        let cause = self.client.context().0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let is_refusal = cause.as_ref().is_some_and(|cause| cause.is_refusal);
-        let why =
-            cause.map_or_else(|| error.to_string(), |cause| format!("{error}: {}", cause.text));
-        Lack { why: format!("{}: {why}", self.brokers), is_refusal }
+        let callbacks = self.client().context();
+        let known = callbacks.cause().clone();
+        let brokers = &self.kafka.brokers;
+        let Some(mut cause) = known else {
+            return Lack::unreachable(format!("{brokers}: {error}"));
+        };
+        if !cause.is_explained {
+            cause.is_explained = true;
+            if let Some(why) = certificate::explain(&self.kafka, &cause.text) {
+                cause.text = format!("{}: {why}", cause.text);
+                if callbacks.log.is_due(&why, Instant::now()).is_some() {
+                    let advice = advice(&why);
+                    tracing::warn!(brokers, cause = why, advice, "broker's certificate refused");
+                }
+            }
+            *callbacks.cause() = Some(cause.clone());
+        }
+        let remedy = advice(&cause.text).map_or(String::new(), |advice| format!("; {advice}"));
+        let why = format!("{brokers}: {error}: {}{remedy}", cause.text);
+        Lack { why, is_refusal: cause.is_refusal }
+    }
+}
+
+/// Why no broker answers a question about a topic, and what to do about it. `None` if one answers
+/// within 5 s.
+pub(crate) async fn why_unreachable(kafka: &KafkaConfig, topic: &str) -> Option<String> {
+    let probe = KafkaProbe::new(kafka, &kafka.group_id).ok()?;
+    let topic = topic.to_owned();
+    let asked = tokio::task::spawn_blocking(move || {
+        let failed = probe.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT).err()?;
+        Some(probe.unreachable(&failed).why)
+    });
+    asked.await.ok()?
+}
+
+/// A line of librdkafka without the name of its thread.
+fn without_thread(line: &str) -> &str {
+    match line.strip_prefix("[thrd:").and_then(|rest| rest.split_once("]: ")) {
+        Some((_, text)) => text,
+        None => line,
     }
 }

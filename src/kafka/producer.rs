@@ -1,4 +1,5 @@
 use std::{
+    error::Error,
     sync::{
         Arc, Mutex, PoisonError, RwLock,
         atomic::{AtomicUsize, Ordering},
@@ -8,6 +9,7 @@ use std::{
 
 use rdkafka::{
     ClientConfig, ClientContext,
+    client::OAuthToken,
     config::{FromClientConfigAndContext, RDKafkaLogLevel},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
@@ -20,6 +22,7 @@ use super::{
     batch_size::{BatchLimits, MAX_BATCH_BYTES, MIN_BATCH_BYTES},
     client::{ClientLog, client_config, report_topic_ids},
     renewal::{MIN_TOPIC_PAUSE, ProducerRenewal},
+    token::Tokens,
 };
 use crate::{config::KafkaConfig, domain::OrderId, telemetry::order_log};
 
@@ -44,6 +47,7 @@ const FLUSH_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Producer {
     config: Arc<ClientConfig>,
+    tokens: Tokens,
     client: Arc<RwLock<Arc<ProducerClient>>>,
     renewal: Arc<Mutex<ProducerRenewal>>,
     /// The largest batch of the client, bytes.
@@ -91,23 +95,32 @@ impl Message {
 
 /// Receives librdkafka's callbacks.
 #[derive(Clone)]
-struct ProducerCallbacks(Arc<ClientLog>);
+struct ProducerCallbacks {
+    log: Arc<ClientLog>,
+    tokens: Tokens,
+}
 
 impl ClientContext for ProducerCallbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
     fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
-        self.0.line(level, facility, line);
+        self.log.line(level, facility, line);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        self.0.error(&error, reason);
+        self.log.error(&error, reason);
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.tokens.for_callback()
     }
 }
 
 impl ProducerClient {
-    fn new(config: &ClientConfig) -> KafkaResult<Arc<Self>> {
+    fn new(config: &ClientConfig, tokens: &Tokens) -> KafkaResult<Arc<Self>> {
         let log = Arc::<ClientLog>::default();
-        let producer =
-            FutureProducer::from_config_and_context(config, ProducerCallbacks(Arc::clone(&log)))?;
+        let callbacks = ProducerCallbacks { log: Arc::clone(&log), tokens: tokens.clone() };
+        let producer = FutureProducer::from_config_and_context(config, callbacks)?;
         Ok(Arc::new(Self { producer, log, created_at: Instant::now() }))
     }
 
@@ -138,10 +151,12 @@ impl Producer {
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
         report_topic_ids(&mut client);
         let batch_bytes = Arc::new(AtomicUsize::new(MAX_BATCH_BYTES));
-        let first = Arc::new(RwLock::new(ProducerClient::new(&client)?));
+        let tokens = Tokens::of(kafka);
+        let first = Arc::new(RwLock::new(ProducerClient::new(&client, &tokens)?));
         let config = Arc::new(client);
         Ok(Self {
             config,
+            tokens,
             client: first,
             renewal: Arc::default(),
             batch_bytes,
@@ -187,7 +202,7 @@ impl Producer {
     /// Fails if the client for smaller batches cannot be made.
     pub(crate) async fn fit_batches_to(&self, topics: &[&str]) -> KafkaResult<()> {
         let client = self.current();
-        match self.limits.ask(&self.config, topics).await {
+        match self.limits.ask(&self.config, &self.tokens, topics).await {
             Some(bytes) => self.limit_batches(bytes, &client),
             None => Ok(()),
         }
@@ -213,7 +228,7 @@ impl Producer {
         }
         let mut config = (*self.config).clone();
         config.set("batch.num.messages", "1");
-        let alone = ProducerClient::new(&config)?;
+        let alone = ProducerClient::new(&config, &self.tokens)?;
         let too_large = deliver(&alone.producer, topic, messages, &remaining).await;
         release(alone);
         let too_large = too_large?;
@@ -241,7 +256,7 @@ impl Producer {
     fn new_client(&self) -> KafkaResult<Arc<ProducerClient>> {
         let mut config = (*self.config).clone();
         config.set("batch.size", self.batch_bytes.load(Ordering::Relaxed).to_string());
-        ProducerClient::new(&config)
+        ProducerClient::new(&config, &self.tokens)
     }
 
     fn current(&self) -> Arc<ProducerClient> {

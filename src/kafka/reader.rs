@@ -1,17 +1,22 @@
 use std::{
     collections::BTreeMap,
+    error::Error,
     ops::Range,
     time::{Duration, Instant},
 };
 
 use rdkafka::{
     ClientContext, Message as _, Offset, TopicPartitionList,
+    client::OAuthToken,
+    config::RDKafkaLogLevel,
     consumer::{BaseConsumer, Consumer as _, ConsumerContext},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::BorrowedMessage,
 };
 
-use super::client_config;
+use super::{
+    advice::advice, client::ClientLog, client_config, plain::serve_callbacks, token::Tokens,
+};
 use crate::config::KafkaConfig;
 
 /// How long a broker may take to answer a question.
@@ -35,13 +40,31 @@ pub(crate) struct TopicReader {
 }
 
 /// Logs the errors of the client. The end of a partition is none.
-struct ReaderCallbacks;
+struct ReaderCallbacks {
+    log: ClientLog,
+    tokens: Tokens,
+}
 
 impl ClientContext for ReaderCallbacks {
+    const ENABLE_REFRESH_OAUTH_TOKEN: bool = true;
+
+    fn log(&self, level: RDKafkaLogLevel, facility: &str, line: &str) {
+        self.log.line(level, facility, line);
+    }
+
     fn error(&self, error: KafkaError, reason: &str) {
         if error.rdkafka_error_code() != Some(RDKafkaErrorCode::PartitionEOF) {
-            tracing::error!(%error, reason, "the reader of a topic reports an error");
+            tracing::error!(
+                %error,
+                reason,
+                advice = advice(reason),
+                "the reader of a topic reports an error"
+            );
         }
+    }
+
+    fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn Error>> {
+        self.tokens.for_callback()
     }
 }
 
@@ -69,7 +92,11 @@ impl TopicReader {
             .set("queued.max.messages.kbytes", MAX_FETCHED_KIB)
             // The broker reports the end of a partition with an empty fetch.
             .set("fetch.wait.max.ms", "10");
-        Ok(Self { client: client.create_with_context(ReaderCallbacks)? })
+        let callbacks = ReaderCallbacks { log: ClientLog::default(), tokens: Tokens::of(kafka) };
+        let client = client.create_with_context(callbacks)?;
+        // The questions before the first reading need a token too.
+        serve_callbacks(&client);
+        Ok(Self { client })
     }
 
     /// The offsets that the group has committed. Partitions without one are left out. Asks again

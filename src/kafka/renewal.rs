@@ -7,8 +7,13 @@ use std::{
 
 use rdkafka::{
     ClientConfig, TopicPartitionList,
-    consumer::{BaseConsumer, Consumer as _},
+    consumer::Consumer as _,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
+};
+
+use super::{
+    plain::{self, PlainCallbacks},
+    token::Tokens,
 };
 
 /// How long a client may fail before it is replaced. It recovers by itself from most failures, and
@@ -55,6 +60,13 @@ impl Pauses {
     }
 }
 
+/// What a client needs that asks about a group and a topic.
+#[derive(Clone)]
+pub(super) struct Query {
+    pub(super) config: ClientConfig,
+    pub(super) tokens: Tokens,
+}
+
 /// Finds out whether a new client reaches a topic that the present client does not reach.
 #[derive(Debug, Default)]
 pub(super) struct ReachabilityCheck {
@@ -66,11 +78,11 @@ impl ReachabilityCheck {
     /// Returns `true` once a new client has reached the leaders of all partitions of the topic and
     /// the group's coordinator. Asks again and again until then, on a thread of its own.
     ///
-    /// Does nothing until the present client has been without a broker for 15 s. `config` names the
+    /// Does nothing until the present client has been without a broker for 15 s. `query` names the
     /// group; the new client does not join it.
     pub(super) fn reaches(
         &mut self,
-        config: &ClientConfig,
+        query: &Query,
         topic: &str,
         unreachable_for: Option<Duration>,
     ) -> bool {
@@ -86,9 +98,9 @@ impl ReachabilityCheck {
             }
             None | Some(Ok(false) | Err(TryRecvError::Disconnected)) => {
                 let (answer, answered) = mpsc::channel();
-                let (config, topic) = (config.clone(), topic.to_owned());
+                let (query, topic) = (query.clone(), topic.to_owned());
                 std::thread::spawn(move || {
-                    let reached = reach(&config, &topic);
+                    let reached = reach(&query, &topic);
                     let error = reached.as_ref().err();
                     tracing::debug!(topic, ?error, "reachability of the topic checked");
                     let _receiver_gone = answer.send(reached.is_ok());
@@ -103,8 +115,8 @@ impl ReachabilityCheck {
 /// Asks the leader of each partition of the topic, and the group's coordinator.
 ///
 /// Fails with the first error: no such topic, no leader, or no answer within 5 s.
-fn reach(config: &ClientConfig, topic: &str) -> KafkaResult<()> {
-    let client: BaseConsumer = config.create()?;
+fn reach(query: &Query, topic: &str) -> KafkaResult<()> {
+    let client = plain::asking(&query.config, PlainCallbacks::quiet(&query.tokens))?;
     let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
     let found = metadata
         .topics()

@@ -1,10 +1,11 @@
 use rdkafka::{
+    config::FromClientConfigAndContext as _,
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
     message::OwnedHeaders,
     producer::{FutureProducer, FutureRecord},
 };
 
-use super::{client_config, producer::MAX_MESSAGE_BYTES};
+use super::{client_config, plain::PlainCallbacks, producer::MAX_MESSAGE_BYTES, token::Tokens};
 use crate::config::KafkaConfig;
 
 /// How long librdkafka tries to deliver a message, milliseconds.
@@ -12,7 +13,7 @@ const DELIVERY_TIMEOUT_MS: &str = "20000";
 
 /// Produces messages to partitions of the caller's choice, with `acks=all` and idempotence.
 pub(crate) struct Replayer {
-    producer: FutureProducer,
+    producer: FutureProducer<PlainCallbacks>,
 }
 
 /// A message that is produced again.
@@ -37,7 +38,8 @@ impl Replayer {
             .set("compression.type", "lz4")
             .set("message.max.bytes", MAX_MESSAGE_BYTES)
             .set("message.timeout.ms", DELIVERY_TIMEOUT_MS);
-        Ok(Self { producer: client.create()? })
+        let callbacks = PlainCallbacks::new(&Tokens::of(kafka));
+        Ok(Self { producer: FutureProducer::from_config_and_context(&client, callbacks)? })
     }
 
     /// Produces a message, and returns whether the broker has acknowledged it. `false`: it is too

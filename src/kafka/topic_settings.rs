@@ -1,12 +1,11 @@
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier},
-    client::DefaultClientContext,
+    admin::{AdminOptions, ConfigResource, OwnedResourceSpecifier, ResourceSpecifier},
     error::{KafkaError, KafkaResult},
 };
 
-use super::topics::Kind;
+use super::{plain::Admin, topics::Kind};
 
 /// The least `max.message.bytes` of `orders` and `order-status`. The largest order event has 100
 /// lines, the largest status has a reason of 512 characters, and both have headers.
@@ -27,7 +26,7 @@ impl TopicSettings {
     /// Fails if a topic is unknown, if its settings may not be read, or if no broker answers within
     /// `timeout`.
     pub(super) async fn describe(
-        admin: &AdminClient<DefaultClientContext>,
+        admin: &Admin,
         topics: &[&str],
         timeout: Duration,
     ) -> KafkaResult<BTreeMap<String, Self>> {

@@ -1,13 +1,18 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use rdkafka::{
-    admin::{AdminClient, AdminOptions, NewTopic, TopicReplication},
-    client::DefaultClientContext,
+    admin::{AdminOptions, NewTopic, TopicReplication},
+    consumer::{BaseConsumer, Consumer as _},
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
-    producer::{BaseProducer, Producer as _},
 };
 
-use super::{client_config, producer::MAX_MESSAGE_BYTES, topic_settings::TopicSettings};
+use super::{
+    client_config,
+    plain::{self, PlainCallbacks},
+    producer::MAX_MESSAGE_BYTES,
+    token::Tokens,
+    topic_settings::TopicSettings,
+};
 use crate::config::{KafkaConfig, TopicsConfig};
 
 /// How long the brokers may take to answer a request.
@@ -180,7 +185,7 @@ pub(crate) async fn ensure_topics(
     kafka: &KafkaConfig,
     topics: &TopicsConfig,
 ) -> KafkaResult<Vec<TopicReport>> {
-    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
+    let admin = plain::admin(&client_config(kafka), &Tokens::of(kafka)).await?;
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_TIMEOUT))
         .request_timeout(Some(ANSWER_TIMEOUT));
@@ -260,7 +265,7 @@ fn compare(report: &mut TopicReport, found: &TopicSettings, settings: &[(&str, &
 /// Deletes all topics of the configuration with their messages. Ignores failures of single topics,
 /// such as an absent one. Fails if no broker answers.
 pub async fn delete_topics(kafka: &KafkaConfig, topics: &TopicsConfig) -> KafkaResult<()> {
-    let admin: AdminClient<DefaultClientContext> = client_config(kafka).create()?;
+    let admin = plain::admin(&client_config(kafka), &Tokens::of(kafka)).await?;
     let options = AdminOptions::new()
         .operation_timeout(Some(ANSWER_TIMEOUT))
         .request_timeout(Some(ANSWER_TIMEOUT));
@@ -277,18 +282,29 @@ struct Layout {
 
 /// Asks a broker for the layout of each topic.
 async fn layouts(kafka: &KafkaConfig, topics: Vec<String>) -> KafkaResult<Vec<Layout>> {
-    let producer: BaseProducer = client_config(kafka).create()?;
+    let (config, tokens) = (client_config(kafka), Tokens::of(kafka));
     let asked = tokio::task::spawn_blocking(move || {
-        topics.iter().map(|topic| layout(&producer, topic)).collect()
+        let client = plain::asking(&config, PlainCallbacks::new(&tokens))?;
+        topics.iter().map(|topic| layout(&client, topic)).collect()
     });
     asked.await.unwrap_or(Err(KafkaError::Canceled))
 }
 
+const DISCONNECTED: RDKafkaErrorCode = RDKafkaErrorCode::BrokerTransportFailure;
+
 /// Asks a broker for the layout of a topic. Blocks; fails if the topic is still unknown after 5 s.
-fn layout(producer: &BaseProducer, topic: &str) -> KafkaResult<Layout> {
+fn layout(client: &BaseConsumer<PlainCallbacks>, topic: &str) -> KafkaResult<Layout> {
     // A topic that was created a moment ago may not be in the broker's metadata yet.
     for _ in 0..MAX_LAYOUT_ATTEMPTS {
-        let metadata = producer.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT)?;
+        let metadata = client.fetch_metadata(Some(topic), ANSWER_TIMEOUT);
+        // A broker may end a session while the question is on its way. Then the second one arrives.
+        let metadata = match metadata {
+            Err(error) if error.rdkafka_error_code() == Some(DISCONNECTED) => {
+                plain::serve_callbacks(client);
+                client.fetch_metadata(Some(topic), ANSWER_TIMEOUT)?
+            }
+            metadata => metadata?,
+        };
         let partitions = metadata.topics().first().map_or(&[][..], |t| t.partitions());
         if let Some(replicas) = partitions.iter().map(|partition| partition.replicas().len()).min()
         {

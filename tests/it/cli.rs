@@ -238,6 +238,11 @@ fn secrets_are_never_shown() {
         ("STOCKLOCK__ORDER_STORE__MIGRATE_URL", "mysql://user:hush-5@host/orders"),
         ("STOCKLOCK__STOCK_STORE__URL", "mysql://user:hush-6@hush-7@host/stock"),
         ("STOCKLOCK__REDIS__URLS", "redis://:hush-8@a,redis://:hush-9@b,redis://u:hush-10@c"),
+        ("STOCKLOCK__KAFKA__SECURITY_PROTOCOL", "sasl_ssl"),
+        ("STOCKLOCK__KAFKA__SASL_MECHANISM", "PLAIN"),
+        ("STOCKLOCK__KAFKA__SASL_USERNAME", "user"),
+        ("STOCKLOCK__KAFKA__SSL_CERTIFICATE_PEM", "hush-11"),
+        ("STOCKLOCK__KAFKA__SSL_KEY_PEM", "hush-12"),
     ];
 
     for args in [["config", "--output", "text"], ["config", "--output", "json"]] {
@@ -252,6 +257,11 @@ fn secrets_are_never_shown() {
     wrong[5].1 = "redis://:hush-8@a,redis://:hush-9@b";
     let refused = run_with(&wrong, &["config", "--check"]).exits(1).stderr();
     assert!(refused.lines().count() == 2 && !refused.contains("hush"), "{refused}");
+
+    let token = [("STOCKLOCK__KAFKA__OAUTH_CLIENT_SECRET", "hush-13")];
+    let refused = run_with(&token, &["config"]).exits(1);
+    let shown = refused.stdout() + &refused.stderr();
+    assert!(shown.contains("kafka.oauth_client_secret") && !shown.contains("hush"), "{shown}");
 }
 
 #[test]

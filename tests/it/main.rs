@@ -57,6 +57,8 @@ mod insecure_tls;
 mod intake;
 mod intake_fleet;
 mod kafka_life;
+mod kafka_sasl;
+mod kafka_tls;
 mod lanes;
 mod levels;
 mod levels_compacted;

@@ -13,7 +13,7 @@ use anyhow::Context as _;
 
 use crate::{Lifetime, Patience, Process, Programs, Service, free_address, probe};
 
-/// A broker whose clients are not authenticated.
+/// A broker whose clients are not authenticated, unless its properties say so.
 #[derive(Debug, Clone)]
 pub struct Kafka {
     home: PathBuf,
@@ -22,6 +22,8 @@ pub struct Kafka {
     controller: String,
     heap_mib: u32,
     properties: BTreeMap<String, String>,
+    /// Users with a password for SCRAM, as `kafka-storage.sh format --add-scram` takes them.
+    scram_users: Vec<String>,
 }
 
 impl Kafka {
@@ -38,6 +40,7 @@ impl Kafka {
             controller,
             heap_mib: 512,
             properties,
+            scram_users: Vec::new(),
         })
     }
 
@@ -61,6 +64,13 @@ impl Kafka {
     pub fn with_properties(mut self, properties: &[(&str, &str)]) -> Self {
         let owned = properties.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
         self.properties.extend(owned);
+        self
+    }
+
+    /// The same with a user who may log in by a mechanism such as `SCRAM-SHA-512`.
+    #[must_use]
+    pub fn with_scram_user(mut self, mechanism: &str, name: &str, password: &str) -> Self {
+        self.scram_users.push(format!("{mechanism}=[name={name},password={password}]"));
         self
     }
 
@@ -113,6 +123,9 @@ impl Service for Kafka {
         let mut format = self.java(Lifetime::OfParent, &["-XX:TieredStopAtLevel=1"]);
         format.args(["kafka.tools.StorageTool", "format", "--cluster-id", &cluster_id()?]);
         format.arg("--config").arg(self.properties_file());
+        for user in &self.scram_users {
+            format.args(["--add-scram", user]);
+        }
         let mut formatting =
             Process::spawn("the format of Kafka's data", Lifetime::OfParent, format, &self.log())?;
         let status = formatting.await_end(patience)?;

@@ -22,6 +22,11 @@ const REDIS_URLS: &str = "1, 3 or 5 URLs redis://USER:PASSWORD@HOST:PORT, comma 
 const ADDRESS: &str = "IP:PORT, such as 127.0.0.1:8080 or [::]:8080";
 const OWN_TOPIC: &str = "no other topic of this list has the same name";
 const USER_AND_PASSWORD: &str = "the user and the password are set together";
+const PEM_TEXT: &str = "PEM text, from -----BEGIN to -----END";
+const PROTECTED_URL: &str = "an https:// URL, or an http:// URL of a loopback address";
+const FILE_OR_TEXT: &str = "the file or the text, not both; the certificate and the key together";
+const NOT_FOR_OAUTH: &str = "set if kafka.security_protocol is sasl_…, unless it is OAUTHBEARER";
+const OAUTH: &str = "only with the mechanism OAUTHBEARER";
 const BOTH_FILES: &str = "the certificate and the private key are set together";
 
 const fn key(

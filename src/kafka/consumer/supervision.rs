@@ -110,7 +110,7 @@ impl Poller {
             if let Some((code, reason)) = self.client.client().fatal_error() {
                 self.recreate(&format!("{code}: {reason}"), None);
             } else if self.supervision.reachability.reaches(
-                self.member.query_config(),
+                self.member.query(),
                 &callbacks.topic,
                 unreachable_for,
             ) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer as _;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{KafkaProbe, probe::ANSWER_TIMEOUT};
+use super::{KafkaProbe, identity::security_setting, probe::ANSWER_TIMEOUT};
 use crate::{
     config::{GroupProtocol, KafkaConfig, TopicsConfig},
     domain::Horizon,
@@ -95,7 +95,7 @@ impl KafkaLook<'_> {
         };
         let topic = self.topics.orders.clone();
         let asked = tokio::task::spawn_blocking(move || {
-            match probe.client.fetch_metadata(Some(&topic), ANSWER_TIMEOUT) {
+            match probe.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT) {
                 Ok(metadata) => Ok(metadata
                     .brokers()
                     .iter()
@@ -114,11 +114,13 @@ impl KafkaLook<'_> {
             }
             Ok(Err(lack)) if lack.is_refusal => {
                 let login = "kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism";
-                findings.wrong(Check::Login, lack.why, Remedy::Setting(login.into()));
+                let remedy = advised(&lack.why).unwrap_or(Remedy::Setting(login.into()));
+                findings.wrong(Check::Login, lack.why, remedy);
                 None
             }
             Ok(Err(lack)) => {
-                findings.unreachable(lack.why, advice());
+                let remedy = advised(&lack.why).unwrap_or_else(advice);
+                findings.unreachable(lack.why, remedy);
                 None
             }
             Err(error) => {
@@ -148,8 +150,7 @@ impl KafkaLook<'_> {
     }
 
     fn setting(&self, name: &str) -> Option<&str> {
-        let found = self.kafka.security.iter().find(|(key, _)| *key == name);
-        found.map(|(_, value)| value.as_str())
+        security_setting(self.kafka, name)
     }
 
     /// Whether the members of groups can be listed.
@@ -178,6 +179,11 @@ fn for_shell(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', "'\\''"))
+}
+
+/// What to do about a usual mistake.
+fn advised(why: &str) -> Option<Remedy> {
+    super::advice::advice(why).map(|advice| Remedy::Advice(advice.into()))
 }
 
 /// Dials each address that the cluster gives its clients.

@@ -122,9 +122,9 @@ async fn read(look: &KafkaLook<'_>, topic: &str) -> Tried {
         .set("enable.partition.eof", "true")
         .set("fetch.wait.max.ms", "10")
         .set("socket.timeout.ms", ANSWER_TIMEOUT_MS);
-    let topic = topic.to_owned();
+    let (topic, callbacks) = (topic.to_owned(), ProbeCallbacks::new(look.kafka));
     blocking(move || {
-        let client = quiet(&config)?;
+        let client = quiet(&config, callbacks)?;
         let mut end = TopicPartitionList::new();
         end.add_partition_offset(&topic, 0, Offset::End)?;
         client.assign(&end)?;
@@ -141,7 +141,8 @@ async fn write(look: &KafkaLook<'_>, topic: &str) -> Tried {
         .set("acks", "2")
         .set("retries", "0")
         .set("message.timeout.ms", ANSWER_TIMEOUT_MS);
-    let made = FutureProducer::from_config_and_context(&config, ProbeCallbacks::default());
+    let callbacks = ProbeCallbacks::new(look.kafka);
+    let made = FutureProducer::from_config_and_context(&config, callbacks);
     let producer: FutureProducer<ProbeCallbacks> = match made {
         Ok(producer) => producer,
         Err(error) => return Tried::Unknown(error.to_string()),
@@ -162,9 +163,9 @@ async fn join(look: &KafkaLook<'_>, group: &GroupNeed) -> Tried {
         .set("heartbeat.interval.ms", "1")
         .set("enable.auto.commit", "false")
         .set("socket.timeout.ms", ANSWER_TIMEOUT_MS);
-    let topic = group.topic.clone();
+    let (topic, callbacks) = (group.topic.clone(), ProbeCallbacks::new(look.kafka));
     blocking(move || {
-        let client = quiet(&config)?;
+        let client = quiet(&config, callbacks)?;
         client.subscribe(&[&topic])?;
         let refused_later = [
             RDKafkaErrorCode::InvalidSessionTimeout,
@@ -201,7 +202,7 @@ fn poll(
 async fn look_at_members(look: &KafkaLook<'_>, group: &GroupNeed, findings: &mut Findings) {
     let (probe, group_id) = (KafkaProbe::new(look.kafka, &group.group_id), group.group_id.clone());
     let asked = tokio::task::spawn_blocking(move || {
-        let groups = probe?.client.fetch_group_list(Some(&group_id), ANSWER_TIMEOUT)?;
+        let groups = probe?.client().fetch_group_list(Some(&group_id), ANSWER_TIMEOUT)?;
         Ok::<_, KafkaError>(groups.groups().first().map(|group| {
             let ids = group.members().iter().map(|member| member.client_id().to_owned());
             (group.state().to_owned(), ids.collect::<Vec<_>>())
@@ -236,8 +237,11 @@ fn unlisted(why: &str, findings: &mut Findings) {
 }
 
 /// A client that logs nothing: the findings say what it meets.
-fn quiet(config: &ClientConfig) -> Result<BaseConsumer<ProbeCallbacks>, KafkaError> {
-    BaseConsumer::from_config_and_context(config, ProbeCallbacks::default())
+fn quiet(
+    config: &ClientConfig,
+    callbacks: ProbeCallbacks,
+) -> Result<BaseConsumer<ProbeCallbacks>, KafkaError> {
+    BaseConsumer::from_config_and_context(config, callbacks)
 }
 
 async fn blocking(attempt: impl FnOnce() -> Result<Tried, KafkaError> + Send + 'static) -> Tried {

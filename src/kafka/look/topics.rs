@@ -8,17 +8,15 @@ use std::{
 };
 
 use futures::future::join_all;
-use rdkafka::{
-    admin::AdminClient, client::DefaultClientContext, consumer::Consumer as _,
-    error::RDKafkaErrorCode, metadata::MetadataTopic,
-};
+use rdkafka::{consumer::Consumer as _, error::RDKafkaErrorCode, metadata::MetadataTopic};
 
 use super::KafkaLook;
 use crate::{
     finding::{Check, Finding, Findings, Remedy, Verdict},
     kafka::{
-        KafkaProbe, TOPICS, client_config,
+        KafkaProbe, TOPICS, client_config, plain,
         probe::ANSWER_TIMEOUT,
+        token::Tokens,
         topic_settings::{Severity, TopicSettings, kept_for, kept_too_long},
         topics::Kind,
     },
@@ -97,7 +95,7 @@ async fn spreads(look: &KafkaLook<'_>, topics: Vec<String>) -> Vec<Spread> {
 }
 
 fn spread(probe: &KafkaProbe, topic: &str) -> Spread {
-    let metadata = match probe.client.fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
+    let metadata = match probe.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
         Ok(metadata) => metadata,
         Err(error) => return Spread::Failed(error.to_string()),
     };
@@ -202,7 +200,7 @@ fn look_at_partitions(
 /// The settings of each topic, or why they cannot be read. All topics are asked for at the same
 /// time, each by a request of its own: the fault of one spoils no other one.
 async fn settings(look: &KafkaLook<'_>, topics: &BTreeSet<String>) -> BTreeMap<String, Read> {
-    let admin: Result<AdminClient<DefaultClientContext>, _> = client_config(look.kafka).create();
+    let admin = plain::admin(&client_config(look.kafka), &Tokens::of(look.kafka)).await;
     let reading = topics.iter().map(async |topic| {
         let described = match &admin {
             Ok(admin) => TopicSettings::describe(admin, &[topic], ANSWER_TIMEOUT).await,

@@ -21,11 +21,13 @@ mod proxy;
 mod raw;
 mod registry;
 mod rival;
+mod secure_kafka;
 mod servers;
 mod stacks;
 mod steps;
 mod stub;
 mod tamper;
+mod token_endpoint;
 mod tokens;
 mod topics;
 mod wait;
@@ -51,6 +53,7 @@ pub(crate) use proxy::Proxy;
 pub(crate) use raw::Raw;
 pub(crate) use registry::Registry;
 pub(crate) use rival::Rival;
+pub(crate) use secure_kafka::{PASSWORD, SecureKafka, USER};
 pub(crate) use servers::Server;
 pub(crate) use stacks::{each_stack, on_each_database, on_every_stack, on_two_stacks, tests_on};
 pub(crate) use steps::{
@@ -58,6 +61,7 @@ pub(crate) use steps::{
     release, try_step,
 };
 pub(crate) use stub::{Reply, Stub};
+pub(crate) use token_endpoint::{Issuing, SECRET, TokenEndpoint};
 pub(crate) use tokens::{TokensFile, bearer, token_line};
 pub(crate) use topics::{delivered, header};
 pub(crate) use wait::{

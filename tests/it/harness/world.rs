@@ -37,6 +37,8 @@ pub(crate) struct World {
     pub strategy: Strategy,
     server_url: String,
     name: String,
+    /// Whether the broker ends with the test, so that nobody has to delete its topics.
+    has_own_broker: bool,
 }
 
 /// How long a test waits for something that is bound to happen.
@@ -75,7 +77,16 @@ impl World {
         let env = environment(&name, server_url, brokers, strategy);
         let config = Config::resolve(&Layers::read(None, env.clone().into_iter(), &[]))
             .expect("the configuration");
-        Self { env, config, strategy, server_url: server_url.to_owned(), name }
+        let server_url = server_url.to_owned();
+        Self { env, config, strategy, server_url, name, has_own_broker: false }
+    }
+
+    /// A world on a broker that ends with the test. `settings` connect to it.
+    pub(crate) async fn on_own_broker(settings: &[(&str, &str)]) -> Self {
+        let mut world = Self::without_setup(Database::MySql, Strategy::Row).await;
+        world.has_own_broker = true;
+        world.configure(settings);
+        world
     }
 
     /// Changes settings, `("TOPICS__ORDERS", "x")`, and runs `setup` again. `{name}` in a value is
@@ -217,6 +228,7 @@ impl Drop for World {
         }
         let (url, name) = (self.server_url.clone(), self.name.clone());
         let (kafka, topics) = (self.config.kafka.clone(), self.config.topics.clone());
+        let has_own_broker = self.has_own_broker;
         let (redis, lock) = (self.config.redis.clone(), self.config.lock.clone());
         let dropping = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -234,7 +246,9 @@ impl Drop for World {
                     let drop = format!("DROP DATABASE {name}_{store}");
                     sqlx::raw_sql(&drop).execute(&mut server).await.expect("DROP DATABASE");
                 }
-                delete_topics(&kafka, &topics).await.expect("deleted");
+                if !has_own_broker {
+                    delete_topics(&kafka, &topics).await.expect("deleted");
+                }
             });
         });
         dropping.join().expect("the databases are dropped");

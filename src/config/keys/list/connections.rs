@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::{
-    ANY_TEXT, BOTH_FILES, BROKERS, DAY, FILE, MAX_AGE, MINUTE, MYSQL_URL, NOT_EMPTY, OWN_TOPIC,
-    REDIS_URLS, TOPIC, USER_AND_PASSWORD, key, number, time,
+    ANY_TEXT, BOTH_FILES, BROKERS, DAY, FILE, FILE_OR_TEXT, MAX_AGE, MINUTE, MYSQL_URL, NOT_EMPTY,
+    NOT_FOR_OAUTH, OAUTH, OWN_TOPIC, PEM_TEXT, PROTECTED_URL, REDIS_URLS, TOPIC, USER_AND_PASSWORD,
+    key, number, time,
 };
 use crate::config::{
     GroupProtocol, StatusFormat,
@@ -61,21 +62,61 @@ pub(super) const KEYS: &[Key] = &[
         Allowed::Word(&SECURITY_PROTOCOLS),
         "protocol of the connections to brokers",
     )
-    .with_rule("sasl_… needs the three kafka.sasl_… keys"),
-    key("kafka.sasl_mechanism", "", Allowed::Word(&SASL_MECHANISMS), "SASL mechanism"),
-    key("kafka.sasl_username", "", Allowed::Form(ANY_TEXT), "SASL user"),
-    key("kafka.sasl_password", "", Allowed::Form(ANY_TEXT), "SASL password"),
+    .with_rule("the keys sasl_… need sasl_plaintext or sasl_ssl, the keys ssl_… ssl or sasl_ssl"),
+    key("kafka.sasl_mechanism", "", Allowed::Word(&SASL_MECHANISMS), "SASL mechanism")
+        .with_rule("set if kafka.security_protocol is sasl_…"),
+    key("kafka.sasl_username", "", Allowed::Form(ANY_TEXT), "SASL user").with_rule(NOT_FOR_OAUTH),
+    key("kafka.sasl_password", "", Allowed::Form(ANY_TEXT), "SASL password")
+        .with_rule(NOT_FOR_OAUTH),
+    key(
+        "kafka.oauth_token_url",
+        "",
+        Allowed::Form(PROTECTED_URL),
+        "token endpoint, which gives a token for the client's id and secret",
+    )
+    .with_rule(OAUTH),
+    key("kafka.oauth_client_id", "", Allowed::Form(ANY_TEXT), "client id at the token endpoint")
+        .with_rule(OAUTH),
+    key("kafka.oauth_client_secret", "", Allowed::Form(ANY_TEXT), "secret of that client")
+        .with_rule(OAUTH),
+    key(
+        "kafka.oauth_scope",
+        "",
+        Allowed::Form("scopes, separated by spaces"),
+        "scopes that the token is asked for; not set: the token endpoint's default",
+    )
+    .with_rule(OAUTH),
+    key(
+        "kafka.oauth_ca_location",
+        "",
+        Allowed::Form(FILE),
+        "certificate authorities of the token endpoint; not set: those of the system",
+    )
+    .with_rule(OAUTH),
     key(
         "kafka.ssl_ca_location",
         "",
         Allowed::Form(FILE),
-        "certificate authorities that sign the brokers' certificates",
-    ),
+        "certificate authorities that sign the brokers' certificates; not set: the system's",
+    )
+    .with_rule("not together with kafka.ssl_ca_pem"),
+    key(
+        "kafka.ssl_ca_pem",
+        "",
+        Allowed::Form(PEM_TEXT),
+        "the same certificate authorities as a text",
+    )
+    .with_rule("not together with kafka.ssl_ca_location"),
     key("kafka.ssl_certificate_location", "", Allowed::Form(FILE), "certificate of this client")
-        .with_rule(BOTH_FILES),
+        .with_rule(FILE_OR_TEXT),
+    key("kafka.ssl_certificate_pem", "", Allowed::Form(PEM_TEXT), "the same as a text")
+        .with_rule(FILE_OR_TEXT),
     key("kafka.ssl_key_location", "", Allowed::Form(FILE), "private key of this client")
-        .with_rule(BOTH_FILES),
-    key("kafka.ssl_key_password", "", Allowed::Form(ANY_TEXT), "password of the private key"),
+        .with_rule(FILE_OR_TEXT),
+    key("kafka.ssl_key_pem", "", Allowed::Form(PEM_TEXT), "the same as a text")
+        .with_rule(FILE_OR_TEXT),
+    key("kafka.ssl_key_password", "", Allowed::Form(ANY_TEXT), "password of the private key")
+        .with_rule("only with a private key"),
     key("topics.orders", "orders", Allowed::Form(TOPIC), "topic of order events")
         .with_rule(OWN_TOPIC),
     key("topics.order_status", "order-status", Allowed::Form(TOPIC), "topic of outcomes")

@@ -1,0 +1,204 @@
+//! Tokens for brokers that authenticate with OAUTHBEARER.
+//!
+//! A process has one [`TokenSource`] for each client of a token endpoint. Its thread asks the
+//! endpoint and renews the token before it ends, so that the callbacks of librdkafka only read
+//! memory.
+
+use std::{
+    collections::BTreeMap,
+    error::Error,
+    sync::{Arc, Condvar, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use kafka_token::Token;
+use prometheus::IntCounter;
+use rdkafka::client::OAuthToken;
+
+use super::token_endpoint;
+use crate::{
+    backoff::{Backoff, jittered},
+    config::{KafkaConfig, OAuthConfig},
+    error_text,
+    log_limiter::LogLimiter,
+    telemetry::Metrics,
+};
+
+/// The label of the token endpoint in metrics.
+const DEPENDENCY: &str = "token_endpoint";
+/// How long a client waits for the first token of its process. Its callbacks wait too.
+const FIRST_WAIT: Duration = Duration::from_secs(5);
+/// The same after there was a token once. The endpoint is away then.
+const LATER_WAIT: Duration = Duration::from_secs(1);
+/// A token that ends sooner is not given to a client any more.
+const MIN_LEFT: Duration = Duration::from_millis(500);
+/// The part of a token's life after which the next token is asked for.
+const RENEW_AFTER: f64 = 0.7;
+/// The shortest pause after a failure.
+const MIN_PAUSE: Duration = Duration::from_millis(500);
+
+/// The sources of this process. Clients with equal settings share their token.
+static SOURCES: LazyLock<Mutex<BTreeMap<OAuthConfig, Arc<TokenSource>>>> =
+    LazyLock::new(Mutex::default);
+
+/// A token with its end.
+#[derive(Clone)]
+pub(super) struct IssuedToken {
+    pub(super) value: String,
+    pub(super) principal: String,
+    pub(super) ends_at: SystemTime,
+}
+
+/// Gets tokens for the clients of a process.
+pub(super) struct TokenSource {
+    oauth: OAuthConfig,
+    state: Mutex<State>,
+    changed: Condvar,
+    retries: OnceLock<IntCounter>,
+    log: LogLimiter,
+}
+
+#[derive(Default)]
+struct State {
+    token: Option<IssuedToken>,
+    /// Why the last attempt failed.
+    failure: Option<String>,
+    had_token: bool,
+}
+
+/// What gives a client its tokens. Empty if the brokers want none.
+#[derive(Clone, Default)]
+pub(super) struct Tokens(Option<Arc<TokenSource>>);
+
+impl Tokens {
+    /// The source of these settings. The first call starts its thread.
+    pub(super) fn of(kafka: &KafkaConfig) -> Self {
+        Self(kafka.oauth.as_ref().map(|oauth| {
+            let mut sources = SOURCES.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(sources.entry(oauth.clone()).or_insert_with(|| TokenSource::start(oauth)))
+        }))
+    }
+
+    /// The present token, as librdkafka's callback returns it. Blocks for 5 s at most, and only
+    /// while there is no token. Fails with the cause; librdkafka asks again 10 s later.
+    pub(super) fn for_callback(&self) -> Result<OAuthToken, Box<dyn Error>> {
+        let token = self.present()?;
+        Ok(OAuthToken {
+            lifetime_ms: millis(token.ends_at),
+            token: token.value,
+            principal_name: token.principal,
+        })
+    }
+
+    /// The same for a client that is given its token, because it has no callback. `None` if the
+    /// brokers want no token.
+    pub(super) fn for_client(&self) -> Result<Option<Token>, String> {
+        if self.0.is_none() {
+            return Ok(None);
+        }
+        let token = self.present()?;
+        let ends_at_ms = millis(token.ends_at);
+        Ok(Some(Token { value: token.value, principal: token.principal, ends_at_ms }))
+    }
+
+    fn present(&self) -> Result<IssuedToken, String> {
+        let source = self.0.as_ref().ok_or("kafka.sasl_mechanism is not OAUTHBEARER")?;
+        source.present()
+    }
+}
+
+/// Counts the attempts to get a token that are repeated, if brokers want tokens.
+pub(crate) fn count_token_retries(kafka: &KafkaConfig, metrics: &Metrics) {
+    let Some(source) = Tokens::of(kafka).0 else { return };
+    metrics.begin_retries(&[DEPENDENCY]);
+    let _counted_already = source.retries.set(metrics.retries.with_label_values(&[DEPENDENCY]));
+}
+
+impl TokenSource {
+    fn start(oauth: &OAuthConfig) -> Arc<Self> {
+        let source = Arc::new(Self {
+            oauth: oauth.clone(),
+            state: Mutex::default(),
+            changed: Condvar::new(),
+            retries: OnceLock::new(),
+            log: LogLimiter::default(),
+        });
+        let renewed = Arc::clone(&source);
+        let started =
+            std::thread::Builder::new().name("tokens".to_owned()).spawn(move || renewed.renew());
+        if let Err(error) = started {
+            source.state().failure = Some(format!("cannot start a thread: {error}"));
+        }
+        source
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for tokens as long as the process lives.
+    fn renew(&self) {
+        let mut backoff = Backoff::default();
+        loop {
+            let pause = match token_endpoint::ask(&self.oauth) {
+                Ok(token) => {
+                    backoff = Backoff::default();
+                    self.note_token(token)
+                }
+                Err(error) => {
+                    self.note_failure(&error_text::with_causes(error.as_ref()));
+                    backoff.next_delay().max(jittered(MIN_PAUSE, 1.0..2.0))
+                }
+            };
+            std::thread::sleep(pause);
+        }
+    }
+
+    /// Returns how long the token is used until the next one is asked for.
+    fn note_token(&self, token: IssuedToken) -> Duration {
+        let left = token.ends_at.duration_since(SystemTime::now()).unwrap_or_default();
+        let mut state = self.state();
+        let is_first = !state.had_token;
+        if is_first || state.failure.is_some() {
+            let (endpoint, lives_s) = (token_endpoint::shown(&self.oauth), left.as_secs());
+            let principal = &token.principal;
+            tracing::info!(endpoint, principal, lives_s, "token received");
+        }
+        *state = State { token: Some(token), failure: None, had_token: true };
+        self.changed.notify_all();
+        left.mul_f64(RENEW_AFTER)
+    }
+
+    fn note_failure(&self, why: &str) {
+        if let Some(retries) = self.retries.get() {
+            retries.inc();
+        }
+        let endpoint = token_endpoint::shown(&self.oauth);
+        if let Some(dropped_lines) = self.log.is_due(why, Instant::now()) {
+            let advice = token_endpoint::advice(why);
+            tracing::warn!(endpoint, error = why, advice, dropped_lines, "no token received");
+        }
+        self.state().failure = Some(format!("{endpoint}: {why}"));
+        self.changed.notify_all();
+    }
+
+    /// The token, if it lives for long enough.
+    fn present(&self) -> Result<IssuedToken, String> {
+        let is_usable = |token: &IssuedToken| token.ends_at > SystemTime::now() + MIN_LEFT;
+        let usable = |state: &State| state.token.clone().filter(is_usable);
+        let state = self.state();
+        let limit = if state.had_token { LATER_WAIT } else { FIRST_WAIT };
+        let waits = |state: &mut State| usable(state).is_none();
+        let waited = self.changed.wait_timeout_while(state, limit, waits);
+        let (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        usable(&state).ok_or_else(|| {
+            let silent = || format!("{}: no answer yet", token_endpoint::shown(&self.oauth));
+            state.failure.clone().unwrap_or_else(silent)
+        })
+    }
+}
+
+fn millis(time: SystemTime) -> i64 {
+    let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
+}
