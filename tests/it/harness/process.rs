@@ -62,6 +62,10 @@ impl Cli {
         self
     }
 
+    pub(crate) fn has_succeeded(&self) -> bool {
+        self.output.status.success()
+    }
+
     pub(crate) fn stdout(&self) -> String {
         String::from_utf8_lossy(&self.output.stdout).into_owned()
     }
