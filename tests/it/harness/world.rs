@@ -16,7 +16,7 @@ use stocklock::{
 };
 use uuid::Uuid;
 
-use super::{Cli, Role};
+use super::{Cli, Role, wait_for};
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Database {
@@ -85,20 +85,30 @@ impl World {
     pub(crate) async fn on_own_broker(settings: &[(&str, &str)]) -> Self {
         let mut world = Self::without_setup(Database::MySql, Strategy::Row).await;
         world.has_own_broker = true;
-        world.configure(settings);
+        world.set(settings);
+        // A broker that has just started may need a while to show the topics that it created.
+        wait_for(async || {
+            let tried = world.cli(&["setup"]);
+            if tried.is_done() { Ok(()) } else { Err(tried.stderr()) }
+        })
+        .await;
         world
     }
 
     /// Changes settings, `("TOPICS__ORDERS", "x")`, and runs `setup` again. `{name}` in a value is
     /// a name that no other test has.
     pub(crate) fn configure(&mut self, settings: &[(&str, &str)]) {
+        self.set(settings);
+        self.cli(&["setup"]).succeeds();
+    }
+
+    fn set(&mut self, settings: &[(&str, &str)]) {
         for (key, value) in settings {
             let value = value.replace("{name}", &self.name);
             self.env.insert(format!("STOCKLOCK__{key}"), value);
         }
         self.config = Config::resolve(&Layers::read(None, self.env.clone().into_iter(), &[]))
             .expect("the configuration");
-        self.cli(&["setup"]).succeeds();
     }
 
     /// Runs a command to its end.
