@@ -160,7 +160,7 @@ mod tests {
             let mut findings = Findings::of("kafka", "topic orders");
             findings.fine(Check::TopicExists, "exists");
             found.extend(findings.into_vec());
-            std::future::pending().await
+            std::future::pending::<()>().await;
         };
 
         let found = bounded("kafka", Duration::from_millis(1), look).await;

@@ -88,7 +88,8 @@ impl Master {
             let Self { user, .. } = self;
             // Redis refuses a pattern of keys for a user that has all keys, and so for channels.
             let patterns = rules.iter().filter(|rule| !rule.starts_with('+'));
-            let patterns: String = patterns.map(|rule| format!("'{rule}' ")).collect();
+            let patterns: Vec<_> = patterns.map(|rule| format!("'{rule}' ")).collect();
+            let patterns = patterns.concat();
             let remedy = self.command(&format!("ACL SETUSER {user} {patterns}{ALL_COMMANDS}"));
             findings.add(Check::Rights, verdict, text, Some(remedy));
         }
