@@ -200,7 +200,13 @@ mod tests {
         {
             assert!(with(url).is_empty(), "{url}");
         }
-        for url in ["http://id.example.com/keys", "http://10.0.0.1/k", "ftp://a/k", "keys"] {
+        for url in [
+            "http://id.example.com/keys",
+            "http://10.0.0.1/k",
+            "ftp://a/k",
+            "keys",
+            "https://u:p@a/k",
+        ] {
             assert!(!with(url).is_empty(), "{url}");
         }
     }

@@ -87,6 +87,10 @@ pub(super) fn protected_url(text: &str) -> Result<String, String> {
         Some(Host::Ipv6(address)) => address.is_loopback(),
         None => false,
     };
+    // Logs show the URL.
+    if !url.username().is_empty() || url.password().is_some() {
+        return Err("expected a URL without credentials".to_owned());
+    }
     match url.scheme() {
         "https" => Ok(text.to_owned()),
         "http" if is_loopback => Ok(text.to_owned()),
@@ -94,17 +98,10 @@ pub(super) fn protected_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// The URL of a token endpoint. The credentials go into a header, so the URL has none.
+/// The URL of a token endpoint.
 pub(super) fn token_url(text: &str) -> Result<String, String> {
-    let parsed = protected_url(text)?;
-    let has_credentials =
-        Url::parse(text).is_ok_and(|url| !url.username().is_empty() || url.password().is_some());
-    if has_credentials || text.contains('#') {
-        return Err("expected a URL without credentials and without #: set \
-                    kafka.oauth_client_id and kafka.oauth_client_secret"
-            .to_owned());
-    }
-    Ok(parsed)
+    let url = protected_url(text)?;
+    if url.contains('#') { Err("expected a URL without #".to_owned()) } else { Ok(url) }
 }
 
 /// Parses `mysql://USER:PASSWORD@HOST:PORT/DATABASE?ssl-mode=…`. Fails on a parameter that the

@@ -3,12 +3,11 @@
 use std::process::Command;
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
-use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Answering, Api, Database, IssuerKey, Provider, Role, Strategy, World, bearer, claims,
-    in_seconds, lines, stays, wait_until,
+    Answering, Api, Database, IssuerKey, Provider, Role, Strategy, World, claims, in_seconds,
+    stays, wait_until,
 };
 
 /// Long enough that no test sees a second reading that no request has caused.

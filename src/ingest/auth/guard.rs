@@ -214,8 +214,7 @@ impl Access {
         let now = Instant::now();
         let usage = self.principals.usage(&grant.name, now).ok_or(Refusal::TooManyPrincipals)?;
         let limits = grant.limits.applied_to(self.limits.principal);
-        let taken = usage.requests.take(limits.requests_per_second, now);
-        taken.map_err(Refusal::PrincipalRequests)?;
+        usage.requests.take(limits.requests_per_second, now).map_err(Refusal::PrincipalRequests)?;
         if let Some(connection) = head.extensions.get::<Connection>() {
             let PrincipalLimits { connections, body_bytes, .. } = limits;
             if !connection.belongs_to(&usage.share, connections, body_bytes) {
