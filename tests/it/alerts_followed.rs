@@ -78,7 +78,7 @@ async fn workers_of_both_strategies_raise_an_alert_until_one_is_left() {
     worker.ended(0).await;
 }
 
-/// Batches hold their locks for nearly `lock.ttl`, since the database is slow, and masters lose keys.
+/// The database is slow, so batches hold their locks for long. The masters lose keys meanwhile.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn late_decisions_and_lost_locks_raise_alerts_until_they_end() {
     let masters = Masters::start(3).await;

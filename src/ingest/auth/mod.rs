@@ -155,8 +155,9 @@ impl Access {
         tokens.find(token).cloned()
     }
 
-    /// What a token grants by what is known now. Fails with [`Refusal::UnknownKey`] if newer keys of
-    /// the provider may know its key.
+    /// What a token grants by what is known now.
+    ///
+    /// Fails with [`Refusal::UnknownKey`] if newer keys of the provider may know its key.
     fn known_grant(&self, token: &str) -> Result<Grant, Refusal> {
         match (self.find_token(token), &self.jwt) {
             (Some(grant), _) => Ok(grant),

@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_without_a_token_begins_no_process_and_one_without_text_is_refused() {
+    fn a_process_needs_a_token_and_a_file_needs_text() {
         let none = Tokens::parse(b"# nothing\n").unwrap();
         assert!(none.find("test").is_none());
         assert_eq!(none.require_some().unwrap_err(), TokensError::Empty);
