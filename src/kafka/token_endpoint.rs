@@ -86,6 +86,10 @@ fn client(oauth: &OAuthConfig) -> anyhow::Result<Client> {
         .timeout(ANSWER_TIMEOUT)
         // Another server would get the secret.
         .redirect(reqwest::redirect::Policy::none());
+    if oauth.token_url.starts_with("http://") {
+        // The endpoint is on this machine. A proxy would get the secret.
+        builder = builder.no_proxy();
+    }
     if let Some(file) = &oauth.ca {
         let named = || format!("kafka.oauth_ca_location: {}", file.display());
         let pem = std::fs::read(file).with_context(named)?;
