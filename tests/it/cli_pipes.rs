@@ -141,7 +141,7 @@ fn errors_are_json_where_the_output_is() {
     }
 
     let valid = run(&["--output", "json", "config", "--check"]).succeeds().json();
-    assert_eq!(valid, serde_json::json!({"valid": true}));
+    assert_eq!(valid, serde_json::json!({"valid": true, "warnings": []}));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
