@@ -63,6 +63,11 @@ async fn partitions_are_added(protocol: &str) {
     .as_ref()
     .unwrap();
 
+    wait_until("the broker shows the partitions", async || {
+        let metadata = admin.inner().fetch_metadata(Some(topic), PATIENCE).expect("metadata");
+        metadata.topics().iter().all(|topic| topic.partitions().len() == 8)
+    })
+    .await;
     // A producer made now knows them at once.
     world.produce_events(&world.save(&vec![order_lines(&[("a", 1)]); 60]).await).await;
     world.completed(80).await;

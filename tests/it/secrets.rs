@@ -26,7 +26,6 @@ fn settings(world: &World, tokens: &TokensFile) -> BTreeMap<String, String> {
         ("KAFKA__SASL_MECHANISM", "PLAIN".to_owned()),
         ("KAFKA__SASL_USERNAME", "u".to_owned()),
         ("KAFKA__SASL_PASSWORD", "hush-1".to_owned()),
-        ("KAFKA__SSL_KEY_PASSWORD", "hush-2".to_owned()),
         ("ORDER_STORE__URL", format!("mysql://u:hush-3,hush-4@{server}")),
         ("ORDER_STORE__MIGRATE_URL", format!("mysql://u:hush-5@{server}")),
         ("STOCK_STORE__URL", format!("mysql://u:hush-6@hush-7@{away}/stock?{keys}")),
