@@ -11,7 +11,10 @@ use std::{
 use tracing_subscriber::EnvFilter;
 use url::{Host, Url};
 
-use super::{Allowed, ListenConfig, SecretUrl, insecure::mysql_ssl_mode};
+use super::{
+    Allowed, ListenConfig, SecretUrl,
+    insecure::{is_local, mysql_ssl_mode},
+};
 use crate::pem;
 
 const MAX_TOPIC_BYTES: usize = 249;
@@ -81,19 +84,13 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
 /// read on its way.
 pub(super) fn protected_url(text: &str) -> Result<String, String> {
     let url = Url::parse(text).map_err(|error| format!("expected a URL: {error}"))?;
-    let is_loopback = match url.host() {
-        Some(Host::Domain(name)) => name == "localhost",
-        Some(Host::Ipv4(address)) => address.is_loopback(),
-        Some(Host::Ipv6(address)) => address.is_loopback(),
-        None => false,
-    };
     // Logs show the URL.
     if !url.username().is_empty() || url.password().is_some() {
         return Err("expected a URL without credentials".to_owned());
     }
     match url.scheme() {
         "https" => Ok(text.to_owned()),
-        "http" if is_loopback => Ok(text.to_owned()),
+        "http" if is_local(&url) => Ok(text.to_owned()),
         _ => Err("expected an https:// URL, or an http:// URL of a loopback address".to_owned()),
     }
 }

@@ -118,7 +118,7 @@ pub(super) fn mysql_ssl_mode(url: &Url) -> Option<String> {
 }
 
 /// Whether a URL leads to this machine itself. The clients take a missing host for it.
-fn is_local(url: &Url) -> bool {
+pub(crate) fn is_local(url: &Url) -> bool {
     let host = url.host_str().unwrap_or_default().trim_matches(['[', ']']);
     let address = host.parse::<IpAddr>().ok().map(|address| address.to_canonical());
     host.is_empty()

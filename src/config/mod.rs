@@ -41,7 +41,7 @@ pub(crate) use access::{
 pub(crate) use choices::{GroupProtocol, LockFallback, LogFormat};
 pub use choices::{LockStrategy, StatusFormat};
 pub(crate) use formats::log_level;
-pub(crate) use insecure::InsecureConnection;
+pub(crate) use insecure::{InsecureConnection, is_local};
 use kafka_security::KafkaSecurity;
 pub(crate) use kafka_security::OAuthConfig;
 pub use keys::KEYS;

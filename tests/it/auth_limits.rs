@@ -10,10 +10,10 @@ use crate::harness::{
     wait_until,
 };
 
-const SCOPES: &str = "orders:write,orders:read";
+pub(crate) const SCOPES: &str = "orders:write,orders:read";
 
 /// Ingest with the principals `greedy`, who has these limits, and `other`, who has none.
-async fn ingest(limits: &str, settings: &[(&str, &str)]) -> (World, Role, TokensFile) {
+pub(crate) async fn ingest(limits: &str, settings: &[(&str, &str)]) -> (World, Role, TokensFile) {
     let world = World::new(Database::MySql, Strategy::Row).await;
     world.import(&[("a", 10_000)]);
     let file = TokensFile::with(&[

@@ -4,33 +4,17 @@ use std::time::{Duration, Instant};
 
 use reqwest::Method;
 
-use crate::harness::{
-    Api, Database, PATIENCE, Raw, Role, Strategy, TokensFile, World, bearer, lines, token_line,
-    wait_until,
+use crate::{
+    auth_limits::{SCOPES, ingest},
+    harness::{Api, PATIENCE, Raw, Role, TokensFile, bearer, lines, token_line, wait_until},
 };
 
-const SCOPES: &str = "orders:write,orders:read";
 const ACCEPTED: &str = r#"result="accepted""#;
 
-/// Ingest with the principals `shop`, which has these limits, and `other`, which has none.
-async fn ingest(limits: &str, settings: &[(&str, &str)]) -> (World, Role, TokensFile) {
-    let world = World::new(Database::MySql, Strategy::Row).await;
-    world.import(&[("a", 10_000)]);
-    let file = TokensFile::with(&[
-        token_line("shop", "shop", &format!("{SCOPES} {limits}")),
-        token_line("other", "other", SCOPES),
-    ]);
-    let (key, path) = file.setting();
-    let settings: Vec<_> =
-        [(key, path.as_str())].into_iter().chain(settings.iter().copied()).collect();
-    let role = world.start_with("ingest", &settings).await;
-    (world, role, file)
-}
-
-/// Removes the token of `shop`, and waits until ingest does not know it any more.
+/// Removes the token of `greedy`, and waits until ingest does not know it any more.
 async fn remove_token(file: &TokensFile, api: &Api) {
     file.replace(&token_line("other", "other", SCOPES));
-    wait_until("the token is removed", async || api.read_as("shop").await.status == 401).await;
+    wait_until("the token is removed", async || api.read_as("greedy").await.status == 401).await;
 }
 
 /// A client whose batch has begun.
@@ -51,7 +35,7 @@ fn chunk(line: &str) -> Vec<u8> {
 async fn watch(role: &Role, order_id: &str) -> Raw {
     let mut client = Raw::connect(&role.http).await;
     let head = format!("GET /v1/orders/{order_id}/events HTTP/1.1\r\nhost: x\r\n");
-    let rest = "connection: close\r\nauthorization: Bearer shop\r\n\r\n";
+    let rest = "connection: close\r\nauthorization: Bearer greedy\r\n\r\n";
     client.send((head + rest).as_bytes()).await;
     client
 }
@@ -65,7 +49,7 @@ async fn a_batch_ends_soon_after_its_token_was_removed() {
     let (world, role, file) = ingest("", &[]).await;
     let api = Api::of(&role);
     let line = chunk(&lines(&[("a", 1)]).to_string());
-    let mut client = batch(&role, "authorization: Bearer shop\r\n").await;
+    let mut client = batch(&role, "authorization: Bearer greedy\r\n").await;
     client.send(&line).await;
     wait_until("the first order is saved", async || accepted(&role).await == 1).await;
 
@@ -89,7 +73,7 @@ async fn a_batch_ends_soon_after_its_token_was_removed() {
 async fn events_end_soon_after_their_token_was_removed() {
     let (_world, role, file) = ingest("", &[]).await;
     let api = Api::of(&role);
-    let order = api.place_as("shop").await.is(202);
+    let order = api.place_as("greedy").await.is(202);
     let mut client = watch(&role, order.order_id()).await;
     let watched = r#"route="/v1/orders/{id}/events",status="200""#;
     wait_until("the client watches", async || {
@@ -108,7 +92,7 @@ async fn a_batch_that_sends_nothing_keeps_no_connection_from_others() {
     let line = chunk(&lines(&[("a", 1)]).to_string());
     let mut slow = Vec::new();
     for _ in 0..4 {
-        let mut client = batch(&role, "authorization: Bearer shop\r\n").await;
+        let mut client = batch(&role, "authorization: Bearer greedy\r\n").await;
         client.send(&line).await;
         slow.push(client);
     }
@@ -123,9 +107,9 @@ async fn a_batch_that_sends_nothing_keeps_no_connection_from_others() {
 async fn lines_without_a_place_to_wait_are_answered_at_once() {
     let (_world, role, _file) = ingest("waiters=2", &[]).await;
     let api = Api::of(&role);
-    let order = api.place_as("shop").await.is(202);
+    let order = api.place_as("greedy").await.is(202);
     let _watching = [watch(&role, order.order_id()).await, watch(&role, order.order_id()).await];
-    let (name, value) = bearer("shop");
+    let (name, value) = bearer("greedy");
     let headers =
         [("content-type", "application/x-ndjson"), ("prefer", "wait=60"), (name, &*value)];
     let text = format!("{}\n", lines(&[("a", 1)])).repeat(5);
@@ -148,7 +132,7 @@ async fn lines_without_a_place_to_wait_are_answered_at_once() {
 async fn a_web_page_must_name_the_type_of_what_it_sends() {
     let (world, role, _file) = ingest("", &[]).await;
     let order = lines(&[("a", 1)]).to_string();
-    let token = "authorization: Bearer shop\r\nconnection: close\r\n";
+    let token = "authorization: Bearer greedy\r\nconnection: close\r\n";
     let sent = async |headers: &str| {
         let mut client = Raw::connect(&role.http).await;
         client.place(&order, &format!("{token}{headers}")).await;

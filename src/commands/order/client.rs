@@ -1,10 +1,7 @@
 //! The HTTP client of ingest. It repeats a request while no answer comes, so each request must do
 //! no harm when it is repeated.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::{
@@ -15,7 +12,7 @@ use serde_json::Value;
 
 use crate::{
     backoff::{Backoff, jittered},
-    config::{ClientConfig, ClientToken, Config},
+    config::{ClientConfig, ClientToken, Config, is_local},
 };
 
 /// Most attempts at a request. Their delays take a few seconds, enough for a proxy that restarts.
@@ -171,7 +168,7 @@ impl ApiClient {
 pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
     let ClientConfig { url, token, ca } = &config.client;
     let mut builder = reqwest::Client::builder().connect_timeout(CONNECT_TIMEOUT);
-    if is_of_this_machine(url) {
+    if Url::parse(url).is_ok_and(|url| is_local(&url)) {
         // A proxy is on another machine, and would see the token.
         builder = builder.no_proxy();
     }
@@ -186,14 +183,6 @@ pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
         builder = builder.default_headers(headers);
     }
     Ok(builder)
-}
-
-fn is_of_this_machine(url: &str) -> bool {
-    let url = Url::parse(url).ok();
-    let host = url.as_ref().and_then(Url::host_str).map(|host| host.trim_matches(['[', ']']));
-    host.is_some_and(|host| {
-        host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
-    })
 }
 
 fn bearer(token: &ClientToken) -> anyhow::Result<HeaderValue> {
