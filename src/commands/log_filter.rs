@@ -2,7 +2,6 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
-use reqwest::Client;
 use serde_json::Value;
 
 use super::{Answer, Output, probe};
@@ -36,8 +35,7 @@ pub(super) async fn run(
     output: Output,
 ) -> anyhow::Result<Answer> {
     let url = format!("{}/log-filter", probe::admin_url(config));
-    // The role runs on this machine, so a proxy could not reach it.
-    let client = Client::builder().no_proxy().timeout(args.timeout).build()?;
+    let client = probe::admin_client(args.timeout)?;
     let request = match &args.directives {
         Some(directives) => {
             check_log_filter(directives, args.duration).map_err(anyhow::Error::msg)?;

@@ -307,8 +307,13 @@ impl Connection {
             () = self.closed(version) => Err(ClientGone),
         };
         self.wait_for_client();
-        *self.head() = HeadSize::default();
+        self.forget_head();
         answered
+    }
+
+    /// Frees the memory of a head.
+    pub(super) fn forget_head(&self) {
+        *self.head() = HeadSize::default();
     }
 
     /// Returns once the client has closed its connection. A client that has only finished sending

@@ -14,7 +14,7 @@ use tokio::{
 };
 use tokio_rustls::server::TlsStream;
 
-use super::connection::Connection;
+use super::{MAX_HEAD_BYTES, connection::Connection};
 
 /// How long a client may take nothing of an answer before its connection is cut.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -27,16 +27,38 @@ pub(super) enum Transport {
     Tls(Box<TlsStream<Socket>>),
 }
 
-/// The socket of a connection. It bounds the time of writes.
+/// The socket of a connection. It bounds the time of writes, and the memory of handshakes of TLS.
 pub(super) struct Socket {
     connection: Connection,
     /// The timer that runs while the client takes nothing.
     stalled: Option<Pin<Box<Sleep>>>,
+    /// The bytes of the handshake so far. `None` unless one is being made.
+    handshake_bytes: Option<usize>,
 }
 
 impl Socket {
     pub(super) fn new(connection: Connection) -> Self {
-        Self { connection, stalled: None }
+        Self { connection, stalled: None, handshake_bytes: None }
+    }
+
+    /// A socket on which a handshake of TLS is made. Its bytes hold memory as those of a head.
+    pub(super) fn in_handshake(connection: Connection) -> Self {
+        Self { handshake_bytes: Some(0), ..Self::new(connection) }
+    }
+
+    pub(super) fn handshake_ended(&mut self) {
+        self.handshake_bytes = None;
+        self.connection.forget_head();
+    }
+
+    /// Fails if the handshake is as large as no head may be, or if there is no memory for it.
+    fn count_handshake(&mut self, bytes: usize) -> io::Result<()> {
+        let Some(so_far) = &mut self.handshake_bytes else { return Ok(()) };
+        *so_far += bytes;
+        if *so_far > MAX_HEAD_BYTES {
+            return Err(io::Error::other("the handshake is too large"));
+        }
+        self.connection.count_head(bytes)
     }
 
     /// Writes as soon as the client takes something. Fails with `TimedOut` if it takes nothing for
@@ -71,18 +93,19 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(
-        self: Pin<&mut Self>,
+        mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let stream = self.connection.stream();
-        loop {
+        let read = loop {
             ready!(stream.poll_read_ready(cx))?;
             match stream.try_read_buf(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                read => return Poll::Ready(read.map(drop)),
+                read => break read?,
             }
-        }
+        };
+        Poll::Ready(self.count_handshake(read))
     }
 }
 

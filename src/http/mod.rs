@@ -4,7 +4,7 @@
 //! | --- | --- |
 //! | connections | [`slots`]: a full listener cuts idle connections, or answers 503 |
 //! | open files | [`open_files`]: how many connections the process can afford |
-//! | memory of heads and bodies | [`memory`] |
+//! | memory of heads, bodies and handshakes | [`memory`], [`io`] |
 //! | time: a client that is silent, has gone, or reads nothing | [`connection`], [`io`] |
 //! | unread bodies | [`body`] |
 //! | what one client holds | [`share`] |
@@ -131,10 +131,13 @@ async fn transport(
     connection: &Connection,
     tls: Option<&ListenerTls>,
 ) -> std::io::Result<Transport> {
-    let socket = Socket::new(connection.clone());
-    let Some(tls) = tls else { return Ok(Transport::Plain(socket)) };
+    let Some(tls) = tls else {
+        return Ok(Transport::Plain(Socket::new(connection.clone())));
+    };
+    let socket = Socket::in_handshake(connection.clone());
     let accepted = timeout(HANDSHAKE_TIMEOUT, tls.acceptor().accept(socket)).await;
-    let stream = accepted.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
+    let mut stream = accepted.unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))?;
+    stream.get_mut().0.handshake_ended();
     Ok(Transport::Tls(Box::new(stream)))
 }
 

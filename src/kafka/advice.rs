@@ -83,6 +83,11 @@ pub(super) fn advice(text: &str) -> Option<&'static str> {
     }
 }
 
+/// Whether a failure of a connection says that a broker refuses the token.
+pub(super) fn is_refused_token(text: &str) -> bool {
+    advice(text) == Some(REFUSED_TOKEN)
+}
+
 /// Whether a broker refused a token, and not a password.
 fn is_about_token(text: &str) -> bool {
     ["OAUTHBEARER", "invalid_token", "token", "JWT"].iter().any(|part| text.contains(part))

@@ -9,7 +9,10 @@ use std::{
 
 use rdkafka::{ClientConfig, config::RDKafkaLogLevel, error::KafkaError};
 
-use super::advice::advice;
+use super::{
+    advice::{advice, is_refused_token},
+    token::note_refused_token,
+};
 use crate::config::KafkaConfig;
 use crate::log_limiter::LogLimiter;
 
@@ -95,6 +98,9 @@ impl ClientLog {
 
     /// Writes an error of the client.
     pub(super) fn error(&self, error: &KafkaError, reason: &str) {
+        if is_refused_token(reason) {
+            note_refused_token();
+        }
         if let Some(dropped_lines) = self.limiter.is_due(&error.to_string(), Instant::now()) {
             tracing::warn!(%error, reason, advice = advice(reason), dropped_lines, "kafka");
         }

@@ -32,6 +32,11 @@ const FIRST_WAIT: Duration = Duration::from_secs(5);
 const LATER_WAIT: Duration = Duration::from_secs(1);
 /// A token that ends sooner is not given to a client any more.
 const MIN_LEFT: Duration = Duration::from_millis(500);
+/// The longest that a client keeps its token before it asks for the present one. It only costs a
+/// look at memory. The token may have been replaced since the brokers refused it.
+const CLIENT_KEEPS: Duration = Duration::from_secs(30);
+/// The least time between two tokens if brokers refuse them.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
 /// The part of a token's life after which the next token is asked for.
 const RENEW_AFTER: f64 = 0.7;
 /// The shortest pause after a failure.
@@ -63,6 +68,8 @@ struct State {
     token: Option<IssuedToken>,
     /// Why the last attempt failed.
     failure: Option<String>,
+    /// A broker has refused a token since the present one was received.
+    is_refused: bool,
     had_token: bool,
 }
 
@@ -84,7 +91,7 @@ impl Tokens {
     pub(super) fn for_callback(&self) -> Result<OAuthToken, Box<dyn Error>> {
         let token = self.present()?;
         Ok(OAuthToken {
-            lifetime_ms: millis(token.ends_at),
+            lifetime_ms: millis(token.ends_at.min(SystemTime::now() + CLIENT_KEEPS)),
             token: token.value,
             principal_name: token.principal,
         })
@@ -104,6 +111,14 @@ impl Tokens {
     fn present(&self) -> Result<IssuedToken, String> {
         let source = self.0.as_ref().ok_or("kafka.sasl_mechanism is not OAUTHBEARER")?;
         source.present()
+    }
+}
+
+/// Makes the process ask for new tokens soon: a broker refuses the present one.
+pub(super) fn note_refused_token() {
+    for source in SOURCES.lock().unwrap_or_else(PoisonError::into_inner).values() {
+        source.state().is_refused = true;
+        source.changed.notify_all();
     }
 }
 
@@ -150,8 +165,16 @@ impl TokenSource {
                     backoff.next_delay().max(jittered(MIN_PAUSE, 1.0..2.0))
                 }
             };
-            std::thread::sleep(pause);
+            self.pause(pause);
         }
+    }
+
+    /// Waits for the time until the next attempt, or less if a broker refuses the token.
+    fn pause(&self, time: Duration) {
+        std::thread::sleep(time.min(jittered(REFUSED_PAUSE, 1.0..1.25)));
+        let rest = time.saturating_sub(REFUSED_PAUSE);
+        let is_good = |state: &mut State| !state.is_refused;
+        drop(self.changed.wait_timeout_while(self.state(), rest, is_good));
     }
 
     /// Returns how long the token is used until the next one is asked for.
@@ -159,12 +182,12 @@ impl TokenSource {
         let left = token.ends_at.duration_since(SystemTime::now()).unwrap_or_default();
         let mut state = self.state();
         let is_first = !state.had_token;
-        if is_first || state.failure.is_some() {
+        if is_first || state.is_refused || state.failure.is_some() {
             let (endpoint, lives_s) = (token_endpoint::shown(&self.oauth), left.as_secs());
             let principal = &token.principal;
             tracing::info!(endpoint, principal, lives_s, "token received");
         }
-        *state = State { token: Some(token), failure: None, had_token: true };
+        *state = State { token: Some(token), had_token: true, ..State::default() };
         self.changed.notify_all();
         left.mul_f64(RENEW_AFTER)
     }

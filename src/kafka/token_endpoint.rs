@@ -15,7 +15,7 @@ use serde_json::Value;
 use url::{Url, form_urlencoded};
 
 use super::token::IssuedToken;
-use crate::config::OAuthConfig;
+use crate::{config::OAuthConfig, trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most time for a whole answer. It is less than a client waits for its first token.
@@ -90,10 +90,9 @@ fn client(oauth: &OAuthConfig) -> anyhow::Result<Client> {
         // The endpoint is on this machine. A proxy would get the secret.
         builder = builder.no_proxy();
     }
-    if let Some(file) = &oauth.ca {
-        let named = || format!("kafka.oauth_ca_location: {}", file.display());
-        let pem = std::fs::read(file).with_context(named)?;
-        let authorities = reqwest::Certificate::from_pem_bundle(&pem).with_context(named)?;
+    let OAuthConfig { token_url, ca, .. } = oauth;
+    let trusted = trust::authorities(token_url, ca.as_deref(), "kafka.oauth_ca_location")?;
+    if let Some(authorities) = trusted {
         builder = builder.tls_certs_only(authorities);
     }
     Ok(builder.build()?)

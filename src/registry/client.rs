@@ -4,7 +4,7 @@ use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{backoff::Backoff, config::RegistryConfig, error_text, telemetry::Lack};
+use crate::{backoff::Backoff, config::RegistryConfig, error_text, telemetry::Lack, trust};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// Most time for a whole answer.
@@ -146,11 +146,14 @@ pub(crate) struct RegistryClient {
 impl RegistryClient {
     /// Fails if the client cannot be made. Does not connect.
     pub(crate) fn new(config: &RegistryConfig) -> anyhow::Result<Self> {
-        let http = reqwest::Client::builder()
+        let mut builder = reqwest::Client::builder()
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
-            .redirect(reqwest::redirect::Policy::none())
-            .build()?;
+            .redirect(reqwest::redirect::Policy::none());
+        if let Some(authorities) = trust::authorities(&config.url, None, "registry.url")? {
+            builder = builder.tls_certs_only(authorities);
+        }
+        let http = builder.build()?;
         let base = Url::parse(&config.url)?;
         Ok(Self { http, base, credentials: config.credentials.clone() })
     }

@@ -15,8 +15,8 @@ use tokio::task::JoinHandle;
 use crate::{
     alerts::{Alerts, roles, row_world},
     harness::{
-        Api, Database, Masters, PATIENCE, Rival, Strategy, World, made_ago, order_lines,
-        wait_for_within, wait_until,
+        Api, Database, Masters, PATIENCE, PrivateKafka, Rival, Strategy, World, made_ago,
+        order_lines, wait_for_within, wait_until,
     },
 };
 
@@ -129,6 +129,29 @@ async fn a_topic_that_is_replaced_again_and_again_raises_an_alert() {
     }
 
     alerts.fire(&["StocklockConsumerRecreated"]).await;
+    alerts.resolve().await;
+}
+
+/// The run book: "Mend the broker, or give the right that the error names."
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rights_that_are_taken_away_raise_alerts_until_they_are_given_back() {
+    let kafka = PrivateKafka::start();
+    let world = World::on_brokers(Database::MySql, Strategy::Row, &kafka.address).await;
+    let (topic, group) = (&world.config.topics.orders, &world.config.kafka.group_id);
+    let (ingest, worker, compensator) = roles(&world).await;
+    let roles = [("ingest", &ingest), ("worker", &worker), ("compensator", &compensator)];
+    let alerts = Alerts::of(&roles).await;
+
+    kafka.deny_reading(topic);
+    alerts.fire(&["StocklockNotReady"]).await;
+    worker.complains("refuses fetches").await;
+    kafka.allow_reading(topic);
+    alerts.resolve().await;
+
+    kafka.deny_membership(group);
+    alerts.fire(&["StocklockPollErrors"]).await;
+    assert!(worker.log().contains("Group authorization failed"), "{}", worker.log());
+    kafka.allow_membership(group);
     alerts.resolve().await;
 }
 

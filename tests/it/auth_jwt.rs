@@ -1,6 +1,6 @@
 //! JWTs of a provider: what they must say, and what happens to its keys.
 
-use std::process::Command;
+use std::{process::Command, time::Duration};
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode};
 use serde_json::{Value, json};
@@ -167,6 +167,24 @@ async fn an_unknown_key_is_asked_for_once_a_minute() {
     assert!(role.refused("unknown_key").await >= 51);
 }
 
+/// The reading in flight may have begun before the provider had the key.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_unknown_key_is_asked_for_after_a_reading_in_flight() {
+    let (first, second) = (IssuerKey::new("k-1"), IssuerKey::new("k-2"));
+    let provider = Provider::serving(&[&first]);
+    let (_world, role) = ingest(&provider, "1s").await;
+    let api = Api::of(&role);
+    provider.now(Answering::Late(Duration::from_secs(2), vec![first.public.clone()]));
+    let before = provider.readings();
+    wait_until("a reading is in flight", async || provider.readings() > before).await;
+    provider.rotates_to(&[&second]);
+
+    let token = second.sign(&claims("shop"));
+    let at_once = futures::future::join_all((0..20).map(|_| api.read_as(&token))).await;
+
+    assert!(at_once.iter().all(|answer| answer.status == 200), "{at_once:?}");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_last_good_keys_stay_while_the_provider_fails() {
     let (first, second) = (IssuerKey::new("k-1"), IssuerKey::new("k-2"));
@@ -235,7 +253,7 @@ async fn a_token_that_was_accepted_expires_all_the_same() {
     api.read_as(&token).await.is(200);
 
     wait_until("the token has expired", async || api.read_as(&token).await.status == 401).await;
-    let second = std::time::Duration::from_secs(1);
+    let second = Duration::from_secs(1);
     stays(second, "expired", async || api.read_as(&token).await.status == 401).await;
     assert!(role.refused("expired").await > 0);
 }

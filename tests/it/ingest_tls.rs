@@ -168,6 +168,27 @@ async fn a_client_that_never_finishes_its_handshake_is_cut_off() {
     assert_eq!(served.get(&served.authority).await, Ok(StatusCode::OK));
 }
 
+/// The server keeps a message of a handshake until its end.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_client_whose_handshake_is_too_large_is_cut_off_at_once() {
+    let served = Served::with(VALID, &[]).await;
+    let begun = Instant::now();
+    let mut client = Raw::connect(&served.role.http).await;
+    // The first record begins a message of 64 KiB, which the others go on with.
+    let mut record = vec![0; 5 + (16 << 10)];
+    record[..5].copy_from_slice(&[0x16, 0x03, 0x01, 0x40, 0x00]);
+    record[5..9].copy_from_slice(&[0x01, 0x00, 0xff, 0xff]);
+    client.send_for(&record, Duration::from_secs(1)).await;
+    record[5..9].fill(0);
+    client.send_for(&record[..8 << 10], Duration::from_secs(1)).await;
+
+    client.is_closed().await;
+
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+    assert!(served.role.log().contains("the handshake is too large"), "{}", served.role.log());
+    assert_eq!(served.get(&served.authority).await, Ok(StatusCode::OK));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_needs_a_certificate_where_the_settings_say_so() {
     let clients = Authority::new();

@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Api, Issuing, PASSWORD, Role, SECRET, SecureKafka, TokenEndpoint, USER, World, blocking, lines,
-    stays, wait_until,
+    Api, Authority, Issuing, PASSWORD, Role, SECRET, SecureKafka, TokenEndpoint, USER, World,
+    blocking, lines, stays, wait_until,
 };
 
 /// Tokens that end soon. A session with the broker ends before them, after 5 s.
@@ -170,6 +170,56 @@ async fn an_endpoint_that_gives_no_token_is_named_and_asked_again() {
 
     endpoint.now(SHORT);
     worker.ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_over_tls_is_trusted_by_its_own_authority() {
+    let kafka = SecureKafka::shared();
+    let (authority, other) = (Authority::new(), Authority::new());
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = |authority: &Authority, name: &str| {
+        authority.write(&folder.path().join(name)).display().to_string()
+    };
+    let (right, wrong) = (file(&authority, "right.crt"), file(&other, "wrong.crt"));
+    let endpoint = TokenEndpoint::over_tls(SHORT, &authority);
+    let mut settings = endpoint.settings(kafka.address("OAUTH"));
+    settings.push(("KAFKA__OAUTH_CA_LOCATION", &right));
+    let world = World::on_own_broker(&settings).await;
+    world.import(&[("a", 10)]);
+
+    let wrong = [("STOCKLOCK__KAFKA__OAUTH_CA_LOCATION", wrong.as_str())];
+    let stranger = Role::spawn(&world.env, "worker", &wrong);
+    stranger.listening().await;
+    let said = stranger.complains("certificate").await;
+    wait_until("the log has the remedy", async || {
+        stranger.log().contains("in kafka.oauth_ca_location")
+    })
+    .await;
+    let all = world.start("all").await;
+    order_flows(&all).await;
+
+    assert!(said.contains("token"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_that_the_broker_refuses_is_named_with_its_remedy() {
+    let kafka = SecureKafka::shared();
+    let endpoint = TokenEndpoint::issuing(SHORT);
+    let world = World::on_own_broker(&endpoint.settings(kafka.address("OAUTH"))).await;
+    endpoint.now(Issuing::EndedTokens);
+    let worker = Role::spawn(&world.env, "worker", &[]);
+    worker.listening().await;
+
+    let said = worker.complains("the broker refuses the token").await;
+    wait_until("the log has the remedy", async || {
+        worker.log().contains("check kafka.oauth_scope, the clocks")
+    })
+    .await;
+    assert!(!worker.log().contains("kafka.sasl_password"), "{}", worker.log());
+
+    endpoint.now(SHORT);
+    worker.ready().await;
+    assert!(said.contains("kafka.oauth_scope"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

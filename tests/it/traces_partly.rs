@@ -39,7 +39,7 @@ async fn an_unreadable_certificate_turns_traces_off() {
 
     let log = role.log();
     assert!(log.contains("traces cannot be started, they are off"), "{log}");
-    assert!(log.contains("OTEL_EXPORTER_OTLP_CERTIFICATE = /nowhere.pem"), "{log}");
+    assert!(log.contains("OTEL_EXPORTER_OTLP_CERTIFICATE: /nowhere.pem"), "{log}");
     assert!(log.contains("OTEL_EXPORTER_OTLP_COMPRESSION: not supported"), "{log}");
     role.stop();
 }

@@ -45,8 +45,21 @@ const MAX_CHUNK_BYTES: usize = 64 << 10;
 const MAX_TRACED_LINES: usize = 128;
 
 /// The slots of the lines of all streams. Cheap to clone; all clones are the same slots.
+///
+/// A stream holds at most [`MAX_IN_FLIGHT`] slots, and at most half as many as are free. So slots
+/// are left for another stream, even if many clients read no answers. This is the rule of dynamic
+/// thresholds (Choudhury and Hahne, "Dynamic Queue Length Thresholds for Shared-Memory Packet
+/// Switches", IEEE/ACM Transactions on Networking 6(2), 1998).
 #[derive(Clone)]
 pub(crate) struct BatchSlots(Arc<Semaphore>);
+
+impl BatchSlots {
+    /// Whether a stream that holds `held` slots may take another one. The first slot may be waited
+    /// for.
+    fn allow(&self, held: usize) -> bool {
+        held == 0 || held < MAX_IN_FLIGHT.min(self.0.available_permits() / 2)
+    }
+}
 
 impl Default for BatchSlots {
     fn default() -> Self {
@@ -169,7 +182,7 @@ impl Batch {
     async fn next(mut self) -> Option<(Result<Bytes, Infallible>, Self)> {
         self.streaming.get_or_insert_with(|| self.connection.streaming());
         loop {
-            let may_read = self.in_flight.len() < MAX_IN_FLIGHT;
+            let may_read = self.api.batch_slots.allow(self.in_flight.len());
             let input = self.input.as_mut().filter(|_| may_read);
             if input.is_none() && self.in_flight.is_empty() {
                 return None;

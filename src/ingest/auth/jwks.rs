@@ -2,7 +2,7 @@
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -14,7 +14,7 @@ use jsonwebtoken::{
 use serde_json::Value;
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    sync::{Notify, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 
@@ -26,6 +26,7 @@ use crate::{
     lifecycle::Shutdown,
     log_limiter::LogLimiter,
     telemetry::Component,
+    trust,
 };
 
 /// The algorithms that a JWT may be signed with. None of them has a secret that ingest would share.
@@ -162,19 +163,17 @@ pub(super) struct Provider {
     http: reqwest::Client,
     /// `None` until they are read for the first time.
     keys: watch::Sender<Option<Arc<KeySet>>>,
-    /// A request needs newer keys.
-    wanted: Notify,
-    asking: Mutex<Asking>,
-    /// Counts the attempts to read the keys.
-    attempts: watch::Sender<u64>,
+    /// The last reading that an unknown key asked for.
+    asked: watch::Sender<Asked>,
+    /// The number of the last [`Asked`] reading that has ended.
+    answered: watch::Sender<u64>,
     log: LogLimiter,
 }
 
 #[derive(Debug, Default)]
-struct Asking {
-    /// When an unknown key made ingest read the keys.
-    asked_at: Option<Instant>,
-    is_running: bool,
+struct Asked {
+    number: u64,
+    at: Option<Instant>,
 }
 
 impl Provider {
@@ -184,10 +183,9 @@ impl Provider {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none());
-        if let Some(file) = &config.ca {
-            let named = || format!("auth.jwks_ca_location: {}", file.display());
-            let pem = std::fs::read(file).with_context(named)?;
-            let authorities = reqwest::Certificate::from_pem_bundle(&pem).with_context(named)?;
+        let JwksConfig { url, ca, .. } = config;
+        let trusted = trust::authorities(url, ca.as_deref(), "auth.jwks_ca_location")?;
+        if let Some(authorities) = trusted {
             builder = builder.tls_certs_only(authorities);
         }
         if config.url.starts_with("http://") {
@@ -199,9 +197,8 @@ impl Provider {
             refresh: config.refresh,
             http: builder.build()?,
             keys: watch::Sender::new(None),
-            wanted: Notify::new(),
-            asking: Mutex::default(),
-            attempts: watch::Sender::new(0),
+            asked: watch::Sender::new(Asked::default()),
+            answered: watch::Sender::new(0),
             log: LogLimiter::default(),
         })
     }
@@ -211,34 +208,28 @@ impl Provider {
     }
 
     /// Reads the keys for a token whose key is not known. Many requests share one reading, and
-    /// there is one a minute at most. Returns at once if there was one.
+    /// there is one a minute at most. Returns at once if it has ended.
     pub(super) async fn ask(&self, now: Instant) {
-        let mut attempts = self.attempts.subscribe();
-        {
-            let mut asking = self.asking();
-            let is_due = asking
-                .asked_at
-                .is_none_or(|asked| now.saturating_duration_since(asked) >= ASK_EVERY);
-            if !asking.is_running && !is_due {
-                return;
+        let mut wanted = 0;
+        self.asked.send_if_modified(|asked| {
+            let is_due = asked.at.is_none_or(|at| now.saturating_duration_since(at) >= ASK_EVERY);
+            if is_due {
+                *asked = Asked { number: asked.number + 1, at: Some(now) };
             }
-            if !asking.is_running {
-                *asking = Asking { asked_at: Some(now), is_running: true };
-                self.wanted.notify_one();
-            }
-        }
-        let _answered = timeout(ANSWER_TIMEOUT, attempts.changed()).await;
-    }
-
-    fn asking(&self) -> MutexGuard<'_, Asking> {
-        self.asking.lock().unwrap_or_else(PoisonError::into_inner)
+            wanted = asked.number;
+            is_due
+        });
+        let mut answered = self.answered.subscribe();
+        let has_ended = answered.wait_for(|answered| *answered >= wanted);
+        let _answered = timeout(ANSWER_TIMEOUT, has_ended).await;
     }
 
     /// Reads the keys until a stop is requested. Ready once they were read for the first time.
     /// `report`: whether an attempt succeeded.
     pub(super) async fn run(&self, health: Component, report: impl Fn(bool), shutdown: Shutdown) {
-        let mut backoff = Backoff::default();
+        let (mut backoff, mut asked) = (Backoff::default(), self.asked.subscribe());
         loop {
+            let number = asked.borrow_and_update().number;
             let Ok(read) = shutdown.interruptible(self.read()).await else { return };
             report(read.is_ok());
             let delay = match read {
@@ -256,12 +247,11 @@ impl Provider {
                     backoff.next_delay().max(MIN_PAUSE)
                 }
             };
-            self.asking().is_running = false;
-            self.attempts.send_modify(|attempts| *attempts += 1);
+            self.answered.send_replace(number);
             let waited = health.waiting(async {
                 tokio::select! {
                     () = shutdown.requested() => false,
-                    () = self.wanted.notified() => true,
+                    Ok(()) = asked.changed() => true,
                     () = sleep(delay) => true,
                 }
             });

@@ -14,7 +14,7 @@ use prometheus::IntCounter;
 use tokio::sync::oneshot;
 
 use super::{SpanQueue, Traces};
-use crate::{config::TracesConfig, telemetry::Metrics};
+use crate::{config::TracesConfig, telemetry::Metrics, trust};
 
 /// The time between two log lines about spans that were not exported.
 const LOG_EVERY: Duration = Duration::from_secs(60);
@@ -73,14 +73,14 @@ impl SpanExport {
 /// Makes the exporter on a thread of its own: its client must not be made on one of the runtime's.
 fn exporter(config: TracesConfig) -> anyhow::Result<SpanExporter> {
     let making = std::thread::spawn(move || {
-        let mut client = reqwest::blocking::Client::builder().timeout(config.timeout);
-        if let Some(path) = &config.certificate {
-            let pem = std::fs::read(path);
-            let certificates = pem
-                .map_err(anyhow::Error::from)
-                .and_then(|pem| Ok(reqwest::Certificate::from_pem_bundle(&pem)?));
-            let context = || format!("OTEL_EXPORTER_OTLP_CERTIFICATE = {}", path.display());
-            client = client.tls_certs_only(certificates.with_context(context)?);
+        let mut client = reqwest::blocking::Client::builder()
+            .timeout(config.timeout)
+            .redirect(reqwest::redirect::Policy::none());
+        let TracesConfig { endpoint, certificate, .. } = &config;
+        let file = certificate.as_deref();
+        let trusted = trust::authorities(endpoint, file, "OTEL_EXPORTER_OTLP_CERTIFICATE")?;
+        if let Some(authorities) = trusted {
+            client = client.tls_certs_only(authorities);
         }
         let exporter = SpanExporter::builder()
             .with_http()

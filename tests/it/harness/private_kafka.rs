@@ -93,9 +93,18 @@ impl PrivateKafka {
 
     /// Takes every client's right to read a topic. All other rights stay.
     pub(crate) fn deny_reading(&self, topic: &str) {
+        self.deny(TOPIC, topic);
+    }
+
+    /// Takes every client's right to be a member of a group. All other rights stay.
+    pub(crate) fn deny_membership(&self, group: &str) {
+        self.deny(GROUP, group);
+    }
+
+    fn deny(&self, kind: u8, name: &str) {
         for (operation, permission) in [(ALL, ALLOW), (READ, DENY)] {
-            let mut entry = vec![TOPIC];
-            entry.extend(text(topic));
+            let mut entry = vec![kind];
+            entry.extend(text(name));
             entry.push(LITERAL);
             entry.extend([text("User:ANONYMOUS"), text("*")].concat());
             entry.extend([operation, permission]);
@@ -131,8 +140,17 @@ impl PrivateKafka {
 
     /// Gives the right back.
     pub(crate) fn allow_reading(&self, topic: &str) {
-        let mut filter = vec![TOPIC];
-        filter.extend(text(topic));
+        self.allow(TOPIC, topic);
+    }
+
+    /// Gives the right back.
+    pub(crate) fn allow_membership(&self, group: &str) {
+        self.allow(GROUP, group);
+    }
+
+    fn allow(&self, kind: u8, name: &str) {
+        let mut filter = vec![kind];
+        filter.extend(text(name));
         filter.push(LITERAL);
         // Any principal, from any host.
         filter.extend([-1_i16, -1].iter().flat_map(|null| null.to_be_bytes()));

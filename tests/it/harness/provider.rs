@@ -4,7 +4,7 @@ use std::{
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
-    time::{SystemTime, UNIX_EPOCH},
+    time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
 use jsonwebtoken::{Algorithm, EncodingKey, Header, encode, jwk::Jwk};
@@ -27,6 +27,8 @@ pub(crate) struct IssuerKey {
 pub(crate) enum Answering {
     Keys(Vec<Value>),
     Text(&'static str),
+    /// It answers with these keys after this time.
+    Late(Duration, Vec<Value>),
     /// It closes the connection without an answer.
     Away,
     /// It never answers.
@@ -127,7 +129,13 @@ fn answer(mut client: TcpStream, shared: &Mutex<Shared>) {
     let _read = client.read(&mut request);
     let mut shared = shared.lock().expect("no panic");
     shared.readings += 1;
-    let body = match shared.answering.clone() {
+    let answering = shared.answering.clone();
+    let body = match answering {
+        Answering::Late(time, keys) => {
+            drop(shared);
+            std::thread::sleep(time);
+            json!({"keys": keys}).to_string()
+        }
         Answering::Keys(keys) => json!({"keys": keys}).to_string(),
         Answering::Text(text) => text.to_owned(),
         Answering::Away => return,

@@ -2,15 +2,20 @@
 //! signature.
 
 use std::{
-    io::{Read as _, Write as _},
+    io::{Read, Write},
     net::{TcpListener, TcpStream},
     sync::{Arc, Mutex},
 };
 
-use openssl::base64::encode_block;
+use openssl::{
+    base64::encode_block,
+    pkey::PKey,
+    ssl::{SslAcceptor, SslMethod},
+    x509::X509,
+};
 use serde_json::{Value, json};
 
-use super::in_seconds;
+use super::{Authority, Subject, in_seconds};
 
 /// The secret of the client. It has characters that a form encodes.
 pub(crate) const SECRET: &str = "hush-token +&=";
@@ -24,6 +29,8 @@ const HUGE_BYTES: usize = 4 << 20;
 pub(crate) enum Issuing {
     /// Tokens that live for so many seconds.
     Tokens(i64),
+    /// Tokens that no broker accepts, since they ended an hour ago. The answer says else.
+    EndedTokens,
     /// It closes the connection without an answer.
     Away,
     /// It never answers.
@@ -43,18 +50,49 @@ pub(crate) struct TokenEndpoint {
 struct Shared {
     issuing: Issuing,
     issued: u64,
-    silent: Vec<TcpStream>,
+    silent: Vec<Box<dyn Client>>,
 }
+
+/// A client's connection, with TLS or without.
+trait Client: Read + Write + Send {}
+
+impl<C: Read + Write + Send> Client for C {}
 
 impl TokenEndpoint {
     pub(crate) fn issuing(issuing: Issuing) -> Self {
+        let connected = |client: TcpStream| Some(Box::new(client) as Box<dyn Client>);
+        Self::serving("http", issuing, connected)
+    }
+
+    /// Its certificate is for `127.0.0.1`, signed by `authority`.
+    pub(crate) fn over_tls(issuing: Issuing, authority: &Authority) -> Self {
+        let (certificate, key) = authority.sign(Subject { name: "127.0.0.1", is_expired: false });
+        let certificate = X509::from_pem(certificate.as_bytes()).expect("a certificate");
+        let key = PKey::private_key_from_pem(key.as_bytes()).expect("a key");
+        let mut tls = SslAcceptor::mozilla_intermediate(SslMethod::tls()).expect("TLS");
+        tls.set_certificate(&certificate).expect("a certificate");
+        tls.set_private_key(&key).expect("its key");
+        let tls = tls.build();
+        let connected =
+            move |client: TcpStream| Some(Box::new(tls.accept(client).ok()?) as Box<dyn Client>);
+        Self::serving("https", issuing, connected)
+    }
+
+    /// `connected` is `None` for a client that does not trust the endpoint.
+    fn serving(
+        scheme: &str,
+        issuing: Issuing,
+        connected: impl Fn(TcpStream) -> Option<Box<dyn Client>> + Send + 'static,
+    ) -> Self {
         let server = TcpListener::bind("127.0.0.1:0").expect("a port");
-        let url = format!("http://{}/token", server.local_addr().expect("an address"));
+        let url = format!("{scheme}://{}/token", server.local_addr().expect("an address"));
         let shared = Arc::new(Mutex::new(Shared { issuing, issued: 0, silent: Vec::new() }));
         let state = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in server.incoming() {
-                answer(client.expect("a client"), &state);
+                if let Some(client) = connected(client.expect("a client")) {
+                    answer(client, &state);
+                }
             }
         });
         Self { url, shared }
@@ -85,14 +123,15 @@ impl TokenEndpoint {
     }
 }
 
-fn answer(mut client: TcpStream, shared: &Mutex<Shared>) {
-    let request = request(&mut client);
+fn answer(mut client: Box<dyn Client>, shared: &Mutex<Shared>) {
+    let request = request(&mut *client);
     let mut shared = shared.lock().expect("no panic");
     let (status, body) = match shared.issuing {
         Issuing::Tokens(life_s) if is_authorised(&request) => {
             shared.issued += 1;
-            ("200 OK", token(life_s).to_string())
+            ("200 OK", token(life_s, life_s).to_string())
         }
+        Issuing::EndedTokens => ("200 OK", token(-3600, 300).to_string()),
         Issuing::Tokens(_) => {
             // A description may repeat what was sent, so no client may log it.
             let refusal = json!({"error": "invalid_client", "error_description": request});
@@ -113,7 +152,7 @@ fn answer(mut client: TcpStream, shared: &Mutex<Shared>) {
 }
 
 /// Reads a request with its short body.
-fn request(client: &mut TcpStream) -> String {
+fn request(client: &mut dyn Client) -> String {
     let (mut request, mut part) = (String::new(), [0; 4096]);
     while !request.contains("grant_type=client_credentials") {
         match client.read(&mut part) {
@@ -130,7 +169,8 @@ fn is_authorised(request: &str) -> bool {
         && request.ends_with("scope=orders+stock")
 }
 
-fn token(life_s: i64) -> Value {
+/// A token that ends in `life_s`. The answer says `expires_in_s`.
+fn token(life_s: i64, expires_in_s: i64) -> Value {
     let part = |json: &Value| {
         let text = encode_block(json.to_string().as_bytes()).replace('+', "-").replace('/', "_");
         text.trim_end_matches('=').to_owned()
@@ -140,6 +180,6 @@ fn token(life_s: i64) -> Value {
         part(&json!({"sub": "stocklock", "iat": in_seconds(0), "exp": in_seconds(life_s)}));
     json!({
         "access_token": format!("{header}.{claims}."), "token_type": "Bearer",
-        "expires_in": life_s,
+        "expires_in": expires_in_s,
     })
 }
