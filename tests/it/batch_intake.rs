@@ -1,9 +1,6 @@
 //! `POST /v1/orders:batch` places a stream of orders, and answers each line.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeSet, time::Duration};
 
 use serde_json::{Value, json};
 use uuid::Uuid;
@@ -14,7 +11,6 @@ on_each_database!(
     each_line_is_answered_as_a_single_request_would_be,
     a_batch_that_broke_off_is_sent_again_without_second_orders,
     a_client_that_reads_no_answers_is_held_up_and_cut_off,
-    batches_whose_lines_wait_leave_room_for_another,
     a_long_batch_needs_little_memory,
 );
 
@@ -126,33 +122,6 @@ async fn a_client_that_reads_no_answers_is_held_up_and_cut_off(world: World) {
     wait_until("the client is cut off", async || silent.is_refused().await).await;
     let growth = ingest.peak_memory_kib().saturating_sub(before);
     assert!(growth < MAX_GROWTH_KIB, "{growth} KiB more");
-}
-
-/// No worker decides, so each line of the first batches waits to the end.
-async fn batches_whose_lines_wait_leave_room_for_another(world: World) {
-    world.import(&[("a", 50_000)]);
-    let ingest = world.start("ingest").await;
-    let (api, order) = (Api::of(&ingest), lines(&[("a", 1)]));
-    let text = format!("{order}\n").repeat(1_500);
-    let head = format!(
-        "POST /v1/orders:batch HTTP/1.1\r\nhost: x\r\nprefer: wait=60\r\n\
-         content-length: {}\r\n\r\n",
-        text.len()
-    );
-    let mut waiting = Vec::new();
-    for _ in 0..6 {
-        let mut client = Raw::connect(&ingest.http).await;
-        client.send(head.as_bytes()).await;
-        client.send(text.as_bytes()).await;
-        waiting.push(client);
-    }
-    wait_until("many lines wait", async || world.count_orders("PENDING").await > 2_500).await;
-
-    let begun = Instant::now();
-    let other = api.place_batch(&format!("{order}\n").repeat(200)).await;
-
-    assert!(other.iter().all(|answer| answer["status"] == 202), "{other:?}");
-    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
 }
 
 async fn a_long_batch_needs_little_memory(world: World) {

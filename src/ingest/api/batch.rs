@@ -317,3 +317,28 @@ fn ended(line: String) -> Vec<u8> {
     bytes.push(b'\n');
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slots_are_left_for_another_stream_however_many_are_held() {
+        for (streams, each) in [(1, 1_000), (4, 667), (100, 40), (1_000, 4)] {
+            let slots = BatchSlots::default();
+            let mut held: Vec<Vec<OwnedSemaphorePermit>> = Vec::new();
+            held.resize_with(streams, Vec::new);
+            let mut before = usize::MAX;
+            while before != slots.0.available_permits() {
+                before = slots.0.available_permits();
+                for stream in held.iter_mut().filter(|stream| slots.allow(stream.len())) {
+                    stream.push(Arc::clone(&slots.0).try_acquire_owned().unwrap());
+                }
+            }
+
+            let most = held.iter().map(Vec::len).max();
+            assert_eq!(most, Some(each), "{streams} streams");
+            assert!(slots.0.available_permits() >= each, "{streams} streams");
+        }
+    }
+}
