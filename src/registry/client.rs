@@ -150,7 +150,7 @@ impl RegistryClient {
             .connect_timeout(CONNECT_TIMEOUT)
             .timeout(ANSWER_TIMEOUT)
             .redirect(reqwest::redirect::Policy::none());
-        if let Some(authorities) = trust::authorities(&config.url, None, "registry.url")? {
+        if let Some(authorities) = trust::authorities(&config.url, None, "schema_registry.url")? {
             builder = builder.tls_certs_only(authorities);
         }
         let http = builder.build()?;
