@@ -51,7 +51,7 @@ impl Socket {
         self.connection.forget_head();
     }
 
-    /// Fails if the handshake is as large as no head may be, or if there is no memory for it.
+    /// Fails if the handshake is larger than a head may be, or if there is no memory for it.
     fn count_handshake(&mut self, bytes: usize) -> io::Result<()> {
         let Some(so_far) = &mut self.handshake_bytes else { return Ok(()) };
         *so_far += bytes;

@@ -171,8 +171,9 @@ impl TokenSource {
 
     /// Waits for the time until the next attempt, or less if a broker refuses the token.
     fn pause(&self, time: Duration) {
-        std::thread::sleep(time.min(jittered(REFUSED_PAUSE, 1.0..1.25)));
-        let rest = time.saturating_sub(REFUSED_PAUSE);
+        let least = time.min(jittered(REFUSED_PAUSE, 1.0..1.25));
+        std::thread::sleep(least);
+        let rest = time.saturating_sub(least);
         let is_good = |state: &mut State| !state.is_refused;
         drop(self.changed.wait_timeout_while(self.state(), rest, is_good));
     }
