@@ -23,6 +23,7 @@ const FLOORS: [&[&str]; 5] = [
         "new_ids",
         "pem",
         "tls_advice",
+        "trust",
         "watched_files",
     ],
     &["kafka", "lock", "registry", "store", "telemetry", "wire"],
