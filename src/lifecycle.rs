@@ -21,8 +21,8 @@ const CUT_OFF_STATUS: i32 = 2;
 /// The part of the stop's deadline after which work that hangs is cut off. The rest is for leaving
 /// the consumer groups and closing connections.
 const CUT_OFF_SHARE: f64 = 0.75;
-/// The part of the time left until the deadline that leaving a consumer group may take.
-const LEAVE_SHARE: f64 = 0.5;
+/// The part of the time left until the deadline that closing one connection or group may take.
+const CLOSING_SHARE: f64 = 0.5;
 /// How long the last line of the log may take: the reader of the log may hang too.
 const MAX_LOG_TIME: Duration = Duration::from_millis(500);
 
@@ -173,18 +173,18 @@ impl Shutdown {
         self.progress().cut_off.clone()
     }
 
-    /// How long leaving a consumer group may take: half of the time left until the deadline. So a
-    /// process whose work is done ends in order although the brokers are away.
+    /// How long leaving a consumer group or another server may take: half of the time left until the
+    /// deadline. So a process whose work is done ends in order although its servers are away.
     ///
     /// Unbounded if the stop has no deadline. Also unbounded if work was cut off: the stop has
     /// failed then, and the process ends at the deadline.
-    pub(crate) fn leave_limit(&self, now: Instant) -> Duration {
+    pub(crate) fn closing_limit(&self, now: Instant) -> Duration {
         let progress = self.progress();
         let deadline = progress.deadline.filter(|_| progress.cut_off.is_empty());
         let since =
             progress.requested_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
         deadline
-            .map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(LEAVE_SHARE))
+            .map_or(Duration::MAX, |deadline| deadline.saturating_sub(since).mul_f64(CLOSING_SHARE))
     }
 
     /// Requests the stop. Further requests change nothing.
@@ -267,17 +267,17 @@ mod tests {
     #[tokio::test]
     async fn a_group_is_left_within_half_of_what_is_left_of_the_deadline() {
         let shutdown = Shutdown::default();
-        assert_eq!(shutdown.leave_limit(Instant::now()), Duration::MAX);
+        assert_eq!(shutdown.closing_limit(Instant::now()), Duration::MAX);
         shutdown.enforce(Duration::from_secs(60), Vec::new);
         let requested_at = Instant::now();
         shutdown.progress().requested_at = Some(requested_at);
 
         let limit =
-            |seconds| shutdown.leave_limit(requested_at + Duration::from_secs(seconds)).as_secs();
+            |seconds| shutdown.closing_limit(requested_at + Duration::from_secs(seconds)).as_secs();
 
         assert_eq!((limit(0), limit(20), limit(90)), (30, 20, 0));
         shutdown.progress().cut_off.push("batches");
-        assert_eq!(shutdown.leave_limit(requested_at), Duration::MAX);
+        assert_eq!(shutdown.closing_limit(requested_at), Duration::MAX);
     }
 
     #[tokio::test]

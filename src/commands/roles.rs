@@ -125,7 +125,7 @@ pub(super) async fn run(
     }
     shared.shutdown.finish("messages to Kafka", shared.producer.flush()).await;
     if let Some(export) = span_export {
-        let limit = shared.shutdown.leave_limit(Instant::now()).min(SPANS_DEADLINE);
+        let limit = shared.shutdown.closing_limit(Instant::now()).min(SPANS_DEADLINE);
         shared.shutdown.close("spans", export.stopped(limit)).await;
     }
     admin_stop.request();
@@ -300,14 +300,15 @@ impl SharedParts {
 
     /// Leaves the consumer group. Fails if the consumer failed before.
     async fn leave(&self, group: &'static str, consumer: Consumer) -> anyhow::Result<()> {
-        let limit = self.shutdown.leave_limit(Instant::now());
+        let limit = self.shutdown.closing_limit(Instant::now());
         Ok(self.shutdown.close(group, consumer.stopped(limit)).await?)
     }
 
     /// Closes the connections to stores. Drops connections that do not close in time.
     async fn disconnect(&self, databases: &[&Database]) {
         let closing = futures::future::join_all(databases.iter().map(|database| database.close()));
-        let closed = tokio::time::timeout(CLOSE_DEADLINE, closing);
+        let limit = self.shutdown.closing_limit(Instant::now()).min(CLOSE_DEADLINE);
+        let closed = tokio::time::timeout(limit, closing);
         if self.shutdown.close("connections to stores", closed).await.is_err() {
             tracing::warn!("connections to stores not closed in time, dropping them");
         }

@@ -6,7 +6,7 @@ use stocklock::domain::{Reason, ReportedStatus};
 
 use crate::harness::{
     Api, BrokerProxy, Database, Proxy, Role, Strategy, World, lines, order_lines,
-    proxies_of_masters, stays,
+    proxies_of_masters, stays, wait_until,
 };
 
 const DEADLINE: (&str, &str) = ("STOCKLOCK__STOP__DEADLINE", "4s");
@@ -39,8 +39,13 @@ async fn a_worker_ends_at_the_deadline_although_all_its_servers_hang() {
     let worker = world.start_with("worker", &settings).await;
 
     store.hang();
+    worker.complains("stock_store: ").await;
     world.produce_events(&world.save(&[order_lines(&[("a", 1)])]).await).await;
-    worker.complains("deducting: ").await;
+    // Until it gives the first try up, after 5 s, the batch waits for the store and holds the lock.
+    wait_until("the batch holds the lock", async || {
+        world.keys().await.contains_key(&format!("{}a", world.config.lock.prefix))
+    })
+    .await;
     broker.hang();
     masters.iter().for_each(Proxy::hang);
 
