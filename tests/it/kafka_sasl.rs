@@ -3,8 +3,8 @@
 use std::time::{Duration, Instant};
 
 use crate::harness::{
-    Api, Authority, Issuing, PASSWORD, Role, SECRET, SecureKafka, TokenEndpoint, USER, World,
-    blocking, lines, stays, wait_until,
+    Api, Authority, IssuerKey, Issuing, PASSWORD, Role, SECRET, SecureKafka, TokenEndpoint, USER,
+    World, blocking, lines, stays, wait_until,
 };
 
 /// Tokens that end soon. A session with the broker ends before them, after 5 s.
@@ -220,6 +220,32 @@ async fn a_token_that_the_broker_refuses_is_named_with_its_remedy() {
     endpoint.now(SHORT);
     worker.ready().await;
     assert!(said.contains("kafka.oauth_scope"), "{said}");
+}
+
+/// The broker reads the keys of the provider, and checks signatures, issuer, audience and times.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn orders_flow_with_signed_tokens_across_a_change_of_the_key() {
+    let kafka = SecureKafka::start();
+    let (first, second, strange) =
+        (IssuerKey::new("first"), IssuerKey::new("second"), IssuerKey::new("first"));
+    kafka.provider.rotates_to(&[&first]);
+    let endpoint = TokenEndpoint::issuing(SHORT);
+    endpoint.signs_with(first);
+    let world = World::on_own_broker(&endpoint.settings(kafka.address("JWKS"))).await;
+    world.import(&[("a", 10)]);
+    let all = world.start("all").await;
+    order_flows(&all).await;
+
+    kafka.provider.rotates_to(&[&second]);
+    endpoint.signs_with(second);
+    let issued = endpoint.issued();
+    wait_until("tokens of the second key", async || endpoint.issued() > issued + 4).await;
+    order_flows(&all).await;
+
+    endpoint.signs_with(strange);
+    all.complains("the broker refuses the token").await;
+    drop(all);
+    assert_eq!(world.available("a"), 8);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

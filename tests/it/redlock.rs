@@ -10,8 +10,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, Masters, Proxy, Strategy, World, acquire, stays, unchanged_for, wait_for,
-    wait_until_within,
+    Database, Masters, Proxy, Strategy, World, acquire, order_lines, stays, unchanged_for,
+    wait_for, wait_until, wait_until_within,
 };
 
 /// Locks over the world's masters, each behind a proxy.
@@ -122,4 +122,27 @@ async fn a_master_whose_answer_is_overdue_is_asked_nothing_more() {
     assert!(asked > 0, "it was asked at first");
     assert!(asked < 30, "{asked} scripts piled up at it");
     held.release().await;
+}
+
+/// The refusals are answers: the masters are neither away nor slow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn masters_that_refuse_writes_delay_orders_until_they_take_them() {
+    let masters = Masters::start_with(3, &Masters::REFUSING).await;
+    let mut world = World::new(Database::MySql, Strategy::Redlock).await;
+    masters.serve(&mut world);
+    world.import(&[("a", 5)]);
+    let worker = world.start("worker").await;
+    masters.cannot_save(0).await;
+    masters.loads(1).await;
+
+    world.produce_events(&world.save(&[order_lines(&[("a", 1)])]).await).await;
+
+    worker.complains("deducting: ").await;
+    assert_eq!(world.available("a"), 5);
+    let log = worker.log();
+    assert!(log.contains("MISCONF") && log.contains("LOADING"), "{log}");
+    // Master 1 has loaded its data. Master 0 goes on to refuse.
+    wait_until("the order is decided", async || world.available("a") == 4).await;
+    masters.can_save(0).await;
+    worker.ready().await;
 }

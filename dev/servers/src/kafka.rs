@@ -24,6 +24,8 @@ pub struct Kafka {
     properties: BTreeMap<String, String>,
     /// Users with a password for SCRAM, as `kafka-storage.sh format --add-scram` takes them.
     scram_users: Vec<String>,
+    /// Options of the broker's Java, such as `-Dname=value`.
+    options: Vec<String>,
 }
 
 impl Kafka {
@@ -41,6 +43,7 @@ impl Kafka {
             heap_mib: 512,
             properties,
             scram_users: Vec::new(),
+            options: Vec::new(),
         })
     }
 
@@ -71,6 +74,13 @@ impl Kafka {
     #[must_use]
     pub fn with_scram_user(mut self, mechanism: &str, name: &str, password: &str) -> Self {
         self.scram_users.push(format!("{mechanism}=[name={name},password={password}]"));
+        self
+    }
+
+    /// The same with an option for Java, such as `-Dname=value`.
+    #[must_use]
+    pub fn with_option(mut self, option: &str) -> Self {
+        self.options.push(option.to_owned());
         self
     }
 
@@ -136,6 +146,7 @@ impl Service for Kafka {
     fn command(&self, lifetime: Lifetime) -> Command {
         let heap = [format!("-Xms{}m", self.heap_mib), format!("-Xmx{}m", self.heap_mib)];
         let mut java = self.java(lifetime, &[&heap[0], &heap[1]]);
+        java.args(&self.options);
         java.arg("kafka.Kafka").arg(self.properties_file());
         java
     }

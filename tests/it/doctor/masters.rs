@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Diagnosis, Fault, fault, shell};
-use crate::harness::{Database, Masters, Proxy, Strategy, World};
+use crate::harness::{Database, Masters, Proxy, Strategy, World, wait_until};
 
 const URLS: &str = "STOCKLOCK__REDIS__URLS";
 const WORKER: [&str; 2] = ["--role", "worker"];
@@ -58,6 +58,27 @@ async fn a_master_that_refuses_the_commands_of_locks_is_named() {
 
     mend(&world, &ill, &faults);
     Diagnosis::with_status(&world, &WORKER, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_master_that_loads_or_cannot_save_its_data_is_named() {
+    let masters = Masters::start_with(3, &Masters::REFUSING).await;
+    let world = world_of(&masters).await;
+    masters.cannot_save(0).await;
+    masters.loads(1).await;
+    let faults = [fault("writable", "wrong", "MISCONF"), fault("writable", "wrong", "LOADING")];
+
+    let ill = Diagnosis::with_status(&world, &WORKER, 1);
+
+    for (fault, advice) in faults.iter().zip(["free space on the disk", "wait until"]) {
+        let lines = ill.lines(fault);
+        assert!(lines.iter().all(|line| line.starts_with(advice)), "{lines:?}");
+    }
+    masters.can_save(0).await;
+    wait_until("the master has loaded its data", async || {
+        Diagnosis::of(&world, &WORKER).faults("writable").is_empty()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -13,7 +13,7 @@ use stocklock::config::SecretUrl;
 use stocklock_servers::{Lifetime, Patience, Redis, Running};
 use tempfile::TempDir;
 
-use super::{PATIENCE, World, blocking, free_address};
+use super::{PATIENCE, World, blocking, free_address, wait_until};
 
 /// Redis masters of a test's own, which it may stop and whose clocks it may turn. They are killed
 /// when they are dropped.
@@ -29,6 +29,19 @@ struct Master {
 }
 
 impl Masters {
+    /// Settings of masters for [`Self::cannot_save`] and [`Self::loads`].
+    pub(crate) const REFUSING: [&str; 8] = [
+        "--save",
+        "3600 1",
+        "--enable-debug-command",
+        "local",
+        // Microseconds a key.
+        "--key-load-delay",
+        "10000",
+        "--loading-process-events-interval-bytes",
+        "1024",
+    ];
+
     pub(crate) async fn start(count: usize) -> Self {
         Self::start_with(count, &[]).await
     }
@@ -122,6 +135,36 @@ impl Masters {
         assert!(self.keys_of(number, "*").await.is_empty(), "it knows nothing");
     }
 
+    /// Has a master fail to save its data. It refuses writes (`MISCONF`) until it can save.
+    pub(crate) async fn cannot_save(&self, number: usize) {
+        fs::create_dir(self.masters[number].dump()).expect("made");
+        self.saves(number, "err").await;
+    }
+
+    pub(crate) async fn can_save(&self, number: usize) {
+        fs::remove_dir(self.masters[number].dump()).expect("removed");
+        self.saves(number, "ok").await;
+    }
+
+    async fn saves(&self, number: usize, status: &str) {
+        self.command_of(number, "BGSAVE").await;
+        let status = format!("rdb_last_bgsave_status:{status}");
+        wait_until("the master has saved, or not", async || {
+            self.command::<String>("INFO persistence").await[number].contains(&status)
+        })
+        .await;
+    }
+
+    /// Has a master load its data again, for 10 s. It refuses what it is asked (`LOADING`) meanwhile.
+    pub(crate) async fn loads(&self, number: usize) {
+        self.command_of(number, "DEBUG POPULATE 1000").await;
+        let mut connection = connect(&self.masters[number].url()).await.expect("a connection");
+        tokio::spawn(
+            async move { redis::cmd("DEBUG").arg("RELOAD").exec_async(&mut connection).await },
+        );
+        wait_until("the master loads", async || !self.masters[number].ping().await).await;
+    }
+
     /// Turns a master's clock ahead of ours, and fails the test unless it goes so.
     pub(crate) async fn turn_clock(&self, number: usize, ahead: Duration) {
         fs::write(self.masters[number].clock(), ahead.as_secs().to_string()).expect("written");
@@ -201,6 +244,11 @@ impl Master {
         } else {
             format!("redis://:{password}@{}", self.address())
         }
+    }
+
+    /// The file that it saves its data to.
+    fn dump(&self) -> PathBuf {
+        self.dir.path().join("dump.rdb")
     }
 
     fn clock(&self) -> PathBuf {

@@ -48,7 +48,7 @@ pub(crate) use orders::new_order;
 pub(crate) use private_kafka::PrivateKafka;
 pub(crate) use process::{Cli, Role, blocking, free_address};
 pub(crate) use prometheus::Prometheus;
-pub(crate) use provider::{Answering, IssuerKey, Provider, claims, in_seconds};
+pub(crate) use provider::{AUDIENCE, Answering, ISSUER, IssuerKey, Provider, claims, in_seconds};
 pub(crate) use proxy::Proxy;
 pub(crate) use raw::Raw;
 pub(crate) use registry::Registry;

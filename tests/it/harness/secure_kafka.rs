@@ -9,20 +9,21 @@ use std::{
 use stocklock_servers::{Kafka, Lifetime, Patience, Running};
 use tempfile::TempDir;
 
-use super::{Authority, Subject, free_address, world::PATIENCE};
+use super::{AUDIENCE, Authority, ISSUER, Provider, Subject, free_address, world::PATIENCE};
 
 /// The user of the SASL listener.
 pub(crate) const USER: &str = "stocklock";
 pub(crate) const PASSWORD: &str = "hush-sasl";
 
 /// The listeners beside the plain one: the name, and the protocol.
-const LISTENERS: [(&str, &str); 6] = [
+const LISTENERS: [(&str, &str); 7] = [
     ("TLS", "SSL"),
     ("MUTUAL", "SSL"),
     ("EXPIRED", "SSL"),
     ("OTHERNAME", "SSL"),
     ("SASL", "SASL_SSL"),
     ("OAUTH", "SASL_PLAINTEXT"),
+    ("JWKS", "SASL_PLAINTEXT"),
 ];
 /// The listeners with TLS, and their certificates.
 const CERTIFICATES: [(&str, Subject); 5] = [
@@ -41,6 +42,8 @@ const SESSION_MS: &str = "5000";
 /// A broker, and the authority that signed its certificates.
 pub(crate) struct SecureKafka {
     pub(crate) authority: Authority,
+    /// Its keys sign the tokens that the listener `JWKS` takes.
+    pub(crate) provider: Provider,
     broker: Running<Kafka>,
     addresses: Vec<(&'static str, String)>,
     folder: TempDir,
@@ -68,15 +71,19 @@ impl SecureKafka {
         let controller = free_address();
         let kafka = kafka.with_controller(&controller);
         authority.write(&folder.path().join("ca.crt"));
-        let properties = properties(&folder, &plain, &controller, &addresses);
+        let provider = Provider::serving(&[]);
+        let mut properties = properties(&folder, &plain, &controller, &addresses);
+        properties.extend(validated_by(&provider));
         let properties: Vec<_> =
             properties.iter().map(|(key, value)| (key.as_str(), value.as_str())).collect();
         let kafka =
             kafka.with_properties(&properties).with_scram_user("SCRAM-SHA-512", USER, PASSWORD);
+        let allowed = "-Dorg.apache.kafka.sasl.oauthbearer.allowed.urls";
+        let kafka = kafka.with_option(&format!("{allowed}={}", provider.url));
         write_certificates(&authority, &folder);
         let broker = Running::start(kafka, Lifetime::OfParent, &patience).expect("it answers");
         let addresses = addresses.into_iter().chain([("PLAIN", plain)]).collect();
-        Self { authority, broker, addresses, folder }
+        Self { authority, provider, broker, addresses, folder }
     }
 
     /// The address of a listener: `PLAIN` or one of [`LISTENERS`].
@@ -175,4 +182,23 @@ fn properties(
     set("oauth", "oauthbearer.sasl.jaas.config", &unsecured);
     set("oauth", "oauthbearer.connections.max.reauth.ms", SESSION_MS);
     all
+}
+
+/// The listener `JWKS` takes tokens that a key of the provider signed. Kafka's own code checks them.
+fn validated_by(provider: &Provider) -> Vec<(String, String)> {
+    let package = "org.apache.kafka.common.security.oauthbearer";
+    let login = format!("{package}.OAuthBearerLoginModule required;");
+    let validator = format!("{package}.OAuthBearerValidatorCallbackHandler");
+    let properties = [
+        ("sasl.enabled.mechanisms", "OAUTHBEARER"),
+        ("oauthbearer.sasl.jaas.config", &login),
+        ("oauthbearer.sasl.server.callback.handler.class", &validator),
+        ("oauthbearer.connections.max.reauth.ms", SESSION_MS),
+        ("sasl.oauthbearer.jwks.endpoint.url", &provider.url),
+        ("sasl.oauthbearer.expected.issuer", ISSUER),
+        ("sasl.oauthbearer.expected.audience", AUDIENCE),
+    ];
+    let of_listener =
+        |(key, value): (&str, &str)| (format!("listener.name.jwks.{key}"), value.into());
+    properties.map(of_listener).to_vec()
 }

@@ -1,5 +1,5 @@
-//! A token endpoint (RFC 6749) that answers as a test says. Its tokens are JWTs without a
-//! signature.
+//! A token endpoint (RFC 6749) that answers as a test says. Its tokens are JWTs, without a signature
+//! unless it has a key.
 
 use std::{
     io::{Read, Write},
@@ -15,7 +15,7 @@ use openssl::{
 };
 use serde_json::{Value, json};
 
-use super::{Authority, Subject, in_seconds};
+use super::{AUDIENCE, Authority, ISSUER, IssuerKey, Subject, in_seconds};
 
 /// The secret of the client. It has characters that a form encodes.
 pub(crate) const SECRET: &str = "hush-token +&=";
@@ -50,6 +50,7 @@ pub(crate) struct TokenEndpoint {
 struct Shared {
     issuing: Issuing,
     issued: u64,
+    key: Option<IssuerKey>,
     silent: Vec<Box<dyn Client>>,
 }
 
@@ -86,7 +87,8 @@ impl TokenEndpoint {
     ) -> Self {
         let server = TcpListener::bind("127.0.0.1:0").expect("a port");
         let url = format!("{scheme}://{}/token", server.local_addr().expect("an address"));
-        let shared = Arc::new(Mutex::new(Shared { issuing, issued: 0, silent: Vec::new() }));
+        let shared =
+            Arc::new(Mutex::new(Shared { issuing, issued: 0, key: None, silent: Vec::new() }));
         let state = Arc::clone(&shared);
         std::thread::spawn(move || {
             for client in server.incoming() {
@@ -102,6 +104,11 @@ impl TokenEndpoint {
         let mut shared = self.shared.lock().expect("no panic");
         shared.issuing = issuing;
         shared.silent.clear();
+    }
+
+    /// From now on, this key signs the tokens.
+    pub(crate) fn signs_with(&self, key: IssuerKey) {
+        self.shared.lock().expect("no panic").key = Some(key);
     }
 
     /// How many tokens were issued.
@@ -129,9 +136,9 @@ fn answer(mut client: Box<dyn Client>, shared: &Mutex<Shared>) {
     let (status, body) = match shared.issuing {
         Issuing::Tokens(life_s) if is_authorised(&request) => {
             shared.issued += 1;
-            ("200 OK", token(life_s, life_s).to_string())
+            ("200 OK", token(shared.key.as_ref(), life_s, life_s).to_string())
         }
-        Issuing::EndedTokens => ("200 OK", token(-3600, 300).to_string()),
+        Issuing::EndedTokens => ("200 OK", token(shared.key.as_ref(), -3600, 300).to_string()),
         Issuing::Tokens(_) => {
             // A description may repeat what was sent, so no client may log it.
             let refusal = json!({"error": "invalid_client", "error_description": request});
@@ -170,16 +177,19 @@ fn is_authorised(request: &str) -> bool {
 }
 
 /// A token that ends in `life_s`. The answer says `expires_in_s`.
-fn token(life_s: i64, expires_in_s: i64) -> Value {
+fn token(key: Option<&IssuerKey>, life_s: i64, expires_in_s: i64) -> Value {
+    let claims = json!({
+        "sub": "stocklock", "iss": ISSUER, "aud": AUDIENCE, "iat": in_seconds(0),
+        "exp": in_seconds(life_s),
+    });
+    let token = key.map_or_else(|| unsigned(&claims), |key| key.sign(&claims));
+    json!({"access_token": token, "token_type": "Bearer", "expires_in": expires_in_s})
+}
+
+fn unsigned(claims: &Value) -> String {
     let part = |json: &Value| {
         let text = encode_block(json.to_string().as_bytes()).replace('+', "-").replace('/', "_");
         text.trim_end_matches('=').to_owned()
     };
-    let header = part(&json!({"alg": "none"}));
-    let claims =
-        part(&json!({"sub": "stocklock", "iat": in_seconds(0), "exp": in_seconds(life_s)}));
-    json!({
-        "access_token": format!("{header}.{claims}."), "token_type": "Bearer",
-        "expires_in": expires_in_s,
-    })
+    format!("{}.{}.", part(&json!({"alg": "none"})), part(claims))
 }
