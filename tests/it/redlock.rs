@@ -140,7 +140,7 @@ async fn masters_that_refuse_writes_delay_orders_until_they_take_them() {
     worker.complains("deducting: ").await;
     assert_eq!(world.available("a"), 5);
     let log = worker.log();
-    assert!(log.contains("MISCONF") && log.contains("LOADING"), "{log}");
+    assert!(log.contains("MISCONF") && log.contains("loading the dataset"), "{log}");
     // Master 1 has loaded its data. Master 0 goes on to refuse.
     wait_until("the order is decided", async || world.available("a") == 4).await;
     masters.can_save(0).await;

@@ -66,7 +66,8 @@ async fn a_master_that_loads_or_cannot_save_its_data_is_named() {
     let world = world_of(&masters).await;
     masters.cannot_save(0).await;
     masters.loads(1).await;
-    let faults = [fault("writable", "wrong", "MISCONF"), fault("writable", "wrong", "LOADING")];
+    let faults =
+        [fault("writable", "wrong", "MISCONF"), fault("writable", "wrong", "loading the dataset")];
 
     let ill = Diagnosis::with_status(&world, &WORKER, 1);
 
