@@ -92,7 +92,7 @@ pub mod retention;
 pub mod store;
 pub mod telemetry;
 mod tls_advice;
-mod trust;
+pub mod trust;
 mod verify;
 mod watched_files;
 pub mod wire;

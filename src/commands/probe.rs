@@ -6,7 +6,7 @@ use reqwest::Client;
 use serde_json::json;
 
 use super::{Answer, Output};
-use crate::config::Config;
+use crate::{config::Config, trust};
 
 #[derive(Debug, Args)]
 pub(super) struct ProbeArgs {
@@ -51,10 +51,9 @@ pub(super) async fn run(
     Ok(if is_well { Answer::Done } else { Answer::No })
 }
 
-/// A client of `admin.listen`. The role runs on this machine, so a proxy could not reach it. It
-/// speaks no TLS, so no authority is trusted: it takes long to read those of the system.
+/// A client of `admin.listen`. The role runs on this machine, so a proxy could not reach it.
 pub(super) fn admin_client(timeout: Duration) -> reqwest::Result<Client> {
-    Client::builder().no_proxy().tls_certs_only([]).timeout(timeout).build()
+    trust::client_without_tls().no_proxy().timeout(timeout).build()
 }
 
 /// The URL of `admin.listen`, as a client on the same machine reaches it.

@@ -17,7 +17,7 @@ use rustls::{
 use crate::{
     config::{ClientFiles, RedisConfig, SecretUrl},
     error_text::with_causes,
-    pem,
+    pem, trust,
 };
 
 /// A connection counts as broken after this time: without the answer to a request, or without the
@@ -127,9 +127,7 @@ pub(super) fn tls_builder() -> Option<ConfigBuilder<ClientConfig, WantsVerifier>
 /// - [`MasterError::Certificate`] if a file cannot be read,
 /// - [`MasterError::NoPem`] if a file is no PEM file.
 pub(super) fn clients(redis: &RedisConfig) -> Result<Vec<MasterClient>, MasterError> {
-    // The cryptography of rustls is set for the whole process. Without this line it would depend
-    // on the features that other crates turn on.
-    let _installed_before = rustls::crypto::ring::default_provider().install_default();
+    trust::install_cryptography();
     let files = TlsFiles::read(redis)?;
     let redis = Arc::new(redis.clone());
     let opened = redis.urls.iter().map(|url| {

@@ -2,10 +2,10 @@
 
 use tokio::{io::AsyncWriteExt as _, net::TcpStream};
 
-use crate::harness::{Api, Database, Proxy, Role, Strategy, World, lines, order_lines};
+use crate::harness::{Api, Database, Proxy, Role, Strategy, World, http_get, lines, order_lines};
 
 async fn ask(role: &Role, path: &str) -> (u16, String) {
-    let answer = reqwest::get(format!("{}{path}", role.admin)).await.expect("an answer");
+    let answer = http_get(format!("{}{path}", role.admin)).await.expect("an answer");
     (answer.status().as_u16(), answer.text().await.expect("a text"))
 }
 

@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sqlx::{Connection as _, MySqlConnection};
 
-use crate::harness::{Api, Database, Proxy, Raw, Role, Strategy, World, lines, wait_until};
+use crate::harness::{
+    Api, Database, Proxy, Raw, Role, Strategy, World, http_get, lines, wait_until,
+};
 
 async fn ingest() -> (World, Role) {
     let world = World::new(Database::MySql, Strategy::Row).await;
@@ -181,7 +183,7 @@ async fn silent_connections_do_not_silence_the_admin_address() {
 
     let begun = Instant::now();
     for path in ["/livez", "/readyz", "/metrics"] {
-        let answer = reqwest::get(format!("{}{path}", ingest.admin)).await.expect("an answer");
+        let answer = http_get(format!("{}{path}", ingest.admin)).await.expect("an answer");
         assert_eq!(answer.status(), 200, "{path}");
     }
     Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
@@ -263,7 +265,7 @@ async fn every_series_is_shown_before_its_first_event() {
         [("worker", of_worker), ("compensator", of_compensator), ("ingest", of_ingest)]
     {
         let started = world.start(role).await;
-        let metrics = reqwest::get(format!("{}/metrics", started.admin)).await.expect("metrics");
+        let metrics = http_get(format!("{}/metrics", started.admin)).await.expect("metrics");
         let metrics = metrics.text().await.expect("a text");
         for series in shown {
             assert!(

@@ -10,8 +10,8 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Database, Role, Strategy, World, header, on_each_database, order_lines, readiness, stays,
-    wait_for,
+    Database, Role, Strategy, World, header, http_get, on_each_database, order_lines, readiness,
+    stays, wait_for,
 };
 
 /// The most dead letters that the breaker lets through among a lane's last 1,000 messages.
@@ -30,7 +30,7 @@ async fn is_halted(worker: &Role) {
         if is_halted { Ok(()) } else { Err(format!("{stopped} lanes stopped, {why}")) }
     })
     .await;
-    let live = reqwest::get(format!("{}/livez", worker.admin)).await.expect("an answer");
+    let live = http_get(format!("{}/livez", worker.admin)).await.expect("an answer");
     assert!(live.status().is_success(), "a restart would only dead-letter more messages");
 }
 

@@ -1,12 +1,12 @@
 //! Orders from the request to the order store, with both answers to the client.
 
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde_json::Value;
 
-use crate::harness::{World, lines, on_every_stack};
+use crate::harness::{World, http_client, lines, on_every_stack};
 
 async fn place(url: &str, body: &Value, wait: Option<u64>) -> (StatusCode, Value) {
-    let mut request = Client::new().post(format!("{url}/v1/orders")).json(body);
+    let mut request = http_client().post(format!("{url}/v1/orders")).json(body);
     if let Some(seconds) = wait {
         request = request.header("prefer", format!("wait={seconds}"));
     }

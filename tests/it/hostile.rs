@@ -14,7 +14,9 @@ use futures::{StreamExt as _, stream};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{task::JoinSet, time::MissedTickBehavior};
 
-use crate::harness::{Database, Raw, Role, Strategy, World, lines, wait_until};
+use crate::harness::{
+    Database, Raw, Role, Strategy, World, http_client, http_get, lines, wait_until,
+};
 
 /// Good orders a second, and for how long they are measured.
 const RATE: u32 = 500;
@@ -54,7 +56,7 @@ fn memory_limit_kib() -> u64 {
 
 /// Places orders at a steady rate. Answers the 99th percentile of their latency in milliseconds.
 async fn percentile_of_good_clients(ingest: &Role) -> f64 {
-    let (client, url) = (reqwest::Client::new(), format!("{}/v1/orders", ingest.http));
+    let (client, url) = (http_client(), format!("{}/v1/orders", ingest.http));
     let order = lines(&[("a", 1)]);
     let mut tick = tokio::time::interval(Duration::from_secs(1) / RATE);
     tick.set_missed_tick_behavior(MissedTickBehavior::Burst);
@@ -135,7 +137,7 @@ async fn trickle(mut clients: Vec<Raw>, is_over: Arc<AtomicBool>) {
 async fn send_large_bodies(http: String, is_over: Arc<AtomicBool>) {
     let unknown = vec!["\"\":0"; 131_071].join(",");
     let body = format!("{{\"lines\":[],{unknown}}}");
-    let client = reqwest::Client::new();
+    let client = http_client();
     while !is_over.load(Ordering::Relaxed) {
         let answer = client.post(format!("{http}/v1/orders")).body(body.clone()).send().await;
         // With the crowd in full number it may also be cut off.
@@ -186,6 +188,6 @@ async fn hostile_clients_cost_good_clients_little_and_bounded_memory() {
         ingest.count("stocklock_http_requests_total", r#"status="422""#).await > 0,
         "no large body was refused"
     );
-    let livez = reqwest::get(format!("{}/livez", ingest.admin)).await.expect("an answer");
+    let livez = http_get(format!("{}/livez", ingest.admin)).await.expect("an answer");
     assert_eq!(livez.status(), 200);
 }

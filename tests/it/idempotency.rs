@@ -6,7 +6,7 @@ use futures::future::join_all;
 use serde_json::{Value, json};
 
 use crate::harness::{
-    Answer, Api, Database, Role, Strategy, World, lines, on_each_database, wait_for,
+    Answer, Api, Database, Role, Strategy, World, http_client, lines, on_each_database, wait_for,
 };
 
 const REPLAYED: &str = "idempotent-replayed";
@@ -193,7 +193,7 @@ async fn a_crash_between_commit_and_answer_makes_no_second_order(world: World) {
     let doomed = Role::spawn(&world.env, "ingest", &[("STOCKLOCK_CRASH_AT", "ingest.committed")]);
     doomed.ready().await;
     let order = lines(&[("a", 1)]);
-    let request = reqwest::Client::new()
+    let request = http_client()
         .post(format!("{}/v1/orders", doomed.http))
         .header("idempotency-key", "k")
         .body(order.to_string());

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use reqwest::Client;
 use serde_json::Value;
 
-use crate::harness::{Role, World, free_address, lines, on_each_database, wait_for};
+use crate::harness::{Role, World, free_address, http_client, lines, on_each_database, wait_for};
 
 /// One replica is killed in each round, in turn.
 const ROUNDS: usize = 10;
@@ -83,7 +83,7 @@ async fn pairs_sent_to_replicas_that_are_killed_make_one_order_each(world: World
     let addresses = [free_address(), free_address()];
     let mut replicas =
         [Some(start(&world, &addresses[0]).await), Some(start(&world, &addresses[1]).await)];
-    let client = Client::new();
+    let client = http_client();
     let mut random = fastrand::Rng::with_seed(16);
     let (mut pairs, mut kills) = (Vec::new(), 0);
 

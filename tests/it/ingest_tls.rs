@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use reqwest::{Certificate, Client, Identity, StatusCode};
+use reqwest::{Certificate, Identity, StatusCode};
 use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::harness::{
     Authority, Collector, Database, Program, Raw, Role, Strategy, Subject, TokensFile, World,
-    lines, token_line, wait_until,
+    http_client_builder, http_get, lines, token_line, wait_until,
 };
 
 const VALID: Subject = Subject { name: "127.0.0.1", is_expired: false };
@@ -55,7 +55,7 @@ impl Served {
 /// A client that keeps no connection.
 fn trusting(authority: &Authority) -> reqwest::ClientBuilder {
     let authority = Certificate::from_pem(authority.pem().as_bytes()).expect("a certificate");
-    Client::builder().tls_certs_only([authority]).pool_max_idle_per_host(0)
+    http_client_builder().tls_certs_only([authority]).pool_max_idle_per_host(0)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +100,7 @@ async fn clients_without_tls_or_of_another_authority_are_not_served() {
     let served = Served::with(VALID, &[]).await;
 
     let stranger = served.get(&Authority::new()).await.expect_err("an error");
-    let plain = reqwest::get(format!("{}/v1/products/a", served.role.http)).await;
+    let plain = http_get(format!("{}/v1/products/a", served.role.http)).await;
     let mut probe = Raw::connect(&served.role.http).await;
     probe.send(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
     probe.is_closed().await;
@@ -197,7 +197,7 @@ async fn a_client_needs_a_certificate_where_the_settings_say_so() {
     let served = Served::with(VALID, &[("STOCKLOCK__HTTP__TLS_CLIENT_CA_LOCATION", &path)]).await;
     let with = async |authority: &Authority| {
         let (certificate, key) = authority.sign(VALID);
-        let identity = Identity::from_pkcs8_pem(certificate.as_bytes(), key.as_bytes());
+        let identity = Identity::from_pem((key + &certificate).as_bytes());
         let client = trusting(&served.authority).identity(identity.expect("an identity"));
         let client = client.build().expect("a client");
         client.get(served.url("/v1/products/a")).send().await.map(|answer| answer.status()).ok()

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::{
-    harness::{Api, Cli, World, lines, on_each_database, place_all, wait_until},
+    harness::{Api, Cli, World, http_client, lines, on_each_database, place_all, wait_until},
     levels::{in_store, levels_are_those_of_the_store, turn_on},
 };
 
@@ -68,7 +68,7 @@ async fn a_killed_ingest_loses_no_level(mut world: World) {
     let adjustment = json!({"product_id": "b", "delta": 4, "reason": "count"});
     let body = json!({"request_id": "r-1", "adjustments": [adjustment]});
     let url = format!("{}/v1/stock/adjustments", adjusting.http);
-    let answered = reqwest::Client::new().post(url).json(&body).send().await;
+    let answered = http_client().post(url).json(&body).send().await;
     adjusting.crashed_at("ingest.adjusted").await;
 
     assert!(placed.is_empty() && answered.is_err());

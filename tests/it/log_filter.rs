@@ -2,14 +2,16 @@
 
 use std::{net::IpAddr, time::Duration};
 
-use reqwest::{Client, Method};
+use reqwest::Method;
 use serde_json::Value;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::TcpStream,
 };
 
-use crate::harness::{Cli, Database, Role, Strategy, World, wait_until};
+use crate::harness::{
+    Cli, Database, Role, Strategy, World, http_client, http_client_builder, wait_until,
+};
 
 /// Runs `stocklock log-filter` for a role.
 fn log_filter(world: &World, role: &Role, args: &[&str]) -> Cli {
@@ -31,7 +33,7 @@ async fn send(
     headers: &[(&str, &str)],
     body: impl Into<reqwest::Body>,
 ) -> (u16, String) {
-    let mut request = Client::new().request(method, format!("{}/log-filter{query}", role.admin));
+    let mut request = http_client().request(method, format!("{}/log-filter{query}", role.admin));
     for (name, value) in headers {
         request = request.header(*name, *value);
     }
@@ -132,7 +134,7 @@ async fn the_log_filter_is_closed_to_clients_on_other_machines() {
     let world = World::new(Database::MySql, Strategy::Row).await;
     let role = world.start("compensator").await;
     let elsewhere: IpAddr = [127, 0, 0, 2].into();
-    let client = Client::builder().local_address(elsewhere).build().expect("a client");
+    let client = http_client_builder().local_address(elsewhere).build().expect("a client");
     let url = format!("{}/log-filter", role.admin);
 
     for request in [client.get(&url), client.put(&url).body("debug"), client.delete(&url)] {

@@ -8,7 +8,8 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use crate::harness::{
-    Answer, Api, Role, World, aged, lines, made_ago, on_each_database, order_lines, wait_until,
+    Answer, Api, Role, World, aged, http_client, lines, made_ago, on_each_database, order_lines,
+    wait_until,
 };
 
 const REPLAYED: &str = "idempotent-replayed";
@@ -136,7 +137,7 @@ async fn an_id_whose_commit_was_not_answered_makes_no_second_order(world: World)
     let doomed = Role::spawn(&world.env, "ingest", &[("STOCKLOCK_CRASH_AT", "ingest.committed")]);
     doomed.ready().await;
     let (id, order) = (Uuid::now_v7(), lines(&[("a", 1)]));
-    let request = reqwest::Client::new().put(format!("{}/v1/orders/{id}", doomed.http));
+    let request = http_client().put(format!("{}/v1/orders/{id}", doomed.http));
 
     request.body(order.to_string()).send().await.expect_err("the connection breaks");
     doomed.crashed_at("ingest.committed").await;

@@ -6,8 +6,8 @@ use sqlx::{Connection as _, MySqlConnection};
 use stocklock::kafka::client_config;
 
 use crate::harness::{
-    Api, BrokerProxy, Cli, Database, Proxy, Role, Strategy, World, lines, on_each_database,
-    proxies_of_masters, wait_until,
+    Api, BrokerProxy, Cli, Database, Proxy, Role, Strategy, World, http_get, lines,
+    on_each_database, proxies_of_masters, wait_until,
 };
 
 const NOWHERE: &str = "127.0.0.1:9";
@@ -22,7 +22,7 @@ async fn lacks(world: &World, role: &str, setting: (&str, &str), why: &[&str]) -
     for words in why {
         started.complains(words).await;
     }
-    let livez = reqwest::get(format!("{}/livez", started.admin)).await.expect("an answer");
+    let livez = http_get(format!("{}/livez", started.admin)).await.expect("an answer");
     assert_eq!(livez.status(), 200, "a restart mends nothing");
     started
 }

@@ -9,7 +9,7 @@ use stocklock::{
 };
 
 use crate::harness::{
-    Api, Database, Gate, Program, Proxy, Registry, Role, Strategy, World, header, lines,
+    Api, Database, Gate, Program, Proxy, Registry, Role, Strategy, World, header, http_get, lines,
     order_lines, place_all, stays, wait_until,
 };
 
@@ -115,7 +115,7 @@ async fn setup_registers_each_schema_once() {
         assert!(subject["id"].as_u64().is_some_and(|id| id > 0), "{subject}");
     }
     let url = format!("{}/config/{levels}-value", registry.url());
-    let level: Value = reqwest::get(url).await.expect("answered").json().await.expect("JSON");
+    let level: Value = http_get(url).await.expect("answered").json().await.expect("JSON");
     assert_eq!(level["compatibilityLevel"], "BACKWARD");
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::harness::{
-    Cli, Database, Role, Strategy, TokensFile, World, free_address, token_line, wait_until,
+    Cli, Database, Role, Strategy, TokensFile, World, free_address, http_client, token_line,
+    wait_until,
 };
 
 /// The beginning of every secret, and of no other text.
@@ -62,7 +63,7 @@ async fn no_secret_is_shown_by_roles_and_commands_that_cannot_connect() {
         .await;
     }
     for token in ["hush-11", "hush-12"] {
-        let order = reqwest::Client::new().post(format!("{}/v1/orders", role.http));
+        let order = http_client().post(format!("{}/v1/orders", role.http));
         let answer = order.bearer_auth(token).body("{}").send().await.expect("an answer");
         shown.push(answer.text().await.expect("a text"));
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use stocklock::domain::{Reason, ReportedStatus};
 
 use crate::harness::{
-    Api, BrokerProxy, Database, Proxy, Role, Strategy, World, lines, order_lines,
+    Api, BrokerProxy, Database, Proxy, Role, Strategy, World, http_client, lines, order_lines,
     proxies_of_masters, stays, wait_until,
 };
 
@@ -91,10 +91,8 @@ async fn ingest_ends_at_the_deadline_although_its_store_hangs() {
     Api::of(&ingest).place(&lines(&[("a", 1)])).await.is(202);
 
     store.hang();
-    let placing = reqwest::Client::new()
-        .post(format!("{}/v1/orders", ingest.http))
-        .json(&lines(&[("a", 1)]))
-        .send();
+    let placing =
+        http_client().post(format!("{}/v1/orders", ingest.http)).json(&lines(&[("a", 1)])).send();
     let placing = tokio::spawn(placing);
     // The request, or a sweep of the outbox, waits for a connection, and would for longer than the
     // deadline.

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::{
     harness::{
         Api, Collector, Database, Program, Proxy, Role, Span, Strategy, Trace, World, free_address,
-        header, lines, on_each_database, wait_until,
+        header, http_client, lines, on_each_database, wait_until,
     },
     intake::{taking_orders, topic},
 };
@@ -174,7 +174,7 @@ async fn an_order_keeps_its_trace_if_processes_die(world: World) {
     let dying = [("STOCKLOCK_CRASH_AT", "relay.producing"), ("OTEL_BSP_SCHEDULE_DELAY", "60000")];
     let ingest = collector.traced(&world, "ingest", &dying).await;
     ingest.ready().await;
-    let request = reqwest::Client::new().post(format!("{}/v1/orders", ingest.http));
+    let request = http_client().post(format!("{}/v1/orders", ingest.http));
     let request = request.header("traceparent", traceparent(true)).header("tracestate", STATE);
     // The process may die before it answers.
     let _answer = request.body(lines(&[("a", 1)]).to_string()).send().await;

@@ -14,7 +14,7 @@ use stocklock::{
 use tokio::time::timeout;
 
 use crate::harness::{
-    Api, Database, PATIENCE, Raw, Role, Server, Strategy, World, lines, new_order,
+    Api, Database, PATIENCE, Raw, Role, Server, Strategy, World, http_client, lines, new_order,
     on_each_database, wait_until_within,
 };
 
@@ -50,7 +50,7 @@ async fn ask(client: &Client, ingest: &Role, id: &str, last: Option<&str>) -> Re
 
 impl Events {
     async fn of(ingest: &Role, id: &str, last: Option<&str>) -> Self {
-        Self::by(&Client::new(), ingest, id, last).await
+        Self::by(&http_client(), ingest, id, last).await
     }
 
     /// The same by a client that the caller shares.
@@ -153,7 +153,7 @@ async fn a_client_that_comes_back_is_told_only_what_is_new(world: World) {
     let late = [late.next_id().await, late.next_id().await];
     let mut first = Events::of(&all, &id, None).await;
     let first = [first.next_id().await, first.next_id().await];
-    let over = ask(&Client::new(), &all, &id, Some("COMPLETED")).await;
+    let over = ask(&http_client(), &all, &id, Some("COMPLETED")).await;
 
     assert_eq!((stale.as_deref(), unknown.as_deref()), (Some("RESERVED"), Some("RESERVED")));
     let completed = [Some("COMPLETED".to_owned()), None];
@@ -245,7 +245,7 @@ async fn two_thousand_watching_clients_share_one_query() {
     world.cli(&["setup"]).succeeds();
     let ingest = world.start("ingest").await;
     let ids = save(&world, CLIENTS / 2).await;
-    let (client, mut clients) = (Client::new(), Vec::new());
+    let (client, mut clients) = (http_client(), Vec::new());
     for chunk in [ids.clone(), ids.clone()].concat().chunks(50) {
         let watching = chunk.iter().map(async |id| {
             let mut events = Events::by(&client, &ingest, &id.to_string(), None).await;
@@ -303,7 +303,7 @@ async fn watching_clients_take_half_of_the_connections_at_most() {
     let refused = api.get(&path).await.problem(503);
     api.place(&lines(&[("a", 1)])).await.is(202);
     clients.pop();
-    let client = Client::new();
+    let client = http_client();
 
     assert!(refused.header("retry-after").parse::<u64>().is_ok(), "{refused:?}");
     let is_admitted = async || ask(&client, &ingest, &id, None).await.status() == 200;

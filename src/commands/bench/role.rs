@@ -14,6 +14,7 @@ use nix::{
 };
 
 use super::{site::Site, stopwatch::cpu_seconds};
+use crate::trust;
 
 const START_DEADLINE: Duration = Duration::from_secs(60);
 const STOP_DEADLINE: Duration = Duration::from_secs(60);
@@ -89,7 +90,7 @@ impl Role {
             .stderr(log.try_clone()?)
             .spawn()
             .with_context(|| format!("stocklock {name}"))?;
-        Ok(Self { name, http, admin, client: reqwest::Client::new(), process })
+        Ok(Self { name, http, admin, client: trust::client_without_tls().build()?, process })
     }
 
     /// Waits until it is ready: a consumer then has its partitions. Fails after a minute, or if it

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow, bail};
 use reqwest::{
-    Certificate, ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url,
+    ClientBuilder, Method, RequestBuilder, Response, StatusCode, Url,
     header::{self, HeaderMap, HeaderValue},
 };
 use serde_json::Value;
@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::{
     backoff::{Backoff, jittered},
     config::{ClientConfig, ClientToken, Config, is_local},
+    trust,
 };
 
 /// Most attempts at a request. Their delays take a few seconds, enough for a proxy that restarts.
@@ -172,10 +173,8 @@ pub(super) fn http_client(config: &Config) -> anyhow::Result<ClientBuilder> {
         // A proxy is on another machine, and would see the token.
         builder = builder.no_proxy();
     }
-    if let Some(file) = ca {
-        let named = || format!("client.ca_location: {}", file.display());
-        let pem = std::fs::read(file).with_context(named)?;
-        builder = builder.tls_certs_only(Certificate::from_pem_bundle(&pem).with_context(named)?);
+    if let Some(authorities) = trust::authorities(url, ca.as_deref(), "client.ca_location")? {
+        builder = builder.tls_certs_only(authorities);
     }
     if let Some(token) = token {
         let mut headers = HeaderMap::new();

@@ -6,7 +6,7 @@ use std::{
 use reqwest::{Client, Method, header::HeaderMap};
 use serde_json::Value;
 
-use super::{Role, world::PATIENCE};
+use super::{Role, http_client, world::PATIENCE};
 
 /// What the API promises. Every answer that a test gets is held against it.
 static PROMISED: LazyLock<Value> = LazyLock::new(|| {
@@ -32,7 +32,7 @@ pub(crate) struct Answer {
 
 impl Api {
     pub(crate) fn of(role: &Role) -> Self {
-        Self { url: role.http.clone(), client: Client::new() }
+        Self { url: role.http.clone(), client: http_client() }
     }
 
     pub(crate) async fn get(&self, path: &str) -> Answer {

@@ -12,6 +12,8 @@ use axum::{
 };
 use tokio::net::TcpListener;
 
+use super::http_client;
+
 /// A way to an HTTP server that lets only one user through. It keeps the paths of all requests.
 pub(crate) struct Gate {
     /// As a URL of the server behind it.
@@ -43,7 +45,7 @@ impl Gate {
         let behind = Behind {
             server: format!("http://{authority}"),
             expected: format!("Basic {credentials}"),
-            client: reqwest::Client::new(),
+            client: http_client(),
             paths: Arc::clone(&paths),
             failures: Arc::clone(&failures),
         };

@@ -3,17 +3,17 @@
 use std::time::Duration;
 
 use futures::{StreamExt as _, stream};
-use reqwest::{Client, StatusCode};
+use reqwest::StatusCode;
 use serde_json::Value;
 use stocklock::domain::Lines;
 use tokio::{sync::watch, task::JoinHandle};
 
-use super::{Role, wait_until};
+use super::{Role, http_client, wait_until};
 
 /// Places orders over HTTP, some of them at once. Answers the ids of the orders that the server
 /// acknowledged. An order that no server acknowledges is not placed again.
 pub(crate) async fn place_all(url: &str, bodies: &[Value], at_once: usize) -> Vec<String> {
-    let client = Client::new();
+    let client = http_client();
     let placing = stream::iter(bodies.to_vec()).map(|body| {
         let request = client.post(format!("{url}/v1/orders")).json(&body);
         async move {
@@ -43,7 +43,7 @@ pub(crate) struct SteadyLoad {
 impl SteadyLoad {
     pub(crate) fn on(role: &Role) -> Self {
         let (stop, is_over) = watch::channel(false);
-        let (client, url) = (Client::new(), format!("{}/v1/orders", role.http));
+        let (client, url) = (http_client(), format!("{}/v1/orders", role.http));
         let placing = tokio::spawn(async move {
             let mut acknowledged = 0;
             while !*is_over.borrow() {

@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 use stocklock_servers::{Lifetime, Patience, Running, stocklock_command};
 
-use super::world::PATIENCE;
+use super::{http_get, world::PATIENCE};
 
 /// The program that is tested.
 const BINARY: &str = env!("CARGO_BIN_EXE_stocklock");
@@ -131,7 +131,7 @@ impl Role {
     pub(crate) async fn ready(&self) {
         let begun = Instant::now();
         loop {
-            let answer = reqwest::get(format!("{}/readyz", self.admin)).await;
+            let answer = http_get(format!("{}/readyz", self.admin)).await;
             if answer.is_ok_and(|answer| answer.status().is_success()) {
                 return;
             }
@@ -144,7 +144,7 @@ impl Role {
     pub(crate) async fn complains(&self, of: &str) -> String {
         let begun = Instant::now();
         loop {
-            let answer = reqwest::get(format!("{}/readyz", self.admin)).await.expect("an answer");
+            let answer = http_get(format!("{}/readyz", self.admin)).await.expect("an answer");
             let (status, why) = (answer.status().as_u16(), answer.text().await.expect("a text"));
             if status == 503 && why.contains(of) {
                 return why;
@@ -173,7 +173,7 @@ impl Role {
 
     /// All metrics, as text.
     pub(crate) async fn metrics(&self) -> String {
-        reqwest::get(format!("{}/metrics", self.admin))
+        http_get(format!("{}/metrics", self.admin))
             .await
             .expect("metrics")
             .text()
@@ -184,7 +184,7 @@ impl Role {
     /// Waits for `/livez`: it runs, ready or not.
     pub(crate) async fn listening(&self) {
         let begun = Instant::now();
-        while reqwest::get(format!("{}/livez", self.admin)).await.is_err() {
+        while http_get(format!("{}/livez", self.admin)).await.is_err() {
             assert!(begun.elapsed() < PATIENCE, "not listening:\n{}", self.log());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
@@ -192,7 +192,7 @@ impl Role {
 
     /// The value of a metric, over all its labels that contain `labels`; 0 where there is none.
     pub(crate) async fn metric(&self, name: &str, labels: &str) -> f64 {
-        let text = reqwest::get(format!("{}/metrics", self.admin))
+        let text = http_get(format!("{}/metrics", self.admin))
             .await
             .expect("metrics")
             .text()

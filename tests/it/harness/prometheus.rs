@@ -6,7 +6,7 @@ use serde_json::Value;
 use stocklock_servers::{Lifetime, Patience, Running};
 use tempfile::TempDir;
 
-use super::{PATIENCE, Role, blocking, free_address, wait_for};
+use super::{PATIENCE, Role, blocking, free_address, http_get, wait_for};
 
 /// Time between two scrapes, and between two evaluations of the rules.
 const INTERVAL: &str = "250ms";
@@ -55,7 +55,7 @@ impl Prometheus {
     ) -> Result<Value, String> {
         let url = format!("{}/api/v1/{path}", self.running.service.url());
         let url = reqwest::Url::parse_with_params(&url, arguments).expect("a URL");
-        let answer = reqwest::get(url).await.expect("an answer");
+        let answer = http_get(url).await.expect("an answer");
         let mut body: Value = answer.json().await.expect("JSON");
         match body["status"].as_str() {
             Some("success") => Ok(body["data"].take()),

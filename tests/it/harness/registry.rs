@@ -2,7 +2,7 @@ use stocklock_servers::{Lifetime, Patience, Running, SchemaRegistry};
 use tempfile::TempDir;
 use tokio::sync::OnceCell;
 
-use super::{Database, PATIENCE, Strategy, World, blocking, free_address};
+use super::{Database, PATIENCE, Strategy, World, blocking, free_address, http_client};
 
 /// A schema registry that all tests share. It lives as long as their process.
 pub(crate) struct Registry {
@@ -44,7 +44,7 @@ impl Registry {
     /// Registers a schema under a subject, and answers its id.
     pub(crate) async fn register(&self, subject: &str, schema: &str) -> u32 {
         let url = format!("{}/subjects/{subject}/versions", self.url());
-        let request = reqwest::Client::new().post(url);
+        let request = http_client().post(url);
         let answer = request.json(&serde_json::json!({"schema": schema})).send().await;
         let answer = answer.expect("an answer").error_for_status().expect("registered");
         let body: serde_json::Value = answer.json().await.expect("JSON");

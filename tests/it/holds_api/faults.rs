@@ -7,7 +7,7 @@ use stocklock::domain::{OrderId, ReportedStatus};
 
 use super::{Column, announced, held, reserve, save_in};
 use crate::harness::{
-    Api, Database, Proxy, Role, Strategy, World, lines, on_each_database, wait_until,
+    Api, Database, Proxy, Role, Strategy, World, http_client, lines, on_each_database, wait_until,
 };
 
 on_each_database!(
@@ -19,7 +19,7 @@ on_each_database!(
 /// A client whose request may get no answer.
 async fn request_of_doomed(ingest: &Role, id: &str) -> bool {
     let url = format!("{}/v1/orders/{id}/cancel", ingest.http);
-    reqwest::Client::new().post(url).send().await.is_ok()
+    http_client().post(url).send().await.is_ok()
 }
 
 async fn a_crash_after_a_change_loses_neither_release_nor_announcement(world: World) {

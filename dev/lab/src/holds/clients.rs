@@ -66,7 +66,7 @@ pub(super) fn products() -> impl Iterator<Item = String> {
 
 impl<'a> Clients<'a> {
     pub(super) fn new(args: &'a HoldsArgs, url: String) -> anyhow::Result<Self> {
-        Ok(Self { args, http: Client::builder().build()?, url })
+        Ok(Self { args, http: stocklock::trust::client_without_tls().build()?, url })
     }
 
     /// Places all orders, and waits until the last confirmation is answered. Fails if a request
