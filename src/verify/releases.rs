@@ -56,7 +56,7 @@ pub(super) fn judge(
             let remedy = if found.is_decidable {
                 OWE
             } else {
-                "`stocklock stock restock` returns its units"
+                "unless a person returned its units, `stocklock stock restock` returns them"
             };
             Some(Verdict::violated(
                 3,

@@ -3,7 +3,7 @@
 use reqwest::Method;
 
 use crate::{
-    harness::{Api, Collector, Database, Span, Strategy, World},
+    harness::{Api, Collector, Database, Proxy, Span, Strategy, World, wait_until},
     traces::{STATE, TRACE_ID, is_child_of, place_sampled},
 };
 
@@ -68,4 +68,31 @@ async fn the_name_of_a_span_has_no_method_or_path_of_a_client() {
     assert_eq!(known.attribute("http.request.method"), "GET");
     assert_eq!(known.attribute("url.path"), "/coffee");
     assert!(known.attribute("http.route").is_null(), "{known:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_fails_has_spans_with_the_error() {
+    let world = World::new(Database::MySql, Strategy::Row).await;
+    world.import(&[("a", 9)]);
+    let collector = Collector::start();
+    let ingest = collector.traced(&world, "ingest", &[]).await;
+    let (store, url) = Proxy::before(world.config.stock_store.url.expose()).await;
+    let settings = [("STOCKLOCK__STOCK_STORE__URL", url.as_str())];
+    let worker = collector.traced(&world, "worker", &settings).await;
+
+    store.hang();
+    place_sampled(&Api::of(&ingest)).await;
+    worker.complains("deducting: ").await;
+    store.mend();
+
+    let failed = async || {
+        let mut spans = collector.spans();
+        spans.retain(|span| span.is_failed());
+        spans
+    };
+    wait_until("failed spans arrive", async || !failed().await.is_empty()).await;
+    for span in failed().await {
+        assert_eq!(span.attribute("error.type"), "_OTHER", "{span:?}");
+        assert!(span.text("error").contains("no answer"), "{span:?}");
+    }
 }

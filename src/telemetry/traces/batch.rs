@@ -144,10 +144,11 @@ impl BatchSpan {
         }
     }
 
-    /// Makes the span of messages that were just produced.
+    /// Makes the span of messages that were just produced. Each order has a span of the kind
+    /// `PRODUCER`, and its message has the context of that one.
     pub(crate) fn sent(&self, topic: &str, messages: usize, begun: Instant) {
         if let Some(batch) = &self.0 {
-            let (kind, name) = (SpanKind::Producer, format!("send {topic}"));
+            let (kind, name) = (SpanKind::Client, format!("send {topic}"));
             let mut span = batch.span.child(kind, name, wall_time(begun));
             about_messages(&mut span, topic, "send", "send");
             span.set("messaging.batch.message_count", count(messages));

@@ -85,8 +85,7 @@ impl Span {
     pub(crate) fn answered(&mut self, status: u16) {
         self.set("http.response.status_code", i64::from(status));
         if status >= 500 {
-            self.set("error.type", status.to_string());
-            self.fail("");
+            self.fail_as(status.to_string(), "");
         }
     }
 }
@@ -95,8 +94,8 @@ impl Span {
 pub(super) fn about_transaction(span: &mut Span, name: &'static str, orders: usize) {
     span.set("db.system.name", "mysql");
     if let Some((store, transaction)) = name.split_once(' ') {
-        span.set("db.namespace", store);
+        span.set("stocklock.store", store);
         span.set("db.operation.name", transaction);
     }
-    span.set("db.operation.batch.size", i64::try_from(orders).unwrap_or(i64::MAX));
+    span.set("stocklock.transaction.orders", i64::try_from(orders).unwrap_or(i64::MAX));
 }

@@ -92,6 +92,17 @@ impl Span {
 
     /// Marks the span as failed, for this reason.
     pub(crate) fn fail(&mut self, why: impl Into<Cow<'static, str>>) {
+        // What the conventions demand of an error without a name.
+        self.fail_as("_OTHER", why);
+    }
+
+    /// Does the same with the name of the kind of error.
+    pub(super) fn fail_as(
+        &mut self,
+        error_type: impl Into<Value>,
+        why: impl Into<Cow<'static, str>>,
+    ) {
+        self.set("error.type", error_type);
         self.status = Status::error(why);
     }
 

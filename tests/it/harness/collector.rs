@@ -88,6 +88,10 @@ impl Span {
         self.0[field].as_str().unwrap_or_default()
     }
 
+    pub(crate) fn is_failed(&self) -> bool {
+        self.0["is_error"] == true
+    }
+
     pub(crate) fn attribute(&self, name: &str) -> &Value {
         &self.0["attributes"][name]
     }

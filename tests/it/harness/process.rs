@@ -144,8 +144,11 @@ impl Role {
     pub(crate) async fn complains(&self, of: &str) -> String {
         let begun = Instant::now();
         loop {
-            let answer = http_get(format!("{}/readyz", self.admin)).await.expect("an answer");
-            let (status, why) = (answer.status().as_u16(), answer.text().await.expect("a text"));
+            // Right after its start, the role does not listen yet.
+            let (status, why) = match http_get(format!("{}/readyz", self.admin)).await {
+                Ok(answer) => (answer.status().as_u16(), answer.text().await.expect("a text")),
+                Err(error) => (0, format!("{error:?}")),
+            };
             if status == 503 && why.contains(of) {
                 return why;
             }
