@@ -94,6 +94,9 @@ app.kubernetes.io/component: {{ . }}
 {{- include "stocklock.checkAutoscaling" . -}}
 {{- include "stocklock.checkVariables" . -}}
 {{- include "stocklock.checkFiles" . -}}
+{{- if and (dig "client" "token" "" .Values.secret.keys) (dig "client" "token_file" "" .Values.config) -}}
+{{- fail "secret.keys.client.token and config.client.token_file are both set: only one of them can be" -}}
+{{- end -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
 {{- $beside := include "stocklock.secondsBesideDeadline" . | int -}}
 {{- $least := int (include "stocklock.seconds" $deadline) | add $beside | int -}}

@@ -46,7 +46,8 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{/* Sections, keys and values of the settings that are not secret. */}}
 {{- define "stocklock.settings" -}}
 {{- $values := .root.Values -}}
-{{- $client := dict "url" (printf "%s://%s-ingest:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) (int $values.service.port)) -}}
+{{- /* With the namespace, as the certificate of ingest names it. */}}
+{{- $client := dict "url" (printf "%s://%s-ingest.%s:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) .root.Release.Namespace (int $values.service.port)) -}}
 {{- $own := dict "http" (dict "listen" (printf "%s:8080" $values.listenAddress)) "admin" (dict "listen" (printf "%s:9464" $values.listenAddress)) "client" $client -}}
 {{- if has .component (list "ingest" "doctor") -}}
 {{- if $values.auth.tokensSecret -}}
