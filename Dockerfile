@@ -20,7 +20,8 @@ FROM ${RUNTIME_IMAGE}
 COPY --from=build /out/stocklock /usr/local/bin/stocklock
 # No name: the image needs no user of its own. The chart runs pods as this user too.
 USER 10001:10001
-# Addresses that other containers can reach.
+# Addresses that other containers can reach. The environment comes before a file of --config, so a
+# mounted file cannot change them (docs/releasing.md).
 ENV STOCKLOCK__HTTP__LISTEN=0.0.0.0:8080 \
     STOCKLOCK__ADMIN__LISTEN=0.0.0.0:9464
 EXPOSE 8080 9464

@@ -25,12 +25,6 @@ ROLES = {"ingest", "worker", "compensator"}
 CONTAINERS = ROLES | {"setup", "doctor"}
 # Only for `setup`.
 MIGRATE_URLS = {"STOCKLOCK__ORDER_STORE__MIGRATE_URL", "STOCKLOCK__STOCK_STORE__MIGRATE_URL"}
-# No pod is a client of the HTTP API.
-NOT_IN_THE_CHART = {
-    "STOCKLOCK__CLIENT__TOKEN",
-    "STOCKLOCK__CLIENT__TOKEN_FILE",
-    "STOCKLOCK__CLIENT__CA_LOCATION",
-}
 # Files and texts of secrets that the chart passes on.
 FROM_SECRETS = {
     "STOCKLOCK__AUTH__TOKENS_FILE",
@@ -111,7 +105,7 @@ def problems_of_containers(path, known):
 
 def settings_left_out(paths, known):
     used = {one["name"] for path in paths for _, env in containers(path) for one in env}
-    for name in sorted(known - NOT_IN_THE_CHART - used):
+    for name in sorted(known - used):
         yield f"{name} is in no value set: it belongs in {WHERE_SETTINGS_ARE}"
 
 
@@ -224,7 +218,7 @@ def main():
     if problems:
         print("the chart and the program do not agree")
         return 1
-    print(f"the chart sets {len(known - NOT_IN_THE_CHART)} settings, in {len(paths)} value sets")
+    print(f"the chart sets {len(known)} settings, in {len(paths)} value sets")
     return 0
 
 

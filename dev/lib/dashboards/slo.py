@@ -4,6 +4,8 @@ from grafana import Dashboard, Panel, Query, Row
 REQUESTS = 'stocklock_http_requests_total{route=~"/v1/.*"}[30d]'
 ERRORS = 'stocklock_http_requests_total{route=~"/v1/.*", status=~"5.."}[30d]'
 LATENCY = "stocklock_order_latency_seconds"
+# The bucket of 1 s. Prometheus 2 keeps le="1", and Prometheus 3 makes it le="1.0".
+IN_TIME = f'{LATENCY}_bucket{{le=~"1|1\\\\.0"}}'
 WINDOWS = ("5m", "1h", "6h", "1d", "3d")
 
 
@@ -78,8 +80,7 @@ DECISIONS = Row(
             "Budget left",
             "Share of the error budget of the last 30 days that is left.",
             left(
-                f'1 - sum(increase({LATENCY}_bucket{{le="1"}}[30d]))'
-                f" / sum(increase({LATENCY}_count[30d]))",
+                f"1 - sum(increase({IN_TIME}[30d])) / sum(increase({LATENCY}_count[30d]))",
                 0.01,
             ),
         ),

@@ -92,8 +92,12 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- end -}}
 {{- include "stocklock.checkAutoscaling" . -}}
+{{- include "stocklock.checkBudgets" . -}}
 {{- include "stocklock.checkVariables" . -}}
 {{- include "stocklock.checkFiles" . -}}
+{{- if and (dig "client" "token" "" .Values.secret.keys) (dig "client" "token_file" "" .Values.config) -}}
+{{- fail "secret.keys.client.token and config.client.token_file are both set: only one of them can be" -}}
+{{- end -}}
 {{- $deadline := dig "stop" "deadline" "20s" .Values.config -}}
 {{- $beside := include "stocklock.secondsBesideDeadline" . | int -}}
 {{- $least := int (include "stocklock.seconds" $deadline) | add $beside | int -}}
@@ -115,6 +119,38 @@ app.kubernetes.io/component: {{ . }}
 {{- end -}}
 {{- if not (or $hpa.targetCPUUtilizationPercentage $hpa.targetMemoryUtilizationPercentage $hpa.metrics) -}}
 {{- fail "ingest.autoscaling.enabled is true, and it has no metric: set targetCPUUtilizationPercentage or metrics" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Takes a list of the root and a role. The role's least number of pods. */}}
+{{- define "stocklock.leastPods" -}}
+{{- $values := index (index . 0).Values (index . 1) -}}
+{{- if dig "autoscaling" "enabled" false $values -}}
+{{- $values.autoscaling.minReplicas -}}
+{{- else if dig "keda" "enabled" false $values -}}
+{{- $values.keda.minReplicas -}}
+{{- else -}}
+{{- $values.replicas -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A budget that never lets a pod go would keep its node from being drained for ever. */}}
+{{- define "stocklock.checkBudgets" -}}
+{{- range $role := list "ingest" "worker" "compensator" -}}
+{{- $budget := (index $.Values $role).podDisruptionBudget -}}
+{{- $least := include "stocklock.leastPods" (list $ $role) | int -}}
+{{- if and $budget.enabled (ne (toString $budget.minAvailable) "") -}}
+{{- $isShare := hasSuffix "%" (toString $budget.minAvailable) -}}
+{{- $stay := trimSuffix "%" (toString $budget.minAvailable) | int -}}
+{{- if and $isShare (ge $stay 100) -}}
+{{- fail (printf "%s.podDisruptionBudget.minAvailable is %s: no node with such a pod could be drained" $role $budget.minAvailable) -}}
+{{- end -}}
+{{- if and (not $isShare) $least (ge $stay $least) -}}
+{{- fail (printf "%s.podDisruptionBudget.minAvailable is %d, and the least number of pods is %d: no node with such a pod could be drained" $role $stay $least) -}}
+{{- end -}}
+{{- else if and $budget.enabled (eq 0 (trimSuffix "%" (toString $budget.maxUnavailable) | int)) -}}
+{{- fail (printf "%s.podDisruptionBudget.maxUnavailable is %v: no node with such a pod could be drained" $role $budget.maxUnavailable) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

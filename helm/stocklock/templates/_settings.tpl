@@ -26,7 +26,7 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- $own := $values.setup.secret }}
 {{- include "stocklock.secretEnv" (dict "name" ($own.name | default $values.secret.name) "keys" $own.keys "unused" list) }}
 {{- end }}
-{{- include "stocklock.tracingEnv" .root }}
+{{- include "stocklock.tracingEnv" . }}
 {{- end -}}
 
 {{/* The same, and those of extraEnv. */}}
@@ -46,7 +46,8 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{/* Sections, keys and values of the settings that are not secret. */}}
 {{- define "stocklock.settings" -}}
 {{- $values := .root.Values -}}
-{{- $client := dict "url" (printf "%s://%s-ingest:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) (int $values.service.port)) -}}
+{{- /* With the namespace, as the certificate of ingest names it. */}}
+{{- $client := dict "url" (printf "%s://%s-ingest.%s:%d" (include "stocklock.scheme" .root) (include "stocklock.fullname" .root) .root.Release.Namespace (int $values.service.port)) -}}
 {{- $own := dict "http" (dict "listen" (printf "%s:8080" $values.listenAddress)) "admin" (dict "listen" (printf "%s:9464" $values.listenAddress)) "client" $client -}}
 {{- if has .component (list "ingest" "doctor") -}}
 {{- if $values.auth.tokensSecret -}}
@@ -98,12 +99,21 @@ STOCKLOCK__{{ index . 0 | upper }}__{{ index . 1 | upper }}
 {{- end }}
 {{- end -}}
 
-{{/* The variables of OpenTelemetry, where traces are sent. */}}
+{{/* Takes what ownEnv takes. The variables of OpenTelemetry, where traces are sent. Each role is a service of its own, unless the
+     values name the service. */}}
 {{- define "stocklock.tracingEnv" -}}
-{{- with .Values.tracing }}
+{{- $isNamed := hasKey .root.Values.tracing.resourceAttributes "service.name" -}}
+{{- range concat .root.Values.extraEnv (dig "extraEnv" list (.values | default dict)) -}}
+{{- $isNamed = or $isNamed (eq .name "OTEL_SERVICE_NAME") -}}
+{{- end -}}
+{{- with .root.Values.tracing }}
 {{- if .endpoint }}
 - name: OTEL_EXPORTER_OTLP_ENDPOINT
   value: {{ .endpoint | quote }}
+{{- if not $isNamed }}
+- name: OTEL_SERVICE_NAME
+  value: stocklock-{{ $.component }}
+{{- end }}
 - name: OTEL_TRACES_SAMPLER
   value: {{ .sampler | quote }}
 - name: OTEL_TRACES_SAMPLER_ARG
