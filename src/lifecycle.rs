@@ -173,8 +173,8 @@ impl Shutdown {
         self.progress().cut_off.clone()
     }
 
-    /// How long leaving a consumer group or another server may take: half of the time left until the
-    /// deadline. So a process whose work is done ends in order although its servers are away.
+    /// How long leaving a consumer group or another server may take: half of the time left until
+    /// the deadline. So a process whose work is done ends in order although its servers are away.
     ///
     /// Unbounded if the stop has no deadline. Also unbounded if work was cut off: the stop has
     /// failed then, and the process ends at the deadline.

@@ -184,7 +184,7 @@ fn properties(
     all
 }
 
-/// The listener `JWKS` takes tokens that a key of the provider signed. Kafka's own code checks them.
+/// The listener `JWKS` takes tokens that a key of the provider signed. Kafka checks them itself.
 fn validated_by(provider: &Provider) -> Vec<(String, String)> {
     let package = "org.apache.kafka.common.security.oauthbearer";
     let login = format!("{package}.OAuthBearerLoginModule required;");
