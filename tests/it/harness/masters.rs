@@ -155,7 +155,7 @@ impl Masters {
         .await;
     }
 
-    /// Has a master load its data again, for 10 s. Meanwhile it refuses what it is asked: `LOADING`.
+    /// Has a master load its data again, for 10 s. It refuses all commands meanwhile: `LOADING`.
     pub(crate) async fn loads(&self, number: usize) {
         self.command_of(number, "DEBUG POPULATE 1000").await;
         let mut connection = connect(&self.masters[number].url()).await.expect("a connection");

@@ -1,5 +1,5 @@
-//! A token endpoint (RFC 6749) that answers as a test says. Its tokens are JWTs, with a signature if
-//! it has a key.
+//! A token endpoint (RFC 6749) that answers as a test says. Its tokens are JWTs, with a signature
+//! if it has a key.
 
 use std::{
     io::{Read, Write},
