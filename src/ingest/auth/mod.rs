@@ -50,6 +50,7 @@ use crate::{
     lifecycle::Shutdown,
     log_limiter::LogLimiter,
     telemetry::{Component, Metrics},
+    watched_files,
 };
 
 /// The most JWTs that are remembered as checked. A check takes some 100 µs of CPU time.
@@ -89,7 +90,7 @@ impl Access {
             None => None,
             Some(file) => {
                 let named = || format!("auth.tokens_file: {}", file.display());
-                let tokens = Tokens::parse(&std::fs::read(file).with_context(named)?)
+                let tokens = Tokens::parse(&watched_files::read(file).with_context(named)?)
                     .and_then(Tokens::require_some);
                 Some(RwLock::new(Arc::new(tokens.with_context(named)?)))
             }
