@@ -43,7 +43,8 @@ pub(crate) enum TokensError {
 
 impl Tokens {
     /// Parses lines `NAME SHA256 SCOPE,… [LIMIT=NUMBER …]`. Empty lines and those that begin with
-    /// `#` say nothing. A name may have several tokens. Without a line, no token is good.
+    /// `#` say nothing. A name may have several tokens, with the same limits. Without a line, no
+    /// token is good.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, TokensError> {
         let text = std::str::from_utf8(bytes).map_err(|_| TokensError::NoText)?;
         let mut tokens: Vec<Token> = Vec::new();
@@ -56,6 +57,11 @@ impl Tokens {
             let token = parse_line(line).map_err(wrong)?;
             if tokens.iter().any(|other| other.sha256 == token.sha256) {
                 return Err(wrong("an earlier line has the same digest"));
+            }
+            // They share what the principal uses: the larger limit of one would free the other.
+            let namesake = tokens.iter().find(|other| other.grant.name == token.grant.name);
+            if namesake.is_some_and(|other| other.grant.limits != token.grant.limits) {
+                return Err(wrong("an earlier line of the same name has other limits"));
             }
             if tokens.len() == MAX_TOKENS {
                 return Err(TokensError::TooMany);
@@ -187,6 +193,22 @@ mod tests {
         let limits = tokens.find("test").unwrap().limits;
         assert_eq!((limits.requests_per_second, limits.body_bytes), (Some(5), Some(0)));
         assert_eq!((limits.connections, limits.waiters), (None, None));
+    }
+
+    #[test]
+    fn lines_of_one_name_have_the_same_limits() {
+        let line = |name: &str, token: &str, limits: &str| {
+            format!("{name} {} orders:read {limits}\n", hex(&Sha256::digest(token)))
+        };
+        let first = line("shop", "old", "waiters=3 connections=0");
+        let good = line("shop", "new", "connections=0 waiters=3") + &line("stock", "x", "");
+        let what = "an earlier line of the same name has other limits";
+
+        assert!(Tokens::parse((first.clone() + &good).as_bytes()).is_ok());
+        for limits in ["", "waiters=3", "waiters=3 connections=1"] {
+            let file = format!("{first}{}", line("shop", "new", limits));
+            assert_eq!(error(&file), TokensError::Line { line: 2, what }, "{limits}");
+        }
     }
 
     #[test]
