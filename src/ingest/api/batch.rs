@@ -233,9 +233,14 @@ impl Batch {
     fn begin(&mut self, order: ReadOrder, slot: OwnedSemaphorePermit) {
         if self.checked_at.elapsed() >= RECHECK_EVERY {
             self.checked_at = Instant::now();
-            if let Err(problem) = self.caller.check_again(StreamedOperation::Batch) {
+            let checked = self.caller.check_again(StreamedOperation::Batch, &self.connection);
+            if let Err(problem) = checked {
                 self.end_with(&problem);
                 return;
+            }
+            if let Some(input) = &mut self.input {
+                // Its limits may be new.
+                input.caller = self.caller.clone();
             }
         }
         let (api, max_wait, trace) = (Arc::clone(&self.api), self.max_wait, self.trace_of_line());
