@@ -151,12 +151,19 @@ impl Input {
     /// Returns the next order with its slot. `None` after the last line. May be cancelled: nothing
     /// is lost.
     ///
-    /// A line takes a slot once it was read, so a client that sends slowly holds none.
-    async fn next(&mut self) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
+    /// A line takes a slot once it was read, so a client that sends slowly holds none. From then
+    /// on the client waits for ingest, so its connection is not idle.
+    async fn next(
+        &mut self,
+        streaming: Option<&Streaming>,
+    ) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
         if self.order.is_none() {
             let line = self.lines.next().await?;
             let order = line.and_then(|line| BatchOrder::parse(&line, self.hold_max_seconds));
             self.order = Some(order);
+            if let Some(streaming) = streaming {
+                streaming.set_idle(false);
+            }
         }
         if self.pace == Pace::NotPaid {
             self.caller.pace_principal().await;
@@ -198,7 +205,7 @@ impl Batch {
                     return Some((Ok(self.chunk(answer)), self));
                 }
                 () = self.api.shutdown.requested(), if input.is_some() => self.stop(),
-                line = next_line(input) => match line {
+                line = next_line(input, self.streaming.as_ref()) => match line {
                     Some((order, slot)) => self.begin(order, slot),
                     None => self.input = None,
                 },
@@ -259,9 +266,12 @@ impl Batch {
     }
 }
 
-async fn next_line(input: Option<&mut Input>) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
+async fn next_line(
+    input: Option<&mut Input>,
+    streaming: Option<&Streaming>,
+) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
     match input {
-        Some(input) => input.next().await,
+        Some(input) => input.next(streaming).await,
         None => std::future::pending().await,
     }
 }
