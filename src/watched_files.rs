@@ -103,9 +103,8 @@ pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 fn read_all(paths: &[PathBuf]) -> io::Result<Vec<Vec<u8>>> {
     let read_named = |path: &PathBuf| {
-        read(path).map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })
+        read(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
     };
     paths.iter().map(read_named).collect()
 }

@@ -21,8 +21,9 @@ const MIN_BUFFER_BYTES: usize = 1 << 10;
 
 /// Fails with a 415 if the content type is given and is not JSON, or if a web page gives none.
 ///
-/// This keeps out web pages of another origin: a browser lets them send forms, texts and bytes
-/// without a type unasked, but no JSON.
+/// This keeps out most web pages of another origin: a browser lets them send forms, texts and bytes
+/// without a type unasked, but no JSON. It keeps out no page whose name was made to resolve to the
+/// address of ingest (DNS rebinding): to the browser, that page has the origin of ingest.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     if is_of_type(headers, is_json) {
         return Ok(());

@@ -199,7 +199,8 @@ async fn a_changed_file_of_tokens_is_used_and_a_broken_one_is_not() {
     .await;
     assert_eq!(status("new").await, 200, "the last good tokens are kept");
     let log = ingest.log();
-    assert!(log.contains("files not reloaded") && log.contains("line 1"), "{log}");
+    let named = format!("auth.tokens_file: {}: line 1", file.path().display());
+    assert!(log.contains("files not reloaded") && log.contains(&named), "{log}");
     assert!(!log.contains("secret-instead"), "the log shows what may be a token");
 
     std::fs::remove_file(file.path()).expect("removed");

@@ -1,7 +1,7 @@
 //! `POST /v1/orders:batch`: places a stream of orders, one a line (NDJSON), and answers each line.
 //!
-//! A stream has any length. It reads on only while few of its lines wait for their answers, so its
-//! memory is bounded, and a client that does not read its answers is held up.
+//! A stream has any length. Ingest reads on only while few of its lines wait for their answers. So
+//! its memory is bounded. A client that does not read its answers is held up.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 

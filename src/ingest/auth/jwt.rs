@@ -41,7 +41,8 @@ impl Verified {
     /// Whether the token is still as good as when it was checked, with these keys.
     pub(super) fn is_current(&self, keys: &KeySet, expected: &Expected) -> bool {
         let now = jsonwebtoken::get_current_timestamp();
-        self.keys == keys.digest() && now < self.expires_at + expected.leeway.as_secs()
+        self.keys == keys.digest()
+            && now < self.expires_at.saturating_add(expected.leeway.as_secs())
     }
 }
 
@@ -99,9 +100,7 @@ fn refusal(error: &ErrorKind) -> Refusal {
         ErrorKind::MissingRequiredClaim(_)
         | ErrorKind::InvalidClaimFormat(_)
         | ErrorKind::InvalidSubject => Refusal::BadClaims,
-        ErrorKind::InvalidToken | ErrorKind::Json(_) | ErrorKind::Utf8(_) => {
-            Refusal::UnreadableJwt
-        }
+        ErrorKind::InvalidToken | ErrorKind::Json(_) | ErrorKind::Utf8(_) => Refusal::UnreadableJwt,
         _ => Refusal::BadSignature,
     }
 }

@@ -33,7 +33,7 @@ pub(crate) use guard::Caller;
 pub(super) use guard::{NoPlaceToWait, RECHECK_EVERY, StreamedOperation, guard};
 pub(super) use refusal::{HANDSHAKE, REASONS};
 pub(crate) use scope::Scope;
-pub(crate) use tokens::{NewToken, is_name, new_token};
+pub(crate) use tokens::{NAME_RULE, NewToken, is_name, new_token};
 
 use self::{
     bucket::Bucket,

@@ -28,6 +28,11 @@ impl Scope {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text)
     }
 
+    /// The names of all scopes, as a text for a person.
+    pub(crate) fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+
     const fn bit(self) -> u8 {
         match self {
             Self::OrdersWrite => 1,
