@@ -142,7 +142,7 @@ impl LogFilter {
             log_change();
         }
         self.0.handle.reload(filter)?;
-        current.directives = directives.to_owned();
+        directives.clone_into(&mut current.directives);
         current.generation += 1;
         // Libraries that use the crate `log` ask this level first.
         log::set_max_level(LevelFilter::current().as_log());

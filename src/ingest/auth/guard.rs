@@ -356,8 +356,8 @@ mod tests {
         let request = Request::post(operation.route())
             .header(header::AUTHORIZATION, "Bearer test")
             .extension(connection.clone());
-        let (head, ()) = request.body(()).unwrap().into_parts();
-        let Ok((mut caller, None)) = access.admit(operation.route(), &head).await else {
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let Ok((mut caller, None)) = access.admit(operation.route(), &parts).await else {
             panic!("refused")
         };
         let _place = caller.place_to_wait().unwrap();
