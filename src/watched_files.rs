@@ -1,9 +1,14 @@
 //! Files that are read again when their content changes: tokens and certificates.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{
+    fs::File,
+    io::{self, Read as _},
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use sha2::{Digest as _, Sha256};
-use tokio::fs;
+use tokio::task::spawn_blocking;
 
 use crate::{
     backoff::jittered,
@@ -54,7 +59,9 @@ impl WatchedFiles {
             if let Err(StopRequested) = shutdown.sleep(jittered(READ_EVERY, 0.9..1.1)).await {
                 return;
             }
-            let read = read_all(&self.paths).await;
+            let paths = self.paths.clone();
+            let read = spawn_blocking(move || read_all(&paths)).await;
+            let read = read.unwrap_or_else(|error| Err(error.into()));
             let digest = digest(&read);
             if self.judged == Some(digest) {
                 continue;
@@ -66,7 +73,7 @@ impl WatchedFiles {
             let is_first = self.judged.is_none();
             self.judged = Some(digest);
             match read.map_err(|error| error.to_string()).and_then(|read| replace(&read)) {
-                // The content of the start, which is in use already.
+                // Nearly always the content that the start has read: nothing was reloaded then.
                 Ok(()) if is_first => report(Reload::Done),
                 Ok(()) => {
                     tracing::info!(what, "files reloaded");
@@ -81,19 +88,25 @@ impl WatchedFiles {
     }
 }
 
-async fn read_all(paths: &[PathBuf]) -> io::Result<Vec<Vec<u8>>> {
-    let mut contents = Vec::new();
-    for path in paths {
-        let named =
-            |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", path.display()));
-        let length = fs::metadata(path).await.map_err(named)?.len();
-        if length > MAX_FILE_BYTES {
-            let error = format!("{length} bytes, at most {MAX_FILE_BYTES} are read");
-            return Err(named(io::Error::other(error)));
-        }
-        contents.push(fs::read(path).await.map_err(named)?);
+/// Reads a file of at most 1 MiB. Blocks.
+///
+/// The start reads by it too: a file that starts well can be read again later.
+pub(crate) fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    // The length of a file says too little: a pipe has none, and a file may grow meanwhile.
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut content)?;
+    if content.len() as u64 > MAX_FILE_BYTES {
+        return Err(io::Error::other(format!("the file has more than {MAX_FILE_BYTES} bytes")));
     }
-    Ok(contents)
+    Ok(content)
+}
+
+fn read_all(paths: &[PathBuf]) -> io::Result<Vec<Vec<u8>>> {
+    let read_named = |path: &PathBuf| {
+        read(path)
+            .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))
+    };
+    paths.iter().map(read_named).collect()
 }
 
 /// The digest of contents, or of the error that took their place.
@@ -114,6 +127,18 @@ fn digest(read: &io::Result<Vec<Vec<u8>>>) -> [u8; 32] {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_file_of_more_than_1_mib_is_not_read() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let read_with = |bytes: usize| {
+            std::fs::write(file.path(), vec![b'#'; bytes]).unwrap();
+            read(file.path()).map(|content| content.len()).map_err(|error| error.to_string())
+        };
+
+        assert_eq!(read_with(1 << 20), Ok(1 << 20));
+        assert_eq!(read_with((1 << 20) + 1), Err("the file has more than 1048576 bytes".into()));
+    }
 
     #[test]
     fn contents_and_their_borders_decide_whether_files_changed() {

@@ -2,7 +2,7 @@ use clap::Args;
 use serde_json::json;
 
 use super::{Answer, Output};
-use crate::ingest::{NewToken, Scope, is_name, new_token};
+use crate::ingest::{NAME_RULE, NewToken, Scope, is_name, new_token};
 
 #[derive(Debug, Args)]
 pub(super) struct TokenArgs {
@@ -27,18 +27,10 @@ pub(super) fn run(args: &TokenArgs, output: Output) -> anyhow::Result<Answer> {
     Ok(Answer::Done)
 }
 
-fn name(text: &str) -> Result<String, String> {
-    if is_name(text) {
-        return Ok(text.to_owned());
-    }
-    Err("expected 1 to 60 ASCII letters, digits, dots, hyphens, underscores and @, not jwt. at \
-         the beginning"
-        .to_owned())
+fn name(text: &str) -> Result<String, &'static str> {
+    if is_name(text) { Ok(text.to_owned()) } else { Err(NAME_RULE) }
 }
 
 fn scope(text: &str) -> Result<Scope, String> {
-    Scope::parse(text).ok_or_else(|| {
-        let all = Scope::ALL.map(Scope::as_str);
-        format!("expected one of {}", all.join(", "))
-    })
+    Scope::parse(text).ok_or_else(|| format!("expected one of {}", Scope::names()))
 }

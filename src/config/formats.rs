@@ -77,7 +77,14 @@ pub(super) fn http_url(text: &str) -> Result<String, String> {
     {
         return Err("expected a URL such as http://127.0.0.1:8080".to_owned());
     }
-    Ok(text.trim_end_matches('/').to_owned())
+    Ok(plain_scheme(text, &url).trim_end_matches('/').to_owned())
+}
+
+/// The URL, beginning with its scheme in lower case and `://`: users of it look for `http://`.
+/// A text that begins so stays as it was written.
+fn plain_scheme(text: &str, url: &Url) -> String {
+    let is_plain = text.starts_with(&format!("{}://", url.scheme()));
+    if is_plain { text.to_owned() } else { url.to_string() }
 }
 
 /// Parses a URL from which keys or tokens come. Refuses a connection that others could change or
@@ -89,8 +96,8 @@ pub(super) fn protected_url(text: &str) -> Result<String, String> {
         return Err("expected a URL without credentials".to_owned());
     }
     match url.scheme() {
-        "https" => Ok(text.to_owned()),
-        "http" if is_local(&url) => Ok(text.to_owned()),
+        "https" => Ok(plain_scheme(text, &url)),
+        "http" if is_local(&url) => Ok(plain_scheme(text, &url)),
         _ => Err("expected an https:// URL, or an http:// URL of a loopback address".to_owned()),
     }
 }
@@ -239,5 +246,26 @@ pub(super) fn short_duration(duration: Duration) -> String {
         Some((unit, name)) => format!("{}{name}", millis / unit),
         None if millis == 0 => "0s".to_owned(),
         None => format!("{millis}ms"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_begins_with_its_scheme_in_lower_case() {
+        for (written, read) in [
+            ("http://localhost/k", "http://localhost/k"),
+            ("https://ID.example.com/k/?a=1", "https://ID.example.com/k/?a=1"),
+            ("HTTP://localhost/k", "http://localhost/k"),
+            (" http://127.0.0.1:1/k", "http://127.0.0.1:1/k"),
+            ("http:localhost/k", "http://localhost/k"),
+        ] {
+            assert_eq!(protected_url(written), Ok(read.to_owned()), "{written}");
+        }
+        assert_eq!(http_url("HTTP://Registry:8081/"), Ok("http://registry:8081".to_owned()));
+        assert_eq!(http_url("http://Registry:8081/"), Ok("http://Registry:8081".to_owned()));
+        assert!(protected_url("HTTP://id.example.com/k").is_err());
     }
 }

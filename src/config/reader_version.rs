@@ -37,7 +37,10 @@ impl ReaderVersion {
 
     fn numbers(text: &str) -> Option<Self> {
         let (major, minor) = text.split_once('.')?;
-        Some(Self { major: major.parse().ok()?, minor: minor.parse().ok()? })
+        // The parser of the library takes a sign too.
+        let is_number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+        let number = |text: &str| text.parse().ok().filter(|_| is_number(text));
+        Some(Self { major: number(major)?, minor: number(minor)? })
     }
 }
 
@@ -57,7 +60,7 @@ mod tests {
 
         assert_eq!(ReaderVersion::parse("0.1"), Ok(ReaderVersion::OLDEST));
         assert_eq!(ReaderVersion::parse(&own.to_string()), Ok(own));
-        for unknown in ["0.0", "999.0", "0.1.0", "1", "", "v0.1", "-1.0"] {
+        for unknown in ["0.0", "999.0", "0.1.0", "1", "", "v0.1", "-1.0", "+0.+1", "0.+1"] {
             assert!(ReaderVersion::parse(unknown).is_err(), "{unknown}");
         }
         assert!(ReaderVersion::new(0, 9) < ReaderVersion::new(0, 10));

@@ -46,11 +46,8 @@ const READ_BYTES: usize = 4096;
 const FREE_HEAD_BYTES: usize = 4 << 10;
 /// The value of [`Inner::idle_since_ms`] while the server works.
 const WORKING: u64 = u64::MAX;
-const NO_SLOT_RESPONSE: &[u8] =
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/problem+json\r\n\
-    retry-after: 1\r\nconnection: close\r\ncontent-length: 116\r\n\r\n\
-    {\"type\":\"about:blank\",\"title\":\"Service Unavailable\",\"status\":503,\
-    \"detail\":\"too many connections; nothing was saved\"}";
+const NO_SLOT: &str = "too many connections; nothing was saved";
+const NO_HEAD_MEMORY: &str = "the heads of all requests are too large together; nothing was saved";
 
 /// What the server refuses before it reaches a route.
 #[derive(Debug, Clone, Copy)]
@@ -234,14 +231,17 @@ impl Connection {
         if !self.0.is_head.load(Ordering::Relaxed) {
             return Ok(());
         }
+        self.hold_head(bytes).inspect_err(|_| self.refuse_with(NO_HEAD_MEMORY))
+    }
+
+    /// Counts bytes of a head, or of a handshake. Fails if all of them together are too large.
+    pub(super) fn hold_head(&self, bytes: usize) -> io::Result<()> {
         let mut head = self.head();
         head.bytes += bytes;
         let beyond = head.bytes.min(super::MAX_HEAD_BYTES).saturating_sub(FREE_HEAD_BYTES);
         if beyond == 0 || self.0.memory.hold_head(&mut head.held, beyond) {
             return Ok(());
         }
-        drop(head);
-        self.refuse();
         Err(io::Error::other("the heads of all requests are too large together"))
     }
 
@@ -259,11 +259,17 @@ impl Connection {
         self.0.cut.notify_one();
     }
 
+    /// Refuses a connection for which there is no slot.
+    pub(super) fn refuse(&self) {
+        self.refuse_with(NO_SLOT);
+    }
+
     /// Sends a 503, as far as the socket takes it at once, and ends the connection. Ends an
     /// encrypted connection without an answer.
-    pub(super) fn refuse(&self) {
+    fn refuse_with(&self, detail: &str) {
         self.count_refusal("503");
-        self.send_now(NO_SLOT_RESPONSE);
+        let again = "retry-after: 1\r\n";
+        self.send_now(super::io::problem("503", "Service Unavailable", again, detail).as_bytes());
         let socket = SockRef::from(&self.0.stream);
         let _sent = socket.shutdown(Shutdown::Write);
         let mut bytes = [0; READ_BYTES];

@@ -58,7 +58,7 @@ impl Socket {
         if *so_far > MAX_HEAD_BYTES {
             return Err(io::Error::other("the handshake is too large"));
         }
-        self.connection.count_head(bytes)
+        self.connection.hold_head(bytes)
     }
 
     /// Writes as soon as the client takes something. Fails with `TimedOut` if it takes nothing for
@@ -189,15 +189,19 @@ fn problem_instead_of(bytes: &[u8]) -> Option<ProblemResponse<'_>> {
     };
     let mut windows = bytes.windows(EMPTY_BODY.len());
     let is_empty = windows.any(|window| window.eq_ignore_ascii_case(EMPTY_BODY));
+    is_empty.then(|| ProblemResponse { status, text: problem(status, title, "", detail) })
+}
+
+/// A response with a problem document, which ends the connection. `more`: further header lines.
+pub(super) fn problem(status: &str, title: &str, more: &str, detail: &str) -> String {
     let body = format!(
         r#"{{"type":"about:blank","title":"{title}","status":{status},"detail":"{detail}"}}"#
     );
-    let head = format!(
-        "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n\
-         connection: close\r\ncontent-length: {}\r\n\r\n",
-        body.len()
-    );
-    is_empty.then_some(ProblemResponse { status, text: head + &body })
+    let length = body.len();
+    format!(
+        "HTTP/1.1 {status} {title}\r\ncontent-type: application/problem+json\r\n{more}\
+         connection: close\r\ncontent-length: {length}\r\n\r\n{body}"
+    )
 }
 
 impl ConnectionIo {
@@ -275,5 +279,60 @@ impl AsyncWrite for ConnectionIo {
             Transport::Plain(socket) => Pin::new(socket).poll_shutdown(cx),
             Transport::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    };
+
+    use tokio::{io::AsyncReadExt as _, net::TcpListener};
+
+    use super::*;
+    use crate::http::memory::{HeldMemory, MemoryBudget};
+
+    /// A connection that finds no memory for heads, its client, and how often it was refused.
+    async fn without_memory(is_encrypted: bool) -> (Connection, TcpStream, Arc<AtomicUsize>) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        let (memory, mut held) = (MemoryBudget::default(), HeldMemory::default());
+        assert!(memory.hold_head(&mut held, 16 << 20));
+        std::mem::forget(held);
+        let refusals = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&refusals);
+        let count = Arc::new(move |_: crate::http::Refused<'_>| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        });
+        (Connection::new(stream, memory, count, is_encrypted), client, refusals)
+    }
+
+    #[tokio::test]
+    async fn a_head_without_memory_is_answered_with_its_cause() {
+        let (connection, mut client, refusals) = without_memory(false).await;
+
+        assert!(connection.count_head(4 << 10).is_ok());
+        assert!(connection.count_head(1).is_err());
+
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 503 Service Unavailable\r\n"), "{head}");
+        assert!(head.contains(&format!("content-length: {}", body.len())), "{head}");
+        assert!(body.contains("the heads of all requests are too large together"), "{body}");
+        assert_eq!(refusals.load(Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn a_handshake_without_memory_is_not_counted_as_a_request() {
+        let (connection, _client, refusals) = without_memory(true).await;
+        let mut socket = Socket::in_handshake(connection);
+
+        assert!(socket.count_handshake((4 << 10) + 1).is_err());
+
+        assert_eq!(refusals.load(Ordering::Relaxed), 0, "its caller counts a failed handshake");
     }
 }

@@ -67,7 +67,7 @@ impl MemoryBudget {
 }
 
 impl HeldMemory {
-    pub(super) fn bytes(&self) -> usize {
+    pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
 

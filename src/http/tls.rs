@@ -13,7 +13,7 @@ use rustls::{
 };
 use tokio_rustls::TlsAcceptor;
 
-use crate::config::TlsFiles;
+use crate::{config::TlsFiles, watched_files};
 
 /// The only protocol that the server speaks, by its name in ALPN (RFC 7301).
 const HTTP_1_1: &[u8] = b"http/1.1";
@@ -56,7 +56,7 @@ impl ListenerTls {
     pub(crate) fn open(files: &TlsFiles) -> Result<Self, TlsError> {
         let settings = [CERTIFICATE, KEY, CLIENT_CA];
         let read = listener_files(files).into_iter().zip(settings).map(|(file, key)| {
-            std::fs::read(&file).map_err(|source| TlsError::Unreadable { key, file, source })
+            watched_files::read(&file).map_err(|source| TlsError::Unreadable { key, file, source })
         });
         let config = server_config(&read.collect::<Result<Vec<_>, _>>()?)?;
         Ok(Self { config: RwLock::new(config) })

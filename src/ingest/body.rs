@@ -16,13 +16,14 @@ use crate::http::{Connection, HeldMemory, NoMemory};
 const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a client may send nothing of a body.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10);
-/// The least memory that a body is read into. It doubles when it is full.
+/// The least memory that a body, or a line of a batch, is read into.
 const MIN_BUFFER_BYTES: usize = 1 << 10;
 
 /// Fails with a 415 if the content type is given and is not JSON, or if a web page gives none.
 ///
-/// This keeps out web pages of another origin: a browser lets them send forms, texts and bytes
-/// without a type unasked, but no JSON.
+/// This keeps out most web pages of another origin: a browser lets them send forms, texts and bytes
+/// without a type unasked, but no JSON. It keeps out no page whose name was made to resolve to the
+/// address of ingest (DNS rebinding): to the browser, that page has the origin of ingest.
 pub(super) fn check_content_type(headers: &HeaderMap) -> Result<(), Problem> {
     if is_of_type(headers, is_json) {
         return Ok(());
@@ -107,14 +108,28 @@ async fn read_all(
         if length > MAX_BODY_BYTES {
             return Err(too_large());
         }
-        if length > bytes.capacity() {
-            let capacity = length.max(2 * bytes.capacity()).clamp(MIN_BUFFER_BYTES, MAX_BODY_BYTES);
-            connection.hold_body(&mut held, capacity).map_err(no_memory)?;
-            bytes.reserve_exact(capacity - bytes.len());
-        }
+        grow(&mut bytes, &mut held, length, connection).map_err(no_memory)?;
         bytes.extend_from_slice(&chunk);
     }
     Ok(ReadBody { bytes, _held: held })
+}
+
+/// Makes room for `length` bytes, [`MAX_BODY_BYTES`] at most. `held` holds the capacity then.
+///
+/// The capacity doubles at least: a body in many small parts is not copied for each of them.
+fn grow(
+    bytes: &mut Vec<u8>,
+    held: &mut HeldMemory,
+    length: usize,
+    connection: &Connection,
+) -> Result<(), NoMemory> {
+    if length <= bytes.capacity() {
+        return Ok(());
+    }
+    let capacity = length.max(2 * bytes.capacity()).clamp(MIN_BUFFER_BYTES, MAX_BODY_BYTES);
+    connection.hold_body(held, capacity)?;
+    bytes.reserve_exact(capacity - bytes.len());
+    Ok(())
 }
 
 /// Reads the lines of a body one by one, each at most [`MAX_BODY_BYTES`]. Passes over empty lines.
@@ -205,15 +220,18 @@ impl LineReader {
             return;
         }
         let length = self.partial.len() + bytes.len();
-        if length > MAX_BODY_BYTES {
-            self.refusal = Some(too_large());
-        } else if let Err(why) = self.connection.hold_body(&mut self.held, length) {
-            self.refusal = Some(no_memory(why));
+        let grown = if length > MAX_BODY_BYTES {
+            Err(too_large())
         } else {
-            self.partial.extend_from_slice(bytes);
-            return;
+            grow(&mut self.partial, &mut self.held, length, &self.connection).map_err(no_memory)
+        };
+        match grown {
+            Ok(()) => self.partial.extend_from_slice(bytes),
+            Err(refusal) => {
+                self.partial = Vec::new();
+                self.refusal = Some(refusal);
+            }
         }
-        self.partial = Vec::new();
     }
 }
 
@@ -242,6 +260,34 @@ fn too_slow() -> Problem {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_body_in_small_parts_holds_its_capacity_and_is_seldom_copied() {
+        let (connection, mut held) = (Connection::of_test().await, HeldMemory::default());
+        let (mut bytes, mut growths) = (Vec::new(), 0);
+
+        for length in 1..=MAX_BODY_BYTES {
+            let before = bytes.capacity();
+            assert!(grow(&mut bytes, &mut held, length, &connection).is_ok());
+            bytes.push(b'x');
+            growths += usize::from(bytes.capacity() != before);
+        }
+
+        assert_eq!(bytes.capacity(), MAX_BODY_BYTES);
+        assert_eq!(growths, 11, "1 KiB doubles ten times to 1 MiB");
+        assert!(connection.hold_body(&mut HeldMemory::default(), 16 << 20).is_err());
+    }
+
+    #[tokio::test]
+    async fn a_line_in_two_parts_holds_the_capacity_of_its_buffer() {
+        let connection = Connection::of_test().await;
+        let mut lines = LineReader::new(Body::empty(), connection);
+
+        lines.keep(&vec![b'x'; 600 << 10]);
+        lines.keep(b"x");
+
+        assert_eq!(lines.held.bytes(), lines.partial.capacity());
+    }
 
     #[test]
     fn json_is_accepted_and_what_a_web_page_may_send_is_not() {

@@ -40,9 +40,9 @@ const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Why an order was not saved. The text is for the client.
 #[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum SaveError {
-    #[error("more orders are waiting than can be saved soon")]
+    #[error("more orders are waiting than can be saved soon; nothing was saved")]
     QueueFull,
-    #[error("the order store cannot save orders at present")]
+    #[error("the order store cannot save orders at present; nothing was saved")]
     StoreAway,
     #[error("the order waited too long to be saved; nothing was saved")]
     DeadlinePassed,

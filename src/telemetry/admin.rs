@@ -5,12 +5,13 @@ use std::{
 
 use axum::{
     Router,
-    body::{Body, to_bytes},
+    body::Body,
     extract::{Extension, RawQuery, State},
     http::{HeaderMap, StatusCode, header},
     response::{IntoResponse, Response},
     routing::get,
 };
+use futures::StreamExt as _;
 use tokio::{net::TcpListener, time::timeout};
 use url::form_urlencoded;
 
@@ -124,14 +125,26 @@ async fn change_log_filter(
     check_text(&headers)?;
     let duration = duration(query.as_deref().unwrap_or_default())?;
     let too_slow = |_| Refusal(StatusCode::REQUEST_TIMEOUT, "the body took too long".to_owned());
-    let body = timeout(BODY_TIMEOUT, to_bytes(body, MAX_DIRECTIVES_BYTES)).await;
-    let body = body.map_err(too_slow)?.map_err(|_| {
-        let text = format!("expected directives of {MAX_DIRECTIVES_BYTES} bytes at most");
-        Refusal(StatusCode::PAYLOAD_TOO_LARGE, text)
-    })?;
+    let body = timeout(BODY_TIMEOUT, read(body)).await.map_err(too_slow)??;
     let directives = str::from_utf8(&body)
         .map_err(|error| Refusal(StatusCode::BAD_REQUEST, format!("not UTF-8: {error}")))?;
     Ok(admin.log_filter.change(directives, duration)?)
+}
+
+/// Fails with a 413 if the body is too large, and with a 400 if it breaks off.
+async fn read(body: Body) -> Result<Vec<u8>, Refusal> {
+    let (mut chunks, mut bytes) = (body.into_data_stream(), Vec::new());
+    while let Some(chunk) = chunks.next().await {
+        let chunk = chunk.map_err(|error| {
+            Refusal(StatusCode::BAD_REQUEST, format!("the body breaks off: {error}"))
+        })?;
+        if bytes.len() + chunk.len() > MAX_DIRECTIVES_BYTES {
+            let text = format!("expected directives of {MAX_DIRECTIVES_BYTES} bytes at most");
+            return Err(Refusal(StatusCode::PAYLOAD_TOO_LARGE, text));
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
 }
 
 async fn reset_log_filter(
@@ -167,7 +180,7 @@ fn check_text(headers: &HeaderMap) -> Result<(), Refusal> {
     Err(Refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE, text.to_owned()))
 }
 
-/// The parameter `for` of a query. Fails with a 400 for any other parameter.
+/// The parameter `for` of a query. Fails with a 400 for any other parameter, and for a second one.
 fn duration(query: &str) -> Result<Option<Duration>, Refusal> {
     let refusal = |text| Refusal(StatusCode::BAD_REQUEST, text);
     let mut found = None;
@@ -175,10 +188,50 @@ fn duration(query: &str) -> Result<Option<Duration>, Refusal> {
         if name != "for" {
             return Err(refusal(format!("parameter {name:?}: expected \"for\"")));
         }
+        if found.is_some() {
+            return Err(refusal("for: expected one duration, found two".to_owned()));
+        }
         let parsed = humantime::parse_duration(&value).map_err(|error| {
             refusal(format!("for: expected a duration such as 10m, found {value:?}: {error}"))
         })?;
         found = Some(parsed);
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use axum::body::Bytes;
+    use futures::stream;
+
+    use super::*;
+
+    async fn refused(chunks: Vec<io::Result<Bytes>>) -> (StatusCode, String) {
+        let Err(Refusal(status, text)) = read(Body::from_stream(stream::iter(chunks))).await else {
+            panic!("accepted")
+        };
+        (status, text)
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_not_called_too_large() {
+        let part = || Ok(Bytes::from(vec![b'x'; MAX_DIRECTIVES_BYTES]));
+
+        let (status, text) = refused(vec![part(), Err(io::Error::other("reset"))]).await;
+        assert_eq!(
+            (status, text.as_str()),
+            (StatusCode::BAD_REQUEST, "the body breaks off: reset")
+        );
+        assert_eq!(refused(vec![part(), part()]).await.0, StatusCode::PAYLOAD_TOO_LARGE);
+        assert!(read(Body::from_stream(stream::iter([part()]))).await.is_ok());
+    }
+
+    #[test]
+    fn a_change_has_one_duration() {
+        assert!(matches!(duration("for=10m"), Ok(Some(time)) if time.as_secs() == 600));
+        assert!(matches!(duration(""), Ok(None)));
+        assert!(duration("for=10m&for=20m").is_err());
+    }
 }

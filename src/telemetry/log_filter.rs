@@ -34,6 +34,8 @@ struct Inner {
 
 struct Current {
     directives: String,
+    /// How often the filter was replaced.
+    generation: u64,
     /// When the filter becomes `log.level` again, and the task that makes it so.
     ends: Option<(DateTime<Utc>, AbortOnDropHandle<()>)>,
 }
@@ -61,7 +63,8 @@ pub(crate) struct ShownLogFilter {
 impl LogFilter {
     /// `handle` replaces the filter, which is of the directives `configured` now.
     pub(super) fn new(handle: reload::Handle<EnvFilter, Registry>, configured: &str) -> Self {
-        let current = Mutex::new(Current { directives: configured.to_owned(), ends: None });
+        let current =
+            Mutex::new(Current { directives: configured.to_owned(), generation: 0, ends: None });
         Self(Arc::new(Inner { handle, configured: configured.to_owned(), current }))
     }
 
@@ -87,11 +90,12 @@ impl LogFilter {
         });
         let mut current = self.current();
         self.replace(&mut current, directives, until)?;
+        let generation = current.generation;
         current.ends = duration.zip(until).map(|(duration, until)| {
             let filter = self.clone();
             let ending = tokio::spawn(async move {
                 tokio::time::sleep(duration).await;
-                if let Err(error) = filter.reset() {
+                if let Err(error) = filter.end(generation) {
                     tracing::error!(%error, "log filter not changed");
                 }
             });
@@ -102,10 +106,23 @@ impl LogFilter {
 
     /// Makes the filter `log.level` again. Fails with [`LogFilterError::Replace`].
     pub(crate) fn reset(&self) -> Result<ShownLogFilter, LogFilterError> {
+        self.reset_from(&mut self.current())
+    }
+
+    /// Ends the change that made this generation. Does nothing if the filter was replaced since: a
+    /// timer cannot be stopped once it has fired, and waits while another change is being made.
+    fn end(&self, generation: u64) -> Result<(), LogFilterError> {
         let mut current = self.current();
-        self.replace(&mut current, &self.0.configured, None)?;
+        if current.generation == generation {
+            self.reset_from(&mut current)?;
+        }
+        Ok(())
+    }
+
+    fn reset_from(&self, current: &mut Current) -> Result<ShownLogFilter, LogFilterError> {
+        self.replace(current, &self.0.configured, None)?;
         current.ends = None;
-        Ok(self.shown(&current))
+        Ok(self.shown(current))
     }
 
     fn replace(
@@ -117,7 +134,7 @@ impl LogFilter {
         let filter = EnvFilter::try_new(directives)
             .map_err(|error| LogFilterError::Invalid(error.to_string()))?;
         let until = until.map(|until| until.to_rfc3339_opts(SecondsFormat::Secs, true));
-        let former = std::mem::replace(&mut current.directives, directives.to_owned());
+        let former = current.directives.clone();
         let log_change = || tracing::info!(directives, former, until, "log filter changed");
         // The line is written under the filter that lets it pass.
         let is_logged_before = tracing::enabled!(tracing::Level::INFO);
@@ -125,6 +142,8 @@ impl LogFilter {
             log_change();
         }
         self.0.handle.reload(filter)?;
+        directives.clone_into(&mut current.directives);
+        current.generation += 1;
         // Libraries that use the crate `log` ask this level first.
         log::set_max_level(LevelFilter::current().as_log());
         if !is_logged_before {
@@ -174,5 +193,41 @@ impl ShownLogFilter {
 impl fmt::Debug for LogFilter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LogFilter").field(&self.show()).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn filter() -> (reload::Layer<EnvFilter, Registry>, LogFilter) {
+        let (layer, handle) = reload::Layer::new(EnvFilter::new("error"));
+        (layer, LogFilter::new(handle, "error"))
+    }
+
+    #[tokio::test]
+    async fn the_timer_of_an_earlier_change_ends_no_later_one() {
+        let (_layer, filter) = filter();
+        let hour = Some(Duration::from_secs(3600));
+        filter.change("warn", hour).unwrap();
+        let earlier = filter.current().generation;
+        let later = filter.change("off", hour).unwrap();
+
+        filter.end(earlier).unwrap();
+        assert_eq!(filter.show(), later);
+
+        let generation = filter.current().generation;
+        filter.end(generation).unwrap();
+        assert_eq!((filter.show().directives.as_str(), filter.show().until), ("error", None));
+    }
+
+    #[tokio::test]
+    async fn a_filter_that_cannot_be_replaced_is_shown_as_it_was() {
+        let (layer, filter) = filter();
+        drop(layer);
+
+        assert!(matches!(filter.change("warn", None), Err(LogFilterError::Replace(_))));
+
+        assert_eq!(filter.show().directives, "error");
     }
 }

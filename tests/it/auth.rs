@@ -199,7 +199,8 @@ async fn a_changed_file_of_tokens_is_used_and_a_broken_one_is_not() {
     .await;
     assert_eq!(status("new").await, 200, "the last good tokens are kept");
     let log = ingest.log();
-    assert!(log.contains("files not reloaded") && log.contains("line 1"), "{log}");
+    let named = format!("auth.tokens_file: {}: line 1", file.path().display());
+    assert!(log.contains("files not reloaded") && log.contains(&named), "{log}");
     assert!(!log.contains("secret-instead"), "the log shows what may be a token");
 
     std::fs::remove_file(file.path()).expect("removed");
@@ -238,9 +239,12 @@ async fn an_open_api_beyond_the_loopback_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_file_of_tokens_that_cannot_be_used_stops_the_start() {
     let world = World::new(Database::MySql, Strategy::Row).await;
-    for (content, complaint) in
-        [("", "no token in the file"), ("shop sl_secret orders:read", "line 1")]
-    {
+    let huge = "#".repeat((1 << 20) + 1);
+    for (content, complaint) in [
+        ("", "no token in the file"),
+        ("shop sl_secret orders:read", "line 1"),
+        (&huge, "the file has more than 1048576 bytes"),
+    ] {
         let file = TokensFile::with(&[content.to_owned()]);
         let (key, path) = file.setting();
 

@@ -131,6 +131,12 @@ async fn the_key_decides_the_algorithm_and_not_the_token() {
 
         assert_eq!(role.refused(reason).await, before + 1, "{reason}: {refused:?}");
     }
+    for (token, detail) in [
+        ("a.b.c", "the token is no JWT that ingest can read; nothing was changed"),
+        ("sl_removed", "the token is not known; nothing was changed"),
+    ] {
+        assert_eq!(api.place_as(token).await.problem(401).body["detail"], detail);
+    }
 
     assert_eq!(world.count_orders("PENDING").await, 2);
     assert_eq!(provider.readings(), 1, "a wrong algorithm made ingest ask the provider");
@@ -232,6 +238,8 @@ async fn without_any_key_requests_are_told_to_come_again() {
 
     role.complains("keys of the provider").await;
     let refused = api.read_as(&key.sign(&claims("shop"))).await.problem(503);
+    // It is no JWT, whatever the keys are.
+    api.read_as("sl_removed").await.problem(401);
     provider.rotates_to(&[&key]);
     role.ready().await;
 

@@ -104,6 +104,26 @@ async fn a_batch_that_sends_nothing_keeps_no_connection_from_others() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_batch_that_its_limit_holds_up_keeps_its_connection() {
+    let limit = [("STOCKLOCK__LIMITS__CONNECTIONS", "4")];
+    let (_world, role, _file) = ingest("requests_per_second=4", &limit).await;
+    let lines = chunk(&vec![lines(&[("a", 1)]).to_string(); 60].join("\n"));
+    let mut held_up = Vec::new();
+    for _ in 0..4 {
+        // The lines leave one request in four to the beginning of a batch.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let mut client = batch(&role, "authorization: Bearer greedy\r\n").await;
+        client.send(&lines).await;
+        held_up.push(client);
+    }
+
+    let mut other = Raw::connect(&role.http).await;
+
+    let answer = other.read_to_end().await;
+    assert!(answer.starts_with("HTTP/1.1 503 "), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn lines_without_a_place_to_wait_are_answered_at_once() {
     let (_world, role, _file) = ingest("waiters=2", &[]).await;
     let api = Api::of(&role);

@@ -47,11 +47,13 @@ fn watch_tokens(
     SharedParts { config, metrics, shutdown, .. }: &SharedParts,
     access: &Arc<Access>,
 ) -> Option<AbortOnDropHandle<()>> {
-    let files = WatchedFiles::new(vec![config.auth.tokens_file.clone()?]);
+    let file = config.auth.tokens_file.clone()?;
+    let files = WatchedFiles::new(vec![file.clone()]);
     let (report, access) = (reporter(metrics, "tokens"), Arc::clone(access));
     let replace = move |contents: &[Vec<u8>]| {
         let content = contents.first().map_or(&[][..], Vec::as_slice);
-        access.replace_tokens(content).map_err(|error| error.to_string())
+        let named = |error| format!("auth.tokens_file: {}: {error}", file.display());
+        access.replace_tokens(content).map_err(named)
     };
     let report = move |reload| report(reload == Reload::Done);
     Some(spawn(files.watch("tokens", replace, report, shutdown.clone())))

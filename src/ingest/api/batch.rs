@@ -1,7 +1,7 @@
 //! `POST /v1/orders:batch`: places a stream of orders, one a line (NDJSON), and answers each line.
 //!
-//! A stream has any length. It reads on only while few of its lines wait for their answers, so its
-//! memory is bounded, and a client that does not read its answers is held up.
+//! A stream has any length. Ingest reads on only while few of its lines wait for their answers. So
+//! its memory is bounded. A client that does not read its answers is held up.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -151,12 +151,19 @@ impl Input {
     /// Returns the next order with its slot. `None` after the last line. May be cancelled: nothing
     /// is lost.
     ///
-    /// A line takes a slot once it was read, so a client that sends slowly holds none.
-    async fn next(&mut self) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
+    /// A line takes a slot once it was read, so a client that sends slowly holds none. From then
+    /// on the client waits for ingest, so its connection is not idle.
+    async fn next(
+        &mut self,
+        streaming: Option<&Streaming>,
+    ) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
         if self.order.is_none() {
             let line = self.lines.next().await?;
             let order = line.and_then(|line| BatchOrder::parse(&line, self.hold_max_seconds));
             self.order = Some(order);
+            if let Some(streaming) = streaming {
+                streaming.set_idle(false);
+            }
         }
         if self.pace == Pace::NotPaid {
             self.caller.pace_principal().await;
@@ -198,7 +205,7 @@ impl Batch {
                     return Some((Ok(self.chunk(answer)), self));
                 }
                 () = self.api.shutdown.requested(), if input.is_some() => self.stop(),
-                line = next_line(input) => match line {
+                line = next_line(input, self.streaming.as_ref()) => match line {
                     Some((order, slot)) => self.begin(order, slot),
                     None => self.input = None,
                 },
@@ -233,9 +240,14 @@ impl Batch {
     fn begin(&mut self, order: ReadOrder, slot: OwnedSemaphorePermit) {
         if self.checked_at.elapsed() >= RECHECK_EVERY {
             self.checked_at = Instant::now();
-            if let Err(problem) = self.caller.check_again(StreamedOperation::Batch) {
+            let checked = self.caller.check_again(StreamedOperation::Batch, &self.connection);
+            if let Err(problem) = checked {
                 self.end_with(&problem);
                 return;
+            }
+            if let Some(input) = &mut self.input {
+                // Its limits may be new.
+                input.caller = self.caller.clone();
             }
         }
         let (api, max_wait, trace) = (Arc::clone(&self.api), self.max_wait, self.trace_of_line());
@@ -254,9 +266,12 @@ impl Batch {
     }
 }
 
-async fn next_line(input: Option<&mut Input>) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
+async fn next_line(
+    input: Option<&mut Input>,
+    streaming: Option<&Streaming>,
+) -> Option<(ReadOrder, OwnedSemaphorePermit)> {
     match input {
-        Some(input) => input.next().await,
+        Some(input) => input.next(streaming).await,
         None => std::future::pending().await,
     }
 }

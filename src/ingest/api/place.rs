@@ -223,13 +223,14 @@ impl Api {
         let placement = Placement { trace, ..source.placement(request) };
         let order_id = placement.order.order_id;
         let is_id = placement.identity == Some(Identity::OrderId);
-        self.committer.check_store().map_err(|error| nothing_saved(&error))?;
+        let not_saved = |error| not_saved(order_id, &error);
+        self.committer.check_store().map_err(not_saved)?;
         let checked = if is_expired { Err(expired_key()) } else { self.check(&placement).await };
         let placed = match checked {
             Ok(()) => {
                 let NewOrder { lines, hold_seconds, .. } = &placement.order;
                 order_log::accepted(order_id, lines.as_slice().len(), *hold_seconds);
-                self.committer.save(placement).await.map_err(|e| not_saved(order_id, &e))?
+                self.committer.save(placement).await.map_err(not_saved)?
             }
             Err(refusal) => self.find_placed(&placement).await?.ok_or(refusal)?,
         };
@@ -325,10 +326,6 @@ pub(in crate::ingest) fn expired_key() -> Problem {
         "the record is older than keys are kept for certain, and its key is not known; nothing \
          was saved",
     )
-}
-
-fn nothing_saved(error: &SaveError) -> Problem {
-    Problem::unavailable(format!("{error}; nothing was saved"))
 }
 
 /// Fails with a 422 if the key or the id stands for another request.

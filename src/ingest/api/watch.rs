@@ -115,7 +115,7 @@ impl OrderEvents {
                 biased;
                 () = self.shutdown.requested() => return None,
                 () = sleep(RECHECK_EVERY) => {
-                    self.caller.check_again(StreamedOperation::Events).ok()?;
+                    self.caller.check_again(StreamedOperation::Events, &self.connection).ok()?;
                     continue;
                 }
                 news = self.news.next() => news?,

@@ -112,22 +112,34 @@ impl Caller {
         place.map(Some).ok_or(NoPlaceToWait)
     }
 
-    /// Checks the token of the request again: it may have been removed, or have expired.
+    /// Checks the token of the request again: it may have been removed, or have expired. Uses the
+    /// limits that it has now for requests, waiters and bodies.
     ///
     /// Fails with the answer to a new request with this token.
     pub(in crate::ingest) fn check_again(
-        &self,
+        &mut self,
         operation: StreamedOperation,
+        connection: &Connection,
     ) -> Result<(), Problem> {
-        let Some(Admitted { token, .. }) = &self.principal else { return Ok(()) };
+        let Some(admitted) = &mut self.principal else { return Ok(()) };
         let access = &self.access;
-        let checked = access.known_grant(token).and_then(|grant| {
-            access.need(operation.route(), &operation.method()).check(grant.scopes)
+        let checked = access.known_grant(&admitted.token).and_then(|grant| {
+            access.need(operation.route(), &operation.method()).check(grant.scopes)?;
+            Ok(grant)
         });
-        checked.map_err(|refusal| {
+        let grant = checked.map_err(|refusal| {
             access.count(&refusal, operation.route());
             refusal.problem()
-        })
+        })?;
+        // The limits of another name belong to another principal.
+        if grant.name == self.name {
+            admitted.limits = grant.limits.applied_to(access.limits.principal);
+            let PrincipalLimits { connections, body_bytes, .. } = admitted.limits;
+            // The stream keeps its connection, even if the principal may open no more of them.
+            let share = &admitted.usage.share;
+            let _is_one_of_its = connection.belongs_to(share, connections, body_bytes);
+        }
+        Ok(())
     }
 }
 
@@ -298,6 +310,11 @@ impl HttpBody for HeldBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{
+        config::{AuthConfig, LimitsConfig},
+        http::HeldMemory,
+        telemetry::Metrics,
+    };
 
     fn read(values: &[&[u8]]) -> Result<String, Refusal> {
         let mut headers = HeaderMap::new();
@@ -318,5 +335,44 @@ mod tests {
         }
         assert_eq!(read(&[b"Bearer \xff"]), Err(Refusal::Malformed));
         assert_eq!(read(&[b"Bearer a", b"Bearer a"]), Err(Refusal::Malformed));
+    }
+
+    #[tokio::test]
+    async fn a_stream_takes_over_the_new_limits_of_its_token() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        // The digest of "test".
+        let digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08";
+        std::fs::write(file.path(), format!("shop {digest} orders:write waiters=1")).unwrap();
+        let auth = AuthConfig {
+            anonymous_stock: false,
+            tokens_file: Some(file.path().to_owned()),
+            jwks: None,
+        };
+        let principal = PrincipalLimits { connections: 1, ..PrincipalLimits::default() };
+        let limits = LimitsConfig { requests_per_second: 0, connections: 0, principal };
+        let access = Arc::new(Access::open(&auth, &limits, &Metrics::new().unwrap()).unwrap());
+        let connection = Connection::of_test().await;
+        let operation = StreamedOperation::Batch;
+        let request = Request::post(operation.route())
+            .header(header::AUTHORIZATION, "Bearer test")
+            .extension(connection.clone());
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let Ok((mut caller, None)) = access.admit(operation.route(), &parts).await else {
+            panic!("refused")
+        };
+        let _place = caller.place_to_wait().unwrap();
+        assert!(caller.place_to_wait().is_err());
+
+        let line = format!("shop {digest} orders:write waiters=2 body_bytes=9");
+        access.replace_tokens(line.as_bytes()).unwrap();
+        caller.check_again(operation, &connection).unwrap();
+
+        assert!(caller.place_to_wait().is_ok());
+        let mut held = HeldMemory::default();
+        assert!(connection.hold_body(&mut held, 9).is_ok());
+        assert!(connection.hold_body(&mut held, 10).is_err());
+        let line = format!("shop {digest} orders:read");
+        access.replace_tokens(line.as_bytes()).unwrap();
+        assert!(caller.check_again(operation, &connection).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use jsonwebtoken::{
     Algorithm, DecodingKey,
     jwk::{AlgorithmParameters, EllipticCurve, Jwk, KeyOperations, PublicKeyUse},
@@ -208,7 +208,8 @@ impl Provider {
     }
 
     /// Reads the keys for a token whose key is not known. Many requests share one reading, and
-    /// there is one a minute at most. Returns at once if it has ended.
+    /// there is one a minute at most. Waits for the last of these readings, for
+    /// [`ANSWER_TIMEOUT`] at most. Returns at once if that reading has ended.
     pub(super) async fn ask(&self, now: Instant) {
         let mut wanted = 0;
         self.asked.send_if_modified(|asked| {
@@ -272,15 +273,19 @@ impl Provider {
     fn log_failure(&self, error: &anyhow::Error) {
         let text = error_text::with_causes(error.as_ref());
         if let Some(dropped) = self.log.is_due("keys", Instant::now()) {
-            let url = &self.url;
+            let url = shown(&self.url);
             tracing::warn!(url, error = text, dropped, "keys of the provider not read");
         }
     }
 
+    /// The error has no URL: its query may have a secret.
     async fn read(&self) -> anyhow::Result<KeySet> {
-        let mut response = self.http.get(&self.url).send().await?.error_for_status()?;
+        let sent = self.http.get(&self.url).send().await;
+        let mut response = sent.map_err(reqwest::Error::without_url)?;
+        // A redirect has no keys, and is not followed.
+        ensure!(response.status().is_success(), "status {}", response.status());
         let mut bytes = Vec::new();
-        while let Some(chunk) = response.chunk().await? {
+        while let Some(chunk) = response.chunk().await.map_err(reqwest::Error::without_url)? {
             bytes.extend_from_slice(&chunk);
             if bytes.len() > MAX_ANSWER_BYTES {
                 bail!("the answer has more than {MAX_ANSWER_BYTES} bytes");
@@ -290,9 +295,15 @@ impl Provider {
     }
 }
 
+/// The URL as logs show it: without a query.
+fn shown(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -354,5 +365,34 @@ mod tests {
         assert!(KeySet::parse(b"<html>").is_err());
         assert!(KeySet::parse(b"[]").is_err());
         assert!(parse(&vec![rsa("a"); 101]).is_err());
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_success_is_named_by_its_status() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}/keys?key=hush", listener.local_addr().unwrap());
+        let provider = Provider::new(&JwksConfig {
+            url: url.clone(),
+            ca: None,
+            issuer: String::new(),
+            audience: String::new(),
+            refresh: Duration::MAX,
+            leeway: Duration::ZERO,
+        });
+        let provider = provider.unwrap();
+        let answering = async {
+            let (mut client, _) = listener.accept().await.unwrap();
+            let _read = client.read(&mut [0; 4096]).await.unwrap();
+            let redirect = "HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n";
+            client.write_all(redirect.as_bytes()).await.unwrap();
+        };
+
+        let (redirected, ()) = tokio::join!(provider.read(), answering);
+        drop(listener);
+        let away = error_text::with_causes(provider.read().await.unwrap_err().as_ref());
+
+        assert_eq!(redirected.unwrap_err().to_string(), "status 302 Found");
+        assert!(!away.contains("hush"), "{away}");
+        assert_eq!(format!("{}?key=hush", shown(&url)), url);
     }
 }

@@ -41,15 +41,23 @@ impl Verified {
     /// Whether the token is still as good as when it was checked, with these keys.
     pub(super) fn is_current(&self, keys: &KeySet, expected: &Expected) -> bool {
         let now = jsonwebtoken::get_current_timestamp();
-        self.keys == keys.digest() && now < self.expires_at + expected.leeway.as_secs()
+        self.keys == keys.digest()
+            && now < self.expires_at.saturating_add(expected.leeway.as_secs())
     }
+}
+
+/// Whether a token has the three parts of a signed JWT (RFC 7515, section 3.1). A token of the file
+/// has no dot.
+pub(super) fn has_three_parts(token: &str) -> bool {
+    token.split('.').count() == 3
 }
 
 /// Checks a JWT. Fails with [`Refusal::UnknownKey`] if newer keys of the provider may know it.
 pub(super) fn verify(token: &str, keys: &KeySet, expected: &Expected) -> Result<Verified, Refusal> {
-    let header = decode_header(token).map_err(|_| Refusal::Malformed)?;
+    let header = decode_header(token).map_err(|_| Refusal::UnreadableJwt)?;
+    // It names extensions that a reader must understand. Ingest knows none.
     if header.crit.is_some() {
-        return Err(Refusal::Malformed);
+        return Err(Refusal::UnreadableJwt);
     }
     // Before the key is looked up: such a token never makes ingest ask the provider.
     if !ALGORITHMS.contains(&header.alg) {
@@ -92,7 +100,7 @@ fn refusal(error: &ErrorKind) -> Refusal {
         ErrorKind::MissingRequiredClaim(_)
         | ErrorKind::InvalidClaimFormat(_)
         | ErrorKind::InvalidSubject => Refusal::BadClaims,
-        ErrorKind::InvalidToken | ErrorKind::Json(_) | ErrorKind::Utf8(_) => Refusal::Malformed,
+        ErrorKind::InvalidToken | ErrorKind::Json(_) | ErrorKind::Utf8(_) => Refusal::UnreadableJwt,
         _ => Refusal::BadSignature,
     }
 }
@@ -144,6 +152,16 @@ mod tests {
         }
         assert!(scopes(&json!({"scope": "orders:read,stock:write"})).is_empty());
         assert!(scopes(&json!({"scope": 7})).is_empty());
+    }
+
+    #[test]
+    fn a_token_of_a_file_is_no_jwt() {
+        for jwt in ["a.b.c", "a.b.", ".."] {
+            assert!(has_three_parts(jwt), "{jwt}");
+        }
+        for other in ["sl_0123", "a.b", "a.b.c.d", ""] {
+            assert!(!has_three_parts(other), "{other}");
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub(crate) use guard::Caller;
 pub(super) use guard::{NoPlaceToWait, RECHECK_EVERY, StreamedOperation, guard};
 pub(super) use refusal::{HANDSHAKE, REASONS};
 pub(crate) use scope::Scope;
-pub(crate) use tokens::{NewToken, is_name, new_token};
+pub(crate) use tokens::{NAME_RULE, NewToken, is_name, new_token};
 
 use self::{
     bucket::Bucket,
@@ -50,6 +50,7 @@ use crate::{
     lifecycle::Shutdown,
     log_limiter::LogLimiter,
     telemetry::{Component, Metrics},
+    watched_files,
 };
 
 /// The most JWTs that are remembered as checked. A check takes some 100 µs of CPU time.
@@ -89,7 +90,7 @@ impl Access {
             None => None,
             Some(file) => {
                 let named = || format!("auth.tokens_file: {}", file.display());
-                let tokens = Tokens::parse(&std::fs::read(file).with_context(named)?)
+                let tokens = Tokens::parse(&watched_files::read(file).with_context(named)?)
                     .and_then(Tokens::require_some);
                 Some(RwLock::new(Arc::new(tokens.with_context(named)?)))
             }
@@ -161,8 +162,9 @@ impl Access {
     fn known_grant(&self, token: &str) -> Result<Grant, Refusal> {
         match (self.find_token(token), &self.jwt) {
             (Some(grant), _) => Ok(grant),
-            (None, Some(jwt)) => jwt.verify(token),
-            (None, None) => Err(Refusal::UnknownToken),
+            // Before keys are needed: without them, the client of a removed token would come again.
+            (None, Some(jwt)) if jwt::has_three_parts(token) => jwt.verify(token),
+            (None, _) => Err(Refusal::UnknownToken),
         }
     }
 

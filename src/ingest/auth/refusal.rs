@@ -11,8 +11,11 @@ use crate::ingest::problem::Problem;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Refusal {
     NoToken,
+    /// The request has no header with one token.
     Malformed,
     UnknownToken,
+    /// The token has the three parts of a JWT, but is none.
+    UnreadableJwt,
     WrongAlgorithm,
     UnknownKey,
     BadSignature,
@@ -62,7 +65,7 @@ impl Refusal {
     pub(super) fn reason(&self) -> &'static str {
         match self {
             Self::NoToken => "no_token",
-            Self::Malformed => "malformed_token",
+            Self::Malformed | Self::UnreadableJwt => "malformed_token",
             Self::UnknownToken => "unknown_token",
             Self::WrongAlgorithm => "wrong_algorithm",
             Self::UnknownKey => "unknown_key",
@@ -88,6 +91,7 @@ impl Refusal {
             Self::NoToken => "the request has no token",
             Self::Malformed => "expected one header `Authorization: Bearer TOKEN`",
             Self::UnknownToken => "the token is not known",
+            Self::UnreadableJwt => "the token is no JWT that ingest can read",
             Self::WrongAlgorithm => "the token is signed with an algorithm that is not allowed",
             Self::UnknownKey => "the token is signed with a key that is not known",
             Self::BadSignature => "the signature of the token is wrong",
@@ -113,6 +117,7 @@ impl Refusal {
             Self::NoToken => challenge(StatusCode::UNAUTHORIZED, detail, ""),
             Self::Malformed
             | Self::UnknownToken
+            | Self::UnreadableJwt
             | Self::WrongAlgorithm
             | Self::UnknownKey
             | Self::BadSignature
@@ -163,6 +168,8 @@ fn seconds(delay: Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
 
     #[test]
@@ -172,6 +179,7 @@ mod tests {
             Refusal::NoToken,
             Refusal::Malformed,
             Refusal::UnknownToken,
+            Refusal::UnreadableJwt,
             Refusal::WrongAlgorithm,
             Refusal::UnknownKey,
             Refusal::BadSignature,
@@ -192,7 +200,8 @@ mod tests {
         for refusal in &all {
             assert!(REASONS.contains(&refusal.reason()), "{refusal:?}");
         }
-        assert_eq!(all.len() + 1, REASONS.len());
+        let reasons: BTreeSet<_> = all.iter().map(Refusal::reason).collect();
+        assert_eq!(reasons.len() + 1, REASONS.len());
         assert_eq!(seconds(delay), "2");
         assert_eq!(seconds(Duration::ZERO), "1");
     }

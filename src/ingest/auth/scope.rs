@@ -28,6 +28,11 @@ impl Scope {
         Self::ALL.into_iter().find(|scope| scope.as_str() == text)
     }
 
+    /// The names of all scopes, as a text for a person.
+    pub(crate) fn names() -> String {
+        Self::ALL.map(Self::as_str).join(", ")
+    }
+
     const fn bit(self) -> u8 {
         match self {
             Self::OrdersWrite => 1,
@@ -70,20 +75,35 @@ pub(super) enum Need<'o> {
 
 /// The operations of the API, and the scopes that each needs.
 ///
-/// The API's document has them as `security`. An operation without it needs a principal.
+/// The API's document has them as `security`. An operation without it needs a principal, and one
+/// whose `security` is empty is open to all. A scope that is not known is given by no token.
 #[derive(Debug, Default)]
-pub(super) struct Operations(HashMap<String, HashMap<String, Vec<Scope>>>);
+pub(super) struct Operations(HashMap<String, HashMap<String, Security>>);
+
+#[derive(Debug)]
+enum Security {
+    Open,
+    AnyOf(Vec<Scope>),
+}
+
+impl Security {
+    fn of(listed: &[Value]) -> Self {
+        if listed.is_empty() {
+            return Self::Open;
+        }
+        let scopes = listed.iter().filter_map(|one| one["bearer"].as_array()).flatten();
+        Self::AnyOf(scopes.filter_map(|scope| Scope::parse(scope.as_str()?)).collect())
+    }
+}
 
 impl Operations {
     pub(super) fn of(document: &Value) -> Self {
-        let mut operations: HashMap<String, HashMap<String, Vec<Scope>>> = HashMap::new();
+        let mut operations: HashMap<String, HashMap<String, Security>> = HashMap::new();
         for (route, methods) in document["paths"].as_object().into_iter().flatten() {
             for (method, operation) in methods.as_object().into_iter().flatten() {
                 let Some(security) = operation["security"].as_array() else { continue };
-                let scopes = security.iter().filter_map(|one| one["bearer"].as_array());
-                let scopes = scopes.flatten().filter_map(|scope| Scope::parse(scope.as_str()?));
                 let of_route = operations.entry(route.clone()).or_default();
-                of_route.insert(method.to_uppercase(), scopes.collect());
+                of_route.insert(method.to_uppercase(), Security::of(security));
             }
         }
         Self(operations)
@@ -94,14 +114,16 @@ impl Operations {
         let method = if method == Method::HEAD { Method::GET } else { method.clone() };
         match self.0.get(route).and_then(|methods| methods.get(method.as_str())) {
             None => Need::Principal,
-            Some(scopes) if scopes.is_empty() => Need::Nothing,
-            Some(scopes) => Need::AnyOf(scopes),
+            Some(Security::Open) => Need::Nothing,
+            Some(Security::AnyOf(scopes)) => Need::AnyOf(scopes),
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::ingest::api::OPENAPI;
 
@@ -123,6 +145,27 @@ mod tests {
         }
 
         assert_eq!(seen, 12);
+    }
+
+    #[test]
+    fn an_unknown_scope_opens_nothing() {
+        let secured = |security: Value| json!({"get": {"security": security}});
+        let operations = Operations::of(&json!({"paths": {
+            "/open": secured(json!([])),
+            "/unknown": secured(json!([{"bearer": ["orders:delete"]}])),
+            "/other": secured(json!([{"cookie": []}, {}])),
+            "/partly": secured(json!([{"bearer": ["orders:delete"]}, {"bearer": ["orders:read"]}])),
+        }}));
+
+        for (route, needed) in [
+            ("/open", Need::Nothing),
+            ("/unknown", Need::AnyOf(&[])),
+            ("/other", Need::AnyOf(&[])),
+            ("/partly", Need::AnyOf(&[Scope::OrdersRead])),
+        ] {
+            assert_eq!(operations.need(route, &Method::GET), needed, "{route}");
+        }
+        assert!(!Scopes::from_iter(Scope::ALL).has_any(&[]));
     }
 
     #[test]

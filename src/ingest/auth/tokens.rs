@@ -12,6 +12,9 @@ use super::{
 
 const MAX_TOKENS: usize = 1_000;
 const MAX_NAME_BYTES: usize = 60;
+/// What [`is_name`] demands.
+pub(crate) const NAME_RULE: &str =
+    "expected a name: 1 to 60 ASCII letters, digits and any of .-_@, not beginning with jwt.";
 /// The names of principals of a JWT begin with this.
 pub(super) const JWT_PREFIX: &str = "jwt.";
 const TOKEN_PREFIX: &str = "sl_";
@@ -32,7 +35,7 @@ struct Token {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum TokensError {
     #[error("line {line}: {what}")]
-    Line { line: usize, what: &'static str },
+    Line { line: usize, what: String },
     #[error("no token in the file")]
     Empty,
     #[error("more than {MAX_TOKENS} tokens in the file")]
@@ -43,7 +46,8 @@ pub(crate) enum TokensError {
 
 impl Tokens {
     /// Parses lines `NAME SHA256 SCOPE,… [LIMIT=NUMBER …]`. Empty lines and those that begin with
-    /// `#` say nothing. A name may have several tokens. Without a line, no token is good.
+    /// `#` say nothing. A name may have several tokens, with the same limits. Without a line, no
+    /// token is good.
     pub(super) fn parse(bytes: &[u8]) -> Result<Self, TokensError> {
         let text = std::str::from_utf8(bytes).map_err(|_| TokensError::NoText)?;
         let mut tokens: Vec<Token> = Vec::new();
@@ -52,10 +56,15 @@ impl Tokens {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let wrong = |what| TokensError::Line { line: number + 1, what };
-            let token = parse_line(line).map_err(wrong)?;
+            let wrong = |what: &str| TokensError::Line { line: number + 1, what: what.to_owned() };
+            let token = parse_line(line).map_err(|what| wrong(&what))?;
             if tokens.iter().any(|other| other.sha256 == token.sha256) {
                 return Err(wrong("an earlier line has the same digest"));
+            }
+            // They share what the principal uses: the larger limit of one would free the other.
+            let namesake = tokens.iter().find(|other| other.grant.name == token.grant.name);
+            if namesake.is_some_and(|other| other.grant.limits != token.grant.limits) {
+                return Err(wrong("an earlier line of the same name has other limits"));
             }
             if tokens.len() == MAX_TOKENS {
                 return Err(TokensError::TooMany);
@@ -83,12 +92,9 @@ impl Tokens {
     }
 }
 
-fn parse_line(line: &str) -> Result<Token, &'static str> {
+fn parse_line(line: &str) -> Result<Token, String> {
     let mut fields = line.split_whitespace();
-    let name = fields.next().filter(|name| is_name(name)).ok_or(
-        "expected a name: 1 to 60 ASCII letters, digits, dots, hyphens, underscores and @, not \
-         jwt. at its beginning",
-    )?;
+    let name = fields.next().filter(|name| is_name(name)).ok_or(NAME_RULE)?;
     let sha256 = fields
         .next()
         .and_then(digest_of)
@@ -97,7 +103,7 @@ fn parse_line(line: &str) -> Result<Token, &'static str> {
     let scopes: Option<Scopes> = scopes.collect();
     let scopes = scopes
         .filter(|scopes| !scopes.is_empty())
-        .ok_or("expected scopes: orders:write, orders:read, stock:write, comma separated")?;
+        .ok_or_else(|| format!("expected scopes, comma separated: {}", Scope::names()))?;
     let mut limits = LimitChanges::default();
     for field in fields {
         limits.set(field).ok_or(
@@ -118,7 +124,8 @@ pub(crate) fn is_name(name: &str) -> bool {
 
 fn digest_of(hex: &str) -> Option<[u8; 32]> {
     let mut digest = [0; 32];
-    if hex.len() != 64 || !hex.is_ascii() {
+    // The parser of the library takes a sign for a digit.
+    if hex.len() != 64 || !hex.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     for (byte, digits) in digest.iter_mut().zip(hex.as_bytes().chunks(2)) {
@@ -190,6 +197,22 @@ mod tests {
     }
 
     #[test]
+    fn lines_of_one_name_have_the_same_limits() {
+        let line = |name: &str, token: &str, limits: &str| {
+            format!("{name} {} orders:read {limits}\n", hex(&Sha256::digest(token)))
+        };
+        let first = line("shop", "old", "waiters=3 connections=0");
+        let good = line("shop", "new", "connections=0 waiters=3") + &line("stock", "x", "");
+        let what = "an earlier line of the same name has other limits";
+
+        assert!(Tokens::parse((first.clone() + &good).as_bytes()).is_ok());
+        for limits in ["", "waiters=3", "waiters=3 connections=1"] {
+            let file = format!("{first}{}", line("shop", "new", limits));
+            assert_eq!(error(&file), TokensError::Line { line: 2, what: what.into() }, "{limits}");
+        }
+    }
+
+    #[test]
     fn a_wrong_line_is_named_by_its_number_and_not_shown() {
         let good = format!("shop {DIGEST} orders:read");
         for bad in [
@@ -205,6 +228,7 @@ mod tests {
             format!("shop {DIGEST} orders:read waiters=-1"),
             format!("shop {DIGEST} orders:read waiters=1 waiters=2"),
             format!("shop {} orders:read", "é".repeat(32)),
+            format!("shop {} orders:read", "+f".repeat(32)),
             good.clone(),
         ] {
             let error = error(&format!("{good}\n{bad}\n"));

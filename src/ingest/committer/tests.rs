@@ -37,3 +37,13 @@ async fn an_order_of_a_lost_task_is_unknown_once_its_transaction_began() {
     assert!(matches!(answer_of_lost_task(true).await, Err(SaveError::CommitUnknown(_))));
     assert!(matches!(answer_of_lost_task(false).await, Err(SaveError::StoreAway)));
 }
+
+#[test]
+fn an_error_says_that_nothing_was_saved_unless_that_is_unknown() {
+    let refused = SaveError::RefusedByStore(Arc::new(StoreError::LocksLost));
+    for error in [SaveError::QueueFull, SaveError::StoreAway, SaveError::DeadlinePassed, refused] {
+        assert!(error.to_string().ends_with("; nothing was saved"), "{error}");
+    }
+    let unknown = SaveError::CommitUnknown(OrderId::generate());
+    assert!(!unknown.to_string().contains("nothing was saved"), "{unknown}");
+}
