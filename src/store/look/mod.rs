@@ -22,7 +22,9 @@ use sqlx::{
 use tokio::time::timeout;
 
 use self::server::Product;
-use super::{StoreName, StoreUse, error::raised_by_server, limits::Limits, tls_advice::advice};
+use super::{
+    StoreName, StoreUse, error::raised_by_server, limits::Limits, session, tls_advice::advice,
+};
 use crate::{
     config::{SecretUrl, StoreConfig},
     error_text::with_causes,
@@ -209,12 +211,8 @@ fn grant_rows(database: &str, account: &str) -> String {
 
 /// `host:port/database`, without the user.
 fn address(url: &SecretUrl) -> String {
-    let Ok(options) = MySqlConnectOptions::from_str(url.expose()) else { return url.to_string() };
-    let server = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => format!("{}:{}", options.get_host(), options.get_port()),
-    };
-    format!("{server}/{}", options.get_database().unwrap_or_default())
+    MySqlConnectOptions::from_str(url.expose())
+        .map_or_else(|_| url.to_string(), |options| session::address(&options))
 }
 
 /// The limits that a session gets.
