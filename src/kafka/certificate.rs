@@ -96,7 +96,10 @@ fn names(certificate: &X509) -> String {
 
 #[cfg(test)]
 mod tests {
-    use openssl::{stack::Stack, x509::X509StoreContext};
+    use openssl::{
+        stack::Stack,
+        x509::{X509StoreContext, X509StoreContextRef},
+    };
 
     use super::*;
 
@@ -110,7 +113,7 @@ mod tests {
         let empty = tempfile::tempdir().unwrap();
         let trusts = |store: X509Store| {
             let (mut context, chain) = (X509StoreContext::new().unwrap(), Stack::new().unwrap());
-            context.init(&store, &own, &chain, |context| context.verify_cert()).unwrap()
+            context.init(&store, &own, &chain, X509StoreContextRef::verify_cert).unwrap()
         };
 
         assert!(of_location(&file).is_some_and(trusts));

@@ -70,7 +70,8 @@ const TABLES_OF_STOCK: [&str; 7] = [
     "ledger_horizon",
 ];
 
-/// Returns whether all migrations have run, as far as the user may know. Fails only if the connection does.
+/// Returns whether all migrations have run, as far as the user may know. Fails only if the
+/// connection does.
 pub(super) async fn look(
     store: StoreName,
     conn: &mut MySqlConnection,
