@@ -30,7 +30,8 @@ impl Master {
             if is_known || (code == READ_ONLY && has_information) {
                 continue;
             }
-            let text = format!("it refuses {}: {error}", rule.to_uppercase());
+            // The client's text has a name of its own for some codes.
+            let text = format!("it refuses {} ({code}): {error}", rule.to_uppercase());
             let worst = refused.entry(code).or_insert((*verdict, text));
             worst.0 = worst.0.max(*verdict);
         }
