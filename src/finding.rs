@@ -1,7 +1,11 @@
 //! What a look at a dependency finds. `stocklock doctor` prints it, and `setup` warns of it. Pure:
 //! the rooms that use the dependencies look, and write down what they find in [`Findings`].
 
+use chrono::TimeDelta;
 use serde_json::{Value, json};
+
+/// By how much a clock may differ before it is a finding.
+const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(5);
 
 macro_rules! checks {
     ($($variant:ident => $name:literal,)+) => {
@@ -123,6 +127,15 @@ impl Remedy {
     }
 }
 
+/// A word as a shell takes it: quoted unless it is plain.
+pub(crate) fn for_shell(word: &str) -> String {
+    let is_plain = |one: char| one.is_ascii_alphanumeric() || "-_./:=,@%+".contains(one);
+    if !word.is_empty() && word.chars().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
+}
+
 /// What one check found.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Finding {
@@ -187,6 +200,16 @@ impl Findings {
         self.add(Check::Reachable, Verdict::Unreachable, text.into(), Some(remedy));
     }
 
+    /// By how much the dependency's clock is ahead of this one.
+    pub(crate) fn clock(&mut self, ahead: TimeDelta) {
+        let text = format!("its clock is {} ms ahead of this one", ahead.num_milliseconds());
+        if ahead.abs() > MAX_CLOCK_DIFFERENCE {
+            self.warning(Check::Clock, text, Remedy::Advice("run NTP on both machines".into()));
+        } else {
+            self.fine(Check::Clock, text);
+        }
+    }
+
     pub(crate) fn add(
         &mut self,
         check: Check,
@@ -214,6 +237,19 @@ mod tests {
         for check in Check::ALL {
             let row = format!("| `{}` |", check.as_str());
             assert!(page.contains(&row), "docs/doctor.md lacks {row}");
+        }
+    }
+
+    #[test]
+    fn a_name_that_a_shell_would_change_is_quoted() {
+        for (word, quoted) in [
+            ("User:shop", "User:shop"),
+            ("User:$(reboot)", "'User:$(reboot)'"),
+            ("User:CN=a b", "'User:CN=a b'"),
+            ("it's", r"'it'\''s'"),
+            ("*", "'*'"),
+        ] {
+            assert_eq!(for_shell(word), quoted);
         }
     }
 

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use url::Url;
+
 use super::{
     BatchConfig, ClientFiles, IntakeTopic, Key, OrdersConfig, ReaderVersion, RedisConfig,
     RegistryConfig, RetentionConfig, SchemaSource, StoreConfig, TopicsConfig, formats,
@@ -166,8 +168,9 @@ impl Values<'_> {
         const PASSWORD: &str = "schema_registry.password";
         let credentials = self.optional(USERNAME).zip(self.optional(PASSWORD));
         self.go_together(USERNAME, PASSWORD);
-        let or_none = |text: &str| {
-            if text.is_empty() { Ok(None) } else { formats::http_url(text).map(Some) }
+        let or_none = |text: &str| match text {
+            "" => Ok(None),
+            text => registry_url(text).map(Some),
         };
         let url = self.read("schema_registry.url", or_none)?;
         Some(RegistryConfig { url, credentials })
@@ -206,6 +209,17 @@ impl Values<'_> {
 /// another topic.
 pub(super) fn adjusters_of(workers: &str) -> String {
     format!("{workers}-adjustments")
+}
+
+/// Reads the URL of a schema registry. Logs and the lines of the doctor show the URL, so it may
+/// hold no credentials.
+fn registry_url(text: &str) -> Result<String, String> {
+    let has_credentials = |url: Url| !url.username().is_empty() || url.password().is_some();
+    if Url::parse(text).is_ok_and(has_credentials) {
+        let keys = "schema_registry.username and schema_registry.password";
+        return Err(format!("expected a URL without credentials: set {keys}"));
+    }
+    formats::http_url(text)
 }
 
 /// Reads entries `FILE`, `FOLDER` or `ID=FILE`, comma separated.

@@ -132,6 +132,19 @@ fn a_password_is_never_shown() {
 }
 
 #[test]
+fn the_url_of_a_registry_holds_no_credentials() {
+    for url in ["http://u:hidden@registry:8081", "https://u@registry", "http://:hidden@r/ccompat"] {
+        let ConfigError(errors) =
+            resolve(&[], &[&format!("schema_registry.url={url}")]).unwrap_err();
+
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].contains("schema_registry.password"), "{errors:?}");
+        assert!(!errors[0].contains("hidden"), "{errors:?}");
+    }
+    check("schema_registry.url", &["registry:8081"], &["", "http://registry:8081/ccompat/v7/"]);
+}
+
+#[test]
 fn writer_schemas_are_files_that_may_have_an_id_each() {
     let read = |text: &str| resolve(&[("STOCKLOCK__TOPICS__WRITER_SCHEMAS", text)], &[]);
     let source = |path: &str, registered_id| SchemaSource { path: path.into(), registered_id };

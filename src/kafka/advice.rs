@@ -20,7 +20,7 @@ const ADVICE: [(&[&str], &str); 18] = [
          kafka.ssl_ca_pem; if it is the right one, the certificate has expired or has another host \
          name, which stocklock doctor tells apart",
     ),
-    (&["connecting to a SSL listener"], WANTS_TLS),
+    (&["connecting to a SSL listener"], MAY_WANT_TLS),
     // A record of TLS, read as the length of an answer.
     (&["Invalid response size 35"], WANTS_TLS),
     (&["SSL", "wrong version number"], NO_TLS),
@@ -46,6 +46,9 @@ const ADVICE: [(&[&str], &str); 18] = [
 ];
 
 const WANTS_TLS: &str = "the port expects TLS: set kafka.security_protocol to ssl or sasl_ssl";
+/// A broker that is down, behind a proxy that accepts connections, looks the same.
+const MAY_WANT_TLS: &str = "the port may expect TLS: then set kafka.security_protocol to ssl or \
+                            sasl_ssl";
 const WRONG_NAME: &str = "use in kafka.brokers and in the brokers' advertised.listeners a name \
                           that the certificate has, or issue the certificate for this name";
 const UNTRUSTED: &str = "name the authority that signed the broker's certificate in \
@@ -71,7 +74,7 @@ pub(super) fn advice(text: &str) -> Option<&'static str> {
     // The first request of a connection. librdkafka 2.12 names the listener no more.
     let is_cut_off = text.contains("Disconnected") && text.contains("in state APIVERSION_QUERY");
     if is_cut_off && !text.contains("ssl://") {
-        return Some(WANTS_TLS);
+        return Some(MAY_WANT_TLS);
     }
     let is_refused = ["SASL authentication error", "SASL authentication failed"]
         .iter()
@@ -81,6 +84,11 @@ pub(super) fn advice(text: &str) -> Option<&'static str> {
         (true, false) => Some(REFUSED_USER),
         _ => None,
     }
+}
+
+/// Whether a failure of a connection says that a broker answers and refuses.
+pub(super) fn is_refusal(text: &str) -> bool {
+    advice(text).is_some_and(|advice| advice != MAY_WANT_TLS)
 }
 
 /// Whether a failure of a connection says that a broker refuses the token.
@@ -113,13 +121,14 @@ mod tests {
                 "Disconnected: requesting ApiVersion: might be caused by incorrect \
                  security.protocol configuration (connecting to a SSL listener?) or broker \
                  version is < 0.10",
-                "expects TLS",
+                MAY_WANT_TLS,
             ),
             (
                 "SSL handshake failed: Disconnected: connecting to a PLAINTEXT broker listener?",
                 NO_TLS,
             ),
-            ("b:9093/bootstrap: Disconnected (after 2ms in state APIVERSION_QUERY)", WANTS_TLS),
+            ("b:9093/bootstrap: Disconnected (after 2ms in state APIVERSION_QUERY)", MAY_WANT_TLS),
+            ("b:9093/bootstrap: Receive failed: Invalid response size 352518400", WANTS_TLS),
             ("SSL handshake failed: error:0A00010B:SSL routines::wrong version number", NO_TLS),
             (
                 "Disconnected: SSL connection closed by peer (after 1ms in state SSL_HANDSHAKE)",
@@ -150,6 +159,14 @@ mod tests {
 
             assert!(said.contains(remedy), "{text}: {said}");
         }
+    }
+
+    #[test]
+    fn a_connection_that_only_ends_is_no_refusal() {
+        let ends = "b:9093/bootstrap: Disconnected (after 2ms in state APIVERSION_QUERY)";
+        let refuses = "SASL authentication error: Authentication failed";
+
+        assert!(!is_refusal(ends) && is_refusal(refuses));
     }
 
     #[test]

@@ -3,12 +3,16 @@
 use std::{
     fs,
     net::{Ipv4Addr, Ipv6Addr, TcpStream, ToSocketAddrs as _},
+    path::Path,
     time::Duration,
 };
 
 use openssl::{
-    ssl::{SslConnector, SslMethod, SslVerifyMode},
-    x509::{X509, X509VerifyResult, store::X509StoreBuilder},
+    ssl::{SslConnector, SslFiletype, SslMethod, SslVerifyMode},
+    x509::{
+        X509, X509VerifyResult,
+        store::{X509Lookup, X509Store, X509StoreBuilder},
+    },
 };
 
 use super::identity::security_setting;
@@ -31,12 +35,12 @@ pub(super) fn explain(kafka: &KafkaConfig, line: &str) -> Option<String> {
     stream.set_read_timeout(Some(TIMEOUT)).ok()?;
     stream.set_write_timeout(Some(TIMEOUT)).ok()?;
     let mut connector = SslConnector::builder(SslMethod::tls_client()).ok()?;
-    if let Some(pem) = authorities(kafka) {
-        let mut store = X509StoreBuilder::new().ok()?;
-        for authority in X509::stack_from_pem(&pem).ok()? {
-            store.add_cert(authority).ok()?;
-        }
-        connector.set_cert_store(store.build());
+    let pem = security_setting(kafka, "ssl.ca.pem");
+    match (pem, security_setting(kafka, "ssl.ca.location")) {
+        (Some(pem), _) => connector.set_cert_store(of_pem(pem.as_bytes())?),
+        // The authorities of the system, as librdkafka finds them.
+        (None, None | Some("probe")) => {}
+        (None, Some(location)) => connector.set_cert_store(of_location(Path::new(location))?),
     }
     // The handshake goes on after a failed check, whose result is kept. Nothing is sent after it.
     connector.set_verify(SslVerifyMode::NONE);
@@ -58,12 +62,24 @@ fn broker_of(line: &str) -> Option<(&str, u16)> {
     Some((host.trim_start_matches('[').trim_end_matches(']'), port.parse().ok()?))
 }
 
-/// The configured authorities; `None`: those of the system.
-fn authorities(kafka: &KafkaConfig) -> Option<Vec<u8>> {
-    if let Some(text) = security_setting(kafka, "ssl.ca.pem") {
-        return Some(text.as_bytes().to_vec());
+fn of_pem(pem: &[u8]) -> Option<X509Store> {
+    let mut store = X509StoreBuilder::new().ok()?;
+    for authority in X509::stack_from_pem(pem).ok()? {
+        store.add_cert(authority).ok()?;
     }
-    fs::read(security_setting(kafka, "ssl.ca.location")?).ok()
+    Some(store.build())
+}
+
+/// The authorities of a file, or of a folder whose files have names by `openssl rehash`. `None` if
+/// the location cannot be read: those of the system would give another answer than librdkafka's.
+fn of_location(location: &Path) -> Option<X509Store> {
+    if !location.is_dir() {
+        return of_pem(&fs::read(location).ok()?);
+    }
+    let mut store = X509StoreBuilder::new().ok()?;
+    let folder = store.add_lookup(X509Lookup::hash_dir()).ok()?;
+    folder.add_dir(location.to_str()?, SslFiletype::PEM).ok()?;
+    Some(store.build())
 }
 
 fn names(certificate: &X509) -> String {
@@ -80,7 +96,31 @@ fn names(certificate: &X509) -> String {
 
 #[cfg(test)]
 mod tests {
+    use openssl::{
+        stack::Stack,
+        x509::{X509StoreContext, X509StoreContextRef},
+    };
+
     use super::*;
+
+    #[test]
+    fn authorities_are_those_of_the_file_or_the_folder_and_no_others() {
+        let own = rcgen::generate_simple_self_signed(["b".to_owned()]).unwrap().cert.pem();
+        let own = X509::from_pem(own.as_bytes()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join(format!("{:08x}.0", own.subject_name_hash()));
+        fs::write(&file, own.to_pem().unwrap()).unwrap();
+        let empty = tempfile::tempdir().unwrap();
+        let trusts = |store: X509Store| {
+            let (mut context, chain) = (X509StoreContext::new().unwrap(), Stack::new().unwrap());
+            context.init(&store, &own, &chain, X509StoreContextRef::verify_cert).unwrap()
+        };
+
+        assert!(of_location(&file).is_some_and(trusts));
+        assert!(of_location(folder.path()).is_some_and(trusts));
+        assert!(!of_location(empty.path()).is_some_and(trusts));
+        assert!(of_location(&folder.path().join("none")).is_none());
+    }
 
     #[test]
     fn the_broker_is_found_in_a_line_of_librdkafka() {

@@ -12,7 +12,12 @@ use rdkafka::{
     error::{KafkaError, KafkaResult, RDKafkaErrorCode},
 };
 
-use super::{advice::advice, certificate, client_config, plain::serve_callbacks, token::Tokens};
+use super::{
+    advice::{advice, is_refusal},
+    certificate, client_config,
+    plain::serve_callbacks,
+    token::Tokens,
+};
 use crate::{config::KafkaConfig, log_limiter::LogLimiter, telemetry::Lack};
 
 /// How long a broker may take to answer a question. Then the client gives the question up.
@@ -48,6 +53,25 @@ struct Cause {
     is_explained: bool,
 }
 
+/// Why no broker answers.
+#[derive(Debug)]
+pub(super) struct Unanswered {
+    /// The address and the cause.
+    pub(super) why: String,
+    pub(super) advice: Option<&'static str>,
+    /// A broker answers and refuses.
+    pub(super) is_refusal: bool,
+}
+
+impl From<Unanswered> for Lack {
+    fn from(Unanswered { mut why, advice, is_refusal }: Unanswered) -> Self {
+        if let Some(advice) = advice {
+            why = format!("{why}; {advice}");
+        }
+        Self { why, is_refusal }
+    }
+}
+
 impl ProbeCallbacks {
     pub(super) fn new(kafka: &KafkaConfig) -> Self {
         Self { tokens: Tokens::of(kafka), ..Self::default() }
@@ -57,17 +81,21 @@ impl ProbeCallbacks {
         self.cause.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Keeps a cause, unless it is the same as before, or says less.
+    /// Keeps a cause, unless it says less than the one before. The same cause again lasts anew.
     fn note(&self, text: &str, is_refusal: bool) {
         let (mut cause, noted_at) = (self.cause(), Instant::now());
         let has_remedy = advice(text).is_some();
-        let says_no_more = |known: &Cause| {
+        let is_kept = |known: &Cause| {
             let is_fresh = noted_at.duration_since(known.noted_at) < REMEDY_LASTS;
-            known.text.starts_with(text) || !has_remedy && is_fresh && advice(&known.text).is_some()
+            !has_remedy && is_fresh && advice(&known.text).is_some()
         };
-        if !cause.as_ref().is_some_and(says_no_more) {
-            let text = text.to_owned();
-            *cause = Some(Cause { text, is_refusal, noted_at, is_explained: false });
+        match cause.as_mut() {
+            Some(known) if known.text.starts_with(text) => known.noted_at = noted_at,
+            Some(known) if is_kept(known) => {}
+            _ => {
+                let text = text.to_owned();
+                *cause = Some(Cause { text, is_refusal, noted_at, is_explained: false });
+            }
         }
     }
 }
@@ -78,7 +106,7 @@ impl ClientContext for ProbeCallbacks {
     /// Some causes come as a line alone.
     fn log(&self, _: RDKafkaLogLevel, _: &str, line: &str) {
         if advice(line).is_some() {
-            self.note(without_thread(line), true);
+            self.note(without_thread(line), is_refusal(line));
         }
     }
 
@@ -86,9 +114,8 @@ impl ClientContext for ProbeCallbacks {
         tracing::debug!(%error, reason, "probe of kafka failed");
         let code = error.rdkafka_error_code();
         if code != Some(RDKafkaErrorCode::AllBrokersDown) {
-            let is_refusal =
-                code == Some(RDKafkaErrorCode::Authentication) || advice(reason).is_some();
-            self.note(reason, is_refusal);
+            let is_authentication = code == Some(RDKafkaErrorCode::Authentication);
+            self.note(reason, is_authentication || is_refusal(reason));
         }
     }
 
@@ -135,7 +162,7 @@ impl KafkaProbe {
     fn find_topic(&self, topic: &str) -> Result<(), Lack> {
         let metadata = match self.client().fetch_metadata(Some(topic), ANSWER_TIMEOUT) {
             Ok(metadata) => metadata,
-            Err(error) => return Err(self.unreachable(&error)),
+            Err(error) => return Err(self.unanswered(&error).into()),
         };
         *self.client.context().cause() = None;
         let Some(found) = metadata.topics().first() else {
@@ -158,12 +185,13 @@ impl KafkaProbe {
 
     /// Why no broker answers: the error, the client's last one, and what to do about it. Blocks
     /// for some seconds at most, for a look at a certificate that the client refuses.
-    pub(super) fn unreachable(&self, error: &KafkaError) -> Lack {
+    pub(super) fn unanswered(&self, error: &KafkaError) -> Unanswered {
         let callbacks = self.client().context();
         let known = callbacks.cause().clone();
         let brokers = &self.kafka.brokers;
         let Some(mut cause) = known else {
-            return Lack::unreachable(format!("{brokers}: {error}"));
+            let why = format!("{brokers}: {error}");
+            return Unanswered { why, advice: None, is_refusal: false };
         };
         if !cause.is_explained {
             cause.is_explained = true;
@@ -176,9 +204,8 @@ impl KafkaProbe {
             }
             *callbacks.cause() = Some(cause.clone());
         }
-        let remedy = advice(&cause.text).map_or(String::new(), |advice| format!("; {advice}"));
-        let why = format!("{brokers}: {error}: {}{remedy}", cause.text);
-        Lack { why, is_refusal: cause.is_refusal }
+        let why = format!("{brokers}: {error}: {}", cause.text);
+        Unanswered { why, advice: advice(&cause.text), is_refusal: cause.is_refusal }
     }
 }
 
@@ -189,7 +216,7 @@ pub(crate) async fn why_unreachable(kafka: &KafkaConfig, topic: &str) -> Option<
     let topic = topic.to_owned();
     let asked = tokio::task::spawn_blocking(move || {
         let failed = probe.client().fetch_metadata(Some(&topic), ANSWER_TIMEOUT).err()?;
-        Some(probe.unreachable(&failed).why)
+        Some(Lack::from(probe.unanswered(&failed)).why)
     });
     asked.await.ok()?
 }
@@ -199,5 +226,42 @@ fn without_thread(line: &str) -> &str {
     match line.strip_prefix("[thrd:").and_then(|rest| rest.split_once("]: ")) {
         Some((_, text)) => text,
         None => line,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const REFUSED: &str = "ssl://b:9093/bootstrap: certificate verify failed";
+
+    #[test]
+    fn a_cause_that_comes_again_lasts_anew() {
+        let callbacks = ProbeCallbacks::default();
+        callbacks.note(REFUSED, true);
+        let before = Instant::now().checked_sub(REMEDY_LASTS).unwrap();
+        if let Some(cause) = callbacks.cause().as_mut() {
+            cause.noted_at = before;
+            cause.text = format!("{REFUSED}: hostname mismatch");
+        }
+
+        callbacks.note(REFUSED, true);
+        callbacks.note("Connection refused", false);
+
+        let cause = callbacks.cause().clone().unwrap();
+        assert!(cause.text.ends_with("hostname mismatch") && cause.is_refusal, "{cause:?}");
+        assert!(cause.noted_at > before);
+    }
+
+    #[test]
+    fn the_advice_is_that_of_the_cause_and_not_of_an_advice() {
+        let unanswered =
+            Unanswered { why: REFUSED.to_owned(), advice: advice(REFUSED), is_refusal: true };
+        let given = unanswered.advice.unwrap();
+
+        let lack = Lack::from(unanswered);
+
+        assert!(given.contains("kafka.ssl_ca_location"), "{given}");
+        assert_eq!(lack.why, format!("{REFUSED}; {given}"));
     }
 }

@@ -70,6 +70,9 @@ struct State {
     failure: Option<String>,
     /// A broker has refused a token since the present one was received.
     is_refused: bool,
+    /// A client found the token ended, although the last attempt gave it. The wall clock has
+    /// jumped, or the machine was suspended.
+    is_wanted: bool,
     had_token: bool,
 }
 
@@ -169,13 +172,17 @@ impl TokenSource {
         }
     }
 
-    /// Waits for the time until the next attempt, or less if a broker refuses the token.
+    /// Waits for the time until the next attempt, or less if a broker refuses the token or a
+    /// client finds it ended.
     fn pause(&self, time: Duration) {
         let least = time.min(jittered(REFUSED_PAUSE, 1.0..1.25));
         std::thread::sleep(least);
-        let rest = time.saturating_sub(least);
-        let is_good = |state: &mut State| !state.is_refused;
-        drop(self.changed.wait_timeout_while(self.state(), rest, is_good));
+        self.wait_for_demand(time.saturating_sub(least));
+    }
+
+    fn wait_for_demand(&self, limit: Duration) {
+        let is_good = |state: &mut State| !state.is_refused && !state.is_wanted;
+        drop(self.changed.wait_timeout_while(self.state(), limit, is_good));
     }
 
     /// Returns how long the token is used until the next one is asked for.
@@ -206,11 +213,17 @@ impl TokenSource {
         self.changed.notify_all();
     }
 
-    /// The token, if it lives for long enough.
+    /// The token, if it lives for long enough. Wakes the thread that renews it if it does not: the
+    /// thread waits by the monotonic clock, and the end of a token is a time of the wall clock.
     fn present(&self) -> Result<IssuedToken, String> {
         let is_usable = |token: &IssuedToken| token.ends_at > SystemTime::now() + MIN_LEFT;
         let usable = |state: &State| state.token.clone().filter(is_usable);
-        let state = self.state();
+        let mut state = self.state();
+        // After a failure, the backoff says when to ask again.
+        if state.token.is_some() && state.failure.is_none() && usable(&state).is_none() {
+            state.is_wanted = true;
+            self.changed.notify_all();
+        }
         let limit = if state.had_token { LATER_WAIT } else { FIRST_WAIT };
         let waits = |state: &mut State| usable(state).is_none();
         let waited = self.changed.wait_timeout_while(state, limit, waits);
@@ -225,4 +238,57 @@ impl TokenSource {
 fn millis(time: SystemTime) -> i64 {
     let since_1970 = time.duration_since(UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since_1970.as_millis()).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A source whose token has ended. It has no thread.
+    fn source(failure: Option<String>) -> TokenSource {
+        let oauth = OAuthConfig {
+            token_url: "http://127.0.0.1:9/token".to_owned(),
+            client_id: "client".to_owned(),
+            client_secret: String::new(),
+            scope: None,
+            ca: None,
+        };
+        let ended = IssuedToken {
+            value: "hush".to_owned(),
+            principal: "client".to_owned(),
+            ends_at: SystemTime::now() - Duration::from_secs(60),
+        };
+        let token = Some(ended);
+        let state = State { token, failure, had_token: true, ..State::default() };
+        TokenSource {
+            oauth,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            retries: OnceLock::new(),
+            log: LogLimiter::default(),
+        }
+    }
+
+    #[test]
+    fn a_client_that_finds_the_token_ended_wakes_its_renewal() {
+        let source = source(None);
+        let begun = Instant::now();
+
+        std::thread::scope(|scope| {
+            scope.spawn(|| source.wait_for_demand(Duration::from_secs(60)));
+            assert!(source.present().is_err());
+        });
+
+        assert!(begun.elapsed() < Duration::from_secs(30), "{:?}", begun.elapsed());
+    }
+
+    #[test]
+    fn a_client_does_not_shorten_the_pause_after_a_failure() {
+        let source = source(Some("status 503".to_owned()));
+
+        let failed = source.present().map(|_| ());
+
+        assert_eq!(failed, Err("status 503".to_owned()));
+        assert!(!source.state().is_wanted);
+    }
 }

@@ -28,7 +28,8 @@ const MIN_LIFE: Duration = Duration::from_secs(2);
 /// A longer life counts as this.
 const MAX_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// Asks for a token. Blocks for about 4 s at most.
+/// Asks for a token. Blocks for 8 s at most: for 4 s, and as long for the part of the answer that
+/// has begun by then.
 ///
 /// Fails if the endpoint does not answer in that time, if it refuses, or if its answer is no token
 /// with an end. The error has no secret.

@@ -97,7 +97,7 @@ fn is_overlong(pttl: i64, ttl: Duration) -> bool {
 }
 
 /// The prefix as a literal within a pattern of Redis.
-fn escaped(prefix: &str) -> String {
+pub(super) fn escaped(prefix: &str) -> String {
     prefix
         .chars()
         .flat_map(|c| ['\\'].into_iter().filter(move |_| r"*?[]\^".contains(c)).chain([c]))

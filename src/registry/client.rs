@@ -160,14 +160,18 @@ impl RegistryClient {
 
     /// Whether the registry answers and accepts the credentials.
     pub(crate) async fn probe(&self) -> Result<(), Lack> {
-        let answered: Result<Value, _> = self.get(&["subjects"]).await;
-        match answered {
+        self.ask_for_subjects().await.map_err(|error| {
+            let why = error_text::with_causes(&error);
+            Lack { why, is_refusal: error.is_refusal() }
+        })
+    }
+
+    /// The same. Fails with `Missing` or `Unreadable` if the URL has no registry's API.
+    pub(super) async fn ask_for_subjects(&self) -> Result<(), RegistryError> {
+        match self.get::<Value>(&["subjects"]).await {
             // The list may be long. That it begins is enough.
             Ok(_) | Err(RegistryError::TooLarge) => Ok(()),
-            Err(error) => {
-                let why = error_text::with_causes(&error);
-                Err(Lack { why, is_refusal: error.is_refusal() })
-            }
+            Err(error) => Err(error),
         }
     }
 

@@ -13,6 +13,7 @@ use crate::{
 
 /// How long all looks may take.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
+const URL: &str = "schema_registry.url = \"http://HOST:PORT/PATH\"";
 
 /// Looks at the registry and at these subjects. Never fails: what cannot be looked at is a finding
 /// too. Takes 15 s at most.
@@ -23,19 +24,35 @@ pub(crate) async fn look_at_registry(
 ) -> Vec<Finding> {
     let mut findings = Findings::of("schema_registry", url);
     let looked = timeout(LOOK_TIMEOUT, look(client, subjects, &mut findings)).await;
-    let text = match looked {
-        Ok(Ok(())) => return findings.into_vec(),
-        Ok(Err(error @ RegistryError::Forbidden { .. })) => {
-            let setting = "schema_registry.username, schema_registry.password";
-            findings.wrong(Check::Login, with_causes(&error), Remedy::Setting(setting.into()));
-            return findings.into_vec();
+    match looked {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => note_failure(&error, &mut findings),
+        Err(_) => {
+            let text = format!("no answer within {} s", LOOK_TIMEOUT.as_secs());
+            findings.unreachable(text, Remedy::Setting(URL.into()));
         }
-        Ok(Err(error)) => with_causes(&error),
-        Err(_) => format!("no answer within {} s", LOOK_TIMEOUT.as_secs()),
-    };
-    let setting = "schema_registry.url = \"http://HOST:PORT/PATH\"";
-    findings.unreachable(text, Remedy::Setting(setting.into()));
+    }
     findings.into_vec()
+}
+
+/// A registry that answers is not unreachable.
+fn note_failure(error: &RegistryError, findings: &mut Findings) {
+    let text = with_causes(error);
+    match error {
+        RegistryError::Unreachable(_) => findings.unreachable(text, Remedy::Setting(URL.into())),
+        RegistryError::Forbidden { .. } => {
+            let setting = "schema_registry.username, schema_registry.password";
+            findings.wrong(Check::Login, text, Remedy::Setting(setting.into()));
+        }
+        RegistryError::Missing { .. } | RegistryError::Unreadable(_) | RegistryError::NoBase => {
+            let text = format!("no schema registry's API is at this path: {text}");
+            findings.wrong(Check::Version, text, Remedy::Setting(URL.into()));
+        }
+        RegistryError::Refused { .. } | RegistryError::Failing { .. } | RegistryError::TooLarge => {
+            let advice = "look into the log of the schema registry";
+            findings.wrong(Check::Reachable, text, Remedy::Advice(advice.into()));
+        }
+    }
 }
 
 async fn look(
@@ -43,11 +60,11 @@ async fn look(
     subjects: impl Iterator<Item = &Subject>,
     findings: &mut Findings,
 ) -> Result<(), RegistryError> {
-    for (number, subject) in subjects.enumerate() {
+    // A wrong path would answer to the others that it has no such subject.
+    client.ask_for_subjects().await?;
+    findings.fine(Check::Reachable, "answers, and lets the user in");
+    for subject in subjects {
         let versions = client.versions(&subject.name).await?;
-        if number == 0 {
-            findings.fine(Check::Reachable, "answers, and lets the user in");
-        }
         let name = &subject.name;
         let is_registered = versions.iter().any(|version| subject.is_own(&version.schema));
         match versions.last().map(|latest| subject.can_read(&latest.schema)) {
@@ -80,7 +97,19 @@ async fn look_at_compatibility(
     subject: &str,
     findings: &mut Findings,
 ) -> Result<(), RegistryError> {
-    match client.compatibility(subject).await? {
+    let level = match client.compatibility(subject).await {
+        Err(error @ RegistryError::Forbidden { .. }) => {
+            let advice = "give the user the right to read it; no role needs it";
+            findings.warning(
+                Check::Compatibility,
+                format!("{subject}: it may not be read: {}", with_causes(&error)),
+                Remedy::Advice(advice.into()),
+            );
+            return Ok(());
+        }
+        level => level?,
+    };
+    match level {
         Some(level) if level == "NONE" => {
             let command = format!(
                 "curl -X PUT -H 'Content-Type: application/json' \
@@ -99,4 +128,52 @@ async fn look_at_compatibility(
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{Router, http::StatusCode, routing::get};
+
+    use super::*;
+    use crate::{config::RegistryConfig, finding::Verdict};
+
+    /// A registry that answers so to requests for subjects, and denies all others.
+    async fn registry(subjects: StatusCode, body: &'static str) -> RegistryClient {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new()
+            .route("/subjects", get(async move || (subjects, body)))
+            .fallback(async || StatusCode::FORBIDDEN);
+        tokio::spawn(async move { axum::serve(listener, router).await });
+        RegistryClient::new(&RegistryConfig { url, credentials: None }).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_answers_is_not_unreachable() {
+        for (status, body, check) in [
+            (StatusCode::NOT_FOUND, "", Check::Version),
+            (StatusCode::OK, "<html>", Check::Version),
+            (StatusCode::INTERNAL_SERVER_ERROR, "", Check::Reachable),
+            (StatusCode::BAD_REQUEST, "", Check::Reachable),
+            (StatusCode::UNAUTHORIZED, "", Check::Login),
+        ] {
+            let client = registry(status, body).await;
+
+            let found = look_at_registry("http://r", &client, std::iter::empty()).await;
+
+            let found: Vec<_> = found.iter().map(|one| (one.check, one.verdict)).collect();
+            assert_eq!(found, [(check, Verdict::Wrong)], "{status}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_level_that_may_not_be_read_is_a_warning() {
+        let client = registry(StatusCode::OK, "[]").await;
+        let mut findings = Findings::of("schema_registry", "http://r");
+
+        look_at_compatibility(&client, "orders-value", &mut findings).await.unwrap();
+
+        let [found] = &findings.into_vec()[..] else { panic!("one finding") };
+        assert_eq!((found.check, found.verdict), (Check::Compatibility, Verdict::Warning));
+    }
 }

@@ -1,24 +1,28 @@
 //! Brings the tables of both stores up to date, for `setup`.
 
-use std::time::Duration;
+use std::{str::FromStr as _, time::Duration};
 
 use sqlx::{
-    Connection, Executor as _, MySqlConnection,
+    ConnectOptions as _, Connection as _, Executor as _, MySqlConnection,
     migrate::{MigrateError, Migrator},
+    mysql::MySqlConnectOptions,
 };
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::{
     StoreError,
     charsets::name_charsets,
     error::{Outage, STATEMENT_LOG},
     rows::ascii,
-    session::logs_statements,
+    session::{address, logs_statements},
 };
 use crate::config::SecretUrl;
 
 /// How long one `setup` waits for another.
 const MAX_LOCK_WAIT: Duration = Duration::from_secs(60);
+/// How long the server may take to let the user in, and for each question before the migrations.
+/// A migration has no limit, since an ALTER of a large table takes long.
+const MAX_ANSWER: Duration = Duration::from_secs(5);
 const LOCK: &str = "stocklock_migrations";
 
 /// An ALTER that waits for a table keeps all other sessions from the table. So it waits for 1 s at
@@ -38,8 +42,8 @@ pub(crate) async fn migrate_order_store(url: &SecretUrl) -> Result<(), StoreErro
 ///
 /// - [`StoreError::Unsupported`] if the server lacks what stocklock needs,
 /// - [`StoreError::Migration`] if a migration was changed after it had run,
-/// - [`StoreError::Unavailable`] if another `setup` is at work for 60 s, or a table is busy at each
-///   of 20 attempts,
+/// - [`StoreError::Unavailable`] if the server does not answer within 5 s, if another `setup` is at
+///   work for 60 s, or if a table is busy at each of 20 attempts,
 /// - any error of a statement.
 pub(crate) async fn migrate_stock_store(url: &SecretUrl) -> Result<(), StoreError> {
     migrate(url, of_stock()).await
@@ -61,22 +65,41 @@ pub(super) fn of_stock() -> Migrator {
 /// The lock is our own and has a bound. sqlx waits for its lock without one, by a statement that
 /// MariaDB does not take.
 async fn migrate(url: &SecretUrl, mut migrator: Migrator) -> Result<(), StoreError> {
-    let mut conn = MySqlConnection::connect(url.expose()).await?;
+    let options = MySqlConnectOptions::from_str(url.expose())?;
+    let server = address(&options);
+    let mut conn = in_time(&server, MAX_ANSWER, async { Ok(options.connect().await?) }).await?;
     let lock = sqlx::query_scalar("SELECT GET_LOCK(?, ?)").bind(LOCK).bind(MAX_LOCK_WAIT.as_secs());
-    let locked: Option<i64> = lock.fetch_one(&mut conn).await?;
+    let lock = async { Ok(lock.fetch_one(&mut conn).await?) };
+    let locked: Option<i64> = in_time(&server, MAX_LOCK_WAIT + MAX_ANSWER, lock).await?;
     if locked != Some(1) {
         return Err(Outage::OtherSetup(MAX_LOCK_WAIT).into());
     }
-    conn.execute(SESSION).await?;
-    check_json_table(&mut conn).await?;
-    if logs_statements(&mut conn).await? {
-        return Err(StoreError::Unsupported(STATEMENT_LOG));
-    }
+    in_time(&server, MAX_ANSWER, prepare(&mut conn)).await?;
     migrator.set_locking(false);
     migrator.set_ignore_missing(true);
     run(&mut conn, &migrator).await?;
     name_charsets(&mut conn).await?;
     conn.close().await?;
+    Ok(())
+}
+
+/// Fails with [`Outage::NoAnswer`] if `work` takes longer.
+async fn in_time<T>(
+    server: &str,
+    limit: Duration,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let silent = || Outage::NoAnswer { server: server.to_owned(), limit }.into();
+    timeout(limit, work).await.unwrap_or_else(|_| Err(silent()))
+}
+
+/// Sets up the session. Fails if the server lacks what stocklock needs.
+async fn prepare(conn: &mut MySqlConnection) -> Result<(), StoreError> {
+    conn.execute(SESSION).await?;
+    check_json_table(conn).await?;
+    if logs_statements(conn).await? {
+        return Err(StoreError::Unsupported(STATEMENT_LOG));
+    }
     Ok(())
 }
 

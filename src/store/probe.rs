@@ -9,6 +9,7 @@ use super::{
     Database, OrderStore, StockStore,
     database::STATEMENT_DEADLINE,
     error::raised_by_server,
+    session::address,
     tls_advice::{Advised, is_failure_of_tls},
     transaction::TransactionName,
 };
@@ -185,7 +186,8 @@ async fn probe(db: &Database, uses: &[StoreUse]) -> Result<(), Lack> {
     }
     let Err(failure) = try_uses(db, uses).await else { return Ok(()) };
     let failure = if failure.is_refusal { failure } else { find_cause(db, failure).await };
-    Err(Lack { why: format!("{}: {}", address(db), failure.why), is_refusal: failure.is_refusal })
+    let why = format!("{}: {}", address(db.sessions().options()), failure.why);
+    Err(Lack { why, is_refusal: failure.is_refusal })
 }
 
 /// Why a probe failed.
@@ -239,14 +241,4 @@ async fn find_cause(db: &Database, pooled: ProbeFailure) -> ProbeFailure {
             ProbeFailure::outage(format!("no answer to a new connection within {DIAL_DEADLINE:?}"))
         }
     }
-}
-
-/// `host:port/database`, or `socket/database`, as configured.
-fn address(db: &Database) -> String {
-    let options = db.sessions().options();
-    let server = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => format!("{}:{}", options.get_host(), options.get_port()),
-    };
-    format!("{server}/{}", options.get_database().unwrap_or_default())
 }

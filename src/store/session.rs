@@ -99,6 +99,15 @@ impl Session {
     }
 }
 
+/// `host:port/database`, or `socket/database`, without the user.
+pub(super) fn address(options: &MySqlConnectOptions) -> String {
+    let server = match options.get_socket() {
+        Some(socket) => socket.display().to_string(),
+        None => format!("{}:{}", options.get_host(), options.get_port()),
+    };
+    format!("{server}/{}", options.get_database().unwrap_or_default())
+}
+
 async fn dial(options: &MySqlConnectOptions, settings: &str) -> Result<MySqlConnection, NoSession> {
     let mut conn = options.connect().await?;
     let setting: BoxFuture<'_, _> = conn.execute(settings);

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use crate::harness::{Cli, Database, Strategy, World, on_each_database};
+use crate::harness::{Cli, Database, Proxy, Strategy, World, on_each_database};
 
 fn written(csv: &str) -> tempfile::NamedTempFile {
     let file = tempfile::Builder::new().suffix(".csv").tempfile().expect("a file");
@@ -53,6 +53,21 @@ async fn setup_finishes_an_interrupted_setup(world: World) {
 
     world.import(&[("a", 3)]);
     world.verify();
+}
+
+on_each_database!(setup_gives_up_a_database_that_does_not_answer,);
+
+async fn setup_gives_up_a_database_that_does_not_answer(world: World) {
+    let (proxy, url) = Proxy::before(world.config.order_store.migrate_url.expose()).await;
+    let address = url.rsplit_once('@').expect("a user").1.to_owned();
+    proxy.hang();
+
+    let set = format!("order_store.migrate_url={url}");
+    let failed = world.cli(&["setup", "--set", &set]).exits(2).stderr();
+
+    let database = address.split('?').next().expect("an address");
+    assert!(failed.contains(&format!("{database}: no answer within 5s")), "{failed}");
+    assert!(failed.contains("the database is unavailable"), "{failed}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -49,7 +49,7 @@ const MISTAKES: [Mistake; 6] = [
         protocol: "plaintext",
         trusts_broker: true,
         cause: "in state APIVERSION_QUERY",
-        remedy: "the port expects TLS",
+        remedy: "the port may expect TLS",
     },
     Mistake {
         listener: "MUTUAL",

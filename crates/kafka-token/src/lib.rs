@@ -6,7 +6,7 @@
 //! the product itself has no `unsafe`.
 
 use std::{
-    ffi::{CStr, CString, c_char},
+    ffi::{CString, c_char},
     ptr,
 };
 
@@ -55,9 +55,13 @@ pub fn set_token<C: ClientContext>(client: &Client<C>, token: &Token) -> Result<
     if code == rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR_NO_ERROR {
         return Ok(());
     }
-    let reason = CStr::from_bytes_until_nul(&error).unwrap_or_default();
-    // librdkafka quotes a token whose characters it refuses.
-    Err(reason.to_string_lossy().replace(&token.value, "***"))
+    // librdkafka's text may quote a part of the token, so it is shown to nobody.
+    Err(match code {
+        rd_kafka_resp_err_t::RD_KAFKA_RESP_ERR__STATE => {
+            "the mechanism of the client is not OAUTHBEARER".to_owned()
+        }
+        _ => "the token has ended, or it has characters that no token has".to_owned(),
+    })
 }
 
 #[cfg(test)]
@@ -87,12 +91,16 @@ mod tests {
 
         assert_eq!(set_token(client.inner(), &token("a.b.c", i64::MAX / 2_000)), Ok(()));
         let ended = set_token(client.inner(), &token("hush", 1_000)).unwrap_err();
-        assert!(ended.contains("unexpired") && !ended.contains("hush"), "{ended}");
+        assert!(ended.contains("has ended") && !ended.contains("hush"), "{ended}");
         let zero = set_token(client.inner(), &token("a\0b", i64::MAX / 2_000)).unwrap_err();
         assert!(zero.contains("zero byte"), "{zero}");
         let strange =
             set_token(client.inner(), &token("hush\u{7f}", i64::MAX / 2_000)).unwrap_err();
         assert!(!strange.contains("hush"), "{strange}");
+        // librdkafka cuts its text off within such a token.
+        let long = format!("hush\u{7f}{}", "x".repeat(2 * MAX_ERROR_BYTES));
+        let long = set_token(client.inner(), &token(&long, i64::MAX / 2_000)).unwrap_err();
+        assert!(!long.contains("hush"), "{long}");
     }
 
     #[test]

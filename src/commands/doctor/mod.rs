@@ -15,6 +15,7 @@ use self::needs::{LookedRole, Needs};
 use super::{Answer, Output, process::SchemaRegistry};
 use crate::{
     config::Config,
+    error_text::with_causes,
     finding::{Check, Finding, Findings, Remedy, Verdict},
     kafka::KafkaLook,
     lock::look_at_masters,
@@ -46,7 +47,7 @@ pub(super) async fn run(
 ) -> anyhow::Result<Answer> {
     let roles = if args.roles.is_empty() { &LookedRole::ALL[..] } else { &args.roles };
     let needs = Needs::new(config, roles);
-    let findings = look(config, &needs).await?;
+    let findings = look(config, &needs).await;
     let count = |verdict| findings.iter().filter(|finding| finding.verdict == verdict).count();
     let (unreachable, wrong, warnings) =
         (count(Verdict::Unreachable), count(Verdict::Wrong), count(Verdict::Warning));
@@ -88,10 +89,10 @@ fn show(finding: &Finding) {
 
 /// Looks at the dependencies of the roles at the same time. Sorted by dependency, in the order of
 /// an order's way.
-async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>> {
+async fn look(config: &Config, needs: &Needs<'_>) -> Vec<Finding> {
     let stores = needs.stores();
     let topics = needs.topics();
-    let registry = SchemaRegistry::open(config)?;
+    let registry = SchemaRegistry::open(config);
     let kafka = KafkaLook {
         kafka: &config.kafka,
         topics: &config.topics,
@@ -109,11 +110,14 @@ async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>
     if needs.redis() {
         looks.push(Box::pin(look_at_masters(&config.lock, &config.redis)));
     }
-    if let (Some(SchemaRegistry { client, schemas }), Some(settings)) =
-        (&registry, &config.schema_registry)
-    {
-        let subjects = schemas.subjects().iter().map(|subject| &**subject);
-        looks.push(Box::pin(look_at_registry(&settings.url, client, subjects)));
+    let url = config.schema_registry.as_ref().map_or("", |settings| &settings.url);
+    match &registry {
+        Ok(Some(SchemaRegistry { client, schemas })) => {
+            let subjects = schemas.subjects().iter().map(|subject| &**subject);
+            looks.push(Box::pin(look_at_registry(url, client, subjects)));
+        }
+        Ok(None) => {}
+        Err(error) => looks.push(Box::pin(std::future::ready(unusable_registry(url, error)))),
     }
     let mut findings = process::look(config, needs);
     let mut insecure = process::look_for_insecure(config, needs);
@@ -123,7 +127,15 @@ async fn look(config: &Config, needs: &Needs<'_>) -> anyhow::Result<Vec<Finding>
         findings.extend(insecure.extract_if(.., of_same));
         findings.extend(looked);
     }
-    Ok(findings)
+    findings
+}
+
+/// A registry for which no client can be made.
+fn unusable_registry(url: &str, error: &anyhow::Error) -> Vec<Finding> {
+    let mut findings = Findings::of("schema_registry", url);
+    let remedy = Remedy::Setting("schema_registry.url = \"http://HOST:PORT/PATH\"".into());
+    findings.wrong(Check::Configuration, with_causes(error.as_ref()), remedy);
+    findings.into_vec()
 }
 
 /// Looks at the stores for `setup`, which has migrated them: what it warns of beside the topics.
@@ -153,6 +165,16 @@ async fn bounded(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_registry_without_a_client_hides_no_other_dependency() {
+        let error = anyhow::anyhow!("no authorities").context("schema_registry.url");
+
+        let found = unusable_registry("https://r", &error);
+
+        let found: Vec<_> = found.iter().map(|one| (one.verdict, one.text.as_str())).collect();
+        assert_eq!(found, [(Verdict::Wrong, "schema_registry.url: no authorities")]);
+    }
 
     #[tokio::test]
     async fn a_look_that_is_ended_keeps_what_it_has_found() {

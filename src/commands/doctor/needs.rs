@@ -90,7 +90,7 @@ impl<'a> Needs<'a> {
             lock_limit: self.config.lock.ttl,
             uses,
             is_migrated,
-            is_verified: self.roles.len() == LookedRole::ALL.len(),
+            is_verified: LookedRole::ALL.iter().all(|role| self.has(*role)),
             connections: 2 * config.pool_max + shared,
         })
     }

@@ -14,11 +14,15 @@ use std::time::Duration;
 use rdkafka::consumer::Consumer as _;
 use tokio::{net::TcpStream, time::timeout};
 
-use super::{KafkaProbe, identity::security_setting, probe::ANSWER_TIMEOUT};
+use super::{
+    KafkaProbe,
+    identity::security_setting,
+    probe::{ANSWER_TIMEOUT, Unanswered},
+};
 use crate::{
     config::{GroupProtocol, KafkaConfig, TopicsConfig},
     domain::Horizon,
-    finding::{Check, Finding, Findings, Remedy},
+    finding::{Check, Finding, Findings, Remedy, for_shell},
 };
 
 /// How long a broker may take to accept a connection.
@@ -104,7 +108,7 @@ impl KafkaLook<'_> {
                         address: format!("{}:{}", broker.host(), broker.port()),
                     })
                     .collect::<Vec<_>>()),
-                Err(error) => Err(probe.unreachable(&error)),
+                Err(error) => Err(probe.unanswered(&error)),
             }
         });
         match asked.await {
@@ -112,15 +116,8 @@ impl KafkaLook<'_> {
                 findings.fine(Check::Reachable, format!("answers, {} brokers", brokers.len()));
                 Some(brokers)
             }
-            Ok(Err(lack)) if lack.is_refusal => {
-                let login = "kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism";
-                let remedy = advised(&lack.why).unwrap_or(Remedy::Setting(login.into()));
-                findings.wrong(Check::Login, lack.why, remedy);
-                None
-            }
-            Ok(Err(lack)) => {
-                let remedy = advised(&lack.why).unwrap_or_else(advice);
-                findings.unreachable(lack.why, remedy);
+            Ok(Err(unanswered)) => {
+                note_unanswered(unanswered, advice, findings);
                 None
             }
             Err(error) => {
@@ -172,18 +169,20 @@ fn principal_of<'s>(setting: impl Fn(&str) -> Option<&'s str>) -> String {
     for_shell(&format!("User:{user}"))
 }
 
-/// A word as a shell takes it: quoted unless it is plain.
-fn for_shell(word: &str) -> String {
-    let is_plain = |one: char| one.is_ascii_alphanumeric() || "-_./:=,@%+".contains(one);
-    if !word.is_empty() && word.chars().all(is_plain) {
-        return word.to_owned();
+/// `otherwise` is what to do about a mistake that is not a usual one.
+fn note_unanswered(
+    unanswered: Unanswered,
+    otherwise: impl Fn() -> Remedy,
+    findings: &mut Findings,
+) {
+    let Unanswered { why, advice, is_refusal } = unanswered;
+    let advice = advice.map(|advice| Remedy::Advice(advice.into()));
+    if is_refusal {
+        let login = "kafka.sasl_username, kafka.sasl_password, kafka.sasl_mechanism";
+        findings.wrong(Check::Login, why, advice.unwrap_or(Remedy::Setting(login.into())));
+    } else {
+        findings.unreachable(why, advice.unwrap_or_else(otherwise));
     }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-/// What to do about a usual mistake.
-fn advised(why: &str) -> Option<Remedy> {
-    super::advice::advice(why).map(|advice| Remedy::Advice(advice.into()))
 }
 
 /// Dials each address that the cluster gives its clients.
@@ -211,16 +210,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_a_shell_would_change_is_quoted() {
-        for (word, quoted) in [
-            ("User:shop", "User:shop"),
-            ("User:$(reboot)", "'User:$(reboot)'"),
-            ("User:CN=a b", "'User:CN=a b'"),
-            ("it's", r"'it'\''s'"),
-            ("*", "'*'"),
-        ] {
-            assert_eq!(for_shell(word), quoted);
-        }
+    fn the_remedy_of_a_refused_certificate_is_that_of_its_cause() {
+        let mut findings = Findings::of("kafka", "b:9093");
+        let why = "b:9093: ssl://b:9093/1: certificate verify failed".to_owned();
+        let advice = crate::kafka::advice::advice(&why);
+        let unanswered = Unanswered { why: why.clone(), advice, is_refusal: true };
+
+        note_unanswered(unanswered, || panic!("there is advice"), &mut findings);
+
+        let [finding] = &findings.into_vec()[..] else { panic!("one finding") };
+        let remedy = finding.remedy.as_ref().map(Remedy::line);
+        assert_eq!((finding.text.as_str(), remedy), (why.as_str(), advice));
+        assert!(advice.is_some_and(|advice| advice.starts_with("name the authority")));
     }
 
     #[test]

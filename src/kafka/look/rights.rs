@@ -21,9 +21,9 @@ use rdkafka::{
     util::Timeout,
 };
 
-use super::{GroupNeed, KafkaLook, for_shell};
+use super::{GroupNeed, KafkaLook};
 use crate::{
-    finding::{Check, Finding, Findings, Remedy},
+    finding::{Check, Finding, Findings, Remedy, for_shell},
     kafka::{
         KafkaProbe, client_config,
         probe::{ANSWER_TIMEOUT, ProbeCallbacks},
@@ -31,7 +31,6 @@ use crate::{
 };
 
 const POLL_TIMEOUT: Duration = Duration::from_millis(50);
-const ANSWER_TIMEOUT_MS: &str = "5000";
 
 /// The answer to an attempt.
 #[derive(Debug)]
@@ -121,7 +120,7 @@ async fn read(look: &KafkaLook<'_>, topic: &str) -> Tried {
         .set("enable.auto.commit", "false")
         .set("enable.partition.eof", "true")
         .set("fetch.wait.max.ms", "10")
-        .set("socket.timeout.ms", ANSWER_TIMEOUT_MS);
+        .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string());
     let (topic, callbacks) = (topic.to_owned(), ProbeCallbacks::new(look.kafka));
     blocking(move || {
         let client = quiet(&config, callbacks)?;
@@ -140,7 +139,7 @@ async fn write(look: &KafkaLook<'_>, topic: &str) -> Tried {
         .set("enable.idempotence", "false")
         .set("acks", "2")
         .set("retries", "0")
-        .set("message.timeout.ms", ANSWER_TIMEOUT_MS);
+        .set("message.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string());
     let callbacks = ProbeCallbacks::new(look.kafka);
     let made = FutureProducer::from_config_and_context(&config, callbacks);
     let producer: FutureProducer<ProbeCallbacks> = match made {
@@ -162,7 +161,7 @@ async fn join(look: &KafkaLook<'_>, group: &GroupNeed) -> Tried {
         .set("session.timeout.ms", "1")
         .set("heartbeat.interval.ms", "1")
         .set("enable.auto.commit", "false")
-        .set("socket.timeout.ms", ANSWER_TIMEOUT_MS);
+        .set("socket.timeout.ms", ANSWER_TIMEOUT.as_millis().to_string());
     let (topic, callbacks) = (group.topic.clone(), ProbeCallbacks::new(look.kafka));
     blocking(move || {
         let client = quiet(&config, callbacks)?;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Master, rights::Tried};
+use super::{MORE_MEMORY, Master, rights::Tried};
 use crate::{
     finding::{Check, Findings, Remedy, Verdict},
     lock::client::lacks_a_right,
@@ -30,7 +30,8 @@ impl Master {
             if is_known || (code == READ_ONLY && has_information) {
                 continue;
             }
-            let text = format!("it refuses {}: {error}", rule.to_uppercase());
+            // The client's text has a name of its own for some codes.
+            let text = format!("it refuses {} ({code}): {error}", rule.to_uppercase());
             let worst = refused.entry(code).or_insert((*verdict, text));
             worst.0 = worst.0.max(*verdict);
         }
@@ -44,7 +45,7 @@ impl Master {
 
     fn remedy_of(&self, code: &str) -> Remedy {
         let advice = match code {
-            "OOM" => return self.command("CONFIG SET maxmemory 0"),
+            "OOM" => MORE_MEMORY,
             "NOREPLICAS" => return self.command("CONFIG SET min-replicas-to-write 0"),
             "MISCONF" => "free space on the disk of the master: its log says why it cannot save",
             "LOADING" => "wait until the master has loaded its data",

@@ -1,14 +1,14 @@
 //! The rights of a Redis user. Each command that the scripts run is tried on a key that no product
 //! has. Within a script the same rights count.
 
-use redis::{Cmd, RedisError, RedisResult, aio::MultiplexedConnection, cmd};
+use redis::{Cmd, RedisError, RedisResult, aio::MultiplexedConnection, cmd, pipe};
 use tokio::time::timeout;
 
 use super::{ANSWER_TIMEOUT, Master};
 use crate::{
     config::LockConfig,
-    finding::{Check, Findings, Verdict},
-    lock::{client::lacks_a_right, scripts::NOTICE_CHANNEL},
+    finding::{Check, Findings, Verdict, for_shell},
+    lock::{client::lacks_a_right, scripts::NOTICE_CHANNEL, survey::escaped},
 };
 
 /// The rules of docs/locking.md for commands. A line that has all of them mends at once, whatever
@@ -53,12 +53,13 @@ impl Master {
         }
         let answered = self.subscribe(&channel).await;
         tried.push(Tried { rule: "subscribe", verdict: Verdict::Warning, answered });
-        for name in [key, &format!("{key} queue")] {
+        // One question for all: a master that loads is slow at each.
+        let mut cleanup = pipe();
+        for name in [key, &queue_of(key), &set_of(key)] {
             // A user that lacks one of the two rights often has the other one.
-            let _ends: RedisResult<()> =
-                cmd("PEXPIRE").arg(name).arg(1_000).query_async(connection).await;
-            let _gone: RedisResult<()> = cmd("DEL").arg(name).query_async(connection).await;
+            cleanup.cmd("PEXPIRE").arg(name).arg(1_000).cmd("DEL").arg(name);
         }
+        let _gone: RedisResult<redis::Value> = cleanup.query_async(connection).await;
         let is_cut = |tried: &Tried| {
             tried.answered.as_ref().is_err_and(|error| error.is_io_error() || error.is_timeout())
         };
@@ -88,7 +89,8 @@ impl Master {
             let Self { user, .. } = self;
             // Redis refuses a pattern of keys for a user that has all keys, and so for channels.
             let patterns = rules.iter().filter(|rule| !rule.starts_with('+'));
-            let patterns: Vec<_> = patterns.map(|rule| format!("'{rule}' ")).collect();
+            let patterns: Vec<_> = patterns.map(|rule| format!("{} ", for_shell(rule))).collect();
+            let user = for_shell(user);
             let patterns = patterns.concat();
             let remedy = self.command(&format!("ACL SETUSER {user} {patterns}{ALL_COMMANDS}"));
             findings.add(Check::Rights, verdict, text, Some(remedy));
@@ -107,17 +109,26 @@ impl Master {
 fn missing_rule(error: &RedisError, command: &str, prefix: &str) -> String {
     let text = error.to_string().to_lowercase();
     if text.contains("channel") {
-        format!("&{prefix}*")
+        format!("&{}*", escaped(prefix))
     } else if text.contains("command") {
         format!("+{command}")
     } else {
-        format!("~{prefix}*")
+        format!("~{}*", escaped(prefix))
     }
+}
+
+fn queue_of(key: &str) -> String {
+    format!("{key} queue")
+}
+
+fn set_of(key: &str) -> String {
+    format!("{key} queues")
 }
 
 /// Each command that the scripts run, on a key that no product has.
 fn rights(channel: &str, key: &str) -> Vec<Right> {
-    let queue = format!("{key} queue");
+    // Each type has a key of its own: a user may lack the right to delete one.
+    let (queue, set) = (queue_of(key), set_of(key));
     let one = |words: &[&str]| {
         let mut command = cmd(words[0]);
         command.arg(&words[1..]);
@@ -138,9 +149,9 @@ fn rights(channel: &str, key: &str) -> Vec<Right> {
         right("zrange", &["ZRANGE", &queue, "0", "0"], must),
         right("zscore", &["ZSCORE", &queue, "doctor"], must),
         right("zrem", &["ZREM", &queue, "doctor"], must),
-        right("sadd", &["SADD", key, "doctor"], must),
-        right("smismember", &["SMISMEMBER", key, "doctor"], must),
-        right("srem", &["SREM", key, "doctor"], must),
+        right("sadd", &["SADD", &set, "doctor"], must),
+        right("smismember", &["SMISMEMBER", &set, "doctor"], must),
+        right("srem", &["SREM", &set, "doctor"], must),
         right("publish", &["PUBLISH", channel, ""], should),
         right("scan", &["SCAN", "0", "MATCH", key, "COUNT", "1"], should),
         right("pttl", &["PTTL", key], should),

@@ -22,7 +22,9 @@ use sqlx::{
 use tokio::time::timeout;
 
 use self::server::Product;
-use super::{StoreName, StoreUse, error::raised_by_server, limits::Limits, tls_advice::advice};
+use super::{
+    StoreName, StoreUse, error::raised_by_server, limits::Limits, session, tls_advice::advice,
+};
 use crate::{
     config::{SecretUrl, StoreConfig},
     error_text::with_causes,
@@ -35,6 +37,9 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(5);
 const LOOK_TIMEOUT: Duration = Duration::from_secs(15);
 
 const TOO_MANY_CONNECTIONS: u16 = 1040;
+/// The limits of an account: its connections at one time, and those within an hour.
+const TOO_MANY_OF_USER: u16 = 1203;
+const USER_LIMIT_REACHED: u16 = 1226;
 const DATABASE_DENIED: u16 = 1044;
 const UNKNOWN_DATABASE: u16 = 1049;
 
@@ -119,13 +124,21 @@ impl StoreLook<'_> {
         findings: &mut Findings,
     ) -> Option<MySqlConnection> {
         let setting = format!("{}.{key}", self.store.as_str());
-        let dialled = async { MySqlConnectOptions::from_str(url.expose())?.connect().await };
-        match timeout(DIAL_TIMEOUT, dialled).await {
+        let options = MySqlConnectOptions::from_str(url.expose());
+        // The file of a local server that is stopped is gone.
+        let is_stopped = options
+            .as_ref()
+            .is_ok_and(|options| options.get_socket().is_some_and(|socket| !socket.exists()));
+        match timeout(DIAL_TIMEOUT, async { options?.connect().await }).await {
             Ok(Ok(conn)) => {
                 if key == "url" {
                     findings.fine(Check::Reachable, "answers, and lets the user in");
                 }
                 Some(conn)
+            }
+            Ok(Err(error)) if is_stopped => {
+                unreachable(error.to_string(), &setting, findings);
+                None
             }
             Ok(Err(error)) => {
                 refusal(&error, &setting, findings);
@@ -149,6 +162,11 @@ impl StoreLook<'_> {
     }
 }
 
+fn unreachable(why: String, setting: &str, findings: &mut Findings) {
+    let advice = format!("start the server, or correct the address of {setting}");
+    findings.unreachable(why, Remedy::Advice(advice));
+}
+
 /// Why the server did not let the user in. `setting` is the key with the URL.
 fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
     let text = error.to_string();
@@ -159,8 +177,7 @@ fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
             let advice = Remedy::Advice(format!("{setting}: {advice}"));
             findings.wrong(Check::Encryption, text, advice);
         } else {
-            let advice = format!("start the server, or correct the address of {setting}");
-            findings.unreachable(text, Remedy::Advice(advice));
+            unreachable(text, setting, findings);
         }
         return;
     };
@@ -177,8 +194,16 @@ fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
             findings.wrong(Check::Privileges, text, Remedy::Sql(sql));
         }
         TOO_MANY_CONNECTIONS => {
-            let sql = "SET GLOBAL max_connections = 500".to_owned();
+            let sql = "SET GLOBAL max_connections = @@GLOBAL.max_connections * 2".to_owned();
             findings.wrong(Check::Connections, text, Remedy::Sql(sql));
+        }
+        TOO_MANY_OF_USER | USER_LIMIT_REACHED => {
+            let section = setting.split('.').next().unwrap_or_default();
+            let advice = format!(
+                "raise max_user_connections of the server, or the limits of the account (ALTER \
+                 USER … WITH MAX_USER_CONNECTIONS …); or lower {section}.pool_max"
+            );
+            findings.wrong(Check::Connections, text, Remedy::Advice(advice));
         }
         // A wrong password, a host that may not log in, or a demand for TLS.
         _ => {
@@ -190,10 +215,20 @@ fn refusal(error: &sqlx::Error, setting: &str, findings: &mut Findings) {
 
 /// The account and the database that the server names as it denies one to the other.
 fn denied(raised: &MySqlDatabaseError) -> (String, String) {
-    let message = raised.message();
-    let account = message.split_once("for user ").and_then(|(_, rest)| rest.split_once(" to "));
-    let (account, rest) = account.unwrap_or(("'USER'@'%'", ""));
-    (account.to_owned(), quoted(rest).unwrap_or("DATABASE").to_owned())
+    denied_in(raised.message()).unwrap_or_else(|| ("'USER'@'%'".into(), "DATABASE".into()))
+}
+
+/// Reads `Access denied for user 'USER'@'HOST' to database 'DATABASE'`.
+fn denied_in(message: &str) -> Option<(String, String)> {
+    let (account, database) = message.split_once("for user '")?.1.rsplit_once("' to database '")?;
+    let (user, host) = account.rsplit_once("'@'")?;
+    Some((account_of(user, host), database.strip_suffix('\'')?.to_owned()))
+}
+
+/// An account as a statement has it.
+fn account_of(user: &str, host: &str) -> String {
+    let [user, host] = [user, host].map(|name| name.replace('\\', "\\\\").replace('\'', "''"));
+    format!("'{user}'@'{host}'")
 }
 
 /// What stands between the first two single quotes.
@@ -209,12 +244,8 @@ fn grant_rows(database: &str, account: &str) -> String {
 
 /// `host:port/database`, without the user.
 fn address(url: &SecretUrl) -> String {
-    let Ok(options) = MySqlConnectOptions::from_str(url.expose()) else { return url.to_string() };
-    let server = match options.get_socket() {
-        Some(socket) => socket.display().to_string(),
-        None => format!("{}:{}", options.get_host(), options.get_port()),
-    };
-    format!("{server}/{}", options.get_database().unwrap_or_default())
+    MySqlConnectOptions::from_str(url.expose())
+        .map_or_else(|_| url.to_string(), |options| session::address(&options))
 }
 
 /// The limits that a session gets.
@@ -240,5 +271,14 @@ mod tests {
         let sql = grant_rows("shop_1", "'stocklock'@'%'");
 
         assert_eq!(sql, "GRANT SELECT, INSERT, UPDATE, DELETE ON `shop\\_1`.* TO 'stocklock'@'%'");
+    }
+
+    #[test]
+    fn an_account_is_quoted_whatever_its_name_has() {
+        let denied = denied_in("Access denied for user 'o'neil'@'%' to database 'shop'");
+
+        assert_eq!(denied, Some(("'o''neil'@'%'".to_owned(), "shop".to_owned())));
+        assert_eq!(account_of(r"a\b", "10.0.0.%"), r"'a\\b'@'10.0.0.%'");
+        assert_eq!(denied_in("another text"), None);
     }
 }

@@ -3,15 +3,15 @@
 use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _, mysql::MySqlDatabaseError};
 use tokio::time::timeout;
 
-use super::{LOOK_TIMEOUT, StoreLook, grant_rows};
+use super::{LOOK_TIMEOUT, StoreLook, account_of, grant_rows};
 use crate::{
     finding::{Check, Findings, Remedy},
     store::{StoreName, error::raised_by_server},
 };
 
-const TABLE_DENIED: u16 = 1142;
-const COLUMN_DENIED: u16 = 1143;
-const UNKNOWN_TABLE: u16 = 1146;
+pub(super) const TABLE_DENIED: u16 = 1142;
+pub(super) const COLUMN_DENIED: u16 = 1143;
+pub(super) const UNKNOWN_TABLE: u16 = 1146;
 const UNKNOWN_COLUMN: u16 = 1054;
 const SPECIAL_DENIED: u16 = 1227;
 
@@ -22,11 +22,15 @@ const NO_TABLE: &str = "stocklock_doctor_no_table";
 /// What retention does beside the statements of the roles.
 const PURGES_OF_ORDERS: &str = "
     DELETE FROM orders WHERE FALSE;
+    DELETE FROM idempotency_keys WHERE FALSE;
     UPDATE order_horizon SET purged_below = purged_below WHERE FALSE";
 const PURGES_OF_STOCK: &str = "
     DELETE FROM order_outcomes WHERE FALSE;
     DELETE FROM stock_movements WHERE FALSE;
     DELETE FROM adjustment_requests WHERE FALSE;
+    INSERT INTO ledger_balances (product_id, supplied, held)
+        SELECT product_id, supplied, held FROM ledger_balances WHERE FALSE;
+    UPDATE ledger_balances SET supplied = supplied, held = held WHERE FALSE;
     UPDATE ledger_horizon SET purged_below = purged_below WHERE FALSE";
 
 /// Tries what the roles do. Before all migrations have run, a missing table is no finding.
@@ -162,15 +166,15 @@ async fn try_migrating(
 }
 
 /// The account of the session, quoted as a statement has it.
-async fn account(conn: &mut MySqlConnection) -> Result<String, sqlx::Error> {
+pub(super) async fn account(conn: &mut MySqlConnection) -> Result<String, sqlx::Error> {
     let row = sqlx::raw_sql("SELECT CURRENT_USER()").fetch_one(conn).await?;
     let account: String = row.try_get_unchecked(0)?;
     Ok(match account.rsplit_once('@') {
-        Some((user, host)) => format!("'{user}'@'{host}'"),
-        None => format!("'{account}'"),
+        Some((user, host)) => account_of(user, host),
+        None => account_of(&account, "%"),
     })
 }
 
-async fn database(conn: &mut MySqlConnection) -> Result<String, sqlx::Error> {
+pub(super) async fn database(conn: &mut MySqlConnection) -> Result<String, sqlx::Error> {
     sqlx::raw_sql("SELECT DATABASE()").fetch_one(conn).await?.try_get_unchecked(0)
 }

@@ -15,8 +15,6 @@ use crate::{
 const MIN_PACKET_BYTES: u64 = 16 << 20;
 /// Connections for people, backups and monitoring, beside those of the roles.
 const OTHER_CONNECTIONS: u64 = 10;
-/// By how much a clock may differ before it is a finding.
-const MAX_CLOCK_DIFFERENCE: TimeDelta = TimeDelta::seconds(5);
 
 const VARIABLES: &str = "
     SHOW GLOBAL VARIABLES WHERE Variable_name IN
@@ -234,11 +232,6 @@ async fn look_at_clock(
     let theirs: i64 = sqlx::raw_sql(sql).fetch_one(conn).await?.try_get_unchecked(0)?;
     let middle = asked_at + asked.elapsed() / 2;
     let ahead = TimeDelta::milliseconds(theirs - middle.timestamp_millis());
-    let text = format!("its clock is {} ms ahead of this one", ahead.num_milliseconds());
-    if ahead.abs() > MAX_CLOCK_DIFFERENCE {
-        findings.warning(Check::Clock, text, Remedy::Advice("run NTP on both machines".into()));
-    } else {
-        findings.fine(Check::Clock, text);
-    }
+    findings.clock(ahead);
     Ok(())
 }

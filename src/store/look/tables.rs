@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sqlx::{MySqlConnection, Row as _, migrate::Migrator};
 
+use super::rights::{COLUMN_DENIED, TABLE_DENIED, UNKNOWN_TABLE, account, database};
 use crate::{
     finding::{Check, Findings, Remedy},
-    store::{StoreName, migrate},
+    store::{StoreName, error::raised_by_server, migrate},
 };
 
 /// A column that is compared by bytes.
@@ -69,7 +70,8 @@ const TABLES_OF_STOCK: [&str; 7] = [
     "ledger_horizon",
 ];
 
-/// Returns whether all migrations have run. Fails only if the connection does.
+/// Returns whether all migrations have run, as far as the user may know. Fails only if the
+/// connection does.
 pub(super) async fn look(
     store: StoreName,
     conn: &mut MySqlConnection,
@@ -102,7 +104,7 @@ async fn look_at_migrations(
     conn: &mut MySqlConnection,
     findings: &mut Findings,
 ) -> Result<bool, sqlx::Error> {
-    let recorded = recorded(conn).await?;
+    let Some(recorded) = recorded(conn, findings).await? else { return Ok(true) };
     let setup = || Remedy::Command("stocklock setup".into());
     let mut missing = Vec::new();
     for migration in own.iter() {
@@ -139,12 +141,30 @@ async fn look_at_migrations(
     Ok(true)
 }
 
-/// Empty if the table of migrations is missing, or may not be read.
-async fn recorded(conn: &mut MySqlConnection) -> Result<Vec<Recorded>, sqlx::Error> {
+/// Empty if the table of migrations is missing. `None` if it cannot be read, which is then a
+/// finding: the roles do not read it.
+async fn recorded(
+    conn: &mut MySqlConnection,
+    findings: &mut Findings,
+) -> Result<Option<Vec<Recorded>>, sqlx::Error> {
     let sql = "SELECT version, checksum, success FROM _sqlx_migrations ORDER BY version";
-    let rows = match sqlx::query(sql).fetch_all(conn).await {
-        Err(sqlx::Error::Database(_)) => return Ok(Vec::new()),
-        rows => rows?,
+    let rows = match sqlx::query(sql).fetch_all(&mut *conn).await {
+        Ok(rows) => rows,
+        Err(error) => {
+            let Some(raised) = raised_by_server(&error) else { return Err(error) };
+            let remedy = match raised.number() {
+                UNKNOWN_TABLE => return Ok(Some(Vec::new())),
+                TABLE_DENIED | COLUMN_DENIED => Remedy::Sql(format!(
+                    "GRANT SELECT ON `{}`.`_sqlx_migrations` TO {}",
+                    database(conn).await?,
+                    account(conn).await?
+                )),
+                _ => Remedy::Advice("look into the log of the database server".into()),
+            };
+            let text = format!("whether they have run cannot be read: {}", raised.message());
+            findings.warning(Check::Migrations, text, remedy);
+            return Ok(None);
+        }
     };
     let read = rows.iter().map(|row| {
         Ok(Recorded {
@@ -153,7 +173,7 @@ async fn recorded(conn: &mut MySqlConnection) -> Result<Vec<Recorded>, sqlx::Err
             is_done: row.try_get_unchecked("success")?,
         })
     });
-    read.collect()
+    read.collect::<Result<_, _>>().map(Some)
 }
 
 /// A column that is missing is none of this check's business.

@@ -1,6 +1,6 @@
 //! Faults of database servers, and of their users.
 
-use sqlx::{Executor as _, MySqlConnection};
+use sqlx::{Connection as _, Executor as _, MySqlConnection, Row as _};
 
 use super::{Diagnosis, Fault, fault};
 use crate::harness::{Database, Server, Strategy, World};
@@ -126,6 +126,77 @@ async fn each_missing_right_is_named_and_granted(database: Database) {
     drop(world);
 }
 
+/// A user that may read and write all rows but those of some tables.
+async fn rights_that_no_role_can_do_without_are_told_apart(database: Database) {
+    let (mut world, server) = private(database).await;
+    let mut admin = server.admin().await;
+    run(&mut admin, "CREATE USER 'narrow'@'%' IDENTIFIED BY 'narrow'").await;
+    for store in [&world.config.order_store, &world.config.stock_store] {
+        let name = database_of(store.url.expose());
+        let sql = "SELECT table_name FROM information_schema.tables WHERE table_schema = ?";
+        let tables = sqlx::query(sql).bind(name).fetch_all(&mut admin).await.expect("tables");
+        for table in tables.iter().map(|row| row.try_get_unchecked::<String, _>(0).expect("a name"))
+        {
+            let rights = match &*table {
+                "_sqlx_migrations" => continue,
+                "ledger_balances" => "SELECT",
+                _ => "SELECT, INSERT, UPDATE, DELETE",
+            };
+            run(&mut admin, &format!("GRANT {rights} ON `{name}`.`{table}` TO 'narrow'@'%'")).await;
+        }
+    }
+    let unread = fault("migrations", "warning", "whether they have run cannot be read");
+    let unwritten = fault("privileges", "wrong", "2 statements are denied");
+    log_in_as(&mut world, "narrow");
+
+    let ill = Diagnosis::with_status(&world, &["--role", "worker,compensator"], 1);
+
+    for fault in [unread, unwritten] {
+        for line in ill.lines(&fault) {
+            run(&mut admin, &line).await;
+        }
+        Diagnosis::of(&world, &["--role", "worker,compensator"]).is_free_of(&[fault]);
+    }
+    drop(world);
+}
+
+async fn a_server_without_a_free_connection_is_named(database: Database) {
+    let (mut world, server) = private(database).await;
+    let mut admin = server.admin().await;
+    for statement in [
+        "CREATE USER 'single'@'%' IDENTIFIED BY 'single' WITH MAX_USER_CONNECTIONS 1",
+        "CREATE USER 'plain'@'%' IDENTIFIED BY 'plain'",
+        "GRANT SELECT, INSERT, UPDATE, DELETE ON `it\\_%`.* TO 'plain'@'%'",
+        "SET GLOBAL max_connections = 10",
+    ] {
+        run(&mut admin, statement).await;
+    }
+    let (_, rest) =
+        server.url().split_once('@').map(|(a, b)| (a.to_owned(), b.to_owned())).expect("a user");
+    let as_user = |user: &str| format!("mysql://{user}:{user}@{rest}");
+    let (full, limited) = (
+        fault("connections", "wrong", "Too many connections"),
+        fault("connections", "wrong", "max_user_connections"),
+    );
+
+    log_in_as(&mut world, "plain");
+    let mut held = Vec::new();
+    while let Ok(conn) = MySqlConnection::connect(&as_user("plain")).await {
+        held.push(conn);
+    }
+    let ill = Diagnosis::with_status(&world, &["--role", "compensator"], 1);
+    for line in ill.lines(&full) {
+        run(&mut admin, &line).await;
+    }
+    Diagnosis::of(&world, &["--role", "compensator"]).is_free_of(&[full]);
+
+    log_in_as(&mut world, "single");
+    let _held = MySqlConnection::connect(&as_user("single")).await.expect("a connection");
+    let lines = Diagnosis::with_status(&world, &["--role", "compensator"], 1).lines(&limited);
+    assert!(lines.iter().all(|line| line.contains("order_store.pool_max")), "{lines:?}");
+    drop(world);
+}
+
 /// The statements by which a server follows another, and by which it ends to. It never connects.
 fn following(database: Database) -> (&'static str, &'static str) {
     match database {
@@ -220,6 +291,8 @@ macro_rules! on_private_servers {
 on_private_servers!(
     each_fault_of_a_server_is_named_and_mended,
     each_missing_right_is_named_and_granted,
+    rights_that_no_role_can_do_without_are_told_apart,
+    a_server_without_a_free_connection_is_named,
     no_line_promotes_a_replica,
     a_server_without_the_database_gets_it_and_its_tables,
 );
