@@ -41,7 +41,7 @@ mod request;
 mod subscriptions;
 
 pub(crate) use api::{AdjustTerms, Api, BatchSlots, serve};
-pub(crate) use auth::{Access, NAME_RULE, NewToken, Scope, is_name, new_token};
+pub(crate) use auth::{Access, NAME_RULE, NewToken, Scope, is_name, look_at_provider, new_token};
 pub(crate) use catalog::Catalog;
 pub(crate) use changes::{ChangeTask, Changer};
 pub(crate) use committer::{Committer, SaveError};

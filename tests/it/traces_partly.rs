@@ -87,7 +87,7 @@ async fn a_batch_that_fails_has_spans_with_the_error() {
 
     let failed = async || {
         let mut spans = collector.spans();
-        spans.retain(|span| span.is_failed());
+        spans.retain(Span::is_failed);
         spans
     };
     wait_until("failed spans arrive", async || !failed().await.is_empty()).await;

@@ -17,6 +17,7 @@ use crate::{
     config::Config,
     error_text::with_causes,
     finding::{Check, Finding, Findings, Remedy, Verdict},
+    ingest::look_at_provider,
     kafka::KafkaLook,
     lock::look_at_masters,
     registry::look_at_registry,
@@ -118,6 +119,9 @@ async fn look(config: &Config, needs: &Needs<'_>) -> Vec<Finding> {
         }
         Ok(None) => {}
         Err(error) => looks.push(Box::pin(std::future::ready(unusable_registry(url, error)))),
+    }
+    if let Some(jwks) = config.auth.jwks.as_ref().filter(|_| needs.http()) {
+        looks.push(Box::pin(look_at_provider(jwks)));
     }
     let mut findings = process::look(config, needs);
     let mut insecure = process::look_for_insecure(config, needs);

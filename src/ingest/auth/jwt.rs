@@ -8,7 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{
     grant::{Grant, LimitChanges},
-    jwks::{ALGORITHMS, KeySet},
+    key_set::{ALGORITHMS, KeySet},
     refusal::Refusal,
     scope::{Scope, Scopes},
     tokens::{JWT_PREFIX, hex},

@@ -5,7 +5,8 @@
 //! | `guard.rs` | decides about each request before its handler |
 //! | `scope.rs` | scopes, and which of them an operation needs: the API's document says it |
 //! | `tokens.rs`, `grant.rs` | the file of static tokens |
-//! | `jwt.rs`, `jwks.rs` | JWTs, and the keys of their provider |
+//! | `jwt.rs`, `key_set.rs`, `jwks.rs` | JWTs, the keys that sign them, and their provider |
+//! | `look.rs` | looks at the provider for `stocklock doctor` |
 //! | `principals.rs`, `bucket.rs` | what each principal uses |
 //! | `refusal.rs` | why a request is refused: the answer, and the label of the metric |
 
@@ -14,6 +15,8 @@ mod grant;
 mod guard;
 mod jwks;
 mod jwt;
+mod key_set;
+mod look;
 mod principals;
 mod refusal;
 mod scope;
@@ -31,6 +34,7 @@ use sha2::{Digest as _, Sha256};
 
 pub(crate) use guard::Caller;
 pub(super) use guard::{NoPlaceToWait, RECHECK_EVERY, StreamedOperation, guard};
+pub(crate) use look::look_at_provider;
 pub(super) use refusal::{HANDSHAKE, REASONS};
 pub(crate) use scope::Scope;
 pub(crate) use tokens::{NAME_RULE, NewToken, is_name, new_token};

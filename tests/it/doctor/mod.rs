@@ -3,6 +3,7 @@
 
 mod kafka;
 mod masters;
+mod provider;
 mod report;
 mod stores;
 
