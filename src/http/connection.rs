@@ -2,7 +2,7 @@
 //! there, whether the server waits for it, and how the connection ends.
 
 use std::{
-    io::{self, Read as _},
+    io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown},
     sync::{
         Arc, LazyLock, Mutex, MutexGuard, PoisonError, Weak,
@@ -23,6 +23,7 @@ use tokio::{
 use super::memory::{HeldMemory, MemoryBudget};
 
 mod owner;
+mod refusal;
 
 pub(crate) use owner::NoMemory;
 use owner::Owner;
@@ -39,15 +40,11 @@ const PROBE_RESPONSE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// would not receive its answer otherwise.
 const MAX_LINGER_BYTES: usize = 1 << 20;
 const MAX_LINGER_TIME: Duration = Duration::from_secs(1);
-/// The same for a connection without a slot: how many reads, of [`READ_BYTES`] each.
-const MAX_REFUSED_READS: usize = 16;
 const READ_BYTES: usize = 4096;
 /// The first bytes of a head, which every connection may send without holding memory.
 const FREE_HEAD_BYTES: usize = 4 << 10;
 /// The value of [`Inner::idle_since_ms`] while the server works.
 const WORKING: u64 = u64::MAX;
-const NO_SLOT: &str = "too many connections; nothing was saved";
-const NO_HEAD_MEMORY: &str = "the heads of all requests are too large together; nothing was saved";
 
 /// What the server refuses before it reaches a route.
 #[derive(Debug, Clone, Copy)]
@@ -231,7 +228,7 @@ impl Connection {
         if !self.0.is_head.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.hold_head(bytes).inspect_err(|_| self.refuse_with(NO_HEAD_MEMORY))
+        self.hold_head(bytes).inspect_err(|_| self.refuse_head())
     }
 
     /// Counts bytes of a head, or of a handshake. Fails if all of them together are too large.
@@ -257,28 +254,6 @@ impl Connection {
 
     pub(super) fn request_cut(&self) {
         self.0.cut.notify_one();
-    }
-
-    /// Refuses a connection for which there is no slot.
-    pub(super) fn refuse(&self) {
-        self.refuse_with(NO_SLOT);
-    }
-
-    /// Sends a 503, as far as the socket takes it at once, and ends the connection. Ends an
-    /// encrypted connection without an answer.
-    fn refuse_with(&self, detail: &str) {
-        self.count_refusal("503");
-        let again = "retry-after: 1\r\n";
-        self.send_now(super::io::problem("503", "Service Unavailable", again, detail).as_bytes());
-        let socket = SockRef::from(&self.0.stream);
-        let _sent = socket.shutdown(Shutdown::Write);
-        let mut bytes = [0; READ_BYTES];
-        for _ in 0..MAX_REFUSED_READS {
-            // A socket that is closed with bytes unread resets the connection.
-            if !(&*socket).read(&mut bytes).is_ok_and(|read| read > 0) {
-                return;
-            }
-        }
     }
 
     /// Counts a response that the server sends without a handler.

@@ -37,7 +37,7 @@ const RESERVED: [(&str, &[&str]); 7] = [
     ("sqlx", &["store/"]),
     ("rslock", &["lock/"]),
     ("redis::", &["lock/"]),
-    ("rustls::", &["lock/", "http/", "tls_advice.rs"]),
+    ("rustls::", &["lock/", "http/", "tls_advice.rs", "trust.rs"]),
     ("opentelemetry", &["telemetry/traces/"]),
     ("axum", &["ingest/", "telemetry/", "http/"]),
     (
